@@ -1,0 +1,15 @@
+/* control.h: the control protocol between a running diskguard and diskguardctl.
+ *
+ * A Unix stream socket at DG_CONTROL_DIR/<major>:<minor>.sock, the device number of the view (proc(5), mountinfo,
+ * field 3), so that no file of the view need be touched to find it. A request is one line of JSON, at most
+ * DG_CONTROL_LINE_MAX bytes, {"version":1,"command":"list"|"hosts"|"status"|"retry", "image":"path"?}; the answer is one line
+ * of JSON, {"version":1,"ok":true,...} or {"version":1,"ok":false,"error":"text"}, then end of file. Commands that change
+ * anything need root or the daemon's user (SO_PEERCRED). The daemon answers from memory: it never waits on the datastore. */
+#ifndef DISKGUARD_CONTROL_H
+#define DISKGUARD_CONTROL_H
+
+#define DG_CONTROL_DIR "/run/diskguard"
+#define DG_CONTROL_VERSION 1
+#define DG_CONTROL_LINE_MAX 8192
+
+#endif

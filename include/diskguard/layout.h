@@ -1,0 +1,23 @@
+/* layout.h: names and limits of what diskguard keeps on a datastore. A contract with every other host and version.
+ *
+ *   DATASTORE/.diskguard/            0700, hidden from every view
+ *       datastore                    text, see src/core/store.h
+ *       claims/<key>.<generation>    text, see record.h; key = inode number, 16 hex digits; generation = decimal
+ *       tmp/                         records being written
+ *       hosts/<host uuid>            text, see src/core/host.h
+ */
+#ifndef DISKGUARD_LAYOUT_H
+#define DISKGUARD_LAYOUT_H
+
+#include <stdint.h>
+
+#define DG_DIR ".diskguard"
+#define DG_FORMAT_VERSION 1
+
+/* Offset of the fence byte: 2^62, beyond any file size of a supported file system and below the largest
+ * lock offset of NLM4 and NFSv4 (2^63 - 1). Locks forwarded for users of the view end below it. */
+#define DG_FENCE_OFFSET ((int64_t)1 << 62)
+
+#define DG_UUID_LEN 36 /* text form, RFC 4122 section 3, without the final NUL */
+
+#endif

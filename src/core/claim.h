@@ -1,0 +1,58 @@
+/* claim.h: who holds an image: the records in DATASTORE/.diskguard/claims.
+ *
+ * The highest generation of a key rules. Each generation has its own file name, so no late rename, unlink or retransmission of a former owner
+ * can touch a successor's claim. What link(2) answers proves nothing (replies get lost): the proof is our own record's st_nlink.
+ *
+ * Life: claim_read -> claim_acquire (generation + 1) -> claim_update* -> claim_free. Blocks on the datastore: never call it from a FUSE
+ * data thread. Thread-safe: no state of its own. */
+#ifndef DISKGUARD_CLAIM_H
+#define DISKGUARD_CLAIM_H
+
+#include "core/host.h"
+#include "core/record.h"
+#include "core/store.h"
+
+enum claim_kind {
+    CLAIM_NONE, /* no generation at all */
+    CLAIM_FREE,
+    CLAIM_HELD,
+    CLAIM_BAD /* the highest generation does not decode: STOP, never "free" */
+};
+struct claim {
+    enum claim_kind kind;
+    uint64_t generation; /* 0 for NONE */
+    int error;           /* for BAD: -EBADMSG or -EPROTONOSUPPORT */
+    struct record rec;   /* for FREE and HELD */
+};
+
+/* Reads the rule for an inode number, fresh. 0 or -errno (the datastore did not answer). *ret is ~40 KiB: keep it off small stacks. */
+DG_MUST_CHECK int claim_read(const struct store *s, uint64_t ino, struct claim *ret);
+
+/* Takes rec->generation, which must be the highest one just read plus 1, with rec as its record (step CLAIMED or ARMED). 0; -EBUSY: another host was
+ * faster (read again); any other -errno: nothing is claimed, as far as could be undone (a claim left by a failed undo carries our name and is
+ * settled by recovery). */
+DG_MUST_CHECK int claim_acquire(const struct store *s, const struct record *rec);
+
+/* Replaces our generation's record, after a fresh check that it is still the highest. -ESTALE: it is not (or is not ours): we are fenced. */
+DG_MUST_CHECK int claim_update(const struct store *s, const struct record *rec);
+
+/* Is our generation still the highest? 0, -ESTALE or -errno. */
+DG_MUST_CHECK int claim_check(const struct store *s, const struct record *rec);
+
+/* Marks our generation free (rec->step is set, extents are dropped) and removes lower generations. -ESTALE as above. */
+DG_MUST_CHECK int claim_free(const struct store *s, struct record *rec);
+
+/* Removes every generation of an image that exists no more. */
+DG_MUST_CHECK int claim_forget(const struct store *s, uint64_t ino, uint64_t generation);
+
+/* Same host uuid and same installation. */
+bool claim_is_of(const struct record *rec, const struct host *h);
+
+/* Calls fn once per key with the ruling claim. */
+DG_MUST_CHECK int claim_each(const struct store *s, int (*fn)(void *arg, uint64_t ino, const struct claim *c), void *arg);
+
+/* Removes what a crash left: records in tmp/ written by this installation's earlier daemons, and generations below the highest. For
+ * start-up and fsck, under the host lock. Tmp names are "<host uuid>.<daemon uuid>.<counter>". */
+DG_MUST_CHECK int claim_sweep(const struct store *s, const struct host *h, bool dry_run, unsigned *ret_stale);
+
+#endif

@@ -1,0 +1,51 @@
+/* host.h: who this host is, and its record hosts/<uuid> on the datastore.
+ *
+ * Host uuid: option host-id, or derived from /etc/machine-id with sd_id128_get_machine_app_specific(3), so that the machine-id itself
+ * is never published. Installation id: random, in STATE_DIR/installation, made once. The two are bound to each other in hosts/ when first
+ * seen: cloned machine-ids are common, and a host uuid with another installation id is another host.
+ *
+ * hosts/<uuid> is text of fixed size HOST_RECORD_SIZE (padded with newlines), written in place so that the lock on it survives:
+ * "diskguard-host 1", name=, installation=, boot=, daemon=, started=<time>, beat=<counter>, beat-time=<time>, sum=. */
+#ifndef DISKGUARD_HOST_H
+#define DISKGUARD_HOST_H
+
+#include "core/base.h"
+#include "core/store.h"
+
+#define HOST_RECORD_SIZE 1024
+#define HOST_NAME_SIZE 65
+
+struct host {
+    dg_uuid uuid, installation, boot, daemon; /* daemon: random at each start */
+    char name[HOST_NAME_SIZE];
+};
+
+/* host_id may be NULL (derive). Creates STATE_DIR (0700) and the installation id when missing (durably). -EINVAL bad uuid, -ENOENT no machine-id. */
+DG_MUST_CHECK int host_load(const char *host_id, const char *state_dir, struct host *ret, struct why *why);
+
+struct host_record {
+    dg_uuid uuid, installation, boot, daemon;
+    char name[HOST_NAME_SIZE];
+    char started[32], beat_time[32];
+    uint64_t beat;
+};
+/* 0, -ENOENT, -EBADMSG, -EPROTONOSUPPORT. */
+DG_MUST_CHECK int host_record_read(const struct store *s, const char *uuid, struct host_record *ret);
+
+/* Locks this host's record and returns the descriptor that carries the lock. Creates and binds it when absent. -EBUSY: a live daemon (or
+ * fsck) of this identity; -EKEYREJECTED: bound to another installation; -EBADMSG: record does not decode. why names the way out. */
+DG_MUST_CHECK int host_lock(const struct store *s, const struct host *h, struct why *why);
+/* Binds the record to this installation whatever stood there (a person confirmed). lock_fd from host_lock_force, which only locks. */
+DG_MUST_CHECK int host_lock_force(const struct store *s, const struct host *h, struct why *why);
+DG_MUST_CHECK int host_bind(int lock_fd, const struct host *h);
+
+/* Writes the next beat. Evidence for people: nothing is decided by it. */
+DG_MUST_CHECK int host_beat(int lock_fd, const struct host *h, uint64_t beat);
+
+/* Is the record of that host locked by a live process now? 1, 0 or -errno. Never waits. */
+DG_MUST_CHECK int host_alive(const struct store *s, const char *uuid);
+
+/* Calls fn for each decodable host record; fn gets err < 0 and only rec->uuid set for one that is not. */
+DG_MUST_CHECK int host_each(const struct store *s, int (*fn)(void *arg, const struct host_record *rec, int err), void *arg);
+
+#endif

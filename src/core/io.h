@@ -1,0 +1,96 @@
+/* io.h: every system call that reads or writes header, claim or host-record bytes on the datastore. One choke point: what is "fresh"
+ * and what is "durable" is decided here and nowhere else. All functions return 0 (or a count) or -errno; all retry EINTR and short counts.
+ *
+ * Fresh (measured on NFSv3, NFSv4.2 and OCFS2 clients): names are cached for up to 30 s, data without limit. The truth is shown by
+ *   a directory:  opendir + readdir of a directory whose attributes were just forced (statx AT_STATX_FORCE_SYNC), then openat
+ *   data:         a read after posix_fadvise(DONTNEED) of the range, or through O_DIRECT, or after taking a lock on the file
+ *   attributes:   statx(AT_EMPTY_PATH, AT_STATX_FORCE_SYNC) on an open descriptor. */
+#ifndef DISKGUARD_IO_H
+#define DISKGUARD_IO_H
+
+#include <sys/stat.h>
+#include <sys/types.h>
+#include <time.h>
+
+#include "core/base.h"
+#include "format/format.h"
+
+/* ---- files below the datastore ---- */
+
+/* openat2(2) with RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS and O_CLOEXEC: never leaves dirfd. fd or -errno. */
+DG_MUST_CHECK int io_open_beneath(int dirfd, const char *path, int flags, mode_t mode);
+
+/* Opens again, with `flags`, the file that fd (which may be O_PATH) refers to, through /proc/self/fd. Regular files only: -EINVAL. */
+DG_MUST_CHECK int io_reopen(int fd, int flags);
+
+/* fstat with attributes fetched now. */
+DG_MUST_CHECK int io_stat_fresh(int fd, struct stat *ret);
+
+/* Calls fn for each entry but . and .. of the directory, read fresh. A non-zero return of fn stops and is returned. */
+DG_MUST_CHECK int io_dir_fresh(int dirfd, int (*fn)(void *arg, const char *name), void *arg);
+
+DG_MUST_CHECK int io_fsync(int fd);
+DG_MUST_CHECK int io_pread_all(int fd, void *buf, size_t len, uint64_t off);        /* -ENODATA at end of file */
+DG_MUST_CHECK int io_pwrite_all(int fd, const void *buf, size_t len, uint64_t off); /* -EIO on a zero count */
+
+/* ---- small text files (records) ---- */
+
+/* Reads a whole file, fresh, at most max bytes (-EFBIG). *ret_text is NUL-terminated and freed by the caller. */
+DG_MUST_CHECK int io_text_read(int dirfd, const char *name, size_t max, char **ret_text, size_t *ret_len);
+
+/* Creates tmp_name (O_EXCL, 0600) in dirfd, writes, fsyncs. Returns the open descriptor (read-write) or -errno; nothing is left on failure. */
+DG_MUST_CHECK int io_text_create(int dirfd, const char *tmp_name, const void *text, size_t len);
+
+/* ---- image headers ---- */
+
+/* Drops every clean cached page of the file so that the next read asks the storage. */
+DG_MUST_CHECK int io_cache_drop(int fd);
+
+/* Reads up to len bytes at off, past the cache. Returns the count (short only at end of file) or -errno. */
+DG_MUST_CHECK ssize_t io_header_read(int fd, void *buf, size_t len, uint64_t off);
+
+/* pwrite of header bytes through the seal's descriptor. Not durable before io_fsync. */
+DG_MUST_CHECK int io_header_write(int fd, const void *buf, size_t len, uint64_t off);
+
+/* Sets mtime only (futimens). Best effort. */
+int io_set_mtime(int fd, struct timespec mtime);
+
+/* ---- file handles: name_to_handle_at(2), open_by_handle_at(2) ---- */
+
+#define IO_HANDLE_MAX 128 /* MAX_HANDLE_SZ, <linux/exportfs.h> */
+struct io_handle {
+    int type;
+    unsigned len; /* 0: the file system has no handles; equal only to another empty one */
+    uint8_t bytes[IO_HANDLE_MAX];
+};
+DG_MUST_CHECK int io_handle_get(int fd, struct io_handle *ret); /* fd may be O_PATH; 0 with len 0 on EOPNOTSUPP/EOVERFLOW */
+bool io_handle_equal(const struct io_handle *a, const struct io_handle *b);
+/* Opens by handle on the file system of mount_fd. fd, -ESTALE (the file is gone), -EOPNOTSUPP (no handle) or -errno. */
+DG_MUST_CHECK int io_handle_open(int mount_fd, const struct io_handle *h, int flags);
+
+/* ---- file system types and the fence lock ---- */
+
+enum fence_kind {
+    FENCE_OFD,   /* F_OFD_SETLK on the byte DG_FENCE_OFFSET */
+    FENCE_FLOCK, /* flock(2): where byte locks do not leave the host (OCFS2) */
+    FENCE_NONE
+};
+struct io_fstype {
+    long magic;       /* statfs(2) f_type */
+    const char *name; /* for people */
+    enum fence_kind fence;
+    bool shared;           /* more than one host can mount it */
+    bool flock_meets_fence; /* flock and byte locks are one name space there (NFS), so that a user's flock would meet the fence */
+};
+/* Never NULL: an unknown type gets a row of its own name "unknown", OFD. */
+const struct io_fstype *io_fstype(int fd);
+
+/* Takes the fence lock on a descriptor that is open read-write: shared (writers) or exclusive (recovery). Never waits.
+ * -EAGAIN: somebody else holds it in a conflicting mode. Also converts from one mode to the other. FENCE_NONE: 0. */
+DG_MUST_CHECK int io_fence_shared(int fd, enum fence_kind kind);
+DG_MUST_CHECK int io_fence_exclusive(int fd, enum fence_kind kind);
+
+/* Exclusive lock on a whole small file (hosts/ record, lock file). -EAGAIN: another process has it. Kept until fd is closed. */
+DG_MUST_CHECK int io_lock_file(int fd, enum fence_kind kind);
+
+#endif

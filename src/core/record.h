@@ -1,0 +1,55 @@
+/* record.h: the claim record in memory, and its text form (include/diskguard/record.h is the contract). Pure. */
+#ifndef DISKGUARD_CORE_RECORD_H
+#define DISKGUARD_CORE_RECORD_H
+
+#include <sys/types.h>
+#include <time.h>
+
+#include "core/base.h"
+#include "core/io.h"
+#include "diskguard/record.h"
+#include "format/plan.h"
+
+#define RECORD_IMAGE_MAX 4096 /* PATH_MAX, limits.h */
+#define RECORD_NAME_MAX 65    /* HOST_NAME_MAX + 1 */
+#define RECORD_FORMAT_MAX 16
+
+enum claim_step { /* text in brackets */
+    STEP_FREE,      /* "free": nobody holds the image */
+    STEP_CLAIMED,   /* "claimed": held; no plan needed (raw image, namespace operation) */
+    STEP_ARMED,     /* "armed": held; the seal may be written at any moment */
+    STEP_SEALED,    /* "sealed" */
+    STEP_RESTORING, /* "restoring": the last handle is closed, the true bytes are being written back */
+    STEP_STUCK      /* "stuck": a restore failed and is retried */
+};
+
+struct record {
+    char image[RECORD_IMAGE_MAX];
+    uint64_t ino;
+    struct io_handle handle;
+    uint64_t generation;
+    enum claim_step step;
+    uint64_t seq;
+    dg_uuid host, installation, boot, daemon;
+    char host_name[RECORD_NAME_MAX];
+    uint64_t pid, start; /* 0: unknown */
+    uint64_t uid, gid;
+    char since[32];
+    char format[RECORD_FORMAT_MAX];
+    uint64_t virtual_size;
+    uint64_t cut; /* OVERLAY_NO_CUT or bytes */
+    struct timespec mtime, mtime_sealed;
+    int sync_error; /* 0 or a positive errno */
+    struct plan plan;
+};
+
+/* Text form, NUL-terminated, freed by the caller. 0, -ENOMEM or -EINVAL (a field that cannot be encoded). */
+DG_MUST_CHECK int record_encode(const struct record *rec, char **ret_text, size_t *ret_len);
+
+/* Strict: every line, in order, nothing else. 0, -EBADMSG (does not decode: truncated, checksum, syntax, range, overlapping
+ * extents), -EPROTONOSUPPORT (a newer version; its checksum is right). */
+DG_MUST_CHECK int record_decode(const char *text, size_t len, struct record *ret);
+
+const char *record_step_name(enum claim_step step);
+
+#endif

@@ -1,0 +1,77 @@
+/* recover.h: what to do with a claim whose daemon is gone: one pure decision function, and its execution. Used by the daemon at start, by its
+ * keeper, and by fsck.diskguard. The whole table of recover_decide is enumerated in tests/unit/test_recover.c. */
+#ifndef DISKGUARD_RECOVER_H
+#define DISKGUARD_RECOVER_H
+
+#include "core/claim.h"
+#include "core/journal.h"
+#include "core/overlay.h"
+#include "core/problem.h"
+
+enum row_kind {
+    ROW_NONE,
+    ROW_VALID,
+    ROW_BAD /* does not decode */
+};
+enum owner {
+    OWNER_MINE,     /* this host uuid and installation */
+    OWNER_FOREIGN,
+    OWNER_CONFIRMED /* foreign, and a person confirmed that this host is down (fsck --takeover) */
+};
+enum image_kind {
+    IMAGE_FOUND,      /* open, its handle is the recorded one */
+    IMAGE_GONE,       /* the recorded handle answers ESTALE, or the link count is 0 */
+    IMAGE_OTHER,      /* the inode number now belongs to a file with another handle, and the recorded one cannot be asked */
+    IMAGE_UNREADABLE, /* EIO, EACCES, timeout ... */
+    IMAGE_BUSY        /* the exclusive fence lock was not granted */
+};
+/* Everything the decision depends on, and nothing else. */
+struct recover_input {
+    enum row_kind row;
+    enum claim_kind claim;
+    int claim_error;              /* for CLAIM_BAD */
+    enum owner owner;             /* of the claim, where HELD */
+    int generation;               /* claim's generation against the row's: -1 lower, 0 equal, 1 higher. Only where both exist */
+    enum image_kind image;
+    enum header_state header;     /* against the newer plan of the two; only for IMAGE_FOUND */
+};
+enum recover_action {
+    RECOVER_NOTHING, /* no row, no claim of ours */
+    RECOVER_FORGET,  /* drop the row (and, for IMAGE_GONE, the claim): there is nothing to undo */
+    RECOVER_RELEASE, /* header is true: free the claim, drop the row */
+    RECOVER_RESTORE, /* write the true bytes back, then release */
+    RECOVER_STOP     /* touch nothing, report */
+};
+struct recover_decision {
+    enum recover_action action;
+    enum problem problem;
+};
+struct recover_decision recover_decide(const struct recover_input *in);
+
+const char *recover_action_name(enum recover_action a); /* "FORGET" ... */
+
+/* ---- execution ---- */
+
+struct recover {
+    const struct store *store;
+    struct journal *journal;       /* NULL: none */
+    const struct host *host;
+    const char *takeover;          /* host uuid that a person confirmed to be down, or NULL */
+    bool dry_run;                  /* decide and report, change nothing */
+    bool agree;                    /* a person agrees to SEV_ASK repairs */
+    struct seal_policy policy;
+    /* Called once per image with something to report. done: 0 repaired or nothing to do, 1 not tried (dry run, STOP), -errno failed. */
+    void (*report)(void *arg, const struct record *rec, struct recover_decision d, int done);
+    /* May be NULL. Asked before a repair of severity SEV_PREEN or SEV_ASK: true = do it. */
+    bool (*ask)(void *arg, const struct record *rec, struct recover_decision d);
+    void *arg;
+};
+
+/* Settles one image, given its row (or NULL) and reading its claim fresh. row_err: record_decode's error of a bad row.
+ * The report's verdict is also returned: 0 settled, 1 something is left, -errno. */
+DG_MUST_CHECK int recover_image(struct recover *r, uint64_t ino, const struct record *row, int row_err);
+
+/* Settles every journal row, then every claim that is ours (or of takeover) and has no row. 0: all settled; 1: something is left; -errno. */
+DG_MUST_CHECK int recover_all(struct recover *r);
+
+#endif

@@ -1,0 +1,56 @@
+/* seal.h: the only module that orders a header write. Every function here performs a part of design's durable order:
+ *
+ *   open      journal armed -> claim armed -> sealed bytes, fsync, read back -> journal sealed
+ *   edit      journal (new plan) -> claim (new plan) -> bytes outside the extents -> sealed bytes if they changed -> memory
+ *   restore   journal restoring -> claim restoring -> true bytes in reverse, fsync, read back -> claim free -> row gone
+ *
+ * A struct seal is used by one thread at a time (daemon: under the image's header lock, held for writing). `fd` is open read-write, carries the shared
+ * (recovery: exclusive) fence lock, and is not O_DIRECT. rec is the truth in memory: on failure it says what may be on disk. */
+#ifndef DISKGUARD_SEAL_H
+#define DISKGUARD_SEAL_H
+
+#include "core/claim.h"
+#include "core/header.h"
+#include "core/journal.h"
+#include "core/overlay.h"
+#include "core/record.h"
+
+struct seal {
+    const struct store *store;
+    struct journal *journal; /* NULL: fsck without a journal; then the claim alone carries the plan */
+    int fd;
+    struct seal_policy policy;
+    struct record *rec;
+};
+
+/* Writes rec to the journal and then to its claim, with the next seq. -ESTALE: fenced. */
+DG_MUST_CHECK int seal_record(struct seal *s);
+
+/* Writes the sealed bytes of rec->plan (which is armed in journal and claim), verifies, marks sealed. -EIO: what was read back is not what
+ * was written. The caller restores on failure. */
+DG_MUST_CHECK int seal_write(struct seal *s);
+
+enum edit_kind {
+    EDIT_WRITE,   /* buf, len at off */
+    EDIT_ZERO,    /* fallocate(mode, off, len): punch hole or zero range */
+    EDIT_TRUNCATE /* to off */
+};
+struct edit {
+    enum edit_kind kind;
+    uint64_t off, len;
+    const void *buf;
+    int mode; /* fallocate mode of EDIT_ZERO */
+};
+/* Carries out a holder's edit that reaches below FORMAT_REACH. The bytes outside the extents land on disk, those inside in the record; if the header
+ * becomes another one, the new plan is journalled and claimed first and then written. Everything is durable on return. 0 or -errno; after
+ * an error the edit may have happened in part (as POSIX allows), and rec->plan still undoes whatever is on disk. */
+DG_MUST_CHECK int seal_edit(struct seal *s, const struct edit *e);
+
+/* Writes the true bytes back where the sealed ones stand, verifies, frees the claim, removes the row. -EUCLEAN: ALIEN bytes, nothing was touched;
+ * -ESTALE: fenced; else -errno: try again. mtime: set to this if non-NULL. rec->step tells how far it came. */
+DG_MUST_CHECK int seal_restore(struct seal *s, const struct timespec *mtime);
+
+/* Reads the header and says how it stands against rec->plan. 0 or -errno. */
+DG_MUST_CHECK int seal_compare(int fd, const struct record *rec, enum header_state *ret);
+
+#endif

@@ -1,0 +1,36 @@
+/* store.h: an initialised datastore: DATASTORE/.diskguard and its directories.
+ *
+ * `datastore` is text: "diskguard-datastore 1", uuid=, root=<type> <hex> or -, made=<time>, sum=<crc32> (encoded as a record).
+ * The root's file handle is compared at each open: a copied or restored tree is another datastore. */
+#ifndef DISKGUARD_STORE_H
+#define DISKGUARD_STORE_H
+
+#include "core/base.h"
+#include "core/io.h"
+
+struct store {
+    int root_fd;   /* O_RDONLY | O_DIRECTORY */
+    int dir_fd;    /* .diskguard */
+    int claims_fd, tmp_fd, hosts_fd;
+    dev_t dev;     /* st_dev of the root */
+    ino_t dir_ino; /* inode of .diskguard, to recognise it under any name */
+    dg_uuid uuid;
+    const struct io_fstype *fs;
+    enum fence_kind fence;
+    bool read_only; /* nothing can be written: mount read-only */
+    char path[4096];
+};
+
+/* Makes DATASTORE/.diskguard. -EEXIST when there is one already (also a half-made one is completed only if `datastore` is absent
+ * and claims/ is absent or empty). Durable on return. */
+DG_MUST_CHECK int store_init(const char *path, struct store *ret, struct why *why);
+
+/* Opens; -ENOENT: never initialised (why gives the hint `diskguardctl init`); -ENOTDIR, -EPROTONOSUPPORT, -EBADMSG, -EXDEV (root's handle
+ * differs: a copy of another datastore). */
+DG_MUST_CHECK int store_open(const char *path, struct store *ret, struct why *why);
+void store_close(struct store *s); /* also after a failed open */
+
+/* Proves that this storage and these credentials can create, fsync, link (st_nlink 2), rename and unlink below .diskguard. 0 or -errno. */
+DG_MUST_CHECK int store_prove(const struct store *s, struct why *why);
+
+#endif
