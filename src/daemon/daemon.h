@@ -1,0 +1,64 @@
+/* daemon.h: the one structure that ties a running diskguard together. Built by main.c, read by all of src/daemon. */
+#ifndef DISKGUARD_DAEMON_H
+#define DISKGUARD_DAEMON_H
+
+#include <fuse_lowlevel.h>
+#include <stdatomic.h>
+
+#include "core/claim.h"
+#include "core/host.h"
+#include "core/journal.h"
+#include "core/store.h"
+#include "core/sync.h"
+
+struct inode_table;
+struct handle_table;
+struct pool;
+struct park;
+struct image_table;
+struct keeper;
+struct control;
+struct lock_table;
+
+enum writers { WRITERS_PROCESS, WRITERS_HOST };
+enum raw_mode { RAW_AUTO, RAW_ALL, RAW_NONE, RAW_GLOBS };
+
+struct options {
+    char *datastore, *mountpoint; /* absolute, canonical */
+    char *host_id;                /* NULL: derive */
+    char *state_dir;              /* default /var/lib/diskguard */
+    unsigned wait_s;              /* default 5, 0..86400 */
+    uint64_t threshold;           /* bytes, default 0 */
+    enum seal_mode seal;
+    enum raw_mode raw;
+    char **raw_globs;             /* NULL-terminated; fnmatch(3) on the last path component */
+    enum writers writers;
+    bool fence_none;              /* fence=none */
+    bool foreground, debug, read_only;
+    struct fuse_args fuse_args;   /* what is handed on to libfuse */
+};
+
+struct daemon {
+    struct options opt;
+    struct store store;
+    struct host host;
+    int host_lock_fd;
+    struct journal *journal;   /* NULL on a read-only datastore */
+    struct fuse_session *se;
+    struct inode_table *inodes;
+    struct handle_table *handles;
+    struct pool *pool;         /* threads for everything that may block long */
+    struct park *park;
+    struct image_table *images;
+    struct keeper *keeper;
+    struct control *control;
+    struct seal_policy policy;
+    atomic_bool stopping;      /* set once at shutdown: writes are answered EIO, opens for write EBUSY */
+};
+
+static inline struct daemon *daemon_of(fuse_req_t req)
+{
+    return fuse_req_userdata(req);
+}
+
+#endif

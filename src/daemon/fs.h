@@ -1,0 +1,71 @@
+/* fs.h: the FUSE operations, in files by kind. Every operation runs on a pool thread except READ, WRITE at or beyond FORMAT_REACH and
+ * the ones that never touch the datastore (FORGET, INTERRUPT, INIT, DESTROY): see loop.c. */
+#ifndef DISKGUARD_FS_H
+#define DISKGUARD_FS_H
+
+#include "daemon/inode.h"
+
+extern const struct fuse_lowlevel_ops fs_ops; /* fs.c: the table, init, destroy */
+
+/* fs_name.c: lookup, mknod, mkdir, symlink, link, unlink, rmdir, rename, readlink */
+void fs_lookup(fuse_req_t req, fuse_ino_t parent, const char *name);
+void fs_forget(fuse_req_t req, fuse_ino_t ino, uint64_t nlookup);
+void fs_forget_multi(fuse_req_t req, size_t count, struct fuse_forget_data *forgets);
+void fs_mknod(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, dev_t rdev);
+void fs_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode);
+void fs_symlink(fuse_req_t req, const char *target, fuse_ino_t parent, const char *name);
+void fs_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t newparent, const char *newname);
+void fs_unlink(fuse_req_t req, fuse_ino_t parent, const char *name);
+void fs_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name);
+void fs_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t newparent, const char *newname, unsigned flags);
+void fs_readlink(fuse_req_t req, fuse_ino_t ino);
+
+/* Is this name, in this directory, the hidden one? For names about to be made or looked up. */
+bool fs_name_hidden(const struct daemon *d, const struct inode *dir, const char *name);
+/* Looks a name up: fills *ret with attributes and a counted lookup, *ret_inode pinned (may be NULL). 0 or -errno. */
+DG_MUST_CHECK int fs_name_lookup(struct daemon *d, struct inode *dir, const char *name, struct fuse_entry_param *ret,
+                                 struct inode **ret_inode);
+
+/* fs_attr.c: getattr, setattr (the size branch calls image_truncate), statfs, access, xattr */
+void fs_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
+void fs_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set, struct fuse_file_info *fi);
+void fs_statfs(fuse_req_t req, fuse_ino_t ino);
+void fs_setxattr(fuse_req_t req, fuse_ino_t ino, const char *name, const char *value, size_t size, int flags);
+void fs_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t size);
+void fs_listxattr(fuse_req_t req, fuse_ino_t ino, size_t size);
+void fs_removexattr(fuse_req_t req, fuse_ino_t ino, const char *name);
+/* Attributes as the view shows them: fresh from the datastore, with the holder's mtime of a held image. 0 or -errno. */
+DG_MUST_CHECK int fs_attr_get(struct daemon *d, struct inode *i, struct stat *ret);
+
+/* fs_dir.c */
+void fs_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
+void fs_readdir(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi);
+void fs_readdirplus(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi);
+void fs_releasedir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
+void fs_fsyncdir(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi);
+
+/* fs_lock.c: POSIX, OFD and flock locks */
+void fs_getlk(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi, struct flock *lock);
+void fs_setlk(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi, struct flock *lock, int sleep);
+void fs_flock(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi, int op);
+/* FLUSH of an owner (close(2) drops all its POSIX locks) and release of a handle (its OFD and flock locks go). */
+void fs_lock_flush(struct daemon *d, struct handle *h, uint64_t owner);
+void fs_lock_release(struct daemon *d, struct handle *h);
+void fs_lock_free(struct inode_locks *locks);
+
+/* fs_open.c: open, create, tmpfile, flush, release */
+void fs_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
+void fs_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, struct fuse_file_info *fi);
+void fs_flush(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
+void fs_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
+
+/* fs_data.c: read, write, fsync, fallocate, lseek, copy_file_range */
+void fs_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi);
+void fs_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_t off, struct fuse_file_info *fi);
+void fs_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi);
+void fs_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off, off_t len, struct fuse_file_info *fi);
+void fs_lseek(fuse_req_t req, fuse_ino_t ino, off_t off, int whence, struct fuse_file_info *fi);
+void fs_copy_file_range(fuse_req_t req, fuse_ino_t ino_in, off_t off_in, struct fuse_file_info *fi_in, fuse_ino_t ino_out, off_t off_out,
+                        struct fuse_file_info *fi_out, size_t len, int flags);
+
+#endif

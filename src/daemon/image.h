@@ -1,0 +1,70 @@
+/* image.h: the guard of one regular file on this host: its state, its holder, its overlay.
+ *
+ * States: IDLE -> SEALING -> SEALED -> RESTORING -> IDLE, and -> FENCED, STUCK, VANISHED. One function moves them (image_move in image.c),
+ * against a table. SEALING and RESTORING are long actions: others wait for them parked, never on a lock.
+ *
+ * Locks: image->lock (state, writers, holder; short) and image->header (rwlock: the overlay and all I/O below FORMAT_REACH; held over datastore I/O
+ * and the journal). Order: inode table -> image->lock; header -> journal; never image->lock and header together in that order
+ * (take header first, then lock). */
+#ifndef DISKGUARD_IMAGE_H
+#define DISKGUARD_IMAGE_H
+
+#include "core/header.h"
+#include "core/seal.h"
+#include "daemon/inode.h"
+
+enum image_state { IMAGE_IDLE, IMAGE_SEALING, IMAGE_SEALED, IMAGE_RESTORING, IMAGE_FENCED, IMAGE_STUCK, IMAGE_VANISHED };
+const char *image_state_name(enum image_state s);
+
+/* ---- for namespace operations (fs_name.c) and truncation by path (fs_attr.c) ---- */
+
+/* Keeps everybody else, here and on other hosts, from opening the file for write while a namespace operation removes or replaces it.
+ * 0: go on (*ret is held, or the file is no image and nothing need be held); -EBUSY: held by another: park and try again; any other -errno: final.
+ * The refusal is logged by image_refused(), once, by the caller that gives up. */
+struct hold {
+    struct inode *inode; /* pinned while held; NULL: nothing held */
+    bool claimed;
+};
+DG_MUST_CHECK int image_hold(struct daemon *d, struct inode *i, const struct opener *who, const char *what, struct hold *ret);
+/* Ends it. The claim is dropped altogether when the file is gone (link count 0), else freed. */
+void image_unhold(struct daemon *d, struct hold *h);
+/* The one log line of a refused open or operation: image, holder host, pid, since, way out. */
+void image_refused(struct daemon *d, struct inode *i, const struct opener *who, const char *what, int err);
+
+/* truncate(2) by path. -EBUSY as above. */
+DG_MUST_CHECK int image_truncate(struct daemon *d, struct inode *i, const struct opener *who, uint64_t size);
+
+/* Puts the holder's mtime into *st where the seal changed it. Cheap for a file that is not held. */
+void image_stat(struct inode *i, struct stat *st);
+/* The user set mtime explicitly (utimens on the view): it is also the one that the restore puts back. */
+void image_set_mtime(struct inode *i, struct timespec mtime);
+/* flock and whole-file locks of a guarded image stay on this host where they would meet the fence lock. */
+bool image_is_guarded(struct inode *i);
+
+/* ---- for the daemon as a whole ---- */
+struct image_table *image_table_new(void);
+void image_table_free(struct image_table *t);
+void image_free(struct image *img); /* called by inode.c when an inode dies */
+/* Shutdown: writes stop, every held image is synced, restored and released. Returns how many are left sealed (STUCK). */
+unsigned image_shutdown(struct daemon *d);
+
+/* What control.c shows: one entry per image that is not IDLE, from memory alone. */
+struct image_info {
+    enum image_state state;
+    char path[4096];
+    uint64_t ino, generation;
+    struct opener holder;
+    unsigned writers;
+    char format[16];
+    uint64_t virtual_size;
+    char since[32];
+    int error;            /* STUCK, FENCED: the errno that led there, positive */
+    int sync_error;
+    bool sealed;          /* false: protected by its claim alone */
+};
+void image_each(struct daemon *d, void (*fn)(void *arg, const struct image_info *info), void *arg);
+/* Keeper: retries STUCK images, checks the claims of SEALED ones. */
+void image_tend(struct daemon *d);
+/* control.c "retry": makes the keeper try STUCK images now. */
+
+#endif

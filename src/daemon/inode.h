@@ -1,0 +1,75 @@
+/* inode.h: inodes and handles of the view. Node ids and file handles are indexes into tables, never pointers.
+ *
+ * An inode is found by (st_dev, st_ino) and keeps an O_PATH descriptor. It lives while the kernel knows it (nlookup > 0) or while it is pinned
+ * (handles, running operations, an image that is held). The table's lock protects the counts and the hash; nothing else. */
+#ifndef DISKGUARD_INODE_H
+#define DISKGUARD_INODE_H
+
+#include "daemon/daemon.h"
+
+struct image;
+struct inode_locks;
+
+struct inode {
+    uint64_t nodeid;      /* index + FUSE_ROOT_ID */
+    uint64_t generation;  /* of the node id: counts its reuse */
+    dev_t dev;
+    ino_t ino;
+    mode_t type;          /* S_IFMT bits */
+    int fd;               /* O_PATH */
+    struct image *_Atomic image; /* guard of a regular file, made at need by image_get(), freed with the inode */
+    struct inode_locks *_Atomic locks; /* fs_lock.c, made at need, freed with the inode */
+    /* inode.c only: */
+    uint64_t nlookup;
+    uint64_t pins;
+    struct inode *next;
+};
+
+struct inode_table *inode_table_new(void);
+void inode_table_free(struct inode_table *t);
+/* The root; nodeid FUSE_ROOT_ID. Takes fd. */
+int inode_table_root(struct inode_table *t, int fd, const struct stat *st);
+
+/* Pins the inode of a node id. NULL: unknown (answer ESTALE). */
+struct inode *inode_get(struct inode_table *t, uint64_t nodeid);
+void inode_pin(struct inode_table *t, struct inode *i);
+void inode_put(struct inode_table *t, struct inode *i); /* NULL is fine */
+
+/* Finds or makes the inode of an open O_PATH descriptor (always consumed), counts one lookup if `lookup`, pins it. NULL: out of memory. */
+struct inode *inode_enter(struct inode_table *t, int fd, const struct stat *st, bool lookup);
+/* The inode of (dev, ino) if known, pinned. */
+struct inode *inode_find(struct inode_table *t, dev_t dev, ino_t ino);
+void inode_forget(struct inode_table *t, uint64_t nodeid, uint64_t nlookup);
+unsigned long inode_count(const struct inode_table *t);
+
+/* ---- handles ---- */
+
+struct opener { /* who: thread group id and its start time; pid 0: cannot be resolved, equals nobody, not even itself */
+    uint64_t pid, start, uid, gid;
+};
+
+struct handle {
+    uint64_t fh;          /* index */
+    struct inode *inode;  /* pinned */
+    int fd;               /* backing descriptor, flags as the opener's */
+    int flags;            /* O_* of the open */
+    bool writer;          /* open for write */
+    bool guarded;         /* counted as a writer of inode->image (image.c) */
+    struct opener opener;
+    atomic_bool dirty;    /* wrote since the last fsync of this handle */
+    struct handle *next_writer; /* image.c: list of the writers of an inode */
+    void *dir;            /* fs_dir.c: open directory stream */
+};
+
+struct handle_table *handle_table_new(void);
+void handle_table_free(struct handle_table *t);
+/* A zeroed handle with fd -1, its inode pinned. NULL: out of memory. */
+struct handle *handle_new(struct daemon *d, struct inode *i);
+/* Valid from the reply of open until release; takes no lock. NULL: unknown. */
+struct handle *handle_get(struct handle_table *t, uint64_t fh);
+/* Frees and unpins; does not close fd. */
+void handle_free(struct daemon *d, struct handle *h);
+/* Calls fn for each handle; no handle is freed meanwhile. For shutdown and control. */
+void handle_each(struct handle_table *t, void (*fn)(void *arg, struct handle *h), void *arg);
+
+#endif

@@ -1,0 +1,14 @@
+/* keeper.h: one thread that beats in hosts/, retries STUCK images and notices lost claims. May block on the datastore; nothing waits for it
+ * except shutdown. */
+#ifndef DISKGUARD_KEEPER_H
+#define DISKGUARD_KEEPER_H
+
+#include "daemon/daemon.h"
+
+#define KEEPER_PERIOD_MS 5000u /* between two rounds: a lost claim is noticed, and a STUCK image retried, at this pace */
+
+struct keeper *keeper_new(struct daemon *d);
+void keeper_kick(struct keeper *k); /* a round now */
+void keeper_free(struct keeper *k);
+
+#endif

@@ -1,0 +1,17 @@
+/* loop.h: reads requests from /dev/fuse and runs them on the right thread.
+ *
+ * DATA_THREADS receivers read requests into buffers whose write payload is page-aligned (O_DIRECT backing files need that). READ and WRITE at or
+ * beyond FORMAT_REACH and requests that never touch the datastore run on the receiver; all else is handed, with its buffer, to the pool. */
+#ifndef DISKGUARD_LOOP_H
+#define DISKGUARD_LOOP_H
+
+#include "daemon/daemon.h"
+
+#define LOOP_DATA_THREADS 32 /* requests of data in flight; a request that finds all busy waits in the kernel's queue */
+
+/* Serves until the view is unmounted or loop_stop() is called. 0 or -errno. */
+int loop_run(struct daemon *d);
+/* Signal-safe: makes loop_run() return soon. */
+void loop_stop(void);
+
+#endif

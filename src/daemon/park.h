@@ -1,0 +1,25 @@
+/* park.h: requests that wait (for another holder, for a lock) without holding a thread.
+ *
+ * An attempt is a function that either answers the request and returns true, or returns false to be tried again later. It
+ * runs on a pool thread. Attempts are repeated after 10, 20, 40, 80 and then every 100 ms, and at once after park_kick(), until the time is
+ * up (PARK_LAST) or the caller was interrupted by a signal (PARK_INTERRUPTED): both must answer and return true.
+ * The wait is measured with CLOCK_MONOTONIC from park_start(). */
+#ifndef DISKGUARD_PARK_H
+#define DISKGUARD_PARK_H
+
+#include "daemon/daemon.h"
+
+enum park_turn { PARK_FIRST, PARK_AGAIN, PARK_LAST, PARK_INTERRUPTED };
+typedef bool (*park_fn)(void *op, enum park_turn turn);
+
+#define PARK_FOREVER UINT64_MAX
+
+struct park *park_new(struct pool *pool);
+/* First attempt on this thread; parks when it returns false. wait_ms 0: the first attempt is followed at once by PARK_LAST. */
+void park_start(struct park *p, fuse_req_t req, park_fn fn, void *op, uint64_t wait_ms);
+/* Something changed: try all parked requests now. Cheap; any thread; no lock may be held that an attempt takes. */
+void park_kick(struct park *p);
+/* Shutdown: every parked request gets PARK_LAST; then frees. */
+void park_free(struct park *p);
+
+#endif
