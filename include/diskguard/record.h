@@ -17,7 +17,7 @@
  *   format=       format name ("qcow2"), "raw" (claim alone), or "none" (a claim for a namespace operation)
  *   size=         virtual size in bytes; 0 where the format has none
  *   cut=          "-", or the length in bytes of a truncation that is under way (extents beyond it may be gone)
- *   mtime=        "<seconds> <nanoseconds>" of the image before the seal
+ *   mtime=        "<seconds> <nanoseconds>" of the image before the seal; seconds before 1970 have a '-'
  *   mtime-sealed= the same after the seal, "0 0" while unknown
  *   sync-error=   0, or the errno of a failed fsync of guest data
  *   extent=       "<offset> <length> <true hex> <sealed hex> <was hex or ->", one line per extent, in seal order.

@@ -33,13 +33,15 @@ DG_MUST_CHECK int claim_read(const struct store *s, uint64_t ino, struct claim *
  * settled by recovery). */
 DG_MUST_CHECK int claim_acquire(const struct store *s, const struct record *rec);
 
-/* Replaces our generation's record, after a fresh check that it is still the highest. -ESTALE: it is not (or is not ours): we are fenced. */
+/* Replaces our generation's record, after a fresh check that it is still the highest. -ESTALE: it is not (or is not ours, or is free already): we
+ * are fenced. */
 DG_MUST_CHECK int claim_update(const struct store *s, const struct record *rec);
 
 /* Is our generation still the highest? 0, -ESTALE or -errno. */
 DG_MUST_CHECK int claim_check(const struct store *s, const struct record *rec);
 
-/* Marks our generation free (rec->step is set, extents are dropped) and removes lower generations. -ESTALE as above. */
+/* Marks our generation free (rec->step is set, extents are dropped) and removes lower generations. -ESTALE as above. After a failure it may be
+ * repeated, also when the mark did land. */
 DG_MUST_CHECK int claim_free(const struct store *s, struct record *rec);
 
 /* Removes every generation of an image that exists no more. */

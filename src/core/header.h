@@ -17,9 +17,11 @@ struct header {
 
 /* Reads the first FORMAT_REACH bytes past the cache, and the size. Does not identify. 0 or -errno. */
 DG_MUST_CHECK int header_load(int fd, struct header *ret);
-/* Fills verdict, format, info from bytes and file_size. Pure. */
+/* Fills verdict, format, info from bytes and file_size. Pure. A header that goes on beyond FORMAT_REACH is LIES with format NULL; else LIES names
+ * its format. */
 void header_identify(struct header *h);
-/* The plan that seals it; an empty plan for a verdict without one (PLAIN) and for raw. 0 or -EUCLEAN. */
+/* The plan that seals it; an empty plan for a verdict without one (PLAIN) and for raw. 0, -EUCLEAN (also for every
+ * other verdict, and for a plan that is not of these bytes) or -ENOMEM. */
 DG_MUST_CHECK int header_plan(const struct header *h, const struct seal_policy *policy, struct plan *ret);
 
 /* Edits in memory, for "what would this write make of it". Bytes beyond FORMAT_REACH are ignored but move file_size. */

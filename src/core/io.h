@@ -35,7 +35,7 @@ DG_MUST_CHECK int io_pwrite_all(int fd, const void *buf, size_t len, uint64_t of
 
 /* ---- small text files (records) ---- */
 
-/* Reads a whole file, fresh, at most max bytes (-EFBIG). *ret_text is NUL-terminated and freed by the caller. */
+/* Reads a whole file, fresh, at most max bytes (-EFBIG). -EINVAL: not a regular file; -EAGAIN: replaced again and again meanwhile. *ret_text is NUL-terminated and freed by the caller. */
 DG_MUST_CHECK int io_text_read(int dirfd, const char *name, size_t max, char **ret_text, size_t *ret_len);
 
 /* Creates tmp_name (O_EXCL, 0600) in dirfd, writes, fsyncs. Returns the open descriptor (read-write) or -errno; nothing is left on failure. */
@@ -51,6 +51,10 @@ DG_MUST_CHECK ssize_t io_header_read(int fd, void *buf, size_t len, uint64_t off
 
 /* pwrite of header bytes through the seal's descriptor. Not durable before io_fsync. */
 DG_MUST_CHECK int io_header_write(int fd, const void *buf, size_t len, uint64_t off);
+
+/* fallocate(2) and ftruncate(2) of a guarded image, through the seal's descriptor (io_edit.c). */
+DG_MUST_CHECK int io_header_fallocate(int fd, int mode, uint64_t off, uint64_t len);
+DG_MUST_CHECK int io_header_truncate(int fd, uint64_t size);
 
 /* Sets mtime only (futimens). Best effort. */
 int io_set_mtime(int fd, struct timespec mtime);
@@ -86,11 +90,13 @@ struct io_fstype {
 const struct io_fstype *io_fstype(int fd);
 
 /* Takes the fence lock on a descriptor that is open read-write: shared (writers) or exclusive (recovery). Never waits.
- * -EAGAIN: somebody else holds it in a conflicting mode. Also converts from one mode to the other. FENCE_NONE: 0. */
+ * -EAGAIN: somebody else holds it in a conflicting mode. Also converts from one mode to the other;
+ * where flock refuses a conversion, the lock that was there is lost (flock(2)): close the descriptor. FENCE_NONE: 0. */
 DG_MUST_CHECK int io_fence_shared(int fd, enum fence_kind kind);
 DG_MUST_CHECK int io_fence_exclusive(int fd, enum fence_kind kind);
 
-/* Exclusive lock on a whole small file (hosts/ record, lock file). -EAGAIN: another process has it. Kept until fd is closed. */
+/* Exclusive lock on a whole small file (hosts/ record, lock file). -EAGAIN: another process has it. Kept until fd is closed.
+ * FENCE_NONE: a byte lock too, but storage without locks answers 0. */
 DG_MUST_CHECK int io_lock_file(int fd, enum fence_kind kind);
 
 #endif

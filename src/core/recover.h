@@ -28,9 +28,11 @@ enum image_kind {
 /* Everything the decision depends on, and nothing else. */
 struct recover_input {
     enum row_kind row;
+    bool row_sealed;              /* for ROW_VALID: its step is sealed, restoring or stuck, so its claim was proved and used. Otherwise (claimed,
+                                   * armed) the claim of the row's generation may never have been made, or another host may have been faster */
     enum claim_kind claim;
     int claim_error;              /* for CLAIM_BAD */
-    enum owner owner;             /* of the claim, where HELD */
+    enum owner owner;             /* of the claim, where HELD or FREE (FREE: the host that freed it) */
     int generation;               /* claim's generation against the row's: -1 lower, 0 equal, 1 higher. Only where both exist */
     enum image_kind image;
     enum header_state header;     /* against the newer plan of the two; only for IMAGE_FOUND */

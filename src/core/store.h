@@ -26,9 +26,14 @@ struct store {
 DG_MUST_CHECK int store_init(const char *path, struct store *ret, struct why *why);
 
 /* Opens; -ENOENT: never initialised (why gives the hint `diskguardctl init`); -ENOTDIR, -EPROTONOSUPPORT, -EBADMSG, -EXDEV (root's handle
- * differs: a copy of another datastore). */
+ * differs: a copy of another datastore), -EPERM (.diskguard belongs to another user, or is open to group or others), -EUCLEAN (a directory
+ * in it is missing). After -EXDEV, and only then, *ret is open in spite of the error, and read_only, so that fsck.diskguard -n can look at a copy.
+ * The fence is the file system's own; a program with an option fence= sets ret->fence afterwards. */
 DG_MUST_CHECK int store_open(const char *path, struct store *ret, struct why *why);
-void store_close(struct store *s); /* also after a failed open */
+void store_close(struct store *s); /* also after a failed open or init; not on a struct that neither was called with */
+
+/* What a person can do about this errno (negative) of the storage: a clause for the end of an explanation. */
+const char *store_hint(int err);
 
 /* Proves that this storage and these credentials can create, fsync, link (st_nlink 2), rename and unlink below .diskguard. 0 or -errno. */
 DG_MUST_CHECK int store_prove(const struct store *s, struct why *why);

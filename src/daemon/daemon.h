@@ -35,6 +35,7 @@ struct options {
     enum writers writers;
     bool fence_none;              /* fence=none */
     bool foreground, debug, read_only;
+    unsigned max_read;            /* libfuse wants init() to repeat -o max_read; 0: none */
     struct fuse_args fuse_args;   /* what is handed on to libfuse */
 };
 

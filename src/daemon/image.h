@@ -34,6 +34,32 @@ void image_refused(struct daemon *d, struct inode *i, const struct opener *who, 
 /* truncate(2) by path. -EBUSY as above. */
 DG_MUST_CHECK int image_truncate(struct daemon *d, struct inode *i, const struct opener *who, uint64_t size);
 
+/* ftruncate(2), fallocate(2) and I/O that reaches below FORMAT_REACH, through a handle. 0 or a count, or -errno. fs_data.c sends everything
+ * else straight to handle->fd. */
+DG_MUST_CHECK int image_ftruncate(struct daemon *d, struct handle *h, uint64_t size);
+DG_MUST_CHECK int image_fallocate(struct daemon *d, struct handle *h, int mode, uint64_t off, uint64_t len);
+DG_MUST_CHECK ssize_t image_read(struct daemon *d, struct handle *h, void *buf, size_t len, uint64_t off);
+DG_MUST_CHECK ssize_t image_write(struct daemon *d, struct handle *h, const void *buf, size_t len, uint64_t off);
+/* Before and after any write of a guarded handle at or beyond FORMAT_REACH. 0 or -EIO (fenced). No lock. */
+DG_MUST_CHECK int image_write_allowed(const struct handle *h);
+void image_wrote(struct handle *h);
+/* An fsync of guest data failed: kept, reported at every FLUSH, written to the record. */
+void image_sync_failed(struct handle *h, int err);
+int image_sync_error(const struct handle *h);
+
+/* ---- for fs_open.c ---- */
+
+/* What a file is, when it is opened read-only or before it is opened for write. */
+enum image_what { IMAGE_WHAT_PLAIN, IMAGE_WHAT_IMAGE };
+DG_MUST_CHECK int image_probe(struct daemon *d, struct inode *i, enum image_what *ret);
+/* Opens a handle (h->fd is open read-write, h->opener set) for write: claims and seals, or joins. Sets h->guarded for an image, not for a plain
+ * file. -EBUSY: held by another, park; -EUCLEAN, -EPERM, -EXDEV ...: final, and logged here. */
+DG_MUST_CHECK int image_open(struct daemon *d, struct handle *h, bool truncate);
+/* -EBUSY of image_open, hold or truncate: is the other host just letting go? */
+bool image_being_released(struct inode *i);
+/* The handle is gone: the last one restores. Blocks for as long as the datastore does. Closes h->fd. */
+void image_release(struct daemon *d, struct handle *h);
+
 /* Puts the holder's mtime into *st where the seal changed it. Cheap for a file that is not held. */
 void image_stat(struct inode *i, struct stat *st);
 /* The user set mtime explicitly (utimens on the view): it is also the one that the restore puts back. */
@@ -65,6 +91,5 @@ struct image_info {
 void image_each(struct daemon *d, void (*fn)(void *arg, const struct image_info *info), void *arg);
 /* Keeper: retries STUCK images, checks the claims of SEALED ones. */
 void image_tend(struct daemon *d);
-/* control.c "retry": makes the keeper try STUCK images now. */
 
 #endif

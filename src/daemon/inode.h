@@ -22,6 +22,7 @@ struct inode {
     /* inode.c only: */
     uint64_t nlookup;
     uint64_t pins;
+    bool hashed; /* false: another file has taken (dev, ino); this one is only reached by its node id */
     struct inode *next;
 };
 
@@ -54,22 +55,26 @@ struct handle {
     int fd;               /* backing descriptor, flags as the opener's */
     int flags;            /* O_* of the open */
     bool writer;          /* open for write */
-    bool guarded;         /* counted as a writer of inode->image (image.c) */
+    atomic_bool guarded;  /* counted as a writer of inode->image (image.c) */
     struct opener opener;
     atomic_bool dirty;    /* wrote since the last fsync of this handle */
     struct handle *next_writer; /* image.c: list of the writers of an inode */
     void *dir;            /* fs_dir.c: open directory stream */
+    atomic_uint live;     /* inode.c only */
+    struct handle *next_free; /* inode.c only */
 };
 
 struct handle_table *handle_table_new(void);
 void handle_table_free(struct handle_table *t);
 /* A zeroed handle with fd -1, its inode pinned. NULL: out of memory. */
 struct handle *handle_new(struct daemon *d, struct inode *i);
+/* To be called when all fields are set, just before the reply of open: what handle_get() returns on another thread is complete. */
+void handle_publish(struct handle *h);
 /* Valid from the reply of open until release; takes no lock. NULL: unknown. */
 struct handle *handle_get(struct handle_table *t, uint64_t fh);
 /* Frees and unpins; does not close fd. */
 void handle_free(struct daemon *d, struct handle *h);
-/* Calls fn for each handle; no handle is freed meanwhile. For shutdown and control. */
+/* Calls fn for each handle, under the table's lock: no handle is made or freed meanwhile. For shutdown and control. */
 void handle_each(struct handle_table *t, void (*fn)(void *arg, struct handle *h), void *arg);
 
 #endif

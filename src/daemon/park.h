@@ -19,7 +19,10 @@ struct park *park_new(struct pool *pool);
 void park_start(struct park *p, fuse_req_t req, park_fn fn, void *op, uint64_t wait_ms);
 /* Something changed: try all parked requests now. Cheap; any thread; no lock may be held that an attempt takes. */
 void park_kick(struct park *p);
-/* Shutdown: every parked request gets PARK_LAST; then frees. */
+/* Shutdown: every parked request gets PARK_LAST, and from now on a first attempt is followed at once by PARK_LAST. The answers
+ * are given by the pool: pool_drain() waits for them. */
+void park_stop(struct park *p);
+/* After pool_drain(); no request may come any more. NULL is fine. */
 void park_free(struct park *p);
 
 #endif

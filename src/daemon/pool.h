@@ -12,7 +12,9 @@ struct pool;
 struct pool *pool_new(unsigned max_threads); /* NULL: out of memory */
 /* Queues fn(arg). When no memory or thread can be had it runs on the caller's thread: a job is never lost. */
 void pool_submit(struct pool *p, void (*fn)(void *arg), void *arg);
-/* Waits until all jobs have run, ends the threads, frees. */
+/* Waits until all jobs have run, also those that they submit. The pool stays usable. */
+void pool_drain(struct pool *p);
+/* As pool_drain, then ends the threads and frees. NULL is fine. */
 void pool_free(struct pool *p);
 
 #endif

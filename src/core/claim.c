@@ -1,0 +1,482 @@
+/* claim.c: see claim.h. The order of every step here is design section 3, "Claim". */
+#include "core/claim_priv.h"
+
+#include <fcntl.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "core/hook.h"
+#include "core/log.h"
+#include "core/overlay.h"
+
+#define KEY_DIGITS 16                       /* layout.h: the inode number */
+#define NAME_SIZE (KEY_DIGITS + 1 + 20 + 1) /* 20: digits of UINT64_MAX */
+#define READ_TRIES 32 /* each lost one means that another host made and freed a whole claim meanwhile */
+#define TMP_TRIES 64  /* names that a dead process of the same daemon uuid may have left behind */
+
+/* To a caller -ESTALE says that its claim is gone. A server that lost the handle of our directory is a medium
+ * at fault. */
+static int medium(int r)
+{
+    return r == -ESTALE ? -EIO : r;
+}
+
+/* ---- names ---- */
+
+static void claim_name(uint64_t ino, uint64_t generation, char ret[NAME_SIZE])
+{
+    snprintf(ret, NAME_SIZE, "%016llx.%llu", (unsigned long long)ino, (unsigned long long)generation);
+}
+
+/* One name per claim, so no second spelling: no upper case, no leading zero, no generation 0. */
+static bool claim_name_parse(const char *name, uint64_t *ret_ino, uint64_t *ret_generation)
+{
+    char key[KEY_DIGITS + 1];
+    const char *digits = name + KEY_DIGITS + 1;
+    uint64_t generation;
+
+    if (strspn(name, "0123456789abcdef") != KEY_DIGITS || name[KEY_DIGITS] != '.')
+        return false;
+    if (*digits == '0' || base_u64(digits, &generation) < 0)
+        return false;
+    memcpy(key, name, KEY_DIGITS);
+    key[KEY_DIGITS] = '\0';
+    *ret_ino = strtoull(key, NULL, 16);
+    *ret_generation = generation;
+    return true;
+}
+
+/* ---- listings ---- */
+
+struct ruling {
+    uint64_t ino, highest;
+};
+
+static int see_highest(void *arg, const char *name)
+{
+    struct ruling *ruling = arg;
+    uint64_t ino, generation;
+
+    if (!claim_name_parse(name, &ino, &generation))
+        log_debug("claims/%s: not a claim's name, ignored", name);
+    else if (ino == ruling->ino)
+        ruling->highest = DG_MAX(ruling->highest, generation);
+    return 0;
+}
+
+/* The highest generation of a key now, 0 for none. A claim that others make or remove during the listing may
+ * be missed, one that stands throughout is not: so our own generation is always seen, and so is any that
+ * would beat it. */
+static int highest_of(const struct store *s, uint64_t ino, uint64_t *ret)
+{
+    struct ruling ruling = {.ino = ino};
+    int r = medium(io_dir_fresh(s->claims_fd, see_highest, &ruling));
+
+    if (r < 0)
+        return r;
+    *ret = ruling.highest;
+    return 0;
+}
+
+static int see_entry(void *arg, const char *name)
+{
+    struct claim_listing *l = arg;
+    struct claim_entry e;
+
+    if (!claim_name_parse(name, &e.ino, &e.generation) || (l->one_key && e.ino != l->ino))
+        return 0;
+    if (l->n == l->room) {
+        size_t room = l->room ? 2 * l->room : 16;
+        struct claim_entry *grown = reallocarray(l->entry, room, sizeof(*grown));
+
+        if (!grown)
+            return -ENOMEM;
+        l->entry = grown;
+        l->room = room;
+    }
+    l->entry[l->n++] = e;
+    return 0;
+}
+
+static int entry_cmp(const void *a, const void *b)
+{
+    const struct claim_entry *x = a, *y = b;
+
+    if (x->ino != y->ino)
+        return x->ino < y->ino ? -1 : 1;
+    return (x->generation > y->generation) - (x->generation < y->generation);
+}
+
+int claim_list(const struct store *s, struct claim_listing *l)
+{
+    int r = medium(io_dir_fresh(s->claims_fd, see_entry, l));
+
+    if (r < 0)
+        return r;
+    if (l->n > 1)
+        qsort(l->entry, l->n, sizeof(*l->entry), entry_cmp);
+    return 0;
+}
+
+/* ---- reading ---- */
+
+bool claim_is_of(const struct record *rec, const struct host *h)
+{
+    return strcmp(rec->host, h->uuid) == 0 && strcmp(rec->installation, h->installation) == 0;
+}
+
+int claim_read_generation(const struct store *s, uint64_t ino, uint64_t generation, struct claim *ret)
+{
+    _cleanup_free_ char *text = NULL;
+    char name[NAME_SIZE];
+    size_t len = 0;
+    int r;
+
+    claim_name(ino, generation, name);
+    r = io_text_read(s->claims_fd, name, DG_RECORD_MAX, &text, &len);
+    if (r == 0) {
+        r = record_decode(text, len, &ret->rec);
+        if (r == 0 && (ret->rec.ino != ino || ret->rec.generation != generation))
+            r = -EBADMSG; /* a copied file, or one restored under another name */
+        if (r < 0 && r != -EBADMSG && r != -EPROTONOSUPPORT)
+            return r;
+    } else if (r == -EFBIG || r == -EISDIR || r == -ELOOP || r == -EINVAL || r == -ENXIO) {
+        r = -EBADMSG; /* too long, or no regular file: it answers, but it is no record */
+    } else {
+        return r;
+    }
+    ret->generation = generation;
+    ret->error = r;
+    if (r < 0)
+        ret->kind = CLAIM_BAD;
+    else
+        ret->kind = ret->rec.step == STEP_FREE ? CLAIM_FREE : CLAIM_HELD;
+    return 0;
+}
+
+int claim_read(const struct store *s, uint64_t ino, struct claim *ret)
+{
+    for (unsigned i = 0; i < READ_TRIES; i++) {
+        uint64_t highest;
+        int r = highest_of(s, ino, &highest);
+
+        if (r < 0)
+            return r;
+        if (highest == 0) {
+            ret->kind = CLAIM_NONE;
+            ret->generation = 0;
+            ret->error = 0;
+            return 0;
+        }
+        r = claim_read_generation(s, ino, highest, ret);
+        if (r != -ENOENT && r != -ESTALE && r != -EAGAIN)
+            return r;
+        /* A successor came and removed the lower generations; or it is being replaced faster than it can be
+         * read. */
+    }
+    return -EAGAIN;
+}
+
+int claim_check(const struct store *s, const struct record *rec)
+{
+    uint64_t highest;
+    int r = highest_of(s, rec->ino, &highest);
+
+    if (r < 0)
+        return r;
+    return highest == rec->generation ? 0 : -ESTALE;
+}
+
+/* ---- writing ---- */
+
+/* Writes rec, durable, to a name in tmp/ that nobody used before. Returns the open descriptor. */
+static int tmp_create(const struct store *s, const struct record *rec, char ret_name[CLAIM_TMP_SIZE])
+{
+    static _Atomic uint64_t counter;
+    _cleanup_free_ char *text = NULL;
+    char name[CLAIM_TMP_SIZE];
+    size_t len;
+    int r;
+
+    if (!base_uuid_ok(rec->host) || !base_uuid_ok(rec->daemon))
+        return -EINVAL; /* they become part of a file name */
+    r = record_encode(rec, &text, &len);
+    if (r < 0)
+        return r;
+    r = -EEXIST;
+    for (unsigned i = 0; i < TMP_TRIES && r == -EEXIST; i++) {
+        snprintf(name, sizeof(name), "%s.%s.%llu", rec->host, rec->daemon,
+                 (unsigned long long)atomic_fetch_add(&counter, 1) + 1);
+        r = HOOK_FAIL("claim.create");
+        if (r == 0)
+            r = medium(io_text_create(s->tmp_fd, name, text, len));
+    }
+    if (r >= 0)
+        memcpy(ret_name, name, sizeof(name));
+    return r;
+}
+
+/* Not followed by an fsync of tmp/: a name that comes back after a power cut is what claim_sweep is for. */
+static void tmp_unlink(const struct store *s, const char *name)
+{
+    int r = HOOK_FAIL("claim.unlink");
+
+    if (r == 0 && unlinkat(s->tmp_fd, name, 0) < 0)
+        r = -errno;
+    if (r < 0 && r != -ENOENT)
+        log_debug("tmp/%s: cannot be removed: %s", name, strerror(-r));
+}
+
+static int claims_sync(const struct store *s)
+{
+    int r = HOOK_FAIL("claim.dirsync");
+
+    return r < 0 ? r : medium(io_fsync(s->claims_fd));
+}
+
+int claim_remove_generation(const struct store *s, uint64_t ino, uint64_t generation)
+{
+    char name[NAME_SIZE];
+    int r = HOOK_FAIL("claim.remove");
+
+    claim_name(ino, generation, name);
+    if (r == 0 && unlinkat(s->claims_fd, name, 0) < 0 && errno != ENOENT)
+        r = medium(-errno);
+    return r;
+}
+
+/* Does the claim's name lead to the file that fd has open? While it is open, its inode number cannot be
+ * anybody else's. */
+static bool name_leads_to(const struct store *s, const struct record *rec, int fd)
+{
+    _cleanup_close_ int named = -1;
+    char name[NAME_SIZE];
+    struct stat ours, there;
+    uint64_t highest;
+
+    if (highest_of(s, rec->ino, &highest) < 0) /* only a fresh listing makes the name fresh */
+        return false;
+    claim_name(rec->ino, rec->generation, name);
+    named = io_open_beneath(s->claims_fd, name, O_RDONLY | O_NONBLOCK, 0);
+    if (named < 0 || io_stat_fresh(named, &there) < 0 || io_stat_fresh(fd, &ours) < 0)
+        return false;
+    return there.st_ino == ours.st_ino && there.st_dev == ours.st_dev;
+}
+
+/* Puts rec in the place of our own generation's file. The caller made sure that it is ours; a rename that
+ * lands late, when a successor has come, hits no other name. Removing the tmp name before returning an error
+ * makes sure that it cannot land after our next attempt either. */
+static int replace(const struct store *s, const struct record *rec)
+{
+    char tmp[CLAIM_TMP_SIZE], name[NAME_SIZE];
+    int r, fd = tmp_create(s, rec, tmp);
+
+    if (fd < 0)
+        return fd;
+    claim_name(rec->ino, rec->generation, name);
+    r = HOOK_FAIL("claim.rename");
+    if (r == 0 && renameat(s->tmp_fd, tmp, s->claims_fd, name) < 0)
+        r = medium(-errno);
+    if (r < 0 && name_leads_to(s, rec, fd))
+        r = 0; /* the answer was lost, the rename was not */
+    close(fd); /* fsynced: no error is lost here. Before the unlink: NFS would only hide an open file */
+    if (r < 0) {
+        tmp_unlink(s, tmp);
+        return r;
+    }
+    return claims_sync(s);
+}
+
+static void set_freed(struct record *rec)
+{
+    rec->step = STEP_FREE;
+    rec->plan.n = 0;
+    rec->cut = OVERLAY_NO_CUT;
+}
+
+static int replace_by_free(const struct store *s, const struct record *rec)
+{
+    _cleanup_free_ struct record *freed = malloc(sizeof(*freed));
+
+    if (!freed)
+        return -ENOMEM;
+    *freed = *rec;
+    set_freed(freed);
+    freed->seq++;
+    return replace(s, freed);
+}
+
+/* ---- acquiring ---- */
+
+/* Links the record to its generation's name. 0: it stands there; -EBUSY: it does not, another host's does;
+ * else -errno: unknown. */
+static int link_proved(const struct store *s, const struct record *rec, int fd, const char *tmp)
+{
+    char name[NAME_SIZE];
+    struct stat st;
+    int r, answer = HOOK_FAIL("claim.link");
+
+    claim_name(rec->ino, rec->generation, name);
+    if (answer == 0 && linkat(s->tmp_fd, tmp, s->claims_fd, name, 0) < 0)
+        answer = medium(-errno);
+    /* The answer proves nothing: replies get lost, and the retransmission meets our own file. */
+    r = medium(io_stat_fresh(fd, &st));
+    if (r < 0)
+        return r;
+    if (st.st_nlink == 2)
+        return 0;
+    return answer == 0 || answer == -EEXIST ? -EBUSY : answer;
+}
+
+/* Takes back whatever a failed acquisition left. The tmp name goes first: once it is gone, no copy of the
+ * link request that is still under way can succeed. If the record stands under our generation's name, it is
+ * marked free and not unlinked: a generation that others may have seen must not be given out again, or a
+ * retransmission of the unlink would remove the next owner's claim. */
+static void abandon(const struct store *s, const struct record *rec, int fd, const char *tmp)
+{
+    int r = 0;
+
+    tmp_unlink(s, tmp);
+    if (name_leads_to(s, rec, fd))
+        r = replace_by_free(s, rec);
+    if (r < 0)
+        log_debug("claim %llu of inode %llu: cannot be given back, left to recovery: %s",
+                  (unsigned long long)rec->generation, (unsigned long long)rec->ino, strerror(-r));
+    close(fd);
+}
+
+int claim_acquire(const struct store *s, const struct record *rec)
+{
+    char tmp[CLAIM_TMP_SIZE];
+    uint64_t highest;
+    int r, fd;
+
+    if (rec->generation == 0 || rec->step == STEP_FREE)
+        return -EINVAL;
+    fd = tmp_create(s, rec, tmp);
+    if (fd < 0)
+        return fd;
+    r = link_proved(s, rec, fd, tmp);
+    if (r == -EBUSY) {
+        close(fd); /* before the unlink: NFS would only hide an open file */
+        tmp_unlink(s, tmp);
+        return r;
+    }
+    if (r == 0)
+        r = highest_of(s, rec->ino, &highest);
+    if (r == 0 && highest > rec->generation) {
+        /* We read the directory before our rival came, went and cleaned up. Our name lies below the ruling
+         * one: nobody looks at it, so removing it is safe even if by now it is another late comer's. */
+        (void)!claim_remove_generation(s, rec->ino, rec->generation);
+        close(fd);
+        tmp_unlink(s, tmp);
+        return -EBUSY;
+    }
+    if (r == 0 && highest < rec->generation)
+        r = -EBUSY; /* removed under us: somebody declared the image vanished */
+    if (r == 0)
+        r = claims_sync(s);
+    if (r < 0) {
+        abandon(s, rec, fd, tmp);
+        return r;
+    }
+    close(fd);
+    /* A tmp name that stays is a second name of the same record: harmless, and swept at the next start. */
+    tmp_unlink(s, tmp);
+    return 0;
+}
+
+/* ---- owning ---- */
+
+/* Is the ruling claim our generation, decodable and ours? The daemon instance is not compared: a recovering
+ * daemon is another one. */
+static int check_ours(const struct claim *c, const struct record *rec)
+{
+    if (c->kind == CLAIM_NONE || c->generation != rec->generation)
+        return -ESTALE;
+    if (c->kind == CLAIM_BAD)
+        return c->error;
+    if (strcmp(c->rec.host, rec->host) != 0 || strcmp(c->rec.installation, rec->installation) != 0)
+        return -ESTALE;
+    return 0;
+}
+
+int claim_update(const struct store *s, const struct record *rec)
+{
+    _cleanup_free_ struct claim *c = malloc(sizeof(*c));
+    int r;
+
+    if (!c)
+        return -ENOMEM;
+    if (rec->step == STEP_FREE)
+        return -EINVAL; /* claim_free's business: it alone knows the order */
+    r = claim_read(s, rec->ino, c);
+    if (r == 0)
+        r = check_ours(c, rec);
+    /* Given back once, it cannot be had again: somebody may be linking the next generation just now. */
+    if (r == 0 && c->kind == CLAIM_FREE)
+        r = -ESTALE;
+    return r < 0 ? r : replace(s, rec);
+}
+
+static int remove_lower(const struct store *s, uint64_t ino, uint64_t generation)
+{
+    struct claim_listing l = {.one_key = true, .ino = ino};
+    int r = claim_list(s, &l);
+
+    for (size_t i = 0; r == 0 && i < l.n; i++)
+        if (l.entry[i].generation < generation)
+            r = claim_remove_generation(s, ino, l.entry[i].generation);
+    free(l.entry);
+    return r;
+}
+
+/* Did an earlier claim_free of ours reach the disk, although its last step failed, and has a successor come
+ * since? Nobody but us writes under our generation's name. */
+static bool was_freed(const struct store *s, const struct record *rec, struct claim *scratch)
+{
+    return claim_read_generation(s, rec->ino, rec->generation, scratch) == 0 &&
+           check_ours(scratch, rec) == 0 && scratch->kind == CLAIM_FREE;
+}
+
+int claim_free(const struct store *s, struct record *rec)
+{
+    _cleanup_free_ struct claim *c = malloc(sizeof(*c));
+    int r;
+
+    if (!c)
+        return -ENOMEM;
+    r = claim_read(s, rec->ino, c);
+    if (r < 0)
+        return r;
+    r = check_ours(c, rec);
+    if (r == -ESTALE && c->generation > rec->generation && was_freed(s, rec, c))
+        r = 0; /* the successor removes our generation when it is done */
+    else if (r == 0)
+        r = c->kind == CLAIM_FREE ? claims_sync(s) : replace_by_free(s, rec);
+    if (r < 0)
+        return r;
+    set_freed(rec);
+    rec->seq++;
+    r = remove_lower(s, rec->ino, rec->generation);
+    if (r < 0) /* they are below the ruling one: litter, swept at the next start */
+        log_debug("inode %llu: older claims cannot be removed: %s", (unsigned long long)rec->ino,
+                  strerror(-r));
+    return 0;
+}
+
+int claim_forget(const struct store *s, uint64_t ino, uint64_t generation)
+{
+    int r = remove_lower(s, ino, generation);
+
+    /* The ruling one goes last, and only when the others are gone for good: else a crash would make a former
+     * owner's claim rule again. */
+    if (r == 0)
+        r = claims_sync(s);
+    if (r == 0)
+        r = claim_remove_generation(s, ino, generation);
+    if (r == 0)
+        r = claims_sync(s);
+    return r;
+}

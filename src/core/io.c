@@ -1,0 +1,518 @@
+/* io.c: see io.h. */
+#include "core/io.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/gfs2_ondisk.h>
+#include <linux/magic.h>
+#include <linux/openat2.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/statfs.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+
+#include "core/hook.h"
+
+/* ---- files below the datastore ---- */
+
+/* Opens one component, which is not "..". Never follows a symlink. */
+static int open_component(int dirfd, const char *name, size_t len, int flags, mode_t mode)
+{
+    char copy[NAME_MAX + 1];
+    struct stat st;
+    int fd;
+
+    if (len > NAME_MAX)
+        return -ENAMETOOLONG;
+    if (len == 2 && name[0] == '.' && name[1] == '.')
+        return -EXDEV;
+    memcpy(copy, name, len);
+    copy[len] = '\0';
+    do
+        fd = openat(dirfd, copy, flags | O_NOFOLLOW | O_CLOEXEC, mode);
+    while (fd < 0 && errno == EINTR);
+    if (fd < 0)
+        return -errno;
+    if ((flags & O_PATH) && !(flags & O_NOFOLLOW) && (fstat(fd, &st) < 0 || S_ISLNK(st.st_mode))) {
+        close(fd);
+        return -ELOOP;
+    }
+    return fd;
+}
+
+/* For where there is no openat2(2), as under valgrind 3.19: the same by hand, and stricter in that it refuses
+ * every "..". */
+static int walk_beneath(int dirfd, const char *path, int flags, mode_t mode)
+{
+    int at = dirfd, next;
+    bool last;
+
+    if (path[0] == '/')
+        return -EXDEV;
+    do {
+        size_t len = strcspn(path, "/"), slashes = strspn(path + len, "/");
+        last = path[len + slashes] == '\0';
+        if (last)
+            next = open_component(at, path, len, slashes ? flags | O_DIRECTORY : flags, mode);
+        else
+            next = open_component(at, path, len, O_PATH, 0);
+        if (at != dirfd)
+            close(at);
+        path += len + slashes;
+        at = next;
+    } while (!last && next >= 0);
+    return next;
+}
+
+int io_open_beneath(int dirfd, const char *path, int flags, mode_t mode)
+{
+    struct open_how how = {
+        .flags = (unsigned)flags | O_CLOEXEC,
+        .resolve = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS,
+    };
+    long fd;
+
+    if ((flags & O_CREAT) || (flags & O_TMPFILE) == O_TMPFILE) { /* openat2 refuses a mode without them */
+        how.mode = mode & 07777;
+        int r = HOOK_FAIL("io.create");
+        if (r < 0)
+            return r;
+    }
+    for (unsigned tries = 0;;) {
+        fd = syscall(SYS_openat2, dirfd, path, &how, sizeof how);
+        if (fd >= 0)
+            return (int)fd;
+        if (errno == ENOSYS)
+            return walk_beneath(dirfd, path, flags, (mode_t)how.mode);
+        /* EAGAIN: a rename raced with ".." in the path (openat2(2)); also what O_NONBLOCK meets under a lease
+         */
+        if (errno != EINTR && (errno != EAGAIN || ++tries == 32))
+            return -errno;
+    }
+}
+
+int io_reopen(int fd, int flags)
+{
+    char path[40];
+    struct stat st;
+    int r;
+
+    if (fstat(fd, &st) < 0)
+        return -errno;
+    if (!S_ISREG(st.st_mode)) /* opening a device or a fifo has effects of its own */
+        return -EINVAL;
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    do /* without O_NOFOLLOW, which would stop at the magic link itself */
+        r = open(path, (flags & ~(O_CREAT | O_EXCL | O_NOFOLLOW)) | O_CLOEXEC);
+    while (r < 0 && errno == EINTR);
+    return r < 0 ? -errno : r;
+}
+
+static struct timespec to_timespec(struct statx_timestamp t)
+{
+    return (struct timespec){.tv_sec = t.tv_sec, .tv_nsec = t.tv_nsec};
+}
+
+int io_stat_fresh(int fd, struct stat *ret)
+{
+    struct statx stx;
+    int r;
+
+    do
+        r = statx(fd, "", AT_EMPTY_PATH | AT_STATX_FORCE_SYNC, STATX_BASIC_STATS, &stx);
+    while (r < 0 && errno == EINTR);
+    if (r < 0)
+        return -errno;
+    *ret = (struct stat){
+        .st_dev = makedev(stx.stx_dev_major, stx.stx_dev_minor),
+        .st_ino = stx.stx_ino,
+        .st_mode = stx.stx_mode,
+        .st_nlink = stx.stx_nlink,
+        .st_uid = stx.stx_uid,
+        .st_gid = stx.stx_gid,
+        .st_rdev = makedev(stx.stx_rdev_major, stx.stx_rdev_minor),
+        .st_size = (off_t)stx.stx_size,
+        .st_blksize = (blksize_t)stx.stx_blksize,
+        .st_blocks = (blkcnt_t)stx.stx_blocks,
+        .st_atim = to_timespec(stx.stx_atime),
+        .st_mtim = to_timespec(stx.stx_mtime),
+        .st_ctim = to_timespec(stx.stx_ctime),
+    };
+    return 0;
+}
+
+int io_dir_fresh(int dirfd, int (*fn)(void *arg, const char *name), void *arg)
+{
+    struct dirent *entry;
+    struct stat st;
+    DIR *dir = NULL;
+    int r, fd;
+
+    fd = openat(dirfd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC); /* a position of its own, also for threads */
+    if (fd < 0)
+        return -errno;
+    r = io_stat_fresh(fd, &st);
+    if (r < 0)
+        goto out;
+    dir = fdopendir(fd);
+    if (!dir) {
+        r = -errno;
+        goto out;
+    }
+    for (;;) {
+        errno = 0;
+        entry = readdir(dir);
+        if (!entry) {
+            r = -errno;
+            goto out;
+        }
+        if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0)
+            continue;
+        r = fn(arg, entry->d_name);
+        if (r != 0)
+            goto out;
+    }
+out:
+    if (dir)
+        closedir(dir);
+    else
+        close(fd);
+    return r;
+}
+
+int io_fsync(int fd)
+{
+    int r = HOOK_FAIL("io.fsync");
+
+    if (r < 0)
+        return r;
+    do
+        r = fsync(fd);
+    while (r < 0 && errno == EINTR);
+    return r < 0 ? -errno : 0;
+}
+
+/* Reads until len bytes or end of file. The count or -errno. */
+static ssize_t read_upto(int fd, void *buf, size_t len, uint64_t off)
+{
+    size_t done = 0;
+
+    if (off > INT64_MAX || len > INT64_MAX - off)
+        return -EINVAL;
+    while (done < len) {
+        ssize_t n = pread(fd, (char *)buf + done, len - done, (off_t)(off + done));
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return -errno;
+        if (n == 0)
+            break;
+        done += (size_t)n;
+    }
+    return (ssize_t)done;
+}
+
+static int write_all(int fd, const void *buf, size_t len, uint64_t off)
+{
+    if (off > INT64_MAX || len > INT64_MAX - off)
+        return -EFBIG;
+    for (size_t done = 0; done < len;) {
+        ssize_t n = pwrite(fd, (const char *)buf + done, len - done, (off_t)(off + done));
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return -errno;
+        if (n == 0)
+            return -EIO;
+        done += (size_t)n;
+    }
+    return 0;
+}
+
+int io_pread_all(int fd, void *buf, size_t len, uint64_t off)
+{
+    ssize_t n = read_upto(fd, buf, len, off);
+
+    if (n < 0)
+        return (int)n;
+    return (size_t)n < len ? -ENODATA : 0;
+}
+
+int io_pwrite_all(int fd, const void *buf, size_t len, uint64_t off)
+{
+    int r = HOOK_FAIL("io.pwrite");
+
+    return r < 0 ? r : write_all(fd, buf, len, off);
+}
+
+/* ---- small text files ---- */
+
+static int read_text(int fd, size_t max, char **ret_text, size_t *ret_len)
+{
+    int r = io_cache_drop(fd);
+    char *text, *smaller;
+    ssize_t n;
+
+    if (r < 0)
+        return r;
+    text = malloc(max + 2); /* one byte more than allowed shows that it is too long, one for the NUL */
+    if (!text)
+        return -ENOMEM;
+    n = read_upto(fd, text, max + 1, 0);
+    if (n < 0 || (size_t)n > max) {
+        free(text);
+        return n < 0 ? (int)n : -EFBIG;
+    }
+    text[n] = '\0';
+    smaller = realloc(text, (size_t)n + 1);
+    *ret_text = smaller ? smaller : text;
+    *ret_len = (size_t)n;
+    return 0;
+}
+
+int io_text_read(int dirfd, const char *name, size_t max, char **ret_text, size_t *ret_len)
+{
+    struct stat st;
+    int r;
+
+    for (unsigned tries = 0; tries < 8; tries++) {
+        int fd = openat(dirfd, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+        r = fd < 0 ? -errno : io_stat_fresh(fd, &st);
+        if (r == 0)
+            r = S_ISREG(st.st_mode) ? read_text(fd, max, ret_text, ret_len) : -EINVAL;
+        if (fd >= 0)
+            close(fd);
+        /* ESTALE: NFS resolved the name to a file that another host has replaced meanwhile. Force the
+         * directory, ask again. */
+        if (r != -ESTALE && r != -EINTR)
+            return r;
+        r = io_stat_fresh(dirfd, &st);
+        if (r < 0)
+            return r;
+    }
+    return -EAGAIN; /* not ESTALE, which means "our claim is gone" everywhere else */
+}
+
+int io_text_create(int dirfd, const char *tmp_name, const void *text, size_t len)
+{
+    int r = HOOK_FAIL("io.text.create"), fd;
+
+    if (r < 0)
+        return r;
+    do
+        fd = openat(dirfd, tmp_name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+    while (fd < 0 && errno == EINTR);
+    if (fd < 0)
+        return -errno;
+    r = HOOK_FAIL("io.text.write");
+    if (r == 0)
+        r = write_all(fd, text, len, 0);
+    if (r == 0)
+        r = io_fsync(fd);
+    if (r == 0)
+        return fd;
+    close(fd);
+    unlinkat(dirfd, tmp_name, 0);
+    return r;
+}
+
+/* ---- image headers ---- */
+
+static int drop(int fd, uint64_t off, uint64_t len)
+{
+    int r = posix_fadvise(fd, (off_t)off, (off_t)len, POSIX_FADV_DONTNEED);
+
+    return -r; /* returns the error, errno stays as it was: posix_fadvise(3) */
+}
+
+int io_cache_drop(int fd)
+{
+    return drop(fd, 0, 0); /* 0: to the end of the file */
+}
+
+/* The kernel ignores DONTNEED for a folio that reaches beyond the range. Measured on ext4, Linux 6.18: after
+ * an 8 MiB write, dropping the first 512, 4096 or 65536 bytes drops nothing, the first 2 MiB drops them. So
+ * the range is widened to a multiple of the largest folio that the page cache can hold: 2^11 pages
+ * (MAX_XAS_ORDER, include/linux/pagemap.h), which are aligned to their size. */
+ssize_t io_header_read(int fd, void *buf, size_t len, uint64_t off)
+{
+    uint64_t folio = (uint64_t)sysconf(_SC_PAGESIZE) << 11;
+    uint64_t begin = off / folio * folio;
+    uint64_t end = (off + len + folio - 1) / folio * folio;
+    int r;
+
+    if (off > INT64_MAX - folio || len > INT64_MAX - folio - off)
+        return -EINVAL;
+    r = drop(fd, begin, end - begin);
+    if (r < 0)
+        return r;
+    return read_upto(fd, buf, len, off);
+}
+
+int io_header_write(int fd, const void *buf, size_t len, uint64_t off)
+{
+    int r = HOOK_FAIL("io.header.write");
+
+    return r < 0 ? r : write_all(fd, buf, len, off);
+}
+
+int io_set_mtime(int fd, struct timespec mtime)
+{
+    const struct timespec times[2] = {{.tv_nsec = UTIME_OMIT}, mtime};
+
+    HOOK("io.mtime");
+    return futimens(fd, times) < 0 ? -errno : 0;
+}
+
+/* ---- file handles ---- */
+
+union handle_buffer {
+    struct file_handle handle;
+    char space[sizeof(struct file_handle) + IO_HANDLE_MAX];
+};
+
+int io_handle_get(int fd, struct io_handle *ret)
+{
+    union handle_buffer b = {.handle.handle_bytes = IO_HANDLE_MAX};
+    int mount_id, r;
+
+    do
+        r = name_to_handle_at(fd, "", &b.handle, &mount_id, AT_EMPTY_PATH);
+    while (r < 0 && errno == EINTR);
+    if (r < 0 && errno != EOPNOTSUPP && errno != EOVERFLOW)
+        return -errno;
+    memset(ret, 0, sizeof *ret);
+    if (r == 0) {
+        ret->type = b.handle.handle_type;
+        ret->len = b.handle.handle_bytes;
+        memcpy(ret->bytes, b.handle.f_handle, ret->len);
+    }
+    return 0;
+}
+
+bool io_handle_equal(const struct io_handle *a, const struct io_handle *b)
+{
+    if (a->len != b->len)
+        return false;
+    return a->len == 0 || (a->type == b->type && memcmp(a->bytes, b->bytes, a->len) == 0);
+}
+
+int io_handle_open(int mount_fd, const struct io_handle *h, int flags)
+{
+    union handle_buffer b = {.handle.handle_bytes = h->len, .handle.handle_type = h->type};
+    int fd;
+
+    if (h->len == 0)
+        return -EOPNOTSUPP;
+    if (h->len > IO_HANDLE_MAX)
+        return -EINVAL;
+    memcpy(b.handle.f_handle, h->bytes, h->len);
+    do
+        fd = open_by_handle_at(mount_fd, &b.handle, flags | O_CLOEXEC);
+    while (fd < 0 && errno == EINTR);
+    return fd < 0 ? -errno : fd;
+}
+
+/* ---- file system types and the fence lock ---- */
+
+/* Magic numbers: <linux/magic.h>, <linux/gfs2_ondisk.h>, statfs(2); bcachefs: fs/bcachefs/bcachefs_format.h;
+ * ZFS: OpenZFS, sys/zfs_vfsops.h. Where flock(2) meets byte locks: NFS and CIFS turn it into a byte lock of
+ * the whole file (flock(2), "NFS details", "CIFS details"), 9p sends both as the same message
+ * (fs/9p/vfs_file.c). On OCFS2 the fence itself is a flock, so a user's flock meets it too. */
+static const struct io_fstype fstypes[] = {
+    {EXT4_SUPER_MAGIC, "ext2/ext3/ext4", FENCE_OFD, false, false},
+    {XFS_SUPER_MAGIC, "xfs", FENCE_OFD, false, false},
+    {BTRFS_SUPER_MAGIC, "btrfs", FENCE_OFD, false, false},
+    {F2FS_SUPER_MAGIC, "f2fs", FENCE_OFD, false, false},
+    {0x3153464a, "jfs", FENCE_OFD, false, false},
+    {0xca451a4e, "bcachefs", FENCE_OFD, false, false},
+    {0x2fc12fc1, "zfs", FENCE_OFD, false, false},
+    {TMPFS_MAGIC, "tmpfs", FENCE_OFD, false, false},
+    {RAMFS_MAGIC, "ramfs", FENCE_OFD, false, false},
+    {OVERLAYFS_SUPER_MAGIC, "overlayfs", FENCE_OFD, false, false},
+    {NFS_SUPER_MAGIC, "nfs", FENCE_OFD, true, true},
+    {OCFS2_SUPER_MAGIC, "ocfs2", FENCE_FLOCK, true, true},
+    {GFS2_MAGIC, "gfs2", FENCE_OFD, true, false},
+    {CEPH_SUPER_MAGIC, "ceph", FENCE_OFD, true, false},
+    {V9FS_MAGIC, "9p", FENCE_OFD, true, true},
+    {FUSE_SUPER_MAGIC, "fuse", FENCE_OFD, true, false}, /* GlusterFS among others */
+    {SMB_SUPER_MAGIC, "smb", FENCE_OFD, true, true},
+    {CIFS_SUPER_MAGIC, "cifs", FENCE_OFD, true, true},
+    {SMB2_SUPER_MAGIC, "smb2", FENCE_OFD, true, true},
+};
+/* Of a type that nobody has looked at, the careful answers. */
+static const struct io_fstype unknown_fstype = {0, "unknown", FENCE_OFD, true, true};
+
+const struct io_fstype *io_fstype(int fd)
+{
+    struct statfs sfs;
+
+    if (fstatfs(fd, &sfs) < 0)
+        return &unknown_fstype;
+    for (size_t i = 0; i < sizeof fstypes / sizeof fstypes[0]; i++)
+        if ((uint32_t)fstypes[i].magic ==
+            (uint32_t)sfs.f_type) /* f_type is a signed 32-bit word on some machines */
+            return &fstypes[i];
+    return &unknown_fstype;
+}
+
+static int ofd_lock(int fd, short type, int64_t start, int64_t len)
+{
+    struct flock lock = {.l_type = type, .l_whence = SEEK_SET, .l_start = start, .l_len = len};
+    int r;
+
+    do
+        r = fcntl(fd, F_OFD_SETLK, &lock);
+    while (r < 0 && errno == EINTR);
+    return r < 0 ? -errno : 0;
+}
+
+static int whole_flock(int fd, int operation)
+{
+    int r;
+
+    do
+        r = flock(fd, operation | LOCK_NB);
+    while (r < 0 && errno == EINTR);
+    return r < 0 ? -errno : 0; /* EWOULDBLOCK is EAGAIN */
+}
+
+static int fence(int fd, enum fence_kind kind, bool exclusive)
+{
+    switch (kind) {
+    case FENCE_OFD:
+        return ofd_lock(fd, exclusive ? F_WRLCK : F_RDLCK, DG_FENCE_OFFSET, 1);
+    case FENCE_FLOCK: /* a conversion that is refused loses the old lock: flock(2); so after -EAGAIN the
+                         descriptor has none */
+        return whole_flock(fd, exclusive ? LOCK_EX : LOCK_SH);
+    case FENCE_NONE:
+        return 0;
+    }
+    return -EINVAL;
+}
+
+int io_fence_shared(int fd, enum fence_kind kind)
+{
+    return fence(fd, kind, false);
+}
+
+int io_fence_exclusive(int fd, enum fence_kind kind)
+{
+    return fence(fd, kind, true);
+}
+
+int io_lock_file(int fd, enum fence_kind kind)
+{
+    int r;
+
+    if (kind == FENCE_FLOCK)
+        return whole_flock(fd, LOCK_EX);
+    r = ofd_lock(fd, F_WRLCK, 0, 0);
+    if (kind == FENCE_NONE && (r == -ENOLCK || r == -EOPNOTSUPP || r == -ENOSYS || r == -EINVAL))
+        return 0; /* fence=none is for storage without locks; where there are some, they still keep this
+                     host's processes apart */
+    return r;
+}

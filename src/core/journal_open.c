@@ -1,0 +1,360 @@
+/* journal_open.c: opening, checking and closing the journal; sqlite's errors as errno. */
+#include <fcntl.h>
+#include <limits.h>
+#include <sqlite3.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+
+#include "core/hook.h"
+#include "core/journal_priv.h"
+#include "diskguard/journal.h"
+
+/* A path is cut in explanations, so that the way out at the end of the line is never what falls off. */
+#define P "%.200s"
+
+static const char *const statements[STMT_COUNT] = {
+    [STMT_BEGIN] = "BEGIN IMMEDIATE",
+    [STMT_COMMIT] = "COMMIT",
+    [STMT_ROLLBACK] = "ROLLBACK",
+    [STMT_PUT] = "INSERT OR REPLACE INTO claim (inode, generation, record) VALUES (?1, ?2, ?3)",
+    [STMT_REMOVE] = "DELETE FROM claim WHERE inode = ?1 AND generation = ?2",
+    [STMT_EACH] = "SELECT inode, generation, record FROM claim",
+};
+
+/* ---- errors ---- */
+
+/* What the failed system call said, where it says more than sqlite's own code; else 0. */
+static int system_errno(sqlite3 *db)
+{
+    int e = sqlite3_system_errno(db);
+
+    switch (e) {
+    case EDQUOT:
+    case EFBIG:
+        return -ENOSPC; /* no more room for this file */
+    case ENOSPC:
+    case EROFS:
+    case EACCES:
+    case EMFILE:
+    case ENFILE:
+    case ENOMEM:
+        return -e;
+    default:
+        return 0;
+    }
+}
+
+int journal_errno(sqlite3 *db, int result)
+{
+    int extended = sqlite3_extended_errcode(db), e;
+
+    if ((extended & 0xff) != (result & 0xff))
+        extended = result;
+    if (extended == SQLITE_IOERR_NOMEM)
+        return -ENOMEM;
+    switch (result & 0xff) {
+    case SQLITE_FULL:
+        return -ENOSPC;
+    case SQLITE_IOERR:
+        e = system_errno(db);
+        return e < 0 ? e : -EIO;
+    case SQLITE_CANTOPEN:
+        e = system_errno(db);
+        return e < 0 ? e : -EACCES;
+    case SQLITE_READONLY:
+        return -EROFS;
+    case SQLITE_CORRUPT:
+    case SQLITE_NOTADB:
+        return -EBADMSG;
+    case SQLITE_BUSY:
+    case SQLITE_LOCKED:
+        return -EBUSY;
+    case SQLITE_NOMEM:
+        return -ENOMEM;
+    case SQLITE_PERM:
+    case SQLITE_AUTH:
+        return -EACCES;
+    case SQLITE_TOOBIG:
+        return -EMSGSIZE;
+    case SQLITE_CONSTRAINT:
+    case SQLITE_MISMATCH:
+        return -EINVAL;
+    default:
+        return -EIO;
+    }
+}
+
+static int explain(const char *path, int err, struct why *why)
+{
+    switch (-err) {
+    case EBADMSG:
+        why_set(why,
+                "the journal " P " is damaged or no diskguard journal: move it (and -wal beside it) away, "
+                                 "then run fsck.diskguard -n on the "
+                "datastore: what was held is in the claims too, and this host takes it up at its next start",
+                path);
+        break;
+    case EPROTONOSUPPORT:
+        why_set(why, "the journal " P " was made by a newer diskguard; update diskguard on this host", path);
+        break;
+    case ENOSPC:
+        why_set(why,
+                "no space for the journal " P
+                "; free some space there, or choose another place with state-dir=",
+                path);
+        break;
+    case EROFS:
+    case EACCES:
+        why_set(why,
+                "cannot write the journal " P
+                ": %s; run as its owner, or choose another place with state-dir=",
+                path, strerror(-err));
+        break;
+    case EBUSY:
+        why_set(why, "another program has the journal " P " open: end it (sqlite3? a backup?)", path);
+        break;
+    default:
+        why_set(why, "cannot open the journal " P ": %s; look at the kernel log", path, strerror(-err));
+    }
+    return err;
+}
+
+/* ---- the lock file ---- */
+
+/* It is never removed: a lock on a removed file keeps nobody out. */
+static int lock_take(int dir_fd, const char *dir, const char *name, int *ret_fd, struct why *why)
+{
+    _cleanup_close_ int fd = openat(dir_fd, name, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    char pid[32];
+    ssize_t n;
+    int r;
+
+    if (fd < 0 || flock(fd, LOCK_EX | LOCK_NB) < 0) {
+        r = -errno;
+        if (r != -EAGAIN) {
+            why_set(why, "cannot lock " P "/%s: %s", dir, name, strerror(-r));
+            return r;
+        }
+        n = pread(fd, pid, sizeof(pid) - 1, 0);
+        pid[n > 0 ? n : 0] = '\0';
+        pid[strcspn(pid, "\n")] = '\0';
+        why_set(why, "another diskguard or fsck.diskguard%s%s has the lock " P "/%s; end it first",
+                pid[0] ? ", pid " : "", pid, dir, name);
+        return -EBUSY;
+    }
+    /* For people only, so that it may fail. */
+    n = snprintf(pid, sizeof(pid), "%d\n", (int)getpid());
+    if (ftruncate(fd, 0) == 0)
+        n = pwrite(fd, pid, (size_t)n, 0);
+    *ret_fd = base_steal_fd(&fd);
+    return 0;
+}
+
+/* ---- the database ---- */
+
+/* Made here and not by sqlite, for its mode: -wal gets the same one. An empty file is an empty database. */
+static int file_make(int dir_fd, const char *name)
+{
+    struct stat st;
+    int fd, r = 0;
+
+    HOOK("journal.create");
+    fd = openat(dir_fd, name, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600);
+    if (fd < 0)
+        return errno == ELOOP ? -EBADMSG : -errno;
+    if (fstat(fd, &st) < 0)
+        r = -errno;
+    else if (!S_ISREG(st.st_mode))
+        r = -EBADMSG;
+    close(fd); /* before sqlite opens it: closing any descriptor of a file drops a process's POSIX locks on it
+                */
+    return r;
+}
+
+/* The one value of a PRAGMA, as text. */
+static int pragma_get(sqlite3 *db, const char *sql, char *ret, size_t size)
+{
+    sqlite3_stmt *stmt = NULL;
+    int r = sqlite3_prepare_v2(db, sql, -1, &stmt, NULL);
+
+    if (r == SQLITE_OK)
+        r = sqlite3_step(stmt);
+    if (r == SQLITE_ROW) {
+        const char *text = (const char *)sqlite3_column_text(stmt, 0);
+        snprintf(ret, size, "%s", text ? text : "");
+    }
+    if (r != SQLITE_ROW)
+        r = r == SQLITE_DONE ? -EIO : journal_errno(db, r);
+    else
+        r = 0;
+    sqlite3_finalize(stmt);
+    return r;
+}
+
+static int exec(sqlite3 *db, const char *sql)
+{
+    int r = sqlite3_exec(db, sql, NULL, NULL, NULL);
+
+    return r == SQLITE_OK ? 0 : journal_errno(db, r);
+}
+
+/* Exclusive: the lock file keeps our own programs out, this keeps others out, and there is no -shm file to be
+ * mapped. Before the first look at the database, or it does not hold for the log. */
+static int configure(sqlite3 *db)
+{
+    char mode[16];
+    int r;
+
+    sqlite3_extended_result_codes(db, 1);
+    sqlite3_busy_timeout(db, 2000);
+    r = exec(db, "PRAGMA locking_mode=EXCLUSIVE; PRAGMA temp_store=MEMORY; PRAGMA trusted_schema=OFF;");
+    if (r < 0)
+        return r;
+    r = pragma_get(db, "PRAGMA journal_mode=WAL", mode, sizeof(mode));
+    if (r < 0)
+        return r;
+    if (strcmp(mode, "wal") != 0)
+        return -EROFS;
+    return exec(db, "PRAGMA synchronous=FULL");
+}
+
+/* Version 0 is a new database, if there is nothing in it. */
+static int schema(sqlite3 *db)
+{
+    char text[64], *end;
+    long version;
+    int r = pragma_get(db, "PRAGMA user_version", text, sizeof(text));
+
+    if (r < 0)
+        return r;
+    version = strtol(text, &end, 10);
+    if (version > DG_JOURNAL_VERSION)
+        return -EPROTONOSUPPORT;
+    if (version < 0)
+        return -EBADMSG;
+    if (version == 0) {
+        r = pragma_get(db, "SELECT count(*) FROM sqlite_schema", text, sizeof(text));
+        if (r < 0)
+            return r;
+        if (strcmp(text, "0") != 0)
+            return -EBADMSG;
+        HOOK("journal.schema");
+        snprintf(text, sizeof(text), "PRAGMA user_version=%d", DG_JOURNAL_VERSION);
+        r = exec(db, "BEGIN IMMEDIATE; " DG_JOURNAL_SCHEMA);
+        if (r == 0)
+            r = exec(db, text);
+        if (r == 0)
+            r = exec(db, "COMMIT");
+        return r;
+    }
+    /* A damaged page is better found now than in the middle of a restore. */
+    r = pragma_get(db, "PRAGMA quick_check(1)", text, sizeof(text));
+    if (r < 0)
+        return r;
+    return strcmp(text, "ok") == 0 ? 0 : -EBADMSG;
+}
+
+static int prepare(struct journal *j)
+{
+    for (int i = 0; i < STMT_COUNT; i++) {
+        int r = sqlite3_prepare_v3(j->db, statements[i], -1, SQLITE_PREPARE_PERSISTENT, &j->stmt[i], NULL);
+
+        if ((r & 0xff) == SQLITE_ERROR) /* no such table or column: a database of somebody else */
+            return -EBADMSG;
+        if (r != SQLITE_OK)
+            return journal_errno(j->db, r);
+    }
+    return 0;
+}
+
+static int database_open(struct journal *j, int dir_fd, const char *name, const char *path)
+{
+    int r = file_make(dir_fd, name);
+
+    if (r < 0)
+        return r;
+    r = sqlite3_open_v2(path, &j->db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_FULLMUTEX | SQLITE_OPEN_NOFOLLOW,
+                        NULL);
+    if (r != SQLITE_OK)
+        return j->db ? journal_errno(j->db, r) : -ENOMEM;
+    r = configure(j->db);
+    if (r == 0)
+        r = schema(j->db);
+    if (r == 0)
+        r = prepare(j);
+    return r < 0 ? r : io_fsync(dir_fd);
+}
+
+/* ---- open and close ---- */
+
+static struct journal *journal_new(void)
+{
+    struct journal *j = calloc(1, sizeof(*j));
+
+    if (!j)
+        return NULL;
+    j->lock_fd = -1;
+    mutex_init(&j->mutex);
+    pthread_cond_init(&j->cond, NULL);
+    mutex_lock(&j->mutex);
+    j->tail = &j->head;
+    mutex_unlock(&j->mutex);
+    return j;
+}
+
+void journal_close(struct journal *j)
+{
+    if (!j)
+        return;
+    for (int i = 0; i < STMT_COUNT; i++)
+        sqlite3_finalize(j->stmt[i]);
+    sqlite3_close(j->db);
+    base_closep(&j->lock_fd); /* last: until here the database is ours */
+    pthread_cond_destroy(&j->cond);
+    mutex_destroy(&j->mutex);
+    free(j);
+}
+
+int journal_open(const char *state_dir, const char *store_uuid, struct journal **ret, struct why *why)
+{
+    char dir[PATH_MAX], name[DG_UUID_LEN + 8], path[PATH_MAX + sizeof(name)];
+    struct journal *j = NULL;
+    int dir_fd = -1, r;
+
+    if (!base_uuid_ok(store_uuid)) {
+        why_set(why, "%.60s is not the uuid of a datastore", store_uuid);
+        return -EINVAL;
+    }
+    /* Canonical, because sqlite is told to follow no symlink at all. */
+    if (realpath(state_dir, dir))
+        dir_fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (dir_fd < 0) {
+        r = -errno;
+        why_set(why, "cannot open the state directory " P ": %s", state_dir, strerror(-r));
+        return r;
+    }
+    j = journal_new();
+    if (!j) {
+        r = -ENOMEM;
+        goto out;
+    }
+    snprintf(name, sizeof(name), "%s.lock", store_uuid);
+    r = lock_take(dir_fd, dir, name, &j->lock_fd, why);
+    if (r < 0)
+        goto out;
+    snprintf(name, sizeof(name), "%s.db", store_uuid);
+    snprintf(path, sizeof(path), "%s/%s", dir, name);
+    r = database_open(j, dir_fd, name, path);
+    if (r < 0) {
+        explain(path, r, why);
+        goto out;
+    }
+    *ret = j;
+    j = NULL;
+out:
+    journal_close(j);
+    close(dir_fd);
+    return r;
+}

@@ -1,0 +1,40 @@
+/* journal_priv.h: what journal.c and journal_open.c share. Nobody else includes it. It names sqlite's
+ * structures without including sqlite3.h, which only journal*.c may. */
+#ifndef DISKGUARD_JOURNAL_PRIV_H
+#define DISKGUARD_JOURNAL_PRIV_H
+
+#include "core/journal.h"
+#include "core/sync.h"
+
+struct sqlite3;
+struct sqlite3_stmt;
+
+enum journal_stmt { STMT_BEGIN, STMT_COMMIT, STMT_ROLLBACK, STMT_PUT, STMT_REMOVE, STMT_EACH, STMT_COUNT };
+
+/* One put or remove; lives on its caller's stack until it is done. */
+struct op {
+    struct op *next;
+    uint64_t ino, generation;
+    const char *text; /* NULL: remove */
+    size_t len;
+    int err;   /* written by the leader while it is busy, read after done */
+    bool done; /* under the mutex */
+};
+
+struct journal {
+    int lock_fd;
+    /* Used by whoever has set busy (and by open and close, which are alone). */
+    struct sqlite3 *db;
+    struct sqlite3_stmt *stmt[STMT_COUNT];
+
+    struct mutex mutex;
+    pthread_cond_t cond; /* busy became false */
+    bool busy GUARDED_BY(mutex);
+    struct op *head GUARDED_BY(mutex);
+    struct op **tail GUARDED_BY(mutex);
+};
+
+/* The errno, negative, of a failed call: of `result` and of what the database remembers of it. */
+int journal_errno(struct sqlite3 *db, int result);
+
+#endif

@@ -1,0 +1,451 @@
+/* record.c: see record.h and include/diskguard/record.h. */
+#include "core/record.h"
+
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <zlib.h>
+
+#include "core/overlay.h"
+
+#define SUM_NAME "sum="
+#define SUM_LINE (sizeof SUM_NAME - 1 + 8 + 1) /* bytes of the last line: name, 8 digits, newline */
+#define ERRNO_MAX 4095                         /* MAX_ERRNO, include/linux/err.h of the kernel */
+#define MTIME_FORM "%" PRId64 " %ld"
+
+static const char *const step_names[] = {
+    [STEP_FREE] = "free",     [STEP_CLAIMED] = "claimed",     [STEP_ARMED] = "armed",
+    [STEP_SEALED] = "sealed", [STEP_RESTORING] = "restoring", [STEP_STUCK] = "stuck",
+};
+#define STEP_COUNT (sizeof step_names / sizeof step_names[0])
+
+const char *record_step_name(enum claim_step step)
+{
+    return (unsigned)step < STEP_COUNT ? step_names[step] : "?";
+}
+
+/* ---- what holds for both directions ---- */
+
+static bool extent_ok(const struct extent *e)
+{
+    return e->len >= 1 && e->len <= EXTENT_MAX && e->off <= (uint64_t)INT64_MAX - e->len;
+}
+
+static bool plan_ok(const struct plan *plan)
+{
+    if (plan->n > PLAN_MAX)
+        return false;
+    for (unsigned i = 0; i < plan->n; i++) {
+        const struct extent *e = &plan->ext[i];
+        if (!extent_ok(e))
+            return false;
+        for (unsigned j = 0; j < i; j++)
+            if (e->off < plan->ext[j].off + plan->ext[j].len && plan->ext[j].off < e->off + e->len)
+                return false;
+    }
+    return true;
+}
+
+/* "YYYY-MM-DDThh:mm:ssZ" */
+static bool time_ok(const char *text)
+{
+    static const char form[] = "dddd-dd-ddTdd:dd:ddZ";
+
+    for (size_t i = 0; i < sizeof form; i++) {
+        bool is_digit = text[i] >= '0' && text[i] <= '9';
+        if (form[i] == 'd' ? !is_digit : text[i] != form[i])
+            return false;
+    }
+    return true;
+}
+
+static bool timespec_ok(const struct timespec *t)
+{
+    return t->tv_sec > INT64_MIN && t->tv_nsec >= 0 && t->tv_nsec < 1000000000;
+}
+
+static bool fields_ok(const struct record *rec)
+{
+    return base_uuid_ok(rec->host) && base_uuid_ok(rec->installation) && base_uuid_ok(rec->boot) &&
+           base_uuid_ok(rec->daemon) && time_ok(rec->since) && timespec_ok(&rec->mtime) &&
+           timespec_ok(&rec->mtime_sealed) && (unsigned)rec->step < STEP_COUNT && rec->handle.type >= 0 &&
+           rec->handle.len <= IO_HANDLE_MAX && rec->sync_error >= 0 && rec->sync_error <= ERRNO_MAX &&
+           plan_ok(&rec->plan);
+}
+
+static uint32_t checksum(const char *text, size_t len)
+{
+    return (uint32_t)crc32(0, (const Bytef *)text, (uInt)len); /* len <= DG_RECORD_MAX */
+}
+
+/* ---- encode ---- */
+
+struct writer {
+    char *text; /* DG_RECORD_MAX + 1 bytes */
+    size_t len;
+    int error; /* of the first put that failed; later ones do nothing */
+};
+
+static void put(struct writer *w, const char *fmt, ...) DG_PRINTF(2, 3);
+static void put(struct writer *w, const char *fmt, ...)
+{
+    size_t room = DG_RECORD_MAX + 1 - w->len;
+    va_list ap;
+
+    if (w->error)
+        return;
+    va_start(ap, fmt);
+    int n = vsnprintf(w->text + w->len, room, fmt, ap);
+    va_end(ap);
+    if (n < 0 || (size_t)n >= room)
+        w->error = -EINVAL;
+    else
+        w->len += (size_t)n;
+}
+
+/* value: an array of size bytes, which must hold a NUL. */
+static void put_text(struct writer *w, const char *name, const char *value, size_t size)
+{
+    put(w, "%s=", name);
+    if (w->error)
+        return;
+    if (!memchr(value, '\0', size) || base_escape(value, w->text + w->len, DG_RECORD_MAX + 1 - w->len) < 0)
+        w->error = -EINVAL;
+    else
+        w->len += strlen(w->text + w->len);
+    put(w, "\n");
+}
+
+static void put_hex(struct writer *w, const uint8_t *bytes, size_t n)
+{
+    if (w->error || 2 * n > DG_RECORD_MAX - w->len) {
+        w->error = -EINVAL;
+        return;
+    }
+    base_hex(bytes, n, w->text + w->len);
+    w->len += 2 * n;
+}
+
+static void put_handle(struct writer *w, const struct io_handle *h)
+{
+    if (h->len == 0) {
+        put(w, "handle=-\n");
+        return;
+    }
+    put(w, "handle=%d ", h->type);
+    put_hex(w, h->bytes, h->len);
+    put(w, "\n");
+}
+
+static void put_extent(struct writer *w, const struct extent *e)
+{
+    put(w, "extent=%" PRIu64 " %" PRIu32 " ", e->off, e->len);
+    put_hex(w, e->truth, e->len);
+    put(w, " ");
+    put_hex(w, e->sealed, e->len);
+    put(w, " ");
+    if (e->has_was)
+        put_hex(w, e->was, e->len);
+    else
+        put(w, "-");
+    put(w, "\n");
+}
+
+static void put_mtime(struct writer *w, const char *name, const struct timespec *t)
+{
+    put(w, "%s=" MTIME_FORM "\n", name, (int64_t)t->tv_sec, t->tv_nsec);
+}
+
+static void put_all(struct writer *w, const struct record *rec)
+{
+    put(w, DG_RECORD_MAGIC " %d\n", DG_RECORD_VERSION);
+    put_text(w, "image", rec->image, sizeof rec->image);
+    put(w, "inode=%" PRIu64 "\n", rec->ino);
+    put_handle(w, &rec->handle);
+    put(w, "generation=%" PRIu64 "\n", rec->generation);
+    put(w, "state=%s\n", step_names[rec->step]);
+    put(w, "seq=%" PRIu64 "\n", rec->seq);
+    put(w, "host=%s\n", rec->host);
+    put_text(w, "name", rec->host_name, sizeof rec->host_name);
+    put(w, "installation=%s\nboot=%s\ndaemon=%s\n", rec->installation, rec->boot, rec->daemon);
+    put(w, "pid=%" PRIu64 "\nstart=%" PRIu64 "\n", rec->pid, rec->start);
+    put(w, "uid=%" PRIu64 "\ngid=%" PRIu64 "\n", rec->uid, rec->gid);
+    put(w, "since=%s\n", rec->since);
+    put_text(w, "format", rec->format, sizeof rec->format);
+    put(w, "size=%" PRIu64 "\n", rec->virtual_size);
+    if (rec->cut == OVERLAY_NO_CUT)
+        put(w, "cut=-\n");
+    else
+        put(w, "cut=%" PRIu64 "\n", rec->cut);
+    put_mtime(w, "mtime", &rec->mtime);
+    put_mtime(w, "mtime-sealed", &rec->mtime_sealed);
+    put(w, "sync-error=%d\n", rec->sync_error);
+    for (unsigned i = 0; i < rec->plan.n; i++)
+        put_extent(w, &rec->plan.ext[i]);
+    put(w, SUM_NAME "%08" PRIx32 "\n", checksum(w->text, w->len));
+}
+
+int record_encode(const struct record *rec, char **ret_text, size_t *ret_len)
+{
+    struct writer w = {0};
+    char *smaller;
+
+    if (!fields_ok(rec))
+        return -EINVAL;
+    w.text = malloc(DG_RECORD_MAX + 1);
+    if (!w.text)
+        return -ENOMEM;
+    put_all(&w, rec);
+    if (w.error) {
+        free(w.text);
+        return w.error;
+    }
+    smaller = realloc(w.text, w.len + 1);
+    *ret_text = smaller ? smaller : w.text;
+    *ret_len = w.len;
+    return 0;
+}
+
+/* ---- decode ---- */
+
+struct reader {
+    char *next; /* the next line */
+    bool bad;   /* something did not parse; what was read since is meaningless */
+};
+
+/* Cuts the next line off, which must begin with "name=", and returns its value; "" when there is none. */
+static char *take(struct reader *r, const char *name)
+{
+    size_t n = strlen(name);
+    char *line = r->next, *end = strchr(line, '\n');
+
+    if (r->bad || !end || strncmp(line, name, n) != 0 || line[n] != '=') {
+        r->bad = true;
+        return strchr(line, '\0');
+    }
+    *end = '\0';
+    r->next = end + 1;
+    return line + n + 1;
+}
+
+/* Cuts the next word off *rest; words are separated by exactly one space. */
+static char *word(struct reader *r, char **rest)
+{
+    char *this = *rest, *space = this ? strchr(this, ' ') : NULL;
+
+    if (space)
+        *space++ = '\0';
+    if (!this || *this == '\0')
+        r->bad = true;
+    *rest = space;
+    return this ? this : strchr(r->next, '\0');
+}
+
+static uint64_t parse_u64(struct reader *r, const char *text)
+{
+    uint64_t value = 0;
+
+    if (base_u64(text, &value) < 0)
+        r->bad = true;
+    return value;
+}
+
+static uint64_t take_u64(struct reader *r, const char *name)
+{
+    return parse_u64(r, take(r, name));
+}
+
+static void take_text(struct reader *r, const char *name, char *ret, size_t size)
+{
+    const char *value = take(r, name);
+
+    if (base_unescape(value, strlen(value), ret, size) < 0)
+        r->bad = true;
+}
+
+/* Text without escapes that must fit; whether it makes sense is for fields_ok(). */
+static void take_plain(struct reader *r, const char *name, char *ret, size_t size)
+{
+    const char *value = take(r, name);
+    size_t n = strlen(value);
+
+    if (n >= size)
+        r->bad = true;
+    else
+        memcpy(ret, value, n + 1);
+}
+
+/* Decodes exactly n bytes, or marks the record bad. */
+static void parse_hex(struct reader *r, const char *text, size_t n, uint8_t *ret)
+{
+    if (strlen(text) != 2 * n || base_unhex(text, n, ret) < 0)
+        r->bad = true;
+}
+
+static void take_handle(struct reader *r, struct io_handle *ret)
+{
+    char *rest = take(r, "handle");
+
+    if (strcmp(rest, "-") == 0)
+        return;
+    uint64_t type = parse_u64(r, word(r, &rest));
+    const char *hex = word(r, &rest);
+    size_t n = strlen(hex) / 2;
+    if (r->bad || rest || type > INT32_MAX || n < 1 || n > IO_HANDLE_MAX) {
+        r->bad = true;
+        return;
+    }
+    parse_hex(r, hex, n, ret->bytes);
+    ret->type = (int)type;
+    ret->len = (unsigned)n;
+}
+
+static void take_step(struct reader *r, enum claim_step *ret)
+{
+    const char *value = take(r, "state");
+
+    for (unsigned i = 0; i < STEP_COUNT; i++)
+        if (strcmp(value, step_names[i]) == 0) {
+            *ret = (enum claim_step)i;
+            return;
+        }
+    r->bad = true;
+}
+
+static void take_cut(struct reader *r, uint64_t *ret)
+{
+    const char *value = take(r, "cut");
+
+    *ret = OVERLAY_NO_CUT;
+    if (strcmp(value, "-") == 0)
+        return;
+    *ret = parse_u64(r, value);
+    if (*ret == OVERLAY_NO_CUT)
+        r->bad = true;
+}
+
+static void take_mtime(struct reader *r, const char *name, struct timespec *ret)
+{
+    char *rest = take(r, name), *seconds = word(r, &rest);
+    bool negative = seconds[0] == '-'; /* before 1970 */
+    uint64_t sec = parse_u64(r, seconds + negative), nsec = parse_u64(r, word(r, &rest));
+
+    if (r->bad || rest || sec > INT64_MAX || nsec >= 1000000000 || (negative && sec == 0)) {
+        r->bad = true;
+        return;
+    }
+    ret->tv_sec = negative ? -(time_t)sec : (time_t)sec;
+    ret->tv_nsec = (long)nsec;
+}
+
+static void take_extent(struct reader *r, struct extent *ret)
+{
+    char *rest = take(r, "extent");
+    uint64_t off = parse_u64(r, word(r, &rest)), len = parse_u64(r, word(r, &rest));
+    const char *truth = word(r, &rest), *sealed = word(r, &rest), *was = word(r, &rest);
+
+    if (r->bad || rest || len < 1 || len > EXTENT_MAX) {
+        r->bad = true;
+        return;
+    }
+    ret->off = off;
+    ret->len = (uint32_t)len;
+    parse_hex(r, truth, len, ret->truth);
+    parse_hex(r, sealed, len, ret->sealed);
+    ret->has_was = strcmp(was, "-") != 0;
+    if (ret->has_was)
+        parse_hex(r, was, len, ret->was);
+}
+
+static void take_all(struct reader *r, struct record *rec)
+{
+    take_text(r, "image", rec->image, sizeof rec->image);
+    rec->ino = take_u64(r, "inode");
+    take_handle(r, &rec->handle);
+    rec->generation = take_u64(r, "generation");
+    take_step(r, &rec->step);
+    rec->seq = take_u64(r, "seq");
+    take_plain(r, "host", rec->host, sizeof rec->host);
+    take_text(r, "name", rec->host_name, sizeof rec->host_name);
+    take_plain(r, "installation", rec->installation, sizeof rec->installation);
+    take_plain(r, "boot", rec->boot, sizeof rec->boot);
+    take_plain(r, "daemon", rec->daemon, sizeof rec->daemon);
+    rec->pid = take_u64(r, "pid");
+    rec->start = take_u64(r, "start");
+    rec->uid = take_u64(r, "uid");
+    rec->gid = take_u64(r, "gid");
+    take_plain(r, "since", rec->since, sizeof rec->since);
+    take_text(r, "format", rec->format, sizeof rec->format);
+    rec->virtual_size = take_u64(r, "size");
+    take_cut(r, &rec->cut);
+    take_mtime(r, "mtime", &rec->mtime);
+    take_mtime(r, "mtime-sealed", &rec->mtime_sealed);
+    uint64_t sync_error = take_u64(r, "sync-error");
+    rec->sync_error = (int)DG_MIN(sync_error, (uint64_t)ERRNO_MAX + 1); /* too much for fields_ok() */
+    while (!r->bad && *r->next && rec->plan.n < PLAN_MAX)
+        take_extent(r, &rec->plan.ext[rec->plan.n++]);
+    if (*r->next) /* more extents than a plan has, or a line that nobody knows */
+        r->bad = true;
+}
+
+/* Is text whole, and the version's number? 0 with *ret_body set behind the first line, or -errno. text is cut
+ * before its sum. */
+static int check_frame(char *text, size_t len, char **ret_body)
+{
+    static const char magic[] = DG_RECORD_MAGIC " ";
+    char *end, *newline;
+    uint8_t sum[4];
+    uint64_t version;
+
+    if (len < sizeof magic + SUM_LINE || memchr(text, '\0', len) || strncmp(text, magic, strlen(magic)) != 0)
+        return -EBADMSG;
+    end = text + len - SUM_LINE;
+    if (end[-1] != '\n' || strncmp(end, SUM_NAME, strlen(SUM_NAME)) != 0 || text[len - 1] != '\n' ||
+        base_unhex(end + strlen(SUM_NAME), sizeof sum, sum) < 0)
+        return -EBADMSG;
+    *end = '\0';
+    if (checksum(text, (size_t)(end - text)) !=
+        ((uint32_t)sum[0] << 24 | (uint32_t)sum[1] << 16 | (uint32_t)sum[2] << 8 | sum[3]))
+        return -EBADMSG;
+    newline = strchr(text, '\n');
+    *newline = '\0';
+    if (base_u64(text + strlen(magic), &version) < 0 || version == 0)
+        return -EBADMSG;
+    if (version > DG_RECORD_VERSION)
+        return -EPROTONOSUPPORT;
+    *ret_body = newline + 1;
+    return 0;
+}
+
+int record_decode(const char *text, size_t len, struct record *ret)
+{
+    struct reader reader = {0};
+    struct record *rec = NULL;
+    char *copy = NULL;
+    int r = -EBADMSG;
+
+    if (len > DG_RECORD_MAX)
+        return -EBADMSG;
+    copy = malloc(len + 1);
+    rec = calloc(1, sizeof *rec);
+    if (!copy || !rec) {
+        r = -ENOMEM;
+        goto out;
+    }
+    memcpy(copy, text, len);
+    copy[len] = '\0';
+    r = check_frame(copy, len, &reader.next);
+    if (r < 0)
+        goto out;
+    take_all(&reader, rec);
+    if (reader.bad || !fields_ok(rec)) {
+        r = -EBADMSG;
+        goto out;
+    }
+    *ret = *rec;
+out:
+    free(copy);
+    free(rec);
+    return r;
+}

@@ -1,0 +1,553 @@
+/* recover.c: execution of recover_decide(): looks at claim, image and header, acts, reports. */
+#include "core/recover.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "core/log.h"
+#include "core/seal.h"
+
+#define LOOKS 4 /* each lost one means that a live host changed the claim between two reads of it */
+
+struct job {
+    struct recover *r;
+    uint64_t ino;
+    const struct record *row; /* or NULL */
+    struct claim *claim;
+    struct record *rec;  /* the newer plan of the two, as found: what is decided about and reported */
+    struct record *work; /* a copy to act with: ours, with the next sequence numbers */
+    bool from_row;       /* rec is the row */
+    int fd;              /* the image, read-write, under the exclusive fence lock; or -1 */
+    struct recover_input in;
+};
+
+/* ---- looking ---- */
+
+/* Opens the recorded file itself, O_PATH. The handle finds it under any name; where it cannot be asked (no
+ * handles, no CAP_DAC_READ_SEARCH), the recorded path is tried, and inode number and handle must be right. */
+static int find_image(const struct store *s, const struct record *rec, enum image_kind *ret)
+{
+    _cleanup_close_ int fd = -1;
+    struct io_handle handle;
+    struct stat st;
+    bool by_handle = rec->handle.len > 0;
+    int r;
+
+    *ret = IMAGE_UNREADABLE;
+    if (by_handle) {
+        fd = io_handle_open(s->root_fd, &rec->handle, O_PATH);
+        by_handle = fd != -EOPNOTSUPP && fd != -EPERM && fd != -ENOSYS;
+    }
+    if (!by_handle)
+        fd = io_open_beneath(s->root_fd, rec->image, O_PATH, 0);
+    if (fd == -ESTALE && by_handle)
+        *ret = IMAGE_GONE;
+    if (fd < 0)
+        return -1; /* by path, a missing name says nothing: images are renamed while in use */
+    r = io_stat_fresh(fd, &st);
+    if (r == -ESTALE && by_handle)
+        *ret = IMAGE_GONE;
+    if (r < 0)
+        return -1;
+    if (st.st_ino != rec->ino) {
+        *ret = by_handle ? IMAGE_OTHER : IMAGE_UNREADABLE;
+        return -1;
+    }
+    if (!by_handle && rec->handle.len > 0 &&
+        (io_handle_get(fd, &handle) < 0 || !io_handle_equal(&handle, &rec->handle))) {
+        *ret = IMAGE_OTHER;
+        return -1;
+    }
+    if (!S_ISREG(st.st_mode)) {
+        *ret = IMAGE_OTHER;
+        return -1;
+    }
+    *ret = st.st_nlink == 0 ? IMAGE_GONE : IMAGE_FOUND;
+    return *ret == IMAGE_FOUND ? base_steal_fd(&fd) : -1;
+}
+
+/* Opens the image so that nobody else can write while we look and act: the exclusive lock is not granted as
+ * long as any writer's shared one stands. The lock stays until the descriptor is closed, after the verified
+ * restore. */
+static enum image_kind open_image(struct job *j)
+{
+    const struct store *s = j->r->store;
+    _cleanup_close_ int found = -1;
+    enum image_kind kind;
+    int fd, r;
+
+    found = find_image(s, j->rec, &kind);
+    if (kind != IMAGE_FOUND)
+        return kind;
+    fd = io_reopen(found, O_RDWR);
+    if (fd < 0)
+        return IMAGE_UNREADABLE;
+    r = io_fence_exclusive(fd, s->fence);
+    /* The dead daemon's writes first, or they would stay in the cache of this host alone; then the cache. */
+    if (r == 0)
+        r = io_fsync(fd);
+    if (r == 0)
+        r = io_cache_drop(fd);
+    if (r < 0) {
+        close(fd);
+        return r == -EAGAIN ? IMAGE_BUSY : IMAGE_UNREADABLE;
+    }
+    j->fd = fd;
+    return IMAGE_FOUND;
+}
+
+static enum owner owner_of(const struct recover *r, const struct record *rec)
+{
+    if (claim_is_of(rec, r->host))
+        return OWNER_MINE;
+    return r->takeover && strcmp(rec->host, r->takeover) == 0 ? OWNER_CONFIRMED : OWNER_FOREIGN;
+}
+
+static bool past_seal(enum claim_step step)
+{
+    return step == STEP_SEALED || step == STEP_RESTORING || step == STEP_STUCK;
+}
+
+static void describe(struct job *j)
+{
+    const struct claim *c = j->claim;
+    struct recover_input *in = &j->in;
+
+    in->claim = c->kind;
+    in->claim_error = c->kind == CLAIM_BAD ? c->error : 0;
+    if (c->kind == CLAIM_HELD || c->kind == CLAIM_FREE)
+        in->owner = owner_of(j->r, &c->rec);
+    if (j->row && c->kind != CLAIM_NONE)
+        in->generation = (c->generation > j->row->generation) - (c->generation < j->row->generation);
+    in->row_sealed = in->row == ROW_VALID && past_seal(j->row->step);
+}
+
+/* Sequence numbers are compared within one claim only: same generation, both ours. */
+static void choose_plan(struct job *j)
+{
+    const struct claim *c = j->claim;
+    const struct record *rec = NULL;
+
+    j->from_row = false;
+    if (c->kind == CLAIM_HELD) {
+        j->from_row = j->in.row == ROW_VALID && j->in.owner == OWNER_MINE && j->in.generation == 0 &&
+                      j->row->seq >= c->rec.seq;
+        rec = j->from_row ? j->row : &c->rec;
+    } else if (j->row) {
+        j->from_row = j->in.row == ROW_VALID;
+        rec = j->row;
+    } else if (c->kind == CLAIM_FREE) {
+        rec = &c->rec;
+    }
+    if (rec && (rec != j->row || j->in.row == ROW_VALID)) {
+        *j->rec = *rec;
+        return;
+    }
+    /* Nothing that decodes: a name for the report. */
+    memset(j->rec, 0, sizeof(*j->rec));
+    j->rec->ino = j->ino;
+    j->rec->generation = j->row ? j->row->generation : c->generation;
+}
+
+/* Does the decision depend on the image at all? A row that is stale anyway must not wait for an image that
+ * somebody uses. */
+static bool image_matters(const struct recover_input *in)
+{
+    struct recover_input other = *in;
+    struct recover_decision one = recover_decide(in);
+
+    for (int image = IMAGE_FOUND; image <= IMAGE_BUSY; image++)
+        for (int header = HEADER_TRUE; header <= HEADER_NOPLAN; header++) {
+            struct recover_decision d;
+
+            other.image = (enum image_kind)image;
+            other.header = (enum header_state)header;
+            d = recover_decide(&other);
+            if (d.action != one.action || d.problem != one.problem)
+                return true;
+        }
+    return false;
+}
+
+static bool same_claim(const struct claim *a, const struct claim *b)
+{
+    if (a->kind != b->kind || a->generation != b->generation)
+        return false;
+    return a->kind == CLAIM_NONE || a->kind == CLAIM_BAD ||
+           (a->rec.seq == b->rec.seq && strcmp(a->rec.host, b->rec.host) == 0 &&
+            strcmp(a->rec.installation, b->rec.installation) == 0);
+}
+
+static void close_image(struct job *j)
+{
+    if (j->fd >= 0)
+        close(j->fd); /* every write to it was fsynced and verified */
+    j->fd = -1;
+}
+
+/* Looks at the image and, under its lock, at the claim again: what was read before the lock may have been a
+ * live owner's. */
+static int look_at_image(struct job *j)
+{
+    _cleanup_free_ struct claim *again = malloc(sizeof(*again));
+    int r;
+
+    if (!again)
+        return -ENOMEM;
+    j->in.image = open_image(j);
+    if (j->in.image != IMAGE_FOUND)
+        return 0;
+    r = claim_read(j->r->store, j->ino, again);
+    if (r < 0)
+        return r;
+    if (!same_claim(j->claim, again)) {
+        close_image(j);
+        return -EAGAIN;
+    }
+    r = seal_compare(j->fd, j->rec, &j->in.header);
+    if (r < 0) {
+        close_image(j);
+        j->in.image = IMAGE_UNREADABLE;
+    }
+    return 0;
+}
+
+/* Fills in, rec and fd. -errno: the claim cannot be read. */
+static int look(struct job *j)
+{
+    int r = -EAGAIN;
+
+    for (unsigned i = 0; i < LOOKS && r == -EAGAIN; i++) {
+        r = claim_read(j->r->store, j->ino, j->claim);
+        if (r < 0)
+            return r;
+        describe(j);
+        choose_plan(j);
+        if (image_matters(&j->in))
+            r = look_at_image(j);
+    }
+    if (r == -EAGAIN) { /* somebody is at work on it */
+        j->in.image = IMAGE_BUSY;
+        r = 0;
+    }
+    return r;
+}
+
+/* ---- acting ---- */
+
+static int drop_row(struct job *j, uint64_t generation)
+{
+    return j->r->journal ? journal_remove(j->r->journal, j->ino, generation) : 0;
+}
+
+/* The row that was asked about, where it is not the one of the claim that was settled. */
+static int drop_old_row(struct job *j, uint64_t settled)
+{
+    return j->row && j->row->generation != settled ? drop_row(j, j->row->generation) : 0;
+}
+
+static void make_ours(struct job *j)
+{
+    const struct host *h = j->r->host;
+
+    memcpy(j->work->host, h->uuid, sizeof(dg_uuid));
+    memcpy(j->work->installation, h->installation, sizeof(dg_uuid));
+    memcpy(j->work->boot, h->boot, sizeof(dg_uuid));
+    memcpy(j->work->daemon, h->daemon, sizeof(dg_uuid)); /* its tmp names must be those of a living daemon */
+    snprintf(j->work->host_name, sizeof(j->work->host_name), "%s", h->name);
+}
+
+/* Makes work the record of the generation after the one that rules, with the plan of rec, in our name: a
+ * takeover, or a claim that is missing. A row comes first, as always. When the row is all there is of the
+ * plan, it keeps its step until the claim stands, so that a crash in between is still recognised as what it
+ * is. */
+static int acquire_next(struct job *j)
+{
+    uint64_t old = j->work->generation;
+    enum claim_step armed = j->work->plan.n > 0 ? STEP_ARMED : STEP_CLAIMED;
+    int r = 0;
+
+    if (j->claim->generation == UINT64_MAX)
+        return -EOVERFLOW;
+    make_ours(j);
+    j->work->generation = j->claim->generation + 1;
+    j->work->seq++;
+    j->work->pid = j->work->start = 0;
+    base_time_text(j->work->since);
+    if (!j->from_row)
+        j->work->step = armed;
+    if (j->r->journal)
+        r = journal_put(j->r->journal, j->work);
+    if (r == 0 && j->from_row && old != j->work->generation)
+        r = drop_row(j, old);
+    if (r < 0)
+        return r;
+    j->work->step = armed;
+    r = claim_acquire(j->r->store, j->work);
+    if (r == -EBUSY && !j->from_row) {
+        int dropped = drop_row(j, j->work->generation);
+
+        if (dropped < 0)
+            log_debug("row of a lost race stays: %s", strerror(-dropped));
+    }
+    return r;
+}
+
+/* What the file's mtime should be after the restore. The holder's last write is what it is now, unless nobody
+ * wrote since the seal: then it is as before the seal. Only a row says "not yet sealed" for sure: the claim
+ * is not told when the seal is complete. */
+static struct timespec mtime_after(const struct job *j, const struct stat *st)
+{
+    const struct timespec *sealed = &j->rec->mtime_sealed;
+    bool known = sealed->tv_sec != 0 || sealed->tv_nsec != 0;
+
+    if (known && sealed->tv_sec == st->st_mtim.tv_sec && sealed->tv_nsec == st->st_mtim.tv_nsec)
+        return j->rec->mtime;
+    if (!known && j->from_row && j->rec->step == STEP_ARMED && j->in.header != HEADER_TRUE &&
+        j->rec->plan.n > 0)
+        return j->rec->mtime;
+    return st->st_mtim;
+}
+
+static int restore(struct job *j)
+{
+    struct recover *r = j->r;
+    struct seal seal = {
+        .store = r->store, .journal = r->journal, .fd = j->fd, .policy = r->policy, .rec = j->work};
+    uint64_t generation = j->work->generation;
+    struct timespec mtime;
+    struct stat st;
+    int err = io_stat_fresh(j->fd, &st);
+
+    if (err < 0)
+        return err;
+    mtime = mtime_after(j, &st);
+    make_ours(j);
+    if (j->work->step == STEP_RESTORING)
+        j->work->step = STEP_STUCK; /* makes seal_restore write journal and claim: this plan may be newer than
+                                       the claim's */
+    err = seal_restore(&seal, &mtime);
+    return err < 0 ? err : drop_old_row(j, generation);
+}
+
+/* The true bytes are there. Durably, before the claim is given up: they may have been in this host's cache
+ * only. */
+static int release(struct job *j)
+{
+    uint64_t generation = j->work->generation;
+    enum header_state state;
+    struct timespec mtime;
+    struct stat st;
+    int r = io_fsync(j->fd);
+
+    if (r == 0)
+        r = seal_compare(j->fd, j->rec, &state);
+    if (r == 0 && state != HEADER_TRUE && state != HEADER_NOPLAN)
+        r = -EUCLEAN;
+    if (r == 0)
+        r = io_stat_fresh(j->fd, &st);
+    if (r < 0)
+        return r;
+    mtime = mtime_after(j, &st);
+    if (mtime.tv_sec != st.st_mtim.tv_sec || mtime.tv_nsec != st.st_mtim.tv_nsec)
+        (void)io_set_mtime(j->fd, mtime); /* best effort */
+    make_ours(j);
+    r = claim_free(j->r->store, j->work);
+    if (r == 0)
+        r = drop_row(j, generation);
+    return r < 0 ? r : drop_old_row(j, generation);
+}
+
+static int forget(struct job *j)
+{
+    const struct claim *c = j->claim;
+    bool gone = j->in.image == IMAGE_GONE && c->kind != CLAIM_NONE && c->kind != CLAIM_BAD;
+    int r = 0;
+
+    /* A free claim under this number may by now be that of a new image. One that is held was asked by its own
+     * handle. */
+    if (gone && (c->kind == CLAIM_HELD ||
+                 (j->rec->handle.len > 0 && io_handle_equal(&c->rec.handle, &j->rec->handle))))
+        r = claim_forget(j->r->store, j->ino, c->generation);
+    if (r == 0 && c->kind == CLAIM_HELD && gone)
+        r = drop_row(j, c->generation);
+    if (r == 0 && j->row)
+        r = drop_row(j, j->row->generation);
+    return r;
+}
+
+/* A person's takeover is an agreement in itself; any other repair that needs one asks for it. */
+static bool permitted(struct job *j, struct recover_decision d)
+{
+    const struct recover *r = j->r;
+
+    if (r->dry_run)
+        return false;
+    if (problem_info(d.problem)->severity == SEV_ASK && !r->agree && d.problem != PROBLEM_FOREIGN_CONFIRMED)
+        return false;
+    return !r->ask || r->ask(r->arg, j->rec, d);
+}
+
+/* 0 settled, 1 left as it is, -errno. */
+static int act(struct job *j, struct recover_decision d)
+{
+    int r = 0;
+
+    if (d.action == RECOVER_NOTHING)
+        return 0;
+    if (d.action == RECOVER_STOP && d.problem != PROBLEM_CLAIM_MISSING)
+        return 1;
+    if (!permitted(j, d))
+        return 1;
+    *j->work = *j->rec;
+    if (d.action == RECOVER_STOP ||
+        (j->in.claim == CLAIM_HELD && j->in.owner == OWNER_CONFIRMED && d.action != RECOVER_FORGET))
+        r = acquire_next(j);
+    if (r < 0)
+        return r;
+    switch (d.action) {
+    case RECOVER_FORGET:
+        return forget(j);
+    case RECOVER_RELEASE:
+        return release(j);
+    case RECOVER_RESTORE:
+    case RECOVER_STOP: /* CLAIM_MISSING, and a person agreed */
+        return restore(j);
+    case RECOVER_NOTHING:
+        break;
+    }
+    return 0;
+}
+
+static int settle(struct job *j)
+{
+    struct recover_decision d = {RECOVER_STOP, PROBLEM_UNREADABLE};
+    int done = look(j);
+
+    if (done == 0) {
+        d = recover_decide(&j->in);
+        done = act(j, d);
+    } else {
+        j->rec->ino = j->ino;
+        j->rec->generation = j->row ? j->row->generation : 0;
+    }
+    close_image(j);
+    if (d.problem != PROBLEM_NONE && j->r->report)
+        j->r->report(j->r->arg, j->rec, d, done);
+    return done;
+}
+
+int recover_image(struct recover *r, uint64_t ino, const struct record *row, int row_err)
+{
+    struct job j = {.r = r, .ino = ino, .row = row, .fd = -1};
+    int err = -ENOMEM;
+
+    j.in.row = !row ? ROW_NONE : row_err < 0 ? ROW_BAD : ROW_VALID;
+    j.claim = calloc(1, sizeof(*j.claim));
+    j.rec = calloc(1, sizeof(*j.rec));
+    j.work = calloc(1, sizeof(*j.work));
+    if (j.claim && j.rec && j.work)
+        err = settle(&j);
+    free(j.claim);
+    free(j.rec);
+    free(j.work);
+    return err;
+}
+
+/* ---- all ---- */
+
+struct row_key {
+    uint64_t ino, generation;
+    enum { ROW_WAITS, ROW_SETTLED, ROW_LEFT } state;
+};
+struct sweep {
+    struct recover *r;
+    struct row_key *key; /* by inode, and then the highest generation first */
+    size_t n, room;
+    bool left, progress;
+};
+
+static int collect(void *arg, const struct record *rec, int err)
+{
+    struct sweep *s = arg;
+
+    (void)err;
+    if (s->n == s->room) {
+        size_t room = s->room ? 2 * s->room : 64;
+        struct row_key *grown = reallocarray(s->key, room, sizeof(*grown));
+
+        if (!grown)
+            return -ENOMEM;
+        s->key = grown;
+        s->room = room;
+    }
+    s->key[s->n++] = (struct row_key){rec->ino, rec->generation, ROW_WAITS};
+    return 0;
+}
+
+static int key_cmp(const void *a, const void *b)
+{
+    const struct row_key *x = a, *y = b;
+
+    if (x->ino != y->ino)
+        return x->ino < y->ino ? -1 : 1;
+    return (x->generation < y->generation) - (x->generation > y->generation);
+}
+
+static int key_cmp_ino(const void *a, const void *b)
+{
+    const struct row_key *x = a, *y = b;
+
+    return (x->ino > y->ino) - (x->ino < y->ino);
+}
+
+/* A row's turn comes when every higher generation of its inode is settled: what is left of a higher one may
+ * explain the lower. */
+static int settle_row(void *arg, const struct record *rec, int err)
+{
+    struct sweep *s = arg;
+    struct row_key want = {.ino = rec->ino, .generation = rec->generation};
+    struct row_key *k = s->n ? bsearch(&want, s->key, s->n, sizeof(want), key_cmp) : NULL;
+    int r;
+
+    if (!k || k->state != ROW_WAITS || (k > s->key && k[-1].ino == k->ino && k[-1].state != ROW_SETTLED))
+        return 0;
+    r = recover_image(s->r, rec->ino, rec, err);
+    k->state = r == 0 ? ROW_SETTLED : ROW_LEFT;
+    s->left |= r != 0;
+    s->progress = true;
+    return 0;
+}
+
+static int settle_claim(void *arg, uint64_t ino, const struct claim *c)
+{
+    struct sweep *s = arg;
+    struct row_key want = {.ino = ino};
+
+    if (c->kind == CLAIM_FREE || (c->kind == CLAIM_HELD && owner_of(s->r, &c->rec) == OWNER_FOREIGN))
+        return 0;
+    if (s->n && bsearch(&want, s->key, s->n, sizeof(want), key_cmp_ino))
+        return 0;
+    s->left |= recover_image(s->r, ino, NULL, 0) != 0;
+    return 0;
+}
+
+int recover_all(struct recover *r)
+{
+    struct sweep s = {.r = r};
+    int err = r->journal ? journal_each(r->journal, collect, &s) : 0;
+
+    if (err == 0 && s.n > 1)
+        qsort(s.key, s.n, sizeof(*s.key), key_cmp);
+    /* One pass, unless an inode has several rows. The rows are not kept: each is 40 KiB. */
+    s.progress = r->journal != NULL;
+    while (err == 0 && s.progress) {
+        s.progress = false;
+        err = journal_each(r->journal, settle_row, &s);
+    }
+    if (err == 0)
+        err = claim_each(r->store, settle_claim, &s);
+    free(s.key);
+    return err < 0 ? err : s.left;
+}

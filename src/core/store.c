@@ -1,0 +1,531 @@
+#include "core/store.h"
+
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/statvfs.h>
+
+#include "core/hook.h"
+#include "core/text.h"
+
+#define STORE_MAGIC "diskguard-datastore"
+#define STORE_FILE "datastore"
+#define STORE_TEXT_MAX 2048
+#define HANDLE_TEXT (2 * IO_HANDLE_MAX + 16)
+#define TMP_NAME 64
+
+/* A path is cut in explanations, so that the way out at the end of the line is never what falls off. */
+#define P "%.200s"
+#define D P "/" DG_DIR
+
+const char *store_hint(int err)
+{
+    switch (-err) {
+    case EACCES:
+    case EPERM:
+        return "run as the owner of .diskguard; on NFS export with no_root_squash, or with anonuid set to "
+               "that owner";
+    case EROFS:
+        return "the mount or the export is read-only: mount and export it read-write";
+    case ENOSPC:
+    case EDQUOT:
+        return "the disk or the quota is full: free some space";
+    case ENOLCK:
+    case EOPNOTSUPP:
+    case ENOSYS:
+        return "start the lock service (NFSv3: rpc.statd; mount without nolock), or choose fence=none and "
+               "fence by other means";
+    case ESTALE:
+        return "the directory was removed or exported anew on the server: mount it again";
+    default:
+        return "look at the kernel log and at the storage";
+    }
+}
+
+static int tmp_name(const char *prefix, char ret[TMP_NAME])
+{
+    dg_uuid id;
+    int r = base_uuid_random(id);
+
+    if (r < 0)
+        return r;
+    snprintf(ret, TMP_NAME, "%s.%s", prefix, id);
+    return 0;
+}
+
+static void store_clear(struct store *s)
+{
+    memset(s, 0, sizeof(*s));
+    s->root_fd = s->dir_fd = s->claims_fd = s->tmp_fd = s->hosts_fd = -1;
+}
+
+void store_close(struct store *s)
+{
+    base_closep(&s->hosts_fd);
+    base_closep(&s->tmp_fd);
+    base_closep(&s->claims_fd);
+    base_closep(&s->dir_fd);
+    base_closep(&s->root_fd);
+    s->root_fd = s->dir_fd = s->claims_fd = s->tmp_fd = s->hosts_fd = -1;
+}
+
+/* ---- directories ---- */
+
+/* Opens a directory that is one of ours: not a symlink, not reached through one. fd or -errno. */
+static int dir_open(int parent_fd, const char *name)
+{
+    int fd = io_open_beneath(parent_fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0);
+
+    return fd == -ELOOP ? -ENOTDIR : fd;
+}
+
+/* Makes it durably. EEXIST is no failure: an earlier init may have come this far, and a lost reply can make
+ * mkdir(2) answer EEXIST to the very call that made it (NFS). */
+static int dir_make(int parent_fd, const char *name, int *ret_fd)
+{
+    _cleanup_close_ int fd = -1;
+    int r = HOOK_FAIL("store.mkdir");
+
+    if (r < 0)
+        return r;
+    if (mkdirat(parent_fd, name, 0700) < 0 && errno != EEXIST)
+        return -errno;
+    fd = dir_open(parent_fd, name);
+    if (fd < 0)
+        return fd;
+    r = io_fsync(fd);
+    if (r == 0)
+        r = io_fsync(parent_fd);
+    if (r < 0)
+        return r;
+    *ret_fd = base_steal_fd(&fd);
+    return 0;
+}
+
+/* Opens the datastore's root directory under its canonical path. */
+static int root_open(const char *path, struct store *s, struct why *why)
+{
+    struct stat st;
+    int r;
+
+    if (!realpath(path, s->path)) {
+        r = -errno;
+        s->path[0] = '\0';
+        why_set(why, "cannot find the datastore " P ": %s; is it mounted?", path, strerror(-r));
+        return r;
+    }
+    s->root_fd = open(s->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (s->root_fd < 0) {
+        r = -errno;
+        why_set(why, "cannot open the datastore " P ": %s; give the directory that holds the images", s->path,
+                strerror(-r));
+        return r;
+    }
+    /* A fresh look at the root also drops a cached "there is no .diskguard", which another host may have made
+     * just now. */
+    r = io_stat_fresh(s->root_fd, &st);
+    if (r < 0) {
+        why_set(why, "the datastore " P " does not answer: %s; %s", s->path, strerror(-r), store_hint(r));
+        return r;
+    }
+    s->dev = st.st_dev;
+    s->fs = io_fstype(s->root_fd);
+    s->fence = s->fs->fence;
+    return 0;
+}
+
+/* Is the opened .diskguard one that nobody else can play with? The owner may differ from us only where the
+ * server maps our user to that owner (all_squash with anonuid); tmp_probe proves that, and *ret_mapped says
+ * that it has to. */
+static int dir_check(const struct store *s, bool *ret_mapped, ino_t *ret_ino, struct why *why)
+{
+    struct stat st;
+    int r = io_stat_fresh(s->dir_fd, &st);
+
+    if (r < 0) {
+        why_set(why, "cannot look at " D ": %s; %s", s->path, strerror(-r), store_hint(r));
+        return r;
+    }
+    if (st.st_dev != s->dev) {
+        why_set(why,
+                D " is a mount point: claims must be on the same file system as the images; unmount "
+                  "it",
+                s->path);
+        return -ENOTDIR;
+    }
+    if (st.st_mode & 077) {
+        why_set(why,
+                D " has mode %04o: other users can get at the claims; check who changed it, then "
+                  "chmod 0700 it",
+                s->path, (unsigned)(st.st_mode & 07777));
+        return -EPERM;
+    }
+    *ret_mapped = st.st_uid != geteuid();
+    *ret_ino = st.st_ino;
+    return 0;
+}
+
+/* Says why .diskguard could not be opened or made. */
+static void dir_explain(const struct store *s, int err, const char *verb, struct why *why)
+{
+    if (err == -ENOENT)
+        why_set(why,
+                P " is not a datastore (no .diskguard in it); is the storage mounted? For a new "
+                  "one: diskguardctl init " P,
+                s->path, s->path);
+    else if (err == -ENOTDIR)
+        why_set(why,
+                D " or a directory in it is not a directory (a symlink or a file): somebody else "
+                  "made it; move it away, then diskguardctl init " P,
+                s->path, s->path);
+    else
+        why_set(why, "cannot %s " D ": %s; %s", verb, s->path, strerror(-err), store_hint(err));
+}
+
+static int subdirs_open(struct store *s, struct why *why)
+{
+    const struct {
+        const char *name;
+        int *fd;
+    } sub[] = {{"claims", &s->claims_fd}, {"tmp", &s->tmp_fd}, {"hosts", &s->hosts_fd}};
+
+    for (size_t i = 0; i < sizeof(sub) / sizeof(sub[0]); i++) {
+        int r = *sub[i].fd = dir_open(s->dir_fd, sub[i].name);
+
+        if (r == -ENOENT || r == -ENOTDIR) {
+            why_set(why,
+                    D "/%s is missing or not a directory, though the datastore was initialised: "
+                      "somebody removed it; bring it back from a backup, or make an empty one (mode "
+                      "0700) if no host has an image open",
+                    s->path, sub[i].name);
+            return -EUCLEAN;
+        }
+        if (r < 0) {
+            why_set(why, "cannot open " D "/%s: %s; %s", s->path, sub[i].name, strerror(-r), store_hint(r));
+            return r;
+        }
+    }
+    return 0;
+}
+
+/* ---- the file `datastore` ---- */
+
+static int handle_text(int fd, char ret[HANDLE_TEXT])
+{
+    struct io_handle h;
+    char hex[2 * IO_HANDLE_MAX + 1];
+    int r = io_handle_get(fd, &h);
+
+    if (r < 0)
+        return r;
+    if (h.len == 0) {
+        strcpy(ret, "-");
+        return 0;
+    }
+    base_hex(h.bytes, h.len, hex);
+    snprintf(ret, HANDLE_TEXT, "%d %s", h.type, hex);
+    return 0;
+}
+
+static int datastore_read(struct store *s, char root[HANDLE_TEXT], struct why *why)
+{
+    char uuid[sizeof(dg_uuid)], made[32];
+    const struct text_field f[] = {
+        {"uuid", uuid, sizeof(uuid)}, {"root", root, HANDLE_TEXT}, {"made", made, sizeof(made)}};
+    _cleanup_free_ char *text = NULL;
+    size_t len;
+    int r = io_text_read(s->dir_fd, STORE_FILE, STORE_TEXT_MAX, &text, &len);
+
+    if (r == -ENOENT) {
+        why_set(why, D " has no file `datastore`: an init did not finish; run diskguardctl init " P " again",
+                s->path, s->path);
+        return r;
+    }
+    if (r == 0)
+        r = text_parse(text, len, STORE_MAGIC, DG_FORMAT_VERSION, f, 3);
+    if (r == 0 && !base_uuid_ok(uuid))
+        r = -EBADMSG;
+    if (r == -EFBIG)
+        r = -EBADMSG;
+    if (r == -EPROTONOSUPPORT)
+        why_set(why, D "/datastore was made by a newer diskguard; update diskguard on this host", s->path);
+    else if (r == -EBADMSG)
+        why_set(why,
+                D "/datastore is damaged (checksum or syntax); bring it back from a backup of that "
+                  "one file",
+                s->path);
+    else if (r < 0)
+        why_set(why, "cannot read " D "/datastore: %s; %s", s->path, strerror(-r), store_hint(r));
+    if (r < 0)
+        return r;
+    memcpy(s->uuid, uuid, sizeof(s->uuid));
+    return 0;
+}
+
+/* The root's handle against the recorded one: a copied or restored tree is another datastore. */
+static int root_compare(const struct store *s, const char *root, struct why *why)
+{
+    char now[HANDLE_TEXT];
+    int r = handle_text(s->root_fd, now);
+
+    if (r < 0) {
+        why_set(why, "cannot get the file handle of " P ": %s; %s", s->path, strerror(-r), store_hint(r));
+        return r;
+    }
+    if (strcmp(root, now) != 0) {
+        why_set(why,
+                D " belongs to another directory (file handle %.40s, now %.40s): this is a copy or "
+                  "a restored tree, or the same storage mounted in another way (on the NFS server "
+                  "itself). A copy: run fsck.diskguard -n on it, move .diskguard away, then "
+                  "diskguardctl init",
+                s->path, root, now);
+        return -EXDEV;
+    }
+    return 0;
+}
+
+/* Links a finished `datastore` into place: two inits at the same time cannot both win. What link(2) answers
+ * proves nothing (replies get lost): the proof is our file's own link count. */
+static int datastore_link(const struct store *s, const char *tmp, int fd)
+{
+    struct stat st;
+    int err = HOOK_FAIL("store.link"), r;
+
+    if (err == 0 && linkat(s->tmp_fd, tmp, s->dir_fd, STORE_FILE, 0) < 0)
+        err = -errno;
+    r = io_stat_fresh(fd, &st);
+    if (r < 0)
+        return r;
+    if (st.st_nlink != 2) /* ENOENT: the winner has swept our file away */
+        return err == 0 || err == -ENOENT ? -EEXIST : err;
+    HOOK("store.linked");
+    return io_fsync(s->dir_fd);
+}
+
+static int datastore_write(const struct store *s)
+{
+    char uuid[sizeof(dg_uuid)], root[HANDLE_TEXT], made[32], text[STORE_TEXT_MAX], tmp[TMP_NAME];
+    const struct text_field f[] = {TEXT_FIELD("uuid", uuid), TEXT_FIELD("root", root),
+                                   TEXT_FIELD("made", made)};
+    _cleanup_close_ int fd = -1;
+    size_t len;
+    int r = base_uuid_random(uuid);
+
+    if (r < 0)
+        return r;
+    r = handle_text(s->root_fd, root);
+    if (r < 0)
+        return r;
+    base_time_text(made);
+    r = text_emit(STORE_MAGIC, DG_FORMAT_VERSION, f, 3, text, sizeof(text), &len);
+    if (r < 0)
+        return r;
+    r = tmp_name("init", tmp);
+    if (r < 0)
+        return r;
+    HOOK("store.create");
+    fd = io_text_create(s->tmp_fd, tmp, text, len);
+    if (fd < 0)
+        return fd;
+    r = datastore_link(s, tmp, fd);
+    HOOK("store.unlink");
+    if (unlinkat(s->tmp_fd, tmp, 0) == 0 && r == 0)
+        r = io_fsync(s->tmp_fd);
+    return r;
+}
+
+/* ---- init ---- */
+
+static int any_entry(void *arg, const char *name)
+{
+    (void)arg;
+    (void)name;
+    return 1;
+}
+
+/* Claims without `datastore` are a datastore that lost that file, not a half-made one: a new uuid would
+ * orphan them. */
+static int init_may_go_on(const struct store *s, struct why *why)
+{
+    _cleanup_close_ int claims_fd = -1;
+    struct stat st;
+    int r;
+
+    if (fstatat(s->dir_fd, STORE_FILE, &st, AT_SYMLINK_NOFOLLOW) == 0) {
+        why_set(why, P " is a datastore already", s->path);
+        return -EEXIST;
+    }
+    if (errno != ENOENT)
+        return -errno;
+    claims_fd = dir_open(s->dir_fd, "claims");
+    if (claims_fd < 0)
+        return claims_fd == -ENOENT ? 0 : claims_fd;
+    r = io_dir_fresh(claims_fd, any_entry, NULL);
+    if (r > 0) {
+        why_set(why,
+                D " holds claims but no file `datastore`: it was in use and has lost that file; "
+                  "bring it back from a backup, or move .diskguard away if every image is intact",
+                s->path);
+        return -EEXIST;
+    }
+    return r;
+}
+
+/* Makes what is missing. Also what an interrupted init has made is made durable again: it may not have come
+ * to its fsync. */
+static int init_dirs(struct store *s, struct why *why)
+{
+    bool mapped; /* store_open, at the end of store_init, judges the owner */
+    int r = dir_make(s->root_fd, DG_DIR, &s->dir_fd);
+
+    if (r < 0) {
+        dir_explain(s, r, "make", why);
+        return r;
+    }
+    r = dir_check(s, &mapped, &s->dir_ino, why);
+    if (r < 0)
+        return r;
+    r = init_may_go_on(s, why);
+    if (r < 0)
+        return r;
+    r = dir_make(s->dir_fd, "claims", &s->claims_fd);
+    if (r == 0)
+        r = dir_make(s->dir_fd, "tmp", &s->tmp_fd);
+    if (r == 0)
+        r = dir_make(s->dir_fd, "hosts", &s->hosts_fd);
+    if (r < 0)
+        dir_explain(s, r, "make the directories in", why);
+    return r;
+}
+
+int store_init(const char *path, struct store *ret, struct why *why)
+{
+    struct why reason = {""};
+    struct store s;
+    int r;
+
+    store_clear(ret);
+    store_clear(&s);
+    r = root_open(path, &s, &reason);
+    if (r < 0)
+        goto out;
+    r = init_dirs(&s, &reason);
+    if (r < 0)
+        goto out;
+    r = datastore_write(&s);
+    if (r == -EEXIST)
+        why_set(&reason, P " was made a datastore by another host at this moment", s.path);
+    if (r < 0)
+        goto out;
+    r = store_open(path, ret, &reason);
+out:
+    if (r < 0 && reason.text[0] == '\0')
+        why_set(&reason, "cannot make " D ": %s; %s", s.path, strerror(-r), store_hint(r));
+    if (r < 0)
+        why_set(why, "%s", reason.text);
+    store_close(&s);
+    return r;
+}
+
+/* ---- open ---- */
+
+/* Can we write there, and does what we write belong to the owner of .diskguard? 1: yes; 0: read-only; -errno.
+ */
+static int tmp_probe(const struct store *s, bool mapped)
+{
+    char name[TMP_NAME];
+    _cleanup_close_ int fd = -1;
+    struct stat st, dir;
+    int r = tmp_name("open", name);
+
+    if (r < 0)
+        return r;
+    fd = io_text_create(s->tmp_fd, name, "diskguard\n", 10);
+    if (fd == -EROFS || fd == -EACCES || fd == -EPERM)
+        return 0;
+    if (fd == -ENOSPC || fd == -EDQUOT)
+        return mapped ? fd : 1; /* full, but not read-only: restoring and releasing may still find room */
+    if (fd < 0)
+        return fd;
+    r = mapped ? io_stat_fresh(fd, &st) : 0;
+    unlinkat(s->tmp_fd, name, 0);
+    if (r == 0 && mapped)
+        r = io_stat_fresh(s->dir_fd, &dir);
+    if (r < 0)
+        return r;
+    return mapped && st.st_uid != dir.st_uid ? -EPERM : 1;
+}
+
+static int decide_read_only(struct store *s, bool mapped, struct why *why)
+{
+    struct statvfs vfs;
+    int r;
+
+    if (fstatvfs(s->root_fd, &vfs) < 0) {
+        r = -errno;
+        why_set(why, "cannot look at the file system of " P ": %s; %s", s->path, strerror(-r), store_hint(r));
+        return r;
+    }
+    r = vfs.f_flag & ST_RDONLY ? 0 : tmp_probe(s, mapped);
+    if (r == 0 && mapped)
+        r = -EPERM;
+    if (r == -EPERM) {
+        why_set(why,
+                D " is not owned by user %u, who runs this; run as its owner, or with its owner as "
+                  "anonuid of the NFS export",
+                s->path, (unsigned)geteuid());
+        return r;
+    }
+    if (r < 0) {
+        why_set(why, "cannot create a file in " D "/tmp: %s; %s", s->path, strerror(-r), store_hint(r));
+        return r;
+    }
+    s->read_only = r == 0;
+    return 0;
+}
+
+static int open_parts(struct store *s, struct why *why)
+{
+    char root[HANDLE_TEXT];
+    bool mapped;
+    int r = s->dir_fd = dir_open(s->root_fd, DG_DIR);
+
+    if (r < 0) {
+        dir_explain(s, r, "open", why);
+        return r;
+    }
+    r = dir_check(s, &mapped, &s->dir_ino, why);
+    if (r < 0)
+        return r;
+    r = datastore_read(s, root, why);
+    if (r < 0)
+        return r;
+    r = subdirs_open(s, why);
+    if (r < 0)
+        return r;
+    r = root_compare(s, root, why);
+    if (r < 0)
+        return r;
+    return decide_read_only(s, mapped, why);
+}
+
+int store_open(const char *path, struct store *ret, struct why *why)
+{
+    struct store s;
+    int r;
+
+    store_clear(ret);
+    store_clear(&s);
+    r = root_open(path, &s, why);
+    if (r == 0)
+        r = open_parts(&s, why);
+    if (r < 0 && r != -EXDEV) {
+        store_close(&s);
+        return r;
+    }
+    if (r == -EXDEV) /* everything else is good: fsck.diskguard -n may have a look */
+        s.read_only = true;
+    *ret = s;
+    return r;
+}

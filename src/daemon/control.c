@@ -1,0 +1,496 @@
+#include "daemon/control.h"
+
+#include <fcntl.h>
+#include <json-c/json.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+
+#include "daemon/image.h"
+#include "daemon/keeper.h"
+#include "diskguard/control.h"
+
+#define CLIENT_MS                                                                                            \
+    2000u /* a client has this long to send its line, and again to take the answer: others wait for it */
+#define BACKLOG 16
+
+struct control {
+    struct daemon *daemon;
+    pthread_t thread;
+    int listen_fd;
+    int stop_fd; /* eventfd, readable once the thread is to end */
+    struct sockaddr_un addr;
+    ino_t ino; /* of the socket's name, so that a successor's socket is never removed */
+};
+
+/* ---- answers ---- */
+
+/* Length of the valid UTF-8 sequence at s (RFC 3629), 0 if there is none. */
+static size_t utf8_length(const unsigned char *s)
+{
+    size_t n = s[0] < 0x80 ? 1 : s[0] < 0xc2 ? 0 : s[0] < 0xe0 ? 2 : s[0] < 0xf0 ? 3 : s[0] < 0xf5 ? 4 : 0;
+
+    for (size_t i = 1; i < n; i++)
+        if ((s[i] & 0xc0) != 0x80)
+            return 0;
+    if ((s[0] == 0xe0 && s[1] < 0xa0) || (s[0] == 0xed && s[1] > 0x9f) || (s[0] == 0xf0 && s[1] < 0x90) ||
+        (s[0] == 0xf4 && s[1] > 0x8f))
+        return 0;
+    return n;
+}
+
+/* File names are bytes, JSON is UTF-8: what is not UTF-8 becomes '?'. The inode number still tells the files
+ * apart. */
+static void add_text(struct json_object *o, const char *key, const char *text)
+{
+    char buf[4096];
+    size_t used = 0;
+
+    for (const unsigned char *s = (const unsigned char *)text; *s;) {
+        size_t n = utf8_length(s), take = n ? n : 1;
+
+        if (used + take >= sizeof(buf))
+            break;
+        if (n)
+            memcpy(buf + used, s, n);
+        else
+            buf[used] = '?';
+        used += take;
+        s += take;
+    }
+    json_object_object_add(o, key, json_object_new_string_len(buf, (int)used));
+}
+
+static void add_u64(struct json_object *o, const char *key, uint64_t n)
+{
+    json_object_object_add(o, key, json_object_new_uint64(n));
+}
+
+static void add_bool(struct json_object *o, const char *key, bool b)
+{
+    json_object_object_add(o, key, json_object_new_boolean(b));
+}
+
+static struct json_object *answer_new(bool ok)
+{
+    struct json_object *o = json_object_new_object();
+
+    json_object_object_add(o, "version", json_object_new_int(DG_CONTROL_VERSION));
+    add_bool(o, "ok", ok);
+    return o;
+}
+
+static struct json_object *answer_error(const char *text)
+{
+    struct json_object *o = answer_new(false);
+
+    add_text(o, "error", text);
+    return o;
+}
+
+static void list_one(void *arg, const struct image_info *info)
+{
+    struct json_object *o = json_object_new_object();
+
+    add_text(o, "image", info->path);
+    add_u64(o, "inode", info->ino);
+    add_u64(o, "generation", info->generation);
+    add_text(o, "state", image_state_name(info->state));
+    add_u64(o, "pid", info->holder.pid);
+    add_u64(o, "start", info->holder.start);
+    add_u64(o, "uid", info->holder.uid);
+    add_u64(o, "gid", info->holder.gid);
+    add_u64(o, "writers", info->writers);
+    add_text(o, "format", info->format);
+    add_u64(o, "size", info->virtual_size);
+    add_text(o, "since", info->since);
+    add_u64(o, "error", info->error > 0 ? (uint64_t)info->error : 0);
+    add_u64(o, "sync_error", info->sync_error > 0 ? (uint64_t)info->sync_error : 0);
+    add_bool(o, "sealed", info->sealed);
+    json_object_array_add(arg, o);
+}
+
+static struct json_object *answer_list(struct daemon *d)
+{
+    struct json_object *o = answer_new(true), *images = json_object_new_array();
+
+    image_each(d, list_one, images);
+    json_object_object_add(o, "images", images);
+    return o;
+}
+
+static struct json_object *host_object(const struct host *h)
+{
+    struct json_object *o = json_object_new_object();
+
+    add_text(o, "uuid", h->uuid);
+    add_text(o, "name", h->name);
+    add_text(o, "installation", h->installation);
+    add_text(o, "boot", h->boot);
+    add_text(o, "daemon", h->daemon);
+    return o;
+}
+
+static struct json_object *answer_hosts(const struct daemon *d)
+{
+    struct json_object *o = answer_new(true), *hosts = json_object_new_array();
+
+    json_object_array_add(hosts, host_object(&d->host));
+    json_object_object_add(o, "hosts", hosts);
+    return o;
+}
+
+static struct json_object *options_object(const struct options *opt)
+{
+    static const char *const raw[] = {
+        [RAW_AUTO] = "auto", [RAW_ALL] = "all", [RAW_NONE] = "none", [RAW_GLOBS] = "globs"};
+    struct json_object *o = json_object_new_object(), *globs = json_object_new_array();
+
+    add_u64(o, "wait", opt->wait_s);
+    add_u64(o, "threshold", opt->threshold);
+    add_text(o, "writers", opt->writers == WRITERS_HOST ? "host" : "process");
+    add_text(o, "seal", opt->seal == SEAL_SIZE ? "size" : "refuse");
+    add_text(o, "raw", raw[opt->raw]);
+    for (char **g = opt->raw_globs; g && *g; g++)
+        json_object_array_add(globs, json_object_new_string(*g));
+    json_object_object_add(o, "raw_globs", globs);
+    add_text(o, "fence", opt->fence_none ? "none" : "auto");
+    add_text(o, "state_dir", opt->state_dir ? opt->state_dir : "");
+    return o;
+}
+
+static void count_one(void *arg, const struct image_info *info)
+{
+    ((unsigned *)arg)[info->state]++;
+}
+
+static struct json_object *answer_status(struct daemon *d)
+{
+    struct json_object *o = answer_new(true), *counts = json_object_new_object();
+    unsigned n[IMAGE_VANISHED + 1] = {0};
+
+    image_each(d, count_one, n);
+    for (int i = IMAGE_IDLE + 1; i <= IMAGE_VANISHED; i++)
+        add_u64(counts, image_state_name((enum image_state)i), n[i]);
+    add_text(o, "program", DG_VERSION);
+    add_u64(o, "pid", (uint64_t)getpid());
+    add_text(o, "datastore", d->opt.datastore);
+    add_text(o, "uuid", d->store.uuid);
+    add_text(o, "mountpoint", d->opt.mountpoint);
+    add_bool(o, "read_only", d->store.read_only || d->opt.read_only);
+    add_bool(o, "stopping", atomic_load(&d->stopping));
+    json_object_object_add(o, "host", host_object(&d->host));
+    json_object_object_add(o, "options", options_object(&d->opt));
+    add_u64(o, "inodes", inode_count(d->inodes));
+    json_object_object_add(o, "images", counts);
+    return o;
+}
+
+static struct json_object *answer_retry(struct daemon *d, uid_t uid)
+{
+    if (uid != 0 && uid != geteuid())
+        return answer_error("retry needs root, or the user that diskguard runs as");
+    if (!d->keeper)
+        return answer_error("nothing to retry: this view is read-only");
+    keeper_kick(d->keeper);
+    return answer_new(true);
+}
+
+/* ---- requests ---- */
+
+static struct json_object *answer(struct daemon *d, const char *line, uid_t uid)
+{
+    struct json_object *request = json_tokener_parse(line), *v = NULL, *c = NULL, *o;
+    const char *command = "";
+
+    if (request && json_object_object_get_ex(request, "command", &c) &&
+        json_object_is_type(c, json_type_string))
+        command = json_object_get_string(c);
+    if (!json_object_is_type(request, json_type_object) || !json_object_object_get_ex(request, "version", &v))
+        o = answer_error("the request is not a line of JSON with version and command");
+    else if (json_object_get_int(v) != DG_CONTROL_VERSION)
+        o = answer_error(
+            "this diskguard speaks version 1 of the control protocol: use the diskguardctl of its package");
+    else if (strcmp(command, "list") == 0)
+        o = answer_list(d);
+    else if (strcmp(command, "status") == 0)
+        o = answer_status(d);
+    else if (strcmp(command, "hosts") == 0)
+        o = answer_hosts(d);
+    else if (strcmp(command, "retry") == 0)
+        o = answer_retry(d, uid);
+    else
+        o = answer_error("unknown command: list, status, hosts, retry");
+    json_object_put(request);
+    return o;
+}
+
+/* Waits until fd is ready. 0; -ETIMEDOUT; -ECANCELED: the daemon stops. */
+static int ready(const struct control *c, int fd, short events, uint64_t deadline)
+{
+    for (;;) {
+        struct pollfd p[2] = {{fd, events, 0}, {c->stop_fd, POLLIN, 0}};
+        uint64_t now = base_now_ms();
+        int n = poll(p, 2, now < deadline ? (int)(deadline - now) : 0);
+
+        if (n < 0 && errno != EINTR)
+            return -errno;
+        if (n > 0 && p[1].revents)
+            return -ECANCELED;
+        if (n > 0)
+            return 0;
+        if (n == 0)
+            return -ETIMEDOUT;
+    }
+}
+
+/* One line without its newline into buf[DG_CONTROL_LINE_MAX + 1]. An end of file also ends it. */
+static int receive(const struct control *c, int fd, char *buf)
+{
+    uint64_t deadline = base_now_ms() + CLIENT_MS;
+    size_t used = 0;
+
+    for (;;) {
+        int r = ready(c, fd, POLLIN, deadline);
+        if (r < 0)
+            return r;
+        ssize_t n = recv(fd, buf + used, DG_CONTROL_LINE_MAX - used, MSG_DONTWAIT);
+        if (n < 0 && (errno == EINTR || errno == EAGAIN))
+            continue;
+        if (n < 0)
+            return -errno;
+        used += (size_t)n;
+        char *end = memchr(buf, '\n', used);
+        if (end || n == 0) {
+            *(end ? end : buf + used) = '\0';
+            return 0;
+        }
+        if (used == DG_CONTROL_LINE_MAX)
+            return -EMSGSIZE;
+    }
+}
+
+static int transmit(const struct control *c, int fd, const char *text, size_t len)
+{
+    uint64_t deadline = base_now_ms() + CLIENT_MS;
+
+    while (len > 0) {
+        int r = ready(c, fd, POLLOUT, deadline);
+        if (r < 0)
+            return r;
+        ssize_t n = send(fd, text, len, MSG_DONTWAIT | MSG_NOSIGNAL);
+        if (n < 0 && (errno == EINTR || errno == EAGAIN))
+            continue;
+        if (n < 0)
+            return -errno;
+        text += n;
+        len -= (size_t)n;
+    }
+    return 0;
+}
+
+static void serve(struct control *c, int fd)
+{
+    char line[DG_CONTROL_LINE_MAX + 1];
+    struct ucred peer = {.uid = (uid_t)-1};
+    socklen_t size = sizeof(peer);
+    struct json_object *o;
+
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) < 0)
+        return;
+    int r = receive(c, fd, line);
+    if (r < 0 && r != -EMSGSIZE)
+        return;
+    o = r < 0 ? answer_error("the request is longer than a line may be") : answer(c->daemon, line, peer.uid);
+
+    size_t len;
+    const char *text =
+        json_object_to_json_string_length(o, JSON_C_TO_STRING_PLAIN | JSON_C_TO_STRING_NOSLASHESCAPE, &len);
+    /* A client that went away, or does not read, loses its answer and nothing else. */
+    if (text && transmit(c, fd, text, len) == 0)
+        (void)!transmit(c, fd, "\n", 1);
+    json_object_put(o);
+}
+
+static void *run(void *arg)
+{
+    struct control *c = arg;
+    sigset_t all;
+
+    sigfillset(&all); /* signals are the main thread's */
+    pthread_sigmask(SIG_BLOCK, &all, NULL);
+    for (;;) {
+        struct pollfd p[2] = {{c->listen_fd, POLLIN, 0}, {c->stop_fd, POLLIN, 0}};
+
+        if (poll(p, 2, -1) < 0 && errno != EINTR)
+            return NULL;
+        if (p[1].revents)
+            return NULL;
+        if (!p[0].revents)
+            continue;
+        int fd = accept4(c->listen_fd, NULL, NULL, SOCK_CLOEXEC);
+        if (fd < 0) {
+            /* Out of descriptors, mostly: do not spin on it. */
+            if (errno != EINTR && errno != ECONNABORTED && poll(&p[1], 1, 1000) > 0)
+                return NULL;
+            continue;
+        }
+        serve(c, fd);
+        close(fd);
+    }
+}
+
+/* ---- start and end ---- */
+
+/* Undoes the octal escapes of /proc/self/mountinfo (proc(5)) in place. */
+static void unescape(char *s)
+{
+    char *to = s;
+
+    for (; *s; s++) {
+        if (s[0] == '\\' && s[1] >= '0' && s[1] <= '3' && s[2] >= '0' && s[2] <= '7' && s[3] >= '0' &&
+            s[3] <= '7') {
+            *to++ = (char)((s[1] - '0') * 64 + (s[2] - '0') * 8 + (s[3] - '0'));
+            s += 3;
+        } else {
+            *to++ = *s;
+        }
+    }
+    *to = '\0';
+}
+
+/* The view's device number. A stat of our own mount would wait for ourselves, so the kernel's table is read
+ * instead; of several mounts on one directory the last line is the one on top. 0 or -errno. */
+static int find_device(const char *mountpoint, unsigned *ret_major, unsigned *ret_minor)
+{
+    _cleanup_free_ char *line = NULL, *at = NULL;
+    size_t size = 0;
+    int r = -ENOENT;
+    FILE *f = fopen("/proc/self/mountinfo", "re");
+
+    if (!f)
+        return -errno;
+    while (getline(&line, &size, f) >= 0) {
+        unsigned major, minor;
+        const char *dash = strstr(line, " - ");
+
+        free(at);
+        at = NULL;
+        if (!dash || strncmp(dash + 3, "fuse", 4) != 0 ||
+            sscanf(line, "%*u %*u %u:%u %*s %ms", &major, &minor, &at) != 3)
+            continue;
+        unescape(at);
+        if (strcmp(at, mountpoint) != 0)
+            continue;
+        *ret_major = major;
+        *ret_minor = minor;
+        r = 0;
+    }
+    fclose(f);
+    return r;
+}
+
+/* Does a live daemon answer there? A stale socket refuses. */
+static bool is_served(const struct sockaddr_un *addr)
+{
+    _cleanup_close_ int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+
+    return fd >= 0 && (connect(fd, (const struct sockaddr *)addr, sizeof(*addr)) == 0 || errno == EAGAIN);
+}
+
+/* Binds under a name of its own and renames it into place, so that nobody ever meets a socket that does not
+ * listen or a window without one, and a dead daemon's socket needs no unlink. */
+static int bind_socket(struct control *c)
+{
+    struct sockaddr_un tmp = {.sun_family = AF_UNIX};
+    struct stat st;
+    int r;
+
+    if (snprintf(tmp.sun_path, sizeof(tmp.sun_path), DG_CONTROL_DIR "/.%d.%s", (int)getpid(),
+                 strrchr(c->addr.sun_path, '/') + 1) >= (int)sizeof(tmp.sun_path))
+        return -ENAMETOOLONG;
+    c->listen_fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (c->listen_fd < 0)
+        return -errno;
+    unlink(tmp.sun_path);
+    if (bind(c->listen_fd, (const struct sockaddr *)&tmp, sizeof(tmp)) < 0)
+        return -errno;
+    if (chmod(tmp.sun_path, 0666) < 0 || listen(c->listen_fd, BACKLOG) < 0 || lstat(tmp.sun_path, &st) < 0 ||
+        rename(tmp.sun_path, c->addr.sun_path) < 0) {
+        r = -errno;
+        unlink(tmp.sun_path);
+        return r;
+    }
+    c->ino = st.st_ino;
+    return 0;
+}
+
+static int control_open(struct control *c)
+{
+    unsigned major = 0, minor = 0;
+    int r = find_device(c->daemon->opt.mountpoint, &major, &minor);
+
+    if (r < 0)
+        return r;
+    snprintf(c->addr.sun_path, sizeof(c->addr.sun_path), DG_CONTROL_DIR "/%u:%u.sock", major, minor);
+    if (mkdir(DG_CONTROL_DIR, 0755) == 0)
+        r = chmod(DG_CONTROL_DIR, 0755) < 0 ? -errno : 0; /* whatever the umask is */
+    else
+        r = errno == EEXIST ? 0 : -errno;
+    if (r < 0)
+        return r;
+    if (is_served(&c->addr))
+        return -EADDRINUSE;
+    return bind_socket(c);
+}
+
+struct control *control_new(struct daemon *d, struct why *why)
+{
+    struct control *c = calloc(1, sizeof(*c));
+    int r;
+
+    if (!c) {
+        why_set(why, "no memory for the control socket");
+        return NULL;
+    }
+    c->daemon = d;
+    c->addr.sun_family = AF_UNIX;
+    c->listen_fd = -1;
+    c->stop_fd = eventfd(0, EFD_CLOEXEC);
+    r = c->stop_fd < 0 ? -errno : control_open(c);
+    if (r == 0)
+        r = -pthread_create(&c->thread, NULL, run, c);
+    if (r == 0)
+        return c;
+    why_set(why,
+            "no control socket %s: %s; diskguardctl can still read the datastore itself, as root with "
+            "--datastore",
+            c->addr.sun_path[0] ? c->addr.sun_path : "in " DG_CONTROL_DIR, strerror(-r));
+    if (c->ino != 0)
+        unlink(c->addr.sun_path);
+    base_closep(&c->listen_fd);
+    base_closep(&c->stop_fd);
+    free(c);
+    return NULL;
+}
+
+void control_free(struct control *c)
+{
+    struct stat st;
+    uint64_t one = 1;
+
+    if (!c)
+        return;
+    (void)!write(c->stop_fd, &one, sizeof(one)); /* an eventfd takes it: nobody else counts it up */
+    pthread_join(c->thread, NULL);
+    if (lstat(c->addr.sun_path, &st) == 0 && st.st_ino == c->ino)
+        unlink(c->addr.sun_path);
+    close(c->listen_fd);
+    close(c->stop_fd);
+    free(c);
+}

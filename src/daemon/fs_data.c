@@ -1,0 +1,211 @@
+/* fs_data.c: the data path. What lies at or beyond FORMAT_REACH goes straight to the handle's descriptor: no
+ * lock, no copy, no allocation. */
+#include "daemon/fs.h"
+
+#include <fcntl.h>
+#include <string.h>
+
+#include "daemon/image.h"
+
+/* Alignment that every O_DIRECT backing file accepts (open(2), O_DIRECT: logical block size, at most a page).
+ */
+#define DATA_ALIGN 4096u
+
+/* One aligned buffer a thread, grown at need, so that a request does not pay for fresh pages. */
+struct buffer {
+    void *data;
+    size_t size;
+};
+static pthread_key_t buffer_key;
+static pthread_once_t buffer_once = PTHREAD_ONCE_INIT;
+
+static void buffer_destroy(void *p)
+{
+    struct buffer *b = p;
+    free(b->data);
+    free(b);
+}
+
+static void buffer_make_key(void)
+{
+    pthread_key_create(&buffer_key, buffer_destroy);
+}
+
+/* Valid until the thread's next call. NULL: out of memory. */
+static void *buffer_get(size_t size)
+{
+    pthread_once(&buffer_once, buffer_make_key);
+    struct buffer *b = pthread_getspecific(buffer_key);
+    if (!b) {
+        b = calloc(1, sizeof(*b));
+        if (!b || pthread_setspecific(buffer_key, b) != 0) {
+            free(b);
+            return NULL;
+        }
+    }
+    if (b->size < size) {
+        size_t rounded = (size + DATA_ALIGN - 1) / DATA_ALIGN * DATA_ALIGN;
+        void *data = aligned_alloc(DATA_ALIGN, rounded);
+        if (!data)
+            return NULL;
+        free(b->data);
+        b->data = data;
+        b->size = rounded;
+    }
+    return b->data;
+}
+
+static ssize_t read_direct(struct handle *h, void *buf, size_t size, uint64_t off)
+{
+    ssize_t n;
+    do
+        n = pread(h->fd, buf, size, (off_t)off);
+    while (n < 0 && errno == EINTR);
+    return n < 0 ? -errno : n;
+}
+
+static ssize_t read_at(struct daemon *d, struct handle *h, void *buf, size_t size, uint64_t off)
+{
+    return off < FORMAT_REACH ? image_read(d, h, buf, size, off) : read_direct(h, buf, size, off);
+}
+
+void fs_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi)
+{
+    (void)ino;
+    struct daemon *d = daemon_of(req);
+    struct handle *h = handle_get(d->handles, fi->fh);
+    void *buf = h ? buffer_get(size) : NULL;
+    if (!buf) {
+        fuse_reply_err(req, h ? ENOMEM : EBADF);
+        return;
+    }
+    ssize_t n = read_at(d, h, buf, size, (uint64_t)off);
+    if (n < 0)
+        fuse_reply_err(req, (int)-n);
+    else
+        fuse_reply_buf(req, buf, (size_t)n);
+}
+
+static ssize_t write_direct(struct handle *h, const void *buf, size_t size, uint64_t off)
+{
+    bool guarded = atomic_load_explicit(&h->guarded, memory_order_relaxed);
+    if (guarded) {
+        int r = image_write_allowed(h);
+        if (r < 0)
+            return r;
+    }
+    if (h->flags & O_DIRECT && (uintptr_t)buf % DATA_ALIGN) {
+        void *aligned = buffer_get(size);
+        if (!aligned)
+            return -ENOMEM;
+        buf = memcpy(aligned, buf, size);
+    }
+    ssize_t n;
+    do
+        n = pwrite(h->fd, buf, size, (off_t)off);
+    while (n < 0 && errno == EINTR);
+    if (guarded)
+        image_wrote(h);
+    return n < 0 ? -errno : n;
+}
+
+static ssize_t write_at(struct daemon *d, struct handle *h, const void *buf, size_t size, uint64_t off)
+{
+    atomic_store_explicit(&h->dirty, true, memory_order_relaxed);
+    /* An append lands where the file ends now, which only the guarded way may find out. */
+    bool head = off < FORMAT_REACH || (h->flags & O_APPEND && atomic_load(&h->guarded));
+    return head ? image_write(d, h, buf, size, off) : write_direct(h, buf, size, off);
+}
+
+void fs_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_t off,
+              struct fuse_file_info *fi)
+{
+    (void)ino;
+    struct daemon *d = daemon_of(req);
+    struct handle *h = handle_get(d->handles, fi->fh);
+    ssize_t n = h ? write_at(d, h, buf, size, (uint64_t)off) : -EBADF;
+    if (n < 0)
+        fuse_reply_err(req, (int)-n);
+    else
+        fuse_reply_write(req, (size_t)n);
+}
+
+void fs_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi)
+{
+    (void)ino;
+    struct handle *h = handle_get(daemon_of(req)->handles, fi->fh);
+    if (!h) {
+        fuse_reply_err(req, EBADF);
+        return;
+    }
+    atomic_store(&h->dirty, false);
+    int r = (datasync ? fdatasync(h->fd) : fsync(h->fd)) < 0 ? -errno : 0;
+    if (r < 0)
+        image_sync_failed(h, -r);
+    else
+        r = image_sync_error(h); /* a later success does not bring lost data back */
+    fuse_reply_err(req, -r);
+}
+
+void fs_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off, off_t len, struct fuse_file_info *fi)
+{
+    (void)ino;
+    struct daemon *d = daemon_of(req);
+    struct handle *h = handle_get(d->handles, fi->fh);
+    int r = -EBADF;
+    if (h) {
+        atomic_store(&h->dirty, true);
+        r = image_fallocate(d, h, mode, (uint64_t)off, (uint64_t)len);
+    }
+    fuse_reply_err(req, -r);
+}
+
+void fs_lseek(fuse_req_t req, fuse_ino_t ino, off_t off, int whence, struct fuse_file_info *fi)
+{
+    (void)ino;
+    struct handle *h = handle_get(daemon_of(req)->handles, fi->fh);
+    off_t r = h ? lseek(h->fd, off, whence) : -1; /* the descriptor's own position is used by nobody */
+    if (r < 0)
+        fuse_reply_err(req, h ? errno : EBADF);
+    else
+        fuse_reply_lseek(req, r);
+}
+
+/* Below FORMAT_REACH the bytes go through the overlay; short counts are what callers of copy_file_range(2)
+ * must expect. */
+static ssize_t copy_head(struct daemon *d, struct handle *in, uint64_t off_in, struct handle *out,
+                         uint64_t off_out, size_t len)
+{
+    len = DG_MIN(len, (size_t)(FORMAT_REACH - DG_MIN(off_in, off_out)));
+    _cleanup_free_ void *buf = aligned_alloc(DATA_ALIGN, FORMAT_REACH);
+    if (!buf)
+        return -ENOMEM;
+    ssize_t n = read_at(d, in, buf, len, off_in);
+    return n <= 0 ? n : write_at(d, out, buf, (size_t)n, off_out);
+}
+
+void fs_copy_file_range(fuse_req_t req, fuse_ino_t ino_in, off_t off_in, struct fuse_file_info *fi_in,
+                        fuse_ino_t ino_out, off_t off_out, struct fuse_file_info *fi_out, size_t len,
+                        int flags)
+{
+    (void)ino_in;
+    (void)ino_out;
+    struct daemon *d = daemon_of(req);
+    struct handle *in = handle_get(d->handles, fi_in->fh), *out = handle_get(d->handles, fi_out->fh);
+    ssize_t n = -EBADF;
+    if (in && out && ((uint64_t)off_in < FORMAT_REACH || (uint64_t)off_out < FORMAT_REACH)) {
+        n = copy_head(d, in, (uint64_t)off_in, out, (uint64_t)off_out, len);
+    } else if (in && out) {
+        n = atomic_load(&out->guarded) ? image_write_allowed(out) : 0;
+        if (n == 0) {
+            atomic_store(&out->dirty, true);
+            n = copy_file_range(in->fd, &off_in, out->fd, &off_out, len, (unsigned)flags);
+            n = n < 0 ? -errno : n;
+            image_wrote(out);
+        }
+    }
+    if (n < 0)
+        fuse_reply_err(req, (int)-n);
+    else
+        fuse_reply_write(req, (size_t)n);
+}

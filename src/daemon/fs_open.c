@@ -1,0 +1,322 @@
+/* fs_open.c: open, create, flush, release. An open for write may wait for another holder: it is an attempt
+ * that park.h repeats. */
+#include "daemon/fs.h"
+
+#include <fcntl.h>
+#include <linux/fuse.h>
+#include <string.h>
+#include <sys/sysmacros.h>
+
+#include "core/log.h"
+#include "daemon/cred.h"
+#include "daemon/image.h"
+#include "daemon/park.h"
+
+/* An image that another host is just letting go is waited for beyond wait=, but not for ever: seconds. */
+#define OPEN_RELEASE_WAIT_S 60u
+
+struct open_op {
+    fuse_req_t req;
+    struct daemon *d;
+    struct handle *h;
+    bool truncate;
+    bool create; /* entry is to be answered too */
+    struct fuse_entry_param entry;
+    unsigned more_s; /* waited beyond wait= */
+};
+
+static void op_free(struct open_op *op)
+{
+    if (op->h) {
+        image_release(op->d, op->h);
+        handle_free(op->d, op->h);
+    }
+    if (op->create)
+        inode_forget(op->d->inodes, op->entry.ino, 1);
+    free(op);
+}
+
+static void op_fail(struct open_op *op, int err)
+{
+    fuse_req_t req = op->req;
+    op_free(op);
+    fuse_reply_err(req, -err);
+}
+
+static void fill_attr(struct fuse_attr *a, const struct stat *st)
+{
+    *a = (struct fuse_attr){
+        .ino = st->st_ino,
+        .size = (uint64_t)st->st_size,
+        .blocks = (uint64_t)st->st_blocks,
+        .atime = (uint64_t)st->st_atim.tv_sec,
+        .mtime = (uint64_t)st->st_mtim.tv_sec,
+        .ctime = (uint64_t)st->st_ctim.tv_sec,
+        .atimensec = (uint32_t)st->st_atim.tv_nsec,
+        .mtimensec = (uint32_t)st->st_mtim.tv_nsec,
+        .ctimensec = (uint32_t)st->st_ctim.tv_nsec,
+        .mode = st->st_mode,
+        .nlink = (uint32_t)st->st_nlink,
+        .uid = st->st_uid,
+        .gid = st->st_gid,
+        .rdev = (uint32_t)st->st_rdev,
+        .blksize = (uint32_t)st->st_blksize,
+    };
+}
+
+/* Answers by hand: libfuse 3.14 has no field for FOPEN_PARALLEL_DIRECT_WRITES (<linux/fuse.h>, since
+ * protocol 7.36). -ENOENT: the open was interrupted and no release will come. */
+static int reply(struct open_op *op, bool image)
+{
+    struct {
+        struct fuse_entry_out entry;
+        struct fuse_open_out open;
+    } out = {0};
+    out.open.fh = op->h->fh;
+    out.open.open_flags = image ? FOPEN_DIRECT_IO | FOPEN_PARALLEL_DIRECT_WRITES : 0;
+    if (!op->create)
+        return fuse_reply_buf(op->req, (const char *)&out.open, sizeof(out.open));
+    out.entry.nodeid = op->entry.ino;
+    out.entry.generation = op->entry.generation;
+    fill_attr(&out.entry.attr, &op->entry.attr);
+    return fuse_reply_buf(op->req, (const char *)&out, sizeof(out));
+}
+
+static void op_done(struct open_op *op, bool image)
+{
+    /* After the reply a release may already be under way: everything that an undo needs is taken out before.
+     */
+    int r = reply(op, image);
+    if (r < 0) { /* interrupted (-ENOENT) or unmounted (-ENODEV) */
+        op_free(op);
+        return;
+    }
+    free(op); /* handle and lookup are the kernel's now */
+}
+
+static bool open_turn(void *arg, enum park_turn turn)
+{
+    struct open_op *op = arg;
+    if (turn == PARK_INTERRUPTED) {
+        op_fail(op, -EINTR);
+        return true;
+    }
+    int r = image_open(op->d, op->h, op->truncate);
+    if (r == 0) {
+        op_done(op, atomic_load(&op->h->guarded));
+        return true;
+    }
+    if (r != -EBUSY) {
+        op_fail(op, r);
+        return true;
+    }
+    if (turn != PARK_LAST)
+        return false;
+    if (image_being_released(op->h->inode) && op->more_s < OPEN_RELEASE_WAIT_S &&
+        !atomic_load(&op->d->stopping)) {
+        op->more_s++;
+        park_start(op->d->park, op->req, open_turn, op, 1000);
+        return true;
+    }
+    image_refused(op->d, op->h->inode, &op->h->opener, "open for write", r);
+    op_fail(op, r);
+    return true;
+}
+
+/* The backing descriptor of a writer is read-write, for the fence lock needs that; where the file's mode or
+ * flags forbid it to the daemon, as the caller, and at last just as he asked (an append-only file: it cannot
+ * become an image that way without the fence, and then is refused). */
+static int open_backing(fuse_req_t req, struct inode *i, int flags)
+{
+    int keep = flags & ~(O_CREAT | O_EXCL | O_NOCTTY | O_TRUNC);
+    int fd = io_reopen(
+        i->fd, (flags & O_ACCMODE) == O_RDONLY && !(flags & O_TRUNC) ? keep : (keep & ~O_ACCMODE) | O_RDWR);
+    if (fd != -EACCES && fd != -EPERM)
+        return fd;
+    struct cred c;
+    int r = cred_enter(req, &c);
+    if (r < 0)
+        return r;
+    fd = io_reopen(i->fd, (keep & ~O_ACCMODE) | O_RDWR);
+    if (fd == -EACCES || fd == -EPERM)
+        fd = io_reopen(i->fd, keep);
+    cred_leave(&c);
+    return fd;
+}
+
+/* No claim, no wait: readers always get in. */
+static void open_read_only(struct open_op *op)
+{
+    enum image_what what = IMAGE_WHAT_PLAIN;
+    int r = image_probe(op->d, op->h->inode, &what);
+    if (r < 0)
+        op_fail(op, r);
+    else
+        op_done(op, what == IMAGE_WHAT_IMAGE);
+}
+
+static void open_start(struct open_op *op, int flags)
+{
+    op->h->flags = flags;
+    op->h->writer = (flags & O_ACCMODE) != O_RDONLY || flags & O_TRUNC;
+    op->truncate = flags & O_TRUNC;
+    cred_opener(op->req, &op->h->opener);
+    if (op->h->writer)
+        park_start(op->d->park, op->req, open_turn, op, op->d->opt.wait_s * UINT64_C(1000));
+    else
+        open_read_only(op);
+}
+
+/* An operation with a handle that is not open yet. NULL: answered with ENOMEM. */
+static struct open_op *op_new(fuse_req_t req, struct inode *i)
+{
+    struct daemon *d = daemon_of(req);
+    struct open_op *op = calloc(1, sizeof(*op));
+    if (op)
+        op->h = handle_new(d, i);
+    if (!op || !op->h) {
+        free(op);
+        return NULL;
+    }
+    op->req = req;
+    op->d = d;
+    return op;
+}
+
+void fs_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+    struct daemon *d = daemon_of(req);
+    struct inode *i = inode_get(d->inodes, ino);
+    if (!i) {
+        fuse_reply_err(req, ESTALE);
+        return;
+    }
+    int flags = fi->flags;
+    struct open_op *op = op_new(req, i);
+    int fd = op ? open_backing(req, i, flags) : -ENOMEM;
+    inode_put(d->inodes, i); /* the handle has a pin of its own */
+    if (fd < 0) {
+        if (op)
+            op_fail(op, fd);
+        else
+            fuse_reply_err(req, ENOMEM);
+        return;
+    }
+    op->h->fd = fd;
+    open_start(op, flags);
+}
+
+/* Makes the file as the caller. fd or -errno; -EEXIST also when another host was faster. */
+static int create_file(fuse_req_t req, struct inode *dir, const char *name, int flags, mode_t mode)
+{
+    struct cred c;
+    int r = cred_enter(req, &c);
+    if (r < 0)
+        return r;
+    int keep = flags & ~(O_ACCMODE | O_TRUNC);
+    int fd = openat(dir->fd, name, keep | O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, mode);
+    if (fd < 0)
+        fd = -errno;
+    cred_leave(&c);
+    return fd;
+}
+
+/* The new file as an inode with one counted lookup, pinned. */
+static int create_enter(struct daemon *d, int fd, struct fuse_entry_param *e, struct inode **ret)
+{
+    int path_fd = io_reopen(fd, O_PATH);
+    if (path_fd < 0)
+        return path_fd;
+    memset(e, 0, sizeof(*e));
+    if (fstat(fd, &e->attr) < 0) {
+        int r = -errno;
+        close(path_fd);
+        return r;
+    }
+    struct inode *i = inode_enter(d->inodes, path_fd, &e->attr, true);
+    if (!i)
+        return -ENOMEM;
+    e->ino = i->nodeid;
+    e->generation = i->generation;
+    *ret = i;
+    return 0;
+}
+
+void fs_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, struct fuse_file_info *fi)
+{
+    struct daemon *d = daemon_of(req);
+    struct inode *dir = inode_get(d->inodes, parent), *i = NULL;
+    struct fuse_entry_param e = {0};
+    int flags = fi->flags, fd = -1, r = 0;
+    if (!dir)
+        r = -ESTALE;
+    else if (fs_name_hidden(d, dir, name))
+        r = -EPERM;
+    if (r == 0)
+        fd = r = create_file(req, dir, name, flags, mode);
+    if (r >= 0) {
+        r = create_enter(d, fd, &e, &i);
+    } else if (r == -EEXIST && !(flags & O_EXCL)) {
+        r = fs_name_lookup(d, dir, name, &e, &i);
+        if (r == 0 && !S_ISREG(i->type))
+            r = -EEXIST; /* not what open(2) may create: the kernel looks again */
+        if (r == 0)
+            fd = r = open_backing(req, i, flags);
+    }
+    inode_put(d->inodes, dir);
+    struct open_op *op = r >= 0 ? op_new(req, i) : NULL;
+    if (op) {
+        op->create = true;
+        op->entry = e;
+        op->h->fd = fd;
+        inode_put(d->inodes, i);
+        open_start(op, flags);
+        return;
+    }
+    if (fd >= 0)
+        close(fd);
+    if (i) {
+        inode_forget(d->inodes, e.ino, 1);
+        inode_put(d->inodes, i);
+    }
+    fuse_reply_err(req, r < 0 ? -r : ENOMEM);
+}
+
+void fs_flush(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+    (void)ino;
+    struct daemon *d = daemon_of(req);
+    struct handle *h = handle_get(d->handles, fi->fh);
+    if (!h) {
+        fuse_reply_err(req, EBADF);
+        return;
+    }
+    fs_lock_flush(d, h, fi->lock_owner);
+    int r = 0;
+    if (h->writer && atomic_exchange(&h->dirty, false)) {
+        if (atomic_load(&h->guarded)) {
+            r = io_fsync(h->fd);
+            if (r < 0)
+                image_sync_failed(h, -r);
+        } else { /* a network file system reports what it could not write when a descriptor is closed */
+            int dup_fd = fcntl(h->fd, F_DUPFD_CLOEXEC, 0);
+            r = dup_fd < 0 || close(dup_fd) < 0 ? -errno : 0;
+        }
+    }
+    if (r == 0)
+        r = image_sync_error(h);
+    fuse_reply_err(req, -r);
+}
+
+void fs_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+    (void)ino;
+    struct daemon *d = daemon_of(req);
+    struct handle *h = handle_get(d->handles, fi->fh);
+    if (h) {
+        fs_lock_release(d, h);
+        image_release(d, h);
+        handle_free(d, h);
+    }
+    fuse_reply_err(req, 0);
+}

@@ -1,0 +1,492 @@
+#include "daemon/image_priv.h"
+
+#include <assert.h>
+#include <stdio.h>
+#include <string.h>
+
+static const char *const state_names[] = {
+    [IMAGE_IDLE] = "idle",           [IMAGE_SEALING] = "sealing", [IMAGE_SEALED] = "sealed",
+    [IMAGE_RESTORING] = "restoring", [IMAGE_FENCED] = "fenced",   [IMAGE_STUCK] = "stuck",
+    [IMAGE_VANISHED] = "vanished",
+};
+
+const char *image_state_name(enum image_state s)
+{
+    return state_names[s];
+}
+
+/* Row: from; bit: to. */
+#define TO(s) (1u << IMAGE_##s)
+static const unsigned allowed[] = {
+    [IMAGE_IDLE] = TO(SEALING),
+    [IMAGE_SEALING] = TO(SEALED) | TO(IDLE) | TO(STUCK),
+    [IMAGE_SEALED] = TO(RESTORING) | TO(FENCED) | TO(VANISHED),
+    [IMAGE_RESTORING] = TO(IDLE) | TO(STUCK) | TO(FENCED) | TO(VANISHED),
+    [IMAGE_FENCED] = TO(IDLE),
+    [IMAGE_STUCK] = TO(RESTORING),
+    [IMAGE_VANISHED] = TO(IDLE),
+};
+
+struct image_table *image_table_new(void)
+{
+    struct image_table *t = calloc(1, sizeof(*t));
+    if (t)
+        mutex_init(&t->lock);
+    return t;
+}
+
+void image_table_free(struct image_table *t)
+{
+    if (!t)
+        return;
+    mutex_destroy(&t->lock);
+    free(t);
+}
+
+struct image *image_get(struct inode *i)
+{
+    struct image *img = atomic_load(&i->image);
+    if (img)
+        return img;
+    img = calloc(1, sizeof(*img));
+    if (!img)
+        return NULL;
+    img->inode = i;
+    mutex_init(&img->lock);
+    pthread_cond_init(&img->moved, NULL);
+    rwlock_init(&img->header);
+    img->fd = -1;
+    struct image *other = NULL;
+    if (!atomic_compare_exchange_strong(&i->image, &other, img)) {
+        image_free(img);
+        img = other;
+    }
+    return img;
+}
+
+void image_free(struct image *img)
+{
+    if (!img)
+        return;
+    mutex_destroy(&img->lock);
+    pthread_cond_destroy(&img->moved);
+    rwlock_destroy(&img->header);
+    free(img);
+}
+
+static void busy_add(struct daemon *d, struct image *img)
+{
+    inode_pin(d->inodes, img->inode);
+    mutex_lock(&d->images->lock);
+    img->next_busy = d->images->busy;
+    d->images->busy = img;
+    mutex_unlock(&d->images->lock);
+}
+
+static void busy_remove(struct daemon *d, struct image *img)
+{
+    mutex_lock(&d->images->lock);
+    for (struct image **p = &d->images->busy; *p; p = &(*p)->next_busy) {
+        if (*p == img) {
+            *p = img->next_busy;
+            break;
+        }
+    }
+    mutex_unlock(&d->images->lock);
+}
+
+bool image_begin(struct daemon *d, struct image *img)
+{
+    mutex_lock(&img->lock);
+    bool idle = img->state == IMAGE_IDLE;
+    if (idle)
+        image_move_locked(d, img, IMAGE_SEALING, 0);
+    mutex_unlock(&img->lock);
+    if (idle)
+        busy_add(d, img);
+    return idle;
+}
+
+void image_move_locked(struct daemon *d, struct image *img, enum image_state to, int error)
+{
+    assert(allowed[img->state] & (1u << to));
+    img->state = to;
+    img->info.state = to;
+    img->info.error = error;
+    pthread_cond_broadcast(&img->moved);
+    park_kick(d->park);
+}
+
+void image_move(struct daemon *d, struct image *img, enum image_state to, int error)
+{
+    mutex_lock(&img->lock);
+    image_move_locked(d, img, to, error);
+    mutex_unlock(&img->lock);
+}
+
+void image_end(struct daemon *d, struct image *img)
+{
+    struct inode *i = img->inode;
+    rwlock_write(&img->header);
+    free(img->rec);
+    img->rec = NULL;
+    int fd = img->fd;
+    img->fd = -1;
+    atomic_store(&img->held, false);
+    atomic_store(&img->io_error, 0);
+    atomic_store(&img->sync_error, 0);
+    atomic_store(&img->wrote, false);
+    rwlock_write_unlock(&img->header);
+    if (fd >= 0)
+        close(fd); /* synced by the restore; the fence lock goes with it */
+    busy_remove(d, img);
+    mutex_lock(&img->lock);
+    img->closed = false;
+    image_move_locked(d, img, IMAGE_IDLE, 0);
+    mutex_unlock(&img->lock);
+    inode_put(d->inodes, i);
+}
+
+void image_note(struct image *img)
+{
+    const struct record *rec = img->rec;
+    mutex_lock(&img->lock);
+    struct image_info *n = &img->info;
+    snprintf(n->path, sizeof(n->path), "%s", rec->image);
+    snprintf(n->format, sizeof(n->format), "%s", rec->format);
+    snprintf(n->since, sizeof(n->since), "%s", rec->since);
+    n->ino = rec->ino;
+    n->generation = rec->generation;
+    n->virtual_size = rec->virtual_size;
+    n->sealed = rec->plan.n > 0;
+    mutex_unlock(&img->lock);
+}
+
+struct seal image_seal(struct daemon *d, struct image *img)
+{
+    return (struct seal){
+        .store = &d->store, .journal = d->journal, .fd = img->fd, .policy = d->policy, .rec = img->rec};
+}
+
+bool image_writer_add(struct image *img, struct handle *h, bool plain)
+{
+    mutex_lock(&img->lock);
+    bool ok = !plain || img->state == IMAGE_IDLE;
+    if (ok) {
+        h->next_writer = img->writers;
+        img->writers = h;
+    }
+    mutex_unlock(&img->lock);
+    return ok;
+}
+
+static void writer_remove(struct image *img, struct handle *h)
+{
+    mutex_lock(&img->lock);
+    for (struct handle **p = &img->writers; *p; p = &(*p)->next_writer) {
+        if (*p == h) {
+            *p = h->next_writer;
+            break;
+        }
+    }
+    mutex_unlock(&img->lock);
+}
+
+static void log_state(struct daemon *d, struct image *img, int priority, const char *text, int err)
+{
+    mutex_lock(&img->lock);
+    struct image_info info = img->info;
+    mutex_unlock(&img->lock);
+    log_image(priority, info.path, d->host.name, info.generation, "'%s' (generation %llu): %s%s%s", info.path,
+              (unsigned long long)info.generation, text, err ? ": " : "", err ? strerror(abs(err)) : "");
+}
+
+void image_fence(struct daemon *d, struct image *img)
+{
+    mutex_lock(&img->lock);
+    bool now = img->state == IMAGE_SEALED;
+    if (now) {
+        atomic_store(&img->io_error, EIO);
+        image_move_locked(d, img, IMAGE_FENCED, ESTALE);
+    }
+    mutex_unlock(&img->lock);
+    if (now)
+        log_state(d, img, LOG_CRIT,
+                  "FENCED: the claim of this host is gone or was taken over; every write from here is "
+                  "refused with EIO "
+                  "until the holder has closed it. `diskguardctl why` names the new holder",
+                  0);
+}
+
+static bool gone(int fd)
+{
+    struct stat st;
+    int r = io_stat_fresh(fd, &st);
+    return r == -ESTALE || (r == 0 && st.st_nlink == 0);
+}
+
+/* There is no image to put anything back into: drop claim and row. */
+static int forget(struct daemon *d, struct image *img) REQUIRES(img->header)
+{
+    int r = claim_forget(&d->store, img->rec->ino, img->rec->generation);
+    if (r == 0)
+        r = journal_remove(d->journal, img->rec->ino, img->rec->generation);
+    return r;
+}
+
+static int restore_steps(struct daemon *d, struct image *img) REQUIRES(img->header)
+{
+    if (gone(img->fd)) {
+        log_state(d, img, LOG_WARNING,
+                  "VANISHED: removed on the datastore while it was held; nothing to restore", 0);
+        return forget(d, img);
+    }
+    int r = io_fsync(img->fd);
+    if (r < 0) {
+        int none = 0;
+        atomic_compare_exchange_strong(&img->sync_error, &none, -r);
+    }
+    img->rec->sync_error = atomic_load(&img->sync_error);
+    if (r < 0)
+        return r;
+
+    struct timespec mtime;
+    mutex_lock(&img->lock);
+    mtime = img->mtime;
+    mutex_unlock(&img->lock);
+    if (atomic_load(&img->wrote)) {
+        struct stat st;
+        r = io_stat_fresh(img->fd, &st);
+        if (r < 0)
+            return r;
+        mtime = st.st_mtim;
+        /* A retry must not take the mtime of its own half-done restore for the holder's. */
+        mutex_lock(&img->lock);
+        img->mtime = mtime;
+        mutex_unlock(&img->lock);
+        atomic_store(&img->wrote, false);
+    }
+    struct seal s = image_seal(d, img);
+    return seal_restore(&s, &mtime);
+}
+
+int image_restore(struct daemon *d, struct image *img)
+{
+    rwlock_write(&img->header);
+    int r = restore_steps(d, img);
+    if (r == -ESTALE) {
+        log_state(d, img, LOG_CRIT,
+                  "the claim was taken over by another host before the restore: nothing was written back", 0);
+        r = journal_remove(d->journal, img->rec->ino, img->rec->generation);
+        if (r < 0) /* a row without a claim is forgotten by the next start */
+            log_state(d, img, LOG_WARNING, "its journal row could not be removed", r);
+        r = 0;
+    }
+    rwlock_write_unlock(&img->header);
+    if (r == 0) {
+        image_end(d, img);
+        return 0;
+    }
+    mutex_lock(&img->lock);
+    bool repeated = img->info.error == -r;
+    image_move_locked(d, img, IMAGE_STUCK, -r);
+    mutex_unlock(&img->lock);
+    if (!repeated)
+        log_state(d, img, LOG_ERR,
+                  r == -EUCLEAN
+                      ? "STUCK: its header on the datastore is neither the sealed nor the true one, somebody "
+                        "else wrote to it. "
+                        "Nothing was touched; compare with `diskguardctl show` and repair with fsck.diskguard"
+                      : "STUCK: the header could not be put back; it is tried again every few seconds",
+                  r);
+    return r;
+}
+
+void image_unguard(struct daemon *d, struct image *img)
+{
+    enum image_state was;
+    mutex_lock(&img->lock);
+    bool last = --img->n_guarded == 0;
+    was = img->state;
+    if (last && was == IMAGE_SEALED)
+        image_move_locked(d, img, IMAGE_RESTORING, 0);
+    mutex_unlock(&img->lock);
+    if (!last)
+        return;
+    if (was == IMAGE_SEALED) {
+        if (image_restore(d, img) < 0)
+            return; /* STUCK: logged; the keeper goes on */
+    } else if (was == IMAGE_FENCED || was == IMAGE_VANISHED) {
+        rwlock_write(&img->header);
+        int r = was == IMAGE_VANISHED ? forget(d, img)
+                                      : journal_remove(d->journal, img->rec->ino, img->rec->generation);
+        rwlock_write_unlock(&img->header);
+        if (r < 0)
+            log_state(d, img, LOG_WARNING,
+                      "its claim or journal row could not be removed; the next start does it", r);
+        image_end(d, img);
+    }
+}
+
+void image_release(struct daemon *d, struct handle *h)
+{
+    struct image *img = atomic_load(&h->inode->image);
+    if (img && h->writer)
+        writer_remove(img, h);
+    if (h->fd >= 0 && close(h->fd) < 0 && h->writer && errno != EINTR)
+        image_sync_failed(h, errno);
+    h->fd = -1;
+    if (atomic_exchange(&h->guarded, false))
+        image_unguard(d, img);
+}
+
+/* Pins every image that is not IDLE. The caller puts each inode and frees the array. */
+static struct image **busy_images(struct daemon *d, unsigned *ret_n)
+{
+    unsigned n = 0, max = 0;
+    mutex_lock(&d->images->lock);
+    for (struct image *i = d->images->busy; i; i = i->next_busy)
+        max++;
+    struct image **list = calloc(max + 1, sizeof(*list));
+    if (list) {
+        for (struct image *i = d->images->busy; i; i = i->next_busy) {
+            inode_pin(d->inodes, i->inode);
+            list[n++] = i;
+        }
+    }
+    mutex_unlock(&d->images->lock);
+    *ret_n = n;
+    return list;
+}
+
+/* Is the claim of a SEALED image still ours, and the image still there? */
+static void check_claim(struct daemon *d, struct image *img)
+{
+    _cleanup_free_ struct record *rec = malloc(sizeof(*rec));
+    if (!rec)
+        return;
+    bool lost = false, vanished = false;
+    rwlock_read(&img->header);
+    bool held = img->rec && img->fd >= 0;
+    if (held) {
+        *rec = *img->rec;
+        vanished = gone(img->fd);
+    }
+    rwlock_read_unlock(&img->header);
+    if (!held)
+        return;
+    if (!vanished)
+        lost = claim_check(&d->store, rec) == -ESTALE;
+
+    mutex_lock(&img->lock);
+    /* A release or a new hold in between has another generation, or another state: then this look says
+     * nothing. */
+    bool same = img->state == IMAGE_SEALED && img->info.generation == rec->generation;
+    if (same && vanished)
+        image_move_locked(d, img, IMAGE_VANISHED, 0);
+    mutex_unlock(&img->lock);
+    if (same && vanished)
+        log_state(d, img, LOG_WARNING, "VANISHED: removed on the datastore while it is held here", 0);
+    if (same && lost)
+        image_fence(d, img);
+}
+
+static void tend_one(struct daemon *d, struct image *img)
+{
+    mutex_lock(&img->lock);
+    enum image_state state = img->state;
+    int error = img->info.error;
+    if (state == IMAGE_STUCK) {
+        image_move_locked(d, img, IMAGE_RESTORING, error);
+    }
+    mutex_unlock(&img->lock);
+    if (state == IMAGE_STUCK) {
+        if (image_restore(d, img) == 0)
+            log_msg(LOG_NOTICE, "an image that was STUCK is restored and free again");
+    } else if (state == IMAGE_SEALED) {
+        check_claim(d, img);
+    }
+}
+
+void image_tend(struct daemon *d)
+{
+    unsigned n;
+    struct image **list = busy_images(d, &n);
+    for (unsigned k = 0; k < n; k++) {
+        struct inode *i = list[k]->inode;
+        tend_one(d, list[k]);
+        inode_put(d->inodes, i);
+    }
+    free(list);
+}
+
+unsigned image_shutdown(struct daemon *d)
+{
+    unsigned n, left = 0;
+    struct image **list = busy_images(d, &n);
+    for (unsigned k = 0; k < n; k++) {
+        struct image *img = list[k];
+        struct inode *i = img->inode;
+        mutex_lock(&img->lock);
+        enum image_state state = img->state;
+        atomic_store(&img->io_error, EIO);
+        if (state == IMAGE_SEALED || state == IMAGE_STUCK)
+            image_move_locked(d, img, IMAGE_RESTORING, 0);
+        mutex_unlock(&img->lock);
+        if (state == IMAGE_SEALED || state == IMAGE_STUCK)
+            left += image_restore(d, img) < 0;
+        inode_put(d->inodes, i);
+    }
+    free(list);
+    return left;
+}
+
+void image_each(struct daemon *d, void (*fn)(void *arg, const struct image_info *info), void *arg)
+{
+    unsigned n;
+    struct image **list = busy_images(d, &n);
+    struct image_info *info = malloc(sizeof(*info));
+    for (unsigned k = 0; k < n; k++) {
+        struct image *img = list[k];
+        if (info) {
+            mutex_lock(&img->lock);
+            *info = img->info;
+            info->holder = img->holder;
+            info->writers = img->n_guarded;
+            info->sync_error = atomic_load(&img->sync_error);
+            mutex_unlock(&img->lock);
+            fn(arg, info);
+        }
+        inode_put(d->inodes, img->inode);
+    }
+    free(info);
+    free(list);
+}
+
+void image_stat(struct inode *i, struct stat *st)
+{
+    struct image *img = atomic_load(&i->image);
+    if (!img || !atomic_load(&img->held) || atomic_load(&img->wrote))
+        return;
+    mutex_lock(&img->lock);
+    if (img->state != IMAGE_IDLE && img->info.sealed)
+        st->st_mtim = img->mtime;
+    mutex_unlock(&img->lock);
+}
+
+void image_set_mtime(struct inode *i, struct timespec mtime)
+{
+    struct image *img = atomic_load(&i->image);
+    if (!img || !atomic_load(&img->held))
+        return;
+    mutex_lock(&img->lock);
+    img->mtime = mtime;
+    mutex_unlock(&img->lock);
+    atomic_store(&img->wrote, false);
+}
+
+bool image_is_guarded(struct inode *i)
+{
+    struct image *img = atomic_load(&i->image);
+    return img && atomic_load(&img->held);
+}

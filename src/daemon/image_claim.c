@@ -1,0 +1,476 @@
+/* image_claim.c: what a file is, who may have it, and how it is claimed and sealed. */
+#include "daemon/image_priv.h"
+
+#include <fcntl.h>
+#include <fnmatch.h>
+#include <limits.h>
+#include <stdio.h>
+#include <string.h>
+
+void image_path(struct daemon *d, const struct inode *i, char *ret, size_t size)
+{
+    char link[32], path[PATH_MAX];
+    snprintf(link, sizeof(link), "/proc/self/fd/%d", i->fd);
+    ssize_t n = readlink(link, path, sizeof(path) - 1);
+    path[n > 0 ? n : 0] = '\0';
+    size_t root = strlen(d->store.path);
+    const char *p = path;
+    if (strncmp(path, d->store.path, root) == 0 && path[root] == '/')
+        p += root + 1;
+    snprintf(ret, size, "%.*s", (int)size - 1, p);
+}
+
+int image_header(struct inode *i, struct header *ret)
+{
+    _cleanup_close_ int fd = io_reopen(i->fd, O_RDONLY);
+    if (fd < 0)
+        return fd;
+    int r = header_load(fd, ret);
+    if (r == 0)
+        header_identify(ret);
+    return r;
+}
+
+static bool raw_by_name(struct daemon *d, struct inode *i)
+{
+    static const char *const usual[] = {"*.img", "*.raw", NULL};
+    const char *const *globs = usual;
+    switch (d->opt.raw) {
+    case RAW_ALL:
+        return true;
+    case RAW_NONE:
+        return false;
+    case RAW_GLOBS:
+        globs = (const char *const *)d->opt.raw_globs;
+        break;
+    case RAW_AUTO:
+        break;
+    }
+    char path[PATH_MAX];
+    image_path(d, i, path, sizeof(path));
+    const char *slash = strrchr(path, '/');
+    for (; *globs; globs++)
+        if (fnmatch(*globs, slash ? slash + 1 : path, 0) == 0)
+            return true;
+    return false;
+}
+
+bool image_is_image(struct daemon *d, struct inode *i, const struct header *h)
+{
+    switch (h->verdict) {
+    case FORMAT_PLAIN:
+        return raw_by_name(d, i);
+    case FORMAT_IMAGE: /* a partition table makes a raw image only where the admin lets it (raw=auto, raw=all)
+                        */
+        if (h->format == &format_raw)
+            return d->opt.raw == RAW_AUTO || raw_by_name(d, i);
+        return true;
+    default:
+        return true;
+    }
+}
+
+int image_probe(struct daemon *d, struct inode *i, enum image_what *ret)
+{
+    _cleanup_free_ struct header *h = malloc(sizeof(*h));
+    if (!h)
+        return -ENOMEM;
+    int r = image_header(i, h);
+    if (r < 0)
+        return r;
+    *ret = image_is_image(d, i, h) ? IMAGE_WHAT_IMAGE : IMAGE_WHAT_PLAIN;
+    return 0;
+}
+
+/* ---- refusals ---- */
+
+/* One line for a refusal that is final: what is wrong with the image, and the way out. */
+void image_log_refused(struct daemon *d, struct inode *i, const char *what, const char *fmt, ...)
+{
+    char path[PATH_MAX], text[1024];
+    image_path(d, i, path, sizeof(path));
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(text, sizeof(text), fmt, ap);
+    va_end(ap);
+    log_image(LOG_WARNING, path, NULL, 0, "refused %s of '%s': %s", what, path, text);
+}
+
+void image_refused(struct daemon *d, struct inode *i, const struct opener *who, const char *what, int err)
+{
+    struct image *img = atomic_load(&i->image);
+    if (!img || err != -EBUSY)
+        return;
+    mutex_lock(&img->lock);
+    enum image_state state = img->state;
+    struct opener holder = img->holder;
+    struct image_rival rival = img->rival;
+    char since[32];
+    snprintf(since, sizeof(since), "%s", img->info.since);
+    uint64_t generation = img->info.generation;
+    mutex_unlock(&img->lock);
+
+    if (state == IMAGE_IDLE && rival.host_name[0])
+        image_log_refused(
+            d, i, what,
+            "asked for by pid %llu; held by host %s (%s), pid %llu, since %s, generation %llu%s. It "
+            "is free when that host closes "
+            "it; if that host is down for good: fsck.diskguard --takeover %s --confirm-host-is-down",
+            (unsigned long long)who->pid, rival.host_name, rival.host, (unsigned long long)rival.pid,
+            rival.since, (unsigned long long)rival.generation, rival.restoring ? ", being released" : "",
+            rival.host);
+    else if (state == IMAGE_STUCK || state == IMAGE_FENCED)
+        image_log_refused(d, i, what,
+                          "asked for by pid %llu; the image is %s on this host (%s); see diskguardctl why",
+                          (unsigned long long)who->pid, image_state_name(state), d->host.name);
+    else
+        image_log_refused(
+            d, i, what,
+            "asked for by pid %llu; held by host %s (this host), pid %llu, since %s, generation "
+            "%llu. One process at a time may "
+            "write an image (option writers=)",
+            (unsigned long long)who->pid, d->host.name, (unsigned long long)holder.pid, since,
+            (unsigned long long)generation);
+}
+
+bool image_being_released(struct inode *i)
+{
+    struct image *img = atomic_load(&i->image);
+    if (!img)
+        return false;
+    mutex_lock(&img->lock);
+    bool r = img->state == IMAGE_RESTORING || (img->state == IMAGE_IDLE && img->rival.restoring);
+    mutex_unlock(&img->lock);
+    return r;
+}
+
+static void set_rival(struct image *img, const struct record *rec)
+{
+    mutex_lock(&img->lock);
+    struct image_rival *v = &img->rival;
+    memset(v, 0, sizeof(*v));
+    if (rec) {
+        snprintf(v->host_name, sizeof(v->host_name), "%s", rec->host_name);
+        snprintf(v->host, sizeof(v->host), "%s", rec->host);
+        snprintf(v->since, sizeof(v->since), "%s", rec->since);
+        v->pid = rec->pid;
+        v->generation = rec->generation;
+        v->restoring = rec->step == STEP_RESTORING;
+    }
+    mutex_unlock(&img->lock);
+}
+
+/* ---- claiming ---- */
+
+/* May this inode number be claimed, seen what rules now? 0, -EBUSY (another host), or -EUCLEAN with a log
+ * line. */
+static int check_ruling(struct daemon *d, struct image *img, const char *what, const struct claim *c,
+                        const struct io_handle *handle)
+{
+    struct inode *i = img->inode;
+    set_rival(img, NULL);
+    if (c->kind == CLAIM_NONE || c->kind == CLAIM_FREE)
+        return 0;
+    if (c->kind == CLAIM_BAD) {
+        image_log_refused(
+            d, i, what,
+            "its claim %016llx.%llu on the datastore cannot be read (%s). Nobody may write until it "
+            "is repaired: fsck.diskguard %s",
+            (unsigned long long)i->ino, (unsigned long long)c->generation,
+            c->error == -EPROTONOSUPPORT ? "written by a newer version" : "damaged", d->store.path);
+        return -EUCLEAN;
+    }
+    if (!io_handle_equal(&c->rec.handle, handle)) {
+        /* The inode number was used before. Only the recorded handle itself can say that the former file is
+         * gone. */
+        int fd = io_handle_open(d->store.root_fd, &c->rec.handle, O_PATH);
+        if (fd >= 0)
+            close(fd);
+        if (fd == -ESTALE)
+            return 0;
+        image_log_refused(
+            d, i, what,
+            "its inode number is claimed for another file ('%s', host %s), whose fate cannot be told "
+            "(%s); see fsck.diskguard %s",
+            c->rec.image, c->rec.host_name, fd < 0 ? strerror(-fd) : "it still exists", d->store.path);
+        return -EUCLEAN;
+    }
+    if (claim_is_of(&c->rec, &d->host)) {
+        image_log_refused(
+            d, i, what,
+            "this host left it claimed (generation %llu) and could not settle that at start; see "
+            "diskguardctl why, then "
+            "fsck.diskguard %s with this view unmounted",
+            (unsigned long long)c->generation, d->store.path);
+        return -EUCLEAN;
+    }
+    set_rival(img, &c->rec);
+    return -EBUSY;
+}
+
+/* Header rules of an open for write: exactly one format, a size above the threshold, on the datastore's own
+ * file system. */
+static int judge(struct daemon *d, struct inode *i, const struct header *h, const struct acquire *a)
+{
+    /* An orphan may hold the only copy: not even a namespace operation may touch it. All else is for opens
+     * alone. */
+    if (!a->judge && h->verdict != FORMAT_SEALED)
+        return 0;
+    if (i->dev != d->store.dev) {
+        image_log_refused(
+            d, i, a->what,
+            "it lies on another file system that is mounted below the datastore, where diskguard "
+            "cannot claim "
+            "it. Mount a view of that file system instead");
+        return -EXDEV;
+    }
+    switch (h->verdict) {
+    case FORMAT_PLAIN:
+        return 0;
+    case FORMAT_SEALED:
+        image_log_refused(
+            d, i, a->what,
+            "its header is sealed (%s) and no claim on the datastore says by whom: an orphan. See "
+            "fsck.diskguard %s",
+            h->info.why, d->store.path);
+        return -EUCLEAN;
+    case FORMAT_LIES:
+        image_log_refused(
+            d, i, a->what,
+            "its %s header contradicts itself: %s. Repair it on the raw datastore (qemu-img check -r "
+            "all) while "
+            "nobody uses it",
+            h->format ? h->format->name : "image", h->info.why);
+        return -EUCLEAN;
+    case FORMAT_AMBIGUOUS:
+    case FORMAT_MORE:
+        image_log_refused(
+            d, i, a->what,
+            "two formats match its header: %s. Nothing can tell which one a hypervisor would take; "
+            "rewrite it on the "
+            "raw datastore with qemu-img convert -f FORMAT",
+            h->info.why);
+        return -EUCLEAN;
+    case FORMAT_IMAGE:
+        break;
+    }
+    if (!a->plan_none && h->format != &format_raw && h->info.virtual_size <= d->opt.threshold) {
+        image_log_refused(
+            d, i, a->what,
+            "its virtual size is %llu bytes, not above the threshold of %llu. If it was sealed by a "
+            "tool that wrote "
+            "the size away: fsck.diskguard %s; if it is right: lower threshold=, or grow it with "
+            "qemu-img resize on the raw datastore",
+            (unsigned long long)h->info.virtual_size, (unsigned long long)d->opt.threshold, d->store.path);
+        return -EPERM;
+    }
+    return 0;
+}
+
+static void fill_record(struct daemon *d, struct image *img, const struct acquire *a, const struct stat *st,
+                        struct record *rec)
+{
+    image_path(d, img->inode, rec->image, sizeof(rec->image));
+    rec->ino = img->inode->ino;
+    rec->seq = 1;
+    memcpy(rec->host, d->host.uuid, sizeof(dg_uuid));
+    memcpy(rec->installation, d->host.installation, sizeof(dg_uuid));
+    memcpy(rec->boot, d->host.boot, sizeof(dg_uuid));
+    memcpy(rec->daemon, d->host.daemon, sizeof(dg_uuid));
+    snprintf(rec->host_name, sizeof(rec->host_name), "%s", d->host.name);
+    rec->pid = a->who->pid;
+    rec->start = a->who->start;
+    rec->uid = a->who->uid;
+    rec->gid = a->who->gid;
+    base_time_text(rec->since);
+    rec->cut = OVERLAY_NO_CUT;
+    rec->mtime = st->st_mtim;
+}
+
+/* The part of the record that depends on the header. */
+static int fill_plan(struct daemon *d, const struct acquire *a, const struct header *h, struct record *rec)
+{
+    rec->plan.n = 0;
+    rec->step = STEP_CLAIMED;
+    rec->virtual_size = h->info.virtual_size;
+    snprintf(rec->format, sizeof(rec->format), "%s",
+             a->format_name ? a->format_name
+             : h->format    ? h->format->name
+                            : "raw");
+    if (a->plan_none || h->verdict != FORMAT_IMAGE)
+        return 0;
+    int r = header_plan(h, &d->policy, &rec->plan);
+    if (r == 0 && rec->plan.n > 0)
+        rec->step = STEP_ARMED;
+    return r;
+}
+
+/* Under claim and fence: nobody else writes any more. Whatever was read before is looked at again, past every
+ * cache. */
+static int recheck(struct daemon *d, struct image *img, const struct acquire *a, const struct header *was)
+    REQUIRES(img->header)
+{
+    int r = io_cache_drop(img->fd);
+    if (r < 0)
+        return r;
+    _cleanup_free_ struct header *h = malloc(sizeof(*h));
+    if (!h)
+        return -ENOMEM;
+    r = header_load(img->fd, h);
+    if (r < 0)
+        return r;
+    if (h->n == was->n && memcmp(h->bytes, was->bytes, h->n) == 0 && h->file_size == was->file_size)
+        return 0;
+    header_identify(h);
+    if (h->verdict != was->verdict || h->format != was->format)
+        return -EAGAIN; /* another file than the one that was judged: from the start */
+    struct stat st;
+    r = io_stat_fresh(img->fd, &st);
+    if (r < 0)
+        return r;
+    img->rec->mtime = st.st_mtim;
+    r = fill_plan(d, a, h, img->rec);
+    if (r < 0)
+        return r;
+    struct seal s = image_seal(d, img);
+    return seal_record(&s);
+}
+
+/* Claimed: from here on failure needs an undo. */
+static int seal_claimed(struct daemon *d, struct image *img, const struct acquire *a,
+                        const struct header *was) REQUIRES(img->header)
+{
+    int r = io_fence_shared(img->fd, d->store.fence);
+    if (r == -EAGAIN)
+        return -EBUSY; /* recovery or fsck is at work on it */
+    if (r == 0)
+        r = claim_check(&d->store, img->rec);
+    if (r == 0)
+        r = recheck(d, img, a, was);
+    if (r == 0 && img->rec->plan.n > 0) {
+        struct seal s = image_seal(d, img);
+        r = seal_write(&s);
+    }
+    return r;
+}
+
+/* The header as it stands while nobody holds the image: read after the claim was read, and for a refusal
+ * believed only if the claim is still the same one afterwards (a header that another host is just sealing or
+ * restoring must not be judged). */
+static int free_header(struct daemon *d, struct image *img, const struct acquire *a, struct claim *c,
+                       struct header *ret)
+{
+    uint64_t generation = c->generation;
+    enum claim_kind kind = c->kind;
+    int r = header_load(img->fd, ret);
+    if (r < 0)
+        return r;
+    header_identify(ret);
+    r = claim_read(&d->store, img->inode->ino, c);
+    if (r < 0)
+        return r;
+    if (c->generation != generation || c->kind != kind ||
+        (!a->plain_too && !image_is_image(d, img->inode, ret)))
+        return -EAGAIN;
+    return judge(d, img->inode, ret, a);
+}
+
+static int make_record(struct daemon *d, struct image *img, const struct acquire *a,
+                       struct header *ret_header) REQUIRES(img->header)
+{
+    _cleanup_free_ struct claim *c = malloc(sizeof(*c));
+    if (!c)
+        return -ENOMEM;
+    struct io_handle handle;
+    int r = io_handle_get(img->fd, &handle);
+    if (r < 0)
+        return r;
+    r = claim_read(&d->store, img->inode->ino, c);
+    if (r < 0)
+        return r;
+    r = check_ruling(d, img, a->what, c, &handle);
+    if (r < 0)
+        return r;
+    r = free_header(d, img, a, c, ret_header);
+    if (r < 0)
+        return r;
+    struct stat st;
+    r = io_stat_fresh(img->fd, &st);
+    if (r < 0)
+        return r;
+    fill_record(d, img, a, &st, img->rec);
+    img->rec->handle = handle;
+    img->rec->generation = c->generation + 1;
+    return fill_plan(d, a, ret_header, img->rec);
+}
+
+static int acquire_locked(struct daemon *d, struct image *img, const struct acquire *a, bool *ret_stuck)
+    REQUIRES(img->header)
+{
+    _cleanup_free_ struct header *h = malloc(sizeof(*h));
+    if (!h)
+        return -ENOMEM;
+    int r = make_record(d, img, a, h);
+    if (r < 0)
+        return r;
+    struct record *rec = img->rec;
+    r = journal_put(d->journal, rec);
+    if (r < 0)
+        return r;
+    r = claim_acquire(&d->store, rec);
+    if (r < 0) {
+        /* Never claimed: the row says too much, but recovery forgets a row whose claim is not there. */
+        int j = journal_remove(d->journal, rec->ino, rec->generation);
+        if (j < 0)
+            log_debug("row of a lost race stays: %s", strerror(-j));
+        return r;
+    }
+    image_note(img);
+    r = seal_claimed(d, img, a, h);
+    if (r == 0)
+        return 0;
+    struct seal s = image_seal(d, img);
+    int undo = seal_restore(&s, &rec->mtime);
+    if (undo < 0 && undo != -ESTALE)
+        *ret_stuck = true;
+    return r == -ESTALE ? -EBUSY : r;
+}
+
+int image_acquire(struct daemon *d, struct image *img, const struct acquire *a, bool *ret_stuck)
+{
+    *ret_stuck = false;
+    rwlock_write(&img->header);
+    int r = 0;
+    img->rec = calloc(1, sizeof(*img->rec));
+    if (!img->rec)
+        r = -ENOMEM;
+    if (r == 0) {
+        img->fd = io_reopen(img->inode->fd, O_RDWR);
+        if (img->fd < 0)
+            r = img->fd;
+    }
+    if (r == 0)
+        r = acquire_locked(d, img, a, ret_stuck);
+    if (r == 0 || *ret_stuck) {
+        mutex_lock(&img->lock);
+        img->mtime = img->rec->mtime;
+        mutex_unlock(&img->lock);
+        image_note(img);
+        atomic_store(&img->held, true);
+    }
+    rwlock_write_unlock(&img->header);
+    return r;
+}
+
+/* Ends a failed long action: STUCK keeps record and descriptor for the keeper. -EUCLEAN, -EPERM and -EXDEV
+ * are logged where they are decided, -EBUSY by whoever gives up waiting. */
+void image_acquire_failed(struct daemon *d, struct image *img, const struct acquire *a, bool stuck, int err)
+{
+    if (err != -EBUSY && err != -EAGAIN && err != -EUCLEAN && err != -EPERM && err != -EXDEV)
+        image_log_refused(d, img->inode, a->what, "it could not be claimed and sealed: %s%s", strerror(-err),
+                          stuck ? "; undoing that failed too: the image is STUCK and is tried again" : "");
+    if (stuck)
+        image_move(d, img, IMAGE_STUCK, -err);
+    else
+        image_end(d, img);
+}

@@ -1,0 +1,369 @@
+/* image_edit.c: I/O below FORMAT_REACH: the overlay, headers that change, plain files that become images,
+ * headers that other hosts hold. */
+#include "daemon/image_priv.h"
+
+#include <fcntl.h>
+#include <limits.h>
+#include <string.h>
+#include <time.h>
+
+/* ---- reads ---- */
+
+static ssize_t read_some(int fd, void *buf, size_t len, uint64_t off)
+{
+    ssize_t n;
+    do
+        n = pread(fd, buf, len, (off_t)off);
+    while (n < 0 && errno == EINTR);
+    return n < 0 ? -errno : n;
+}
+
+/* The overlay of this host, if it holds the image. false: it does not (any more). */
+static bool read_held(struct image *img, struct handle *h, void *buf, size_t len, uint64_t off, ssize_t *ret)
+{
+    rwlock_read(&img->header);
+    mutex_lock(&img->lock);
+    bool held = img->rec && img->state != IMAGE_FENCED && img->state != IMAGE_IDLE;
+    mutex_unlock(&img->lock);
+    if (held) {
+        *ret = read_some(h->fd, buf, len, off);
+        if (*ret > 0)
+            overlay_patch(&img->rec->plan, OVERLAY_TRUE, off, buf, (size_t)*ret);
+    }
+    rwlock_read_unlock(&img->header);
+    return held;
+}
+
+/* Takes the seal off a header that was read between two looks at the same claim. false: the claim does not
+ * explain what stands there. */
+static bool explain(struct header *hd, const struct claim *c)
+{
+    if (c->kind == CLAIM_BAD)
+        return false;
+    if (c->kind == CLAIM_HELD && c->rec.plan.n > 0) {
+        enum header_state st = overlay_compare(&c->rec.plan, hd->bytes, hd->n, hd->file_size, c->rec.cut);
+        if (st == HEADER_ALIEN || st == HEADER_SHORT)
+            return false;
+        overlay_patch(&c->rec.plan, OVERLAY_TRUE, 0, hd->bytes, hd->n);
+        header_identify(hd);
+    }
+    return hd->verdict != FORMAT_SEALED;
+}
+
+static bool same_claim(const struct claim *a, const struct claim *b)
+{
+    return a->kind == b->kind && a->generation == b->generation &&
+           (a->kind == CLAIM_NONE || a->kind == CLAIM_BAD ||
+            (a->rec.seq == b->rec.seq && a->rec.step == b->rec.step));
+}
+
+struct foreign {
+    struct header hd;
+    struct claim before, after;
+};
+
+#define FOREIGN_TRIES                                                                                        \
+    50 /* each one is a claim that changed meanwhile: a host that opens, resizes and closes all the time */
+
+/* Claim, header, claim again, until the claim did not change. 0: w->hd is the true header; -EIO: it cannot be
+ * told. */
+static int foreign_header(struct daemon *d, struct inode *i, struct foreign *w)
+{
+    for (int k = 0; k < FOREIGN_TRIES; k++) {
+        int r = claim_read(&d->store, i->ino, &w->before);
+        if (r == 0)
+            r = image_header(i, &w->hd);
+        if (r == 0)
+            r = claim_read(&d->store, i->ino, &w->after);
+        if (r < 0)
+            return r;
+        if (same_claim(&w->before, &w->after))
+            return explain(&w->hd, &w->after) ? 0 : -EIO;
+    }
+    return -EIO;
+}
+
+static void log_unexplained(struct daemon *d, struct inode *i)
+{
+    struct image *img = image_get(i);
+    if (!img || atomic_exchange(&img->eio_logged, true))
+        return;
+    char path[PATH_MAX];
+    image_path(d, i, path, sizeof(path));
+    log_image(LOG_ERR, path, NULL, 0,
+              "'%s' is sealed on the datastore and no readable claim explains it: reads of its header get "
+              "EIO rather than sealed "
+              "bytes. See diskguardctl why, and fsck.diskguard %s",
+              path, d->store.path);
+}
+
+/* A header that this host does not hold: another one may. */
+static ssize_t read_foreign(struct daemon *d, struct handle *h, void *buf, size_t len, uint64_t off)
+{
+    struct inode *i = h->inode;
+    _cleanup_free_ struct foreign *w = malloc(sizeof(*w));
+    if (!w)
+        return -ENOMEM;
+    int r = image_header(i, &w->hd);
+    if (r < 0)
+        return r;
+    /* A seal never touches the magic: what is plain now, or has no header, is not sealed. Other file systems
+     * are never sealed either. */
+    if (w->hd.verdict == FORMAT_PLAIN || w->hd.format == &format_raw || i->dev != d->store.dev)
+        return read_some(h->fd, buf, len, off);
+    r = foreign_header(d, i, w);
+    if (r == -EIO)
+        log_unexplained(d, i);
+    if (r < 0)
+        return r;
+    ssize_t n = read_some(h->fd, buf, len, off);
+    if (n > 0 && off < w->hd.n)
+        memcpy(buf, w->hd.bytes + off, DG_MIN((size_t)n, w->hd.n - (size_t)off));
+    return n;
+}
+
+ssize_t image_read(struct daemon *d, struct handle *h, void *buf, size_t len, uint64_t off)
+{
+    struct image *img = atomic_load(&h->inode->image);
+    ssize_t n;
+    if (img && atomic_load(&img->held) && read_held(img, h, buf, len, off, &n))
+        return n;
+    return read_foreign(d, h, buf, len, off);
+}
+
+/* ---- a plain file becomes an image ---- */
+
+/* A duplicate of a descriptor carries the same lock, and stays open while we are without img->lock. */
+static int fence_writers(struct daemon *d, struct image *img)
+{
+    int r = 0;
+    unsigned n = 0, max = 0;
+    mutex_lock(&img->lock);
+    for (struct handle *h = img->writers; h; h = h->next_writer)
+        max++;
+    int *fds = calloc(max + 1, sizeof(*fds));
+    if (!fds)
+        r = -ENOMEM;
+    for (struct handle *h = img->writers; h && r == 0; h = h->next_writer) {
+        fds[n] = fcntl(h->fd, F_DUPFD_CLOEXEC, 0);
+        if (fds[n] < 0)
+            r = -errno;
+        else
+            n++;
+    }
+    mutex_unlock(&img->lock);
+    for (unsigned k = 0; k < n; k++) {
+        if (r == 0)
+            r = io_fence_shared(fds[k], d->store.fence);
+        close(fds[k]);
+    }
+    free(fds);
+    return r == -EAGAIN ? -EBUSY : r;
+}
+
+int image_adopt_writers(struct daemon *d, struct image *img)
+{
+    int r = fence_writers(d, img);
+    if (r < 0)
+        return r;
+    mutex_lock(&img->lock);
+    for (struct handle *h = img->writers; h; h = h->next_writer) {
+        if (!atomic_exchange(&h->guarded, true))
+            img->n_guarded++;
+    }
+    mutex_unlock(&img->lock);
+    return 0;
+}
+
+static void wait_idle(struct image *img, unsigned seconds)
+{
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until); /* pthread_cond_timedwait's default clock; only bounds the wait */
+    until.tv_sec += seconds;
+    mutex_lock(&img->lock);
+    while (img->state == IMAGE_SEALING || img->state == IMAGE_RESTORING)
+        if (pthread_cond_timedwait(&img->moved, &img->lock.m, &until) != 0)
+            break;
+    mutex_unlock(&img->lock);
+}
+
+int image_convert(struct daemon *d, struct image *img, const struct opener *who)
+{
+    if (!image_begin(d, img)) {
+        wait_idle(img, d->opt.wait_s + 1); /* another thread is at it; the caller looks again */
+        return -EAGAIN;
+    }
+    struct acquire a = {.who = who, .what = "write of an image header", .plan_none = true, .plain_too = true};
+    bool stuck;
+    int r = image_acquire(d, img, &a, &stuck);
+    if (r < 0) {
+        image_acquire_failed(d, img, &a, stuck, r);
+        if (r == -EBUSY)
+            image_refused(d, img->inode, who, a.what, r);
+        return r == -EAGAIN ? -EIO : r;
+    }
+    mutex_lock(&img->lock);
+    img->holder = *who;
+    img->n_guarded = 1; /* our own, until the handles have theirs */
+    mutex_unlock(&img->lock);
+    atomic_store(&img->wrote, true);
+    r = image_adopt_writers(d, img);
+    image_move(d, img, IMAGE_SEALED, 0);
+    image_unguard(d, img);
+    return r;
+}
+
+/* ---- writes ---- */
+
+int image_write_allowed(const struct handle *h)
+{
+    const struct image *img = atomic_load(&h->inode->image);
+    return img && atomic_load(&img->io_error) ? -EIO : 0;
+}
+
+void image_wrote(struct handle *h)
+{
+    struct image *img = atomic_load(&h->inode->image);
+    if (img && !atomic_load_explicit(&img->wrote, memory_order_relaxed))
+        atomic_store(&img->wrote, true);
+}
+
+void image_sync_failed(struct handle *h, int err)
+{
+    struct image *img = atomic_load(&h->inode->image);
+    int none = 0;
+    if (img && h->guarded)
+        atomic_compare_exchange_strong(&img->sync_error, &none, err);
+}
+
+int image_sync_error(const struct handle *h)
+{
+    const struct image *img = atomic_load(&h->inode->image);
+    return img && h->guarded ? -atomic_load(&img->sync_error) : 0;
+}
+
+static int sync_if_asked(struct handle *h, int fd)
+{
+    return h->flags & (O_SYNC | O_DSYNC) ? io_fsync(fd) : 0;
+}
+
+/* One edit of a held image, in the durable order of seal.h. */
+static int edit_held(struct daemon *d, struct image *img, struct handle *h, const struct edit *e)
+{
+    if (image_write_allowed(h) < 0)
+        return -EIO;
+    rwlock_write(&img->header);
+    int r = -EIO;
+    if (img->rec && image_write_allowed(h) == 0) {
+        struct seal s = image_seal(d, img);
+        struct edit at_end = *e;
+        if (e->kind == EDIT_WRITE && h->flags & O_APPEND) {
+            struct stat st;
+            r = io_stat_fresh(img->fd, &st);
+            at_end.off = r == 0 ? (uint64_t)st.st_size : e->off;
+        } else {
+            r = 0;
+        }
+        if (r == 0)
+            r = seal_edit(&s, &at_end);
+        image_note(img);
+        if (r == 0)
+            r = sync_if_asked(h, img->fd);
+    }
+    rwlock_write_unlock(&img->header);
+    image_wrote(h);
+    if (r == -ESTALE) {
+        image_fence(d, img);
+        r = -EIO;
+    }
+    return r;
+}
+
+/* What the file would be after the write. Under the header lock, so that two halves of a header cannot pass
+ * each other. */
+static int write_plain(struct daemon *d, struct image *img, struct handle *h, const struct edit *e,
+                       bool *ret_becomes)
+{
+    struct inode *i = h->inode;
+    _cleanup_free_ struct header *hd = malloc(sizeof(*hd));
+    if (!hd)
+        return -ENOMEM;
+    *ret_becomes = false;
+    rwlock_write(&img->header);
+    int r = img->rec ? -EAGAIN : image_header(i, hd); /* converted by another thread: the guarded way */
+    if (r == 0) {
+        struct stat st = {0};
+        r = io_stat_fresh(h->fd, &st);
+        uint64_t off = h->flags & O_APPEND ? hd->file_size : e->off;
+        header_write(hd, off, e->buf, e->len);
+        header_identify(hd);
+        *ret_becomes = r == 0 && st.st_nlink > 0 && i->dev == d->store.dev && hd->verdict != FORMAT_PLAIN &&
+                       image_is_image(d, i, hd);
+    }
+    ssize_t n = r < 0 || *ret_becomes ? r : pwrite(h->fd, e->buf, e->len, (off_t)e->off);
+    int err = errno;
+    rwlock_write_unlock(&img->header);
+    if (r < 0 || *ret_becomes)
+        return r;
+    return n < 0 ? -err : (int)n;
+}
+
+ssize_t image_write(struct daemon *d, struct handle *h, const void *buf, size_t len, uint64_t off)
+{
+    struct image *img = image_get(h->inode);
+    if (!img)
+        return -ENOMEM;
+    struct edit e = {.kind = EDIT_WRITE, .off = off, .len = len, .buf = buf};
+    unsigned tries = 0;
+    for (;;) {
+        if (h->guarded) {
+            int r = edit_held(d, img, h, &e);
+            return r < 0 ? r : (ssize_t)len;
+        }
+        bool becomes = false;
+        int r = write_plain(d, img, h, &e, &becomes);
+        if (r == -EAGAIN) {
+            wait_idle(img, d->opt.wait_s + 1);
+            if (++tries > 2 && !h->guarded)
+                return -EBUSY; /* held by somebody else, and not about to be let go */
+            continue;
+        }
+        if (!becomes)
+            return r;
+        r = image_convert(d, img, &h->opener);
+        if (r < 0 && r != -EAGAIN)
+            return r;
+    }
+}
+
+int image_ftruncate(struct daemon *d, struct handle *h, uint64_t size)
+{
+    struct edit e = {.kind = EDIT_TRUNCATE, .off = size};
+    if (h->guarded)
+        return edit_held(d, atomic_load(&h->inode->image), h, &e);
+    int r;
+    do
+        r = ftruncate(h->fd, (off_t)size) < 0 ? -errno : 0;
+    while (r == -EINTR);
+    return r;
+}
+
+int image_fallocate(struct daemon *d, struct handle *h, int mode, uint64_t off, uint64_t len)
+{
+    if (h->guarded) {
+        int r = image_write_allowed(h);
+        if (r < 0)
+            return r;
+        if (off < FORMAT_REACH && mode & (FALLOC_FL_COLLAPSE_RANGE | FALLOC_FL_INSERT_RANGE))
+            return -EOPNOTSUPP; /* would move the header; callers fall back to copying */
+        struct edit e = {.kind = EDIT_ZERO, .off = off, .len = len, .mode = mode};
+        if (off < FORMAT_REACH && mode & (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE))
+            return edit_held(d, atomic_load(&h->inode->image), h, &e);
+        image_wrote(h);
+    }
+    int r;
+    do
+        r = fallocate(h->fd, mode, (off_t)off, (off_t)len) < 0 ? -errno : 0;
+    while (r == -EINTR);
+    return r;
+}

@@ -1,0 +1,245 @@
+/* image_open.c: opens for write: the first one, one that joins, one of a plain file; holds for namespace
+ * operations. */
+#include "daemon/image_priv.h"
+
+#include <fcntl.h>
+#include <string.h>
+
+/* ---- open for write ---- */
+
+/* Claimed and sealed, state SEALING: what the first handle still needs. */
+static int open_finish(struct daemon *d, struct image *img, struct handle *h, bool truncate)
+{
+    int r = io_fence_shared(h->fd, d->store.fence);
+    if (r == 0 && truncate) {
+        rwlock_write(&img->header);
+        r = io_header_truncate(img->fd, 0);
+        rwlock_write_unlock(&img->header);
+        atomic_store(&img->wrote, true);
+    }
+    return r == -EAGAIN ? -EBUSY : r;
+}
+
+static int open_first(struct daemon *d, struct image *img, struct handle *h, bool truncate)
+{
+    struct acquire a = {.who = &h->opener, .what = "open for write", .plan_none = truncate, .judge = true};
+    bool stuck;
+    int r = image_acquire(d, img, &a, &stuck);
+    if (r < 0) {
+        image_acquire_failed(d, img, &a, stuck, r);
+        return r;
+    }
+    mutex_lock(&img->lock);
+    img->holder = h->opener;
+    img->n_guarded = 1;
+    mutex_unlock(&img->lock);
+    r = image_adopt_writers(d, img);
+    if (r == 0)
+        r = open_finish(d, img, h, truncate);
+    mutex_lock(&img->lock);
+    image_move_locked(d, img, IMAGE_SEALED, 0);
+    mutex_unlock(&img->lock);
+    if (r < 0)
+        image_unguard(d, img);
+    else
+        h->guarded = true;
+    return r;
+}
+
+/* A further handle of the holder: its descriptor takes the fence, then looks whether the claim still rules,
+ * and only then may write. */
+static int join_fence(struct daemon *d, struct image *img, struct handle *h)
+{
+    int r = io_fence_shared(h->fd, d->store.fence);
+    if (r < 0)
+        return r == -EAGAIN ? -EBUSY : r;
+    _cleanup_free_ struct record *rec = malloc(sizeof(*rec));
+    if (!rec)
+        return -ENOMEM;
+    rwlock_read(&img->header);
+    bool held = img->rec != NULL;
+    if (held)
+        *rec = *img->rec;
+    rwlock_read_unlock(&img->header);
+    return held ? claim_check(&d->store, rec) : -EBUSY;
+}
+
+/* -EBUSY: not ours to join. */
+static int open_join(struct daemon *d, struct image *img, struct handle *h, bool truncate)
+{
+    mutex_lock(&img->lock);
+    bool may = img->state == IMAGE_SEALED && !img->closed &&
+               (d->opt.writers == WRITERS_HOST || cred_same_process(&img->holder, &h->opener));
+    if (may)
+        img->n_guarded++; /* a reservation: no restore begins under us */
+    mutex_unlock(&img->lock);
+    if (!may)
+        return -EBUSY;
+    int r = join_fence(d, img, h);
+    if (r == 0 && truncate) {
+        h->guarded = true; /* lets image_ftruncate take the guarded way */
+        r = image_ftruncate(d, h, 0);
+        h->guarded = false;
+    }
+    if (r == 0) {
+        h->guarded = true;
+        return 0;
+    }
+    if (r == -ESTALE) {
+        image_fence(d, img);
+        r = -EIO;
+    }
+    image_unguard(d, img);
+    return r;
+}
+
+static bool is_idle(struct image *img)
+{
+    mutex_lock(&img->lock);
+    bool idle = img->state == IMAGE_IDLE;
+    mutex_unlock(&img->lock);
+    return idle;
+}
+
+/* Has another process the file open for write since it was a plain file? */
+static bool others_write(struct daemon *d, struct image *img, const struct opener *who)
+{
+    bool r = false;
+    mutex_lock(&img->lock);
+    for (const struct handle *h = img->writers; h && d->opt.writers == WRITERS_PROCESS; h = h->next_writer) {
+        if (!cred_same_process(&h->opener, who)) {
+            img->holder = h->opener;
+            r = true;
+        }
+    }
+    mutex_unlock(&img->lock);
+    return r;
+}
+
+/* A file that is not an image now. The handle is listed, so that it joins when a write turns the file into
+ * one. */
+static int open_plain(struct image *img, struct handle *h, bool truncate)
+{
+    if (!image_writer_add(img, h, true))
+        return -EBUSY;
+    return truncate && ftruncate(h->fd, 0) < 0 ? -errno : 0;
+}
+
+/* Is this file guarded at all? O_TMPFILE files are not: without a name nobody else can reach them. */
+static int is_guarded_file(struct daemon *d, struct handle *h, bool *ret)
+{
+    _cleanup_free_ struct header *hd = malloc(sizeof(*hd));
+    if (!hd)
+        return -ENOMEM;
+    int r = image_header(h->inode, hd);
+    if (r < 0)
+        return r;
+    struct stat st;
+    r = io_stat_fresh(h->fd, &st);
+    if (r < 0)
+        return r;
+    *ret = st.st_nlink > 0 && image_is_image(d, h->inode, hd);
+    return 0;
+}
+
+int image_open(struct daemon *d, struct handle *h, bool truncate)
+{
+    struct image *img = image_get(h->inode);
+    if (!img)
+        return -ENOMEM;
+    if (atomic_load(&d->stopping))
+        return -EBUSY;
+    int r;
+    if (!is_idle(img)) {
+        r = open_join(d, img, h, truncate);
+    } else {
+        bool guarded;
+        r = is_guarded_file(d, h, &guarded);
+        if (r < 0)
+            return r;
+        if (!guarded)
+            return open_plain(img, h, truncate);
+        if (others_write(d, img, &h->opener) || !image_begin(d, img))
+            return -EBUSY;
+        r = open_first(d, img, h, truncate);
+        if (r == -EAGAIN)
+            r = -EBUSY; /* the file changed under us: another try, from the start */
+    }
+    if (r == 0)
+        (void)image_writer_add(img, h, false);
+    return r;
+}
+
+/* ---- holds ---- */
+
+int image_hold(struct daemon *d, struct inode *i, const struct opener *who, const char *what,
+               struct hold *ret)
+{
+    *ret = (struct hold){0};
+    if (!S_ISREG(i->type))
+        return 0;
+    struct image *img = image_get(i);
+    _cleanup_free_ struct header *hd = malloc(sizeof(*hd));
+    if (!img || !hd)
+        return -ENOMEM;
+    if (atomic_load(&d->stopping))
+        return -EBUSY;
+    if (!is_idle(img))
+        return -EBUSY;
+    int r = image_header(i, hd);
+    if (r == -ESTALE || r == -ENOENT)
+        return 0; /* gone already: the operation itself will say so */
+    if (r < 0)
+        return r;
+    if (!image_is_image(d, i, hd) || i->dev != d->store.dev)
+        return 0;
+    if (!image_begin(d, img))
+        return -EBUSY;
+
+    struct acquire a = {.who = who, .what = what, .format_name = "none", .plan_none = true};
+    bool stuck;
+    r = image_acquire(d, img, &a, &stuck);
+    if (r < 0) {
+        image_acquire_failed(d, img, &a, stuck, r);
+        return r == -EAGAIN ? -EBUSY : r;
+    }
+    mutex_lock(&img->lock);
+    img->holder = *who;
+    img->n_guarded = 1;
+    img->closed = true;
+    image_move_locked(d, img, IMAGE_SEALED, 0);
+    mutex_unlock(&img->lock);
+    inode_pin(d->inodes, i);
+    *ret = (struct hold){.inode = i, .claimed = true};
+    return 0;
+}
+
+void image_unhold(struct daemon *d, struct hold *h)
+{
+    if (!h->inode)
+        return;
+    image_unguard(
+        d,
+        atomic_load(&h->inode->image)); /* a file without links is forgotten there: restore_steps, gone() */
+    inode_put(d->inodes, h->inode);
+    *h = (struct hold){0};
+}
+
+int image_truncate(struct daemon *d, struct inode *i, const struct opener *who, uint64_t size)
+{
+    struct hold hold;
+    int r = image_hold(d, i, who, "truncation", &hold);
+    if (r < 0)
+        return r;
+    _cleanup_close_ int fd = io_reopen(i->fd, O_RDWR);
+    if (fd >= 0 && hold.claimed)
+        r = io_fence_shared(fd, d->store.fence);
+    if (fd < 0 || r < 0)
+        r = fd < 0 ? fd : r;
+    else
+        r = io_header_truncate(fd, size);
+    if (hold.claimed)
+        atomic_store(&atomic_load(&i->image)->wrote, true);
+    image_unhold(d, &hold);
+    return r;
+}

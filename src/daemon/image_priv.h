@@ -1,0 +1,109 @@
+/* image_priv.h: shared by image.c, image_open.c and image_edit.c; nobody else includes it. */
+#ifndef DISKGUARD_IMAGE_PRIV_H
+#define DISKGUARD_IMAGE_PRIV_H
+
+#include "core/log.h"
+#include "daemon/cred.h"
+#include "daemon/image.h"
+#include "daemon/park.h"
+
+/* The last one who kept us out, for the log line. */
+struct image_rival {
+    char host_name[RECORD_NAME_MAX];
+    dg_uuid host;
+    uint64_t pid, generation;
+    char since[32];
+    bool restoring;
+};
+
+struct image {
+    struct inode *inode; /* owner; pinned while the image is not IDLE */
+    struct mutex lock;
+    pthread_cond_t moved; /* with lock: the state changed */
+    enum image_state state GUARDED_BY(lock);
+    struct opener holder GUARDED_BY(lock);
+    struct handle *writers GUARDED_BY(lock); /* every handle open for write, plain ones too */
+    unsigned n_guarded GUARDED_BY(lock);     /* those that hold the image, and reservations of opens under way */
+    bool closed GUARDED_BY(lock);            /* held for a namespace operation: nobody joins, not even the same process */
+    struct image_rival rival GUARDED_BY(lock);
+    struct image_info info GUARDED_BY(lock); /* what control.c shows, so that it never waits for `header` */
+    struct timespec mtime GUARDED_BY(lock);  /* to put back when the holder wrote nothing */
+    struct image *next_busy;                 /* image_table: list of images that are not IDLE */
+
+    /* header: the overlay and all I/O below FORMAT_REACH. rec and fd change only under header held for writing, in a long action. */
+    struct rwlock header;
+    struct record *rec GUARDED_BY(header); /* NULL: not held by this host */
+    int fd GUARDED_BY(header);             /* the seal's descriptor, with the fence lock; -1 */
+
+    atomic_bool held;        /* rec != NULL, for a look without lock */
+    atomic_int io_error;     /* 0, or the positive errno that writes get (FENCED, shutdown) */
+    atomic_int sync_error;   /* 0, or the positive errno of the first failed fsync */
+    atomic_bool wrote;       /* the holder changed the file since the seal */
+    atomic_bool eio_logged;  /* an unexplained seal was reported */
+};
+
+struct image_table {
+    struct mutex lock;
+    struct image *busy GUARDED_BY(lock);
+};
+
+/* The image of a regular file's inode, made when it is first asked for. NULL: out of memory. */
+struct image *image_get(struct inode *i);
+
+/* IDLE -> SEALING, if it is IDLE: the caller then owns the long action. The busy list pins the inode until image_end(). */
+bool image_begin(struct daemon *d, struct image *img) EXCLUDES(img->lock);
+/* The one function in which a state changes. error: positive errno for STUCK and FENCED. Wakes whoever is parked. */
+void image_move_locked(struct daemon *d, struct image *img, enum image_state to, int error) REQUIRES(img->lock);
+void image_move(struct daemon *d, struct image *img, enum image_state to, int error) EXCLUDES(img->lock);
+/* The last step to IDLE: forgets record and descriptor. `img` may be gone afterwards unless the caller has a pin of its own. */
+void image_end(struct daemon *d, struct image *img) EXCLUDES(img->lock, img->header);
+/* Copies what control.c shows from the record. */
+void image_note(struct image *img) REQUIRES(img->header) EXCLUDES(img->lock);
+/* One guard less; the last one restores (or, fenced, drops). */
+void image_unguard(struct daemon *d, struct image *img) EXCLUDES(img->lock, img->header);
+
+/* Lists a handle that is open for write. plain: only while the image is IDLE, else false. */
+bool image_writer_add(struct image *img, struct handle *h, bool plain) EXCLUDES(img->lock);
+
+/* Every listed handle takes the fence and becomes guarded: they join the hold that the caller is about to finish. The state is SEALING. */
+DG_MUST_CHECK int image_adopt_writers(struct daemon *d, struct image *img) EXCLUDES(img->lock);
+
+/* A plain file is about to become an image under its writers' hands: claims it, without a seal yet, for all of them. */
+DG_MUST_CHECK int image_convert(struct daemon *d, struct image *img, const struct opener *who) EXCLUDES(img->lock, img->header);
+
+/* The seal of a held image, for the core's functions. */
+struct seal image_seal(struct daemon *d, struct image *img) REQUIRES(img->header);
+
+/* Another host has taken over, or our claim is gone: writes get EIO from now on. Logs. */
+void image_fence(struct daemon *d, struct image *img) EXCLUDES(img->lock);
+
+/* RESTORING -> IDLE or STUCK: sync, restore, free, close. The caller has moved the state to RESTORING. 0 or what made it STUCK. */
+int image_restore(struct daemon *d, struct image *img) EXCLUDES(img->lock, img->header);
+
+/* Takes the claim, with a plan and its seal or (plan_none) without. The state is SEALING, ours. On success rec, fd and held are set and the state is
+ * still SEALING. -EBUSY: held by another (rival is filled); any other error is final. Nothing is left on failure, or the state is STUCK (*ret_stuck). */
+struct acquire {
+    const struct opener *who;
+    const char *what;        /* for the log line: "open for write", "unlink", ... */
+    const char *format_name; /* "none" for a namespace operation; NULL: as identified */
+    bool plan_none;          /* no seal: the header is about to go, or to change */
+    bool plain_too;          /* the file need not be an image yet */
+    bool judge;              /* apply the rules of an open for write to the header */
+};
+DG_MUST_CHECK int image_acquire(struct daemon *d, struct image *img, const struct acquire *a, bool *ret_stuck);
+
+/* Ends a failed long action: STUCK keeps record and descriptor for the keeper. -EUCLEAN, -EPERM and -EXDEV are logged where they are decided,
+ * -EBUSY by whoever gives up waiting. */
+void image_acquire_failed(struct daemon *d, struct image *img, const struct acquire *a, bool stuck, int err);
+
+/* One line for a refusal that is final: what is wrong with the image, and the way out. */
+void image_log_refused(struct daemon *d, struct inode *i, const char *what, const char *fmt, ...) DG_PRINTF(4, 5);
+
+/* Reads and identifies the header as it stands. */
+DG_MUST_CHECK int image_header(struct inode *i, struct header *ret);
+/* By content or, for a raw image, by name. */
+bool image_is_image(struct daemon *d, struct inode *i, const struct header *h);
+/* Path below the datastore, for people. */
+void image_path(struct daemon *d, const struct inode *i, char *ret, size_t size);
+
+#endif

@@ -1,0 +1,202 @@
+#!/usr/bin/env python3
+"""dgops: file-system calls by name, and a worker process that carries them out.
+
+A test often needs a second process, another user, or a call that may block. Such a call is made by a worker: this file run as
+a program, which reads (name, args) from standard input and answers ("ok", value) or ("err", errno). dgtest.Proc drives it.
+Descriptors are plain numbers inside the worker.
+"""
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+import pickle
+import socket
+import struct
+import sys
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+RENAME_NOREPLACE, RENAME_EXCHANGE, RENAME_WHITEOUT = 1, 2, 4
+KEEP_SIZE, PUNCH_HOLE, COLLAPSE_RANGE, ZERO_RANGE, INSERT_RANGE = 0x01, 0x02, 0x08, 0x10, 0x20
+F_OFD_GETLK, F_OFD_SETLK, F_OFD_SETLKW = 36, 37, 38
+AT_FDCWD, AT_SYMLINK_FOLLOW, AT_EMPTY_PATH = -100, 0x400, 0x1000
+
+
+def _check(result):
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result
+
+
+def stat_tuple(st):
+    return (st.st_mode, st.st_uid, st.st_gid, st.st_nlink, st.st_size, st.st_mtime_ns, st.st_ino, st.st_dev, st.st_rdev,
+            st.st_blocks)
+
+
+def stat(path):
+    return stat_tuple(os.stat(path))
+
+
+def lstat(path):
+    return stat_tuple(os.lstat(path))
+
+
+def fstat(fd):
+    return stat_tuple(os.fstat(fd))
+
+
+def rename2(old, new, flags=0):
+    return _check(libc.renameat2(AT_FDCWD, os.fsencode(old), AT_FDCWD, os.fsencode(new), flags))
+
+
+def link(old, new, follow=False):
+    return _check(libc.linkat(AT_FDCWD, os.fsencode(old), AT_FDCWD, os.fsencode(new), AT_SYMLINK_FOLLOW if follow else 0))
+
+
+def fallocate(fd, mode, off, length):
+    return _check(libc.fallocate(fd, mode, ctypes.c_int64(off), ctypes.c_int64(length)))
+
+
+def copy_file_range(fd_in, fd_out, count, off_in, off_out):
+    return os.copy_file_range(fd_in, fd_out, count, off_in, off_out)
+
+
+def listdir(path):
+    return sorted(os.listdir(path))
+
+
+def utimens(path, atime_ns, mtime_ns):
+    return os.utime(path, ns=(atime_ns, mtime_ns), follow_symlinks=False)
+
+
+def futimens(fd, atime_ns, mtime_ns):
+    return os.utime(fd, ns=(atime_ns, mtime_ns))
+
+
+def lchown(path, uid, gid):
+    return os.chown(path, uid, gid, follow_symlinks=False)
+
+
+def statvfs(path):
+    st = os.statvfs(path)
+    return (st.f_bsize, st.f_frsize, st.f_blocks, st.f_files, st.f_namemax)
+
+
+def flock(fd, operation):
+    return fcntl.flock(fd, operation)
+
+
+def _lock_struct(kind, start, length):
+    return struct.pack("hhqqi4x", kind, os.SEEK_SET, start, length, 0)
+
+
+def lock(fd, kind, start, length, ofd=True, wait=False):
+    """Sets a byte-range lock of kind F_RDLCK, F_WRLCK or F_UNLCK."""
+    if ofd:
+        command = F_OFD_SETLKW if wait else F_OFD_SETLK
+    else:
+        command = fcntl.F_SETLKW if wait else fcntl.F_SETLK
+    fcntl.fcntl(fd, command, _lock_struct(kind, start, length))
+
+
+def getlock(fd, kind, start, length, ofd=True):
+    """The kind of lock that would be in the way; F_UNLCK: none."""
+    answer = fcntl.fcntl(fd, F_OFD_GETLK if ofd else fcntl.F_GETLK, _lock_struct(kind, start, length))
+    return struct.unpack("hhqqi4x", answer)[0]
+
+
+def handle_of(path):
+    """name_to_handle_at: (type, bytes)."""
+    size = 128
+    buf = ctypes.create_string_buffer(struct.pack("Ii", size, 0) + bytes(size), 8 + size)
+    mount_id = ctypes.c_int()
+    _check(libc.name_to_handle_at(AT_FDCWD, os.fsencode(path), buf, ctypes.byref(mount_id), 0))
+    used, kind = struct.unpack_from("Ii", buf.raw)
+    return kind, buf.raw[8:8 + used]
+
+
+def open_handle(mount_path, handle, flags):
+    kind, data = handle
+    buf = ctypes.create_string_buffer(struct.pack("Ii", len(data), kind) + data, 8 + len(data))
+    mount_fd = os.open(mount_path, os.O_RDONLY)
+    try:
+        return _check(libc.open_by_handle_at(mount_fd, buf, flags))
+    finally:
+        os.close(mount_fd)
+
+
+def shared_mmap(fd, length, prot=mmap.PROT_READ | mmap.PROT_WRITE, data=b""):
+    """Maps shared, writes data at the start, syncs, unmaps."""
+    with mmap.mmap(fd, length, mmap.MAP_SHARED, prot) as m:
+        if data:
+            m[:len(data)] = data
+            m.flush()
+        return m[:16]
+
+
+def direct_read(path, off, length):
+    """pread through O_DIRECT into a page-aligned buffer."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
+    try:
+        with mmap.mmap(-1, length) as m:
+            return m[:os.preadv(fd, [m], off)]
+    finally:
+        os.close(fd)
+
+
+def direct_write(fd, data, off):
+    with mmap.mmap(-1, len(data)) as m:
+        m[:] = data
+        return os.pwritev(fd, [m], off)
+
+
+def bind_socket(path):
+    s = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    s.bind(path)
+    s.close()
+
+
+def become(uid, gid, groups):
+    os.setgroups(groups)
+    os.setgid(gid)
+    os.setuid(uid)
+
+
+def try_open(path, flags, times):
+    """Opens and closes `times` times in a row; the list of errnos (0: it opened)."""
+    result = []
+    for _ in range(times):
+        try:
+            os.close(os.open(path, flags))
+            result.append(0)
+        except OSError as e:
+            result.append(e.errno)
+    return result
+
+
+def call(name, args):
+    """Carries out one operation: a function of this module, else one of os. ("ok", value) or ("err", errno)."""
+    function = globals().get(name) or getattr(os, name)
+    try:
+        return "ok", function(*args)
+    except OSError as e:
+        return "err", e.errno or errno.EIO
+    except ValueError as e:
+        return "bad", str(e)
+
+
+def serve():
+    source, sink = sys.stdin.buffer, sys.stdout.buffer
+    while True:
+        try:
+            name, args = pickle.load(source)
+        except EOFError:
+            return
+        pickle.dump(call(name, args), sink)
+        sink.flush()
+
+
+if __name__ == "__main__":
+    serve()

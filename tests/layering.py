@@ -1,0 +1,157 @@
+#!/usr/bin/env python3
+"""layering: reads the #include lines and a few names, and fails on any arrow that src/README.md does not allow.
+
+Prints one line per rule, one per offence, and at the end "N passed, N failed, N skipped".
+"""
+import concurrent.futures
+import glob
+import os
+import re
+import subprocess
+import sys
+
+TOP = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+MAX_LINES = 600
+
+# Where a file is -> from which of the project's own directories it may include.
+ALLOWED = {
+    "include/diskguard": {"include/diskguard"},
+    "src/format": {"src/format"},
+    "src/core": {"src/core", "src/format", "include/diskguard"},
+    "src/daemon": {"src/daemon", "src/core", "src/format", "include/diskguard"},
+    "tools": {"tools", "src/core", "src/format", "include/diskguard"},
+}
+# System header -> which files may include it, and why.
+HEADERS = [
+    ("only the journal knows sqlite", r"sqlite3\.h", r"src/core/journal\w*\.c"),
+    ("only the daemon knows FUSE", r"(fuse3/)?fuse\w*\.h|linux/fuse\.h", r"src/daemon/\w+\.[ch]|tests/stress/\w+\.c"),
+    ("JSON is spoken by the control channel and the tools", r"json(-c/\w+|_\w+)?\.h", r"src/daemon/control\w*\.c|tools/\w+\.[ch]"),
+    ("a format has no descriptor, no lock and no log", r"unistd\.h|fcntl\.h|pthread\.h|syslog\.h|stdio_ext\.h|sys/.*", r"(?!src/format/).*"),
+]
+# Name that is called -> which files may.
+CALLS = [
+    ("only seal orders a header write", r"\bio_header_write\s*\(", r"src/core/(seal\w*\.[ch]|io\w*\.[ch])"),
+    ("only io reads header bytes past the cache", r"\bPOSIX_FADV_DONTNEED\b", r"src/core/io\w*\.c|tests/.*"),
+]
+
+
+def sources():
+    """Paths of all C files of the project, from its top."""
+    found = []
+    for folder in (*ALLOWED, "tests/*"):
+        for ext in "ch":
+            found += glob.glob(os.path.join(TOP, folder, "*." + ext))
+    return sorted(os.path.relpath(p, TOP) for p in found)
+
+
+def read(path):
+    with open(os.path.join(TOP, path), encoding="utf-8") as f:
+        return f.read()
+
+
+def code_of(text):
+    """The text without comments and string literals, line numbers kept."""
+    pattern = re.compile(r'/\*.*?\*/|//[^\n]*|"(?:\\.|[^"\\\n])*"', re.S)
+    return pattern.sub(lambda m: re.sub(r"[^\n]", " ", m.group()), text)
+
+
+def includes(text):
+    """(line number, quoted, name) of every #include."""
+    for number, line in enumerate(text.splitlines(), 1):
+        m = re.match(r'\s*#\s*include\s*([<"])([^>"]+)[>"]', line)
+        if m:
+            yield number, m.group(1) == '"', m.group(2)
+
+
+def resolve(path, name):
+    """The directory, from the top, of the project's header `name` as `path` would find it; None: not ours."""
+    for folder in (os.path.dirname(path), "include", "src"):
+        candidate = os.path.normpath(os.path.join(folder, name))
+        if os.path.exists(os.path.join(TOP, candidate)):
+            return os.path.dirname(candidate)
+    return None
+
+
+def check_arrows(files):
+    for path in files:
+        allowed = ALLOWED.get(os.path.dirname(path))
+        if allowed is None:
+            continue
+        for number, quoted, name in includes(read(path)):
+            target = resolve(path, name) if quoted else None
+            if quoted and target is None:
+                yield "%s:%d: \"%s\" is not found" % (path, number, name)
+            elif target is not None and target not in allowed:
+                yield "%s:%d: %s may not include from %s" % (path, number, os.path.dirname(path), target)
+
+
+def check_header(files, header, allowed):
+    for path in files:
+        if not re.fullmatch(allowed, path):
+            for number, _, name in includes(read(path)):
+                if re.fullmatch(header, name):
+                    yield "%s:%d: includes %s" % (path, number, name)
+
+
+def check_call(files, call, allowed):
+    for path in files:
+        if not re.fullmatch(allowed, path):
+            for number, line in enumerate(code_of(read(path)).splitlines(), 1):
+                if re.search(call, line):
+                    yield "%s:%d: %s" % (path, number, line.strip())
+
+
+def check_lengths():
+    paths = sources() + [os.path.relpath(p, TOP) for p in glob.glob(os.path.join(TOP, "tests", "**", "*.py"), recursive=True)]
+    paths += [os.path.relpath(p, TOP) for p in glob.glob(os.path.join(TOP, "tools", "*")) if os.path.isfile(p)] + ["tests/run"]
+    for path in sorted(set(paths)):
+        count = read(path).count("\n")
+        if count > MAX_LINES:
+            yield "%s: %d lines, at most %d are allowed" % (path, count, MAX_LINES)
+
+
+def check_alone(files):
+    """Every header compiles by itself: what it needs it includes."""
+    flags = subprocess.run(["pkg-config", "--cflags", "fuse3", "json-c", "sqlite3", "libsystemd"], check=True, capture_output=True,
+                           text=True).stdout.split()
+
+    def compile_one(path):
+        r = subprocess.run(["gcc", "-fsyntax-only", "-std=gnu17", "-Wall", "-Wextra", "-Werror", "-D_GNU_SOURCE", "-DFUSE_USE_VERSION=314",
+                            "-D_FILE_OFFSET_BITS=64", "-I", "include", "-I", "src", "-I", os.path.dirname(path), *flags, "-include", path,
+                            "-x", "c", "/dev/null"], cwd=TOP, capture_output=True, text=True, check=False)
+        errors = [line for line in r.stderr.splitlines() if "error:" in line]
+        return ["%s does not compile alone: %s" % (path, (errors or [r.stderr.strip()])[0])] if r.returncode else []
+
+    headers = [p for p in files if p.endswith(".h") and not p.startswith("tests/")]
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        for offences in pool.map(compile_one, headers):
+            yield from offences
+
+
+def main():
+    files = sources()
+    counts = {True: 0, False: 0}
+
+    def rule(title, offences):
+        offences = list(offences)
+        print("%-7s %s" % ("FAILED" if offences else "ok", title))
+        for offence in offences:
+            print("        " + offence)
+        counts[not offences] += 1
+
+    print("layering: %d C files" % len(files))
+    for folder, allowed in ALLOWED.items():
+        mine = [p for p in files if os.path.dirname(p) == folder]
+        rule("%s (%d files) includes only from %s" % (folder, len(mine), ", ".join(sorted(allowed))), check_arrows(mine))
+    for title, header, allowed in HEADERS:
+        rule(title, check_header(files, header, allowed))
+    for title, call, allowed in CALLS:
+        rule(title, check_call(files, call, allowed))
+    rule("every header compiles alone", check_alone(files))
+    rule("no file is longer than %d lines" % MAX_LINES, check_lengths())
+    print("layering: %d passed, %d failed, 0 skipped" % (counts[True], counts[False]))
+    sys.exit(1 if counts[False] else 0)
+
+
+if __name__ == "__main__":
+    main()

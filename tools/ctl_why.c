@@ -1,0 +1,357 @@
+/* ctl_why.c: diskguardctl why and wait. See ctl.h. */
+#include "ctl.h"
+
+#include <fnmatch.h>
+#include <inttypes.h>
+#include <stdarg.h>
+#include <string.h>
+
+#define WAIT_POLL_MS 500u /* claims change by rename on another host: nothing but looking again tells */
+
+/* ---- the answer: a verdict and sentences ---- */
+
+#define LINES_MAX 12
+struct answer {
+    const char *reason; /* stable, for programs */
+    bool refused;       /* an open for write would be refused now */
+    bool repair;        /* and something must be repaired first */
+    unsigned n;
+    char *line[LINES_MAX];
+};
+
+static void say(struct answer *a, const char *fmt, ...) DG_PRINTF(2, 3);
+static void say(struct answer *a, const char *fmt, ...)
+{
+    va_list ap;
+
+    if (a->n == LINES_MAX)
+        return;
+    va_start(ap, fmt);
+    if (vasprintf(&a->line[a->n], fmt, ap) < 0)
+        out_no_memory();
+    va_end(ap);
+    a->n++;
+}
+
+static void decide(struct answer *a, const char *reason, bool refused)
+{
+    a->reason = reason;
+    a->refused = refused;
+}
+
+/* ---- processes of this machine ---- */
+
+/* The name of a process, if it is still the one that started at that time (clock ticks since boot, proc(5)).
+ */
+static bool process_name(uint64_t pid, uint64_t start, char ret[64])
+{
+    char path[64], line[1024], *p;
+    unsigned long long now = 0;
+
+    snprintf(path, sizeof(path), "/proc/%" PRIu64 "/stat", pid);
+    FILE *f = fopen(path, "re");
+    if (!f)
+        return false;
+    p = fgets(line, sizeof(line), f);
+    fclose(f);
+    /* "pid (name) state ppid ..." with the name free to contain blanks and brackets; start is field 22 */
+    char *open = p ? strchr(line, '(') : NULL, *end = p ? strrchr(line, ')') : NULL;
+    if (!open || !end || end < open)
+        return false;
+    *end = '\0';
+    snprintf(ret, 64, "%s", open + 1);
+    p = end + 1;
+    for (unsigned field = 2; field < 21 && p; field++)
+        p = strchr(p + 1, ' ');
+    return p && sscanf(p, " %llu", &now) == 1 && now == start;
+}
+
+/* ---- who holds it ---- */
+
+static uint64_t held_u64(const struct item *i, const char *key, uint64_t from_claim)
+{
+    return i->live ? out_json_get_u64(i->live, key) : i->claim ? from_claim : 0;
+}
+
+static void say_process(struct answer *a, const struct item *i)
+{
+    uint64_t pid = held_u64(i, "pid", i->claim ? i->claim->pid : 0),
+             start = held_u64(i, "start", i->claim ? i->claim->start : 0);
+    char name[64];
+
+    if (pid == 0)
+        say(a, "Which process opened it is not known (it runs in a container, or is gone).");
+    else if (!item_is_local(i))
+        say(a, "On that host, process %" PRIu64 " opened it.", pid);
+    else if (process_name(pid, start, name))
+        say(a, "Process %" PRIu64 " (%s) of this machine opened it.", pid, out_tame(name));
+    else
+        say(a, "Process %" PRIu64 " of this machine opened it; it has ended, or handed the open file on.",
+            pid);
+    if (i->live && out_json_get_u64(i->live, "writers"))
+        say(a, "It has %" PRIu64 " handle(s) open for write.", out_json_get_u64(i->live, "writers"));
+}
+
+static void say_evidence(struct answer *a, const struct look *l)
+{
+    const struct host_record *h = look_host(l);
+    char age[48];
+
+    if (l->item.live || !l->item.claim)
+        return;
+    if (!h) {
+        say(a, "That host has no readable record in the datastore, so nothing tells whether it lives.");
+        return;
+    }
+    int64_t s = out_age(h->beat_time);
+    say(a, "The last sign of life in that host's record: beat %" PRIu64 " at %s%s%s%s.", h->beat,
+        h->beat_time, s < 0 ? "" : ", by this clock ", s < 0 ? "" : out_duration((uint64_t)s, age),
+        s < 0 ? "" : " ago");
+    if (l->item.host->alive == 1)
+        say(a, "Its record is locked now: a diskguard of that host lives, or its lock has not run out yet.");
+    else if (l->item.host->alive == 0)
+        say(a, "Its record is not locked: no diskguard of that host runs with this datastore now.");
+    else
+        say(a, "Whether its record is locked cannot be told: %s.", strerror(-l->item.host->alive));
+}
+
+static void why_held(struct answer *a, const struct look *l)
+{
+    const struct item *i = &l->item;
+    const char *state = item_state(i),
+               *since = i->live ? out_json_get_text(i->live, "since", "") : i->claim->since;
+    int64_t s = out_age(since);
+    char age[48];
+    struct trouble t;
+
+    decide(a, strcmp(state, "restoring") == 0 ? "being-released" : "held", true);
+    say(a, "Refused (device or resource busy): %s holds it for writing since %s%s%s%s.",
+        i->live ? "this host" : out_tame(item_holder(&l->source, i)), since[0] ? since : "an unknown time",
+        s < 0 ? "" : " (", s < 0 ? "" : out_duration((uint64_t)s, age), s < 0 ? "" : ")");
+    say_process(a, i);
+    say_evidence(a, l);
+    look_trouble(l, &t);
+    if (t.code) {
+        char *first = &t.text[0];
+
+        a->reason = t.code;
+        a->repair = true;
+        say(a, "Problem: %s.", first);
+        say(a, "Way out: %s.", t.out);
+    } else if (strcmp(state, "restoring") == 0) {
+        say(a, "It is just being released: try again in a moment, or: diskguardctl wait IMAGE.");
+    } else if (i->live) {
+        say(a,
+            "Way out: end that process, or wait for it: diskguardctl wait IMAGE. The process itself may open "
+            "the image again%s.",
+            strcmp(out_json_get_text(NULL, "writers", "process"), "process") == 0
+                ? ""
+                : ", and so may others here");
+    } else {
+        say(a, "Way out: shut the virtual machine down on %s, or wait for it: diskguardctl wait IMAGE.",
+            out_tame(item_holder(&l->source, i)));
+    }
+}
+
+/* ---- nobody holds it ---- */
+
+/* Is a file without a known header guarded as a raw image, by its name? As the daemon's option raw= has it.
+ */
+static bool raw_by_name(const struct look *l, bool *ret_known)
+{
+    const char *slash = strrchr(l->rel, '/'), *name = slash ? slash + 1 : l->rel;
+    struct json_object *o = NULL, *globs = NULL;
+    const char *mode;
+
+    *ret_known = l->source.status && json_object_object_get_ex(l->source.status, "options", &o);
+    mode = out_json_get_text(o, "raw", "auto");
+    if (strcmp(mode, "all") == 0)
+        return true;
+    if (strcmp(mode, "none") == 0)
+        return false;
+    if (strcmp(mode, "auto") == 0)
+        return fnmatch("*.img", name, 0) == 0 || fnmatch("*.raw", name, 0) == 0;
+    if (json_object_object_get_ex(o, "raw_globs", &globs))
+        for (size_t i = 0; i < json_object_array_length(globs); i++)
+            if (fnmatch(json_object_get_string(json_object_array_get_idx(globs, i)), name, 0) == 0)
+                return true;
+    return false;
+}
+
+static uint64_t threshold_of(const struct look *l)
+{
+    struct json_object *o = NULL;
+
+    if (l->source.status)
+        json_object_object_get_ex(l->source.status, "options", &o);
+    return out_json_get_u64(o, "threshold");
+}
+
+static void why_image(struct answer *a, const struct look *l, const struct raw_image *im)
+{
+    uint64_t size = im->header.info.virtual_size, threshold = threshold_of(l);
+    bool has_size = strcmp(im->header.format->name, "raw") != 0;
+
+    if (has_size && size <= threshold) {
+        decide(a, "too-small", true);
+        say(a,
+            "Refused: its virtual size, %" PRIu64 " bytes, is not above the threshold of %" PRIu64 " bytes.",
+            size, threshold);
+        if (size == 0)
+            say(a, "A size of 0 is also what seal=size leaves on the datastore; nobody holds a claim on the "
+                   "image, so nothing tells which.");
+        say(a, "Way out: fsck.diskguard on the host that last held it; else the option threshold= of "
+               "diskguard(8), or a backup.");
+        return;
+    }
+    decide(a, "free", false);
+    say(a, "Granted: nobody holds this %s image, and an open for write through a view would get it.",
+        im->header.format->name);
+    if (im->claim.kind == CLAIM_FREE)
+        say(a, "It was last held by %s, since %s.", out_tame(im->claim.rec.host_name), im->claim.rec.since);
+}
+
+static void why_free(struct answer *a, const struct look *l, const struct raw_image *im)
+{
+    bool known, raw = raw_by_name(l, &known);
+    struct trouble t;
+
+    look_trouble(l, &t);
+    if (t.code) {
+        decide(a, t.code, true);
+        a->repair = true;
+        say(a, "Refused: %s.", t.text);
+        if (im->header.verdict == FORMAT_SEALED)
+            say(a, "The header says: %s.", out_tame(im->header.info.why));
+        say(a, "Way out: %s.", t.out);
+    } else if (im->header.verdict == FORMAT_IMAGE) {
+        why_image(a, l, im);
+    } else if (raw) {
+        decide(a, "free", false);
+        say(a, "Granted: nobody holds it. By its name it is guarded as a raw image, by its claim alone%s.",
+            known ? "" : " (if the view has raw=auto, the default)");
+    } else {
+        decide(a, "not-an-image", false);
+        say(a, "Granted: it is not an image of a known format, so it is not guarded, and anybody may write "
+               "to it at any time.");
+    }
+}
+
+static void why_look(struct answer *a, const struct look *l)
+{
+    const struct raw_image *im = look_image(l);
+    bool read_only = l->source.status && out_json_get_bool(l->source.status, "read_only");
+
+    if (im && im->other_fs) {
+        decide(a, "other-file-system", true);
+        say(a, "If it is an image: refused (cross-device link). It lies in a file system that is mounted "
+               "below the datastore.");
+        say(a, "Way out: make that file system a datastore of its own (diskguardctl init) and give it a view "
+               "of its own.");
+    } else if (item_is_held(&l->item) && l->item.claim && l->item.claim->kind == CLAIM_BAD && !l->item.live) {
+        struct trouble t;
+
+        item_trouble(&l->source, &l->item, &t);
+        decide(a, t.code, true);
+        a->repair = true;
+        say(a, "Refused: %s.", t.text);
+        say(a, "Way out: %s.", t.out);
+    } else if (item_is_held(&l->item)) {
+        why_held(a, l);
+    } else {
+        why_free(a, l, im);
+    }
+    if (!a->refused && read_only) {
+        decide(a, "read-only", true);
+        say(a, "But refused here: this view is read-only.");
+    }
+    if (l->source.mount && !l->source.status)
+        say(a, "Note: %s.", l->source.daemon_why);
+}
+
+static void answer_print(const struct ctl *ctl, const struct look *l, const struct answer *a)
+{
+    if (!ctl->json) {
+        out_line("%s\n", out_tame(l->rel));
+        for (unsigned i = 0; i < a->n; i++)
+            out_line("  %s\n", a->line[i]);
+        return;
+    }
+    struct json_object *o = item_json(&l->source, &l->item), *text = json_object_new_array();
+    const struct raw_image *im = look_image(l);
+
+    out_json_text(o, "image", l->rel);
+    if (im)
+        out_json_u64(o, "inode", im->st.st_ino);
+    if (!l->item.claim && !l->item.live)
+        out_json_text(o, "state", "free");
+    out_json_bool(o, "refused", a->refused);
+    out_json_text(o, "reason", a->reason);
+    for (unsigned i = 0; i < a->n; i++)
+        json_object_array_add(text, json_object_new_string(a->line[i]));
+    json_object_object_add(o, "text", text);
+    out_json_print(o);
+}
+
+int cmd_why(struct ctl *ctl, const char *image)
+{
+    struct answer a = {0};
+    struct look l;
+    int code = DG_EXIT_FAILURE;
+
+    if (look_open(ctl, image, &l) == 0) {
+        why_look(&a, &l);
+        answer_print(ctl, &l, &a);
+        code = a.repair ? DG_EXIT_NEED_REPAIR : DG_EXIT_OK;
+    }
+    for (unsigned i = 0; i < a.n; i++)
+        free(a.line[i]);
+    look_close(&l);
+    return code;
+}
+
+/* ---- wait ---- */
+
+static int wait_end(const struct ctl *ctl, struct look *l, int code)
+{
+    if (ctl->json && l->rel) {
+        struct json_object *o = item_json(&l->source, &l->item);
+
+        out_json_text(o, "image", l->rel);
+        if (!l->item.claim && !l->item.live)
+            out_json_text(o, "state", "free");
+        out_json_bool(o, "free", code == DG_EXIT_OK);
+        out_json_print(o);
+    }
+    look_close(l);
+    return code;
+}
+
+int cmd_wait(struct ctl *ctl, const char *image)
+{
+    uint64_t start = base_now_ms();
+
+    for (;;) {
+        struct look l;
+        int r = look_open(ctl, image, &l);
+
+        if (r < 0) {
+            look_close(&l);
+            return DG_EXIT_FAILURE;
+        }
+        if (!item_is_held(&l.item))
+            return wait_end(ctl, &l, DG_EXIT_OK);
+        if (l.item.claim && l.item.claim->kind == CLAIM_BAD) {
+            out_error("%s: its claim cannot be read, so waiting is no use: see diskguardctl why %s", image,
+                      image);
+            return wait_end(ctl, &l, DG_EXIT_NEED_REPAIR);
+        }
+        uint64_t waited = base_now_ms() - start;
+        if (waited >= ctl->timeout_ms) {
+            out_error("%s is still held by %s", image, item_holder(&l.source, &l.item));
+            return wait_end(ctl, &l, DG_EXIT_IN_USE);
+        }
+        look_close(&l);
+        usleep(1000u * (unsigned)DG_MIN(WAIT_POLL_MS, ctl->timeout_ms - waited));
+    }
+}
