@@ -103,6 +103,7 @@ void source_open(struct source *s, const struct mount *m, const char *dir);
 /* Reads the datastore, once; it must be the one that the daemon serves. */
 void source_read(struct source *s, const char *rel, bool all);
 void source_close(struct source *s);
+const char *source_dir(const struct source *s); /* the datastore, canonical where it is known */
 /* The source that an IMAGE argument is in, and its path below the datastore. 0 or -errno with a message
  * printed. */
 int source_of_image(struct ctl *ctl, const char *arg, struct source *ret, char **ret_rel);
@@ -140,6 +141,8 @@ struct trouble {
 };
 void trouble_set(struct trouble *t, const char *code, const char *out, const char *fmt, ...) DG_PRINTF(4, 5);
 void trouble_from(struct trouble *t, enum problem p); /* the words of core/problem.h */
+/* Puts the reader's own datastore and image into the way out. */
+void trouble_finish(struct trouble *t, const struct source *s, const char *path);
 /* What is wrong with a held image as far as claim and daemon tell. */
 void item_trouble(const struct source *s, const struct item *i, struct trouble *ret);
 struct json_object *item_json(const struct source *s, const struct item *i);

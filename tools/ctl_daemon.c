@@ -142,6 +142,11 @@ void source_read(struct source *s, const char *rel, bool all)
     }
 }
 
+const char *source_dir(const struct source *s)
+{
+    return s->raw && s->raw->store.path[0] ? s->raw->store.path : s->dir;
+}
+
 void source_close(struct source *s)
 {
     raw_free(s->raw);

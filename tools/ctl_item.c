@@ -256,10 +256,21 @@ static void left_trouble(const struct item *i, struct trouble *t)
     trouble_set(t, "holder-down", out, "diskguard does not run on its holder %s (%s)", c->host_name, c->host);
 }
 
+void trouble_finish(struct trouble *t, const struct source *s, const char *path)
+{
+    char text[sizeof(t->out)], image[4200];
+
+    if (s->mount && path[0])
+        snprintf(image, sizeof(image), "%s/%s", s->mount->point, path);
+    else
+        snprintf(image, sizeof(image), "--datastore %s %s", source_dir(s), path);
+    memcpy(text, t->out, sizeof(text));
+    out_fill(text, &(struct out_words){source_dir(s), NULL, path[0] ? image : NULL}, t->out, sizeof(t->out));
+}
+
 void item_trouble(const struct source *s, const struct item *i, struct trouble *ret)
 {
     memset(ret, 0, sizeof(*ret));
-    (void)s;
     if (i->live) {
         live_trouble(i, ret);
     } else if (i->claim && i->claim->kind == CLAIM_BAD) {
@@ -277,6 +288,7 @@ void item_trouble(const struct source *s, const struct item *i, struct trouble *
                         "guest data was lost by the storage: check the guest's file systems, then restart it",
                         "an fsync of guest data failed: %s", strerror(i->claim->sync_error));
     }
+    trouble_finish(ret, s, item_path(i));
 }
 
 /* ---- JSON ---- */
@@ -318,9 +330,9 @@ struct json_object *item_json(const struct source *s, const struct item *i)
                                   : NULL);
     out_json_u64(o, "size", i->live ? out_json_get_u64(i->live, "size") : c ? c->virtual_size : 0);
     out_json_text_or_null(o, "since",
-                          i->live ? out_json_get_text(i->live, "since", "")
-                          : c     ? c->since
-                                  : NULL);
+                          i->live                ? out_json_get_text(i->live, "since", "")
+                          : c && item_is_held(i) ? c->since
+                                                 : NULL);
     out_json_text(o, "protection", !item_is_held(i) ? "none" : item_sealed(i) ? "header+claim" : "claim");
     out_json_bool(o, "here", i->live != NULL);
     json_object_object_add(o, "holder", item_is_held(i) ? holder_json(s, i) : NULL);

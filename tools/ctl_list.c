@@ -11,7 +11,7 @@ static struct json_object *source_json(const struct source *s)
     bool readable = s->raw->err == 0;
 
     out_json_text_or_null(o, "mountpoint", s->mount ? s->mount->point : NULL);
-    out_json_text(o, "datastore", s->dir);
+    out_json_text(o, "datastore", source_dir(s));
     out_json_text_or_null(o, "uuid",
                           readable ? s->raw->store.uuid : out_json_get_text(s->status, "uuid", NULL));
     out_json_bool(o, "daemon", s->status != NULL);

@@ -1,5 +1,6 @@
 /* ctl_raw.c: reads the datastore itself. See ctl.h. */
 #include "ctl.h"
+#include "look.h"
 
 #include <fcntl.h>
 #include <pthread.h>
@@ -85,8 +86,18 @@ static int load_host(void *arg, const struct host_record *rec, int err)
     return 0;
 }
 
+static int by_name(const void *a, const void *b)
+{
+    const struct raw_host *x = a, *y = b;
+    int r = strcmp(x->rec.name, y->rec.name);
+
+    return r ? r : strcmp(x->rec.uuid, y->rec.uuid);
+}
+
 static void host_add(struct raw *r)
 {
+    if (r->nhosts > 1)
+        qsort(r->hosts, r->nhosts, sizeof(*r->hosts), by_name);
     for (size_t i = 0; i < r->nhosts; i++) {
         struct raw_host *h = &r->hosts[i];
 
@@ -185,7 +196,7 @@ static void load_all(struct job *j)
     struct raw *r = j->raw;
     struct load l = {r, j->all};
 
-    r->err = store_open(j->dir, &r->store, &r->why);
+    r->err = look_store(j->dir, &r->store, &r->why);
     if (r->err == -EXDEV)
         r->err = 0; /* a copy of a datastore may be looked at */
     if (r->err < 0)

@@ -76,13 +76,9 @@ const struct host_record *look_host(const struct look *l)
     return l->item.host && l->item.host->err == 0 ? &l->item.host->rec : NULL;
 }
 
-void look_trouble(const struct look *l, struct trouble *ret)
+/* What header and file handle tell. */
+static void header_trouble(const struct look *l, const struct raw_image *im, struct trouble *ret)
 {
-    const struct raw_image *im = look_image(l);
-
-    item_trouble(&l->source, &l->item, ret);
-    if (!im || im->other_fs)
-        return;
     if (im->claim.kind == CLAIM_HELD && im->other_file)
         trouble_from(ret, PROBLEM_WRONG_HANDLE);
     else if (im->header_err < 0)
@@ -99,6 +95,21 @@ void look_trouble(const struct look *l, struct trouble *ret)
         trouble_set(ret, "ambiguous",
                     "find out what the file is; a convert of it into a new image is never ambiguous", "%s",
                     im->header.info.why);
+}
+
+void look_trouble(const struct look *l, struct trouble *ret)
+{
+    const struct raw_image *im = look_image(l);
+    struct trouble t = {0};
+
+    item_trouble(&l->source, &l->item, ret);
+    if (!im || im->other_fs)
+        return;
+    header_trouble(l, im, &t);
+    if (!t.code)
+        return;
+    trouble_finish(&t, &l->source, l->rel);
+    *ret = t;
 }
 
 /* ---- words ---- */

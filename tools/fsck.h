@@ -63,7 +63,8 @@ struct fsck {
     uint64_t *reported; /* inode numbers that recovery has spoken of */
     size_t nreported;
     unsigned files, sealed, held, corrected, left, notes;
-    bool error; /* something could not be read: FSCK_ERROR */
+    bool walked; /* all of the datastore was looked at, as far as it could be read */
+    bool error;  /* something could not be read: FSCK_ERROR */
     struct json_object *found;
 };
 
@@ -111,7 +112,9 @@ void identity_close(struct fsck *f);
  * usage (unknown or ambiguous host, no confirmation), -EBUSY it is alive. */
 int takeover_open(struct fsck *f);
 bool takeover_is_own(const struct fsck *f);
-/* "its diskguard runs" and the like, of a host. */
+/* host_alive(), but a lock of our own is nobody's life. */
+int takeover_alive(const struct fsck *f, const char *uuid);
+/* The same in words. */
 const char *takeover_alive_text(const struct fsck *f, const char *uuid);
 
 /* ---- fsck_walk.c ---- */

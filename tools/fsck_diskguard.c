@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "core/log.h"
+#include "look.h"
 #include "mounts.h"
 
 static const char usage_text[] =
@@ -175,7 +176,7 @@ static int open_store(struct fsck *f)
     mounts_free(&mounts);
     if (r < 0)
         return r;
-    r = store_open(f->datastore, &f->store, &why);
+    r = f->dry_run ? look_store(f->datastore, &f->store, &why) : store_open(f->datastore, &f->store, &why);
     if (r < 0 && !(r == -EXDEV && f->dry_run)) {
         report_error(f, "%s", why.text[0] ? why.text : strerror(-r));
         return r;
@@ -270,6 +271,7 @@ static int check(struct fsck *f)
     }
     if (r == 0)
         r = walk_files(f);
+    f->walked = r == 0 && !fsck_canceled;
     if (r < 0)
         report_error(f, "cannot go through %s: %s; %s", f->store.path, strerror(-r), store_hint(r));
     return 0; /* said, and counted as an error */

@@ -136,8 +136,12 @@ static void problem_text(const struct fsck *f, const struct problem_info *info, 
 void report_problem(struct fsck *f, enum problem p, const struct record *rec, const char *detail, int done,
                     const char *verb)
 {
-    const struct problem_info *info = problem_info(p);
+    struct problem_info filled = *problem_info(p), *info = &filled;
+    const struct out_words words = {f->store.path, rec->host[0] ? rec->host : NULL, NULL};
+    char repair[TEXT_MAX];
 
+    out_fill(filled.repair, &words, repair, sizeof(repair));
+    filled.repair = repair;
     if (info->severity <= SEV_NOTE)
         f->notes++;
     else if (done == 0)
@@ -176,10 +180,16 @@ void report_recover(void *arg, const struct record *rec, struct recover_decision
 
 void report_other(struct fsck *f, const char *code, bool corrected, const char *message, const char *repair)
 {
+    char text[TEXT_MAX];
+
     if (corrected)
         f->corrected++;
     else
         f->left++;
+    if (repair) {
+        out_fill(repair, &(struct out_words){.datastore = f->store.path}, text, sizeof(text));
+        repair = text;
+    }
     if (f->json) {
         struct json_object *o = finding(code, corrected ? "preen" : "ask", message);
 
@@ -263,7 +273,7 @@ static struct json_object *host_json(const struct fsck *f)
 void report_end(struct fsck *f, int code)
 {
     if (!f->json) {
-        if (f->store.uuid[0])
+        if (f->walked)
             out_line("%s: %u files, %u sealed, %u held; %u repaired, %u left, %u notes\n",
                      out_tame(f->store.path), f->files, f->sealed, f->held, f->corrected, f->left, f->notes);
         return;

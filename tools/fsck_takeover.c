@@ -80,9 +80,17 @@ static int find(struct fsck *f, struct search *s)
 
 /* ---- evidence ---- */
 
+int takeover_alive(const struct fsck *f, const char *uuid)
+{
+    bool ours = (f->lock_fd >= 0 && strcmp(uuid, f->host.uuid) == 0) ||
+                (f->takeover_fd >= 0 && strcmp(uuid, f->takeover) == 0);
+
+    return ours ? 0 : host_alive(&f->store, uuid);
+}
+
 const char *takeover_alive_text(const struct fsck *f, const char *uuid)
 {
-    int r = host_alive(&f->store, uuid);
+    int r = takeover_alive(f, uuid);
 
     if (r == 1)
         return "a diskguard of that host runs: its record is locked";

@@ -133,7 +133,7 @@ void walk_speak(struct fsck *f)
         lost += c->kind == CLAIM_HELD && is_lost_self(f, c);
     }
     free(rec);
-    if (lost == 0 || host_alive(&f->store, f->host.uuid) == 1)
+    if (lost == 0 || takeover_alive(f, f->host.uuid) == 1)
         return;
     snprintf(text, sizeof(text),
              "if this is that host and its state directory was lost: fsck.diskguard --takeover %s "

@@ -92,6 +92,29 @@ const char *out_tame(const char *text)
     return s;
 }
 
+void out_fill(const char *text, const struct out_words *words, char *ret, size_t size)
+{
+    const struct {
+        const char *word, *value;
+    } table[] = {{"DATASTORE", words->datastore}, {"HOST", words->host}, {"IMAGE", words->image}};
+    size_t used = 0;
+
+    ret[0] = '\0';
+    while (*text && used + 1 < size) {
+        const char *value = NULL;
+        size_t len = 1;
+
+        for (size_t i = 0; i < sizeof(table) / sizeof(table[0]) && !value; i++)
+            if (table[i].value && strncmp(text, table[i].word, strlen(table[i].word)) == 0) {
+                value = table[i].value;
+                len = strlen(table[i].word);
+            }
+        used += (size_t)snprintf(ret + used, size - used, "%.*s", value ? (int)strlen(value) : 1,
+                                 value ? value : text);
+        text += len;
+    }
+}
+
 const char *out_human(uint64_t bytes, char ret[32])
 {
     static const char *const unit[] = {"B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};

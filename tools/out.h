@@ -25,6 +25,13 @@ void out_line(const char *fmt, ...) DG_PRINTF(1, 2);
  * turn. */
 const char *out_tame(const char *text);
 
+/* Copies text with the words DATASTORE, HOST and IMAGE, which stand for the reader's own (core/problem.c),
+ * replaced; a NULL leaves the word. */
+struct out_words {
+    const char *datastore, *host, *image;
+};
+void out_fill(const char *text, const struct out_words *words, char *ret, size_t size);
+
 /* "20 GiB", "512 B", "1.5 GiB" */
 const char *out_human(uint64_t bytes, char ret[32]);
 /* "2 h 5 min" of a number of seconds */

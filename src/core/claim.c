@@ -199,9 +199,7 @@ static int tmp_create(const struct store *s, const struct record *rec, char ret_
     size_t len;
     int r;
 
-    if (!base_uuid_ok(rec->host) || !base_uuid_ok(rec->daemon))
-        return -EINVAL; /* they become part of a file name */
-    r = record_encode(rec, &text, &len);
+    r = record_encode(rec, &text, &len); /* checks the uuids, which become part of a file name */
     if (r < 0)
         return r;
     r = -EEXIST;
@@ -454,7 +452,7 @@ int claim_free(const struct store *s, struct record *rec)
     if (r == -ESTALE && c->generation > rec->generation && was_freed(s, rec, c))
         r = 0; /* the successor removes our generation when it is done */
     else if (r == 0)
-        r = c->kind == CLAIM_FREE ? claims_sync(s) : replace_by_free(s, rec);
+        r = replace_by_free(s, rec); /* also where it is free: maybe not durably */
     if (r < 0)
         return r;
     set_freed(rec);

@@ -159,11 +159,23 @@ static int installation_make(int dir_fd)
         return fd;
     close(fd);
     r = HOOK_FAIL("host.installation-link");
-    if (r == 0 && linkat(dir_fd, tmp, dir_fd, INSTALLATION_FILE, 0) < 0 && errno != EEXIST)
-        r = -errno;
+    if (r == 0 && linkat(dir_fd, tmp, dir_fd, INSTALLATION_FILE, 0) < 0 && errno != EEXIST && errno != ENOENT)
+        r = -errno; /* ENOENT: the winner has swept our file away */
     HOOK("host.installation-linked");
     unlinkat(dir_fd, tmp, 0);
     return r;
+}
+
+/* Left by a crash, or of somebody who is about to lose: there is an installation id now. */
+static int installation_sweep(void *arg, const char *name)
+{
+    const int *dir_fd = arg;
+    size_t len = strlen(name);
+
+    if (strncmp(name, INSTALLATION_FILE ".", strlen(INSTALLATION_FILE) + 1) == 0 &&
+        strcmp(name + len - 4, ".tmp") == 0)
+        unlinkat(*dir_fd, name, 0);
+    return 0;
 }
 
 static int installation_get(const char *state_dir, int dir_fd, dg_uuid ret, struct why *why)
@@ -176,6 +188,8 @@ static int installation_get(const char *state_dir, int dir_fd, dg_uuid ret, stru
         if (r == 0)
             r = installation_read(dir_fd, id);
     }
+    if (r == 0)
+        r = io_dir_fresh(dir_fd, installation_sweep, &dir_fd);
     /* Also when the file was there: the process that made it may not have come to its fsync, and an id that a
      * record on the datastore names must not be lost in a power cut. */
     if (r == 0)

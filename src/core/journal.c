@@ -40,6 +40,20 @@ static int run_op(struct journal *j, const struct op *op)
     return step_done(j, stmt);
 }
 
+/* Room for the pages of this transaction in the database file, before it is committed to the log: so the log
+ * can always be copied into the database, and start anew, and an operation that needs no more pages (a
+ * remove, most replacements) never fails for want of space. */
+static int reserve_pages(struct journal *j)
+{
+    sqlite3_stmt *stmt = j->stmt[STMT_SIZE];
+    int r = sqlite3_step(stmt);
+    uint64_t size = r == SQLITE_ROW ? (uint64_t)sqlite3_column_int64(stmt, 0) : 0;
+    int err = r == SQLITE_ROW ? 0 : journal_errno(j->db, r);
+
+    sqlite3_reset(stmt);
+    return err < 0 ? err : journal_reserve(j, size);
+}
+
 /* Runs the operations from first up to, without, end. After an error nothing of it is in the database, except
  * that a commit whose fsync failed may come back after a crash: a row too many, with a claim that was never
  * made, which recovery knows (stale row). */
@@ -51,6 +65,8 @@ static int run_transaction(struct journal *j, struct op *first, const struct op 
         return r;
     for (struct op *op = first; r == 0 && op != end; op = op->next)
         r = run_op(j, op);
+    if (r == 0)
+        r = reserve_pages(j);
     if (r == 0)
         r = HOOK_FAIL("journal.commit");
     if (r == 0)

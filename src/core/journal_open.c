@@ -14,6 +14,11 @@
 /* A path is cut in explanations, so that the way out at the end of the line is never what falls off. */
 #define P "%.200s"
 
+/* The log is copied into the database when it has this many pages (of 4096 bytes), so that it stays within
+ * LOG_SIZE, which is allocated once and kept; the rest is for the transaction that comes last. */
+#define LOG_PAGES "128"
+#define LOG_SIZE (1024 * 1024)
+
 static const char *const statements[STMT_COUNT] = {
     [STMT_BEGIN] = "BEGIN IMMEDIATE",
     [STMT_COMMIT] = "COMMIT",
@@ -21,6 +26,7 @@ static const char *const statements[STMT_COUNT] = {
     [STMT_PUT] = "INSERT OR REPLACE INTO claim (inode, generation, record) VALUES (?1, ?2, ?3)",
     [STMT_REMOVE] = "DELETE FROM claim WHERE inode = ?1 AND generation = ?2",
     [STMT_EACH] = "SELECT inode, generation, record FROM claim",
+    [STMT_SIZE] = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size",
 };
 
 /* ---- errors ---- */
@@ -92,7 +98,7 @@ static int explain(const char *path, int err, struct why *why)
     case EBADMSG:
         why_set(why,
                 "the journal " P " is damaged or no diskguard journal: move it (and -wal beside it) away, "
-                                 "then run fsck.diskguard -n on the "
+                "then run fsck.diskguard -n on the "
                 "datastore: what was held is in the claims too, and this host takes it up at its next start",
                 path);
         break;
@@ -155,22 +161,58 @@ static int lock_take(int dir_fd, const char *dir, const char *name, int *ret_fd,
 /* ---- the database ---- */
 
 /* Made here and not by sqlite, for its mode: -wal gets the same one. An empty file is an empty database. */
-static int file_make(int dir_fd, const char *name)
+static int file_make(int dir_fd, const char *name, int *ret_fd)
 {
+    _cleanup_close_ int fd = -1;
     struct stat st;
-    int fd, r = 0;
 
     HOOK("journal.create");
     fd = openat(dir_fd, name, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600);
     if (fd < 0)
         return errno == ELOOP ? -EBADMSG : -errno;
     if (fstat(fd, &st) < 0)
-        r = -errno;
-    else if (!S_ISREG(st.st_mode))
-        r = -EBADMSG;
-    close(fd); /* before sqlite opens it: closing any descriptor of a file drops a process's POSIX locks on it
-                */
-    return r;
+        return -errno;
+    if (!S_ISREG(st.st_mode))
+        return -EBADMSG;
+    *ret_fd = base_steal_fd(&fd);
+    return 0;
+}
+
+static int allocate(int fd, off_t size)
+{
+    int err;
+
+    do
+        err = posix_fallocate(fd, 0, size);
+    while (err == EINTR);
+    return err == EDQUOT || err == EFBIG ? -ENOSPC : -err;
+}
+
+int journal_reserve(struct journal *j, uint64_t size)
+{
+    struct stat st;
+
+    if (fstat(j->db_fd, &st) < 0)
+        return -errno;
+    if (size <= (uint64_t)st.st_size)
+        return 0;
+    return allocate(j->db_fd, (off_t)((size + JOURNAL_CHUNK - 1) / JOURNAL_CHUNK * JOURNAL_CHUNK));
+}
+
+/* Zeros behind the log's last page are no pages to sqlite (file format, section 4.1: a frame's salts must be
+ * the header's). */
+static int reserve_log(int dir_fd, const char *db_name)
+{
+    char name[DG_UUID_LEN + 16];
+    _cleanup_close_ int fd = -1;
+    int r;
+
+    snprintf(name, sizeof(name), "%s-wal", db_name);
+    fd = openat(dir_fd, name, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+    if (fd < 0)
+        return -errno;
+    r = allocate(fd, LOG_SIZE);
+    return r < 0 ? r : io_fsync(fd);
 }
 
 /* The one value of a PRAGMA, as text. */
@@ -205,7 +247,7 @@ static int exec(sqlite3 *db, const char *sql)
 static int configure(sqlite3 *db)
 {
     char mode[16];
-    int r;
+    int r, chunk = JOURNAL_CHUNK, keep = 1;
 
     sqlite3_extended_result_codes(db, 1);
     sqlite3_busy_timeout(db, 2000);
@@ -217,10 +259,27 @@ static int configure(sqlite3 *db)
         return r;
     if (strcmp(mode, "wal") != 0)
         return -EROFS;
-    return exec(db, "PRAGMA synchronous=FULL");
+    /* What has been allocated stays: the database's size is a multiple of the chunk, and closing does not
+     * remove the log. */
+    sqlite3_file_control(db, "main", SQLITE_FCNTL_CHUNK_SIZE, &chunk);
+    sqlite3_file_control(db, "main", SQLITE_FCNTL_PERSIST_WAL, &keep);
+    return exec(db, "PRAGMA synchronous=FULL; PRAGMA wal_autocheckpoint=" LOG_PAGES);
 }
 
-/* Version 0 is a new database, if there is nothing in it. */
+static int schema_make(sqlite3 *db)
+{
+    char version[40];
+    int r;
+
+    HOOK("journal.schema");
+    snprintf(version, sizeof(version), "PRAGMA user_version=%d", DG_JOURNAL_VERSION);
+    r = exec(db, "BEGIN IMMEDIATE; " DG_JOURNAL_SCHEMA);
+    if (r == 0)
+        r = exec(db, version);
+    return r < 0 ? r : exec(db, "COMMIT");
+}
+
+/* Version 0 is a new database, if there is nothing in it: made, and 1 returned. */
 static int schema(sqlite3 *db)
 {
     char text[64], *end;
@@ -240,14 +299,8 @@ static int schema(sqlite3 *db)
             return r;
         if (strcmp(text, "0") != 0)
             return -EBADMSG;
-        HOOK("journal.schema");
-        snprintf(text, sizeof(text), "PRAGMA user_version=%d", DG_JOURNAL_VERSION);
-        r = exec(db, "BEGIN IMMEDIATE; " DG_JOURNAL_SCHEMA);
-        if (r == 0)
-            r = exec(db, text);
-        if (r == 0)
-            r = exec(db, "COMMIT");
-        return r;
+        r = schema_make(db);
+        return r < 0 ? r : 1;
     }
     /* A damaged page is better found now than in the middle of a restore. */
     r = pragma_get(db, "PRAGMA quick_check(1)", text, sizeof(text));
@@ -271,7 +324,7 @@ static int prepare(struct journal *j)
 
 static int database_open(struct journal *j, int dir_fd, const char *name, const char *path)
 {
-    int r = file_make(dir_fd, name);
+    int made, r = file_make(dir_fd, name, &j->db_fd);
 
     if (r < 0)
         return r;
@@ -280,11 +333,21 @@ static int database_open(struct journal *j, int dir_fd, const char *name, const 
     if (r != SQLITE_OK)
         return j->db ? journal_errno(j->db, r) : -ENOMEM;
     r = configure(j->db);
+    if (r < 0)
+        return r;
+    made = schema(j->db);
+    if (made < 0)
+        return made;
+    r = prepare(j);
+    if (r < 0)
+        return r;
+    r = reserve_log(dir_fd, name);
     if (r == 0)
-        r = schema(j->db);
-    if (r == 0)
-        r = prepare(j);
-    return r < 0 ? r : io_fsync(dir_fd);
+        r = journal_reserve(j, 1);
+    /* No room: a new journal is refused; an old one opens, because what is in it must be settled. */
+    if (r < 0 && (r != -ENOSPC || made))
+        return r;
+    return io_fsync(dir_fd);
 }
 
 /* ---- open and close ---- */
@@ -295,7 +358,7 @@ static struct journal *journal_new(void)
 
     if (!j)
         return NULL;
-    j->lock_fd = -1;
+    j->lock_fd = j->db_fd = -1;
     mutex_init(&j->mutex);
     pthread_cond_init(&j->cond, NULL);
     mutex_lock(&j->mutex);
@@ -311,6 +374,8 @@ void journal_close(struct journal *j)
     for (int i = 0; i < STMT_COUNT; i++)
         sqlite3_finalize(j->stmt[i]);
     sqlite3_close(j->db);
+    base_closep(
+        &j->db_fd); /* not earlier: closing any descriptor of a file drops the process's POSIX locks on it */
     base_closep(&j->lock_fd); /* last: until here the database is ours */
     pthread_cond_destroy(&j->cond);
     mutex_destroy(&j->mutex);

@@ -9,7 +9,16 @@
 struct sqlite3;
 struct sqlite3_stmt;
 
-enum journal_stmt { STMT_BEGIN, STMT_COMMIT, STMT_ROLLBACK, STMT_PUT, STMT_REMOVE, STMT_EACH, STMT_COUNT };
+enum journal_stmt {
+    STMT_BEGIN,
+    STMT_COMMIT,
+    STMT_ROLLBACK,
+    STMT_PUT,
+    STMT_REMOVE,
+    STMT_EACH,
+    STMT_SIZE,
+    STMT_COUNT
+};
 
 /* One put or remove; lives on its caller's stack until it is done. */
 struct op {
@@ -23,6 +32,8 @@ struct op {
 
 struct journal {
     int lock_fd;
+    int db_fd; /* of the database file, to give it room. Closed after sqlite has closed it: see journal_close
+                */
     /* Used by whoever has set busy (and by open and close, which are alone). */
     struct sqlite3 *db;
     struct sqlite3_stmt *stmt[STMT_COUNT];
@@ -33,6 +44,10 @@ struct journal {
     struct op *head GUARDED_BY(mutex);
     struct op **tail GUARDED_BY(mutex);
 };
+
+/* Makes the database file as large as its pages need, in steps of this many bytes. 0, -ENOSPC or -errno. */
+#define JOURNAL_CHUNK (256 * 1024)
+int journal_reserve(struct journal *j, uint64_t size);
 
 /* The errno, negative, of a failed call: of `result` and of what the database remembers of it. */
 int journal_errno(struct sqlite3 *db, int result);

@@ -81,6 +81,11 @@ static enum image_kind open_image(struct job *j)
     if (kind != IMAGE_FOUND)
         return kind;
     fd = io_reopen(found, O_RDWR);
+    if ((fd == -EROFS || fd == -EACCES) &&
+        j->r->dry_run) { /* only looking: what can be seen without the lock */
+        j->fd = io_reopen(found, O_RDONLY);
+        return j->fd < 0 ? IMAGE_UNREADABLE : IMAGE_FOUND;
+    }
     if (fd < 0)
         return IMAGE_UNREADABLE;
     r = io_fence_exclusive(fd, s->fence);

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <grp.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -9,7 +10,8 @@
 
 #include "core/log.h"
 
-/* What the kernel takes at most: NGROUPS_MAX, <linux/limits.h>. Few callers have more than the first array holds. */
+/* What the kernel takes at most: NGROUPS_MAX, <linux/limits.h>. Few callers have more than the first array
+ * holds. */
 #define GROUPS_FEW 64
 #define GROUPS_MAX 65536
 
@@ -66,7 +68,8 @@ static void back_to_self(void)
     }
 }
 
-/* The caller's supplementary groups; none where they cannot be known (another pid namespace, a kernel thread). */
+/* The caller's supplementary groups; none where they cannot be known (another pid namespace, a kernel
+ * thread). */
 static int set_caller_groups(fuse_req_t req)
 {
     gid_t few[GROUPS_FEW];
@@ -168,4 +171,23 @@ void cred_opener(fuse_req_t req, struct opener *ret)
 bool cred_same_process(const struct opener *a, const struct opener *b)
 {
     return a->pid != 0 && a->pid == b->pid && a->start == b->start;
+}
+
+static bool mask_line(const char *status, const char *name, uint64_t *ret)
+{
+    const char *line = strstr(status, name);
+    return line && sscanf(line + strlen(name), "%" SCNx64, ret) == 1;
+}
+
+bool cred_signalled(fuse_req_t req)
+{
+    char path[64], status[4096];
+    snprintf(path, sizeof(path), "/proc/%d/status", (int)fuse_req_ctx(req)->pid);
+    if (!read_proc(path, status, sizeof(status)))
+        return true;
+    uint64_t own, shared, blocked, ignored; /* proc(5), status */
+    if (!mask_line(status, "SigPnd:", &own) || !mask_line(status, "ShdPnd:", &shared) ||
+        !mask_line(status, "SigBlk:", &blocked) || !mask_line(status, "SigIgn:", &ignored))
+        return true;
+    return ((own | shared) & ~(blocked | ignored)) != 0;
 }

@@ -17,6 +17,11 @@ void cred_leave(struct cred *c);
 
 /* Who opens: thread group id and start time from /proc, resolved now. */
 void cred_opener(fuse_req_t req, struct opener *ret);
+
+/* Is there a signal for the caller, one that it does not block or ignore? An INTERRUPT alone does not say so: the kernel sends one also when a
+ * program's io_uring has work for the thread (TIF_NOTIFY_SIGNAL), which QEMU's has all the time, and never a second one for the
+ * same request. A caller that cannot be looked at (another pid namespace): true. */
+bool cred_signalled(fuse_req_t req);
 bool cred_same_process(const struct opener *a, const struct opener *b);
 
 #endif

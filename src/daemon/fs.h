@@ -36,6 +36,8 @@ void fs_listxattr(fuse_req_t req, fuse_ino_t ino, size_t size);
 void fs_removexattr(fuse_req_t req, fuse_ino_t ino, const char *name);
 /* Attributes as the view shows them: fresh from the datastore, with the holder's mtime of a held image. 0 or -errno. */
 DG_MUST_CHECK int fs_attr_get(struct daemon *d, struct inode *i, struct stat *ret);
+/* The same for attributes just read from the datastore. */
+void fs_attr_show(const struct daemon *d, struct inode *i, struct stat *st);
 /* Inode numbers of file systems mounted below the datastore must not collide with its own: programs take equal ones for hard links. */
 ino_t fs_attr_ino(const struct daemon *d, dev_t dev, ino_t ino);
 /* "/proc/self/fd/N": names what an O_PATH descriptor refers to, for system calls that take a path only. */

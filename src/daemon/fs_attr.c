@@ -21,14 +21,21 @@ ino_t fs_attr_ino(const struct daemon *d, dev_t dev, ino_t ino)
     return ino ^ ((uint64_t)dev * 0x9e3779b97f4a7c15u & ~UINT64_C(0xffffffffff));
 }
 
+void fs_attr_show(const struct daemon *d, struct inode *i, struct stat *st)
+{
+    if (S_ISREG(i->type))
+        image_stat(i, st);
+    if (i->nodeid == FUSE_ROOT_ID && st->st_nlink > 2)
+        st->st_nlink--; /* the hidden directory's ".." */
+    st->st_ino = fs_attr_ino(d, st->st_dev, st->st_ino);
+}
+
 int fs_attr_get(struct daemon *d, struct inode *i, struct stat *ret)
 {
     struct stat st;
     if (fstatat(i->fd, "", &st, AT_EMPTY_PATH) < 0)
         return -errno;
-    if (S_ISREG(i->type))
-        image_stat(i, &st);
-    st.st_ino = fs_attr_ino(d, st.st_dev, st.st_ino);
+    fs_attr_show(d, i, &st);
     *ret = st;
     return 0;
 }
@@ -107,8 +114,8 @@ static int set_times(const struct change *c)
     return 0;
 }
 
-/* The kernel of the view has checked that the caller may. On storage that does not let this daemon change what is not its own (NFS with
- * root squash) it is done as the caller. */
+/* The kernel of the view has checked that the caller may. On storage that does not let this daemon change
+ * what is not its own (NFS with root squash) it is done as the caller. */
 static int as_either(const struct change *c, int (*fn)(const struct change *c))
 {
     int r = fn(c);
@@ -130,7 +137,8 @@ static int set_others(const struct change *c)
         r = as_either(c, set_owner);
     if (r == 0 && c->to_set & FUSE_SET_ATTR_MODE)
         r = as_either(c, set_mode);
-    const int times = FUSE_SET_ATTR_ATIME | FUSE_SET_ATTR_MTIME | FUSE_SET_ATTR_ATIME_NOW | FUSE_SET_ATTR_MTIME_NOW;
+    const int times =
+        FUSE_SET_ATTR_ATIME | FUSE_SET_ATTR_MTIME | FUSE_SET_ATTR_ATIME_NOW | FUSE_SET_ATTR_MTIME_NOW;
     if (r == 0 && c->to_set & times)
         r = as_either(c, set_times);
     return r;
@@ -233,7 +241,8 @@ static int xattr_as_caller(fuse_req_t req, const struct xattr *x, int (*fn)(cons
 
 static int xattr_change(fuse_req_t req, const struct xattr *x, int (*fn)(const struct xattr *x))
 {
-    /* Setting an access ACL clears the set-group-id bit for a caller outside the group; only the datastore can decide that. */
+    /* Setting an access ACL clears the set-group-id bit for a caller outside the group; only the datastore
+     * can decide that. */
     bool acl = strcmp(x->name, "system.posix_acl_access") == 0 && fuse_req_ctx(req)->uid != 0;
     int r = acl ? xattr_as_caller(req, x, fn) : fn(x);
     if (r != -EPERM && r != -EACCES)

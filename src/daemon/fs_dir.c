@@ -6,7 +6,8 @@
 #include "daemon/cred.h"
 #include "daemon/fs.h"
 
-/* Offsets are the backing directory's own (d_off), so that seekdir(3) works as there, also after names came or went. */
+/* Offsets are the backing directory's own (d_off), so that seekdir(3) works as there, also after names came
+ * or went. */
 struct stream {
     struct mutex lock; /* one reader at a time; held while the directory is read */
     int fd;
@@ -113,10 +114,12 @@ static bool is_hidden(const struct daemon *d, const struct inode *dir, const str
     if (fs_name_hidden(d, dir, e->d_name))
         return true;
     return e->d_ino == d->store.dir_ino && dir->dev == d->store.dev &&
-           (e->d_type == DT_DIR || e->d_type == DT_UNKNOWN) && strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0;
+           (e->d_type == DT_DIR || e->d_type == DT_UNKNOWN) && strcmp(e->d_name, ".") != 0 &&
+           strcmp(e->d_name, "..") != 0;
 }
 
-/* Moves to an offset; a reader that goes on where it was keeps what is buffered. 0 always starts anew: rewinddir(3) must see new names. */
+/* Moves to an offset; a reader that goes on where it was keeps what is buffered. 0 always starts anew:
+ * rewinddir(3) must see new names. */
 static int seek_locked(struct stream *s, off_t off) REQUIRES(s->lock)
 {
     if (s->at_valid && s->at == off && off != 0)
@@ -160,13 +163,13 @@ static size_t entry_size(fuse_req_t req, const char *name, bool plus)
 }
 
 /* Copies the entries that fit into a reply of `size` bytes. */
-static int collect(fuse_req_t req, const struct inode *dir, struct stream *s, off_t off, size_t size, bool plus,
-                   struct batch *b) EXCLUDES(s->lock)
+static int collect(fuse_req_t req, const struct inode *dir, struct stream *s, off_t off, size_t size,
+                   bool plus, struct batch *b) EXCLUDES(s->lock)
 {
     const struct daemon *d = daemon_of(req);
     mutex_lock(&s->lock);
     int r = seek_locked(s, off);
-    const struct dirent64 *e;
+    const struct dirent64 *e = NULL;
     size_t room = size;
     while (r == 0 && (r = peek_locked(s, &e)) > 0) {
         r = 0;
@@ -192,13 +195,15 @@ static ino_t entry_ino(struct daemon *d, const struct inode *dir, const struct d
     return fs_attr_ino(d, dir->dev, above_root ? dir->ino : e->d_ino);
 }
 
-static size_t add_plain(fuse_req_t req, const struct inode *dir, const struct dirent64 *e, char *out, size_t room)
+static size_t add_plain(fuse_req_t req, const struct inode *dir, const struct dirent64 *e, char *out,
+                        size_t room)
 {
     struct stat st = {.st_ino = entry_ino(daemon_of(req), dir, e), .st_mode = (mode_t)DTTOIF(e->d_type)};
     return fuse_add_direntry(req, out, room, e->d_name, &st, e->d_off);
 }
 
-/* With attributes and a counted lookup, except for "." and ".." and for what cannot be looked up (then the kernel asks by name). */
+/* With attributes and a counted lookup, except for "." and ".." and for what cannot be looked up (then the
+ * kernel asks by name). */
 static size_t add_plus(fuse_req_t req, struct inode *dir, const struct dirent64 *e, char *out, size_t room,
                        fuse_ino_t *ret_ino)
 {
@@ -228,8 +233,8 @@ struct reply {
     size_t n;
 };
 
-static void fill(fuse_req_t req, struct inode *dir, const struct batch *b, size_t size, bool plus, bool lookups,
-                 struct reply *ret)
+static void fill(fuse_req_t req, struct inode *dir, const struct batch *b, size_t size, bool plus,
+                 bool lookups, struct reply *ret)
 {
     for (size_t at = 0; at < b->len;) {
         const struct dirent64 *e = (const struct dirent64 *)(b->raw + at);
@@ -241,8 +246,8 @@ static void fill(fuse_req_t req, struct inode *dir, const struct batch *b, size_
         } else if (lookups) {
             ret->len += add_plus(req, dir, e, out, room, &ret->counted[ret->n++]);
         } else {
-            struct fuse_entry_param p = {.attr = {.st_ino = entry_ino(daemon_of(req), dir, e),
-                                                  .st_mode = (mode_t)DTTOIF(e->d_type)}};
+            struct fuse_entry_param p = {
+                .attr = {.st_ino = entry_ino(daemon_of(req), dir, e), .st_mode = (mode_t)DTTOIF(e->d_type)}};
             ret->len += fuse_add_direntry_plus(req, out, room, e->d_name, &p, e->d_off);
         }
     }

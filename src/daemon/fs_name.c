@@ -114,9 +114,7 @@ int fs_name_lookup(struct daemon *d, struct inode *dir, const char *name, struct
     int r = strcmp(name, ".") == 0 ? self_inode(d, dir, &st, &i) : name_inode(d, dir, name, true, &st, &i);
     if (r < 0)
         return r;
-    if (S_ISREG(i->type))
-        image_stat(i, &st);
-    st.st_ino = fs_attr_ino(d, st.st_dev, st.st_ino);
+    fs_attr_show(d, i, &st);
     *ret = (struct fuse_entry_param){.ino = i->nodeid, .generation = i->generation, .attr = st};
     if (ret_inode)
         *ret_inode = i;
@@ -289,7 +287,8 @@ void fs_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t newparent, const char *n
 
 /* ---- names that go: unlink, rename over a file, exchange ---- */
 
-/* An image must not vanish under its holder, here or on another host: the file behind a name that goes is held meanwhile. */
+/* An image must not vanish under its holder, here or on another host: the file behind a name that goes is
+ * held meanwhile. */
 struct removal {
     fuse_req_t req;
     struct daemon *d;
@@ -423,8 +422,8 @@ static int remove_now(const struct removal *op, bool absent)
     return r == -EINVAL || r == -ENOSYS ? rename_now(op, 0) : r;
 }
 
-/* As the caller, for the storage may know better; and as the daemon where the caller's groups could not be learned (another pid
- * namespace), for the kernel of the view has checked already. */
+/* As the caller, for the storage may know better; and as the daemon where the caller's groups could not be
+ * learned (another pid namespace), for the kernel of the view has checked already. */
 static int remove_for(const struct removal *op, bool absent)
 {
     struct cred cred;

@@ -86,6 +86,7 @@ static void op_done(struct open_op *op, bool image)
 {
     /* After the reply a release may already be under way: everything that an undo needs is taken out before.
      */
+    handle_publish(op->h);
     int r = reply(op, image);
     if (r < 0) { /* interrupted (-ENOENT) or unmounted (-ENODEV) */
         op_free(op);
@@ -236,6 +237,7 @@ static int create_enter(struct daemon *d, int fd, struct fuse_entry_param *e, st
     struct inode *i = inode_enter(d->inodes, path_fd, &e->attr, true);
     if (!i)
         return -ENOMEM;
+    e->attr.st_ino = fs_attr_ino(d, e->attr.st_dev, e->attr.st_ino);
     e->ino = i->nodeid;
     e->generation = i->generation;
     *ret = i;

@@ -8,7 +8,8 @@
 #include "daemon/fs.h"
 #include "daemon/image.h"
 
-/* Slots live in chunks that are never moved nor freed before the table, so that a pointer stays good as long as its inode is pinned. */
+/* Slots live in chunks that are never moved nor freed before the table, so that a pointer stays good as long
+ * as its inode is pinned. */
 #define CHUNK_SLOTS 1024u
 #define CHUNKS_MAX 16384u
 #define BUCKETS_MIN 1024u
@@ -22,7 +23,8 @@ struct inode_table {
     size_t n_buckets GUARDED_BY(lock);
     size_t hashed GUARDED_BY(lock);
     atomic_ulong count;
-    uint32_t first_generation; /* random: a handle that an NFS client kept from an earlier daemon is stale, not another file */
+    uint32_t first_generation; /* random: a handle that an NFS client kept from an earlier daemon is stale,
+                                  not another file */
     bool shared;               /* other hosts can reuse inode numbers behind our descriptors */
 };
 
@@ -242,8 +244,8 @@ void inode_put(struct inode_table *t, struct inode *i)
     bury(&r);
 }
 
-/* Does (dev, ino) still mean the file that the inode was made for? Our descriptor keeps a local inode number from being reused; a
- * server may have removed the file and given its number to the next one. */
+/* Does (dev, ino) still mean the file that the inode was made for? Our descriptor keeps a local inode number
+ * from being reused; a server may have removed the file and given its number to the next one. */
 static bool same_file(const struct inode_table *t, const struct inode *i, int fd, const struct stat *st)
 {
     if (i->type != (st->st_mode & S_IFMT))

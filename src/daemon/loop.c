@@ -59,7 +59,8 @@ static bool buffer_new(size_t size, struct buffer *ret)
     return true;
 }
 
-/* Does it belong on this thread? READ and WRITE beyond what can touch a header; what never touches the datastore. */
+/* Does it belong on this thread? READ and WRITE beyond what can touch a header; what never touches the
+ * datastore. */
 static bool runs_here(const char *mem, size_t size)
 {
     struct fuse_in_header in;
@@ -69,7 +70,7 @@ static bool runs_here(const char *mem, size_t size)
     case FUSE_READ:
     case FUSE_WRITE:
         /* fuse_read_in and fuse_write_in begin alike: fh, offset */
-        static_assert(offsetof(struct fuse_read_in, offset) == offsetof(struct fuse_write_in, offset), "");
+        _Static_assert(offsetof(struct fuse_read_in, offset) == offsetof(struct fuse_write_in, offset), "");
         if (size < sizeof(in) + sizeof(struct fuse_read_in))
             return true;
         memcpy(&off, mem + sizeof(in) + offsetof(struct fuse_read_in, offset), sizeof(off));
@@ -99,7 +100,8 @@ static void run_request(void *arg)
     free(r);
 }
 
-/* Hands the request to the pool. *own is what the receiver goes on with: its base is NULL when the buffer went along. */
+/* Hands the request to the pool. *own is what the receiver goes on with: its base is NULL when the buffer
+ * went along. */
 static void hand_over(struct daemon *d, struct buffer *own, size_t size)
 {
     struct request *r = malloc(sizeof(*r));
@@ -130,8 +132,8 @@ static int receive(struct daemon *d, struct buffer *buf)
             usleep(10000);
             continue;
         }
-        /* Not fuse_session_receive_buf(): it reads as much as libfuse thinks that the buffer holds, which is not ours to know, and
-         * it drops a request that it has read when the session is ending. */
+        /* Not fuse_session_receive_buf(): it reads as much as libfuse thinks that the buffer holds, which is
+         * not ours to know, and it drops a request that it has read when the session is ending. */
         ssize_t n = read(fd, buf->mem, REQUEST_MAX);
         if (n < 0) {
             if (errno == ENODEV)

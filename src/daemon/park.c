@@ -2,6 +2,7 @@
 
 #include <time.h>
 
+#include "daemon/cred.h"
 #include "daemon/pool.h"
 
 /* One request that waits. It is on the list, or in the hands of the pool job that tries it, never both. */
@@ -15,7 +16,9 @@ struct parked {
     uint64_t due_ms;
     uint64_t kicks_seen;
     unsigned attempts;
-    bool interrupted;
+    bool interrupted; /* an INTERRUPT came; whether a signal is behind it is looked at in each turn from then
+                         on */
+    bool looked;
     struct parked *prev, *next;
 };
 
@@ -45,17 +48,19 @@ static void unlist_locked(struct park *p, struct parked *e) REQUIRES(p->lock)
 
 static void hasten_locked(struct park *p, struct parked *e) REQUIRES(p->lock)
 {
+    (void)p;
     e->due_ms = DG_MIN(e->due_ms, e->tried_ms + RETRY_MIN_MS);
 }
 
-/* libfuse calls this on the thread that read the INTERRUPT, with a lock of the request held: note it and return. */
+/* libfuse calls this on the thread that read the INTERRUPT, with a lock of the request held: note it and
+ * return. */
 static void on_interrupt(fuse_req_t req, void *data)
 {
     (void)req;
     struct parked *e = data;
     struct park *p = e->park;
     mutex_lock(&p->lock);
-    e->interrupted = true;
+    e->interrupted = e->looked = true;
     e->due_ms = 0;
     pthread_cond_signal(&p->changed);
     mutex_unlock(&p->lock);
@@ -82,8 +87,10 @@ static bool list_entry(struct parked *e)
     }
     if (p->kicks != e->kicks_seen)
         hasten_locked(p, e);
-    if (e->interrupted)
+    if (e->interrupted && !e->looked) { /* came while the attempt was made: look at once who interrupts */
+        e->looked = true;
         e->due_ms = 0;
+    }
     e->prev = NULL;
     e->next = p->head;
     if (p->head)
@@ -102,7 +109,7 @@ static enum park_turn turn_of(struct parked *e)
     bool interrupted = e->interrupted;
     e->kicks_seen = p->kicks;
     mutex_unlock(&p->lock);
-    if (interrupted)
+    if (interrupted && cred_signalled(e->req))
         return PARK_INTERRUPTED;
     return stopping || base_now_ms() >= e->deadline_ms ? PARK_LAST : PARK_AGAIN;
 }
@@ -110,7 +117,8 @@ static enum park_turn turn_of(struct parked *e)
 static void retry(void *arg)
 {
     struct parked *e = arg;
-    /* When this returns, on_interrupt does not run and will not: the attempt may answer, and then e is freed. */
+    /* When this returns, on_interrupt does not run and will not: the attempt may answer, and then e is freed.
+     */
     fuse_req_interrupt_func(e->req, NULL, NULL);
     e->attempts++;
     enum park_turn turn = turn_of(e);

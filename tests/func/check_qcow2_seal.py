@@ -9,7 +9,6 @@ and that unsealing gives the same bytes back. An opener's refusal counts only wh
 Then it replays the writes of qemu-img and qemu-io one by one, and checks that no state between two of them is one that
 we would call broken. No daemon, no mount: the helper sealtool.c writes the plans. The last line is "N passed, N failed, N skipped".
 """
-import hashlib
 import json
 import os
 import re
@@ -46,26 +45,25 @@ def must(*command, cwd=None):
     return out
 
 
-def digest(folder):
-    """Name and content of every file in the folder."""
-    h = hashlib.sha256()
-    for name in sorted(os.listdir(folder)):
-        h.update(name.encode() + b"\0")
+def content(folder):
+    """Name and bytes of every file in the folder."""
+    found = {}
+    for name in os.listdir(folder):
         with open(os.path.join(folder, name), "rb") as f:
-            while block := f.read(1 << 20):
-                h.update(block)
-    return h.hexdigest()
+            found[name] = f.read()
+    return found
 
 
 # ---- the kinds of images ----
 
 
 class Kind:
-    """options: for qemu-img create; then: commands on the image IMG; patch: edits of its bytes [(offset, bytes)]."""
+    """options: for qemu-img create; then: commands on the image IMG; patch: edits of its bytes [(offset, bytes)]; table: it has feature
+    names; rare: try the rare openers too; huge: what reads all of a true copy would take minutes."""
 
-    def __init__(self, name, *options, size="8M", then=(), patch=(), secret=False, table=True):
+    def __init__(self, name, *options, size="8M", then=(), patch=(), secret=False, table=True, rare=False, huge=False):
         self.name, self.options, self.size, self.then, self.patch = name, options, size, then, patch
-        self.secret, self.table = secret, table
+        self.secret, self.table, self.rare, self.huge = secret, table, rare, huge
 
 
 def row(type_, bit, name):
@@ -77,48 +75,50 @@ SNAP = ["qemu-img", "snapshot", "-c", "one", "IMG"]
 BITMAP = ["qemu-img", "bitmap", "--add", "IMG", "b0"]
 
 
+LUKS = "encrypt.format=luks,encrypt.key-secret=sec0,encrypt.iter-time=100"
+
+
 def kinds():
     for bits in range(9, 22):
-        small = bits <= 12
-        yield Kind("cluster-%d" % (1 << bits), "-o", "cluster_size=%d" % (1 << bits), then=[FILL], table=not small)
+        yield Kind("cluster-%d" % (1 << bits), "-o", "cluster_size=%d" % (1 << bits), then=[FILL], table=bits > 12, rare=bits in (9, 16))
     for bits in (9, 12, 16, 21):
-        yield Kind("v2-cluster-%d" % (1 << bits), "-o", "compat=0.10,cluster_size=%d" % (1 << bits), then=[FILL], table=False)
+        yield Kind("v2-cluster-%d" % (1 << bits), "-o", "compat=0.10,cluster_size=%d" % (1 << bits), then=[FILL], table=False,
+                   rare=bits == 16)
     yield Kind("v2-snapshot", "-o", "compat=0.10", then=[FILL, SNAP], table=False)
-    yield Kind("v2-backing", "-o", "compat=0.10", "-b", "base.qcow2", "-F", "qcow2", table=False)
+    yield Kind("v2-backing", "-o", "compat=0.10", "-b", "base.qcow2", "-F", "qcow2", table=False, rare=True)
     yield Kind("size-0", size="0")
     yield Kind("size-0-v2", "-o", "compat=0.10", size="0", table=False)
     yield Kind("size-0-small-clusters", "-o", "cluster_size=512", size="0", table=False)
     yield Kind("one-sector", size="512")
-    yield Kind("16-TiB", size="16T")
-    yield Kind("2-EiB", "-o", "cluster_size=2M", size=str((1 << 61) - (1 << 30)))
-    yield Kind("128-GiB-of-512", "-o", "cluster_size=512", size="128G", table=False)
+    yield Kind("16-TiB", size="16T", huge=True)
+    yield Kind("2-EiB", "-o", "cluster_size=2M", size=str((1 << 61) - (1 << 30)), huge=True)
+    yield Kind("32-GiB-of-512", "-o", "cluster_size=512", size="32G", table=False, huge=True)
     yield Kind("lazy-refcounts", "-o", "lazy_refcounts=on", then=[FILL])
-    yield Kind("dirty", "-o", "lazy_refcounts=on", then=[FILL], patch=[(79, b"\x01")])
+    yield Kind("dirty", "-o", "lazy_refcounts=on", then=[FILL], patch=[(79, b"\x01")], rare=True)
     yield Kind("extended-l2", "-o", "extended_l2=on", then=[FILL])
     yield Kind("extended-l2-16K", "-o", "extended_l2=on,cluster_size=16k", size="4G", then=[FILL])
     yield Kind("extended-l2-backing", "-o", "extended_l2=on", "-b", "base.qcow2", "-F", "qcow2", then=[FILL])
-    yield Kind("data-file", "-o", "data_file=data.raw", then=[FILL])
+    yield Kind("data-file", "-o", "data_file=data.raw", then=[FILL], rare=True)
     yield Kind("data-file-raw", "-o", "data_file=data.raw,data_file_raw=on", then=[FILL])
-    yield Kind("backing", "-b", "base.qcow2", "-F", "qcow2", then=[FILL])
+    yield Kind("backing", "-b", "base.qcow2", "-F", "qcow2", then=[FILL], rare=True)
     yield Kind("backing-raw", "-b", "base.raw", "-F", "raw")
     yield Kind("backing-4K", "-o", "cluster_size=4096", "-b", "base.qcow2", "-F", "qcow2", table=False)
-    # qemu-img create insists on a format of the backing file; an image without one comes from older versions
-    yield Kind("backing-without-format", "-b", "base.qcow2", "-F", "qcow2",
-               then=[FILL, ["qemu-img", "rebase", "-u", "-b", "base.qcow2", "IMG"]])
+    # qemu-img insists on a format for the backing file; older ones did not. The extension becomes one that nobody knows.
+    yield Kind("backing-without-format", "-b", "base.qcow2", "-F", "qcow2", patch=[(112, b"none")])
     yield Kind("backing-long-name", "-u", "-b", "./" * 500 + "base.qcow2", "-F", "qcow2")
-    yield Kind("luks", "-o", "encrypt.format=luks,encrypt.key-secret=sec0,encrypt.iter-time=10", secret=True)
-    yield Kind("luks-512", "-o", "encrypt.format=luks,encrypt.key-secret=sec0,encrypt.iter-time=10,cluster_size=512", secret=True, table=False)
+    yield Kind("luks", "-o", LUKS, secret=True, rare=True)
+    yield Kind("luks-512", "-o", LUKS + ",cluster_size=512", secret=True, table=False)
     yield Kind("aes", "-o", "encrypt.format=aes,encrypt.key-secret=sec0", secret=True)
-    yield Kind("bitmap", then=[FILL, BITMAP])
-    yield Kind("bitmap-in-use-and-snapshot", then=[BITMAP, SNAP, FILL])
+    yield Kind("bitmap", then=[FILL, BITMAP], rare=True)
+    yield Kind("bitmap-and-snapshot", then=[BITMAP, SNAP, FILL])
     yield Kind("bitmap-4K", "-o", "cluster_size=4096", then=[BITMAP], table=False)
-    yield Kind("snapshots", then=[FILL, SNAP, ["qemu-img", "snapshot", "-c", "two", "IMG"], FILL])
+    yield Kind("snapshots", then=[FILL, SNAP, ["qemu-img", "snapshot", "-c", "two", "IMG"], FILL], rare=True)
     yield Kind("prealloc-metadata", "-o", "preallocation=metadata")
     yield Kind("prealloc-falloc", "-o", "preallocation=falloc")
     yield Kind("prealloc-full", "-o", "preallocation=full")
     yield Kind("zstd", "-o", "compression_type=zstd", then=[FILL])
     yield Kind("compressed", then=[["qemu-io", "-f", "qcow2", "-c", "write -c -P 7 0 64k", "IMG"]])
-    for bits in (1, 2, 4, 8, 32, 64):
+    for bits in (1, 2, 64):
         yield Kind("refcount-%d" % bits, "-o", "refcount_bits=%d" % bits, then=[FILL])
     yield Kind("resized", then=[["qemu-img", "resize", "IMG", "9G"]])
     yield Kind("shrunk", size="9G", then=[["qemu-img", "resize", "--shrink", "IMG", "8M"]])
@@ -141,7 +141,13 @@ def make(folder, kind):
         must("qemu-io", "-f", "qcow2", "-c", "write -P 9 2M 64k", "base.qcow2", cwd=folder)
     if "base.raw" in " ".join(kind.options):
         must("qemu-img", "create", "-q", "-f", "raw", "base.raw", "8M", cwd=folder)
-    must("qemu-img", "create", "-q", *(SECRET if kind.secret else []), "-f", "qcow2", *kind.options, "image.qcow2", kind.size, cwd=folder)
+    for last in (False, False, True):  # a loaded host lets LUKS fail: "Unable to get accurate CPU usage"
+        code, out = run("qemu-img", "create", "-q", *(SECRET if kind.secret else []), "-f", "qcow2", *kind.options, "image.qcow2", kind.size,
+                        cwd=folder)
+        if code == 0:
+            break
+        if last:
+            raise RuntimeError(out)
     for command in kind.then:
         must(*[image if word == "IMG" else word for word in command], cwd=folder)
     with open(image, "r+b") as f:
@@ -155,66 +161,77 @@ def make(folder, kind):
 
 
 def openers(kind, image):
-    """(name, command) of everything that may open an image. The first ones are those of OFTEN."""
-    spec = ["-f", "qcow2", image]
-    io = ["-f", "qcow2", image]
-    if kind.secret:
-        spec = [*SECRET, "--image-opts", "driver=qcow2,file.filename=%s,encrypt.key-secret=sec0" % image]
-        io = spec
+    """{name: command} of everything that may open an image."""
     out = os.path.join(os.path.dirname(os.path.dirname(image)), "out.qcow2")
-    yield "info probed", ["qemu-img", "info", image]
-    yield "info", ["qemu-img", "info", *spec]
-    yield "check -r all", ["qemu-img", "check", "-r", "all", *spec]
-    yield "convert", ["qemu-img", "convert", *spec, "-O", "qcow2", out]
-    yield "open rw", ["qemu-io", *io, "-c", "length"]
-    yield "resize", ["qemu-img", "resize", *spec, "+64M"]
-    yield "check", ["qemu-img", "check", *spec]
-    yield "info -U", ["qemu-img", "info", "-U", *spec]
-    yield "open ro", ["qemu-io", "-r", *io, "-c", "length"]
-    yield "snapshot -c", ["qemu-img", "snapshot", "-c", "new", *(spec if kind.secret else [image])]
-    yield "snapshot -l", ["qemu-img", "snapshot", "-l", *(spec if kind.secret else [image])]
-    yield "amend", ["qemu-img", "amend", "-o", "compat=1.1", *spec]
-    yield "amend force", ["qemu-img", "amend", "--force", "-o", "lazy_refcounts=off", *spec]
-    yield "rebase -u", ["qemu-img", "rebase", "-u", "-b", "", *spec]
-    yield "bitmap", ["qemu-img", "bitmap", "--add", *spec, "new"]
-    yield "map", ["qemu-img", "map", "-s", "0", "-l", "1M", *spec]
-    yield "measure", ["qemu-img", "measure", "-O", "qcow2", *spec]
-    yield "commit", ["qemu-img", "commit", *spec]
-    yield "overlay", ["qemu-img", "create", "-f", "qcow2", "-b", image, "-F", "qcow2", out]
+    spec, alone = ["-f", "qcow2", image], [image]
+    if kind.secret:
+        spec = alone = [*SECRET, "--image-opts", "driver=qcow2,file.filename=%s,encrypt.key-secret=sec0" % image]
+    found = {
+        "info": ["qemu-img", "info", *spec],
+        "convert": ["qemu-img", "convert", *spec, "-O", "qcow2", out],
+        "check -r all": ["qemu-img", "check", "-r", "all", *spec],
+        "open rw": ["qemu-io", *spec, "-c", "length"],
+        "info probed": ["qemu-img", "info", image],
+        "check": ["qemu-img", "check", *spec],
+        "resize": ["qemu-img", "resize", *spec, "+64M"],
+        "snapshot -c": ["qemu-img", "snapshot", "-c", "new", *alone],
+        "amend": ["qemu-img", "amend", "-o", "compat=1.1", *spec],
+        "rebase -u": ["qemu-img", "rebase", "-u", "-b", "", *spec],
+    }
+    if kind.rare:
+        found.update({
+            "info -U": ["qemu-img", "info", "-U", *spec],
+            "open ro": ["qemu-io", "-r", *spec, "-c", "length"],
+            "snapshot -l": ["qemu-img", "snapshot", "-l", *alone],
+            "amend force": ["qemu-img", "amend", "--force", "-o", "lazy_refcounts=off", *spec],
+            "bitmap": ["qemu-img", "bitmap", "--add", *spec, "new"],
+            "map": ["qemu-img", "map", *spec],
+            "measure": ["qemu-img", "measure", "-O", "qcow2", *spec],
+            "commit": ["qemu-img", "commit", *spec],
+            "overlay": ["qemu-img", "create", "-f", "qcow2", "-b", image, "-F", "qcow2", out],
+        })
+    return found
 
 
-OFTEN = 6  # of the openers, also for the prefixes of the seal
-ALWAYS = {"info", "check -r all", "open rw", "resize", "snapshot -c"}  # their controls must work on images of version 3
+PREFIX = ("info", "convert", "check -r all", "open rw")  # the openers that are also tried on each prefix of the seal
+ALWAYS = {"info", "open rw"}  # controls that must work, and one of CHANGING, or the test would prove nothing
+CHANGING = {"resize", "amend", "rebase -u"}
+LIGHT = {"info", "info probed", "open rw", "resize"}  # those that are fast on a huge image
 
 
 def controls(kind, folder):
     """Names of the openers that work on a true copy: their refusal of a sealed one means something."""
-    working = set()
-    copy = folder + ".control"
-    for name, command in openers(kind, os.path.join(copy, "image.qcow2")):
-        must("cp", "-r", "--sparse=always", folder, copy)
+    working, copy = set(), folder + ".control"
+    truth = content(folder)
+    for name, command in openers(kind, os.path.join(copy, "image.qcow2")).items():
+        if kind.huge and name not in LIGHT:
+            continue
+        if not os.path.exists(copy):
+            must("cp", "-r", "--sparse=always", folder, copy)
         code, _ = run(*command, cwd=copy)
-        if code == 0 or (name == "check -r all" and code in (2, 3)):
+        if code == 0 or (name.startswith("check") and code in (2, 3)):
             working.add(name)
-        shutil.rmtree(copy)
+        if content(copy) != truth:
+            shutil.rmtree(copy)
+    shutil.rmtree(copy, ignore_errors=True)
     return working
 
 
-def refused(kind, folder, working, often, stage):
-    """Every opener fails and changes nothing. The texts of the refusals."""
-    before, texts = digest(folder), {}
-    for number, (name, command) in enumerate(openers(kind, os.path.join(folder, "image.qcow2"))):
-        if often and number >= OFTEN:
-            break
+def refused(kind, folder, working, names, stage):
+    """Every opener fails and changes nothing. Returns {name: the text of its refusal}."""
+    before, texts = content(folder), {}
+    for name, command in openers(kind, os.path.join(folder, "image.qcow2")).items():
+        if names and name not in names:
+            continue
         code, out = run(*command, cwd=folder)
         texts[name] = out
-        if name not in working and code != 0:
-            counts["skipped"] += 1
+        if code != 0 and name not in working and not kind.huge:
+            counts["skipped"] += 1  # it refuses the true image as well
         else:
             result(code != 0, "%s: %s refuses %s" % (kind.name, name, stage), out)
-        if digest(folder) != before:
-            result(False, "%s: %s changes no byte of %s" % (kind.name, name, stage), out)
-            before = digest(folder)
+        after = content(folder)
+        result(after == before, "%s: %s changes no byte of %s" % (kind.name, name, stage), out)
+        before = after
     return texts
 
 
@@ -240,7 +257,7 @@ def refusal(text):
 
 def check_kind(sealtool, kind, folder):
     image = make(folder, kind)
-    true_digest = digest(folder)
+    truth = content(folder)
     size = json.loads(must("qemu-img", "info", "--output=json", image))["virtual-size"]
     version = open(image, "rb").read(8)[7]
     plan = plan_of(sealtool, image)
@@ -250,23 +267,24 @@ def check_kind(sealtool, kind, folder):
     expect = 1 if version == 2 else 3 if kind.table else 2
     result(len(plan["extents"]) == expect, "%s: %d extents" % (kind.name, expect), str(plan["extents"]))
     working = controls(kind, folder)
-    result(version == 2 or kind.patch or ALWAYS <= working, "%s: the controls work" % kind.name, str(ALWAYS - working))
+    result(ALWAYS <= working and CHANGING & working, "%s: the controls work" % kind.name, str(working))
     for n in range(1, len(plan["extents"]) + 1):
         must(sealtool, "seal", image, "refuse", HOLDER, str(n))
         last = n == len(plan["extents"])
-        texts = refused(kind, folder, working, not last, "the seal" if last else "its first %d extents" % n)
+        texts = refused(kind, folder, working, None if last else PREFIX, "the seal" if last else "its first %d extents" % n)
         result(plan_of(sealtool, image)["verdict"] == "SEALED", "%s: %d extents are a seal" % (kind.name, n))
         must(sealtool, "unseal", image)
-        result(digest(folder) == true_digest, "%s: unsealed after %d extents" % (kind.name, n))
+        result(content(folder) == truth, "%s: unsealed after %d extents" % (kind.name, n))
     print("%-26s %2d/%d controls  %s" % (kind.name, len(working), len(texts), refusal(texts["info"])), flush=True)
     if kind.table:
-        result(all(HOLDER in texts[name] for name in working if name != "overlay"), "%s: the refusal names the holder" % kind.name, str(texts))
+        silent = [name for name in texts if HOLDER not in texts[name]]
+        result(not silent, "%s: the refusal names the holder" % kind.name, "not so: %s" % silent)
         result("size=%016x" % size in texts["info"], "%s: the refusal names the size" % kind.name, texts["info"])
     must(sealtool, "seal", image, "size", HOLDER)
     sealed_size = json.loads(must("qemu-img", "info", "--output=json", image))["virtual-size"] if "bitmap" not in kind.name else 0
     result(sealed_size == 0, "%s: seal=size" % kind.name, str(sealed_size))
     must(sealtool, "unseal", image)
-    result(digest(folder) == true_digest, "%s: unsealed after seal=size" % kind.name)
+    result(content(folder) == truth, "%s: unsealed after seal=size" % kind.name)
 
 
 def check_backing(sealtool, folder):
@@ -279,13 +297,13 @@ def check_backing(sealtool, folder):
         must("qemu-img", "create", "-q", "-f", "qcow2", "other.qcow2", "8M", cwd=folder)
         must("qemu-io", "-f", "qcow2", "-c", "write -P 7 1M 64k", overlay)
         must(sealtool, "seal", os.path.join(folder, "base.qcow2"), "refuse", HOLDER)
-        before = digest(folder)
+        before = content(folder)
         for command in (["qemu-img", "convert", "-O", "raw", overlay, folder + ".raw"], ["qemu-img", "commit", overlay],
                         ["qemu-img", "rebase", "-b", "other.qcow2", "-F", "qcow2", overlay], ["qemu-io", "-c", "length", overlay],
                         ["qemu-img", "info", "--backing-chain", overlay]):
             code, out = run(*command, cwd=folder)
             result(code != 0, "compat=%s backing file: %s %s is refused" % (compat, *command[:2]), out)
-            result(digest(folder) == before, "compat=%s backing file: %s %s changes no byte" % (compat, *command[:2]))
+            result(content(folder) == before, "compat=%s backing file: %s %s changes no byte" % (compat, *command[:2]))
         shutil.rmtree(folder)
 
 
@@ -384,7 +402,7 @@ def check_states(sealtool, folder):
     must("qemu-io", "-f", "qcow2", "-c", "write -P 9 0 4M", "base.qcow2", cwd=folder)
     for options in ("compat=0.10", "compat=1.1", "cluster_size=512", "cluster_size=2M", "extended_l2=on", "compression_type=zstd",
                     "preallocation=metadata", "preallocation=falloc", "preallocation=full", "refcount_bits=1", "data_file=data.raw,data_file_raw=on",
-                    "encrypt.format=luks,encrypt.key-secret=sec0,encrypt.iter-time=10", "backing_file=base.qcow2,backing_fmt=qcow2"):
+                    LUKS, "backing_file=base.qcow2,backing_fmt=qcow2"):
         replay(sealtool, folder, "create %s" % options, image, "qemu-img", "create", "-q", *SECRET, "-f", "qcow2", "-o", options, image, "1G"
                if "prealloc" not in options and "data" not in options else "8M")
         replay(sealtool, folder, "create over %s" % options, image, "qemu-img", "create", "-q", "-f", "qcow2", image, "4M")

@@ -11,6 +11,7 @@ import fcntl
 import mmap
 import os
 import pickle
+import random
 import socket
 import struct
 import sys
@@ -174,6 +175,40 @@ def try_open(path, flags, times):
         except OSError as e:
             result.append(e.errno)
     return result
+
+
+def io_session(path, seed, count, off, span, flags=os.O_RDWR):
+    """Opens path, writes and reads `count` random blocks of [off, off + span), checking each read against what was written, and closes.
+
+    Returns (errno or 0, what the range must hold now, range of the write that was not answered or None). A wrong byte raises
+    ValueError."""
+    rng = random.Random(seed)
+    fd = os.open(path, flags)
+    model, pending = bytearray(), None
+    try:
+        while len(model) < span:
+            model += os.pread(fd, span - len(model), off + len(model)) or bytes(span - len(model))
+        for _ in range(count):
+            length = rng.choice((512, 4096, 4096, 16384, 100000))
+            at = rng.randrange(0, span - length)
+            if rng.random() < 0.6:
+                data = rng.randbytes(length)
+                pending = (at, length)
+                done = os.pwrite(fd, data, off + at)
+                model[at:at + done] = data[:done]
+                pending = None
+                if rng.random() < 0.02:
+                    os.fsync(fd)
+            elif os.pread(fd, length, off + at) != model[at:at + length]:
+                raise ValueError("%s: %d bytes at %d are not what was written (seed %d)" % (path, length, off + at, seed))
+        os.close(fd)
+        return 0, bytes(model), None
+    except OSError as e:
+        try:
+            os.close(fd)
+        except OSError:
+            pass
+        return e.errno, bytes(model), pending
 
 
 def call(name, args):

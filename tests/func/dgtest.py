@@ -552,7 +552,7 @@ class Suite:
 def _where():
     """The line of the test that failed."""
     for frame in reversed(traceback.extract_tb(sys.exc_info()[2])):
-        if os.path.basename(frame.filename) not in ("dgtest.py", "dgops.py", "guardian.py") and HERE in frame.filename:
+        if os.path.basename(frame.filename) not in ("dgtest.py", "dgops.py", "guardian.py") and os.path.dirname(HERE) in frame.filename:
             return "%s:%d" % (os.path.basename(frame.filename), frame.lineno)
     frames = traceback.extract_tb(sys.exc_info()[2])
     return "%s:%d" % (os.path.basename(frames[-1].filename), frames[-1].lineno) if frames else "?"

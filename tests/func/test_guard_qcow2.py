@@ -133,9 +133,7 @@ for kind in kinds():
 @suite.case("both views end clean and fsck finds nothing")
 def _(build):
     state = shared(build)
-    for view in state.views:
-        view.stop()
-    state.ds.wait_settled()
+    _context.__exit__(None, None, None)
     for view in state.views:
         state.ds.fsck_clean(view.host)
 

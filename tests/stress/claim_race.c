@@ -6,12 +6,14 @@
 #include <fcntl.h>
 #include <ftw.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include "core/claim.h"
 #include "core/overlay.h"
@@ -26,7 +28,7 @@ struct shared {
 };
 static struct shared *shared;
 static struct store store;
-static unsigned rounds = 60;
+static unsigned rounds = 200;
 
 #define CHECK(ok, ...)                                                                                       \
     do {                                                                                                     \
@@ -91,7 +93,8 @@ static void round_of(struct worker *w, unsigned key)
         return;
     }
     if (w->id % 2)
-        sched_yield(); /* some come late, over a directory that has moved on */
+        usleep((useconds_t)((w->id * 271 + w->claim->generation * 131) %
+                            3000)); /* some come late: it has moved on */
     fill(w, ino, w->claim->generation + 1);
     r = claim_acquire(&store, w->rec);
     if (r == -EBUSY) {
@@ -107,14 +110,30 @@ static void round_of(struct worker *w, unsigned key)
     CHECK(r == 0, "free: %s", strerror(-r));
 }
 
+/* A record can always be read, and never goes back, however fast the generations change. */
+static void read_one(struct worker *w, unsigned key)
+{
+    uint64_t least = atomic_load(&shared->generation[key]);
+    int r = claim_read(&store, key + 1, w->claim);
+
+    CHECK(r == 0, "read: %s", strerror(-r));
+    CHECK(r < 0 || w->claim->kind != CLAIM_BAD, "a record does not decode");
+    CHECK(r < 0 || w->claim->generation >= least, "generation %llu after %llu",
+          (unsigned long long)w->claim->generation, (unsigned long long)least);
+}
+
 static void *work(void *arg)
 {
     struct worker w = {
         .id = *(const unsigned *)arg, .claim = malloc(sizeof(*w.claim)), .rec = malloc(sizeof(*w.rec))};
 
     CHECK(w.claim && w.rec, "out of memory");
-    for (unsigned i = 0; w.claim && w.rec && i < rounds; i++)
-        round_of(&w, (i + w.id) % KEYS);
+    if (w.id % THREADS == 0) /* the last of each process only reads */
+        for (unsigned i = 0; w.claim && i < 20 * rounds; i++)
+            read_one(&w, i % KEYS);
+    else
+        for (unsigned i = 0; w.claim && w.rec && i < rounds; i++)
+            round_of(&w, (i + w.id) % KEYS);
     free(w.claim);
     free(w.rec);
     return NULL;
@@ -172,13 +191,15 @@ static int remove_one(const char *path, const struct stat *st, int type, struct 
 
 int main(int argc, char **argv)
 {
-    char base[] = "/tmp/diskguard-race-XXXXXX";
+    const char *tmp = getenv("TMPDIR");
+    char base[64];
     struct why why = {""};
     unsigned faults;
     int status;
 
     if (argc > 1)
         rounds = (unsigned)strtoul(argv[1], NULL, 10);
+    snprintf(base, sizeof(base), "%.40s/dg-race-XXXXXX", tmp && tmp[0] ? tmp : "/tmp");
     shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (shared == MAP_FAILED || !mkdtemp(base) || store_init(base, &store, &why) < 0) {
         fprintf(stderr, "claim_race: cannot start: %s\n", why.text);

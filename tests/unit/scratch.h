@@ -7,12 +7,14 @@
 #include <fcntl.h>
 #include <ftw.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 static char scratch[64]; /* path of the directory; "": none */
@@ -72,14 +74,14 @@ static inline bool scratch_mount(const char *options)
 {
     const char *path = scratch_path("small");
 
-    if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
+    if (unshare(CLONE_NEWNS) < 0 || mount("none", "/", "none", MS_REC | MS_PRIVATE, NULL) < 0)
         return false;
     return mkdir(path, 0700) == 0 && mount("diskguard-unit", path, "tmpfs", 0, options) == 0;
 }
 
 static inline bool scratch_remount(unsigned long flags)
 {
-    return mount("diskguard-unit", scratch_path("small"), "tmpfs", MS_REMOUNT | flags, NULL) == 0;
+    return mount("diskguard-unit", scratch_path("small"), "tmpfs", MS_REMOUNT | flags, "") == 0;
 }
 
 /* Writes until the file system has no room left. */
@@ -112,6 +114,29 @@ static inline size_t scratch_read(const char *name, void *data, size_t size)
         abort();
     close(fd);
     return (size_t)n;
+}
+
+/* Runs fn in a child process and returns its answer, or -1. The child ends by SIGKILL, like a crash: no
+ * atexit, and no check for leaks of what the parent had on its heap. */
+static inline int scratch_child(int (*fn)(void))
+{
+    int ends[2], answer = -1, status;
+    pid_t pid;
+
+    if (pipe(ends) < 0 || (pid = fork()) < 0)
+        return -1;
+    if (pid == 0) {
+        answer = fn();
+        if (write(ends[1], &answer, sizeof(answer)) == sizeof(answer))
+            kill(getpid(), SIGKILL);
+        _exit(1);
+    }
+    close(ends[1]);
+    if (read(ends[0], &answer, sizeof(answer)) != sizeof(answer))
+        answer = -1;
+    close(ends[0]);
+    waitpid(pid, &status, 0);
+    return answer;
 }
 
 /* Number of entries of a directory, without . and .. */

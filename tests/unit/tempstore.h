@@ -18,19 +18,30 @@ struct tempstore {
     struct store store;
 };
 
-static int tempstore_remove_one(const char *path, const struct stat *st, int type, struct FTW *ftw)
+static inline int tempstore_remove_one(const char *path, const struct stat *st, int type, struct FTW *ftw)
 {
     (void)st, (void)type, (void)ftw;
     return remove(path);
 }
 
-/* 0 or -errno. */
+static inline void tempstore_remove(struct tempstore *t)
+{
+    if (t->base[0] == '\0')
+        return;
+    store_close(&t->store);
+    nftw(t->base, tempstore_remove_one, 16, FTW_DEPTH | FTW_PHYS);
+    t->base[0] = '\0';
+}
+
+/* 0 or -errno. A test that failed in the plain runner does not come to its .fini: the next one cleans up. */
 static inline int tempstore_make(struct tempstore *t)
 {
+    const char *tmp = getenv("TMPDIR");
     struct why why;
     int r;
 
-    snprintf(t->base, sizeof(t->base), "/tmp/diskguard-test-XXXXXX");
+    tempstore_remove(t);
+    snprintf(t->base, sizeof(t->base), "%.40s/dg-unit-XXXXXX", tmp && tmp[0] ? tmp : "/tmp");
     if (!mkdtemp(t->base))
         return -errno;
     snprintf(t->path, sizeof(t->path), "%s/store", t->base);
@@ -40,12 +51,6 @@ static inline int tempstore_make(struct tempstore *t)
     if (r < 0)
         fprintf(stderr, "%s\n", why.text);
     return r;
-}
-
-static inline void tempstore_remove(struct tempstore *t)
-{
-    store_close(&t->store);
-    nftw(t->base, tempstore_remove_one, 16, FTW_DEPTH | FTW_PHYS);
 }
 
 static inline unsigned tempstore_count(int dirfd, const char *prefix)

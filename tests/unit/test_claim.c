@@ -3,7 +3,7 @@
 
 #include <zlib.h>
 
-#include "core/hook.h"
+#include "hooktest.h"
 #include "tempstore.h"
 
 static struct tempstore temp;
@@ -16,21 +16,20 @@ static struct record *rec;
 #define KEY "000000001234abcd"
 
 #ifdef DG_HOOKS
-/* Replaces hook.c's, so that one step can fail: at the at-th time. */
 static const char *fail_name;
 static unsigned fail_at;
 
-int hook_step(const char *name)
+static int fail(const char *name)
 {
-    if (fail_name && strcmp(name, fail_name) == 0 && fail_at > 0 && --fail_at == 0)
-        return -EIO;
-    return 0;
+    return strcmp(name, fail_name) == 0 && fail_at > 0 && --fail_at == 0 ? -EIO : 0;
 }
 
+/* From now on, the at-th step of this name fails, once. */
 static void fail_next(const char *name, unsigned at)
 {
     fail_name = name;
     fail_at = at;
+    hooktest = fail;
 }
 #endif
 
@@ -46,6 +45,9 @@ static void setup(void)
 
 static void teardown(void)
 {
+#ifdef DG_HOOKS
+    hooktest = NULL;
+#endif
     tempstore_remove(&temp);
     free(c);
     free(rec);
@@ -471,7 +473,9 @@ Test(claim, each, .init = setup, .fini = teardown)
 
 Test(claim, sweep, .init = setup, .fini = teardown)
 {
-    static const char *const strangers[] = {"x", "a.b.1", "0000000a-1111-4111-8111-111111111111.x.1"};
+    static const char *const strangers[] = {
+        "x", "a.b.1", "0000000a-1111-4111-8111-111111111111.x.1",
+        "0000000a-1111-4111-8111-111111111111.0000000b-4444-4444-8444-44444444444G.1"};
     struct host earlier = a;
     char name[128];
     unsigned stale = 77;
@@ -488,7 +492,7 @@ Test(claim, sweep, .init = setup, .fini = teardown)
     put_file(temp.store.tmp_fd, name, "", 0);
     snprintf(name, sizeof(name), "%s.%s.4", b.uuid, b.daemon); /* another host's */
     put_file(temp.store.tmp_fd, name, "", 0);
-    for (unsigned i = 0; i < 3; i++)
+    for (unsigned i = 0; i < 4; i++)
         put_file(temp.store.tmp_fd, strangers[i], "", 0);
 
     cr_assert_eq(acquire(&b, INO + 1, 1), 0);
@@ -499,11 +503,11 @@ Test(claim, sweep, .init = setup, .fini = teardown)
 
     cr_assert_eq(claim_sweep(S, &a, true, &stale), 0);
     cr_assert_eq(stale, 4u);
-    cr_assert_eq(tmps(), 7u);
+    cr_assert_eq(tmps(), 8u);
     cr_assert_eq(claims(""), 6u);
     cr_assert_eq(claim_sweep(S, &a, false, &stale), 0);
     cr_assert_eq(stale, 4u);
-    cr_assert_eq(tmps(), 5u);
+    cr_assert_eq(tmps(), 6u);
     cr_assert_eq(claims(""), 4u);
     cr_assert_str_eq(ruling(INO), "held 1");
     cr_assert_str_eq(ruling(INO + 1), "held 3");

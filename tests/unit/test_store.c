@@ -351,8 +351,7 @@ static int open_squashed(void)
 Test(store, without_the_right_to_write_it_is_read_only, .init = scratch_make, .fini = scratch_remove)
 {
     struct store s;
-    int status;
-    pid_t pid;
+    int step;
 
     if (geteuid() != 0)
         cr_skip_test("needs root");
@@ -364,11 +363,8 @@ Test(store, without_the_right_to_write_it_is_read_only, .init = scratch_make, .f
     cr_assert_eq(chmod(scratch_path(".diskguard/tmp"), 0755), 0);
     cr_assert_eq(chmod(scratch_path(".diskguard/hosts"), 0755), 0);
     cr_assert_eq(chmod(scratch_path(".diskguard/datastore"), 0644), 0);
-    pid = fork();
-    if (pid == 0)
-        _exit(open_squashed());
-    cr_assert_eq(waitpid(pid, &status, 0), pid);
-    cr_assert_eq(status, 0, "step %d", WEXITSTATUS(status));
+    step = scratch_child(open_squashed);
+    cr_assert_eq(step, 0, "step %d", step);
 }
 
 /* ---- proof ---- */

@@ -1,0 +1,498 @@
+/* fs_lock.c: locks of the view, forwarded to the datastore.
+ *
+ * An owner is what the kernel says that it is: a process for POSIX locks, an open file for OFD locks, a
+ * handle for flock. Each owner has an open file description of its own on the backing file, and its byte
+ * locks are OFD locks there; so both meanings come out exact, and other hosts see them. Kept on this host, on
+ * a memfd that stands for the file, are:
+ *   - byte ranges at or beyond DG_FENCE_OFFSET, whose first byte is the fence lock,
+ *   - flock of a guarded image where it would meet the fence lock, and on GFS2, where it hangs (design
+ * section 6),
+ *   - everything where the backing file system has no locks.
+ * Not as on a plain file: no EDEADLK, and l_pid is 0 for a lock of another host or of a program outside the
+ * view. */
+#include <fcntl.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+
+#include "core/log.h"
+#include "daemon/cred.h"
+#include "daemon/fs.h"
+#include "daemon/image.h"
+#include "daemon/park.h"
+
+enum owner_kind { OWNER_BYTES, OWNER_FLOCK };
+
+struct owner {
+    enum owner_kind kind;
+    uint64_t id;           /* lock owner of the kernel; for flock: the handle */
+    struct handle *via;    /* that introduced it; only compared */
+    atomic_ullong pid;     /* thread group that locked last */
+    atomic_int fd;         /* on the backing file; -1: not opened yet */
+    atomic_int host_fd;    /* on the memfd; -1: not opened yet */
+    atomic_bool forwarded; /* flock: it went to the handle's descriptor */
+    unsigned refs;         /* under inode_locks.lock: the list has one, each operation under way has one */
+    struct owner *next;
+};
+
+struct inode_locks {
+    struct mutex lock;
+    struct owner *owners GUARDED_BY(lock);
+    atomic_int memfd;
+    atomic_bool backing_ok; /* the backing file has granted a lock: a later ENOLCK is an error, not a missing
+                               feature */
+    atomic_bool host_only;
+};
+
+static struct inode_locks *locks_get(struct inode *i)
+{
+    struct inode_locks *l = atomic_load(&i->locks);
+    if (l)
+        return l;
+    struct inode_locks *mine = calloc(1, sizeof(*mine));
+    if (!mine)
+        return NULL;
+    mutex_init(&mine->lock);
+    atomic_store(&mine->memfd, -1);
+    if (atomic_compare_exchange_strong(&i->locks, &l, mine))
+        return mine;
+    mutex_destroy(&mine->lock);
+    free(mine);
+    return l;
+}
+
+static void close_at(atomic_int *slot)
+{
+    int fd = atomic_exchange(slot, -1);
+    if (fd >= 0)
+        close(fd);
+}
+
+static void owner_destroy(struct owner *o)
+{
+    close_at(&o->fd);
+    close_at(&o->host_fd);
+    free(o);
+}
+
+void fs_lock_free(struct inode_locks *l)
+{
+    mutex_lock(&l->lock);
+    for (struct owner *o = l->owners, *next; o; o = next) {
+        next = o->next;
+        owner_destroy(o);
+    }
+    mutex_unlock(&l->lock);
+    close_at(&l->memfd);
+    mutex_destroy(&l->lock);
+    free(l);
+}
+
+static struct owner *owner_get(struct inode_locks *l, enum owner_kind kind, uint64_t id, struct handle *via)
+{
+    mutex_lock(&l->lock);
+    struct owner *o = l->owners;
+    while (o && (o->kind != kind || o->id != id))
+        o = o->next;
+    if (!o && via && (o = calloc(1, sizeof(*o)))) {
+        o->kind = kind;
+        o->id = id;
+        o->via = via;
+        atomic_store(&o->fd, -1);
+        atomic_store(&o->host_fd, -1);
+        o->refs = 1;
+        o->next = l->owners;
+        l->owners = o;
+    }
+    if (o)
+        o->refs++;
+    mutex_unlock(&l->lock);
+    return o;
+}
+
+static void owner_put(struct inode_locks *l, struct owner *o)
+{
+    mutex_lock(&l->lock);
+    bool last = --o->refs == 0;
+    mutex_unlock(&l->lock);
+    if (last)
+        owner_destroy(o);
+}
+
+/* ---- descriptors ---- */
+
+/* Keeps the first descriptor that was opened; a thread that comes second uses that one. */
+static int keep_fd(atomic_int *slot, int fd)
+{
+    int none = -1;
+    if (fd < 0 || atomic_compare_exchange_strong(slot, &none, fd))
+        return fd;
+    close(fd);
+    return none;
+}
+
+static int backing_fd(const struct inode *i, struct owner *o)
+{
+    int fd = atomic_load(&o->fd);
+    if (fd >= 0)
+        return fd;
+    fd = io_reopen(i->fd, O_RDWR | O_NONBLOCK);
+    if (fd == -EACCES || fd == -EPERM || fd == -EROFS || fd == -ETXTBSY)
+        fd = io_reopen(i->fd, O_RDONLY | O_NONBLOCK);
+    return keep_fd(&o->fd, fd);
+}
+
+static int host_fd(struct inode_locks *l, struct owner *o)
+{
+    int fd = atomic_load(&o->host_fd);
+    if (fd >= 0)
+        return fd;
+    int memfd = atomic_load(&l->memfd);
+    if (memfd < 0) {
+        memfd = memfd_create("diskguard-locks", MFD_CLOEXEC);
+        memfd = keep_fd(&l->memfd, memfd < 0 ? -errno : memfd);
+    }
+    if (memfd < 0)
+        return memfd;
+    char path[FS_PROC_PATH_SIZE];
+    fs_attr_proc_path(memfd, path);
+    fd = open(path, O_RDWR | O_CLOEXEC);
+    return keep_fd(&o->host_fd, fd < 0 ? -errno : fd);
+}
+
+static bool has_no_locks(int err)
+{
+    return err == -ENOLCK || err == -EOPNOTSUPP || err == -ENOSYS || err == -EINVAL;
+}
+
+/* Goes over to locks on this host, unless the backing file has granted one before. */
+static bool fall_back(struct inode_locks *l, int err)
+{
+    static atomic_bool logged;
+    if (!has_no_locks(err) || atomic_load(&l->backing_ok))
+        return false;
+    atomic_store(&l->host_only, true);
+    if (!atomic_exchange(&logged, true))
+        log_msg(LOG_NOTICE,
+                "the datastore has no file locks (%s): locks of programs are kept on this host alone",
+                strerror(-err));
+    return true;
+}
+
+/* ---- byte ranges ---- */
+
+struct range {
+    off_t start, len; /* as in struct flock: len 0 = to the end */
+};
+
+/* Splits at the fence. false: that part is empty. */
+static bool part_below(const struct flock *in, struct range *ret)
+{
+    if (in->l_start >= DG_FENCE_OFFSET)
+        return false;
+    off_t room = DG_FENCE_OFFSET - in->l_start;
+    *ret = (struct range){in->l_start, in->l_len == 0 || in->l_len > room ? room : in->l_len};
+    return true;
+}
+
+static bool part_above(const struct flock *in, struct range *ret)
+{
+    if (in->l_start >= DG_FENCE_OFFSET) {
+        *ret = (struct range){in->l_start, in->l_len};
+        return true;
+    }
+    off_t below = DG_FENCE_OFFSET - in->l_start;
+    if (in->l_len != 0 && in->l_len <= below)
+        return false;
+    *ret = (struct range){DG_FENCE_OFFSET, in->l_len == 0 ? 0 : in->l_len - below};
+    return true;
+}
+
+static int set_range(int fd, short type, struct range r)
+{
+    struct flock fl = {.l_type = type, .l_whence = SEEK_SET, .l_start = r.start, .l_len = r.len};
+    if (fd < 0)
+        return fd;
+    if (fcntl(fd, F_OFD_SETLK, &fl) == 0)
+        return 0;
+    return errno == EACCES ? -EAGAIN : -errno;
+}
+
+static int set_on_host(struct inode_locks *l, struct owner *o, short type, struct range r)
+{
+    if (type == F_UNLCK && atomic_load(&o->host_fd) < 0)
+        return 0;
+    return set_range(host_fd(l, o), type, r);
+}
+
+static int set_below(const struct inode *i, struct inode_locks *l, struct owner *o, short type,
+                     struct range r)
+{
+    if (atomic_load(&l->host_only))
+        return set_on_host(l, o, type, r);
+    if (type == F_UNLCK && atomic_load(&o->fd) < 0)
+        return 0;
+    int e = set_range(backing_fd(i, o), type, r);
+    if (e == 0)
+        atomic_store(&l->backing_ok, true);
+    return fall_back(l, e) ? set_on_host(l, o, type, r) : e;
+}
+
+/* -EAGAIN: somebody else's lock is in the way. */
+static int set_lock(const struct inode *i, struct inode_locks *l, struct owner *o, const struct flock *lock)
+{
+    struct range below, above;
+    bool has_above = part_above(lock, &above);
+    int r = has_above ? set_on_host(l, o, lock->l_type, above) : 0;
+    if (r < 0 || !part_below(lock, &below))
+        return r;
+    r = set_below(i, l, o, lock->l_type, below);
+    if (r < 0 && has_above)
+        (void)set_on_host(l, o, F_UNLCK, above);
+    return r;
+}
+
+static int query(int fd, const struct flock *lock, struct range r, struct flock *ret)
+{
+    *ret = (struct flock){.l_type = lock->l_type, .l_whence = SEEK_SET, .l_start = r.start, .l_len = r.len};
+    if (fd < 0)
+        return fd;
+    return fcntl(fd, F_OFD_GETLK, ret) < 0 ? -errno : 0;
+}
+
+static int get_lock(const struct inode *i, struct inode_locks *l, struct owner *o, const struct flock *lock,
+                    struct flock *ret)
+{
+    struct range part;
+    *ret = (struct flock){.l_type = F_UNLCK};
+    int r = 0;
+    if (part_below(lock, &part)) {
+        r = atomic_load(&l->host_only) ? -ENOLCK : query(backing_fd(i, o), lock, part, ret);
+        if (r < 0 && (atomic_load(&l->host_only) || fall_back(l, r)))
+            r = query(host_fd(l, o), lock, part, ret);
+    }
+    if (r == 0 && ret->l_type == F_UNLCK && part_above(lock, &part))
+        r = query(host_fd(l, o), lock, part, ret);
+    return r;
+}
+
+/* Whose lock is it? An open file description never meets its own locks: the owner that sees nothing there has
+ * it. */
+static pid_t pid_of(struct inode_locks *l, const struct flock *found)
+{
+    struct owner *all[64];
+    unsigned n = 0;
+    mutex_lock(&l->lock);
+    for (struct owner *o = l->owners; o && n < 64; o = o->next) {
+        if (o->kind == OWNER_BYTES) {
+            o->refs++;
+            all[n++] = o;
+        }
+    }
+    mutex_unlock(&l->lock);
+    pid_t pid = 0;
+    for (unsigned k = 0; k < n; k++) {
+        bool on_host = atomic_load(&l->host_only) || found->l_start >= DG_FENCE_OFFSET;
+        int fd = on_host ? atomic_load(&all[k]->host_fd) : atomic_load(&all[k]->fd);
+        struct flock probe = {.l_type = F_WRLCK, .l_start = found->l_start, .l_len = found->l_len};
+        if (pid == 0 && fd >= 0 && fcntl(fd, F_OFD_GETLK, &probe) == 0 && probe.l_type == F_UNLCK)
+            pid = (pid_t)atomic_load(&all[k]->pid);
+        owner_put(l, all[k]);
+    }
+    return pid;
+}
+
+void fs_getlk(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi, struct flock *lock)
+{
+    (void)ino;
+    struct handle *h = handle_get(daemon_of(req)->handles, fi->fh);
+    struct inode_locks *l = h ? locks_get(h->inode) : NULL;
+    struct owner *o = l ? owner_get(l, OWNER_BYTES, fi->lock_owner, h) : NULL;
+    if (!o) {
+        fuse_reply_err(req, h ? ENOMEM : EBADF);
+        return;
+    }
+    struct flock found;
+    int r = get_lock(h->inode, l, o, lock, &found);
+    if (r == 0 && found.l_type != F_UNLCK)
+        found.l_pid = pid_of(l, &found);
+    owner_put(l, o);
+    if (r < 0)
+        fuse_reply_err(req, -r);
+    else
+        fuse_reply_lock(req, &found);
+}
+
+/* ---- operations that may wait ---- */
+
+struct lock_op {
+    fuse_req_t req;
+    struct daemon *d;
+    struct handle *h; /* stays: the kernel holds the open file for as long as it waits */
+    uint64_t owner;
+    struct flock lock;
+    int op; /* flock */
+    bool is_flock, sleep;
+};
+
+static int flock_fd(int fd, int op)
+{
+    if (fd < 0)
+        return fd;
+    return flock(fd, op | LOCK_NB) == 0 ? 0 : -errno;
+}
+
+static bool flock_stays(const struct daemon *d, struct inode *i)
+{
+    const struct io_fstype *fs = d->store.fs;
+    if (strcmp(fs->name, "gfs2") == 0)
+        return true;
+    return (fs->flock_meets_fence || d->store.fence == FENCE_FLOCK) && image_is_guarded(i);
+}
+
+static int try_flock(struct lock_op *op, struct inode_locks *l)
+{
+    struct inode *i = op->h->inode;
+    struct owner *o = owner_get(l, OWNER_FLOCK, op->h->fh, op->h);
+    if (!o)
+        return -ENOMEM;
+    int kind = op->op & ~LOCK_NB;
+    int r = 0;
+    /* A lock that went to the datastore stays there, also when the file has become an image since. */
+    bool here = !atomic_load(&o->forwarded) && (atomic_load(&l->host_only) || flock_stays(op->d, i));
+    if (!here) {
+        r = flock_fd(op->h->fd, kind);
+        if (r == 0)
+            atomic_store(&o->forwarded, kind != LOCK_UN);
+        if (r == 0 && kind != LOCK_UN)
+            atomic_store(&l->backing_ok, true);
+        here = fall_back(l, r);
+    }
+    if (here)
+        r = flock_fd(host_fd(l, o), kind);
+    owner_put(l, o);
+    return r;
+}
+
+static int try_bytes(struct lock_op *op, struct inode_locks *l)
+{
+    struct owner *o = owner_get(l, OWNER_BYTES, op->owner, op->lock.l_type == F_UNLCK ? NULL : op->h);
+    if (!o)
+        return op->lock.l_type == F_UNLCK ? 0 : -ENOMEM; /* an owner that is unknown has nothing to unlock */
+    if (op->lock.l_pid > 0)
+        atomic_store(&o->pid, (unsigned long long)op->lock.l_pid);
+    int r = set_lock(op->h->inode, l, o, &op->lock);
+    owner_put(l, o);
+    return r;
+}
+
+static bool lock_turn(void *arg, enum park_turn turn)
+{
+    struct lock_op *op = arg;
+    int r = -EINTR;
+    if (turn != PARK_INTERRUPTED && turn != PARK_LAST) {
+        struct inode_locks *l = locks_get(op->h->inode);
+        if (l)
+            r = op->is_flock ? try_flock(op, l) : try_bytes(op, l);
+        else
+            r = -ENOMEM;
+        if (r == -EAGAIN && op->sleep)
+            return false;
+    }
+    struct daemon *d = op->d;
+    bool released = r == 0 && (op->is_flock ? op->op != LOCK_EX : op->lock.l_type != F_WRLCK);
+    fuse_reply_err(op->req, -r);
+    free(op);
+    if (released)
+        park_kick(d->park);
+    return true;
+}
+
+static void lock_start(fuse_req_t req, struct fuse_file_info *fi, const struct lock_op *in)
+{
+    struct daemon *d = daemon_of(req);
+    struct handle *h = handle_get(d->handles, fi->fh);
+    struct lock_op *op = h ? malloc(sizeof(*op)) : NULL;
+    if (!op) {
+        fuse_reply_err(req, h ? ENOMEM : EBADF);
+        return;
+    }
+    *op = *in;
+    op->req = req;
+    op->d = d;
+    op->h = h;
+    op->owner = fi->lock_owner;
+    park_start(d->park, req, lock_turn, op, PARK_FOREVER);
+}
+
+void fs_setlk(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi, struct flock *lock, int sleep)
+{
+    (void)ino;
+    struct lock_op op = {.lock = *lock, .sleep = sleep};
+    lock_start(req, fi, &op);
+}
+
+void fs_flock(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi, int op)
+{
+    (void)ino;
+    struct lock_op l = {.is_flock = true, .op = op & ~LOCK_NB, .sleep = !(op & LOCK_NB)};
+    lock_start(req, fi, &l);
+}
+
+/* ---- what ends with a descriptor ---- */
+
+/* Takes the owners that match off the list and drops their locks. */
+static void drop_owners(struct daemon *d, struct inode_locks *l,
+                        bool (*match)(const struct owner *o, const void *arg), const void *arg)
+{
+    struct owner *gone = NULL;
+    mutex_lock(&l->lock);
+    for (struct owner **at = &l->owners; *at;) {
+        struct owner *o = *at;
+        if (match(o, arg)) {
+            *at = o->next;
+            o->next = gone;
+            gone = o;
+        } else {
+            at = &o->next;
+        }
+    }
+    mutex_unlock(&l->lock);
+    bool any = gone;
+    while (gone) {
+        struct owner *o = gone;
+        gone = o->next;
+        /* Closing unlocks; but an operation under way on another thread may keep the owner a while. */
+        if (o->kind == OWNER_BYTES && atomic_load(&o->fd) >= 0)
+            (void)set_range(atomic_load(&o->fd), F_UNLCK, (struct range){0, 0});
+        if (atomic_load(&o->forwarded))
+            (void)flock_fd(o->via->fd, LOCK_UN);
+        owner_put(l, o);
+    }
+    if (any)
+        park_kick(d->park);
+}
+
+static bool match_process(const struct owner *o, const void *arg)
+{
+    return o->kind == OWNER_BYTES && o->id == *(const uint64_t *)arg;
+}
+
+static bool match_handle(const struct owner *o, const void *arg)
+{
+    return o->via == arg;
+}
+
+void fs_lock_flush(struct daemon *d, struct handle *h, uint64_t owner)
+{
+    struct inode_locks *l = atomic_load(&h->inode->locks);
+    if (l)
+        drop_owners(d, l, match_process, &owner);
+}
+
+void fs_lock_release(struct daemon *d, struct handle *h)
+{
+    struct inode_locks *l = atomic_load(&h->inode->locks);
+    if (l)
+        drop_owners(d, l, match_handle, h);
+}

@@ -1,0 +1,542 @@
+#include "daemon/options.h"
+
+#include <ctype.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#define WAIT_MAX 86400
+#define STATE_DIR_DEFAULT "/var/lib/diskguard"
+
+struct parse {
+    struct options *o;
+    struct why *why;
+    enum options_todo todo;
+    char *paths[2];
+    unsigned n_paths;
+    bool allow_other, no_allow_other, allow_root;
+    int error;
+};
+
+static int bad(struct parse *p, const char *fmt, ...) DG_PRINTF(2, 3);
+static int bad(struct parse *p, const char *fmt, ...)
+{
+    char text[512];
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(text, sizeof(text), fmt, ap);
+    va_end(ap);
+    why_set(p->why, "%s (see diskguard --help)", text);
+    p->error = -EINVAL;
+    return -1;
+}
+
+static int no_memory(struct parse *p)
+{
+    why_set(p->why, "out of memory");
+    p->error = -ENOMEM;
+    return -1;
+}
+
+static int set_text(struct parse *p, char **at, const char *value)
+{
+    free(*at);
+    *at = strdup(value);
+    return *at ? 0 : no_memory(p);
+}
+
+/* ---- our own options ---- */
+
+static int set_host_id(struct parse *p, const char *value)
+{
+    char lower[DG_UUID_LEN + 1] = "";
+    size_t n = strlen(value);
+    for (size_t i = 0; n == DG_UUID_LEN && i <= n; i++)
+        lower[i] = (char)tolower((unsigned char)value[i]);
+    if (!base_uuid_ok(lower))
+        return bad(p, "host-id=%s: not a UUID such as 01234567-89ab-cdef-0123-456789abcdef", value);
+    return set_text(p, &p->o->host_id, lower);
+}
+
+static int set_state_dir(struct parse *p, const char *value)
+{
+    if (value[0] != '/')
+        return bad(p, "state-dir=%s: must be an absolute path", value);
+    return set_text(p, &p->o->state_dir, value);
+}
+
+static int set_wait(struct parse *p, const char *value)
+{
+    uint64_t n;
+    if (base_u64(value, &n) < 0 || n > WAIT_MAX)
+        return bad(p, "wait=%s: must be a number of seconds from 0 to %d", value, WAIT_MAX);
+    p->o->wait_s = (unsigned)n;
+    return 0;
+}
+
+static int set_threshold(struct parse *p, const char *value)
+{
+    if (base_size(value, &p->o->threshold) < 0)
+        return bad(p, "threshold=%s: must be a number of bytes, with an optional K, M, G or T", value);
+    return 0;
+}
+
+static int set_seal(struct parse *p, const char *value)
+{
+    if (strcmp(value, "refuse") == 0)
+        p->o->seal = SEAL_REFUSE;
+    else if (strcmp(value, "size") == 0)
+        p->o->seal = SEAL_SIZE;
+    else
+        return bad(p, "seal=%s: must be refuse or size", value);
+    return 0;
+}
+
+static int set_writers(struct parse *p, const char *value)
+{
+    if (strcmp(value, "process") == 0)
+        p->o->writers = WRITERS_PROCESS;
+    else if (strcmp(value, "host") == 0)
+        p->o->writers = WRITERS_HOST;
+    else
+        return bad(p, "writers=%s: must be process or host", value);
+    return 0;
+}
+
+static int set_fence(struct parse *p, const char *value)
+{
+    if (strcmp(value, "auto") != 0 && strcmp(value, "none") != 0)
+        return bad(p, "fence=%s: must be auto or none", value);
+    p->o->fence_none = strcmp(value, "none") == 0;
+    return 0;
+}
+
+static void globs_free(struct options *o)
+{
+    for (char **g = o->raw_globs; g && *g; g++)
+        free(*g);
+    free(o->raw_globs);
+    o->raw_globs = NULL;
+}
+
+static int set_globs(struct parse *p, const char *value)
+{
+    size_t n = 2;
+    for (const char *s = value; *s; s++)
+        n += *s == ':';
+    globs_free(p->o);
+    p->o->raw_globs = calloc(n, sizeof(char *));
+    if (!p->o->raw_globs)
+        return no_memory(p);
+    n = 0;
+    for (const char *s = value;;) {
+        size_t len = strcspn(s, ":");
+        if (len == 0 || memchr(s, '/', len))
+            return bad(p, "raw=%s: must be auto, all, none or file name patterns such as *.img:*.raw", value);
+        p->o->raw_globs[n] = strndup(s, len);
+        if (!p->o->raw_globs[n++])
+            return no_memory(p);
+        if (s[len] == '\0')
+            return 0;
+        s += len + 1;
+    }
+}
+
+static int set_raw(struct parse *p, const char *value)
+{
+    static const char *const words[] = {[RAW_AUTO] = "auto", [RAW_ALL] = "all", [RAW_NONE] = "none"};
+    for (unsigned n = 0; n < sizeof(words) / sizeof(*words); n++) {
+        if (strcmp(value, words[n]) == 0) {
+            p->o->raw = (enum raw_mode)n;
+            return 0;
+        }
+    }
+    p->o->raw = RAW_GLOBS;
+    return set_globs(p, value);
+}
+
+static const struct own_option {
+    const char *name; /* with "=" */
+    int (*set)(struct parse *p, const char *value);
+} own_options[] = {
+    {"host-id=", set_host_id},     {"state-dir=", set_state_dir}, {"wait=", set_wait},
+    {"threshold=", set_threshold}, {"seal=", set_seal},           {"raw=", set_raw},
+    {"writers=", set_writers},     {"fence=", set_fence},
+};
+
+/* ---- everybody else's ---- */
+
+/* What mount(8), fstab(5) and systemd.mount(5) put there for themselves; and times of access, which FUSE
+ * leaves to us. */
+static bool is_for_others(const char *arg)
+{
+    static const char *const words[] = {
+        "",           "defaults",    "auto",   "noauto", "nofail",   "_netdev",    "user",
+        "nouser",     "users",       "owner",  "group",  "relatime", "norelatime", "diratime",
+        "nodiratime", "strictatime", "silent", "loud",   "lazytime", "nolazytime", "nostrictatime"};
+    for (size_t n = 0; n < sizeof(words) / sizeof(*words); n++)
+        if (strcmp(arg, words[n]) == 0)
+            return true;
+    return strncmp(arg, "x-", 2) == 0 || strncmp(arg, "X-", 2) == 0 || strncmp(arg, "comment=", 8) == 0 ||
+           strncmp(arg, "user=", 5) == 0;
+}
+
+/* mount options that libfuse passes to the kernel or to fusermount3: fuse(8). */
+static bool is_for_fuse(const char *arg)
+{
+    static const char *const words[] = {"ro",      "rw",    "suid",    "nosuid",      "dev",
+                                        "nodev",   "exec",  "noexec",  "sync",        "async",
+                                        "dirsync", "atime", "noatime", "auto_unmount"};
+    static const char *const prefixes[] = {"context=", "fscontext=", "defcontext=", "rootcontext="};
+    for (size_t n = 0; n < sizeof(words) / sizeof(*words); n++)
+        if (strcmp(arg, words[n]) == 0)
+            return true;
+    for (size_t n = 0; n < sizeof(prefixes) / sizeof(*prefixes); n++)
+        if (strncmp(arg, prefixes[n], strlen(prefixes[n])) == 0)
+            return true;
+    return false;
+}
+
+static int to_fuse(struct parse *p, const char *arg)
+{
+    if (strcmp(arg, "ro") == 0)
+        p->o->read_only = true;
+    if (strcmp(arg, "rw") == 0)
+        p->o->read_only = false;
+    return options_to_fuse(p->o, arg, NULL) < 0 ? no_memory(p) : 0;
+}
+
+static int set_max_read(struct parse *p, const char *arg)
+{
+    uint64_t n;
+    if (base_u64(arg + strlen("max_read="), &n) < 0 || n > UINT32_MAX)
+        return bad(p, "%s: must be a number of bytes", arg);
+    p->o->max_read = (unsigned)n;
+    return options_to_fuse(p->o, arg, NULL) < 0 ? no_memory(p) : 0;
+}
+
+/* One word of -o. */
+static int mount_option(struct parse *p, const char *arg)
+{
+    for (size_t n = 0; n < sizeof(own_options) / sizeof(*own_options); n++) {
+        size_t len = strlen(own_options[n].name);
+        if (strncmp(arg, own_options[n].name, len) == 0)
+            return own_options[n].set(p, arg + len);
+    }
+    if (strcmp(arg, "debug") == 0)
+        p->o->debug = true;
+    else if (strcmp(arg, "allow_other") == 0)
+        p->allow_other = true;
+    else if (strcmp(arg, "no_allow_other") == 0)
+        p->no_allow_other = true;
+    else if (strcmp(arg, "allow_root") == 0)
+        p->allow_root = true;
+    else if (strncmp(arg, "max_read=", 9) == 0)
+        return set_max_read(p, arg);
+    else if (strcmp(arg, "remount") == 0 || strncmp(arg, "remount,", 8) == 0)
+        return bad(p, "a view cannot be remounted: unmount it and mount it again");
+    else if (is_for_fuse(arg))
+        return to_fuse(p, arg);
+    else if (strcmp(arg, "default_permissions") != 0 && !is_for_others(arg)) /* the former is always on */
+        return bad(p, "unknown option \"%s\"", arg);
+    return 0;
+}
+
+static int path_argument(struct parse *p, const char *arg)
+{
+    if (p->n_paths == 2)
+        return bad(p, "\"%s\" is one argument too many", arg);
+    return set_text(p, &p->paths[p->n_paths++], arg);
+}
+
+enum { KEY_HELP = 1, KEY_VERSION, KEY_FOREGROUND, KEY_DEBUG };
+static const struct fuse_opt spec[] = {FUSE_OPT_KEY("-h", KEY_HELP),
+                                       FUSE_OPT_KEY("--help", KEY_HELP),
+                                       FUSE_OPT_KEY("-V", KEY_VERSION),
+                                       FUSE_OPT_KEY("--version", KEY_VERSION),
+                                       FUSE_OPT_KEY("-f", KEY_FOREGROUND),
+                                       FUSE_OPT_KEY("-d", KEY_DEBUG),
+                                       FUSE_OPT_END};
+
+/* fuse_opt_parse() takes -o apart. Nothing stays in its list. */
+static int on_argument(void *data, const char *arg, int key, struct fuse_args *out)
+{
+    (void)out;
+    struct parse *p = data;
+    switch (key) {
+    case KEY_HELP:
+        p->todo = OPTIONS_HELP;
+        return 0;
+    case KEY_VERSION:
+        p->todo = OPTIONS_VERSION;
+        return 0;
+    case KEY_DEBUG:
+        p->o->debug = true;
+        p->o->foreground = true;
+        return 0;
+    case KEY_FOREGROUND:
+        p->o->foreground = true;
+        return 0;
+    case FUSE_OPT_KEY_NONOPT:
+        return path_argument(p, arg);
+    default:
+        return arg[0] == '-' ? bad(p, "unknown option \"%s\"", arg) : mount_option(p, arg);
+    }
+}
+
+/* ---- the whole ---- */
+
+int options_to_fuse(struct options *o, const char *name, const char *value)
+{
+    /* libfuse splits at commas and takes a backslash for an escape */
+    size_t n = strlen("-o") + strlen(name) + 2 * (value ? strlen(value) + 1 : 0) + strlen(name) + 1;
+    _cleanup_free_ char *arg = malloc(n);
+    if (!arg)
+        return -ENOMEM;
+    char *at = stpcpy(arg, "-o");
+    const char *parts[] = {name, value ? "=" : "", value ? value : ""};
+    for (unsigned k = 0; k < 3; k++) {
+        for (const char *s = parts[k]; *s; s++) {
+            if (*s == ',' || *s == '\\')
+                *at++ = '\\';
+            *at++ = *s;
+        }
+    }
+    *at = '\0';
+    return fuse_opt_add_arg(&o->fuse_args, arg) < 0 ? -ENOMEM : 0;
+}
+
+static int finish(struct parse *p)
+{
+    struct options *o = p->o;
+    if (p->n_paths < 2)
+        return bad(p, p->n_paths == 0 ? "which datastore, and where to mount it?" : "where to mount it?");
+    o->datastore = p->paths[0];
+    o->mountpoint = p->paths[1];
+    p->paths[0] = p->paths[1] = NULL;
+    if (!o->state_dir && set_text(p, &o->state_dir, STATE_DIR_DEFAULT) < 0)
+        return -1;
+    if ((p->allow_other || p->allow_root) && p->no_allow_other)
+        return bad(p, "no_allow_other contradicts allow_other and allow_root");
+    bool others = p->allow_other || (geteuid() == 0 && !p->no_allow_other && !p->allow_root);
+    int r = options_to_fuse(o, "default_permissions", NULL);
+    if (r == 0 && others)
+        r = options_to_fuse(o, "allow_other", NULL);
+    if (r == 0 && p->allow_root)
+        r = options_to_fuse(o, "allow_root", NULL);
+    if (r == 0 && o->debug)
+        r = options_to_fuse(o, "debug", NULL);
+    return r < 0 ? no_memory(p) : 0;
+}
+
+int options_parse(int argc, char **argv, struct options *ret, enum options_todo *ret_todo, struct why *why)
+{
+    struct parse p = {.o = ret, .why = why};
+    struct fuse_args args = FUSE_ARGS_INIT(argc, argv);
+    *ret = (struct options){.wait_s = 5};
+    int r = fuse_opt_add_arg(&ret->fuse_args, "diskguard");
+    if (r == 0)
+        r = fuse_opt_parse(&args, &p, spec, on_argument);
+    if (r == 0 && p.todo == OPTIONS_RUN)
+        r = finish(&p);
+    fuse_opt_free_args(&args);
+    free(p.paths[0]);
+    free(p.paths[1]);
+    if (p.todo != OPTIONS_RUN && p.error == 0)
+        r = 0;
+    if (r < 0 && p.error == 0) /* libfuse's own complaint: -o without a word, or no memory */
+        bad(&p, "the options cannot be read");
+    *ret_todo = p.todo;
+    return r < 0 ? p.error : 0;
+}
+
+/* ---- paths ---- */
+
+/* One line of /proc/self/mountinfo, proc(5). */
+struct mount_line {
+    char device[32];      /* "major:minor" of the file system */
+    char root[PATH_MAX];  /* directory of that file system that is mounted */
+    char place[PATH_MAX]; /* where */
+    char type[64], source[PATH_MAX];
+};
+
+/* Undoes the octal escapes of mountinfo in place. */
+static void unescape_octal(char *text)
+{
+    char *out = text;
+    for (const char *s = text; *s; out++) {
+        unsigned value;
+        if (s[0] == '\\' && sscanf(s + 1, "%3o", &value) == 1) {
+            *out = (char)value;
+            s += 4;
+        } else {
+            *out = *s++;
+        }
+    }
+    *out = '\0';
+}
+
+static bool parse_mount_line(const char *line, unsigned *ret_id, struct mount_line *ret)
+{
+    _Static_assert(PATH_MAX == 4096, "widths below");
+    if (sscanf(line, "%u %*u %31s %4095s %4095s", ret_id, ret->device, ret->root, ret->place) != 4)
+        return false;
+    const char *rest = strstr(line, " - ");
+    if (!rest || sscanf(rest, " - %63s %4095s", ret->type, ret->source) != 2)
+        return false;
+    unescape_octal(ret->root);
+    unescape_octal(ret->place);
+    unescape_octal(ret->source);
+    return true;
+}
+
+/* The mount that a path lies on. */
+static bool mount_of(const char *path, struct mount_line *ret)
+{
+    struct statx stx;
+    if (statx(AT_FDCWD, path, 0, STATX_MNT_ID, &stx) < 0 || !(stx.stx_mask & STATX_MNT_ID))
+        return false;
+    FILE *f = fopen("/proc/self/mountinfo", "re");
+    if (!f)
+        return false;
+    char *line = NULL;
+    size_t size = 0;
+    bool found = false;
+    unsigned id;
+    while (!found && getline(&line, &size, f) > 0)
+        found = parse_mount_line(line, &id, ret) && id == stx.stx_mnt_id;
+    free(line);
+    fclose(f);
+    return found;
+}
+
+/* Is b the same path as a, or below it? */
+static bool path_holds(const char *a, const char *b)
+{
+    size_t n = strlen(a);
+    if (n == 1) /* "/" */
+        return true;
+    return strncmp(a, b, n) == 0 && (b[n] == '\0' || b[n] == '/');
+}
+
+/* The path within its file system, the same through every bind mount. */
+static bool inner_path(const char *path, const struct mount_line *m, char *ret, size_t size)
+{
+    const char *rest = strcmp(m->place, "/") == 0 ? path : path + strlen(m->place);
+    const char *root = strcmp(m->root, "/") == 0 ? "" : m->root;
+    int n = snprintf(ret, size, "%s%s", root, rest);
+    if (n == 0)
+        snprintf(ret, size, "/");
+    return n >= 0 && (size_t)n < size && path_holds(m->place, path);
+}
+
+static int canonical(char **path, const char *what, const char *hint, struct why *why)
+{
+    char *real = realpath(*path, NULL);
+    struct stat st;
+    if (!real || stat(real, &st) < 0) {
+        int r = -errno;
+        if (r == -ENOTCONN)
+            why_set(why, "%s %s: a view whose daemon is gone is still mounted there; first run: umount -l %s",
+                    what, *path, *path);
+        else
+            why_set(why, "%s %s: %s%s", what, *path, strerror(-r), hint);
+        free(real);
+        return r;
+    }
+    free(*path);
+    *path = real;
+    if (S_ISDIR(st.st_mode))
+        return 0;
+    why_set(why, "%s %s: is not a directory", what, real);
+    return -ENOTDIR;
+}
+
+static int check_overlap(const char *store, const char *point, struct why *why)
+{
+    _cleanup_free_ struct mount_line *m = calloc(2, sizeof(*m));
+    if (!m)
+        return -ENOMEM;
+    char a[PATH_MAX], b[PATH_MAX];
+    bool inside = path_holds(store, point), around = path_holds(point, store);
+    if (mount_of(store, &m[0]) && mount_of(point, &m[1])) {
+        if (strcmp(m[1].type, "fuse.diskguard") == 0 && strcmp(m[1].place, point) == 0 &&
+            strcmp(m[1].source, store) == 0) {
+            why_set(why, "a view of %s is mounted on %s already", store, point);
+            return -EBUSY;
+        }
+        if (strcmp(m[0].device, m[1].device) == 0 && inner_path(store, &m[0], a, sizeof(a)) &&
+            inner_path(point, &m[1], b, sizeof(b))) {
+            inside |= path_holds(a, b);
+            around |= path_holds(b, a);
+        }
+    }
+    if (inside && around)
+        why_set(why, "datastore and mountpoint are the same directory (%s): mount the view elsewhere", store);
+    else if (inside)
+        why_set(why, "mountpoint %s lies inside the datastore %s: mount the view elsewhere", point, store);
+    else if (around)
+        why_set(why, "datastore %s lies inside the mountpoint %s: mount the view elsewhere", store, point);
+    return inside || around ? -EINVAL : 0;
+}
+
+int options_check_paths(struct options *o, struct why *why)
+{
+    int r = canonical(&o->datastore, "datastore", " (is its storage mounted?)", why);
+    if (r == 0)
+        r = canonical(&o->mountpoint, "mountpoint", "", why);
+    if (r == 0)
+        r = check_overlap(o->datastore, o->mountpoint, why);
+    if (r == 0 &&
+        options_to_fuse(o, "fsname", o->datastore) + options_to_fuse(o, "subtype", "diskguard") < 0) {
+        why_set(why, "out of memory");
+        r = -ENOMEM;
+    }
+    return r;
+}
+
+void options_free(struct options *o)
+{
+    free(o->datastore);
+    free(o->mountpoint);
+    free(o->host_id);
+    free(o->state_dir);
+    globs_free(o);
+    fuse_opt_free_args(&o->fuse_args);
+    *o = (struct options){0};
+}
+
+void options_help(void)
+{
+    fputs("usage: diskguard DATASTORE MOUNTPOINT [-f] [-d] [-o OPTION[,OPTION...]]\n"
+          "\n"
+          "Mounts a guarded view of DATASTORE, a directory on shared storage, on MOUNTPOINT: while one\n"
+          "host has a virtual-disk image open for write, no other host can use it.\n"
+          "\n"
+          "  -f                 stay in the foreground; messages go to standard error\n"
+          "  -d                 the same, with debugging messages\n"
+          "  -h, --help         this text\n"
+          "  -V, --version      print the version\n"
+          "\n"
+          "  -o host-id=UUID    identity of this host (default: derived from /etc/machine-id)\n"
+          "  -o state-dir=DIR   where the journal is kept (default: " STATE_DIR_DEFAULT ")\n"
+          "  -o wait=SECONDS    how long an open waits for another holder (default: 5)\n"
+          "  -o threshold=BYTES refuse images of this virtual size or less (default: 0)\n"
+          "  -o seal=refuse|size\n"
+          "                     seal images so that QEMU's tools refuse them, or by a size of 0 alone\n"
+          "  -o raw=auto|all|none|GLOB:GLOB...\n"
+          "                     which files without a known header are guarded as raw images\n"
+          "  -o writers=process|host\n"
+          "                     one process, or any process of this host, may have an image open for write\n"
+          "  -o fence=auto|none whether writers hold the fence lock on the storage\n"
+          "  -o no_allow_other  only the mounting user may use the view (root's default: everybody may)\n"
+          "  -o debug           debugging messages\n"
+          "and the mount options of fuse(8) and fstab(5): ro, nosuid, nodev, noexec, allow_other, ...\n"
+          "\n"
+          "The datastore must have been prepared once with: diskguardctl init DATASTORE\n"
+          "See diskguard(8).\n",
+          stdout);
+}

@@ -1,0 +1,21 @@
+/* options.h: the command line, checked. Nothing is changed on disk and nothing is mounted here. */
+#ifndef DISKGUARD_OPTIONS_H
+#define DISKGUARD_OPTIONS_H
+
+#include "daemon/daemon.h"
+
+enum options_todo { OPTIONS_RUN, OPTIONS_HELP, OPTIONS_VERSION };
+
+/* 0, or -EINVAL with why (a usage error). Call options_free() in both cases. */
+DG_MUST_CHECK int options_parse(int argc, char **argv, struct options *ret, enum options_todo *ret_todo, struct why *why);
+
+/* Makes both paths canonical and refuses those that cannot be: missing, no directory, one inside the other, mounted already. 0 or -errno with why. */
+DG_MUST_CHECK int options_check_paths(struct options *o, struct why *why);
+
+/* Hands "name" or "name=value" on to libfuse. 0 or -ENOMEM. */
+DG_MUST_CHECK int options_to_fuse(struct options *o, const char *name, const char *value);
+
+void options_help(void);
+void options_free(struct options *o);
+
+#endif

@@ -1,0 +1,313 @@
+#include "daemon/start.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <systemd/sd-daemon.h>
+
+#include "core/log.h"
+#include "core/recover.h"
+#include "daemon/control.h"
+#include "daemon/fs.h"
+#include "daemon/image.h"
+#include "daemon/keeper.h"
+#include "daemon/loop.h"
+#include "daemon/options.h"
+#include "daemon/park.h"
+#include "daemon/pool.h"
+#include "diskguard/exitcodes.h"
+
+/* ---- what libfuse says ---- */
+
+/* Before the view is mounted its complaint becomes part of our one line; later it is logged. */
+static struct {
+    bool mounted;
+    char text[256];
+} fuse_said;
+
+static void on_fuse_log(enum fuse_log_level level, const char *fmt, va_list ap) DG_PRINTF(2, 0);
+static void on_fuse_log(enum fuse_log_level level, const char *fmt, va_list ap)
+{
+    char text[256];
+    vsnprintf(text, sizeof(text), fmt, ap);
+    text[strcspn(text, "\n")] = '\0';
+    const char *s = strncmp(text, "fuse: ", 6) == 0 ? text + 6 : text;
+    if (fuse_said.mounted || level >= FUSE_LOG_DEBUG)
+        log_msg((int)level, "%s", s);
+    else
+        snprintf(fuse_said.text, sizeof(fuse_said.text), "%s", s);
+}
+
+/* ---- up ---- */
+
+/* A looked-up file costs a descriptor, an open one two. */
+static void raise_file_limit(void)
+{
+    struct rlimit rl;
+    if (getrlimit(RLIMIT_NOFILE, &rl) < 0)
+        return;
+    struct rlimit most = {rl.rlim_max, rl.rlim_max};
+    FILE *f = geteuid() == 0 ? fopen("/proc/sys/fs/nr_open", "re") : NULL;
+    unsigned long n;
+    if (f && fscanf(f, "%lu", &n) == 1 && n > most.rlim_max)
+        most = (struct rlimit){n, n};
+    if (f)
+        fclose(f);
+    if (setrlimit(RLIMIT_NOFILE, &most) < 0) {
+        most = (struct rlimit){rl.rlim_max, rl.rlim_max};
+        (void)setrlimit(RLIMIT_NOFILE, &most);
+    }
+}
+
+static int open_store(struct daemon *d, struct why *why)
+{
+    int r = store_open(d->opt.datastore, &d->store, why);
+    if (r < 0)
+        return r;
+    if (d->opt.fence_none)
+        d->store.fence = FENCE_NONE;
+    r = host_load(d->opt.host_id, d->opt.state_dir, &d->host, why);
+    if (r < 0)
+        return r;
+    d->policy = (struct seal_policy){.mode = d->opt.seal, .holder = d->host.name};
+    if (!d->store.read_only || d->opt.read_only)
+        return 0;
+    log_msg(LOG_WARNING, "%s is read-only: so is the view", d->opt.datastore);
+    d->opt.read_only = true;
+    r = options_to_fuse(&d->opt, "ro", NULL);
+    if (r < 0)
+        why_set(why, "out of memory");
+    return r;
+}
+
+static void report(void *arg, const struct record *rec, struct recover_decision decision, int done)
+{
+    (void)arg;
+    const struct problem_info *info = problem_info(decision.problem);
+    const char *action = recover_action_name(decision.action);
+    if (done == 0 && decision.action != RECOVER_STOP)
+        log_image(LOG_NOTICE, rec->image, rec->host_name, rec->generation, "recovery: %s: %s", info->message,
+                  action);
+    else if (done < 0)
+        log_image(LOG_ERR, rec->image, rec->host_name, rec->generation, "recovery: %s: %s failed: %s; %s",
+                  info->message, action, strerror(-done), info->repair);
+    else
+        log_image(info->severity >= SEV_PREEN ? LOG_ERR : LOG_INFO, rec->image, rec->host_name,
+                  rec->generation, "recovery: %s: left as it is; %s", info->message, info->repair);
+}
+
+static int recover(struct daemon *d, struct why *why)
+{
+    unsigned stale = 0;
+    int r = claim_sweep(&d->store, &d->host, false, &stale);
+    if (r < 0) {
+        why_set(why, "%s: what an earlier daemon left cannot be cleared away: %s", d->opt.datastore,
+                strerror(-r));
+        return r;
+    }
+    if (stale > 0)
+        log_msg(LOG_INFO, "%u records that an earlier daemon left were cleared away", stale);
+    struct recover rec = {
+        .store = &d->store, .journal = d->journal, .host = &d->host, .policy = d->policy, .report = report};
+    r = recover_all(&rec);
+    if (r < 0) {
+        why_set(why, "%s: the state that an earlier daemon left cannot be read: %s", d->opt.datastore,
+                strerror(-r));
+        return r;
+    }
+    if (r > 0)
+        log_msg(LOG_ERR, "some images stay refused; see: fsck.diskguard -n %s", d->opt.datastore);
+    return 0;
+}
+
+static int take_over_host(struct daemon *d, struct why *why)
+{
+    int r = host_lock(&d->store, &d->host, why);
+    if (r < 0)
+        return r;
+    d->host_lock_fd = r;
+    r = journal_open(d->opt.state_dir, d->store.uuid, &d->journal, why);
+    if (r == 0)
+        r = store_prove(&d->store, why);
+    return r < 0 ? r : recover(d, why);
+}
+
+static int make_tables(struct daemon *d, struct why *why)
+{
+    d->inodes = inode_table_new();
+    d->handles = handle_table_new();
+    d->images = image_table_new();
+    d->pool = pool_new(POOL_THREADS_MAX);
+    d->park = d->pool ? park_new(d->pool) : NULL;
+    int r = -ENOMEM;
+    if (d->inodes && d->handles && d->images && d->park) {
+        struct stat st;
+        int fd = openat(d->store.root_fd, ".", O_PATH | O_DIRECTORY | O_CLOEXEC);
+        r = fd < 0 || fstat(fd, &st) < 0 ? -errno : inode_table_root(d->inodes, fd, &st);
+    }
+    if (r < 0)
+        why_set(why, "%s: %s", d->opt.datastore, strerror(-r));
+    return r;
+}
+
+static int mount_view(struct daemon *d, struct why *why)
+{
+    fuse_set_log_func(on_fuse_log);
+    d->se = fuse_session_new(&d->opt.fuse_args, &fs_ops, sizeof(fs_ops), d);
+    if (!d->se || fuse_session_mount(d->se, d->opt.mountpoint) < 0) {
+        why_set(why, "cannot mount on %s: %s", d->opt.mountpoint,
+                fuse_said.text[0] ? fuse_said.text
+                                  : "fusermount3 failed (is user_allow_other set in /etc/fuse.conf?)");
+        return -EIO;
+    }
+    fuse_said.mounted = true;
+    return 0;
+}
+
+/* ---- serve ---- */
+
+struct serve {
+    struct daemon *d;
+    pthread_t main_thread;
+    int result;
+};
+
+static void *serve_main(void *arg)
+{
+    struct serve *s = arg;
+    s->result = loop_run(s->d);
+    if (s->result <
+        0) /* nobody reads requests any more: whoever waits for an answer must not wait for ever */
+        (void)umount2(s->d->opt.mountpoint, MNT_FORCE | MNT_DETACH);
+    pthread_kill(s->main_thread, SIGUSR2);
+    return NULL;
+}
+
+static void signals_block(sigset_t *ret)
+{
+    sigemptyset(ret);
+    sigaddset(ret, SIGTERM);
+    sigaddset(ret, SIGINT);
+    sigaddset(ret, SIGHUP);
+    sigaddset(ret, SIGUSR2); /* the loop has ended */
+    pthread_sigmask(SIG_BLOCK, ret, NULL);
+    signal(SIGPIPE, SIG_IGN);
+}
+
+/* Does the view answer? On this thread: the loop runs on others. */
+static bool view_answers(const struct daemon *d)
+{
+    struct stat st;
+    return stat(d->opt.mountpoint, &st) == 0 && S_ISDIR(st.st_mode);
+}
+
+/* Until a signal comes or the view is unmounted. */
+static void wait_for_end(struct daemon *d, const sigset_t *set)
+{
+    int sig;
+    while (sigwait(set, &sig) != 0)
+        ;
+    if (sig != SIGUSR2)
+        log_msg(LOG_INFO, "stopping on signal %s", sigabbrev_np(sig));
+    else
+        log_msg(LOG_INFO, "%s is unmounted", d->opt.mountpoint);
+}
+
+static void announce(struct daemon *d)
+{
+    struct why why = {0};
+    d->control = control_new(d, &why);
+    if (!d->control)
+        log_msg(LOG_WARNING, "diskguardctl cannot ask this daemon: %s", why.text);
+    d->keeper = d->journal ? keeper_new(d) : NULL;
+    if (d->journal && !d->keeper)
+        log_msg(LOG_ERR, "no keeper thread: images that cannot be restored are not retried, and a lost claim "
+                         "is not noticed");
+    log_msg(LOG_INFO, "%s is mounted on %s%s", d->opt.datastore, d->opt.mountpoint,
+            d->opt.read_only ? ", read-only" : "");
+    sd_notifyf(0, "READY=1\nSTATUS=Guarding %s on %s", d->opt.datastore, d->opt.mountpoint);
+}
+
+/* Serves until the end. false: the view never answered. */
+static bool serve(struct daemon *d, const sigset_t *set, void (*ready)(void *arg), void *arg, struct why *why)
+{
+    struct serve s = {.d = d, .main_thread = pthread_self()};
+    pthread_t t;
+    if (pthread_create(&t, NULL, serve_main, &s) != 0) {
+        why_set(why, "no thread can be started");
+        return false;
+    }
+    bool answers = view_answers(d);
+    if (answers) {
+        announce(d);
+        ready(arg);
+        wait_for_end(d, set);
+    } else {
+        why_set(why, "the view on %s does not answer: %s", d->opt.mountpoint, strerror(errno));
+    }
+    atomic_store(&d->stopping, true);
+    sd_notify(0, "STOPPING=1");
+    loop_stop();
+    pthread_join(t, NULL);
+    if (s.result < 0)
+        log_msg(LOG_ERR, "requests cannot be read: %s", strerror(-s.result));
+    return answers;
+}
+
+/* ---- down ---- */
+
+/* Returns how many images stay sealed. */
+static unsigned stop(struct daemon *d)
+{
+    control_free(d->control);
+    keeper_free(d->keeper);
+    if (d->park) {
+        park_stop(d->park);
+        pool_drain(d->pool);
+    }
+    unsigned left = d->images && d->journal ? image_shutdown(d) : 0;
+    if (left > 0)
+        log_msg(LOG_ERR, "%u images are left sealed: the next start tries again, or run: fsck.diskguard %s",
+                left, d->opt.datastore);
+    if (d->se) {
+        fuse_session_exit(d->se); /* replies to requests that nobody waits for any more fail in silence */
+        fuse_session_unmount(d->se);
+        fuse_session_destroy(d->se);
+    }
+    park_free(d->park);
+    pool_free(d->pool);
+    inode_table_free(d->inodes);
+    handle_table_free(d->handles);
+    image_table_free(d->images);
+    journal_close(d->journal);
+    if (d->host_lock_fd >= 0)
+        close(d->host_lock_fd);
+    store_close(&d->store);
+    return left;
+}
+
+int start_run(struct daemon *d, void (*ready)(void *arg), void *arg, struct why *why)
+{
+    sigset_t set;
+    bool served = false;
+    d->host_lock_fd = -1;
+    d->store = (struct store){.root_fd = -1, .dir_fd = -1, .claims_fd = -1, .tmp_fd = -1, .hosts_fd = -1};
+    raise_file_limit();
+    int r = open_store(d, why);
+    if (r == 0 && !d->opt.read_only)
+        r = take_over_host(d, why);
+    if (r == 0) {
+        signals_block(&set); /* inherited by every thread */
+        r = make_tables(d, why);
+    }
+    if (r == 0)
+        r = mount_view(d, why);
+    if (r == 0)
+        served = serve(d, &set, ready, arg, why);
+    unsigned left = stop(d);
+    return served && left == 0 ? DG_EXIT_OK : DG_EXIT_FAILURE;
+}

@@ -1,0 +1,283 @@
+"""crashlib: kills the daemon at its k-th durable operation, and checks what recovery makes of what is left.
+
+A scenario prepares a datastore behind a running daemon of a build with hooks (src/core/hook.h), acts while the hooks count, and knows
+which contents are right afterwards. run_all() takes k = 1, 2, ... until the daemon survives the action.
+"""
+import os
+import sqlite3
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "func"))
+
+import dgtest  # noqa: E402
+from dgqemu import make_qcow2, no_lock  # noqa: E402
+from dgtest import Datastore, Fail, Host, Proc, View, eq, is_sealed, must, ok, run, suite_tmp, wait_for  # noqa: E402
+
+SIZE = 8 << 20
+KILLED = 137  # exit code at a kill point, src/core/hook.h
+_templates = {}
+
+
+def template(options=""):
+    """The bytes of a small image with guest data at 1 MiB, made once."""
+    if options not in _templates:
+        path = os.path.join(suite_tmp(), "template.qcow2")
+        make_qcow2(path, SIZE, options)
+        must("qemu-io", "-c", "write -P 0x21 1M 64k", path)
+        with open(path, "rb") as f:
+            _templates[options] = f.read()
+    return _templates[options]
+
+
+class Context:
+    """One run: a datastore, a host, a daemon, and a process that uses the view."""
+
+    def __init__(self, build, options=("wait=0",)):
+        self.build = build
+        self.ds = Datastore(build)
+        self.host = Host(self.ds.base, "a")
+        self.arm = os.path.join(self.ds.base, "arm")
+        self.view = View(self.ds, self.host, options, start=False)
+        self.worker = Proc()
+        self.vars = {}
+
+    def put(self, name, data):
+        with open(self.ds.raw(name), "wb") as f:
+            f.write(data)
+
+    def raw_bytes(self, name):
+        """Content of a file of the datastore; None: there is none."""
+        try:
+            with open(self.ds.raw(name), "rb") as f:
+                return f.read()
+        except FileNotFoundError:
+            return None
+
+    def call(self, name, *args):
+        return self.worker.call(name, *args)
+
+    def open(self, name, flags=os.O_RDWR, mode=0o644):
+        return self.call("open", self.view.path(name), flags, mode)
+
+    def armed(self, on):
+        if on:
+            open(self.arm, "wb").close()
+        elif os.path.exists(self.arm):
+            os.unlink(self.arm)
+
+    def rows(self):
+        """Number of rows in the host's journal."""
+        total = 0
+        for path in self.host.journal_files():
+            if path.endswith(".db"):
+                db = sqlite3.connect(path, timeout=20)
+                try:
+                    total += db.execute("SELECT count(*) FROM claim").fetchone()[0]
+                finally:
+                    db.close()
+        return total
+
+    def quiet(self):
+        """Is nothing claimed and nothing journalled?"""
+        return all(c.get("state") == "free" for c in self.ds.claims().values()) and self.rows() == 0
+
+    def end(self):
+        self.worker.kill()
+        if self.view.p is not None:
+            if self.view.alive():
+                self.view.kill9()
+            else:
+                self.view.forget()
+        self.view.unmount_dead()
+
+
+class Scenario:
+    """What is crashed. Subclasses override what they need."""
+    name = "?"
+    images = ("img.qcow2",)  # whose headers must be true afterwards
+    options = ""
+    max_hooks = 400
+
+    def data(self):
+        return template(self.options)
+
+    def prepare(self, c):
+        c.put("img.qcow2", self.data())
+
+    def act(self, c):
+        """May raise OSError: the daemon dies under it."""
+        raise NotImplementedError
+
+    def done(self, c):
+        """Has all that the action sets off in the background been done? (Asked while the daemon lives.)"""
+        return True
+
+    def sizes(self):
+        """Virtual sizes that a raw opener may see after the crash, if it is let in at all."""
+        return {SIZE}
+
+    def check(self, c):
+        """The content after recovery. Fails when it is not one that the scenario may leave."""
+        eq(c.raw_bytes("img.qcow2") == self.data(), True, "content is as before")
+
+
+def crash_at(build, scenario, k):
+    """Runs the scenario with a kill at hook k. Returns (context, crashed)."""
+    c = Context(build)
+    try:
+        c.view.start(DISKGUARD_HOOK_KILL=str(k), DISKGUARD_HOOK_ARM=c.arm, DISKGUARD_HOOK_LOG=os.path.join(c.ds.base, "hooks"))
+        scenario.prepare(c)
+        c.armed(True)
+        try:
+            scenario.act(c)
+        except OSError:
+            pass
+        wait_for(lambda: not c.view.alive() or scenario.done(c), "the action ends")
+        crashed = not c.view.alive()
+        c.armed(False)
+        if crashed:
+            eq(c.view.p.returncode, KILLED, "exit code of the daemon; log: %s" % c.view.log()[-500:])
+            c.worker.kill()
+            c.view.forget()
+            c.view.unmount_dead()
+            raw_openers(c, scenario)
+        return c, crashed
+    except BaseException:
+        c.end()
+        raise
+
+
+def hook_name(c):
+    """Name of the last hook that was passed."""
+    try:
+        with open(os.path.join(c.ds.base, "hooks"), encoding="ascii") as f:
+            return f.read().splitlines()[-1]
+    except (FileNotFoundError, IndexError):
+        return "?"
+
+
+def raw_openers(c, scenario):
+    """A raw opener is refused, or sees a true header."""
+    for name in scenario.images:
+        if not os.path.exists(c.ds.raw(name)):
+            continue
+        r = run("qemu-img", "info", *no_lock(c.ds.raw(name)))
+        if r.code == 0:
+            ok(any("(%d bytes)" % size in r.out for size in scenario.sizes()),
+               "a raw qemu-img is let in and shows another size: %s" % r.out[:300])
+
+
+def verify(c, scenario):
+    """After a recovery: nothing sealed, nothing claimed, the content right, the images open for write again."""
+    for name in scenario.images:
+        if os.path.exists(c.ds.raw(name)):
+            ok(not is_sealed(c.ds.raw(name)), "%s is still sealed" % name)
+    scenario.check(c)
+    if not c.view.alive():
+        c.view.start()
+        scenario.check(c)
+    ok(c.quiet(), "something is still claimed or journalled: %s, %d rows" % (c.ds.claims(), c.rows()))
+    for name in scenario.images:
+        data = c.raw_bytes(name)
+        if data:
+            fd = os.open(c.view.path(name), os.O_RDWR)
+            eq(os.pread(fd, len(data), 0) == data, True, "content through the view")
+            os.close(fd)
+            c.ds.wait_free(name)
+            eq(c.raw_bytes(name) == data, True, "content after another open and close")
+    c.view.stop()
+    c.ds.fsck_clean(c.host)
+
+
+def recover_by_daemon(c, scenario):
+    c.view.start()
+    verify(c, scenario)
+
+
+def drop_journal(c):
+    for path in c.host.journal_files():
+        os.unlink(path)
+
+
+def recover_by_fsck(c, scenario):
+    """Without the journal: the claims alone must do."""
+    drop_journal(c)
+    r = c.ds.fsck(c.host, "-y")
+    ok(r.code in (0, 1), "fsck -y without the journal: %r" % r)
+    r = c.ds.fsck(c.host, "-n")
+    eq(r.code, 0, "a second fsck finds something: %s" % r.out)
+    verify(c, scenario)
+
+
+def recover_with_crash(c, scenario, j, by_fsck):
+    """A second crash, at hook j of the recovery, then a recovery that is left alone. Returns whether it crashed."""
+    if by_fsck:
+        drop_journal(c)
+        r = run(*c.build.command(c.build.fsck, "-y", "--host-id=" + c.host.uuid, "--state-dir=" + c.host.state, c.ds.path),
+                env=c.build.env(DISKGUARD_HOOK_KILL=str(j)))
+        crashed = r.code == KILLED
+        ok(crashed or r.code in (0, 1), "fsck with a kill at %d: %r" % (j, r))
+        raw_openers(c, scenario)
+        recover_by_fsck(c, scenario)
+        return crashed
+    c.armed(True)
+    c.view.spawn(DISKGUARD_HOOK_KILL=str(j), DISKGUARD_HOOK_ARM=c.arm)
+    wait_for(lambda: not c.view.alive() or dgtest.mounted_at(c.view.mnt), "it starts or dies")
+    c.armed(False)
+    crashed = not c.view.alive()
+    if crashed:
+        c.view.forget()
+        c.view.unmount_dead()
+        raw_openers(c, scenario)
+        c.view.start()
+    else:
+        c.view.wait_mounted()
+    verify(c, scenario)
+    return crashed
+
+
+def run_all(build, scenario, exhaustive):
+    """Every k until the daemon survives; for each k the recoveries. Returns the number of crash points."""
+    def attempt(k, label, recover):
+        c, crashed = crash_at(build, scenario, k)
+        try:
+            if crashed:
+                again = recover(c)
+            else:
+                survived(c, scenario)
+                again = False
+            return crashed, again
+        except Fail as e:
+            raise Fail("k=%d (%s), %s: %s" % (k, hook_name(c), label, e)) from None
+        finally:
+            c.end()
+
+    k = 0
+    while True:
+        k += 1
+        ok(k < scenario.max_hooks, "no end of hooks")
+        crashed, _ = attempt(k, "recovery by the daemon", lambda c: recover_by_daemon(c, scenario))
+        if not crashed:
+            return k - 1
+        attempt(k, "recovery by fsck without the journal", lambda c: recover_by_fsck(c, scenario))
+        for by_fsck in (False, True):
+            j = 1
+            while exhaustive or j == 1:
+                at = j if exhaustive else 1 + (k + by_fsck) % 9
+                _, again = attempt(k, "crash at %d of the recovery by %s" % (at, "fsck" if by_fsck else "the daemon"),
+                                   lambda c, at=at, by=by_fsck: recover_with_crash(c, scenario, at, by))
+                if not again:
+                    break
+                j += 1
+
+
+def survived(c, scenario):
+    """The daemon lived through the action: all must be well at its orderly end too."""
+    c.worker.kill()
+    if c.view.alive():
+        wait_for(c.quiet, "nothing is claimed after the last handle is gone")
+        c.view.stop()
+    for name in scenario.images:
+        if os.path.exists(c.ds.raw(name)):
+            ok(not is_sealed(c.ds.raw(name)), "%s is still sealed" % name)
+    c.ds.fsck_clean(c.host)
