@@ -103,7 +103,8 @@ void source_open(struct source *s, const struct mount *m, const char *dir);
 /* Reads the datastore, once; it must be the one that the daemon serves. */
 void source_read(struct source *s, const char *rel, bool all);
 void source_close(struct source *s);
-const char *source_dir(const struct source *s); /* the datastore, canonical where it is known */
+void source_say_unreadable(const struct source *s); /* why the datastore could not be read */
+const char *source_dir(const struct source *s);     /* the datastore, canonical where it is known */
 /* The source that an IMAGE argument is in, and its path below the datastore. 0 or -errno with a message
  * printed. */
 int source_of_image(struct ctl *ctl, const char *arg, struct source *ret, char **ret_rel);
@@ -150,6 +151,7 @@ struct json_object *item_json(const struct source *s, const struct item *i);
 /* ---- ctl_show.c: one image, for show, why and wait ---- */
 
 struct look {
+    const char *arg; /* as it was typed */
     struct source source;
     char *rel; /* below the datastore */
     struct items items;

@@ -142,6 +142,17 @@ void source_read(struct source *s, const char *rel, bool all)
     }
 }
 
+void source_say_unreadable(const struct source *s)
+{
+    int r = s->raw->err;
+
+    if (r == -EACCES || r == -EPERM)
+        out_error("the datastore %s can be read by root only: what other hosts hold stands there",
+                  source_dir(s));
+    else
+        out_error("%s", s->raw->why.text);
+}
+
 const char *source_dir(const struct source *s)
 {
     return s->raw && s->raw->store.path[0] ? s->raw->store.path : s->dir;

@@ -31,11 +31,9 @@ static void say_gaps(const struct source *s)
         out_error("%s", s->daemon_why);
     if (s->raw->err == 0)
         return;
-    out_error("%s", s->raw->why.text);
+    source_say_unreadable(s);
     if (s->status)
-        out_error(
-            "showing what this host's diskguard holds; what other hosts hold needs the datastore %s, as root",
-            s->dir);
+        out_error("showing what this host's diskguard holds");
 }
 
 static void heading(const struct ctl *ctl, const struct source *s, bool *first)
@@ -209,7 +207,7 @@ static int hosts_source(struct ctl *ctl, struct source *s, void *arg)
 
     source_read(s, NULL, false);
     if (s->raw->err < 0)
-        out_error("%s; the records of hosts are on the datastore %s: run as root", s->raw->why.text, s->dir);
+        source_say_unreadable(s);
     out_table_row(&t, head);
     for (size_t i = 0; i < s->raw->nhosts; i++) {
         if (ctl->json)

@@ -29,11 +29,10 @@ static int look_live(struct look *l, const char *arg)
             l->item = l->items.item[i];
             return 0;
         }
-    out_error("%s", l->source.raw->why.text);
+    source_say_unreadable(&l->source);
     if (l->source.list)
-        out_error("this host's diskguard does not hold %s; whether another host does stands on the datastore "
-                  "%s: run as root",
-                  arg, l->source.dir);
+        out_error("this host's diskguard does not hold %s; whether another host does stands on the datastore",
+                  arg);
     else if (l->source.mount)
         out_error("%s", l->source.daemon_why);
     return l->source.raw->err;
@@ -44,6 +43,7 @@ int look_open(struct ctl *ctl, const char *arg, struct look *ret)
     int r;
 
     memset(ret, 0, sizeof(*ret));
+    ret->arg = arg;
     r = source_of_image(ctl, arg, &ret->source, &ret->rel);
     if (r < 0)
         return r;

@@ -66,6 +66,16 @@ static bool process_name(uint64_t pid, uint64_t start, char ret[64])
     return p && sscanf(p, " %llu", &now) == 1 && now == start;
 }
 
+/* The options of the view's daemon, or NULL. */
+static struct json_object *options_of(const struct look *l)
+{
+    struct json_object *o = NULL;
+
+    if (l->source.status)
+        json_object_object_get_ex(l->source.status, "options", &o);
+    return o;
+}
+
 /* ---- who holds it ---- */
 
 static uint64_t held_u64(const struct item *i, const char *key, uint64_t from_claim)
@@ -132,24 +142,23 @@ static void why_held(struct answer *a, const struct look *l)
     say_evidence(a, l);
     look_trouble(l, &t);
     if (t.code) {
-        char *first = &t.text[0];
-
         a->reason = t.code;
         a->repair = true;
-        say(a, "Problem: %s.", first);
+        say(a, "Problem: %s.", t.text);
         say(a, "Way out: %s.", t.out);
     } else if (strcmp(state, "restoring") == 0) {
-        say(a, "It is just being released: try again in a moment, or: diskguardctl wait IMAGE.");
+        say(a, "It is just being released: try again in a moment, or: diskguardctl wait %s.",
+            out_tame(l->arg));
     } else if (i->live) {
         say(a,
-            "Way out: end that process, or wait for it: diskguardctl wait IMAGE. The process itself may open "
-            "the image again%s.",
-            strcmp(out_json_get_text(NULL, "writers", "process"), "process") == 0
-                ? ""
-                : ", and so may others here");
+            "Way out: end that process, or wait for it: diskguardctl wait %s. %s may open the image again.",
+            out_tame(l->arg),
+            strcmp(out_json_get_text(options_of(l), "writers", "process"), "host") == 0
+                ? "Any process of this host"
+                : "The process itself");
     } else {
-        say(a, "Way out: shut the virtual machine down on %s, or wait for it: diskguardctl wait IMAGE.",
-            out_tame(item_holder(&l->source, i)));
+        say(a, "Way out: shut the virtual machine down on %s, or wait for it: diskguardctl wait %s.",
+            out_tame(item_holder(&l->source, i)), out_tame(l->arg));
     }
 }
 
@@ -160,10 +169,10 @@ static void why_held(struct answer *a, const struct look *l)
 static bool raw_by_name(const struct look *l, bool *ret_known)
 {
     const char *slash = strrchr(l->rel, '/'), *name = slash ? slash + 1 : l->rel;
-    struct json_object *o = NULL, *globs = NULL;
+    struct json_object *o = options_of(l), *globs = NULL;
     const char *mode;
 
-    *ret_known = l->source.status && json_object_object_get_ex(l->source.status, "options", &o);
+    *ret_known = o != NULL;
     mode = out_json_get_text(o, "raw", "auto");
     if (strcmp(mode, "all") == 0)
         return true;
@@ -178,18 +187,9 @@ static bool raw_by_name(const struct look *l, bool *ret_known)
     return false;
 }
 
-static uint64_t threshold_of(const struct look *l)
-{
-    struct json_object *o = NULL;
-
-    if (l->source.status)
-        json_object_object_get_ex(l->source.status, "options", &o);
-    return out_json_get_u64(o, "threshold");
-}
-
 static void why_image(struct answer *a, const struct look *l, const struct raw_image *im)
 {
-    uint64_t size = im->header.info.virtual_size, threshold = threshold_of(l);
+    uint64_t size = im->header.info.virtual_size, threshold = out_json_get_u64(options_of(l), "threshold");
     bool has_size = strcmp(im->header.format->name, "raw") != 0;
 
     if (has_size && size <= threshold) {

@@ -41,8 +41,9 @@ static const struct problem_info table[PROBLEM_COUNT] = {
     [PROBLEM_BAD_CLAIM] =
         {"bad-claim", SEV_PERSON,
          "the claim record is damaged, so nobody can say who holds the image; it stays refused",
-         "run fsck.diskguard -p DATASTORE on the host that held it: its journal has a second copy; else "
-         "check by hand that no host uses the image and restore it from a backup"},
+         "make sure that no host uses the image, move the record out of .diskguard/claims, then run "
+         "fsck.diskguard -y "
+         "DATASTORE on the host that held it: its journal has a second copy of the true bytes"},
     [PROBLEM_NEWER_CLAIM] = {"newer-claim", SEV_PERSON,
                              "the claim was written by a newer version of diskguard; it stays refused",
                              "update diskguard on this host, or repair from the host that holds the image"},

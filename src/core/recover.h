@@ -60,7 +60,7 @@ struct recover {
     const struct host *host;
     const char *takeover;          /* host uuid that a person confirmed to be down, or NULL */
     bool dry_run;                  /* decide and report, change nothing */
-    bool agree;                    /* a person agrees to SEV_ASK repairs */
+    bool agree;                    /* a person agrees to SEV_ASK repairs, or ask will ask one */
     struct seal_policy policy;
     /* Called once per image with something to report. done: 0 repaired or nothing to do, 1 not tried (dry run, STOP), -errno failed. */
     void (*report)(void *arg, const struct record *rec, struct recover_decision d, int done);
@@ -73,7 +73,10 @@ struct recover {
  * The report's verdict is also returned: 0 settled, 1 something is left, -errno. */
 DG_MUST_CHECK int recover_image(struct recover *r, uint64_t ino, const struct record *row, int row_err);
 
-/* Settles every journal row, then every claim that is ours (or of takeover) and has no row. 0: all settled; 1: something is left; -errno. */
+/* Settles every journal row, then every claim that is ours (or of takeover), or does not decode, and has no row. 0: all settled; 1: something is left
+ * (also where a repair failed: it was reported); -errno: rows or claims cannot be listed. Calling sequence: host lock, claim_sweep (a link
+ * request of a dead daemon that is still on its way cannot land after it), recover_all, and only then serve: while images are held by this
+ * process, only the fence keeps recover_all from taking them for left behind. */
 DG_MUST_CHECK int recover_all(struct recover *r);
 
 #endif

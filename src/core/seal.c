@@ -109,7 +109,7 @@ static int restore_header(struct seal *s)
     switch (state) {
     case HEADER_TRUE:
     case HEADER_NOPLAN:
-        return 0;
+        return io_fsync(s->fd); /* they may stand in this host's cache alone, from an attempt that failed */
     case HEADER_SEALED:
     case HEADER_MIXED:
         return write_truth(s->fd, s->rec);
@@ -140,6 +140,10 @@ int seal_restore(struct seal *s, const struct timespec *mtime)
     enum claim_step step = s->rec->step;
     r = claim_free(s->store, s->rec);
     if (r < 0) {
+        /* The header is true, verified and durable: a retry has only the claim to free. If the mark did land
+         * and a successor came, claim_free knows it, while a look at the header would be a look at the
+         * successor's. */
+        s->rec->plan.n = 0;
         s->rec->step = step;
         return r;
     }

@@ -391,6 +391,32 @@ static void check_claim(struct daemon *d, struct image *img)
         image_fence(d, img);
 }
 
+/* A copy that grows behind its header looks like a lie until its tables are there, and has no seal until
+ * then. */
+static void seal_late(struct daemon *d, struct image *img)
+{
+    mutex_lock(&img->lock);
+    bool late = img->state == IMAGE_SEALED && !img->closed && !img->info.sealed &&
+                strcmp(img->info.format, "raw") != 0 && strcmp(img->info.format, "none") != 0;
+    mutex_unlock(&img->lock);
+    if (!late)
+        return;
+    int r = 0;
+    rwlock_write(&img->header);
+    if (img->rec && img->fd >= 0 && img->rec->plan.n == 0) {
+        struct seal s = image_seal(d, img);
+        struct edit nothing = {.kind = EDIT_WRITE};
+        r = seal_edit(&s, &nothing);
+        image_note(img);
+    }
+    rwlock_write_unlock(&img->header);
+    if (r == -ESTALE)
+        image_fence(d, img);
+    else if (r < 0)
+        log_state(d, img, LOG_WARNING,
+                  "its header is complete now but could not be sealed; it is tried again", r);
+}
+
 static void tend_one(struct daemon *d, struct image *img)
 {
     mutex_lock(&img->lock);
@@ -405,6 +431,7 @@ static void tend_one(struct daemon *d, struct image *img)
             log_msg(LOG_NOTICE, "an image that was STUCK is restored and free again");
     } else if (state == IMAGE_SEALED) {
         check_claim(d, img);
+        seal_late(d, img);
     }
 }
 

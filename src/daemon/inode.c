@@ -18,6 +18,7 @@ struct inode_table {
     struct mutex lock;
     struct inode *chunks[CHUNKS_MAX] GUARDED_BY(lock);
     uint64_t slots GUARDED_BY(lock); /* ever used */
+    uint64_t hand GUARDED_BY(lock);  /* of the clock that finds idle inodes: a slot */
     struct inode *free GUARDED_BY(lock);
     struct inode **buckets GUARDED_BY(lock);
     size_t n_buckets GUARDED_BY(lock);
@@ -33,6 +34,7 @@ struct remains {
     int fd;
     struct image *image;
     struct inode_locks *locks;
+    char *name;
 };
 
 static size_t hash_of(dev_t dev, ino_t ino, size_t n_buckets)
@@ -69,6 +71,7 @@ static void bury(struct remains *r)
         fs_lock_free(r->locks);
     if (r->fd >= 0)
         close(r->fd);
+    free(r->name);
 }
 
 static struct inode *slot_locked(struct inode_table *t, uint64_t nodeid) REQUIRES(t->lock)
@@ -157,6 +160,7 @@ static struct inode *make_locked(struct inode_table *t, int fd, const struct sta
     atomic_store(&i->locks, NULL);
     i->nlookup = 0;
     i->pins = 1;
+    i->used = true;
     grow_locked(t);
     struct inode **at = &t->buckets[hash_of(i->dev, i->ino, t->n_buckets)];
     i->next = *at;

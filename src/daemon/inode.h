@@ -23,6 +23,9 @@ struct inode {
     uint64_t nlookup;
     uint64_t pins;
     bool hashed; /* false: another file has taken (dev, ino); this one is only reached by its node id */
+    bool used;   /* since inode_idle_names() passed by */
+    uint64_t parent; /* where the kernel looked it up last, for prune.c; name NULL: unknown */
+    char *name;
     struct inode *next;
 };
 
@@ -42,6 +45,16 @@ struct inode *inode_enter(struct inode_table *t, int fd, const struct stat *st, 
 struct inode *inode_find(struct inode_table *t, dev_t dev, ino_t ino);
 void inode_forget(struct inode_table *t, uint64_t nodeid, uint64_t nlookup);
 unsigned long inode_count(const struct inode_table *t);
+
+/* Notes under which name the kernel knows the inode of a counted lookup, so that it can be asked to forget it (prune.h). To be called by every
+ * operation that answers with an entry. */
+void inode_named(struct inode_table *t, struct inode *i, const struct inode *dir, const char *name);
+struct inode_name {
+    uint64_t parent;
+    char *name; /* freed by the caller */
+};
+/* Takes the names of inodes that nothing but the kernel's cache keeps, roughly the least recently used ones; no directories. */
+unsigned inode_idle_names(struct inode_table *t, struct inode_name *ret, unsigned max);
 
 /* ---- handles ---- */
 

@@ -13,6 +13,7 @@ UUID_A = "11111111-1111-4111-8111-111111111111"
 UUID_B = "22222222-2222-4222-8222-222222222222"
 UUID_C = "33333333-3333-4333-8333-333333333333"
 FENCE = 1 << 62
+STATES = ["claimed", "armed", "mixed", "sealed", "stuck", "restoring"]  # of mkclaim leave
 
 
 class Skip(Exception):
@@ -23,7 +24,7 @@ def programs(build):
     found = {
         "ctl": os.path.join(build, "tools", "diskguardctl"),
         "fsck": os.path.join(build, "tools", "fsck.diskguard"),
-        "mkclaim": os.path.join(build, "tests", "fsck", "mkclaim"),
+        "mkclaim": os.path.join(build, "tests", "mkclaim"),
         "daemon": os.path.join(build, "src", "daemon", "diskguard"),
     }
     for name in ("ctl", "fsck", "mkclaim"):
@@ -149,6 +150,24 @@ class Lab:
     def code(self, r):
         """The codes of what fsck --json found."""
         return sorted(f["code"] for f in r.json()["found"])
+
+
+def expect(r, rc):
+    assert r.rc == rc, "expected exit code %d: %r" % (rc, r)
+    return r
+
+
+def unchanged(lab, before, probed=False):
+    """probed: the datastore was opened for writing, which proves in tmp/ that it can be."""
+    after = lab.tree()
+    if probed:
+        before, after = ({p: t for p, t in d.items() if p != os.path.join(lab.ds, ".diskguard", "tmp")} for d in (before, after))
+    assert after == before, "changed: %r" % sorted(p for p in {**before, **after} if before.get(p) != after.get(p))
+
+
+def clean(lab, host=UUID_A):
+    expect(lab.fsck("-n", host=host), 0)
+    expect(lab.fsck("-y", host=host), 0)
 
 
 def main(tests, title):

@@ -84,7 +84,7 @@ static void fill(struct record *rec, const char *image, const struct stat *st, c
 
 static void write_extent(int fd, const struct extent *e, bool truth)
 {
-    need("write", io_header_write(fd, truth ? e->truth : e->sealed, e->len, e->off), NULL);
+    need("write", io_pwrite_all(fd, truth ? e->truth : e->sealed, e->len, e->off), NULL);
     need("fsync", io_fsync(fd), NULL);
 }
 

@@ -31,6 +31,11 @@ def _check(result):
     return result
 
 
+def open(path, flags, mode=0o777):  # pylint: disable=redefined-builtin
+    """open(2) itself: Python's would hide an EINTR."""
+    return _check(libc.open(os.fsencode(path), flags | os.O_CLOEXEC, mode))
+
+
 def stat_tuple(st):
     return (st.st_mode, st.st_uid, st.st_gid, st.st_nlink, st.st_size, st.st_mtime_ns, st.st_ino, st.st_dev, st.st_rdev,
             st.st_blocks)
@@ -170,7 +175,7 @@ def try_open(path, flags, times):
     result = []
     for _ in range(times):
         try:
-            os.close(os.open(path, flags))
+            os.close(open(path, flags))
             result.append(0)
         except OSError as e:
             result.append(e.errno)
@@ -183,7 +188,7 @@ def io_session(path, seed, count, off, span, flags=os.O_RDWR):
     Returns (errno or 0, what the range must hold now, range of the write that was not answered or None). A wrong byte raises
     ValueError."""
     rng = random.Random(seed)
-    fd = os.open(path, flags)
+    fd = open(path, flags)
     model, pending = bytearray(), None
     try:
         while len(model) < span:

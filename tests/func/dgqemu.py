@@ -27,9 +27,9 @@ def no_lock(path, fmt="qcow2"):
 class QemuIo:
     """qemu-io that keeps an image open and takes commands."""
 
-    def __init__(self, path, *options):
+    def __init__(self, path, *options, cwd=None):
         self.p = subprocess.Popen(["qemu-io", *options, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                  stderr=subprocess.STDOUT)
+                                  stderr=subprocess.STDOUT, cwd=cwd)
         guardian.process(self.p.pid)
         self.out = ""
         self._prompt()
@@ -95,21 +95,25 @@ class Vm:
         """Waits for the monitor. False: QEMU ended instead (error() says why)."""
         def answered():
             if self.p.poll() is not None:
-                return True
+                return "ended"
             self.sock = socket.socket(socket.AF_UNIX)
+            self.sock.settimeout(120 * dgtest.TIME_SCALE)
             try:
                 self.sock.connect(self.qmp_path)
-                return True
-            except (FileNotFoundError, ConnectionRefusedError):
+                self.lines = self.sock.makefile("rw")
+                return self.lines.readline()
+            except (FileNotFoundError, ConnectionError):
                 self.sock.close()
-                return False
-        wait_for(answered, "monitor of %s" % self.name, 60)
-        if self.p.poll() is not None:
+                return None
+        greeting = wait_for(answered, "monitor of %s" % self.name, 60)
+        if greeting == "ended":
             return False
-        self.sock.settimeout(120 * dgtest.TIME_SCALE)
-        self.lines = self.sock.makefile("rw")
-        ok("QMP" in json.loads(self.lines.readline()), "greeting of QMP")
-        self.qmp("qmp_capabilities")
+        ok("QMP" in json.loads(greeting), "greeting of QMP")
+        try:
+            self.qmp("qmp_capabilities")
+        except (Fail, ConnectionError):  # the monitor answers before the disks are opened
+            self.p.wait(60)
+            return False
         return True
 
     def error(self):

@@ -113,7 +113,7 @@ def _(build):
 def _(build):
     with pair(build, "wait=0") as p:
         must("qemu-img", "create", "-q", "-f", "qcow2", "-o", "data_file=img.data", "img.qcow2", SIZE, cwd=p.ds.path)
-        with QemuIo(p.a.path("img.qcow2")) as q:
+        with QemuIo(p.a.path("img.qcow2"), cwd=p.a.path()) as q:  # QEMU looks for the data file from where it runs
             q.do("write -P 8 1M 64k")
             q.do("flush")
             ok(is_sealed(p.ds.raw("img.qcow2")), "sealed")
@@ -121,7 +121,7 @@ def _(build):
             refused("qemu-io", "-c", "write 0 64k", p.b.path("img.qcow2"), text="Device or resource busy")
             q.close()
         p.ds.wait_free("img.qcow2")
-        must("qemu-img", "check", "-q", p.ds.raw("img.qcow2"))
+        must("qemu-img", "check", "-q", "img.qcow2", cwd=p.ds.path)
 
 
 @suite.case("qemu-img create and convert over an existing image, and over a plain file")
@@ -150,6 +150,15 @@ def _(build):
             q.close()
 
 
+def copy_range(fd, length, source, target):
+    """copy_file_range until all is copied: it may stop short."""
+    while length:
+        done = os.copy_file_range(fd, fd, length, source, target)
+        if not done:
+            return
+        length, source, target = length - done, source + done, target + done
+
+
 EDITS = [
     ("size only", lambda fd: os.pwrite(fd, (SIZE * 2).to_bytes(8, "big"), 24)),
     ("across an extent's edges", lambda fd: os.pwrite(fd, os.pread(fd, 100, 0)[20:60], 20)),
@@ -161,7 +170,7 @@ EDITS = [
     ("punch the table", lambda fd: dgops.fallocate(fd, PUNCH_HOLE | KEEP_SIZE, 4096, 65536)),
     ("zero beyond the header", lambda fd: dgops.fallocate(fd, ZERO_RANGE, 1000, 9000)),
     ("allocate", lambda fd: dgops.fallocate(fd, 0, 0, 12 << 20)),
-    ("copy a part over the header", lambda fd: os.copy_file_range(fd, fd, 300, 65536 + 512, 24)),
+    ("copy a part over the header", lambda fd: copy_range(fd, 300, 65536 + 512, 24)),
     ("header zeroed", lambda fd: os.pwrite(fd, bytes(512), 0)),
     ("truncate into the header", lambda fd: os.ftruncate(fd, 30)),
     ("truncate to nothing", lambda fd: os.ftruncate(fd, 0)),
@@ -183,7 +192,8 @@ def add_edit(label, edit, compat):
             for offset, length in ((0, 70000), (24, 8), (70, 20), (500, 30)):
                 eq(os.pread(guarded, length, offset), os.pread(free, length, offset), "the holder reads other bytes at %d" % offset)
             eq(read_at(p.b.path(twin.name), 0, 1024), os.pread(free, 1024, 0), "view B reads other bytes")
-            raises(errno.EBUSY, os.open, p.b.path(twin.name), RDWR)
+            if os.pread(free, 4, 0) == b"QFI\xfb":  # else it is a plain file now, which is not guarded
+                raises(errno.EBUSY, os.open, p.b.path(twin.name), RDWR)
             os.fsync(guarded)
             os.close(guarded)
             os.close(free)
@@ -221,7 +231,7 @@ def random_edit(rng, size, base):
         return lambda fd: dgops.fallocate(fd, rng.choice((0, 0)), offset, length), "allocate %d at %d" % (length, offset)
     if kind == "copy":
         target = offset + length + rng.randrange(0, 5000)
-        return lambda fd: os.copy_file_range(fd, fd, length, target, offset), "copy %d from %d to %d" % (length, target, offset)
+        return lambda fd: copy_range(fd, length, target, offset), "copy %d from %d to %d" % (length, target, offset)
     return os.fsync, "fsync"
 
 

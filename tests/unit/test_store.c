@@ -399,6 +399,19 @@ Test(store, prove_says_what_failed, .init = scratch_make, .fini = scratch_remove
     store_close(&s);
 }
 
+Test(store, prove_leaves_nothing_after_a_failure_half_way, .init = scratch_make, .fini = scratch_remove)
+{
+    struct store s;
+    struct why why;
+
+    make_store(&s);
+    s.fence = (enum fence_kind)99;
+    cr_assert_eq(store_prove(&s, &why), -EINVAL);
+    cr_assert_not_null(strstr(why.text, "lock"));
+    cr_assert_eq(scratch_count(".diskguard/tmp"), 0);
+    store_close(&s);
+}
+
 Test(store, close_after_a_failed_open_closes_nothing, .init = scratch_make, .fini = scratch_remove)
 {
     struct store s;
