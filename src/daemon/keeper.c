@@ -36,16 +36,17 @@ static void *run(void *arg)
     struct keeper *k = arg;
     struct daemon *d = k->d;
     int failed = 0;
-    for (uint64_t beat = 1; wait_round(k); beat++) {
+    uint64_t beat = 0;
+    do {
         if (d->host_lock_fd >= 0) {
-            int r = host_beat(d->host_lock_fd, &d->host, beat);
+            int r = host_beat(d->host_lock_fd, &d->host, ++beat);
             if (r < 0 && r != failed)
                 log_msg(LOG_WARNING, "cannot write the beat of this host on the datastore '%s': %s",
                         d->store.path, strerror(-r));
             failed = r;
         }
         image_tend(d);
-    }
+    } while (wait_round(k));
     return NULL;
 }
 
