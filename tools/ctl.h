@@ -151,7 +151,7 @@ struct json_object *item_json(const struct source *s, const struct item *i);
 /* ---- ctl_show.c: one image, for show, why and wait ---- */
 
 struct look {
-    const char *arg; /* as it was typed */
+    char *again; /* how to name the image in another call of diskguardctl */
     struct source source;
     char *rel; /* below the datastore */
     struct items items;

@@ -18,11 +18,9 @@ static void add(struct items *items, struct item one)
 
 static struct json_object *live_of(const struct source *s, uint64_t ino, uint64_t generation)
 {
-    struct json_object *a;
+    struct json_object *a = out_json_get(s->list, "images", json_type_array);
 
-    if (!s->list || !json_object_object_get_ex(s->list, "images", &a))
-        return NULL;
-    for (size_t i = 0; i < json_object_array_length(a); i++) {
+    for (size_t i = 0; a && i < json_object_array_length(a); i++) {
         struct json_object *o = json_object_array_get_idx(a, i);
 
         if (out_json_get_u64(o, "inode") == ino &&
@@ -41,29 +39,40 @@ static int by_path(const void *a, const void *b)
              : (x->claim && y->claim ? (x->claim->ino > y->claim->ino) - (x->claim->ino < y->claim->ino) : 0);
 }
 
-void items_collect(const struct source *s, struct items *ret)
+static void add_claims(const struct source *s, struct items *items)
 {
-    struct json_object *a = NULL;
-    struct items items = {0};
-    bool readable = s->raw && s->raw->err == 0;
-
-    for (size_t i = 0; readable && i < s->raw->nclaims; i++) {
+    for (size_t i = 0; i < s->raw->nclaims; i++) {
         const struct raw_claim *c = &s->raw->claims[i];
 
-        add(&items, (struct item){c, live_of(s, c->ino, c->kind == CLAIM_BAD ? 0 : c->generation),
-                                  raw_host_of(s->raw, c->host)});
+        add(items, (struct item){c, live_of(s, c->ino, c->kind == CLAIM_BAD ? 0 : c->generation),
+                                 raw_host_of(s->raw, c->host)});
     }
-    /* A daemon may hold what has no claim any more (fenced), or, just now, not yet. */
-    if (s->list && json_object_object_get_ex(s->list, "images", &a))
-        for (size_t i = 0; i < json_object_array_length(a); i++) {
-            struct json_object *o = json_object_array_get_idx(a, i);
-            bool known = false;
+}
 
-            for (size_t k = 0; k < items.n; k++)
-                known = known || items.item[k].live == o;
-            if (!known)
-                add(&items, (struct item){NULL, o, NULL});
-        }
+/* A daemon may hold what has no claim any more (fenced), or, just now, not yet. */
+static void add_live(const struct source *s, struct items *items)
+{
+    struct json_object *a = out_json_get(s->list, "images", json_type_array);
+    size_t claims = items->n;
+
+    for (size_t i = 0; a && i < json_object_array_length(a); i++) {
+        struct json_object *o = json_object_array_get_idx(a, i);
+        bool known = !json_object_is_type(o, json_type_object);
+
+        for (size_t k = 0; k < claims && !known; k++)
+            known = items->item[k].live == o;
+        if (!known)
+            add(items, (struct item){NULL, o, NULL});
+    }
+}
+
+void items_collect(const struct source *s, struct items *ret)
+{
+    struct items items = {0};
+
+    if (s->raw && s->raw->err == 0)
+        add_claims(s, &items);
+    add_live(s, &items);
     if (items.n > 1)
         qsort(items.item, items.n, sizeof(*items.item), by_path);
     *ret = items;
@@ -78,13 +87,20 @@ void items_free(struct items *i)
 
 struct item items_find(const struct items *i, uint64_t ino)
 {
+    struct item found = {0};
+
     for (size_t k = 0; k < i->n; k++) {
         const struct item *one = &i->item[k];
 
-        if ((one->claim ? one->claim->ino : out_json_get_u64(one->live, "inode")) == ino)
-            return *one;
+        if ((one->claim ? one->claim->ino : out_json_get_u64(one->live, "inode")) != ino)
+            continue;
+        /* Whoever has the ruling claim, rather than a daemon that has lost it. */
+        if (!found.claim && (!found.live || (one->claim && one->claim->kind != CLAIM_FREE)))
+            found = *one;
+        else if (one->live && found.claim && found.claim->kind == CLAIM_FREE)
+            found = *one;
     }
-    return (struct item){0};
+    return found;
 }
 
 /* ---- reading ---- */
@@ -148,13 +164,9 @@ bool item_sealed(const struct item *i)
 
 const char *item_holder(const struct source *s, const struct item *i)
 {
-    struct json_object *host;
-
     if (i->claim && i->claim->kind == CLAIM_HELD)
         return i->claim->host_name[0] ? i->claim->host_name : i->claim->host;
-    if (i->live && s->status && json_object_object_get_ex(s->status, "host", &host))
-        return out_json_get_text(host, "name", "");
-    return "";
+    return i->live ? out_json_get_text(out_json_get(s->status, "host", json_type_object), "name", "") : "";
 }
 
 bool item_is_local(const struct item *i)
@@ -207,6 +219,9 @@ static void live_trouble(const struct item *i, struct trouble *t)
                     "wrote since may be missing",
                     "this host lost its claim%s%s: every write gets an input/output error", err ? ": " : "",
                     err ? strerror(err) : "");
+    else if (strcmp(state, "stuck") == 0 && err == EUCLEAN)
+        trouble_set(t, "stuck", problem_info(PROBLEM_ALIEN)->repair, "the header could not be restored: %s",
+                    problem_info(PROBLEM_ALIEN)->message);
     else if (strcmp(state, "stuck") == 0)
         trouble_set(t, "stuck",
                     "make the storage work; diskguard repeats the restore by itself, or at once: "
@@ -297,10 +312,8 @@ static struct json_object *holder_json(const struct source *s, const struct item
 {
     struct json_object *o = json_object_new_object();
     const struct raw_claim *c = i->claim && i->claim->kind == CLAIM_HELD ? i->claim : NULL;
-    struct json_object *self = NULL;
+    struct json_object *self = out_json_get(s->status, "host", json_type_object);
 
-    if (s->status)
-        json_object_object_get_ex(s->status, "host", &self);
     out_json_text_or_null(o, "host", item_holder(s, i));
     out_json_text_or_null(o, "uuid", c ? c->host : i->live ? out_json_get_text(self, "uuid", NULL) : NULL);
     out_json_u64(o, "pid", i->live ? out_json_get_u64(i->live, "pid") : c ? c->pid : 0);

@@ -43,7 +43,9 @@ int look_open(struct ctl *ctl, const char *arg, struct look *ret)
     int r;
 
     memset(ret, 0, sizeof(*ret));
-    ret->arg = arg;
+    if (asprintf(&ret->again, "%s%s%s%s", ctl->datastore ? "--datastore " : "",
+                 ctl->datastore ? ctl->datastore : "", ctl->datastore ? " " : "", arg) < 0)
+        out_no_memory();
     r = source_of_image(ctl, arg, &ret->source, &ret->rel);
     if (r < 0)
         return r;
@@ -63,7 +65,8 @@ void look_close(struct look *l)
     items_free(&l->items);
     source_close(&l->source);
     free(l->rel);
-    l->rel = NULL;
+    free(l->again);
+    l->rel = l->again = NULL;
 }
 
 const struct raw_image *look_image(const struct look *l)

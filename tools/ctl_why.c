@@ -69,11 +69,7 @@ static bool process_name(uint64_t pid, uint64_t start, char ret[64])
 /* The options of the view's daemon, or NULL. */
 static struct json_object *options_of(const struct look *l)
 {
-    struct json_object *o = NULL;
-
-    if (l->source.status)
-        json_object_object_get_ex(l->source.status, "options", &o);
-    return o;
+    return out_json_get(l->source.status, "options", json_type_object);
 }
 
 /* ---- who holds it ---- */
@@ -93,6 +89,8 @@ static void say_process(struct answer *a, const struct item *i)
         say(a, "Which process opened it is not known (it runs in a container, or is gone).");
     else if (!item_is_local(i))
         say(a, "On that host, process %" PRIu64 " opened it.", pid);
+    else if (start == 0)
+        say(a, "Process %" PRIu64 " of this machine opened it.", pid);
     else if (process_name(pid, start, name))
         say(a, "Process %" PRIu64 " (%s) of this machine opened it.", pid, out_tame(name));
     else
@@ -148,17 +146,17 @@ static void why_held(struct answer *a, const struct look *l)
         say(a, "Way out: %s.", t.out);
     } else if (strcmp(state, "restoring") == 0) {
         say(a, "It is just being released: try again in a moment, or: diskguardctl wait %s.",
-            out_tame(l->arg));
+            out_tame(l->again));
     } else if (i->live) {
         say(a,
             "Way out: end that process, or wait for it: diskguardctl wait %s. %s may open the image again.",
-            out_tame(l->arg),
+            out_tame(l->again),
             strcmp(out_json_get_text(options_of(l), "writers", "process"), "host") == 0
                 ? "Any process of this host"
                 : "The process itself");
     } else {
         say(a, "Way out: shut the virtual machine down on %s, or wait for it: diskguardctl wait %s.",
-            out_tame(item_holder(&l->source, i)), out_tame(l->arg));
+            out_tame(item_holder(&l->source, i)), out_tame(l->again));
     }
 }
 
@@ -169,7 +167,7 @@ static void why_held(struct answer *a, const struct look *l)
 static bool raw_by_name(const struct look *l, bool *ret_known)
 {
     const char *slash = strrchr(l->rel, '/'), *name = slash ? slash + 1 : l->rel;
-    struct json_object *o = options_of(l), *globs = NULL;
+    struct json_object *o = options_of(l), *globs = out_json_get(o, "raw_globs", json_type_array);
     const char *mode;
 
     *ret_known = o != NULL;
@@ -180,10 +178,12 @@ static bool raw_by_name(const struct look *l, bool *ret_known)
         return false;
     if (strcmp(mode, "auto") == 0)
         return fnmatch("*.img", name, 0) == 0 || fnmatch("*.raw", name, 0) == 0;
-    if (json_object_object_get_ex(o, "raw_globs", &globs))
-        for (size_t i = 0; i < json_object_array_length(globs); i++)
-            if (fnmatch(json_object_get_string(json_object_array_get_idx(globs, i)), name, 0) == 0)
-                return true;
+    for (size_t i = 0; globs && i < json_object_array_length(globs); i++) {
+        const char *glob = json_object_get_string(json_object_array_get_idx(globs, i));
+
+        if (glob && fnmatch(glob, name, 0) == 0)
+            return true;
+    }
     return false;
 }
 

@@ -280,27 +280,33 @@ void out_json_print(struct json_object *o)
     json_object_put(o);
 }
 
-const char *out_json_get_text(struct json_object *o, const char *key, const char *fallback)
+struct json_object *out_json_get(struct json_object *o, const char *key, enum json_type type)
 {
     struct json_object *v;
 
-    if (!o || !json_object_object_get_ex(o, key, &v) || !json_object_is_type(v, json_type_string))
-        return fallback;
-    return json_object_get_string(v);
+    if (!json_object_is_type(o, json_type_object) || !json_object_object_get_ex(o, key, &v) ||
+        !json_object_is_type(v, type))
+        return NULL;
+    return v;
+}
+
+const char *out_json_get_text(struct json_object *o, const char *key, const char *fallback)
+{
+    struct json_object *v = out_json_get(o, key, json_type_string);
+
+    return v ? json_object_get_string(v) : fallback;
 }
 
 uint64_t out_json_get_u64(struct json_object *o, const char *key)
 {
-    struct json_object *v;
+    struct json_object *v = out_json_get(o, key, json_type_int);
 
-    if (!o || !json_object_object_get_ex(o, key, &v) || !json_object_is_type(v, json_type_int))
-        return 0;
-    return json_object_get_uint64(v);
+    return v ? json_object_get_uint64(v) : 0;
 }
 
 bool out_json_get_bool(struct json_object *o, const char *key)
 {
-    struct json_object *v;
+    struct json_object *v = out_json_get(o, key, json_type_boolean);
 
-    return o && json_object_object_get_ex(o, key, &v) && json_object_get_boolean(v);
+    return v && json_object_get_boolean(v);
 }

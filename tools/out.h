@@ -62,7 +62,9 @@ void out_json_u64(struct json_object *o, const char *key, uint64_t n);
 void out_json_bool(struct json_object *o, const char *key, bool b);
 void out_json_print(struct json_object *o); /* one line per object on stdout; consumes o */
 
-/* Members of an object that another program sent; fallback where missing or of another type. */
+/* Members of an object (or NULL) that another program sent; fallback, or NULL, where missing or of another
+ * type. */
+struct json_object *out_json_get(struct json_object *o, const char *key, enum json_type type);
 const char *out_json_get_text(struct json_object *o, const char *key, const char *fallback);
 uint64_t out_json_get_u64(struct json_object *o, const char *key);
 bool out_json_get_bool(struct json_object *o, const char *key);

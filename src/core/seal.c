@@ -93,7 +93,7 @@ static int write_truth(int fd, const struct record *rec)
 static int restore_header(struct seal *s)
 {
     int r = 0;
-    if (s->rec->step != STEP_RESTORING) {
+    if (s->rec->step != STEP_RESTORING && s->rec->step != STEP_STUCK) {
         s->rec->step = STEP_RESTORING;
         r = seal_record(s);
     } else {

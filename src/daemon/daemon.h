@@ -19,6 +19,7 @@ struct image_table;
 struct keeper;
 struct control;
 struct lock_table;
+struct prune;
 
 enum writers { WRITERS_PROCESS, WRITERS_HOST };
 enum raw_mode { RAW_AUTO, RAW_ALL, RAW_NONE, RAW_GLOBS };
@@ -53,6 +54,7 @@ struct daemon {
     struct image_table *images;
     struct keeper *keeper;
     struct control *control;
+    struct prune *prune;
     struct seal_policy policy;
     atomic_bool stopping;      /* set once at shutdown: writes are answered EIO, opens for write EBUSY */
 };

@@ -1,10 +1,10 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <string.h>
-#include <sys/resource.h>
 
 #include "daemon/cred.h"
 #include "daemon/fs.h"
+#include "daemon/prune.h"
 
 /* Offsets are the backing directory's own (d_off), so that seekdir(3) works as there, also after names came
  * or went. */
@@ -219,11 +219,11 @@ static size_t add_plus(fuse_req_t req, struct inode *dir, const struct dirent64 
     return fuse_add_direntry_plus(req, out, room, e->d_name, &p, e->d_off);
 }
 
-/* Every lookup costs a descriptor: when half of them are in use, names alone must do. */
+/* Every lookup costs a descriptor. While there are many, names alone must do: the kernel asks for what is
+ * really used. */
 static bool short_of_descriptors(const struct daemon *d)
 {
-    struct rlimit rl;
-    return getrlimit(RLIMIT_NOFILE, &rl) == 0 && inode_count(d->inodes) > rl.rlim_cur / 2;
+    return inode_count(d->inodes) > prune_limit();
 }
 
 struct reply {

@@ -115,6 +115,7 @@ int fs_name_lookup(struct daemon *d, struct inode *dir, const char *name, struct
     if (r < 0)
         return r;
     fs_attr_show(d, i, &st);
+    inode_named(d->inodes, i, dir, name);
     *ret = (struct fuse_entry_param){.ino = i->nodeid, .generation = i->generation, .attr = st};
     if (ret_inode)
         *ret_inode = i;

@@ -282,6 +282,14 @@ int image_restore(struct daemon *d, struct image *img)
             log_state(d, img, LOG_WARNING, "its journal row could not be removed", r);
         r = 0;
     }
+    if (r < 0 && img->rec->step != STEP_STUCK) {
+        /* Other hosts read it there: they need not wait for a release that does not come. */
+        img->rec->step = STEP_STUCK;
+        struct seal s = image_seal(d, img);
+        int told = seal_record(&s);
+        if (told < 0)
+            log_state(d, img, LOG_DEBUG, "could not be marked as stuck", told);
+    }
     rwlock_write_unlock(&img->header);
     if (r == 0) {
         image_end(d, img);

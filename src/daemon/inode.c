@@ -24,6 +24,9 @@ struct inode_table {
     size_t n_buckets GUARDED_BY(lock);
     size_t hashed GUARDED_BY(lock);
     atomic_ulong count;
+    unsigned long limit GUARDED_BY(lock); /* 0: nobody watches */
+    void (*crowded)(void *arg) GUARDED_BY(lock);
+    void *crowded_arg GUARDED_BY(lock);
     uint32_t first_generation; /* random: a handle that an NFS client kept from an earlier daemon is stale,
                                   not another file */
     bool shared;               /* other hosts can reuse inode numbers behind our descriptors */
@@ -61,6 +64,11 @@ struct inode_table *inode_table_new(void)
     if (getrandom(&t->first_generation, sizeof(t->first_generation), 0) < 0)
         t->first_generation = (uint32_t)base_now_ms();
     return t;
+}
+
+static struct remains remains_of(struct inode *i)
+{
+    return (struct remains){i->fd, atomic_load(&i->image), atomic_load(&i->locks), i->name};
 }
 
 static void bury(struct remains *r)
@@ -167,7 +175,8 @@ static struct inode *make_locked(struct inode_table *t, int fd, const struct sta
     *at = i;
     i->hashed = true;
     t->hashed++;
-    atomic_fetch_add(&t->count, 1);
+    if (atomic_fetch_add(&t->count, 1) >= t->limit && t->limit > 0)
+        t->crowded(t->crowded_arg);
     return i;
 }
 
@@ -178,8 +187,9 @@ static void reap_locked(struct inode_table *t, struct inode *i, struct remains *
     if (i->pins > 0 || i->nlookup > 0)
         return;
     unhash_locked(t, i);
-    *ret = (struct remains){.fd = i->fd, .image = atomic_load(&i->image), .locks = atomic_load(&i->locks)};
+    *ret = remains_of(i);
     i->fd = -1;
+    i->name = NULL;
     i->generation++;
     i->next = t->free;
     t->free = i;
@@ -207,7 +217,7 @@ void inode_table_free(struct inode_table *t)
     for (uint64_t n = 0; n < t->slots; n++) {
         struct inode *i = slot_locked(t, n + FUSE_ROOT_ID);
         if (i) {
-            struct remains r = {i->fd, atomic_load(&i->image), atomic_load(&i->locks)};
+            struct remains r = remains_of(i);
             bury(&r);
         }
     }
@@ -223,8 +233,10 @@ struct inode *inode_get(struct inode_table *t, uint64_t nodeid)
 {
     mutex_lock(&t->lock);
     struct inode *i = slot_locked(t, nodeid);
-    if (i)
+    if (i) {
         i->pins++;
+        i->used = true;
+    }
     mutex_unlock(&t->lock);
     return i;
 }
@@ -322,6 +334,50 @@ void inode_forget(struct inode_table *t, uint64_t nodeid, uint64_t nlookup)
 unsigned long inode_count(const struct inode_table *t)
 {
     return atomic_load(&t->count);
+}
+
+void inode_named(struct inode_table *t, struct inode *i, const struct inode *dir, const char *name)
+{
+    if (i->type == S_IFDIR)
+        return;                /* dropping a directory's name would hurt whoever stands in it */
+    char *copy = strdup(name); /* without memory it just cannot be pruned */
+    mutex_lock(&t->lock);
+    char *old = i->name;
+    i->name = copy;
+    i->parent = dir->nodeid;
+    i->used = true;
+    mutex_unlock(&t->lock);
+    free(old);
+}
+
+void inode_watch(struct inode_table *t, unsigned long limit, void (*crowded)(void *arg), void *arg)
+{
+    mutex_lock(&t->lock);
+    t->limit = limit;
+    t->crowded = crowded;
+    t->crowded_arg = arg;
+    mutex_unlock(&t->lock);
+}
+
+unsigned inode_idle_names(struct inode_table *t, struct inode_name *ret, unsigned max)
+{
+    unsigned n = 0;
+    mutex_lock(&t->lock);
+    for (uint64_t seen = 0; seen < 2 * t->slots && n < max;
+         seen++) { /* twice around: all may be used at first */
+        t->hand = t->hand + 1 < t->slots ? t->hand + 1 : 0;
+        struct inode *i = slot_locked(t, t->hand + FUSE_ROOT_ID);
+        if (!i || i->pins > 0 || !i->name)
+            continue;
+        if (i->used) {
+            i->used = false;
+            continue;
+        }
+        ret[n++] = (struct inode_name){.parent = i->parent, .name = i->name};
+        i->name = NULL;
+    }
+    mutex_unlock(&t->lock);
+    return n;
 }
 
 /* ---- handles ---- */

@@ -18,7 +18,6 @@ struct parked {
     unsigned attempts;
     bool interrupted; /* an INTERRUPT came; whether a signal is behind it is looked at in each turn from then
                          on */
-    bool looked;
     struct parked *prev, *next;
 };
 
@@ -60,9 +59,11 @@ static void on_interrupt(fuse_req_t req, void *data)
     struct parked *e = data;
     struct park *p = e->park;
     mutex_lock(&p->lock);
-    e->interrupted = e->looked = true;
-    e->due_ms = 0;
-    pthread_cond_signal(&p->changed);
+    if (!e->interrupted) { /* libfuse repeats itself each time that the function is set again */
+        e->interrupted = true;
+        e->due_ms = 0;
+        pthread_cond_signal(&p->changed);
+    }
     mutex_unlock(&p->lock);
 }
 
@@ -76,7 +77,8 @@ static bool list_entry(struct parked *e)
     e->tried_ms = base_now_ms();
     e->due_ms = DG_MIN(e->tried_ms + DG_MIN(step, RETRY_MAX_MS), e->deadline_ms);
 
-    /* Before it is on the list: from then on another thread may answer the request. */
+    /* Before it is on the list: from then on another thread may answer the request. Calls on_interrupt at
+     * once if an INTERRUPT came while the attempt was made. */
     fuse_req_interrupt_func(e->req, on_interrupt, e);
 
     mutex_lock(&p->lock);
@@ -87,10 +89,6 @@ static bool list_entry(struct parked *e)
     }
     if (p->kicks != e->kicks_seen)
         hasten_locked(p, e);
-    if (e->interrupted && !e->looked) { /* came while the attempt was made: look at once who interrupts */
-        e->looked = true;
-        e->due_ms = 0;
-    }
     e->prev = NULL;
     e->next = p->head;
     if (p->head)

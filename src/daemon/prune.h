@@ -10,7 +10,7 @@
 
 /* After RLIMIT_NOFILE is final and the view is mounted. NULL: no thread. */
 struct prune *prune_new(struct daemon *d);
-/* How many inodes there may be before names are dropped. */
+/* More inodes than this: names are dropped. */
 unsigned long prune_limit(void);
 /* While requests are still served: a notice may have to wait for one. NULL is fine. */
 void prune_free(struct prune *p);

@@ -19,6 +19,7 @@
 #include "daemon/options.h"
 #include "daemon/park.h"
 #include "daemon/pool.h"
+#include "daemon/prune.h"
 #include "diskguard/exitcodes.h"
 
 /* ---- what libfuse says ---- */
@@ -223,6 +224,9 @@ static void announce(struct daemon *d)
     d->control = control_new(d, &why);
     if (!d->control)
         log_msg(LOG_WARNING, "diskguardctl cannot ask this daemon: %s", why.text);
+    d->prune = prune_new(d);
+    if (!d->prune)
+        log_msg(LOG_WARNING, "no thread to limit the number of descriptors");
     d->keeper = d->journal ? keeper_new(d) : NULL;
     if (d->journal && !d->keeper)
         log_msg(LOG_ERR, "no keeper thread: images that cannot be restored are not retried, and a lost claim "
@@ -251,6 +255,7 @@ static bool serve(struct daemon *d, const sigset_t *set, void (*ready)(void *arg
     }
     atomic_store(&d->stopping, true);
     sd_notify(0, "STOPPING=1");
+    prune_free(d->prune);
     loop_stop();
     pthread_join(t, NULL);
     if (s.result < 0)

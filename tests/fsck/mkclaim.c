@@ -65,6 +65,21 @@ static void start(const char *dir)
         need("journal", journal_open(opt.state_dir, store.uuid, &journal, &why), &why);
 }
 
+/* proc(5): /proc/self/stat, field 22 */
+static uint64_t start_time(void)
+{
+    unsigned long long start = 0;
+    char line[1024];
+    FILE *f = fopen("/proc/self/stat", "re");
+
+    if (f && fgets(line, sizeof(line), f))
+        sscanf(strrchr(line, ')'),
+               ") %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %llu", &start);
+    if (f)
+        fclose(f);
+    return start;
+}
+
 static void fill(struct record *rec, const char *image, const struct stat *st, const struct header *h)
 {
     snprintf(rec->image, sizeof(rec->image), "%s", image);
@@ -75,6 +90,7 @@ static void fill(struct record *rec, const char *image, const struct stat *st, c
     memcpy(rec->daemon, host.daemon, sizeof(rec->daemon));
     snprintf(rec->host_name, sizeof(rec->host_name), "%s", host.name);
     rec->pid = opt.pid ? opt.pid : (uint64_t)getpid();
+    rec->start = opt.pid ? 0 : start_time();
     base_time_text(rec->since);
     snprintf(rec->format, sizeof(rec->format), "%s", h->format ? h->format->name : "raw");
     rec->virtual_size = h->info.virtual_size;

@@ -59,11 +59,11 @@ def content(folder):
 
 class Kind:
     """options: for qemu-img create; then: commands on the image IMG; patch: edits of its bytes [(offset, bytes)]; table: it has feature
-    names; rare: try the rare openers too; huge: what reads all of a true copy would take minutes."""
+    names; shown: QEMU shows ours; rare: try the rare openers too; huge: what reads all of a true copy would take minutes."""
 
-    def __init__(self, name, *options, size="8M", then=(), patch=(), secret=False, table=True, rare=False, huge=False):
+    def __init__(self, name, *options, size="8M", then=(), patch=(), secret=False, table=True, shown=True, rare=False, huge=False):
         self.name, self.options, self.size, self.then, self.patch = name, options, size, then, patch
-        self.secret, self.table, self.rare, self.huge = secret, table, rare, huge
+        self.secret, self.table, self.shown, self.rare, self.huge = secret, table, table and shown, rare, huge
 
 
 def row(type_, bit, name):
@@ -106,7 +106,8 @@ def kinds():
     # qemu-img insists on a format for the backing file; older ones did not. The extension becomes one that nobody knows.
     yield Kind("backing-without-format", "-b", "base.qcow2", "-F", "qcow2", patch=[(112, b"none")])
     yield Kind("backing-long-name", "-u", "-b", "./" * 500 + "base.qcow2", "-F", "qcow2")
-    yield Kind("luks", "-o", LUKS, secret=True, rare=True)
+    # QEMU reads the encryption extension, which precedes the names, before it knows the method, and stops there: no name is shown
+    yield Kind("luks", "-o", LUKS, secret=True, shown=False, rare=True)
     yield Kind("luks-512", "-o", LUKS + ",cluster_size=512", secret=True, table=False)
     yield Kind("aes", "-o", "encrypt.format=aes,encrypt.key-secret=sec0", secret=True)
     yield Kind("bitmap", then=[FILL, BITMAP], rare=True)
@@ -276,10 +277,11 @@ def check_kind(sealtool, kind, folder):
         must(sealtool, "unseal", image)
         result(content(folder) == truth, "%s: unsealed after %d extents" % (kind.name, n))
     print("%-26s %2d/%d controls  %s" % (kind.name, len(working), len(texts), refusal(texts["info"])), flush=True)
-    if kind.table:
-        silent = [name for name in texts if HOLDER not in texts[name]]
-        result(not silent, "%s: the refusal names the holder" % kind.name, "not so: %s" % silent)
-        result("size=%016x" % size in texts["info"], "%s: the refusal names the size" % kind.name, texts["info"])
+    if kind.shown:
+        silent = [name for name in texts if HOLDER not in texts[name] or "size=%016x" % size not in texts[name]]
+        result(not silent, "%s: the refusal names holder and size" % kind.name, "not so: %s" % silent)
+    elif version == 3:
+        result("Unknown incompatible feature: 8000000000000000" in texts["info"], "%s: the refusal names the bit" % kind.name, texts["info"])
     must(sealtool, "seal", image, "size", HOLDER)
     sealed_size = json.loads(must("qemu-img", "info", "--output=json", image))["virtual-size"] if "bitmap" not in kind.name else 0
     result(sealed_size == 0, "%s: seal=size" % kind.name, str(sealed_size))
@@ -373,15 +375,16 @@ def unhex(text):
 def replay(sealtool, folder, name, image, *command):
     """Runs the command under strace; every state of IMAGE after one of its writes must be an image, or have no magic yet."""
     states, log = Replay(image), os.path.join(folder, "strace.log")
-    must("strace", "-f", "-y", "-xx", "-s", str(REACH), "-e", "trace=pwrite64,pwritev,pwritev2,ftruncate,fallocate", "-o", log,
-         *command, cwd=folder)
+    code, out = run("strace", "-f", "-y", "-xx", "-s", str(REACH), "-e", "trace=pwrite64,pwritev,pwritev2,ftruncate,fallocate", "-o", log,
+                    *command, cwd=folder)
+    result((code != 0) == ("sigraise" in name), "%s: runs" % name, out)
     with open(log, errors="replace") as f:
         for line in f:
             states.line(line)
     if os.path.exists(image):
         with open(image, "rb") as f:
             end = f.read(REACH).ljust(REACH, b"\0")
-        result(states.states and states.states[-1] == (end, os.path.getsize(image)), "%s: the replay ends as the file does" % name)
+        result((bytes(states.bytes), states.size) == (end, os.path.getsize(image)), "%s: the replay ends as the file does" % name)
     bad, moment = [], os.path.join(folder, "moment")
     for number, (data, size) in enumerate(states.states):
         with open(moment, "wb") as f:
@@ -410,7 +413,7 @@ def check_states(sealtool, folder):
     replay(sealtool, folder, "convert -c", image, "qemu-img", "convert", "-c", "-O", "qcow2", "base.qcow2", image)
     for compat in ("0.10", "1.1"):
         must("qemu-img", "create", "-q", "-f", "qcow2", "-o", "compat=" + compat, image, "8M")
-        steps = [["qemu-io", "-f", "qcow2", "-c", "write -P 7 0 2M", image], ["qemu-img", "resize", image, "900G"],
+        steps = [["qemu-io", "-f", "qcow2", "-c", "write -P 7 0 2M", image], ["qemu-img", "resize", image, "9G"],
                  ["qemu-img", "resize", "--shrink", image, "4M"], ["qemu-img", "snapshot", "-c", "one", image],
                  ["qemu-img", "snapshot", "-a", "one", image], ["qemu-img", "snapshot", "-d", "one", image],
                  ["qemu-img", "rebase", "-u", "-b", "base.qcow2", "-F", "qcow2", image], ["qemu-img", "rebase", "-b", "", image],
@@ -418,7 +421,9 @@ def check_states(sealtool, folder):
         if compat == "1.1":
             steps += [["qemu-img", "bitmap", "--add", image, "b0"], ["qemu-io", "-f", "qcow2", "-c", "write 0 1M", image],
                       ["qemu-img", "bitmap", "--remove", image, "b0"], ["qemu-img", "amend", "-o", "lazy_refcounts=on", image],
-                      ["qemu-io", "-f", "qcow2", "-c", "write 1M 1M", image], ["qemu-img", "amend", "-o", "refcount_bits=64", image],
+                      ["qemu-io", "-f", "qcow2", "-c", "write 1M 1M", image],
+                      ["qemu-io", "-f", "qcow2", "-c", "write 3M 1M", "-c", "sigraise 9", image], # leaves the dirty bit
+                      ["qemu-img", "check", "-r", "all", image], ["qemu-img", "amend", "-o", "refcount_bits=64", image],
                       ["qemu-img", "amend", "-o", "refcount_bits=16", image], ["qemu-img", "amend", "-o", "compat=0.10", image]]
         else:
             steps += [["qemu-img", "amend", "-o", "compat=1.1", image]]

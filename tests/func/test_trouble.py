@@ -1,0 +1,192 @@
+#!/usr/bin/env python3
+"""test_trouble: what happens to a held image when the world around it goes wrong: FENCED, STUCK, VANISHED, a full datastore."""
+import errno
+import glob
+import os
+import zlib
+
+from dgqemu import QemuIo, make_qcow2, qcow2_size
+from dgtest import Proc, SEALED_SIZE, Suite, View, Host, Datastore, eq, is_sealed, must, ok, pair, raises, run, sha, wait_for
+
+suite = Suite(__file__)
+
+
+def claim_path(ds, name):
+    found = glob.glob(os.path.join(ds.path, ".diskguard", "claims", "%016x.*" % os.stat(ds.raw(name)).st_ino))
+    return max(found, key=lambda p: int(p.rsplit(".", 1)[1]))
+
+
+def succeed_claim(ds, name):
+    """What a takeover by another host leaves: the next generation, held by somebody else."""
+    path = claim_path(ds, name)
+    with open(path) as f:
+        lines = f.read().splitlines()
+    generation = int(path.rsplit(".", 1)[1]) + 1
+    changed = []
+    for line in lines[:-1]:
+        key = line.split("=")[0]
+        line = {"generation": "generation=%d" % generation, "host": "host=99999999-9999-4999-8999-999999999999",
+                "installation": "installation=99999999-9999-4999-8999-999999999998", "name": "name=successor"}.get(key, line)
+        changed.append(line)
+    text = "".join(line + "\n" for line in changed)
+    text += "sum=%08x\n" % zlib.crc32(text.encode())
+    with open(path.rsplit(".", 1)[0] + ".%d" % generation, "w") as f:
+        f.write(text)
+
+
+@suite.case("FENCED: a claim that another host took over ends every write with EIO; nothing of ours touches the image any more")
+def fenced(build):
+    with pair(build, "wait=0", settled=False) as p, Proc() as holder, Proc() as other:
+        make_qcow2(p.ds.raw("img.qcow2"))
+        fd = holder.call("open", p.a.path("img.qcow2"), os.O_RDWR)
+        mark = p.a.log_size()
+        succeed_claim(p.ds, "img.qcow2")
+        p.a.wait_log("FENCED", mark)
+        raises(errno.EIO, holder.call, "pwrite", fd, b"x" * 4096, 1 << 20)
+        raises(errno.EIO, holder.call, "pwrite", fd, (1 << 30).to_bytes(8, "big"), 24)
+        raises(errno.EBUSY, other.call, "open", p.a.path("img.qcow2"), os.O_RDWR)
+        before = sha(p.ds.raw("img.qcow2"))
+        # A reader on the fenced host sees what the successor's claim explains.
+        eq(qcow2_size(p.a.path("img.qcow2")), 64 << 20, "size seen by a reader")
+        holder.call("close", fd)
+        wait_for(lambda: "img.qcow2" not in run(*build.command(build.ctl, "list", p.a.mnt, "--json")).out or
+                 "successor" in run(*build.command(build.ctl, "list", p.a.mnt)).out, "the fenced hold is over")
+        raises(errno.EBUSY, other.call, "open", p.a.path("img.qcow2"), os.O_RDWR)
+        eq(sha(p.ds.raw("img.qcow2")), before, "the image after a fenced close")
+        p.a.wait_log("held by host successor", mark)
+
+
+@suite.case("a header update notices the lost claim by itself, before the keeper does")
+def fenced_by_update(build):
+    with pair(build, "wait=0", settled=False) as p, Proc() as holder:
+        make_qcow2(p.ds.raw("img.qcow2"))
+        fd = holder.call("open", p.a.path("img.qcow2"), os.O_RDWR)
+        succeed_claim(p.ds, "img.qcow2")
+        before = sha(p.ds.raw("img.qcow2"))
+        raises(errno.EIO, holder.call, "pwrite", fd, (1 << 30).to_bytes(8, "big"), 24)
+        eq(sha(p.ds.raw("img.qcow2")), before, "the image after a refused update")
+        raises(errno.EIO, holder.call, "pwrite", fd, b"x", 1 << 20)
+
+
+@suite.case("STUCK: a header that somebody else wrote to is not touched, is shown, stays refused, and is restored once it is explained")
+def stuck(build):
+    with pair(build, "wait=0") as p, Proc() as holder, Proc() as other:
+        raw = p.ds.raw("img.qcow2")
+        make_qcow2(raw)
+        true = sha(raw)
+        fd = holder.call("open", p.a.path("img.qcow2"), os.O_RDWR)
+        with open(raw, "r+b") as f:
+            f.seek(24)
+            f.write(b"ALIENALI")
+        before = sha(raw)
+        mark = p.a.log_size()
+        holder.call("close", fd)
+        p.a.wait_log("STUCK", mark)
+        eq(sha(raw), before, "the image after a failed restore")
+        raises(errno.EBUSY, other.call, "open", p.a.path("img.qcow2"), os.O_RDWR)
+        raises(errno.EBUSY, other.call, "open", p.b.path("img.qcow2"), os.O_RDWR)
+        ok("stuck" in run(*build.command(build.ctl, "list", p.a.mnt)).out, "diskguardctl list does not show the STUCK image")
+        with open(raw, "r+b") as f:
+            f.seek(24)
+            f.write(SEALED_SIZE.to_bytes(8, "big"))
+        p.ds.wait_free("img.qcow2", 30)
+        eq(sha(raw), true, "the image after the keeper's retry")
+
+
+@suite.case("VANISHED: an image that the raw side removes under its holder leaves neither claim nor row")
+def vanished(build):
+    with pair(build, "wait=0") as p, Proc() as holder:
+        raw = p.ds.raw("img.qcow2")
+        make_qcow2(raw)
+        fd = holder.call("open", p.a.path("img.qcow2"), os.O_RDWR)
+        mark = p.a.log_size()
+        os.unlink(raw)
+        p.a.wait_log("VANISHED", mark)
+        holder.call("close", fd)
+        wait_for(lambda: not p.ds.claims(), "the claim of the vanished image is gone")
+        make_qcow2(raw)
+        holder.call("open", p.a.path("img.qcow2"), os.O_RDWR)
+
+
+@suite.case("a copy made on the view is sealed once its header is complete, and free when it is closed")
+def late_seal(build):
+    with pair(build, "wait=0") as p, Proc() as holder:
+        make_qcow2(os.path.join(p.ds.base, "source.qcow2"), "64M", "cluster_size=64K")
+        with open(os.path.join(p.ds.base, "source.qcow2"), "rb") as f:
+            data = f.read()
+        fd = holder.call("open", p.a.path("copy.qcow2"), os.O_RDWR | os.O_CREAT, 0o644)
+        for off in range(0, len(data), 4096):
+            holder.call("pwrite", fd, data[off:off + 4096], off)
+        wait_for(lambda: is_sealed(p.ds.raw("copy.qcow2")), "the copy is sealed while its writer has it open")
+        eq(qcow2_size(p.a.path("copy.qcow2")), 64 << 20, "size through the view")
+        holder.call("close", fd)
+        p.ds.wait_free("copy.qcow2")
+        eq(sha(p.ds.raw("copy.qcow2")), sha(os.path.join(p.ds.base, "source.qcow2")), "the copy")
+
+
+@suite.case("a full datastore refuses the open with ENOSPC, says so, and loses nothing")
+def full(build):
+    base = os.path.join(Datastore(build, init=False).base, "small")
+    os.mkdir(base)
+    must("mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", base)
+    try:
+        ds = Datastore(build, base)
+        host = Host(os.path.dirname(base), "a")
+        view = View(ds, host, ["wait=0"])
+        make_qcow2(ds.raw("img.qcow2"), "16M")
+        before = sha(ds.raw("img.qcow2"))
+        with open(ds.raw("ballast"), "wb") as f, Proc() as p:
+            try:
+                while True:
+                    os.write(f.fileno(), bytes(4096))
+            except OSError as e:
+                eq(e.errno, errno.ENOSPC, "filling the datastore")
+            raises(errno.ENOSPC, p.call, "open", view.path("img.qcow2"), os.O_RDWR)
+            view.wait_log("No space left")
+            eq(sha(ds.raw("img.qcow2")), before, "the image on a full datastore")
+            os.unlink(ds.raw("ballast"))
+            f.truncate(0)
+            fd = p.call("open", view.path("img.qcow2"), os.O_RDWR)
+            p.call("close", fd)
+        ds.wait_free("img.qcow2")
+        eq(sha(ds.raw("img.qcow2")), before, "the image afterwards")
+        view.stop()
+    finally:
+        run("umount", "-l", base)
+
+
+@suite.case("a claim that cannot be decoded refuses the image until fsck; readers of a sealed header get EIO, never sealed bytes")
+def bad_claim(build):
+    with pair(build, "wait=0", settled=False) as p, Proc() as other:
+        raw = p.ds.raw("img.qcow2")
+        make_qcow2(raw)
+        with QemuIo(p.a.path("img.qcow2")) as q:
+            path = claim_path(p.ds, "img.qcow2")
+            with open(path, "rb") as f:
+                record = f.read()
+            with open(path, "wb") as f:
+                f.write(record[: len(record) // 2])
+            raises(errno.EUCLEAN, other.call, "open", p.b.path("img.qcow2"), os.O_RDWR)
+            p.b.wait_log("cannot be read")
+            raises(errno.EIO, open(p.b.path("img.qcow2"), "rb").read, 512)
+            with open(path, "wb") as f:
+                f.write(record)
+            eq(qcow2_size(p.b.path("img.qcow2")), 64 << 20, "size through B with a whole claim")
+            q.close()
+        p.ds.wait_free("img.qcow2")
+
+
+@suite.case("an INTERRUPT without a signal behind it (QEMU's io_uring) does not cut the wait short")
+def spurious_interrupt(build):
+    with pair(build, "wait=2") as p:
+        make_qcow2(p.ds.raw("img.qcow2"))
+        with QemuIo(p.a.path("img.qcow2")) as q:
+            for view in (p.a, p.b):
+                out = run("qemu-io", "-c", "write 0 4k", view.path("img.qcow2")).out
+                ok("Device or resource busy" in out, "refused otherwise than by EBUSY: " + out)
+            q.close()
+        p.ds.wait_free("img.qcow2")
+
+
+if __name__ == "__main__":
+    suite.main()
