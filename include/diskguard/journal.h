@@ -6,11 +6,11 @@
 #define DISKGUARD_JOURNAL_H
 
 #define DG_JOURNAL_VERSION 1
-#define DG_JOURNAL_SCHEMA                                                                                              \
-    "CREATE TABLE IF NOT EXISTS claim ("                                                                               \
-    " inode INTEGER NOT NULL,"      /* bit pattern of the unsigned inode number */                                     \
-    " generation INTEGER NOT NULL,"                                                                                    \
-    " record BLOB NOT NULL,"                                                                                           \
+#define DG_JOURNAL_SCHEMA                                                                                    \
+    "CREATE TABLE IF NOT EXISTS claim ("                                                                     \
+    " inode INTEGER NOT NULL," /* bit pattern of the unsigned inode number */                                \
+    " generation INTEGER NOT NULL,"                                                                          \
+    " record BLOB NOT NULL,"                                                                                 \
     " PRIMARY KEY (inode, generation)) WITHOUT ROWID;"
 
 #endif

@@ -51,7 +51,8 @@ DG_MUST_CHECK int claim_forget(const struct store *s, uint64_t ino, uint64_t gen
 bool claim_is_of(const struct record *rec, const struct host *h);
 
 /* Calls fn once per key with the ruling claim. */
-DG_MUST_CHECK int claim_each(const struct store *s, int (*fn)(void *arg, uint64_t ino, const struct claim *c), void *arg);
+DG_MUST_CHECK int claim_each(const struct store *s, int (*fn)(void *arg, uint64_t ino, const struct claim *c),
+                             void *arg);
 
 /* Removes what a crash left: records in tmp/ written by this installation's earlier daemons, and generations below the highest. For
  * start-up and fsck, under the host lock. Tmp names are "<host uuid>.<daemon uuid>.<counter>". */

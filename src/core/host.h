@@ -13,7 +13,8 @@
 #include "core/base.h"
 #include "core/store.h"
 
-#define HOST_COPY_SIZE 1024 /* two sectors: a write of one copy never tears the other (T10 SBC-4, logical block) */
+#define HOST_COPY_SIZE                                                                                       \
+    1024 /* two sectors: a write of one copy never tears the other (T10 SBC-4, logical block) */
 #define HOST_RECORD_SIZE (2 * HOST_COPY_SIZE)
 #define HOST_NAME_SIZE 65
 
@@ -53,6 +54,7 @@ DG_MUST_CHECK int host_beat(int lock_fd, const struct host *h, uint64_t beat);
 DG_MUST_CHECK int host_alive(const struct store *s, const char *uuid);
 
 /* Calls fn for each decodable host record; fn gets err < 0 and only rec->uuid set for one that is not. A non-zero return of fn stops and is returned. */
-DG_MUST_CHECK int host_each(const struct store *s, int (*fn)(void *arg, const struct host_record *rec, int err), void *arg);
+DG_MUST_CHECK int host_each(const struct store *s,
+                            int (*fn)(void *arg, const struct host_record *rec, int err), void *arg);
 
 #endif

@@ -30,7 +30,7 @@ DG_MUST_CHECK int io_stat_fresh(int fd, struct stat *ret);
 DG_MUST_CHECK int io_dir_fresh(int dirfd, int (*fn)(void *arg, const char *name), void *arg);
 
 DG_MUST_CHECK int io_fsync(int fd);
-DG_MUST_CHECK int io_pread_all(int fd, void *buf, size_t len, uint64_t off);        /* -ENODATA at end of file */
+DG_MUST_CHECK int io_pread_all(int fd, void *buf, size_t len, uint64_t off); /* -ENODATA at end of file */
 DG_MUST_CHECK int io_pwrite_all(int fd, const void *buf, size_t len, uint64_t off); /* -EIO on a zero count */
 
 /* ---- small text files (records) ---- */
@@ -67,7 +67,8 @@ struct io_handle {
     unsigned len; /* 0: the file system has no handles; equal only to another empty one */
     uint8_t bytes[IO_HANDLE_MAX];
 };
-DG_MUST_CHECK int io_handle_get(int fd, struct io_handle *ret); /* fd may be O_PATH; 0 with len 0 on EOPNOTSUPP/EOVERFLOW */
+DG_MUST_CHECK int
+io_handle_get(int fd, struct io_handle *ret); /* fd may be O_PATH; 0 with len 0 on EOPNOTSUPP/EOVERFLOW */
 bool io_handle_equal(const struct io_handle *a, const struct io_handle *b);
 /* Opens by handle on the file system of mount_fd. fd, -ESTALE (the file is gone), -EOPNOTSUPP (no handle) or -errno. */
 DG_MUST_CHECK int io_handle_open(int mount_fd, const struct io_handle *h, int flags);
@@ -83,8 +84,9 @@ struct io_fstype {
     long magic;       /* statfs(2) f_type */
     const char *name; /* for people */
     enum fence_kind fence;
-    bool shared;           /* more than one host can mount it */
-    bool flock_meets_fence; /* flock and byte locks are one name space there (NFS), so that a user's flock would meet the fence */
+    bool shared; /* more than one host can mount it */
+    bool
+        flock_meets_fence; /* flock and byte locks are one name space there (NFS), so that a user's flock would meet the fence */
 };
 /* Never NULL: an unknown type gets a row of its own name "unknown", OFD. */
 const struct io_fstype *io_fstype(int fd);

@@ -17,7 +17,8 @@ struct journal;
 /* Opens or creates STATE_DIR/<store uuid>.db and takes STATE_DIR/<store uuid>.lock (flock). -EBUSY: another process has it; -EPROTONOSUPPORT:
  * newer version; -EBADMSG: not a database (why says how to set it aside: fsck can do without it); -EACCES, -ENOSPC (a new one; an old one opens also on a
  * full disk), -EROFS. STATE_DIR must exist (host_load makes it). */
-DG_MUST_CHECK int journal_open(const char *state_dir, const char *store_uuid, struct journal **ret, struct why *why);
+DG_MUST_CHECK int journal_open(const char *state_dir, const char *store_uuid, struct journal **ret,
+                               struct why *why);
 void journal_close(struct journal *j); /* NULL is fine */
 
 /* Inserts or replaces the row (rec->ino, rec->generation). */
@@ -27,6 +28,7 @@ DG_MUST_CHECK int journal_remove(struct journal *j, uint64_t ino, uint64_t gener
 
 /* Calls fn for each row of a snapshot, in no order. err: 0, or record_decode's error (rec then has only ino and generation). fn may put and remove.
  * A non-zero return of fn stops and is returned. */
-DG_MUST_CHECK int journal_each(struct journal *j, int (*fn)(void *arg, const struct record *rec, int err), void *arg);
+DG_MUST_CHECK int journal_each(struct journal *j, int (*fn)(void *arg, const struct record *rec, int err),
+                               void *arg);
 
 #endif

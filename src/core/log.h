@@ -15,7 +15,8 @@ void log_to_system(void);
 /* Keep errno. */
 void log_msg(int priority, const char *fmt, ...) DG_PRINTF(2, 3);
 /* As log_msg, with the fields that every message about an image carries (IMAGE=, HOLDER=, GENERATION= in the journal). */
-void log_image(int priority, const char *image, const char *holder, uint64_t generation, const char *fmt, ...) DG_PRINTF(5, 6);
+void log_image(int priority, const char *image, const char *holder, uint64_t generation, const char *fmt, ...)
+    DG_PRINTF(5, 6);
 
 #define log_debug(...) log_msg(LOG_DEBUG, __VA_ARGS__)
 

@@ -21,7 +21,8 @@ void overlay_take(struct plan *plan, enum overlay_side side, uint64_t off, const
 
 /* The next run of [*off, end) that lies outside all extents. false: none left. Start with *off = begin; call again with
  * *off = *ret_off + *ret_len. */
-bool overlay_next_gap(const struct plan *plan, uint64_t off, uint64_t end, uint64_t *ret_off, uint64_t *ret_len);
+bool overlay_next_gap(const struct plan *plan, uint64_t off, uint64_t end, uint64_t *ret_off,
+                      uint64_t *ret_len);
 
 /* Same extents in the same order (off and len); `sealed`: and the same sealed bytes. */
 bool overlay_same_shape(const struct plan *a, const struct plan *b);
@@ -32,15 +33,16 @@ bool overlay_same_truth(const struct plan *a, const struct plan *b);
 enum header_state {
     HEADER_TRUE,   /* every extent has its true bytes */
     HEADER_SEALED, /* every extent has its sealed bytes */
-    HEADER_MIXED,  /* every extent, byte by byte, is true, sealed or `was`: a crash while sealing, resealing or restoring */
-    HEADER_ALIEN,  /* anything else: somebody else wrote */
-    HEADER_SHORT,  /* the file ends inside or before an extent */
-    HEADER_NOPLAN  /* the plan has no extents: nothing to compare */
+    HEADER_MIXED, /* every extent, byte by byte, is true, sealed or `was`: a crash while sealing, resealing or restoring */
+    HEADER_ALIEN, /* anything else: somebody else wrote */
+    HEADER_SHORT, /* the file ends inside or before an extent */
+    HEADER_NOPLAN /* the plan has no extents: nothing to compare */
 };
 /* disk: file's bytes from 0, n of them, and the whole file has file_size bytes. cut: length of a truncation that may have
  * happened (extents or parts of them at or beyond it are ignored when file_size <= cut), or OVERLAY_NO_CUT. An extent beyond n but
  * inside the file is a caller's error and answered HEADER_ALIEN. A plan whose true and sealed bytes are equal is TRUE. */
 #define OVERLAY_NO_CUT UINT64_MAX
-enum header_state overlay_compare(const struct plan *plan, const uint8_t *disk, size_t n, uint64_t file_size, uint64_t cut);
+enum header_state overlay_compare(const struct plan *plan, const uint8_t *disk, size_t n, uint64_t file_size,
+                                  uint64_t cut);
 
 #endif

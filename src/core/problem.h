@@ -4,39 +4,39 @@
 #define DISKGUARD_PROBLEM_H
 
 enum severity {
-    SEV_OK,     /* nothing to do */
-    SEV_NOTE,   /* worth a line, not wrong: e.g. a claim of a live host */
-    SEV_PREEN,  /* wrong, and repaired without asking (fsck -p, daemon start) */
-    SEV_ASK,    /* repaired only when a person agrees (fsck -y or the prompt) */
-    SEV_PERSON  /* nothing here may repair it: a person must decide; message says how */
+    SEV_OK,    /* nothing to do */
+    SEV_NOTE,  /* worth a line, not wrong: e.g. a claim of a live host */
+    SEV_PREEN, /* wrong, and repaired without asking (fsck -p, daemon start) */
+    SEV_ASK,   /* repaired only when a person agrees (fsck -y or the prompt) */
+    SEV_PERSON /* nothing here may repair it: a person must decide; message says how */
 };
 
 enum problem {
     PROBLEM_NONE,
-    PROBLEM_LEFT_SEALED,         /* ours, dead daemon, header sealed or mixed: RESTORE */
-    PROBLEM_LEFT_CLAIMED,        /* ours, dead daemon, header true: RELEASE */
-    PROBLEM_STALE_ROW,           /* a journal row whose claim is free, later or never was made: FORGET */
-    PROBLEM_VANISHED,            /* the image of a claim is gone: FORGET */
-    PROBLEM_LOST_CLAIM,          /* our row, but another host holds or held a later generation: FORGET */
-    PROBLEM_FOREIGN,             /* held by another host: report only */
-    PROBLEM_FOREIGN_CONFIRMED,   /* held by another host that a person says is down: as LEFT_* */
-    PROBLEM_BUSY_WRITER,         /* the fence lock is held: somebody can still write: STOP */
-    PROBLEM_ALIEN,               /* header bytes are neither true nor sealed: STOP */
-    PROBLEM_BAD_CLAIM,           /* claim does not decode: STOP */
-    PROBLEM_NEWER_CLAIM,         /* claim of a newer version: STOP */
-    PROBLEM_BAD_ROW,             /* journal row does not decode and no claim of ours: STOP */
-    PROBLEM_WRONG_HANDLE,        /* the inode number belongs to another file now: STOP */
-    PROBLEM_UNREADABLE,          /* the image or the claim cannot be read: STOP, retry */
-    PROBLEM_CLAIM_MISSING,       /* our row says sealed, header is sealed, no claim at all: restore only when a person agrees */
-    PROBLEM_IMPOSSIBLE,          /* a combination that the protocol never makes: STOP */
-    PROBLEM_ORPHAN,              /* a sealed image without claim and without row: STOP */
-    PROBLEM_OLD_GENERATION,      /* a lower generation of a key, left by a crash: FORGET it */
-    PROBLEM_STALE_TMP,           /* a record in tmp/ that nobody is writing */
+    PROBLEM_LEFT_SEALED,       /* ours, dead daemon, header sealed or mixed: RESTORE */
+    PROBLEM_LEFT_CLAIMED,      /* ours, dead daemon, header true: RELEASE */
+    PROBLEM_STALE_ROW,         /* a journal row whose claim is free, later or never was made: FORGET */
+    PROBLEM_VANISHED,          /* the image of a claim is gone: FORGET */
+    PROBLEM_LOST_CLAIM,        /* our row, but another host holds or held a later generation: FORGET */
+    PROBLEM_FOREIGN,           /* held by another host: report only */
+    PROBLEM_FOREIGN_CONFIRMED, /* held by another host that a person says is down: as LEFT_* */
+    PROBLEM_BUSY_WRITER,       /* the fence lock is held: somebody can still write: STOP */
+    PROBLEM_ALIEN,             /* header bytes are neither true nor sealed: STOP */
+    PROBLEM_BAD_CLAIM,         /* claim does not decode: STOP */
+    PROBLEM_NEWER_CLAIM,       /* claim of a newer version: STOP */
+    PROBLEM_BAD_ROW,           /* journal row does not decode and no claim of ours: STOP */
+    PROBLEM_WRONG_HANDLE,      /* the inode number belongs to another file now: STOP */
+    PROBLEM_UNREADABLE,        /* the image or the claim cannot be read: STOP, retry */
+    PROBLEM_CLAIM_MISSING, /* our row says sealed, header is sealed, no claim at all: restore only when a person agrees */
+    PROBLEM_IMPOSSIBLE,     /* a combination that the protocol never makes: STOP */
+    PROBLEM_ORPHAN,         /* a sealed image without claim and without row: STOP */
+    PROBLEM_OLD_GENERATION, /* a lower generation of a key, left by a crash: FORGET it */
+    PROBLEM_STALE_TMP,      /* a record in tmp/ that nobody is writing */
     PROBLEM_COUNT
 };
 
 struct problem_info {
-    const char *code;    /* stable, for programs: "left-sealed" */
+    const char *code; /* stable, for programs: "left-sealed" */
     enum severity severity;
     const char *message; /* for people; one sentence */
     const char *repair;  /* what repairs it, as a command or an action */

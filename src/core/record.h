@@ -14,13 +14,13 @@
 #define RECORD_NAME_MAX 65    /* HOST_NAME_MAX + 1 */
 #define RECORD_FORMAT_MAX 16
 
-enum claim_step { /* text in brackets */
-    STEP_FREE,      /* "free": nobody holds the image */
-    STEP_CLAIMED,   /* "claimed": held; no plan needed (raw image, namespace operation) */
-    STEP_ARMED,     /* "armed": held; the seal may be written at any moment */
-    STEP_SEALED,    /* "sealed" */
-    STEP_RESTORING, /* "restoring": the last handle is closed, the true bytes are being written back */
-    STEP_STUCK      /* "stuck": a restore failed and is retried */
+enum claim_step {               /* text in brackets */
+                  STEP_FREE,    /* "free": nobody holds the image */
+                  STEP_CLAIMED, /* "claimed": held; no plan needed (raw image, namespace operation) */
+                  STEP_ARMED,   /* "armed": held; the seal may be written at any moment */
+                  STEP_SEALED,  /* "sealed" */
+                  STEP_RESTORING, /* "restoring": the last handle is closed, the true bytes are being written back */
+                  STEP_STUCK /* "stuck": a restore failed and is retried */
 };
 
 struct record {

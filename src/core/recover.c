@@ -330,7 +330,8 @@ static int restore(struct job *j)
     mtime = mtime_after(j, &st);
     make_ours(j);
     if (j->work->step == STEP_RESTORING || j->work->step == STEP_STUCK)
-        j->work->step = STEP_SEALED; /* makes seal_restore write journal and claim: this plan may be newer than
+        j->work->step =
+            STEP_SEALED; /* makes seal_restore write journal and claim: this plan may be newer than
                                         the claim's */
     err = seal_restore(&seal, &mtime);
     return err < 0 ? err : drop_old_row(j, generation);

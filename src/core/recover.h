@@ -14,28 +14,29 @@ enum row_kind {
     ROW_BAD /* does not decode */
 };
 enum owner {
-    OWNER_MINE,     /* this host uuid and installation */
+    OWNER_MINE, /* this host uuid and installation */
     OWNER_FOREIGN,
     OWNER_CONFIRMED /* foreign, and a person confirmed that this host is down (fsck --takeover) */
 };
 enum image_kind {
-    IMAGE_FOUND,      /* open, its handle is the recorded one */
-    IMAGE_GONE,       /* the recorded handle answers ESTALE, or the link count is 0 */
-    IMAGE_OTHER,      /* the inode number now belongs to a file with another handle, and the recorded one cannot be asked */
+    IMAGE_FOUND, /* open, its handle is the recorded one */
+    IMAGE_GONE,  /* the recorded handle answers ESTALE, or the link count is 0 */
+    IMAGE_OTHER, /* the inode number now belongs to a file with another handle, and the recorded one cannot be asked */
     IMAGE_UNREADABLE, /* EIO, EACCES, timeout ... */
     IMAGE_BUSY        /* the exclusive fence lock was not granted */
 };
 /* Everything the decision depends on, and nothing else. */
 struct recover_input {
     enum row_kind row;
-    bool row_sealed;              /* for ROW_VALID: its step is sealed, restoring or stuck, so its claim was proved and used. Otherwise (claimed,
+    bool
+        row_sealed; /* for ROW_VALID: its step is sealed, restoring or stuck, so its claim was proved and used. Otherwise (claimed,
                                    * armed) the claim of the row's generation may never have been made, or another host may have been faster */
     enum claim_kind claim;
-    int claim_error;              /* for CLAIM_BAD */
-    enum owner owner;             /* of the claim, where HELD or FREE (FREE: the host that freed it) */
-    int generation;               /* claim's generation against the row's: -1 lower, 0 equal, 1 higher. Only where both exist */
+    int claim_error;  /* for CLAIM_BAD */
+    enum owner owner; /* of the claim, where HELD or FREE (FREE: the host that freed it) */
+    int generation; /* claim's generation against the row's: -1 lower, 0 equal, 1 higher. Only where both exist */
     enum image_kind image;
-    enum header_state header;     /* against the newer plan of the two; only for IMAGE_FOUND */
+    enum header_state header; /* against the newer plan of the two; only for IMAGE_FOUND */
 };
 enum recover_action {
     RECOVER_NOTHING, /* no row, no claim of ours */
@@ -56,11 +57,11 @@ const char *recover_action_name(enum recover_action a); /* "FORGET" ... */
 
 struct recover {
     const struct store *store;
-    struct journal *journal;       /* NULL: none */
+    struct journal *journal; /* NULL: none */
     const struct host *host;
-    const char *takeover;          /* host uuid that a person confirmed to be down, or NULL */
-    bool dry_run;                  /* decide and report, change nothing */
-    bool agree;                    /* a person agrees to SEV_ASK repairs, or ask will ask one */
+    const char *takeover; /* host uuid that a person confirmed to be down, or NULL */
+    bool dry_run;         /* decide and report, change nothing */
+    bool agree;           /* a person agrees to SEV_ASK repairs, or ask will ask one */
     struct seal_policy policy;
     /* Called once per image with something to report. done: 0 repaired or nothing to do, 1 not tried (dry run, STOP), -errno failed. */
     void (*report)(void *arg, const struct record *rec, struct recover_decision d, int done);

@@ -9,8 +9,8 @@
 #include "core/io.h"
 
 struct store {
-    int root_fd;   /* O_RDONLY | O_DIRECTORY */
-    int dir_fd;    /* .diskguard */
+    int root_fd; /* O_RDONLY | O_DIRECTORY */
+    int dir_fd;  /* .diskguard */
     int claims_fd, tmp_fd, hosts_fd;
     dev_t dev;     /* st_dev of the root */
     ino_t dir_ino; /* inode of .diskguard, to recognise it under any name */
@@ -30,7 +30,8 @@ DG_MUST_CHECK int store_init(const char *path, struct store *ret, struct why *wh
  * in it is missing). After -EXDEV, and only then, *ret is open in spite of the error, and read_only, so that fsck.diskguard -n can look at a copy.
  * The fence is the file system's own; a program with an option fence= sets ret->fence afterwards. */
 DG_MUST_CHECK int store_open(const char *path, struct store *ret, struct why *why);
-void store_close(struct store *s); /* also after a failed open or init; not on a struct that neither was called with */
+void store_close(
+    struct store *s); /* also after a failed open or init; not on a struct that neither was called with */
 
 /* What a person can do about this errno (negative) of the storage: a clause for the end of an explanation. */
 const char *store_hint(int err);

@@ -395,25 +395,26 @@ static int find_device(const char *mountpoint, unsigned *ret_major, unsigned *re
     return r;
 }
 
-/* Does a live daemon answer there? A stale socket refuses. */
-static bool is_served(const struct sockaddr_un *addr)
+/* A name of our own in the same directory, for making and removing the socket. */
+static int tmp_path(const struct control *c, char *ret, size_t size)
 {
-    _cleanup_close_ int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    int n = snprintf(ret, size, DG_CONTROL_DIR "/.%d.%s", (int)getpid(), strrchr(c->addr.sun_path, '/') + 1);
 
-    return fd >= 0 && (connect(fd, (const struct sockaddr *)addr, sizeof(*addr)) == 0 || errno == EAGAIN);
+    return n < (int)size ? 0 : -ENAMETOOLONG;
 }
 
 /* Binds under a name of its own and renames it into place, so that nobody ever meets a socket that does not
- * listen or a window without one, and a dead daemon's socket needs no unlink. */
+ * listen. Whatever stands there is of a view that is no more, even if its daemon has not quite ended: the
+ * device number is that of our mount now. */
 static int bind_socket(struct control *c)
 {
     struct sockaddr_un tmp = {.sun_family = AF_UNIX};
     struct stat st;
     int r;
 
-    if (snprintf(tmp.sun_path, sizeof(tmp.sun_path), DG_CONTROL_DIR "/.%d.%s", (int)getpid(),
-                 strrchr(c->addr.sun_path, '/') + 1) >= (int)sizeof(tmp.sun_path))
-        return -ENAMETOOLONG;
+    r = tmp_path(c, tmp.sun_path, sizeof(tmp.sun_path));
+    if (r < 0)
+        return r;
     c->listen_fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (c->listen_fd < 0)
         return -errno;
@@ -430,6 +431,19 @@ static int bind_socket(struct control *c)
     return 0;
 }
 
+/* Removes the socket's name, unless it is a successor's by now: that one is put back, where there is none yet. */
+static void unbind_socket(const struct control *c)
+{
+    char tmp[sizeof(c->addr.sun_path)];
+    struct stat st;
+
+    if (tmp_path(c, tmp, sizeof(tmp)) < 0 || rename(c->addr.sun_path, tmp) < 0)
+        return;
+    if (lstat(tmp, &st) == 0 && st.st_ino != c->ino)
+        (void)!link(tmp, c->addr.sun_path);
+    unlink(tmp);
+}
+
 static int control_open(struct control *c)
 {
     unsigned major = 0, minor = 0;
@@ -444,8 +458,6 @@ static int control_open(struct control *c)
         r = errno == EEXIST ? 0 : -errno;
     if (r < 0)
         return r;
-    if (is_served(&c->addr))
-        return -EADDRINUSE;
     return bind_socket(c);
 }
 
@@ -472,7 +484,7 @@ struct control *control_new(struct daemon *d, struct why *why)
             "--datastore",
             c->addr.sun_path[0] ? c->addr.sun_path : "in " DG_CONTROL_DIR, strerror(-r));
     if (c->ino != 0)
-        unlink(c->addr.sun_path);
+        unbind_socket(c);
     base_closep(&c->listen_fd);
     base_closep(&c->stop_fd);
     free(c);
@@ -481,15 +493,13 @@ struct control *control_new(struct daemon *d, struct why *why)
 
 void control_free(struct control *c)
 {
-    struct stat st;
     uint64_t one = 1;
 
     if (!c)
         return;
     (void)!write(c->stop_fd, &one, sizeof(one)); /* an eventfd takes it: nobody else counts it up */
     pthread_join(c->thread, NULL);
-    if (lstat(c->addr.sun_path, &st) == 0 && st.st_ino == c->ino)
-        unlink(c->addr.sun_path);
+    unbind_socket(c);
     close(c->listen_fd);
     close(c->stop_fd);
     free(c);

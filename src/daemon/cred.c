@@ -89,7 +89,7 @@ int cred_enter(fuse_req_t req, struct cred *ret)
 {
     pthread_once(&self_once, self_learn);
     const struct fuse_ctx *ctx = fuse_req_ctx(req);
-    struct cred c = {.changed = self.can_change};
+    struct cred c = {.changed = self.can_change && (ctx->uid != self.uid || ctx->gid != self.gid)};
 
     if (c.changed) {
         /* Groups first: they need a capability that setfsuid takes away. Root needs none of them. */

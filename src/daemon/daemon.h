@@ -32,12 +32,12 @@ struct options {
     uint64_t threshold;           /* bytes, default 0 */
     enum seal_mode seal;
     enum raw_mode raw;
-    char **raw_globs;             /* NULL-terminated; fnmatch(3) on the last path component */
+    char **raw_globs; /* NULL-terminated; fnmatch(3) on the last path component */
     enum writers writers;
-    bool fence_none;              /* fence=none */
+    bool fence_none; /* fence=none */
     bool foreground, debug, read_only;
-    unsigned max_read;            /* libfuse wants init() to repeat -o max_read; 0: none */
-    struct fuse_args fuse_args;   /* what is handed on to libfuse */
+    unsigned max_read;          /* libfuse wants init() to repeat -o max_read; 0: none */
+    struct fuse_args fuse_args; /* what is handed on to libfuse */
 };
 
 struct daemon {
@@ -45,18 +45,18 @@ struct daemon {
     struct store store;
     struct host host;
     int host_lock_fd;
-    struct journal *journal;   /* NULL on a read-only datastore */
+    struct journal *journal; /* NULL on a read-only datastore */
     struct fuse_session *se;
     struct inode_table *inodes;
     struct handle_table *handles;
-    struct pool *pool;         /* threads for everything that may block long */
+    struct pool *pool; /* threads for everything that may block long */
     struct park *park;
     struct image_table *images;
     struct keeper *keeper;
     struct control *control;
     struct prune *prune;
     struct seal_policy policy;
-    atomic_bool stopping;      /* set once at shutdown: writes are answered EIO, opens for write EBUSY */
+    atomic_bool stopping; /* set once at shutdown: writes are answered EIO, opens for write EBUSY */
 };
 
 static inline struct daemon *daemon_of(fuse_req_t req)

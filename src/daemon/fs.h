@@ -17,14 +17,15 @@ void fs_symlink(fuse_req_t req, const char *target, fuse_ino_t parent, const cha
 void fs_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t newparent, const char *newname);
 void fs_unlink(fuse_req_t req, fuse_ino_t parent, const char *name);
 void fs_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name);
-void fs_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t newparent, const char *newname, unsigned flags);
+void fs_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t newparent, const char *newname,
+               unsigned flags);
 void fs_readlink(fuse_req_t req, fuse_ino_t ino);
 
 /* Is this name, in this directory, the hidden one? For names about to be made or looked up. */
 bool fs_name_hidden(const struct daemon *d, const struct inode *dir, const char *name);
 /* Looks a name up: fills *ret with attributes and a counted lookup, *ret_inode pinned (may be NULL). 0 or -errno. */
-DG_MUST_CHECK int fs_name_lookup(struct daemon *d, struct inode *dir, const char *name, struct fuse_entry_param *ret,
-                                 struct inode **ret_inode);
+DG_MUST_CHECK int fs_name_lookup(struct daemon *d, struct inode *dir, const char *name,
+                                 struct fuse_entry_param *ret, struct inode **ret_inode);
 
 /* fs_attr.c: getattr, setattr (the size branch calls image_truncate), statfs, access, xattr */
 void fs_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
@@ -68,11 +69,13 @@ void fs_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
 
 /* fs_data.c: read, write, fsync, fallocate, lseek, copy_file_range */
 void fs_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi);
-void fs_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_t off, struct fuse_file_info *fi);
+void fs_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_t off,
+              struct fuse_file_info *fi);
 void fs_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi);
 void fs_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off, off_t len, struct fuse_file_info *fi);
 void fs_lseek(fuse_req_t req, fuse_ino_t ino, off_t off, int whence, struct fuse_file_info *fi);
-void fs_copy_file_range(fuse_req_t req, fuse_ino_t ino_in, off_t off_in, struct fuse_file_info *fi_in, fuse_ino_t ino_out, off_t off_out,
-                        struct fuse_file_info *fi_out, size_t len, int flags);
+void fs_copy_file_range(fuse_req_t req, fuse_ino_t ino_in, off_t off_in, struct fuse_file_info *fi_in,
+                        fuse_ino_t ino_out, off_t off_out, struct fuse_file_info *fi_out, size_t len,
+                        int flags);
 
 #endif

@@ -13,7 +13,15 @@
 #include "core/seal.h"
 #include "daemon/inode.h"
 
-enum image_state { IMAGE_IDLE, IMAGE_SEALING, IMAGE_SEALED, IMAGE_RESTORING, IMAGE_FENCED, IMAGE_STUCK, IMAGE_VANISHED };
+enum image_state {
+    IMAGE_IDLE,
+    IMAGE_SEALING,
+    IMAGE_SEALED,
+    IMAGE_RESTORING,
+    IMAGE_FENCED,
+    IMAGE_STUCK,
+    IMAGE_VANISHED
+};
 const char *image_state_name(enum image_state s);
 
 /* ---- for namespace operations (fs_name.c) and truncation by path (fs_attr.c) ---- */
@@ -25,7 +33,8 @@ struct hold {
     struct inode *inode; /* pinned while held; NULL: nothing held */
     bool claimed;
 };
-DG_MUST_CHECK int image_hold(struct daemon *d, struct inode *i, const struct opener *who, const char *what, struct hold *ret);
+DG_MUST_CHECK int image_hold(struct daemon *d, struct inode *i, const struct opener *who, const char *what,
+                             struct hold *ret);
 /* Ends it. The claim is dropped altogether when the file is gone (link count 0), else freed. */
 void image_unhold(struct daemon *d, struct hold *h);
 /* The one log line of a refused open or operation: image, holder host, pid, since, way out. */
@@ -39,7 +48,8 @@ DG_MUST_CHECK int image_truncate(struct daemon *d, struct inode *i, const struct
 DG_MUST_CHECK int image_ftruncate(struct daemon *d, struct handle *h, uint64_t size);
 DG_MUST_CHECK int image_fallocate(struct daemon *d, struct handle *h, int mode, uint64_t off, uint64_t len);
 DG_MUST_CHECK ssize_t image_read(struct daemon *d, struct handle *h, void *buf, size_t len, uint64_t off);
-DG_MUST_CHECK ssize_t image_write(struct daemon *d, struct handle *h, const void *buf, size_t len, uint64_t off);
+DG_MUST_CHECK ssize_t image_write(struct daemon *d, struct handle *h, const void *buf, size_t len,
+                                  uint64_t off);
 /* Before and after any write of a guarded handle at or beyond FORMAT_REACH. 0 or -EIO (fenced). No lock. */
 DG_MUST_CHECK int image_write_allowed(const struct handle *h);
 void image_wrote(struct handle *h);
@@ -84,9 +94,9 @@ struct image_info {
     char format[16];
     uint64_t virtual_size;
     char since[32];
-    int error;            /* STUCK, FENCED: the errno that led there, positive */
+    int error; /* STUCK, FENCED: the errno that led there, positive */
     int sync_error;
-    bool sealed;          /* false: protected by its claim alone */
+    bool sealed; /* false: protected by its claim alone */
 };
 void image_each(struct daemon *d, void (*fn)(void *arg, const struct image_info *info), void *arg);
 /* Keeper: retries STUCK images, checks the claims of SEALED ones. */

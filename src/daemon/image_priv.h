@@ -23,8 +23,9 @@ struct image {
     enum image_state state GUARDED_BY(lock);
     struct opener holder GUARDED_BY(lock);
     struct handle *writers GUARDED_BY(lock); /* every handle open for write, plain ones too */
-    unsigned n_guarded GUARDED_BY(lock);     /* those that hold the image, and reservations of opens under way */
-    bool closed GUARDED_BY(lock);            /* held for a namespace operation: nobody joins, not even the same process */
+    unsigned n_guarded GUARDED_BY(lock); /* those that hold the image, and reservations of opens under way */
+    bool
+        closed GUARDED_BY(lock); /* held for a namespace operation: nobody joins, not even the same process */
     struct image_rival rival GUARDED_BY(lock);
     struct image_info info GUARDED_BY(lock); /* what control.c shows, so that it never waits for `header` */
     struct timespec mtime GUARDED_BY(lock);  /* to put back when the holder wrote nothing */
@@ -35,11 +36,11 @@ struct image {
     struct record *rec GUARDED_BY(header); /* NULL: not held by this host */
     int fd GUARDED_BY(header);             /* the seal's descriptor, with the fence lock; -1 */
 
-    atomic_bool held;        /* rec != NULL, for a look without lock */
-    atomic_int io_error;     /* 0, or the positive errno that writes get (FENCED, shutdown) */
-    atomic_int sync_error;   /* 0, or the positive errno of the first failed fsync */
-    atomic_bool wrote;       /* the holder changed the file since the seal */
-    atomic_bool eio_logged;  /* an unexplained seal was reported */
+    atomic_bool held;       /* rec != NULL, for a look without lock */
+    atomic_int io_error;    /* 0, or the positive errno that writes get (FENCED, shutdown) */
+    atomic_int sync_error;  /* 0, or the positive errno of the first failed fsync */
+    atomic_bool wrote;      /* the holder changed the file since the seal */
+    atomic_bool eio_logged; /* an unexplained seal was reported */
 };
 
 struct image_table {
@@ -53,7 +54,8 @@ struct image *image_get(struct inode *i);
 /* IDLE -> SEALING, if it is IDLE: the caller then owns the long action. The busy list pins the inode until image_end(). */
 bool image_begin(struct daemon *d, struct image *img) EXCLUDES(img->lock);
 /* The one function in which a state changes. error: positive errno for STUCK and FENCED. Wakes whoever is parked. */
-void image_move_locked(struct daemon *d, struct image *img, enum image_state to, int error) REQUIRES(img->lock);
+void image_move_locked(struct daemon *d, struct image *img, enum image_state to, int error)
+    REQUIRES(img->lock);
 void image_move(struct daemon *d, struct image *img, enum image_state to, int error) EXCLUDES(img->lock);
 /* The last step to IDLE: forgets record and descriptor. `img` may be gone afterwards unless the caller has a pin of its own. */
 void image_end(struct daemon *d, struct image *img) EXCLUDES(img->lock, img->header);
@@ -69,7 +71,8 @@ bool image_writer_add(struct image *img, struct handle *h, bool plain) EXCLUDES(
 DG_MUST_CHECK int image_adopt_writers(struct daemon *d, struct image *img) EXCLUDES(img->lock);
 
 /* A plain file is about to become an image under its writers' hands: claims it, without a seal yet, for all of them. */
-DG_MUST_CHECK int image_convert(struct daemon *d, struct image *img, const struct opener *who) EXCLUDES(img->lock, img->header);
+DG_MUST_CHECK int image_convert(struct daemon *d, struct image *img, const struct opener *who)
+    EXCLUDES(img->lock, img->header);
 
 /* The seal of a held image, for the core's functions. */
 struct seal image_seal(struct daemon *d, struct image *img) REQUIRES(img->header);
@@ -90,14 +93,16 @@ struct acquire {
     bool plain_too;          /* the file need not be an image yet */
     bool judge;              /* apply the rules of an open for write to the header */
 };
-DG_MUST_CHECK int image_acquire(struct daemon *d, struct image *img, const struct acquire *a, bool *ret_stuck);
+DG_MUST_CHECK int image_acquire(struct daemon *d, struct image *img, const struct acquire *a,
+                                bool *ret_stuck);
 
 /* Ends a failed long action: STUCK keeps record and descriptor for the keeper. -EUCLEAN, -EPERM and -EXDEV are logged where they are decided,
  * -EBUSY by whoever gives up waiting. */
 void image_acquire_failed(struct daemon *d, struct image *img, const struct acquire *a, bool stuck, int err);
 
 /* One line for a refusal that is final: what is wrong with the image, and the way out. */
-void image_log_refused(struct daemon *d, struct inode *i, const char *what, const char *fmt, ...) DG_PRINTF(4, 5);
+void image_log_refused(struct daemon *d, struct inode *i, const char *what, const char *fmt, ...)
+    DG_PRINTF(4, 5);
 
 /* Reads and identifies the header as it stands. */
 DG_MUST_CHECK int image_header(struct inode *i, struct header *ret);

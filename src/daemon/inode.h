@@ -11,19 +11,20 @@ struct image;
 struct inode_locks;
 
 struct inode {
-    uint64_t nodeid;      /* index + FUSE_ROOT_ID */
-    uint64_t generation;  /* of the node id: counts its reuse */
+    uint64_t nodeid;     /* index + FUSE_ROOT_ID */
+    uint64_t generation; /* of the node id: counts its reuse */
     dev_t dev;
     ino_t ino;
-    mode_t type;          /* S_IFMT bits */
-    int fd;               /* O_PATH */
-    struct image *_Atomic image; /* guard of a regular file, made at need by image_get(), freed with the inode */
+    mode_t type; /* S_IFMT bits */
+    int fd;      /* O_PATH */
+    struct image
+        *_Atomic image; /* guard of a regular file, made at need by image_get(), freed with the inode */
     struct inode_locks *_Atomic locks; /* fs_lock.c, made at need, freed with the inode */
     /* inode.c only: */
     uint64_t nlookup;
     uint64_t pins;
-    bool hashed; /* false: another file has taken (dev, ino); this one is only reached by its node id */
-    bool used;   /* since inode_idle_names() passed by */
+    bool hashed;     /* false: another file has taken (dev, ino); this one is only reached by its node id */
+    bool used;       /* since inode_idle_names() passed by */
     uint64_t parent; /* where the kernel looked it up last, for prune.c; name NULL: unknown */
     char *name;
     struct inode *next;
@@ -60,23 +61,24 @@ unsigned inode_idle_names(struct inode_table *t, struct inode_name *ret, unsigne
 
 /* ---- handles ---- */
 
-struct opener { /* who: thread group id and its start time; pid 0: cannot be resolved, equals nobody, not even itself */
+struct
+    opener { /* who: thread group id and its start time; pid 0: cannot be resolved, equals nobody, not even itself */
     uint64_t pid, start, uid, gid;
 };
 
 struct handle {
-    uint64_t fh;          /* index */
-    struct inode *inode;  /* pinned */
-    int fd;               /* backing descriptor, flags as the opener's */
-    int flags;            /* O_* of the open */
-    bool writer;          /* open for write */
-    atomic_bool guarded;  /* counted as a writer of inode->image (image.c) */
+    uint64_t fh;         /* index */
+    struct inode *inode; /* pinned */
+    int fd;              /* backing descriptor, flags as the opener's */
+    int flags;           /* O_* of the open */
+    bool writer;         /* open for write */
+    atomic_bool guarded; /* counted as a writer of inode->image (image.c) */
     struct opener opener;
-    atomic_bool dirty;    /* wrote since the last fsync of this handle */
+    atomic_bool dirty;          /* wrote since the last fsync of this handle */
     struct handle *next_writer; /* image.c: list of the writers of an inode */
-    void *dir;            /* fs_dir.c: open directory stream */
-    atomic_uint live;     /* inode.c only */
-    struct handle *next_free; /* inode.c only */
+    void *dir;                  /* fs_dir.c: open directory stream */
+    atomic_uint live;           /* inode.c only */
+    struct handle *next_free;   /* inode.c only */
 };
 
 struct handle_table *handle_table_new(void);

@@ -5,7 +5,8 @@
 
 #include "daemon/daemon.h"
 
-#define KEEPER_PERIOD_MS 5000u /* between two rounds: a lost claim is noticed, and a STUCK image retried, at this pace */
+#define KEEPER_PERIOD_MS                                                                                     \
+    5000u /* between two rounds: a lost claim is noticed, and a STUCK image retried, at this pace */
 
 struct keeper *keeper_new(struct daemon *d);
 void keeper_kick(struct keeper *k); /* a round now */

@@ -59,6 +59,9 @@ static bool buffer_new(size_t size, struct buffer *ret)
     return true;
 }
 
+_Static_assert(offsetof(struct fuse_read_in, offset) == offsetof(struct fuse_write_in, offset),
+               "they begin alike");
+
 /* Does it belong on this thread? READ and WRITE beyond what can touch a header; what never touches the
  * datastore. */
 static bool runs_here(const char *mem, size_t size)
@@ -69,8 +72,6 @@ static bool runs_here(const char *mem, size_t size)
     switch (in.opcode) {
     case FUSE_READ:
     case FUSE_WRITE:
-        /* fuse_read_in and fuse_write_in begin alike: fh, offset */
-        _Static_assert(offsetof(struct fuse_read_in, offset) == offsetof(struct fuse_write_in, offset), "");
         if (size < sizeof(in) + sizeof(struct fuse_read_in))
             return true;
         memcpy(&off, mem + sizeof(in) + offsetof(struct fuse_read_in, offset), sizeof(off));

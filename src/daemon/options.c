@@ -253,12 +253,16 @@ static int path_argument(struct parse *p, const char *arg)
 }
 
 enum { KEY_HELP = 1, KEY_VERSION, KEY_FOREGROUND, KEY_DEBUG };
-static const struct fuse_opt spec[] = {FUSE_OPT_KEY("-h", KEY_HELP),
-                                       FUSE_OPT_KEY("--help", KEY_HELP),
-                                       FUSE_OPT_KEY("-V", KEY_VERSION),
-                                       FUSE_OPT_KEY("--version", KEY_VERSION),
-                                       FUSE_OPT_KEY("-f", KEY_FOREGROUND),
-                                       FUSE_OPT_KEY("-d", KEY_DEBUG),
+#define OPT_KEY(text, key)                                                                                   \
+    {                                                                                                        \
+        (text), (unsigned long)-1U, (key) /* FUSE_OPT_KEY, <fuse_opt.h>, with the cast spelled out */        \
+    }
+static const struct fuse_opt spec[] = {OPT_KEY("-h", KEY_HELP),
+                                       OPT_KEY("--help", KEY_HELP),
+                                       OPT_KEY("-V", KEY_VERSION),
+                                       OPT_KEY("--version", KEY_VERSION),
+                                       OPT_KEY("-f", KEY_FOREGROUND),
+                                       OPT_KEY("-d", KEY_DEBUG),
                                        FUSE_OPT_END};
 
 /* fuse_opt_parse() takes -o apart. Nothing stays in its list. */
@@ -332,11 +336,20 @@ static int finish(struct parse *p)
     return r < 0 ? no_memory(p) : 0;
 }
 
+/* libfuse would print lines of its own about a bad command line. */
+static void no_log(enum fuse_log_level level, const char *fmt, va_list ap)
+{
+    (void)level;
+    (void)fmt;
+    (void)ap;
+}
+
 int options_parse(int argc, char **argv, struct options *ret, enum options_todo *ret_todo, struct why *why)
 {
     struct parse p = {.o = ret, .why = why};
     struct fuse_args args = FUSE_ARGS_INIT(argc, argv);
     *ret = (struct options){.wait_s = 5};
+    fuse_set_log_func(no_log);
     int r = fuse_opt_add_arg(&ret->fuse_args, "diskguard");
     if (r == 0)
         r = fuse_opt_parse(&args, &p, spec, on_argument);
@@ -348,7 +361,7 @@ int options_parse(int argc, char **argv, struct options *ret, enum options_todo 
     if (p.todo != OPTIONS_RUN && p.error == 0)
         r = 0;
     if (r < 0 && p.error == 0) /* libfuse's own complaint: -o without a word, or no memory */
-        bad(&p, "the options cannot be read");
+        bad(&p, "-o wants a list of options after it");
     *ret_todo = p.todo;
     return r < 0 ? p.error : 0;
 }

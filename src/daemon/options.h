@@ -7,7 +7,8 @@
 enum options_todo { OPTIONS_RUN, OPTIONS_HELP, OPTIONS_VERSION };
 
 /* 0, or -EINVAL with why (a usage error). Call options_free() in both cases. */
-DG_MUST_CHECK int options_parse(int argc, char **argv, struct options *ret, enum options_todo *ret_todo, struct why *why);
+DG_MUST_CHECK int options_parse(int argc, char **argv, struct options *ret, enum options_todo *ret_todo,
+                                struct why *why);
 
 /* Makes both paths canonical and refuses those that cannot be: missing, no directory, one inside the other, mounted already. 0 or -errno with why. */
 DG_MUST_CHECK int options_check_paths(struct options *o, struct why *why);

@@ -39,13 +39,14 @@ enum probe {
     PROBE_NO,     /* not this format */
     PROBE_YES,    /* this format, every check of its specification passed */
     PROBE_SEALED, /* this format, and it carries diskguard's refusal marks */
-    PROBE_LIES,   /* this format's magic, but a field contradicts the specification or the file: info->why says which */
-    PROBE_MORE    /* view->want_* must be loaded first */
+    PROBE_LIES, /* this format's magic, but a field contradicts the specification or the file: info->why says which */
+    PROBE_MORE /* view->want_* must be loaded first */
 };
 
 struct format_info {
     uint64_t virtual_size; /* bytes; 0 when the format has none or a probe did not reach it */
-    char why[FORMAT_WHY];  /* for LIES and SEALED: a clause for a log line, e.g. "cluster_bits 77 is outside 9..21" */
+    char why
+        [FORMAT_WHY]; /* for LIES and SEALED: a clause for a log line, e.g. "cluster_bits 77 is outside 9..21" */
 };
 
 /* How the admin wants images sealed. */

@@ -15,9 +15,9 @@
 #define PLAN_MAX 24
 
 struct extent {
-    uint64_t off;   /* bytes from the start of the file */
-    uint32_t len;   /* 1..EXTENT_MAX */
-    bool has_was;   /* `was` is meaningful */
+    uint64_t off;               /* bytes from the start of the file */
+    uint32_t len;               /* 1..EXTENT_MAX */
+    bool has_was;               /* `was` is meaningful */
     uint8_t truth[EXTENT_MAX];  /* what the holder sees */
     uint8_t sealed[EXTENT_MAX]; /* what stands on the datastore */
     uint8_t was[EXTENT_MAX];    /* what may still stand there from the plan before (reseal under way) */

@@ -3,9 +3,12 @@
 A scenario prepares a datastore behind a running daemon of a build with hooks (src/core/hook.h), acts while the hooks count, and knows
 which contents are right afterwards. run_all() takes k = 1, 2, ... until the daemon survives the action.
 """
+import contextlib
 import os
+import shutil
 import sqlite3
 import sys
+import tempfile
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "func"))
 
@@ -66,16 +69,21 @@ class Context:
             os.unlink(self.arm)
 
     def rows(self):
-        """Number of rows in the host's journal."""
-        total = 0
-        for path in self.host.journal_files():
-            if path.endswith(".db"):
-                db = sqlite3.connect(path, timeout=20)
-                try:
-                    total += db.execute("SELECT count(*) FROM claim").fetchone()[0]
-                finally:
-                    db.close()
-        return total
+        """Number of rows in the host's journal. It is read from a copy: the daemon locks its own."""
+        folder = tempfile.mkdtemp(dir=self.ds.base)
+        try:
+            for path in self.host.journal_files():
+                shutil.copy(path, folder)
+            total = 0
+            for name in os.listdir(folder):
+                if name.endswith(".db"):
+                    with contextlib.closing(sqlite3.connect(os.path.join(folder, name))) as db:
+                        total += db.execute("SELECT count(*) FROM claim").fetchone()[0]
+            return total
+        except sqlite3.DatabaseError:
+            return -1  # copied while it was written
+        finally:
+            shutil.rmtree(folder)
 
     def quiet(self):
         """Is nothing claimed and nothing journalled?"""
@@ -128,11 +136,12 @@ def crash_at(build, scenario, k):
         c.view.start(DISKGUARD_HOOK_KILL=str(k), DISKGUARD_HOOK_ARM=c.arm, DISKGUARD_HOOK_LOG=os.path.join(c.ds.base, "hooks"))
         scenario.prepare(c)
         c.armed(True)
+        died = False
         try:
             scenario.act(c)
         except OSError:
-            pass
-        wait_for(lambda: not c.view.alive() or scenario.done(c), "the action ends")
+            died = True  # or is about to
+        wait_for(lambda: not c.view.alive() or (not died and scenario.done(c)), "the action ends")
         crashed = not c.view.alive()
         c.armed(False)
         if crashed:

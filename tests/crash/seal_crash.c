@@ -90,7 +90,10 @@ static void make_edit(struct plan_of_test *t, unsigned n)
             op->bytes[i] = (uint8_t)rnd(256);
         break;
     case 5:
-        op->e = (struct edit){.kind = EDIT_ZERO, .off = rnd(600), .len = 1 + rnd(4000), .mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE};
+        op->e = (struct edit){.kind = EDIT_ZERO,
+                              .off = rnd(600),
+                              .len = 1 + rnd(4000),
+                              .mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE};
         break;
     case 6: /* qemu-img create over an image */
         op->e = (struct edit){.kind = EDIT_TRUNCATE, .off = rnd(2) ? 0 : rnd(600)};
@@ -275,7 +278,8 @@ static void report(void *arg, const struct record *rec, struct recover_decision 
 {
     (void)rec;
     if (done != 0)
-        fprintf(stderr, "  recovery: %s, %s, %d\n", recover_action_name(d.action), problem_info(d.problem)->code, done);
+        fprintf(stderr, "  recovery: %s, %s, %d\n", recover_action_name(d.action),
+                problem_info(d.problem)->code, done);
     *(int *)arg |= done;
 }
 
@@ -286,7 +290,12 @@ static void recover_child(bool with_journal)
     unsigned stale;
     env_open(&v, with_journal);
     int r = claim_sweep(&v.store, &v.host, false, &stale);
-    struct recover rc = {.store = &v.store, .journal = v.journal, .host = &v.host, .policy = {SEAL_REFUSE, "nodeA"}, .report = report, .arg = &left};
+    struct recover rc = {.store = &v.store,
+                         .journal = v.journal,
+                         .host = &v.host,
+                         .policy = {SEAL_REFUSE, "nodeA"},
+                         .report = report,
+                         .arg = &left};
     if (r == 0)
         r = recover_all(&rc);
     _exit(r == 0 && left == 0 ? 0 : 1);
@@ -333,7 +342,8 @@ static int run_recover(bool with_journal, unsigned k)
 
 /* ---- what must hold ---- */
 
-static void fail(unsigned long seed, unsigned k, int progress, const char *fmt, unsigned long a, unsigned long b)
+static void fail(unsigned long seed, unsigned k, int progress, const char *fmt, unsigned long a,
+                 unsigned long b)
 {
     failures++;
     fprintf(stderr, "FAILED seed %lu, point %u, progress %d: ", seed, k, progress);
@@ -377,7 +387,9 @@ static void check_content(const struct plan_of_test *t, unsigned long seed, unsi
 {
     static uint8_t buf[CHECKED];
     uint64_t size = slurp(buf);
-    unsigned done = progress < P_EDIT ? 0 : progress >= P_RESTORING ? EDITS : (unsigned)(progress - P_EDIT) + 1;
+    unsigned done = progress < P_EDIT         ? 0
+                    : progress >= P_RESTORING ? EDITS
+                                              : (unsigned)(progress - P_EDIT) + 1;
     unsigned next = progress >= P_SEALED && done < EDITS ? done + 1 : done;
     if (size != t->size[done] && size != t->size[next])
         fail(seed, k, progress, "size %lu, should be %lu", size, t->size[done]);
@@ -430,7 +442,8 @@ static bool one(struct plan_of_test *t, unsigned long seed, unsigned k, bool wit
 
 int main(int argc, char **argv)
 {
-    unsigned long seeds = argc > 1 ? strtoul(argv[1], NULL, 10) : 10, first = argc > 2 ? strtoul(argv[2], NULL, 10) : 1;
+    unsigned long seeds = argc > 1 ? strtoul(argv[1], NULL, 10) : 10,
+                  first = argc > 2 ? strtoul(argv[2], NULL, 10) : 1;
     static struct plan_of_test t;
 #ifndef DG_HOOKS
     fprintf(stderr, "seal_crash: built without hooks, nothing would be tested\n");

@@ -9,6 +9,7 @@ import sys
 import time
 import zlib
 
+sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from lab import STATES, UUID_A, UUID_B, UUID_C, Skip, clean, expect, main, sha, tree, unchanged  # noqa: E402
 

@@ -6,6 +6,7 @@ import shutil
 import struct
 import sys
 
+sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from lab import FENCE, STATES, UUID_A, UUID_B, UUID_C, clean, expect, main, sha, unchanged  # noqa: E402
 

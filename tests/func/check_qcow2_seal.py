@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -188,9 +189,10 @@ def openers(kind, image):
             "bitmap": ["qemu-img", "bitmap", "--add", *spec, "new"],
             "map": ["qemu-img", "map", *spec],
             "measure": ["qemu-img", "measure", "-O", "qcow2", *spec],
-            "commit": ["qemu-img", "commit", *spec],
             "overlay": ["qemu-img", "create", "-f", "qcow2", "-b", image, "-F", "qcow2", out],
         })
+    if "-b" in kind.options:
+        found["commit"] = ["qemu-img", "commit", *spec]
     return found
 
 
@@ -422,7 +424,7 @@ def check_states(sealtool, folder):
             steps += [["qemu-img", "bitmap", "--add", image, "b0"], ["qemu-io", "-f", "qcow2", "-c", "write 0 1M", image],
                       ["qemu-img", "bitmap", "--remove", image, "b0"], ["qemu-img", "amend", "-o", "lazy_refcounts=on", image],
                       ["qemu-io", "-f", "qcow2", "-c", "write 1M 1M", image],
-                      ["qemu-io", "-f", "qcow2", "-c", "write 3M 1M", "-c", "sigraise 9", image], # leaves the dirty bit
+                      ["qemu-io", "-f", "qcow2", "-c", "write 3M 1M", "-c", "sigraise 9", image],  # leaves the dirty bit
                       ["qemu-img", "check", "-r", "all", image], ["qemu-img", "amend", "-o", "refcount_bits=64", image],
                       ["qemu-img", "amend", "-o", "refcount_bits=16", image], ["qemu-img", "amend", "-o", "compat=0.10", image]]
         else:
@@ -459,7 +461,8 @@ def build(folder):
 
 
 def main():
-    only = os.environ.get("ONLY")
+    only = os.environ.get("ONLY")  # the name of one kind, for a person at work on it
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the temporary folder goes
     if not shutil.which("qemu-img") or not shutil.which("qemu-io"):
         print("qemu-img and qemu-io are needed\n0 passed, 0 failed, 1 skipped")
         return 0
