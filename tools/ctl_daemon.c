@@ -15,10 +15,12 @@
 static int connect_to(const struct mount *m, struct why *why)
 {
     struct sockaddr_un a = {.sun_family = AF_UNIX};
+    const struct timeval limit = {.tv_sec = CTL_DAEMON_MS / 1000}; /* a stopped daemon's queue may be full */
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0), r;
 
     snprintf(a.sun_path, sizeof(a.sun_path), DG_CONTROL_DIR "/%u:%u.sock", m->major, m->minor);
-    if (fd >= 0 && connect(fd, (struct sockaddr *)&a, sizeof(a)) == 0)
+    if (fd >= 0 && setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit)) == 0 &&
+        connect(fd, (struct sockaddr *)&a, sizeof(a)) == 0)
         return fd;
     r = -errno;
     if (fd >= 0)
@@ -28,6 +30,8 @@ static int connect_to(const struct mount *m, struct why *why)
     else if (r == -ECONNREFUSED)
         why_set(why, "diskguard on %.200s is dead (nobody serves %s): unmount it and mount it again",
                 m->point, a.sun_path);
+    else if (r == -EAGAIN)
+        why_set(why, "diskguard on %.200s did not answer in time", m->point);
     else
         why_set(why, "cannot ask diskguard on %.200s (%s): %s", m->point, a.sun_path, strerror(-r));
     return r;

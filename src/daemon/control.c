@@ -17,7 +17,7 @@
 
 #define CLIENT_MS                                                                                            \
     2000u /* a client has this long to send its line, and again to take the answer: others wait for it */
-#define BACKLOG 16
+#define BACKLOG 64
 
 struct control {
     struct daemon *daemon;
@@ -25,7 +25,8 @@ struct control {
     int listen_fd;
     int stop_fd; /* eventfd, readable once the thread is to end */
     struct sockaddr_un addr;
-    ino_t ino; /* of the socket's name, so that a successor's socket is never removed */
+    ino_t ino; /* of the socket's name, and its time, so that a successor's socket is never removed */
+    struct timespec mtime;
 };
 
 /* ---- answers ---- */
@@ -428,6 +429,7 @@ static int bind_socket(struct control *c)
         return r;
     }
     c->ino = st.st_ino;
+    c->mtime = st.st_mtim; /* inode numbers are given out again */
     return 0;
 }
 
@@ -439,7 +441,8 @@ static void unbind_socket(const struct control *c)
 
     if (tmp_path(c, tmp, sizeof(tmp)) < 0 || rename(c->addr.sun_path, tmp) < 0)
         return;
-    if (lstat(tmp, &st) == 0 && st.st_ino != c->ino)
+    if (lstat(tmp, &st) == 0 && (st.st_ino != c->ino || st.st_mtim.tv_sec != c->mtime.tv_sec ||
+                                 st.st_mtim.tv_nsec != c->mtime.tv_nsec))
         (void)!link(tmp, c->addr.sun_path);
     unlink(tmp);
 }

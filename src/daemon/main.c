@@ -2,6 +2,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 
 #include "core/log.h"
@@ -30,6 +31,16 @@ static void child_ready(void *arg)
     close(pipe_fd);
 }
 
+/* Under systemd standard error is the journal, which then should get fields and priorities: systemd.exec(5), JOURNAL_STREAM. */
+static bool stderr_is_journal(void)
+{
+    const char *s = getenv("JOURNAL_STREAM");
+    unsigned long dev, ino;
+    struct stat st;
+    return s && sscanf(s, "%lu:%lu", &dev, &ino) == 2 && fstat(STDERR_FILENO, &st) == 0 && st.st_dev == dev &&
+           st.st_ino == ino;
+}
+
 static void foreground_ready(void *arg)
 {
     (void)arg;
@@ -40,6 +51,13 @@ static int run(struct daemon *d, void (*ready)(void *arg), void *arg)
     struct why why = {0};
     int code = start_run(d, ready, arg, &why);
     return why.text[0] ? complain(&why, code) : code;
+}
+
+static int run_in_foreground(struct daemon *d)
+{
+    if (stderr_is_journal())
+        log_to_system();
+    return run(d, foreground_ready, NULL);
 }
 
 /* Waits until the child is ready, or takes its exit code. */
@@ -98,7 +116,7 @@ int main(int argc, char **argv)
         code = complain(&why, DG_EXIT_FAILURE);
     } else {
         log_init("diskguard", d.opt.debug);
-        code = d.opt.foreground ? run(&d, foreground_ready, NULL) : run_in_background(&d);
+        code = d.opt.foreground ? run_in_foreground(&d) : run_in_background(&d);
     }
     options_free(&d.opt);
     return code;

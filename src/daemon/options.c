@@ -1,12 +1,9 @@
 #include "daemon/options.h"
 
 #include <ctype.h>
-#include <fcntl.h>
-#include <limits.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #define WAIT_MAX 86400
 #define STATE_DIR_DEFAULT "/var/lib/diskguard"
@@ -364,151 +361,6 @@ int options_parse(int argc, char **argv, struct options *ret, enum options_todo 
         bad(&p, "-o wants a list of options after it");
     *ret_todo = p.todo;
     return r < 0 ? p.error : 0;
-}
-
-/* ---- paths ---- */
-
-/* One line of /proc/self/mountinfo, proc(5). */
-struct mount_line {
-    char device[32];      /* "major:minor" of the file system */
-    char root[PATH_MAX];  /* directory of that file system that is mounted */
-    char place[PATH_MAX]; /* where */
-    char type[64], source[PATH_MAX];
-};
-
-/* Undoes the octal escapes of mountinfo in place. */
-static void unescape_octal(char *text)
-{
-    char *out = text;
-    for (const char *s = text; *s; out++) {
-        unsigned value;
-        if (s[0] == '\\' && sscanf(s + 1, "%3o", &value) == 1) {
-            *out = (char)value;
-            s += 4;
-        } else {
-            *out = *s++;
-        }
-    }
-    *out = '\0';
-}
-
-static bool parse_mount_line(const char *line, unsigned *ret_id, struct mount_line *ret)
-{
-    _Static_assert(PATH_MAX == 4096, "widths below");
-    if (sscanf(line, "%u %*u %31s %4095s %4095s", ret_id, ret->device, ret->root, ret->place) != 4)
-        return false;
-    const char *rest = strstr(line, " - ");
-    if (!rest || sscanf(rest, " - %63s %4095s", ret->type, ret->source) != 2)
-        return false;
-    unescape_octal(ret->root);
-    unescape_octal(ret->place);
-    unescape_octal(ret->source);
-    return true;
-}
-
-/* The mount that a path lies on. */
-static bool mount_of(const char *path, struct mount_line *ret)
-{
-    struct statx stx;
-    if (statx(AT_FDCWD, path, 0, STATX_MNT_ID, &stx) < 0 || !(stx.stx_mask & STATX_MNT_ID))
-        return false;
-    FILE *f = fopen("/proc/self/mountinfo", "re");
-    if (!f)
-        return false;
-    char *line = NULL;
-    size_t size = 0;
-    bool found = false;
-    unsigned id;
-    while (!found && getline(&line, &size, f) > 0)
-        found = parse_mount_line(line, &id, ret) && id == stx.stx_mnt_id;
-    free(line);
-    fclose(f);
-    return found;
-}
-
-/* Is b the same path as a, or below it? */
-static bool path_holds(const char *a, const char *b)
-{
-    size_t n = strlen(a);
-    if (n == 1) /* "/" */
-        return true;
-    return strncmp(a, b, n) == 0 && (b[n] == '\0' || b[n] == '/');
-}
-
-/* The path within its file system, the same through every bind mount. */
-static bool inner_path(const char *path, const struct mount_line *m, char *ret, size_t size)
-{
-    const char *rest = strcmp(m->place, "/") == 0 ? path : path + strlen(m->place);
-    const char *root = strcmp(m->root, "/") == 0 ? "" : m->root;
-    int n = snprintf(ret, size, "%s%s", root, rest);
-    if (n == 0)
-        snprintf(ret, size, "/");
-    return n >= 0 && (size_t)n < size && path_holds(m->place, path);
-}
-
-static int canonical(char **path, const char *what, const char *hint, struct why *why)
-{
-    char *real = realpath(*path, NULL);
-    struct stat st;
-    if (!real || stat(real, &st) < 0) {
-        int r = -errno;
-        if (r == -ENOTCONN)
-            why_set(why, "%s %s: a view whose daemon is gone is still mounted there; first run: umount -l %s",
-                    what, *path, *path);
-        else
-            why_set(why, "%s %s: %s%s", what, *path, strerror(-r), hint);
-        free(real);
-        return r;
-    }
-    free(*path);
-    *path = real;
-    if (S_ISDIR(st.st_mode))
-        return 0;
-    why_set(why, "%s %s: is not a directory", what, real);
-    return -ENOTDIR;
-}
-
-static int check_overlap(const char *store, const char *point, struct why *why)
-{
-    _cleanup_free_ struct mount_line *m = calloc(2, sizeof(*m));
-    if (!m)
-        return -ENOMEM;
-    char a[PATH_MAX], b[PATH_MAX];
-    bool inside = path_holds(store, point), around = path_holds(point, store);
-    if (mount_of(store, &m[0]) && mount_of(point, &m[1])) {
-        if (strcmp(m[1].type, "fuse.diskguard") == 0 && strcmp(m[1].place, point) == 0 &&
-            strcmp(m[1].source, store) == 0) {
-            why_set(why, "a view of %s is mounted on %s already", store, point);
-            return -EBUSY;
-        }
-        if (strcmp(m[0].device, m[1].device) == 0 && inner_path(store, &m[0], a, sizeof(a)) &&
-            inner_path(point, &m[1], b, sizeof(b))) {
-            inside |= path_holds(a, b);
-            around |= path_holds(b, a);
-        }
-    }
-    if (inside && around)
-        why_set(why, "datastore and mountpoint are the same directory (%s): mount the view elsewhere", store);
-    else if (inside)
-        why_set(why, "mountpoint %s lies inside the datastore %s: mount the view elsewhere", point, store);
-    else if (around)
-        why_set(why, "datastore %s lies inside the mountpoint %s: mount the view elsewhere", store, point);
-    return inside || around ? -EINVAL : 0;
-}
-
-int options_check_paths(struct options *o, struct why *why)
-{
-    int r = canonical(&o->datastore, "datastore", " (is its storage mounted?)", why);
-    if (r == 0)
-        r = canonical(&o->mountpoint, "mountpoint", "", why);
-    if (r == 0)
-        r = check_overlap(o->datastore, o->mountpoint, why);
-    if (r == 0 &&
-        options_to_fuse(o, "fsname", o->datastore) + options_to_fuse(o, "subtype", "diskguard") < 0) {
-        why_set(why, "out of memory");
-        r = -ENOMEM;
-    }
-    return r;
 }
 
 void options_free(struct options *o)

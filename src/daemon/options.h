@@ -10,8 +10,12 @@ enum options_todo { OPTIONS_RUN, OPTIONS_HELP, OPTIONS_VERSION };
 DG_MUST_CHECK int options_parse(int argc, char **argv, struct options *ret, enum options_todo *ret_todo,
                                 struct why *why);
 
-/* Makes both paths canonical and refuses those that cannot be: missing, no directory, one inside the other, mounted already. 0 or -errno with why. */
+/* Makes both paths canonical and refuses those that cannot be: missing, no directory, one inside the other, mounted already. A view of the same datastore
+ * whose daemon died is unmounted. 0 or -errno with why. */
 DG_MUST_CHECK int options_check_paths(struct options *o, struct why *why);
+
+/* Is a view of this datastore mounted here, by any daemon? */
+bool options_view_exists(const char *datastore);
 
 /* Hands "name" or "name=value" on to libfuse. 0 or -ENOMEM. */
 DG_MUST_CHECK int options_to_fuse(struct options *o, const char *name, const char *value);

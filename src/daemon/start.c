@@ -22,6 +22,8 @@
 #include "daemon/prune.h"
 #include "diskguard/exitcodes.h"
 
+#define ENDING_WAIT_MS 10000u /* for an earlier daemon of this host whose view is unmounted */
+
 /* ---- what libfuse says ---- */
 
 /* Before the view is mounted its complaint becomes part of our one line; later it is logged. */
@@ -125,9 +127,21 @@ static int recover(struct daemon *d, struct why *why)
     return 0;
 }
 
+/* umount(8) returns before the daemon of that view has restored everything and is gone: one that has no view any more is waited for. */
+static int lock_host(struct daemon *d, struct why *why)
+{
+    uint64_t until = base_now_ms() + ENDING_WAIT_MS;
+    for (;;) {
+        int r = host_lock(&d->store, &d->host, why);
+        if (r != -EBUSY || base_now_ms() >= until || options_view_exists(d->opt.datastore))
+            return r;
+        usleep(50000);
+    }
+}
+
 static int take_over_host(struct daemon *d, struct why *why)
 {
-    int r = host_lock(&d->store, &d->host, why);
+    int r = lock_host(d, why);
     if (r < 0)
         return r;
     d->host_lock_fd = r;

@@ -90,6 +90,7 @@ class CloseV2(Close):
 @scenario
 class Shutdown(Close):
     name = "SIGTERM with an open handle"
+    ends = True
 
     def act(self, c):
         c.view.signal(signal.SIGTERM)

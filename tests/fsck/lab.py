@@ -1,4 +1,4 @@
-"""What test_fsck.py and test_ctl.py share: programs, throw-away datastores, counting."""
+"""What the tests here share: programs, throw-away datastores, counting."""
 import hashlib
 import json
 import os
@@ -13,6 +13,7 @@ UUID_A = "11111111-1111-4111-8111-111111111111"
 UUID_B = "22222222-2222-4222-8222-222222222222"
 UUID_C = "33333333-3333-4333-8333-333333333333"
 FENCE = 1 << 62
+NOBODY = ("setpriv", "--reuid=12345", "--regid=12345", "--clear-groups")
 STATES = ["claimed", "armed", "mixed", "sealed", "stuck", "restoring"]  # of mkclaim leave
 
 
