@@ -1,4 +1,6 @@
 #include <fcntl.h>
+#include <linux/limits.h>
+#include <linux/xattr.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/statvfs.h>
@@ -275,27 +277,56 @@ void fs_removexattr(fuse_req_t req, fuse_ino_t ino, const char *name)
     xattr_run(req, ino, &x, xattr_remove);
 }
 
-/* name NULL: the list of names. */
-static ssize_t xattr_read(const struct inode *i, const char *name, char *buf, size_t size)
+static ssize_t xattr_get(const char *path, const char *name, char *buf, size_t size)
 {
-    char path[FS_PROC_PATH_SIZE];
-    fs_attr_proc_path(i->fd, path);
-    ssize_t n = name ? getxattr(path, name, buf, size) : listxattr(path, buf, size);
+    ssize_t n = getxattr(path, name, buf, size);
     return n < 0 ? -errno : n;
 }
 
+/* Takes the names out that the kernel shows only to those who may read them: it looked at us, not at the caller. */
+static size_t hide_trusted(char *list, size_t len)
+{
+    size_t kept = 0;
+    for (size_t at = 0; at < len;) {
+        size_t n = strlen(list + at) + 1;
+        if (strncmp(list + at, XATTR_TRUSTED_PREFIX, XATTR_TRUSTED_PREFIX_LEN) != 0) {
+            memmove(list + kept, list + at, n);
+            kept += n;
+        }
+        at += n;
+    }
+    return kept;
+}
+
+static ssize_t xattr_list(const char *path, bool root, char *buf, size_t size)
+{
+    _cleanup_free_ char *all = malloc(XATTR_LIST_MAX);
+    if (!all)
+        return -ENOMEM;
+    ssize_t n = listxattr(path, all, XATTR_LIST_MAX);
+    if (n < 0)
+        return -errno;
+    size_t len = root ? (size_t)n : hide_trusted(all, (size_t)n);
+    if (size > 0 && len > size)
+        return -ERANGE;
+    if (size > 0)
+        memcpy(buf, all, len);
+    return (ssize_t)len;
+}
+
+/* name NULL: the list of names. */
 static void xattr_answer(fuse_req_t req, fuse_ino_t ino, const char *name, size_t size)
 {
     struct daemon *d = daemon_of(req);
     struct inode *i = inode_get(d->inodes, ino);
-    _cleanup_free_ char *buf = size > 0 ? malloc(size) : NULL;
-    ssize_t n;
-    if (!i)
-        n = -ESTALE;
-    else if (size > 0 && !buf)
-        n = -ENOMEM;
-    else
-        n = xattr_read(i, name, buf, size);
+    _cleanup_free_ char *buf = malloc(size + 1);
+    ssize_t n = i ? -ENOMEM : -ESTALE;
+    if (i && buf) {
+        char path[FS_PROC_PATH_SIZE];
+        fs_attr_proc_path(i->fd, path);
+        n = name ? xattr_get(path, name, buf, size)
+                 : xattr_list(path, fuse_req_ctx(req)->uid == 0, buf, size);
+    }
     inode_put(d->inodes, i);
     if (n < 0)
         fuse_reply_err(req, (int)-n);

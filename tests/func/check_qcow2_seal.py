@@ -228,9 +228,7 @@ def refused(kind, folder, working, names, stage):
             continue
         code, out = run(*command, cwd=folder)
         texts[name] = out
-        if code != 0 and name not in working and not kind.huge:
-            counts["skipped"] += 1  # it refuses the true image as well
-        else:
+        if code == 0 or name in working or kind.huge:  # else it refuses the true image as well, which proves nothing
             result(code != 0, "%s: %s refuses %s" % (kind.name, name, stage), out)
         after = content(folder)
         result(after == before, "%s: %s changes no byte of %s" % (kind.name, name, stage), out)
@@ -464,7 +462,7 @@ def main():
     only = os.environ.get("ONLY")  # the name of one kind, for a person at work on it
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the temporary folder goes
     if not shutil.which("qemu-img") or not shutil.which("qemu-io"):
-        print("qemu-img and qemu-io are needed\n0 passed, 0 failed, 1 skipped")
+        print("qemu-img and qemu-io are needed\n0 passed, 1 failed, 0 skipped")
         return 0
     with tempfile.TemporaryDirectory(prefix="qcow2-seal.") as top:
         tool = os.path.join(sys.argv[1], "tests", "sealtool") if len(sys.argv) > 1 else build(top)
@@ -484,7 +482,7 @@ def main():
             if shutil.which("strace"):
                 check_states(tool, os.path.join(top, "states"))
             else:
-                counts["skipped"] += 1
+                result(False, "strace is installed")
     print("%(passed)d passed, %(failed)d failed, %(skipped)d skipped" % counts)
     return 1 if counts["failed"] else 0
 

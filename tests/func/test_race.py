@@ -91,10 +91,9 @@ def _(build):
             one.send("try_open", paths[0], RDWR, 10)
             two.send("try_open", paths[1], RDWR, 10)
             while not (one.ready() and two.ready()):
-                for fd in readers:
-                    eq(os.pread(fd, 1024, 0), true, "header through an open handle")
-                for path in paths:
-                    eq(read_at(path, 0, 512), true[:512], "header through a new one")
+                for i, (fd, path) in enumerate(zip(readers, paths)):
+                    eq(os.pread(fd, 1024, 0), true, "header through an open handle of view %d" % i)
+                    eq(read_at(path, 0, 512), true[:512], "header through a new handle of view %d" % i)
             for w in (one, two):
                 results = w.recv()
                 ok(set(results) <= {0, errno.EBUSY}, "errnos: %s" % results)
