@@ -39,6 +39,8 @@ void fs_removexattr(fuse_req_t req, fuse_ino_t ino, const char *name);
 DG_MUST_CHECK int fs_attr_get(struct daemon *d, struct inode *i, struct stat *ret);
 /* The same for attributes just read from the datastore. */
 void fs_attr_show(const struct daemon *d, struct inode *i, struct stat *st);
+/* After a truncation by open(O_TRUNC), which the kernel leaves to us whole: a caller who is not root loses the set-id bits (inode(7)). */
+void fs_attr_drop_ids(fuse_req_t req, struct inode *i);
 /* Inode numbers of file systems mounted below the datastore must not collide with its own: programs take equal ones for hard links. */
 ino_t fs_attr_ino(const struct daemon *d, dev_t dev, ino_t ino);
 /* "/proc/self/fd/N": names what an O_PATH descriptor refers to, for system calls that take a path only. */

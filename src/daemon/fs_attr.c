@@ -210,6 +210,19 @@ void fs_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set, s
         truncate_by_path(&c);
 }
 
+void fs_attr_drop_ids(fuse_req_t req, struct inode *i)
+{
+    struct stat st;
+    if (fuse_req_ctx(req)->uid == 0 || fstatat(i->fd, "", &st, AT_EMPTY_PATH) < 0)
+        return;
+    mode_t drop = st.st_mode & S_ISUID;
+    if ((st.st_mode & (S_ISGID | S_IXGRP)) == (S_ISGID | S_IXGRP))
+        drop |= S_ISGID;
+    struct change c = {.req = req, .inode = i, .attr.st_mode = st.st_mode & ~drop};
+    if (drop)
+        (void)as_either(&c, set_mode);
+}
+
 /* ---- extended attributes ---- */
 
 struct xattr {

@@ -290,6 +290,8 @@ int image_restore(struct daemon *d, struct image *img)
         if (told < 0)
             log_state(d, img, LOG_DEBUG, "could not be marked as stuck", told);
     }
+    if (r == 0) /* from here on another host may seal it: our record explains nothing any more */
+        atomic_store(&img->held, false);
     rwlock_write_unlock(&img->header);
     if (r == 0) {
         image_end(d, img);

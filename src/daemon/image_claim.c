@@ -457,6 +457,12 @@ int image_acquire(struct daemon *d, struct image *img, const struct acquire *a, 
         mutex_unlock(&img->lock);
         image_note(img);
         atomic_store(&img->held, true);
+    } else { /* at once, under the lock: a record without a claim must explain nothing to a reader */
+        free(img->rec);
+        img->rec = NULL;
+        if (img->fd >= 0)
+            close(img->fd);
+        img->fd = -1;
     }
     rwlock_write_unlock(&img->header);
     return r;

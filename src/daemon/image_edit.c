@@ -23,7 +23,7 @@ static bool read_held(struct image *img, struct handle *h, void *buf, size_t len
 {
     rwlock_read(&img->header);
     mutex_lock(&img->lock);
-    bool held = img->rec && img->state != IMAGE_FENCED && img->state != IMAGE_IDLE;
+    bool held = atomic_load(&img->held) && img->state != IMAGE_FENCED && img->state != IMAGE_IDLE;
     mutex_unlock(&img->lock);
     if (held) {
         *ret = read_some(h->fd, buf, len, off);

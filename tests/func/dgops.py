@@ -66,7 +66,19 @@ def fallocate(fd, mode, off, length):
 
 
 def copy_file_range(fd_in, fd_out, count, off_in, off_out):
-    return os.copy_file_range(fd_in, fd_out, count, off_in, off_out)
+    """Repeated until all is copied or nothing more comes: one call may stop short. Returns how much was copied."""
+    total = 0
+    while total < count:
+        try:
+            done = os.copy_file_range(fd_in, fd_out, count - total, off_in + total, off_out + total)
+        except OSError:
+            if not total:
+                raise
+            break
+        if not done:
+            break
+        total += done
+    return total
 
 
 def listdir(path):

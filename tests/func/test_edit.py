@@ -150,15 +150,6 @@ def _(build):
             q.close()
 
 
-def copy_range(fd, length, source, target):
-    """copy_file_range until all is copied: it may stop short."""
-    while length:
-        done = os.copy_file_range(fd, fd, length, source, target)
-        if not done:
-            return
-        length, source, target = length - done, source + done, target + done
-
-
 EDITS = [
     ("size only", lambda fd: os.pwrite(fd, (SIZE * 2).to_bytes(8, "big"), 24)),
     ("across an extent's edges", lambda fd: os.pwrite(fd, os.pread(fd, 100, 0)[20:60], 20)),
@@ -170,7 +161,7 @@ EDITS = [
     ("punch the table", lambda fd: dgops.fallocate(fd, PUNCH_HOLE | KEEP_SIZE, 4096, 65536)),
     ("zero beyond the header", lambda fd: dgops.fallocate(fd, ZERO_RANGE, 1000, 9000)),
     ("allocate", lambda fd: dgops.fallocate(fd, 0, 0, 12 << 20)),
-    ("copy a part over the header", lambda fd: copy_range(fd, 300, 65536 + 512, 24)),
+    ("copy a part over the header", lambda fd: dgops.copy_file_range(fd, fd, 300, 65536 + 512, 24)),
     ("header zeroed", lambda fd: os.pwrite(fd, bytes(512), 0)),
     ("truncate into the header", lambda fd: os.ftruncate(fd, 30)),
     ("truncate to nothing", lambda fd: os.ftruncate(fd, 0)),
@@ -231,7 +222,7 @@ def random_edit(rng, size, base):
         return lambda fd: dgops.fallocate(fd, rng.choice((0, 0)), offset, length), "allocate %d at %d" % (length, offset)
     if kind == "copy":
         target = offset + length + rng.randrange(0, 5000)
-        return lambda fd: copy_range(fd, length, target, offset), "copy %d from %d to %d" % (length, target, offset)
+        return lambda fd: dgops.copy_file_range(fd, fd, length, target, offset), "copy %d from %d to %d" % (length, target, offset)
     return os.fsync, "fsync"
 
 

@@ -122,7 +122,7 @@ def _(build):
         found = []
         for top in (p.a.path(), plain):
             modes = []
-            for change in ("write", "truncate", "ftruncate", "fallocate", "chown"):
+            for change in ("write", "truncate", "ftruncate", "O_TRUNC", "fallocate", "chown"):
                 f = "%s/%s" % (top, change)
                 put(f, b"x" * 100)
                 if change == "chown":
@@ -134,6 +134,8 @@ def _(build):
                     fd = one.call("open", f, RDWR)
                     if change == "write":
                         one.call("pwrite", fd, b"y", 0)
+                    elif change == "O_TRUNC":
+                        one.call("close", one.call("open", f, os.O_WRONLY | os.O_TRUNC))
                     elif change == "truncate":
                         one.call("truncate", f, 10)
                     elif change == "ftruncate":
