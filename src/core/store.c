@@ -103,6 +103,34 @@ static int dir_make(int parent_fd, const char *name, int *ret_fd)
     return 0;
 }
 
+/* A datastore inside another one on the same file system would have two claims for one image. */
+static int not_nested(const struct store *s, struct why *why)
+{
+    struct stat st, last = {.st_dev = s->dev};
+    int fd = openat(s->root_fd, "..", O_PATH | O_DIRECTORY | O_CLOEXEC), r = 0;
+
+    if (fstat(s->root_fd, &last) < 0)
+        r = -errno;
+    while (r == 0 && fd >= 0 && fstat(fd, &st) == 0 && st.st_dev == last.st_dev && st.st_ino != last.st_ino) {
+        int up;
+
+        if (fstatat(fd, DG_DIR "/" STORE_FILE, &last, AT_SYMLINK_NOFOLLOW) == 0) {
+            why_set(why,
+                    P " lies inside another datastore (a directory above it has a " DG_DIR
+                      "): mount that one",
+                    s->path);
+            r = -EINVAL;
+        }
+        last = st;
+        up = openat(fd, "..", O_PATH | O_DIRECTORY | O_CLOEXEC);
+        close(fd);
+        fd = up;
+    }
+    if (fd >= 0)
+        close(fd);
+    return r;
+}
+
 /* Opens the datastore's root directory under its canonical path. */
 static int root_open(const char *path, struct store *s, struct why *why)
 {
@@ -132,7 +160,7 @@ static int root_open(const char *path, struct store *s, struct why *why)
     s->dev = st.st_dev;
     s->fs = io_fstype(s->root_fd);
     s->fence = s->fs->fence;
-    return 0;
+    return not_nested(s, why);
 }
 
 /* Is the opened .diskguard one that nobody else can play with? The owner may differ from us only where the

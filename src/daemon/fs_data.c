@@ -89,11 +89,9 @@ void fs_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse
 static ssize_t write_direct(struct handle *h, const void *buf, size_t size, uint64_t off)
 {
     bool guarded = atomic_load_explicit(&h->guarded, memory_order_relaxed);
-    if (guarded) {
-        int r = image_write_allowed(h);
-        if (r < 0)
-            return r;
-    }
+    int allowed = image_write_allowed(h);
+    if (allowed < 0)
+        return allowed;
     if (h->flags & O_DIRECT && (uintptr_t)buf % DATA_ALIGN) {
         void *aligned = buffer_get(size);
         if (!aligned)
@@ -181,7 +179,40 @@ static ssize_t copy_head(struct daemon *d, struct handle *in, uint64_t off_in, s
     if (!buf)
         return -ENOMEM;
     ssize_t n = read_at(d, in, buf, len, off_in);
+    if (n == -EINVAL && (in->flags | out->flags) & O_DIRECT)
+        return -EXDEV; /* unaligned: the kernel copies by itself then */
     return n <= 0 ? n : write_at(d, out, buf, (size_t)n, off_out);
+}
+
+/* Far from every header. Below it is the caller's business. */
+static ssize_t copy_far(struct handle *in, uint64_t off_in, struct handle *out, uint64_t off_out, size_t len,
+                        unsigned flags)
+{
+    int allowed = image_write_allowed(out);
+    if (allowed < 0)
+        return allowed;
+    atomic_store(&out->dirty, true);
+    off_t from = (off_t)off_in, to = (off_t)off_out;
+    ssize_t n = copy_file_range(in->fd, &from, out->fd, &to, len, flags);
+    int err = errno;
+    image_wrote(out);
+    return n < 0 ? -err : n;
+}
+
+static ssize_t copy_range(struct daemon *d, struct handle *in, uint64_t off_in, struct handle *out,
+                          uint64_t off_out, size_t len, unsigned flags)
+{
+    size_t done = 0;
+    while (done < len && DG_MIN(off_in, off_out) + done < FORMAT_REACH) {
+        ssize_t n = copy_head(d, in, off_in + done, out, off_out + done, len - done);
+        if (n <= 0)
+            return done > 0 ? (ssize_t)done : n;
+        done += (size_t)n;
+    }
+    if (done == len)
+        return (ssize_t)done;
+    ssize_t n = copy_far(in, off_in + done, out, off_out + done, len - done, flags);
+    return n >= 0 ? (ssize_t)done + n : done > 0 ? (ssize_t)done : n;
 }
 
 void fs_copy_file_range(fuse_req_t req, fuse_ino_t ino_in, off_t off_in, struct fuse_file_info *fi_in,
@@ -193,17 +224,8 @@ void fs_copy_file_range(fuse_req_t req, fuse_ino_t ino_in, off_t off_in, struct 
     struct daemon *d = daemon_of(req);
     struct handle *in = handle_get(d->handles, fi_in->fh), *out = handle_get(d->handles, fi_out->fh);
     ssize_t n = -EBADF;
-    if (in && out && ((uint64_t)off_in < FORMAT_REACH || (uint64_t)off_out < FORMAT_REACH)) {
-        n = copy_head(d, in, (uint64_t)off_in, out, (uint64_t)off_out, len);
-    } else if (in && out) {
-        n = atomic_load(&out->guarded) ? image_write_allowed(out) : 0;
-        if (n == 0) {
-            atomic_store(&out->dirty, true);
-            n = copy_file_range(in->fd, &off_in, out->fd, &off_out, len, (unsigned)flags);
-            n = n < 0 ? -errno : n;
-            image_wrote(out);
-        }
-    }
+    if (in && out)
+        n = copy_range(d, in, (uint64_t)off_in, out, (uint64_t)off_out, len, (unsigned)flags);
     if (n < 0)
         fuse_reply_err(req, (int)-n);
     else

@@ -104,6 +104,8 @@ static bool open_turn(void *arg, enum park_turn turn)
     }
     int r = image_open(op->d, op->h, op->truncate);
     if (r == 0) {
+        if (op->truncate)
+            fs_attr_drop_ids(op->req, op->h->inode);
         op_done(op, atomic_load(&op->h->guarded));
         return true;
     }
@@ -223,7 +225,8 @@ static int create_file(fuse_req_t req, struct inode *dir, const char *name, int 
 }
 
 /* The new file as an inode with one counted lookup, pinned. */
-static int create_enter(struct daemon *d, int fd, struct fuse_entry_param *e, struct inode **ret)
+static int create_enter(struct daemon *d, struct inode *dir, const char *name, int fd,
+                        struct fuse_entry_param *e, struct inode **ret)
 {
     int path_fd = io_reopen(fd, O_PATH);
     if (path_fd < 0)
@@ -238,6 +241,7 @@ static int create_enter(struct daemon *d, int fd, struct fuse_entry_param *e, st
     if (!i)
         return -ENOMEM;
     e->attr.st_ino = fs_attr_ino(d, e->attr.st_dev, e->attr.st_ino);
+    inode_named(d->inodes, i, dir, name);
     e->ino = i->nodeid;
     e->generation = i->generation;
     *ret = i;
@@ -254,10 +258,13 @@ void fs_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode,
         r = -ESTALE;
     else if (fs_name_hidden(d, dir, name))
         r = -EPERM;
+    else if (dir->dev != d->store.dev && image_name_is_raw(d, name))
+        r = -EXDEV; /* an image that could not be opened: do not leave an empty file either */
     if (r == 0)
         fd = r = create_file(req, dir, name, flags, mode);
     if (r >= 0) {
-        r = create_enter(d, fd, &e, &i);
+        flags &= ~O_TRUNC; /* it is new: nothing to truncate, and set-id bits of `mode` stay */
+        r = create_enter(d, dir, name, fd, &e, &i);
     } else if (r == -EEXIST && !(flags & O_EXCL)) {
         r = fs_name_lookup(d, dir, name, &e, &i);
         if (r == 0 && !S_ISREG(i->type))

@@ -455,6 +455,7 @@ void image_tend(struct daemon *d)
         inode_put(d->inodes, i);
     }
     free(list);
+    image_tend_plain(d);
 }
 
 unsigned image_shutdown(struct daemon *d)

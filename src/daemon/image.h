@@ -50,7 +50,8 @@ DG_MUST_CHECK int image_fallocate(struct daemon *d, struct handle *h, int mode, 
 DG_MUST_CHECK ssize_t image_read(struct daemon *d, struct handle *h, void *buf, size_t len, uint64_t off);
 DG_MUST_CHECK ssize_t image_write(struct daemon *d, struct handle *h, const void *buf, size_t len,
                                   uint64_t off);
-/* Before and after any write of a guarded handle at or beyond FORMAT_REACH. 0 or -EIO (fenced). No lock. */
+/* Before any write at or beyond FORMAT_REACH; and after one of a guarded handle. 0, -EIO (fenced), or -EBUSY: a plain file has become another
+ * host's image under this handle. No lock. */
 DG_MUST_CHECK int image_write_allowed(const struct handle *h);
 void image_wrote(struct handle *h);
 /* An fsync of guest data failed: kept, reported at every FLUSH, written to the record. */
@@ -58,6 +59,9 @@ void image_sync_failed(struct handle *h, int err);
 int image_sync_error(const struct handle *h);
 
 /* ---- for fs_open.c ---- */
+
+/* Does a name make a file a raw image (option raw=)? */
+bool image_name_is_raw(const struct daemon *d, const char *name);
 
 /* What a file is, when it is opened read-only or before it is opened for write. */
 enum image_what { IMAGE_WHAT_PLAIN, IMAGE_WHAT_IMAGE };

@@ -31,7 +31,7 @@ int image_header(struct inode *i, struct header *ret)
     return r;
 }
 
-static bool raw_by_name(struct daemon *d, struct inode *i)
+bool image_name_is_raw(const struct daemon *d, const char *name)
 {
     static const char *const usual[] = {"*.img", "*.raw", NULL};
     const char *const *globs = usual;
@@ -46,13 +46,18 @@ static bool raw_by_name(struct daemon *d, struct inode *i)
     case RAW_AUTO:
         break;
     }
+    for (; *globs; globs++)
+        if (fnmatch(*globs, name, 0) == 0)
+            return true;
+    return false;
+}
+
+static bool raw_by_name(struct daemon *d, struct inode *i)
+{
     char path[PATH_MAX];
     image_path(d, i, path, sizeof(path));
     const char *slash = strrchr(path, '/');
-    for (; *globs; globs++)
-        if (fnmatch(*globs, slash ? slash + 1 : path, 0) == 0)
-            return true;
-    return false;
+    return image_name_is_raw(d, slash ? slash + 1 : path);
 }
 
 bool image_is_image(struct daemon *d, struct inode *i, const struct header *h)
@@ -208,6 +213,14 @@ static int check_ruling(struct daemon *d, struct image *img, const char *what, c
     return -EBUSY;
 }
 
+void image_log_foreign(struct daemon *d, struct inode *i, const char *what)
+{
+    image_log_refused(d, i, what,
+                      "it lies on another file system that is mounted below the datastore, where diskguard "
+                      "cannot claim it. Mount a view of that "
+                      "file system instead");
+}
+
 /* Header rules of an open for write: exactly one format, a size above the threshold, on the datastore's own
  * file system. */
 static int judge(struct daemon *d, struct inode *i, const struct header *h, const struct acquire *a)
@@ -217,11 +230,7 @@ static int judge(struct daemon *d, struct inode *i, const struct header *h, cons
     if (!a->judge && h->verdict != FORMAT_SEALED)
         return 0;
     if (i->dev != d->store.dev) {
-        image_log_refused(
-            d, i, a->what,
-            "it lies on another file system that is mounted below the datastore, where diskguard "
-            "cannot claim "
-            "it. Mount a view of that file system instead");
+        image_log_foreign(d, i, a->what);
         return -EXDEV;
     }
     switch (h->verdict) {

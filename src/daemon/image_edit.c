@@ -217,6 +217,8 @@ int image_convert(struct daemon *d, struct image *img, const struct opener *who)
 
 int image_write_allowed(const struct handle *h)
 {
+    if (!atomic_load_explicit(&h->guarded, memory_order_relaxed))
+        return -atomic_load_explicit(&h->barred, memory_order_relaxed);
     const struct image *img = atomic_load(&h->inode->image);
     return img && atomic_load(&img->io_error) ? -EIO : 0;
 }
@@ -279,6 +281,20 @@ static int edit_held(struct daemon *d, struct image *img, struct handle *h, cons
     return r;
 }
 
+/* Writes of a plain file below FORMAT_REACH look at its claim at most once in this time, so that a log of many short lines is not slowed down.
+ * The keeper looks at all plain writers, too, every KEEPER_PERIOD_MS. */
+#define PLAIN_LOOK_MS 1000u
+
+static int plain_look(struct daemon *d, struct handle *h)
+{
+    uint64_t now = base_now_ms();
+    int barred = atomic_load(&h->barred);
+    if (barred || now - atomic_load(&h->looked_ms) < PLAIN_LOOK_MS)
+        return -barred;
+    atomic_store(&h->looked_ms, now);
+    return image_plain_check(d, h);
+}
+
 /* What the file would be after the write. Under the header lock, so that two halves of a header cannot pass
  * each other. */
 static int write_plain(struct daemon *d, struct image *img, struct handle *h, const struct edit *e,
@@ -297,8 +313,11 @@ static int write_plain(struct daemon *d, struct image *img, struct handle *h, co
         uint64_t off = h->flags & O_APPEND ? hd->file_size : e->off;
         header_write(hd, off, e->buf, e->len);
         header_identify(hd);
-        *ret_becomes = r == 0 && st.st_nlink > 0 && i->dev == d->store.dev && hd->verdict != FORMAT_PLAIN &&
-                       image_is_image(d, i, hd);
+        *ret_becomes = r == 0 && st.st_nlink > 0 && hd->verdict != FORMAT_PLAIN && image_is_image(d, i, hd);
+        if (*ret_becomes && i->dev != d->store.dev) {
+            image_log_foreign(d, i, "write of an image header");
+            r = -EXDEV;
+        }
     }
     ssize_t n = r < 0 || *ret_becomes ? r : pwrite(h->fd, e->buf, e->len, (off_t)e->off);
     int err = errno;
@@ -321,7 +340,10 @@ ssize_t image_write(struct daemon *d, struct handle *h, const void *buf, size_t 
             return r < 0 ? r : (ssize_t)len;
         }
         bool becomes = false;
-        int r = write_plain(d, img, h, &e, &becomes);
+        int r = plain_look(d, h);
+        if (r < 0 && !h->guarded)
+            return r;
+        r = write_plain(d, img, h, &e, &becomes);
         if (r == -EAGAIN) {
             wait_idle(img, d->opt.wait_s + 1);
             if (++tries > 2 && !h->guarded)
@@ -341,7 +363,9 @@ int image_ftruncate(struct daemon *d, struct handle *h, uint64_t size)
     struct edit e = {.kind = EDIT_TRUNCATE, .off = size};
     if (h->guarded)
         return edit_held(d, atomic_load(&h->inode->image), h, &e);
-    int r;
+    int r = image_plain_check(d, h);
+    if (r < 0)
+        return r;
     do
         r = ftruncate(h->fd, (off_t)size) < 0 ? -errno : 0;
     while (r == -EINTR);
@@ -361,7 +385,9 @@ int image_fallocate(struct daemon *d, struct handle *h, int mode, uint64_t off, 
             return edit_held(d, atomic_load(&h->inode->image), h, &e);
         image_wrote(h);
     }
-    int r;
+    int r = h->guarded ? 0 : image_plain_check(d, h);
+    if (r < 0)
+        return r;
     do
         r = fallocate(h->fd, mode, (off_t)off, (off_t)len) < 0 ? -errno : 0;
     while (r == -EINTR);

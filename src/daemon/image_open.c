@@ -125,21 +125,110 @@ static int open_plain(struct image *img, struct handle *h, bool truncate)
     return truncate && ftruncate(h->fd, 0) < 0 ? -errno : 0;
 }
 
-/* Is this file guarded at all? O_TMPFILE files are not: without a name nobody else can reach them. */
-static int is_guarded_file(struct daemon *d, struct handle *h, bool *ret)
+/* Is this file guarded: by its header, by its name, or because somebody holds it although it does not look like an image just now (its holder
+ * has truncated it, is creating one, or has renamed a raw image)? Another file's claim under the same inode number does not count. */
+static int guarded_now(struct daemon *d, struct inode *i, bool *ret)
 {
     _cleanup_free_ struct header *hd = malloc(sizeof(*hd));
-    if (!hd)
+    _cleanup_free_ struct claim *c = malloc(sizeof(*c));
+    if (!hd || !c)
         return -ENOMEM;
-    int r = image_header(h->inode, hd);
+    int r = image_header(i, hd);
     if (r < 0)
         return r;
-    struct stat st;
-    r = io_stat_fresh(h->fd, &st);
-    if (r < 0)
+    *ret = image_is_image(d, i, hd);
+    if (*ret || i->dev != d->store.dev)
+        return 0;
+    r = claim_read(&d->store, i->ino, c);
+    if (r < 0 || c->kind == CLAIM_NONE || c->kind == CLAIM_FREE)
         return r;
-    *ret = st.st_nlink > 0 && image_is_image(d, h->inode, hd);
+    struct io_handle handle;
+    if (c->kind == CLAIM_HELD) {
+        r = io_handle_get(i->fd, &handle);
+        if (r < 0)
+            return r;
+    }
+    *ret = c->kind == CLAIM_BAD || io_handle_equal(&c->rec.handle, &handle);
     return 0;
+}
+
+/* O_TMPFILE files are not guarded: without a name nobody else can reach them. A file that was made a moment ago holds nobody out. */
+static int is_guarded_file(struct daemon *d, struct handle *h, bool *ret)
+{
+    struct stat st;
+    int r = io_stat_fresh(h->fd, &st);
+    if (r == 0)
+        r = guarded_now(d, h->inode, ret);
+    if (r == 0 && st.st_nlink == 0)
+        *ret = false;
+    return r;
+}
+
+/* Collects the inodes of plain files that are open for write. */
+struct plain_writers {
+    struct daemon *d;
+    struct inode **inode; /* pinned */
+    size_t n, room;
+};
+
+static void plain_writer(void *arg, struct handle *h)
+{
+    struct plain_writers *w = arg;
+    if (!h->writer || atomic_load(&h->guarded))
+        return;
+    if (w->n == w->room) {
+        size_t room = w->room ? 2 * w->room : 64;
+        struct inode **grown = reallocarray(w->inode, room, sizeof(*grown));
+        if (!grown)
+            return; /* the next round may have memory */
+        w->inode = grown;
+        w->room = room;
+    }
+    inode_pin(w->d->inodes, h->inode);
+    w->inode[w->n++] = h->inode;
+}
+
+static void bar_writers(struct daemon *d, struct inode *i)
+{
+    struct image *img = atomic_load(&i->image);
+    bool guarded, news = false;
+    if (!img || !is_idle(img) || guarded_now(d, i, &guarded) < 0)
+        return;
+    mutex_lock(&img->lock);
+    for (struct handle *h = img->state == IMAGE_IDLE ? img->writers : NULL; h; h = h->next_writer)
+        if (!atomic_load(&h->guarded))
+            news |= atomic_exchange(&h->barred, guarded ? EBUSY : 0) == 0 && guarded;
+    mutex_unlock(&img->lock);
+    if (news)
+        image_log_refused(d, i, "further writes",
+                          "it was opened here as a plain file, and has become an image since. Whoever has it "
+                          "open must open "
+                          "it again");
+}
+
+void image_tend_plain(struct daemon *d)
+{
+    struct plain_writers w = {.d = d};
+    handle_each(d->handles, plain_writer, &w);
+    for (size_t k = 0; k < w.n; k++) {
+        bar_writers(d, w.inode[k]);
+        inode_put(d->inodes, w.inode[k]);
+    }
+    free(w.inode);
+}
+
+int image_plain_check(struct daemon *d, struct handle *h)
+{
+    struct image *img = image_get(h->inode);
+    bool guarded;
+    if (!img)
+        return -ENOMEM;
+    if (!is_idle(img))
+        return -EBUSY;
+    int r = is_guarded_file(d, h, &guarded);
+    if (r < 0)
+        return r;
+    return guarded ? -EBUSY : 0;
 }
 
 int image_open(struct daemon *d, struct handle *h, bool truncate)
@@ -179,19 +268,17 @@ int image_hold(struct daemon *d, struct inode *i, const struct opener *who, cons
     if (!S_ISREG(i->type))
         return 0;
     struct image *img = image_get(i);
-    _cleanup_free_ struct header *hd = malloc(sizeof(*hd));
-    if (!img || !hd)
+    if (!img)
         return -ENOMEM;
-    if (atomic_load(&d->stopping))
+    if (atomic_load(&d->stopping) || !is_idle(img))
         return -EBUSY;
-    if (!is_idle(img))
-        return -EBUSY;
-    int r = image_header(i, hd);
+    bool guarded;
+    int r = guarded_now(d, i, &guarded);
     if (r == -ESTALE || r == -ENOENT)
         return 0; /* gone already: the operation itself will say so */
     if (r < 0)
         return r;
-    if (!image_is_image(d, i, hd) || i->dev != d->store.dev)
+    if (!guarded || i->dev != d->store.dev)
         return 0;
     if (!image_begin(d, img))
         return -EBUSY;
@@ -228,7 +315,15 @@ void image_unhold(struct daemon *d, struct hold *h)
 int image_truncate(struct daemon *d, struct inode *i, const struct opener *who, uint64_t size)
 {
     struct hold hold;
-    int r = image_hold(d, i, who, "truncation", &hold);
+    enum image_what what = IMAGE_WHAT_PLAIN;
+    int r = i->dev != d->store.dev ? image_probe(d, i, &what) : 0;
+    if (r < 0)
+        return r;
+    if (what == IMAGE_WHAT_IMAGE) {
+        image_log_foreign(d, i, "truncation");
+        return -EXDEV;
+    }
+    r = image_hold(d, i, who, "truncation", &hold);
     if (r < 0)
         return r;
     _cleanup_close_ int fd = io_reopen(i->fd, O_RDWR);

@@ -104,6 +104,15 @@ void image_acquire_failed(struct daemon *d, struct image *img, const struct acqu
 void image_log_refused(struct daemon *d, struct inode *i, const char *what, const char *fmt, ...)
     DG_PRINTF(4, 5);
 
+/* The line for an image on another file system that is mounted below the datastore (-EXDEV). */
+void image_log_foreign(struct daemon *d, struct inode *i, const char *what);
+
+/* Keeper: writers of plain files that have become images elsewhere, or under another name, get EBUSY. */
+void image_tend_plain(struct daemon *d);
+
+/* May a handle that was opened on a plain file still change it? -EBUSY: the file has become somebody's image meanwhile. */
+DG_MUST_CHECK int image_plain_check(struct daemon *d, struct handle *h);
+
 /* Reads and identifies the header as it stands. */
 DG_MUST_CHECK int image_header(struct inode *i, struct header *ret);
 /* By content or, for a raw image, by name. */

@@ -74,7 +74,10 @@ struct handle {
     bool writer;         /* open for write */
     atomic_bool guarded; /* counted as a writer of inode->image (image.c) */
     struct opener opener;
-    atomic_bool dirty;          /* wrote since the last fsync of this handle */
+    atomic_bool dirty; /* wrote since the last fsync of this handle */
+    atomic_int
+        barred; /* image.c: 0, or EBUSY: the plain file that it was opened on is somebody's image now */
+    atomic_ullong looked_ms;    /* image.c: when that was looked at last */
     struct handle *next_writer; /* image.c: list of the writers of an inode */
     void *dir;                  /* fs_dir.c: open directory stream */
     atomic_uint live;           /* inode.c only */

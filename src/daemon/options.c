@@ -166,8 +166,8 @@ static const struct own_option {
 
 /* ---- everybody else's ---- */
 
-/* What mount(8), fstab(5) and systemd.mount(5) put there for themselves; and times of access, which FUSE
- * leaves to us. */
+/* What mount(8), fstab(5) and systemd.mount(5) put there for themselves; times of access, which FUSE
+ * leaves to us; and what tunes libfuse's own loop, which is not used here. */
 static bool is_for_others(const char *arg)
 {
     static const char *const words[] = {
@@ -178,7 +178,8 @@ static bool is_for_others(const char *arg)
         if (strcmp(arg, words[n]) == 0)
             return true;
     return strncmp(arg, "x-", 2) == 0 || strncmp(arg, "X-", 2) == 0 || strncmp(arg, "comment=", 8) == 0 ||
-           strncmp(arg, "user=", 5) == 0;
+           strncmp(arg, "user=", 5) == 0 || strcmp(arg, "clone_fd") == 0 ||
+           strncmp(arg, "max_threads=", 12) == 0 || strncmp(arg, "max_idle_threads=", 17) == 0;
 }
 
 /* mount options that libfuse passes to the kernel or to fusermount3: fuse(8). */

@@ -210,6 +210,29 @@ static int check_overlap(const char *store, const char *point, struct why *why)
     return inside || around ? -EINVAL : 0;
 }
 
+/* The journal has to be there when the datastore is not, and must not be hidden by the view: its nearest directory that exists. */
+static int check_state_dir(const struct options *o, struct why *why)
+{
+    _cleanup_free_ char *path = strdup(o->state_dir);
+    char real[PATH_MAX];
+    if (!path)
+        return -ENOMEM;
+    while (!realpath(path, real)) {
+        char *slash = strrchr(path, '/');
+        if (!slash || slash == path)
+            return 0; /* host_load() explains what is wrong with it */
+        *slash = '\0';
+    }
+    if (!path_holds(o->datastore, real) && !path_holds(o->mountpoint, real))
+        return 0;
+    why_set(why,
+            "the state directory %.300s lies inside the datastore or the mountpoint: the journal is this "
+            "host's own, give it a local "
+            "directory (state-dir=)",
+            o->state_dir);
+    return -EINVAL;
+}
+
 int options_check_paths(struct options *o, struct why *why)
 {
     int r = canonical(&o->datastore, "datastore", " (is its storage mounted?)", why);
@@ -219,6 +242,8 @@ int options_check_paths(struct options *o, struct why *why)
         r = canonical(&o->mountpoint, "mountpoint", "", why);
     if (r == 0)
         r = check_overlap(o->datastore, o->mountpoint, why);
+    if (r == 0)
+        r = check_state_dir(o, why);
     if (r == 0 &&
         options_to_fuse(o, "fsname", o->datastore) + options_to_fuse(o, "subtype", "diskguard") < 0) {
         why_set(why, "out of memory");

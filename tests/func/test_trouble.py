@@ -188,5 +188,65 @@ def spurious_interrupt(build):
         p.ds.wait_free("img.qcow2")
 
 
+@suite.case("what is held stays held while it does not look like an image: truncated, being created, a raw image under another name")
+def held_but_plain(build):
+    with pair(build, "wait=0") as p, Proc() as holder, Proc() as other:
+        make_qcow2(p.ds.raw("img.qcow2"))
+        with open(p.ds.raw("vm.img"), "wb") as f:
+            f.truncate(1 << 20)
+        for name, flags in (("img.qcow2", os.O_RDWR | os.O_TRUNC), ("vm.img", os.O_RDWR)):
+            fd = holder.call("open", p.a.path(name), flags)
+            if name == "vm.img":
+                os.rename(p.a.path("vm.img"), p.a.path("vm.disk"))
+                os.link(p.a.path("vm.disk"), p.a.path("vm.txt"))
+                name = "vm.disk"
+            open(p.b.path("junk"), "w").close()
+            for path in (p.b.path(name), p.a.path(name)):
+                raises(errno.EBUSY, other.call, "open", path, os.O_RDWR)
+                raises(errno.EBUSY, other.call, "open", path, os.O_WRONLY | os.O_TRUNC)
+                raises(errno.EBUSY, os.truncate, path, 0)
+                raises(errno.EBUSY, os.unlink, path)
+                raises(errno.EBUSY, os.rename, os.path.join(os.path.dirname(path), "junk"), path)
+            if name == "vm.disk":
+                raises(errno.EBUSY, other.call, "open", p.b.path("vm.txt"), os.O_RDWR)
+            holder.call("close", fd)
+            p.ds.wait_settled()
+
+
+@suite.case("a plain handle of another host is cut off once the file has become an image")
+def plain_handle_barred(build):
+    with pair(build, "wait=0") as p, Proc() as a, Proc() as b:
+        open(p.ds.raw("new"), "w").close()
+        make_qcow2(os.path.join(p.ds.base, "source"))
+        with open(os.path.join(p.ds.base, "source"), "rb") as f:
+            data = f.read()
+        fd_b = b.call("open", p.b.path("new"), os.O_RDWR)
+        fd_a = a.call("open", p.a.path("new"), os.O_RDWR)
+        mark = p.b.log_size()
+        a.call("pwrite", fd_a, data, 0)
+        ok(is_sealed(p.ds.raw("new")), "the new image is sealed")
+        raises(errno.EBUSY, b.call, "ftruncate", fd_b, 0)
+        raises(errno.EBUSY, b.call, "fallocate", fd_b, 3, 0, 4096)
+        p.b.wait_log("has become an image since", mark)
+        raises(errno.EBUSY, b.call, "pwrite", fd_b, b"x" * 4096, 1 << 16)
+        raises(errno.EBUSY, b.call, "pwrite", fd_b, b"x", 0)
+        a.call("close", fd_a)
+        p.ds.wait_free("new")
+        eq(sha(p.ds.raw("new")), sha(os.path.join(p.ds.base, "source")), "the new image")
+        b.call("close", fd_b)
+
+
+@suite.case("a datastore inside another one, and a journal inside the datastore, are refused")
+def nested(build):
+    with pair(build, hosts=("a",)) as p:
+        os.mkdir(p.ds.raw("sub"))
+        r = run(*build.command(build.ctl, "init", p.ds.raw("sub")))
+        ok(r.code != 0 and "inside another datastore" in r.out, repr(r))
+        ok(not os.path.exists(p.ds.raw("sub/.diskguard")), "something was made in the nested directory")
+        other = View(p.ds, Host(p.ds.raw(), "x"), start=False)
+        r = run(*build.command(build.diskguard, p.ds.path, other.mnt, "-f", "-o", ",".join(other.options)))
+        ok(r.code != 0 and "state directory" in r.out, repr(r))
+
+
 if __name__ == "__main__":
     suite.main()

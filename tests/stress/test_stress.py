@@ -107,8 +107,9 @@ def _(build):
                 eq(read_at(p.ds.raw(name), 0, 512), heads[name], "round %d: header of %s" % (turn, name))
                 if model is None:
                     continue  # its open was not answered
+                # A session that was killed early may not have read its whole range yet.
                 ok(error in (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO), "errno after the kill: %d" % error)
-                same(read_at(p.ds.raw(name), OFF, SPAN), model, pending, "round %d: content of %s after recovery" % (turn, name))
+                same(read_at(p.ds.raw(name), OFF, len(model)), model, pending, "round %d: content of %s after recovery" % (turn, name))
             for w in workers:
                 w.kill()
 
