@@ -42,7 +42,8 @@ struct edit {
     int mode; /* fallocate mode of EDIT_ZERO */
 };
 /* Carries out a holder's edit that reaches below FORMAT_REACH. The bytes outside the extents land on disk, those inside in the record; if the header
- * becomes another one, the new plan is journalled and claimed first and then written. Everything is durable on return. 0 or -errno; after
+ * becomes another one, the new plan is journalled and claimed first and then written. The record is durable on return; bytes outside the extents are as
+ * durable as any write. 0 or -errno, -EUCLEAN: somebody else wrote to the header; after
  * an error the edit may have happened in part (as POSIX allows), and rec->plan still undoes whatever is on disk. */
 DG_MUST_CHECK int seal_edit(struct seal *s, const struct edit *e);
 

@@ -14,6 +14,7 @@ struct work {
     struct plan plan;  /* that seals `next` */
     struct plan move;  /* that takes the disk from here to there, whatever crash comes in between */
     struct record old; /* to go back to while nothing is on disk yet */
+    bool whole; /* the edit changes the header inside and between the extents: not to be torn by a crash */
 };
 
 /* The holder's view of the header: what is on disk with the true bytes laid over. */
@@ -22,6 +23,11 @@ static int load(struct seal *s, struct work *w)
     int r = header_load(s->fd, &w->disk);
     if (r < 0)
         return r;
+    /* Somebody else wrote there: sealing over it, with those bytes as the ones to go back to, would explain them away. */
+    enum header_state st =
+        overlay_compare(&s->rec->plan, w->disk.bytes, w->disk.n, w->disk.file_size, s->rec->cut);
+    if (st == HEADER_ALIEN || st == HEADER_SHORT)
+        return -EUCLEAN;
     w->next = w->disk;
     overlay_patch(&s->rec->plan, OVERLAY_TRUE, 0, w->next.bytes, w->next.n);
     return 0;
@@ -101,7 +107,7 @@ static void plan_move(const struct plan *from, struct work *w)
     struct plan *m = &w->move;
     uint64_t end = DG_MAX(overlay_end(from), overlay_end(&w->plan));
     end = DG_MIN((end + EXTENT_MAX - 1) / EXTENT_MAX * EXTENT_MAX, w->next.n);
-    if (overlay_same_shape(from, &w->plan)) {
+    if (!w->whole && overlay_same_shape(from, &w->plan)) {
         *m = w->plan;
     } else {
         m->n = 0;
@@ -139,14 +145,32 @@ static int back_out(struct seal *s, const struct work *w, int err)
     return err;
 }
 
+/* Makes the file at least that long. Others may have extended it since it was looked at. */
+static int grow_to(int fd, uint64_t size)
+{
+    struct stat st;
+    int r = io_stat_fresh(fd, &st);
+    return r == 0 && (uint64_t)st.st_size < size ? io_header_truncate(fd, size) : r;
+}
+
+/* Did an edit that was refused leave the header as it was? Then it did not happen. */
+static bool untouched(struct seal *s, const struct work *w)
+{
+    _cleanup_free_ struct header *now = malloc(sizeof(*now));
+    return now && header_load(s->fd, now) == 0 && now->file_size == w->disk.file_size &&
+           now->n == w->disk.n && memcmp(now->bytes, w->disk.bytes, now->n) == 0;
+}
+
 /* The move on disk: grow first, so that a crash leaves zeros (`was`) and never a file that ends inside an
  * extent. */
 static int move_on_disk(struct seal *s, const struct work *w, const struct edit *e)
 {
     int r = 0;
-    if (w->next.file_size > w->disk.file_size)
-        r = io_header_truncate(s->fd, w->next.file_size);
-    if (r == 0 && e && e->kind != EDIT_TRUNCATE)
+    if (e && e->kind == EDIT_ZERO) /* not every file system can: before anything is changed */
+        r = edit_gaps(s->fd, &w->move, e);
+    if (r == 0 && w->next.file_size > w->disk.file_size)
+        r = grow_to(s->fd, w->next.file_size);
+    if (r == 0 && e && e->kind == EDIT_WRITE)
         r = edit_gaps(s->fd, &w->move, e);
     for (unsigned i = 0; r == 0 && i < w->move.n; i++)
         r = io_header_write(s->fd, w->move.ext[i].sealed, w->move.ext[i].len, w->move.ext[i].off);
@@ -175,6 +199,8 @@ static int move(struct seal *s, struct work *w, const struct edit *e)
     if (r < 0)
         return e ? back_out(s, w, r) : r;
     r = move_on_disk(s, w, e);
+    if (r < 0 && e && untouched(s, w))
+        return back_out(s, w, r);
     if (r < 0)
         return r; /* rec->plan undoes what is there, whatever it is */
 
@@ -213,7 +239,8 @@ static int truncate_short(struct seal *s, struct work *w, uint64_t size)
 
 static int edit_in_place(struct seal *s, struct work *w, const struct edit *e)
 {
-    if (!overlay_same_truth(&s->rec->plan, &w->plan)) {
+    bool recorded = !overlay_same_truth(&s->rec->plan, &w->plan);
+    if (recorded) {
         s->rec->plan = w->plan;
         describe(s->rec, &w->next);
         int r = seal_record(s);
@@ -223,15 +250,26 @@ static int edit_in_place(struct seal *s, struct work *w, const struct edit *e)
     if (e->kind == EDIT_TRUNCATE)
         return io_header_truncate(s->fd, e->off);
     int r = edit_gaps(s->fd, &s->rec->plan, e);
-    /* A write or a zeroed range that lies in the extents altogether still makes the file grow, as it would
-     * have. */
-    if (r == 0 && w->next.file_size > w->disk.file_size) {
-        struct stat st;
-        r = io_stat_fresh(s->fd, &st);
-        if (r == 0 && (uint64_t)st.st_size < w->next.file_size)
-            r = io_header_truncate(s->fd, w->next.file_size);
+    /* A write or a zeroed range that lies in the extents altogether still makes the file grow, as it would have. */
+    if (r == 0 && w->next.file_size > w->disk.file_size)
+        r = grow_to(s->fd, w->next.file_size);
+    return r < 0 && recorded && untouched(s, w) ? back_out(s, w, r) : r;
+}
+
+/* Does the edit change bytes on both sides of an extent's edge, up to the last sector that has one? */
+static bool is_whole(const struct record *rec, const struct work *w)
+{
+    if (overlay_same_truth(&rec->plan, &w->plan))
+        return false;
+    uint64_t end = (overlay_end(&rec->plan) + EXTENT_MAX - 1) / EXTENT_MAX * EXTENT_MAX;
+    uint64_t off = 0, gap_off, gap_len;
+    end = DG_MIN(end, DG_MIN(w->disk.n, w->next.n));
+    while (overlay_next_gap(&rec->plan, off, end, &gap_off, &gap_len)) {
+        if (memcmp(w->disk.bytes + gap_off, w->next.bytes + gap_off, gap_len) != 0)
+            return true;
+        off = gap_off + gap_len;
     }
-    return r;
+    return false;
 }
 
 /* Something that an earlier edit left half done is only settled by a move. */
@@ -248,6 +286,7 @@ int seal_edit(struct seal *s, const struct edit *e)
     _cleanup_free_ struct work *w = malloc(sizeof(*w));
     if (!w)
         return -ENOMEM;
+    w->whole = false;
     int r = load(s, w);
     if (r < 0)
         return r;
@@ -258,7 +297,8 @@ int seal_edit(struct seal *s, const struct edit *e)
     r = plan_next(s, w);
     if (r < 0)
         return r;
-    if (settled(s->rec) && overlay_same_shape(&s->rec->plan, &w->plan) &&
+    w->whole = overlay_same_shape(&s->rec->plan, &w->plan) && is_whole(s->rec, w);
+    if (!w->whole && settled(s->rec) && overlay_same_shape(&s->rec->plan, &w->plan) &&
         overlay_same_sealed(&s->rec->plan, &w->plan))
         return edit_in_place(s, w, e);
     return move(s, w, e);

@@ -248,6 +248,22 @@ static int create_enter(struct daemon *d, struct inode *dir, const char *name, i
     return 0;
 }
 
+/* Another host made the file between the kernel's look and ours. The kernel takes it for a new one and checks nothing more, so the
+ * caller's own right to open it is asked here. fd or -errno. */
+static int open_existing(fuse_req_t req, struct inode *i, int flags)
+{
+    struct cred c;
+    int r = cred_enter(req, &c);
+    if (r < 0)
+        return r;
+    int probe = io_reopen(i->fd, flags & ~(O_CREAT | O_EXCL | O_NOCTTY | O_TRUNC));
+    cred_leave(&c);
+    if (probe < 0)
+        return probe;
+    close(probe);
+    return open_backing(req, i, flags);
+}
+
 void fs_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, struct fuse_file_info *fi)
 {
     struct daemon *d = daemon_of(req);
@@ -270,7 +286,7 @@ void fs_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode,
         if (r == 0 && !S_ISREG(i->type))
             r = -EEXIST; /* not what open(2) may create: the kernel looks again */
         if (r == 0)
-            fd = r = open_backing(req, i, flags);
+            fd = r = open_existing(req, i, flags);
     }
     inode_put(d->inodes, dir);
     struct open_op *op = r >= 0 ? op_new(req, i) : NULL;

@@ -1,5 +1,7 @@
 #include "daemon/image_priv.h"
 
+#include "daemon/keeper.h"
+
 #include <assert.h>
 #include <stdio.h>
 #include <string.h>
@@ -53,7 +55,11 @@ struct image *image_get(struct inode *i)
         return NULL;
     img->inode = i;
     mutex_init(&img->lock);
-    pthread_cond_init(&img->moved, NULL);
+    pthread_condattr_t attr;
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&img->moved, &attr);
+    pthread_condattr_destroy(&attr);
     rwlock_init(&img->header);
     img->fd = -1;
     struct image *other = NULL;
@@ -71,6 +77,7 @@ void image_free(struct image *img)
     mutex_destroy(&img->lock);
     pthread_cond_destroy(&img->moved);
     rwlock_destroy(&img->header);
+    free(img->path);
     free(img);
 }
 
@@ -107,14 +114,26 @@ bool image_begin(struct daemon *d, struct image *img)
     return idle;
 }
 
+bool image_busy_twin(struct daemon *d, const struct image *img)
+{
+    bool found = false;
+    mutex_lock(&d->images->lock);
+    for (const struct image *i = d->images->busy; i; i = i->next_busy)
+        found |= i != img && i->inode->ino == img->inode->ino && i->inode->dev == img->inode->dev;
+    mutex_unlock(&d->images->lock);
+    return found;
+}
+
 void image_move_locked(struct daemon *d, struct image *img, enum image_state to, int error)
 {
     assert(allowed[img->state] & (1u << to));
+    bool attempt = to == IMAGE_SEALING || (img->state == IMAGE_SEALING && to == IMAGE_IDLE);
     img->state = to;
     img->info.state = to;
     img->info.error = error;
     pthread_cond_broadcast(&img->moved);
-    park_kick(d->park);
+    if (!attempt) /* one that failed is no news, and would make those that wait for another host spin */
+        park_kick(d->park);
 }
 
 void image_move(struct daemon *d, struct image *img, enum image_state to, int error)
@@ -152,7 +171,11 @@ void image_note(struct image *img)
     const struct record *rec = img->rec;
     mutex_lock(&img->lock);
     struct image_info *n = &img->info;
-    snprintf(n->path, sizeof(n->path), "%s", rec->image);
+    char *path = strdup(rec->image);
+    if (path) {
+        free(img->path);
+        img->path = path;
+    }
     snprintf(n->format, sizeof(n->format), "%s", rec->format);
     snprintf(n->since, sizeof(n->since), "%s", rec->since);
     n->ino = rec->ino;
@@ -194,10 +217,12 @@ static void writer_remove(struct image *img, struct handle *h)
 
 static void log_state(struct daemon *d, struct image *img, int priority, const char *text, int err)
 {
+    char path[RECORD_IMAGE_MAX];
     mutex_lock(&img->lock);
     struct image_info info = img->info;
+    snprintf(path, sizeof(path), "%s", img->path ? img->path : "");
     mutex_unlock(&img->lock);
-    log_image(priority, info.path, d->host.name, info.generation, "'%s' (generation %llu): %s%s%s", info.path,
+    log_image(priority, path, d->host.name, info.generation, "'%s' (generation %llu): %s%s%s", path,
               (unsigned long long)info.generation, text, err ? ": " : "", err ? strerror(abs(err)) : "");
 }
 
@@ -234,11 +259,32 @@ static int forget(struct daemon *d, struct image *img) REQUIRES(img->header)
     return r;
 }
 
+int image_drop_lost_row(struct daemon *d, struct image *img)
+{
+    _cleanup_free_ struct claim *c = malloc(sizeof(*c));
+    int r = c ? claim_read(&d->store, img->rec->ino, c) : -ENOMEM;
+    if (r < 0)
+        return r;
+    bool successor = c->generation > img->rec->generation;
+    if (successor || c->kind == CLAIM_FREE || img->rec->plan.n == 0)
+        return journal_remove(d->journal, img->rec->ino, img->rec->generation);
+    log_state(d, img, LOG_CRIT,
+              "its claim is missing on the datastore. Nothing was written back; the journal of this host "
+              "keeps the true header: with the view "
+              "unmounted, fsck.diskguard -y restores it",
+              0);
+    return 0;
+}
+
 static int restore_steps(struct daemon *d, struct image *img) REQUIRES(img->header)
 {
     if (gone(img->fd)) {
-        log_state(d, img, LOG_WARNING,
-                  "VANISHED: removed on the datastore while it was held; nothing to restore", 0);
+        mutex_lock(&img->lock);
+        bool expected = img->closed; /* our own unlink or rename over it */
+        mutex_unlock(&img->lock);
+        if (!expected)
+            log_state(d, img, LOG_WARNING,
+                      "VANISHED: removed on the datastore while it was held; nothing to restore", 0);
         return forget(d, img);
     }
     int r = io_fsync(img->fd);
@@ -276,13 +322,13 @@ int image_restore(struct daemon *d, struct image *img)
     int r = restore_steps(d, img);
     if (r == -ESTALE) {
         log_state(d, img, LOG_CRIT,
-                  "the claim was taken over by another host before the restore: nothing was written back", 0);
-        r = journal_remove(d->journal, img->rec->ino, img->rec->generation);
+                  "the claim of this host is gone before the restore: nothing was written back", 0);
+        r = image_drop_lost_row(d, img);
         if (r < 0) /* a row without a claim is forgotten by the next start */
             log_state(d, img, LOG_WARNING, "its journal row could not be removed", r);
         r = 0;
     }
-    if (r < 0 && img->rec->step != STEP_STUCK) {
+    if (r < 0 && img->rec->step != STEP_STUCK && img->rec->step != STEP_FREE) {
         /* Other hosts read it there: they need not wait for a release that does not come. */
         img->rec->step = STEP_STUCK;
         struct seal s = image_seal(d, img);
@@ -301,6 +347,8 @@ int image_restore(struct daemon *d, struct image *img)
     bool repeated = img->info.error == -r;
     image_move_locked(d, img, IMAGE_STUCK, -r);
     mutex_unlock(&img->lock);
+    if (!repeated && d->keeper)
+        keeper_kick(d->keeper); /* once at once: most of what fails here passes */
     if (!repeated)
         log_state(d, img, LOG_ERR,
                   r == -EUCLEAN
@@ -328,8 +376,7 @@ void image_unguard(struct daemon *d, struct image *img)
             return; /* STUCK: logged; the keeper goes on */
     } else if (was == IMAGE_FENCED || was == IMAGE_VANISHED) {
         rwlock_write(&img->header);
-        int r = was == IMAGE_VANISHED ? forget(d, img)
-                                      : journal_remove(d->journal, img->rec->ino, img->rec->generation);
+        int r = was == IMAGE_VANISHED ? forget(d, img) : image_drop_lost_row(d, img);
         rwlock_write_unlock(&img->header);
         if (r < 0)
             log_state(d, img, LOG_WARNING,
@@ -391,7 +438,7 @@ static void check_claim(struct daemon *d, struct image *img)
     mutex_lock(&img->lock);
     /* A release or a new hold in between has another generation, or another state: then this look says
      * nothing. */
-    bool same = img->state == IMAGE_SEALED && img->info.generation == rec->generation;
+    bool same = img->state == IMAGE_SEALED && !img->closed && img->info.generation == rec->generation;
     if (same && vanished)
         image_move_locked(d, img, IMAGE_VANISHED, 0);
     mutex_unlock(&img->lock);
@@ -413,7 +460,10 @@ static void seal_late(struct daemon *d, struct image *img)
         return;
     int r = 0;
     rwlock_write(&img->header);
-    if (img->rec && img->fd >= 0 && img->rec->plan.n == 0) {
+    mutex_lock(&img->lock);
+    late = img->state == IMAGE_SEALED; /* a release may have begun */
+    mutex_unlock(&img->lock);
+    if (late && img->rec && img->fd >= 0 && img->rec->plan.n == 0) {
         struct seal s = image_seal(d, img);
         struct edit nothing = {.kind = EDIT_WRITE};
         r = seal_edit(&s, &nothing);
@@ -483,21 +533,20 @@ void image_each(struct daemon *d, void (*fn)(void *arg, const struct image_info 
 {
     unsigned n;
     struct image **list = busy_images(d, &n);
-    struct image_info *info = malloc(sizeof(*info));
     for (unsigned k = 0; k < n; k++) {
         struct image *img = list[k];
-        if (info) {
-            mutex_lock(&img->lock);
-            *info = img->info;
-            info->holder = img->holder;
-            info->writers = img->n_guarded;
-            info->sync_error = atomic_load(&img->sync_error);
-            mutex_unlock(&img->lock);
-            fn(arg, info);
-        }
+        char path[RECORD_IMAGE_MAX];
+        mutex_lock(&img->lock);
+        struct image_info info = img->info;
+        info.holder = img->holder;
+        info.writers = img->n_guarded;
+        info.sync_error = atomic_load(&img->sync_error);
+        snprintf(path, sizeof(path), "%s", img->path ? img->path : "");
+        mutex_unlock(&img->lock);
+        info.path = path;
+        fn(arg, &info);
         inode_put(d->inodes, img->inode);
     }
-    free(info);
     free(list);
 }
 

@@ -91,7 +91,7 @@ unsigned image_shutdown(struct daemon *d);
 /* What control.c shows: one entry per image that is not IDLE, from memory alone. */
 struct image_info {
     enum image_state state;
-    char path[4096];
+    const char *path; /* below the datastore; valid during the call */
     uint64_t ino, generation;
     struct opener holder;
     unsigned writers;

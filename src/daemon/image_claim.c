@@ -52,12 +52,21 @@ bool image_name_is_raw(const struct daemon *d, const char *name)
     return false;
 }
 
+/* A file may have several names, and on shared storage get new ones behind our back: the one that the kernel asked for last counts as well as the
+ * one under which it was first met, and once is for ever, so that a rename does not let a second writer in. */
 static bool raw_by_name(struct daemon *d, struct inode *i)
 {
-    char path[PATH_MAX];
+    struct image *img = atomic_load(&i->image);
+    char path[PATH_MAX], last[NAME_MAX + 1];
+    if (img && atomic_load(&img->raw_named))
+        return true;
     image_path(d, i, path, sizeof(path));
+    inode_last_name(d->inodes, i, last, sizeof(last));
     const char *slash = strrchr(path, '/');
-    return image_name_is_raw(d, slash ? slash + 1 : path);
+    bool raw = image_name_is_raw(d, slash ? slash + 1 : path) || image_name_is_raw(d, last);
+    if (raw && img)
+        atomic_store(&img->raw_named, true);
+    return raw;
 }
 
 bool image_is_image(struct daemon *d, struct inode *i, const struct header *h)
@@ -200,6 +209,16 @@ static int check_ruling(struct daemon *d, struct image *img, const char *what, c
             c->rec.image, c->rec.host_name, fd < 0 ? strerror(-fd) : "it still exists", d->store.path);
         return -EUCLEAN;
     }
+    if (claim_is_of(&c->rec, &d->host) && strcmp(c->rec.daemon, d->host.daemon) == 0 &&
+        !image_busy_twin(d, img)) {
+        /* Ours, of this very daemon, and yet not held: an acquisition that failed, and whose undo failed too. Nothing was sealed. */
+        _cleanup_free_ struct record *rec = malloc(sizeof(*rec));
+        if (!rec)
+            return -ENOMEM;
+        *rec = c->rec;
+        int r = claim_free(&d->store, rec);
+        return r < 0 ? r : -EAGAIN;
+    }
     if (claim_is_of(&c->rec, &d->host)) {
         image_log_refused(
             d, i, what,
@@ -244,6 +263,8 @@ static int judge(struct daemon *d, struct inode *i, const struct header *h, cons
             h->info.why, d->store.path);
         return -EUCLEAN;
     case FORMAT_LIES:
+        if (a->plan_none) /* about to be truncated */
+            return 0;
         image_log_refused(
             d, i, a->what,
             "its %s header contradicts itself: %s. Repair it on the raw datastore (qemu-img check -r "
@@ -253,6 +274,8 @@ static int judge(struct daemon *d, struct inode *i, const struct header *h, cons
         return -EUCLEAN;
     case FORMAT_AMBIGUOUS:
     case FORMAT_MORE:
+        if (a->plan_none)
+            return 0;
         image_log_refused(
             d, i, a->what,
             "two formats match its header: %s. Nothing can tell which one a hypervisor would take; "
@@ -346,7 +369,7 @@ static int recheck(struct daemon *d, struct image *img, const struct acquire *a,
 }
 
 /* Claimed: from here on failure needs an undo. */
-static int seal_claimed(struct daemon *d, struct image *img, const struct acquire *a,
+static int seal_claimed(struct daemon *d, struct image *img, const struct acquire *a, bool *ret_sealing,
                         const struct header *was) REQUIRES(img->header)
 {
     int r = io_fence_shared(img->fd, d->store.fence);
@@ -358,6 +381,7 @@ static int seal_claimed(struct daemon *d, struct image *img, const struct acquir
         r = recheck(d, img, a, was);
     if (r == 0 && img->rec->plan.n > 0) {
         struct seal s = image_seal(d, img);
+        *ret_sealing = true;
         r = seal_write(&s);
     }
     return r;
@@ -435,12 +459,19 @@ static int acquire_locked(struct daemon *d, struct image *img, const struct acqu
         return r;
     }
     image_note(img);
-    r = seal_claimed(d, img, a, h);
+    bool sealing = false;
+    r = seal_claimed(d, img, a, &sealing, h);
     if (r == 0)
         return 0;
+    if (!sealing) { /* not a byte was written: whatever the header is now, it is not ours to undo */
+        rec->plan.n = 0;
+        rec->step = STEP_CLAIMED;
+    }
     struct seal s = image_seal(d, img);
     int undo = seal_restore(&s, &rec->mtime);
-    if (undo < 0 && undo != -ESTALE)
+    if (undo == -ESTALE)
+        undo = image_drop_lost_row(d, img);
+    if (undo < 0)
         *ret_stuck = true;
     return r == -ESTALE ? -EBUSY : r;
 }

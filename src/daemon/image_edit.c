@@ -23,7 +23,9 @@ static bool read_held(struct image *img, struct handle *h, void *buf, size_t len
 {
     rwlock_read(&img->header);
     mutex_lock(&img->lock);
-    bool held = atomic_load(&img->held) && img->state != IMAGE_FENCED && img->state != IMAGE_IDLE;
+    /* A claim that is freed already (plan gone, not SEALED any more) explains nothing: a successor may have sealed. */
+    bool held = atomic_load(&img->held) && img->rec && (img->rec->plan.n > 0 || img->state == IMAGE_SEALED) &&
+                img->state != IMAGE_FENCED && img->state != IMAGE_IDLE;
     mutex_unlock(&img->lock);
     if (held) {
         *ret = read_some(h->fd, buf, len, off);
@@ -109,9 +111,9 @@ static ssize_t read_foreign(struct daemon *d, struct handle *h, void *buf, size_
         return r;
     /* A seal never touches the magic: what is plain now, or has no header, is not sealed. Other file systems
      * are never sealed either. */
-    if (w->hd.verdict == FORMAT_PLAIN || w->hd.format == &format_raw || i->dev != d->store.dev)
-        return read_some(h->fd, buf, len, off);
-    r = foreign_header(d, i, w);
+    bool sealable = w->hd.verdict != FORMAT_PLAIN && w->hd.format != &format_raw && i->dev == d->store.dev;
+    if (sealable)
+        r = foreign_header(d, i, w);
     if (r == -EIO)
         log_unexplained(d, i);
     if (r < 0)
@@ -178,7 +180,7 @@ int image_adopt_writers(struct daemon *d, struct image *img)
 static void wait_idle(struct image *img, unsigned seconds)
 {
     struct timespec until;
-    clock_gettime(CLOCK_REALTIME, &until); /* pthread_cond_timedwait's default clock; only bounds the wait */
+    clock_gettime(CLOCK_MONOTONIC, &until);
     until.tv_sec += seconds;
     mutex_lock(&img->lock);
     while (img->state == IMAGE_SEALING || img->state == IMAGE_RESTORING)
@@ -310,10 +312,12 @@ static int write_plain(struct daemon *d, struct image *img, struct handle *h, co
     if (r == 0) {
         struct stat st = {0};
         r = io_stat_fresh(h->fd, &st);
+        header_identify(hd);
+        bool before = image_is_image(d, i, hd);
         uint64_t off = h->flags & O_APPEND ? hd->file_size : e->off;
         header_write(hd, off, e->buf, e->len);
         header_identify(hd);
-        *ret_becomes = r == 0 && st.st_nlink > 0 && hd->verdict != FORMAT_PLAIN && image_is_image(d, i, hd);
+        *ret_becomes = r == 0 && st.st_nlink > 0 && (before || image_is_image(d, i, hd));
         if (*ret_becomes && i->dev != d->store.dev) {
             image_log_foreign(d, i, "write of an image header");
             r = -EXDEV;
@@ -358,38 +362,49 @@ ssize_t image_write(struct daemon *d, struct handle *h, const void *buf, size_t 
     }
 }
 
+/* Truncation and allocation of a plain file. Under the header lock, so that no seal comes between look and change. */
+static int change_plain(struct daemon *d, struct handle *h, const struct edit *e)
+{
+    struct image *img = image_get(h->inode);
+    if (!img)
+        return -ENOMEM;
+    rwlock_write(&img->header);
+    int r = image_plain_check(d, h);
+    if (r == 0) {
+        do
+            r = (e->kind == EDIT_TRUNCATE ? ftruncate(h->fd, (off_t)e->off)
+                                          : fallocate(h->fd, e->mode, (off_t)e->off, (off_t)e->len)) < 0
+                    ? -errno
+                    : 0;
+        while (r == -EINTR);
+    }
+    rwlock_write_unlock(&img->header);
+    return r;
+}
+
 int image_ftruncate(struct daemon *d, struct handle *h, uint64_t size)
 {
     struct edit e = {.kind = EDIT_TRUNCATE, .off = size};
     if (h->guarded)
         return edit_held(d, atomic_load(&h->inode->image), h, &e);
-    int r = image_plain_check(d, h);
-    if (r < 0)
-        return r;
-    do
-        r = ftruncate(h->fd, (off_t)size) < 0 ? -errno : 0;
-    while (r == -EINTR);
-    return r;
+    return change_plain(d, h, &e);
 }
 
 int image_fallocate(struct daemon *d, struct handle *h, int mode, uint64_t off, uint64_t len)
 {
-    if (h->guarded) {
-        int r = image_write_allowed(h);
-        if (r < 0)
-            return r;
-        if (off < FORMAT_REACH && mode & (FALLOC_FL_COLLAPSE_RANGE | FALLOC_FL_INSERT_RANGE))
-            return -EOPNOTSUPP; /* would move the header; callers fall back to copying */
-        struct edit e = {.kind = EDIT_ZERO, .off = off, .len = len, .mode = mode};
-        if (off < FORMAT_REACH && mode & (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE))
-            return edit_held(d, atomic_load(&h->inode->image), h, &e);
-        image_wrote(h);
-    }
-    int r = h->guarded ? 0 : image_plain_check(d, h);
+    struct edit e = {.kind = EDIT_ZERO, .off = off, .len = len, .mode = mode};
+    if (!h->guarded)
+        return change_plain(d, h, &e);
+    int r = image_write_allowed(h);
     if (r < 0)
         return r;
+    if (off < FORMAT_REACH && mode & (FALLOC_FL_COLLAPSE_RANGE | FALLOC_FL_INSERT_RANGE))
+        return -EOPNOTSUPP; /* would move the header; callers fall back to copying */
+    if (off < FORMAT_REACH && mode & (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE))
+        return edit_held(d, atomic_load(&h->inode->image), h, &e);
     do
         r = fallocate(h->fd, mode, (off_t)off, (off_t)len) < 0 ? -errno : 0;
     while (r == -EINTR);
+    image_wrote(h);
     return r;
 }

@@ -188,11 +188,25 @@ static void plain_writer(void *arg, struct handle *h)
     w->inode[w->n++] = h->inode;
 }
 
+/* Nobody else holds it (it was renamed to a raw image's name, say): its writers do, then. */
+static bool adopt_idle(struct daemon *d, struct image *img)
+{
+    struct opener who = {0};
+    mutex_lock(&img->lock);
+    bool any = img->writers != NULL;
+    if (any)
+        who = img->writers->opener;
+    mutex_unlock(&img->lock);
+    return any && image_convert(d, img, &who) == 0;
+}
+
 static void bar_writers(struct daemon *d, struct inode *i)
 {
     struct image *img = atomic_load(&i->image);
     bool guarded, news = false;
     if (!img || !is_idle(img) || guarded_now(d, i, &guarded) < 0)
+        return;
+    if (guarded && adopt_idle(d, img))
         return;
     mutex_lock(&img->lock);
     for (struct handle *h = img->state == IMAGE_IDLE ? img->writers : NULL; h; h = h->next_writer)
@@ -333,7 +347,7 @@ int image_truncate(struct daemon *d, struct inode *i, const struct opener *who, 
         r = fd < 0 ? fd : r;
     else
         r = io_header_truncate(fd, size);
-    if (hold.claimed)
+    if (r == 0 && hold.claimed)
         atomic_store(&atomic_load(&i->image)->wrote, true);
     image_unhold(d, &hold);
     return r;

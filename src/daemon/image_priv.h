@@ -28,6 +28,7 @@ struct image {
         closed GUARDED_BY(lock); /* held for a namespace operation: nobody joins, not even the same process */
     struct image_rival rival GUARDED_BY(lock);
     struct image_info info GUARDED_BY(lock); /* what control.c shows, so that it never waits for `header` */
+    char *path GUARDED_BY(lock);             /* of info: most files never need one */
     struct timespec mtime GUARDED_BY(lock);  /* to put back when the holder wrote nothing */
     struct image *next_busy;                 /* image_table: list of images that are not IDLE */
 
@@ -40,6 +41,7 @@ struct image {
     atomic_int io_error;    /* 0, or the positive errno that writes get (FENCED, shutdown) */
     atomic_int sync_error;  /* 0, or the positive errno of the first failed fsync */
     atomic_bool wrote;      /* the holder changed the file since the seal */
+    atomic_bool raw_named;  /* a name made it a raw image once */
     atomic_bool eio_logged; /* an unexplained seal was reported */
 };
 
@@ -95,6 +97,13 @@ struct acquire {
 };
 DG_MUST_CHECK int image_acquire(struct daemon *d, struct image *img, const struct acquire *a,
                                 bool *ret_stuck);
+
+/* Is the same inode number held through another inode of the view (one that was displaced by a reused number)? */
+bool image_busy_twin(struct daemon *d, const struct image *img);
+
+/* Another host holds the image now, or did. Only a successor's claim makes our row worthless: where there is no claim at all (somebody removed it,
+ * the storage lost it), the row is the last copy of the true bytes, and stays for fsck.diskguard. */
+DG_MUST_CHECK int image_drop_lost_row(struct daemon *d, struct image *img) REQUIRES(img->header);
 
 /* Ends a failed long action: STUCK keeps record and descriptor for the keeper. -EUCLEAN, -EPERM and -EXDEV are logged where they are decided,
  * -EBUSY by whoever gives up waiting. */

@@ -1,6 +1,7 @@
 #include "daemon/inode.h"
 
 #include <fcntl.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/random.h>
 #include <sys/stat.h>
@@ -348,6 +349,13 @@ void inode_named(struct inode_table *t, struct inode *i, const struct inode *dir
     i->used = true;
     mutex_unlock(&t->lock);
     free(old);
+}
+
+void inode_last_name(struct inode_table *t, const struct inode *i, char *ret, size_t size)
+{
+    mutex_lock(&t->lock);
+    snprintf(ret, size, "%s", i->name ? i->name : "");
+    mutex_unlock(&t->lock);
 }
 
 void inode_watch(struct inode_table *t, unsigned long limit, void (*crowded)(void *arg), void *arg)

@@ -50,6 +50,8 @@ unsigned long inode_count(const struct inode_table *t);
 /* Notes under which name the kernel knows the inode of a counted lookup, so that it can be asked to forget it (prune.h). To be called by every
  * operation that answers with an entry. */
 void inode_named(struct inode_table *t, struct inode *i, const struct inode *dir, const char *name);
+/* The name last noted, copied: "" when there is none. */
+void inode_last_name(struct inode_table *t, const struct inode *i, char *ret, size_t size);
 /* Calls crowded() for each new inode while there are more than limit: under the table's lock, so it only wakes somebody. limit 0 ends it. */
 void inode_watch(struct inode_table *t, unsigned long limit, void (*crowded)(void *arg), void *arg);
 struct inode_name {

@@ -236,6 +236,77 @@ def plain_handle_barred(build):
         b.call("close", fd_b)
 
 
+@suite.case("a claim that has disappeared: the journal row, the last copy of the header, is kept, and fsck -y restores from it")
+def claim_missing(build):
+    for compat in ("0.10", "1.1"):
+        with pair(build, "wait=0", hosts=("a",), settled=False) as p, Proc() as holder:
+            make_qcow2(p.ds.raw("img.qcow2"), "64M", "compat=" + compat)
+            true = sha(p.ds.raw("img.qcow2"))
+            fd = holder.call("open", p.a.path("img.qcow2"), os.O_RDWR)
+            os.unlink(claim_path(p.ds, "img.qcow2"))
+            mark = p.a.log_size()
+            holder.call("close", fd)
+            p.a.wait_log("its claim is missing", mark)
+            p.a.stop()
+            ok(is_sealed(p.ds.raw("img.qcow2")), "the image is still sealed")
+            eq(p.ds.fsck(p.a.host, "-y").code, 1, "exit code of fsck -y")
+            eq(sha(p.ds.raw("img.qcow2")), true, "the image after fsck -y")
+            p.ds.fsck_clean(p.a.host)
+
+
+@suite.case("an allocation that the file system refuses changes nothing, neither for the holder nor after the close")
+def refused_fallocate(build):
+    with pair(build, "wait=0", hosts=("a",)) as p, Proc() as holder:
+        make_qcow2(p.ds.raw("img.qcow2"))
+        true = sha(p.ds.raw("img.qcow2"))
+        fd = holder.call("open", p.a.path("img.qcow2"), os.O_RDWR)
+        raises((errno.EFBIG, errno.ENOSPC, errno.EOPNOTSUPP), holder.call, "fallocate", fd, 0x10, 0, 1 << 60)
+        eq(qcow2_size(p.a.path("img.qcow2")), 64 << 20, "size for the holder")
+        holder.call("close", fd)
+        p.ds.wait_free("img.qcow2")
+        eq(sha(p.ds.raw("img.qcow2")), true, "the image afterwards")
+
+
+@suite.case("a second name does not let a second writer in: hard links, names of the raw side, a plain file renamed to an image's name")
+def names(build):
+    with pair(build, "wait=0") as p, Proc() as a, Proc() as b:
+        with open(p.ds.raw("disk.part"), "wb") as f:
+            f.truncate(1 << 20)
+        os.stat(p.b.path("disk.part"))
+        os.link(p.ds.raw("disk.part"), p.ds.raw("disk.img"))
+        os.unlink(p.ds.raw("disk.part"))
+        fd = b.call("open", p.b.path("disk.img"), os.O_RDWR)
+        raises(errno.EBUSY, a.call, "open", p.a.path("disk.img"), os.O_RDWR)
+        b.call("close", fd)
+        p.ds.wait_settled()
+        fd = a.call("open", p.a.path("d.tmp"), os.O_RDWR | os.O_CREAT, 0o644)
+        a.call("pwrite", fd, b"A" * 8192, 0)
+        os.rename(p.a.path("d.tmp"), p.a.path("d.img"))
+        wait_for(lambda: p.ds.claim_of("d.img") == "claimed", "the writer of the renamed file holds it")
+        raises(errno.EBUSY, b.call, "open", p.b.path("d.img"), os.O_RDWR)
+        a.call("pwrite", fd, b"B" * 8192, 1 << 16)
+        a.call("close", fd)
+        p.ds.wait_settled()
+
+
+@suite.case("a broken header can be truncated and made anew; an ordinary rm is not called VANISHED")
+def broken(build):
+    with pair(build, "wait=5", hosts=("a",)) as p:
+        make_qcow2(p.ds.raw("img.qcow2"))
+        with open(p.ds.raw("img.qcow2"), "r+b") as f:
+            f.seek(20)
+            f.write((77).to_bytes(4, "big"))
+        raises(errno.EUCLEAN, os.open, p.a.path("img.qcow2"), os.O_RDWR)
+        os.close(os.open(p.a.path("img.qcow2"), os.O_RDWR | os.O_TRUNC))
+        p.ds.wait_settled()
+        mark = p.a.log_size()
+        make_qcow2(p.a.path("img.qcow2"))
+        p.ds.wait_free("img.qcow2")
+        os.unlink(p.a.path("img.qcow2"))
+        wait_for(lambda: not p.ds.claims(), "the claim of the removed image is gone")
+        ok("VANISHED" not in p.a.log()[mark:], "an ordinary rm is reported as VANISHED")
+
+
 @suite.case("a datastore inside another one, and a journal inside the datastore, are refused")
 def nested(build):
     with pair(build, hosts=("a",)) as p:
