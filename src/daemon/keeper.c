@@ -36,8 +36,7 @@ static void *run(void *arg)
     struct keeper *k = arg;
     struct daemon *d = k->d;
     int failed = 0;
-    uint64_t beat = 0;
-    do {
+    for (uint64_t beat = KEEPER_FIRST_BEAT; wait_round(k);) {
         if (d->host_lock_fd >= 0) {
             int r = host_beat(d->host_lock_fd, &d->host, ++beat);
             if (r < 0 && r != failed)
@@ -46,7 +45,7 @@ static void *run(void *arg)
             failed = r;
         }
         image_tend(d);
-    } while (wait_round(k));
+    }
     return NULL;
 }
 

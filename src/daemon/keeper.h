@@ -8,6 +8,9 @@
 #define KEEPER_PERIOD_MS                                                                                     \
     5000u /* between two rounds: a lost claim is noticed, and a STUCK image retried, at this pace */
 
+/* The one before the view is mounted, which writes boot and daemon of this start into the host's record (start.c). */
+#define KEEPER_FIRST_BEAT 1u
+
 struct keeper *keeper_new(struct daemon *d);
 void keeper_kick(struct keeper *k); /* a round now */
 void keeper_free(struct keeper *k);

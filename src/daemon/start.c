@@ -148,7 +148,15 @@ static int take_over_host(struct daemon *d, struct why *why)
     r = journal_open(d->opt.state_dir, d->store.uuid, &d->journal, why);
     if (r == 0)
         r = store_prove(&d->store, why);
-    return r < 0 ? r : recover(d, why);
+    if (r < 0)
+        return r;
+    r = host_beat(d->host_lock_fd, &d->host, KEEPER_FIRST_BEAT);
+    if (r < 0) {
+        why_set(why, "%s: the record of this host cannot be written: %s; %s", d->opt.datastore, strerror(-r),
+                store_hint(r));
+        return r;
+    }
+    return recover(d, why);
 }
 
 static int make_tables(struct daemon *d, struct why *why)

@@ -353,6 +353,7 @@ class View:
 
     def spawn(self, **env):
         log = open(self.log_path, "ab")
+        self.log_mark = log.tell()
         self.p = subprocess.Popen(self.build.command(self.build.diskguard, self.datastore, self.mnt, "-f", "-o",
                                                      ",".join(self.options)),
                                   stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.build.env(**self.env, **env))
@@ -367,7 +368,8 @@ class View:
         return self
 
     def wait_mounted(self, timeout=30.0):
-        wait_for(lambda: self.p.poll() is not None or mounted_at(self.mnt), "%s is mounted" % self.mnt, timeout)
+        # Not as soon as the mount is there: the daemon looks at it itself before it says so, and until then it is busy.
+        wait_for(lambda: self.p.poll() is not None or "is mounted on" in self.log()[self.log_mark:], "%s is mounted" % self.mnt, timeout)
         ok(self.p.poll() is None, "diskguard ended with %s before it mounted: %s" % (self.p.poll(), self.log()[-600:].strip()))
         run("stat", self.mnt, timeout=timeout)
         ok(self.p.poll() is None, "diskguard ended with %s: %s" % (self.p.poll(), self.log()[-600:].strip()))
