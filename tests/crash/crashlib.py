@@ -13,7 +13,6 @@ import tempfile
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "func"))
 
-import dgtest  # noqa: E402
 from dgqemu import make_qcow2, no_lock  # noqa: E402
 from dgtest import Datastore, Fail, Host, Proc, View, eq, is_sealed, must, ok, raises, run, suite_tmp, wait_for  # noqa: E402
 
@@ -238,7 +237,7 @@ def recover_with_crash(c, scenario, j, by_fsck):
         return crashed
     c.armed(True)
     c.view.spawn(DISKGUARD_HOOK_KILL=str(j), DISKGUARD_HOOK_ARM=c.arm)
-    wait_for(lambda: not c.view.alive() or dgtest.mounted_at(c.view.mnt), "it starts or dies")
+    wait_for(lambda: not c.view.alive() or c.view.says_mounted(), "it starts or dies")
     c.armed(False)
     run("stat", c.view.mnt)  # a hook that was passed while the mount appeared may still kill it
     crashed = not c.view.alive()

@@ -367,9 +367,12 @@ class View:
         self.wait_mounted(timeout)
         return self
 
+    def says_mounted(self):
+        return "is mounted on" in self.log()[self.log_mark:]
+
     def wait_mounted(self, timeout=30.0):
         # Not as soon as the mount is there: the daemon looks at it itself before it says so, and until then it is busy.
-        wait_for(lambda: self.p.poll() is not None or "is mounted on" in self.log()[self.log_mark:], "%s is mounted" % self.mnt, timeout)
+        wait_for(lambda: self.p.poll() is not None or self.says_mounted(), "%s is mounted" % self.mnt, timeout)
         ok(self.p.poll() is None, "diskguard ended with %s before it mounted: %s" % (self.p.poll(), self.log()[-600:].strip()))
         run("stat", self.mnt, timeout=timeout)
         ok(self.p.poll() is None, "diskguard ended with %s: %s" % (self.p.poll(), self.log()[-600:].strip()))

@@ -466,6 +466,8 @@ def _(build):
                 eq(e.errno, errno.ENOSPC)
             os.close(fd)
             os.unlink(p.a.path("f"))
+            # FUSE releases a closed file asynchronously: until then the removed file still has its room.
+            wait_for(lambda: os.statvfs(p.ds.raw()).f_bavail > 256, "the room of the removed file is free")
             put(p.a.path("g"), b"room again")
             eq(read_at(p.ds.raw("g"), 0, 99), b"room again")
     finally:
