@@ -163,7 +163,7 @@ static int load_image(const struct store *s, struct raw_image *im, const char *r
     }
     if (fd < 0)
         return fd;
-    int r = io_stat_fresh(fd, &im->st);
+    int r = io_fresh_stat(fd, &im->st);
     if (r < 0)
         return r;
     if (!S_ISREG(im->st.st_mode))

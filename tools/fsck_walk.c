@@ -72,7 +72,7 @@ int walk_claims(struct fsck *f)
     if (f->nclaims > 1)
         qsort(f->claims, f->nclaims, sizeof(*f->claims), by_inode);
     if (r == 0)
-        r = io_dir_fresh(f->store.claims_fd, count_file, f);
+        r = io_fresh_dir(f->store.claims_fd, count_file, f);
     return r;
 }
 
@@ -350,7 +350,7 @@ static void see_dir(struct walk *w, int path_fd)
     }
     w->depth++;
     w->dir_fd = fd;
-    r = io_dir_fresh(fd, see_name, w);
+    r = io_fresh_dir(fd, see_name, w);
     w->dir_fd = before;
     w->depth--;
     if (r < 0 && r != -ECANCELED)
@@ -411,7 +411,7 @@ int walk_files(struct fsck *f)
     }
     w.header = out_alloc(sizeof(*w.header));
     w.claim = out_alloc(sizeof(*w.claim));
-    r = io_dir_fresh(f->store.root_fd, see_name, &w);
+    r = io_fresh_dir(f->store.root_fd, see_name, &w);
     free(w.header);
     free(w.claim);
     free(w.seen);

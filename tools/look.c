@@ -65,7 +65,7 @@ static int read_identity(struct store *s)
                                    TEXT_FIELD("made", made)};
     _cleanup_free_ char *text = NULL;
     size_t len;
-    int r = io_text_read(s->dir_fd, "datastore", TEXT_MAX, &text, &len);
+    int r = io_fresh_text(s->dir_fd, "datastore", TEXT_MAX, &text, &len);
 
     if (r == 0)
         r = text_parse(text, len, "diskguard-datastore", DG_FORMAT_VERSION, f, 3);
@@ -89,7 +89,7 @@ static int look(const char *path, struct store *s)
     s->root_fd = open(s->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (s->root_fd < 0)
         return -errno;
-    r = io_stat_fresh(s->root_fd, &st);
+    r = io_fresh_stat(s->root_fd, &st);
     if (r < 0)
         return r;
     s->dev = st.st_dev;

@@ -71,7 +71,7 @@ static int see_highest(void *arg, const char *name)
 static int highest_of(const struct store *s, uint64_t ino, uint64_t *ret)
 {
     struct ruling ruling = {.ino = ino};
-    int r = medium(io_dir_fresh(s->claims_fd, see_highest, &ruling));
+    int r = medium(io_fresh_dir(s->claims_fd, see_highest, &ruling));
 
     if (r < 0)
         return r;
@@ -110,7 +110,7 @@ static int entry_cmp(const void *a, const void *b)
 
 int claim_list(const struct store *s, struct claim_listing *l)
 {
-    int r = medium(io_dir_fresh(s->claims_fd, see_entry, l));
+    int r = medium(io_fresh_dir(s->claims_fd, see_entry, l));
 
     if (r < 0)
         return r;
@@ -134,7 +134,7 @@ int claim_read_generation(const struct store *s, uint64_t ino, uint64_t generati
     int r;
 
     claim_name(ino, generation, name);
-    r = io_text_read(s->claims_fd, name, DG_RECORD_MAX, &text, &len);
+    r = io_fresh_text(s->claims_fd, name, DG_RECORD_MAX, &text, &len);
     if (r == 0) {
         r = record_decode(text, len, &ret->rec);
         if (r == 0 && (ret->rec.ino != ino || ret->rec.generation != generation))
@@ -257,7 +257,7 @@ static bool name_leads_to(const struct store *s, const struct record *rec, int f
         return false;
     claim_name(rec->ino, rec->generation, name);
     named = io_open_beneath(s->claims_fd, name, O_RDONLY | O_NONBLOCK, 0);
-    if (named < 0 || io_stat_fresh(named, &there) < 0 || io_stat_fresh(fd, &ours) < 0)
+    if (named < 0 || io_fresh_stat(named, &there) < 0 || io_fresh_stat(fd, &ours) < 0)
         return false;
     return there.st_ino == ours.st_ino && there.st_dev == ours.st_dev;
 }
@@ -319,7 +319,7 @@ static int link_proved(const struct store *s, const struct record *rec, int fd, 
     if (answer == 0 && linkat(s->tmp_fd, tmp, s->claims_fd, name, 0) < 0)
         answer = medium(-errno);
     /* The answer proves nothing: replies get lost, and the retransmission meets our own file. */
-    r = medium(io_stat_fresh(fd, &st));
+    r = medium(io_fresh_stat(fd, &st));
     if (r < 0)
         return r;
     if (st.st_nlink == 2)

@@ -84,7 +84,7 @@ static int see_tmp(void *arg, const char *name)
 static int sweep_tmp(const struct store *s, const struct host *h, bool dry_run, unsigned *stale)
 {
     struct stale found = {.host = h};
-    int r = io_dir_fresh(s->tmp_fd, see_tmp, &found);
+    int r = io_fresh_dir(s->tmp_fd, see_tmp, &found);
 
     for (size_t i = 0; r == 0 && i < found.n; i++) {
         ++*stale;

@@ -17,10 +17,10 @@ int header_load(int fd, struct header *ret)
     int r;
 
     for (unsigned tries = 0; tries < 3; tries++) {
-        r = io_stat_fresh(fd, &st);
+        r = io_fresh_stat(fd, &st);
         if (r < 0)
             return r;
-        n = io_header_read(fd, bytes, reach((uint64_t)st.st_size), 0);
+        n = io_fresh_header(fd, bytes, reach((uint64_t)st.st_size), 0);
         if (n < 0)
             return (int)n;
         if ((size_t)n < reach((uint64_t)st.st_size)) /* cut between the two calls */

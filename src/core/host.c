@@ -125,7 +125,7 @@ static int installation_read(int dir_fd, dg_uuid ret)
     const struct text_field f[] = {TEXT_FIELD("id", id)};
     _cleanup_free_ char *text = NULL;
     size_t len;
-    int r = io_text_read(dir_fd, INSTALLATION_FILE, INSTALLATION_TEXT_MAX, &text, &len);
+    int r = io_fresh_text(dir_fd, INSTALLATION_FILE, INSTALLATION_TEXT_MAX, &text, &len);
 
     if (r < 0)
         return r == -EFBIG || r == -EINVAL ? -EBADMSG : r;
@@ -189,7 +189,7 @@ static int installation_get(const char *state_dir, int dir_fd, dg_uuid ret, stru
             r = installation_read(dir_fd, id);
     }
     if (r == 0)
-        r = io_dir_fresh(dir_fd, installation_sweep, &dir_fd);
+        r = io_fresh_dir(dir_fd, installation_sweep, &dir_fd);
     /* Also when the file was there: the process that made it may not have come to its fsync, and an id that a
      * record on the datastore names must not be lost in a power cut. */
     if (r == 0)

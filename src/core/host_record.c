@@ -124,11 +124,11 @@ int host_record_read(const struct store *s, const char *uuid, struct host_record
 
     if (!base_uuid_ok(uuid))
         return -EINVAL;
-    r = io_stat_fresh(s->hosts_fd,
+    r = io_fresh_stat(s->hosts_fd,
                       &st); /* a cached "no such name" goes with the directory's old attributes */
     if (r < 0)
         return r;
-    r = io_text_read(s->hosts_fd, uuid, HOST_RECORD_SIZE, &text, &len);
+    r = io_fresh_text(s->hosts_fd, uuid, HOST_RECORD_SIZE, &text, &len);
     if (r < 0)
         return r == -EFBIG ? -EBADMSG : r;
     r = record_decode_file(text, len, uuid, &c);
@@ -147,7 +147,7 @@ static int record_load(int fd, const char *uuid, struct copy *ret)
     int r = io_cache_drop(fd);
 
     if (r == 0)
-        r = io_stat_fresh(fd, &st);
+        r = io_fresh_stat(fd, &st);
     if (r < 0)
         return r;
     if (st.st_size != HOST_RECORD_SIZE)
@@ -235,7 +235,7 @@ static int record_link(const struct store *s, const struct host *h, const char *
 
     if (err == 0 && linkat(s->tmp_fd, tmp, s->hosts_fd, h->uuid, 0) < 0)
         err = -errno;
-    r = io_stat_fresh(fd, &st);
+    r = io_fresh_stat(fd, &st);
     if (r < 0)
         return r;
     if (st.st_nlink != 2)
@@ -277,7 +277,7 @@ static int lock_open(const struct store *s, const char *uuid)
     const struct timespec pause = {.tv_nsec = LOCK_PAUSE_MS * 1000000L};
     _cleanup_close_ int fd = -1;
     struct stat st;
-    int r = io_stat_fresh(s->hosts_fd, &st);
+    int r = io_fresh_stat(s->hosts_fd, &st);
 
     if (r < 0)
         return r;
@@ -292,7 +292,7 @@ static int lock_open(const struct store *s, const char *uuid)
     }
     if (r < 0)
         return r;
-    r = io_stat_fresh(fd, &st);
+    r = io_fresh_stat(fd, &st);
     if (r < 0)
         return r;
     if (st.st_nlink == 0) /* somebody removed the record between open and lock */
@@ -393,7 +393,7 @@ int host_alive(const struct store *s, const char *uuid)
         return -EINVAL;
     if (s->fence == FENCE_NONE)
         return -EOPNOTSUPP;
-    r = io_stat_fresh(s->hosts_fd, &st);
+    r = io_fresh_stat(s->hosts_fd, &st);
     if (r < 0)
         return r;
     fd = io_open_beneath(s->hosts_fd, uuid, O_RDONLY | O_NOFOLLOW | O_NONBLOCK, 0);
@@ -495,5 +495,5 @@ int host_each(const struct store *s, int (*fn)(void *arg, const struct host_reco
 {
     struct each e = {s, fn, arg};
 
-    return io_dir_fresh(s->hosts_fd, each_name, &e);
+    return io_fresh_dir(s->hosts_fd, each_name, &e);
 }

@@ -116,7 +116,7 @@ static struct timespec to_timespec(struct statx_timestamp t)
     return (struct timespec){.tv_sec = t.tv_sec, .tv_nsec = t.tv_nsec};
 }
 
-int io_stat_fresh(int fd, struct stat *ret)
+int io_fresh_stat(int fd, struct stat *ret)
 {
     struct statx stx;
     int r;
@@ -144,7 +144,7 @@ int io_stat_fresh(int fd, struct stat *ret)
     return 0;
 }
 
-int io_dir_fresh(int dirfd, int (*fn)(void *arg, const char *name), void *arg)
+int io_fresh_dir(int dirfd, int (*fn)(void *arg, const char *name), void *arg)
 {
     struct dirent *entry;
     struct stat st;
@@ -154,7 +154,7 @@ int io_dir_fresh(int dirfd, int (*fn)(void *arg, const char *name), void *arg)
     fd = openat(dirfd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC); /* a position of its own, also for threads */
     if (fd < 0)
         return -errno;
-    r = io_stat_fresh(fd, &st);
+    r = io_fresh_stat(fd, &st);
     if (r < 0)
         goto out;
     dir = fdopendir(fd);
@@ -273,14 +273,14 @@ static int read_text(int fd, size_t max, char **ret_text, size_t *ret_len)
     return 0;
 }
 
-int io_text_read(int dirfd, const char *name, size_t max, char **ret_text, size_t *ret_len)
+int io_fresh_text(int dirfd, const char *name, size_t max, char **ret_text, size_t *ret_len)
 {
     struct stat st;
     int r;
 
     for (unsigned tries = 0; tries < 8; tries++) {
         int fd = openat(dirfd, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
-        r = fd < 0 ? -errno : io_stat_fresh(fd, &st);
+        r = fd < 0 ? -errno : io_fresh_stat(fd, &st);
         if (r == 0)
             r = S_ISREG(st.st_mode) ? read_text(fd, max, ret_text, ret_len) : -EINVAL;
         if (fd >= 0)
@@ -289,7 +289,7 @@ int io_text_read(int dirfd, const char *name, size_t max, char **ret_text, size_
          * directory, ask again. */
         if (r != -ESTALE && r != -EINTR)
             return r;
-        r = io_stat_fresh(dirfd, &st);
+        r = io_fresh_stat(dirfd, &st);
         if (r < 0)
             return r;
     }
@@ -337,7 +337,7 @@ int io_cache_drop(int fd)
  * an 8 MiB write, dropping the first 512, 4096 or 65536 bytes drops nothing, the first 2 MiB drops them. So
  * the range is widened to a multiple of the largest folio that the page cache can hold: 2^11 pages
  * (MAX_XAS_ORDER, include/linux/pagemap.h), which are aligned to their size. */
-ssize_t io_header_read(int fd, void *buf, size_t len, uint64_t off)
+ssize_t io_fresh_header(int fd, void *buf, size_t len, uint64_t off)
 {
     uint64_t folio = (uint64_t)sysconf(_SC_PAGESIZE) << 11;
     uint64_t begin = off / folio * folio;

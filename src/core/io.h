@@ -24,10 +24,10 @@ DG_MUST_CHECK int io_open_beneath(int dirfd, const char *path, int flags, mode_t
 DG_MUST_CHECK int io_reopen(int fd, int flags);
 
 /* fstat with attributes fetched now. */
-DG_MUST_CHECK int io_stat_fresh(int fd, struct stat *ret);
+DG_MUST_CHECK int io_fresh_stat(int fd, struct stat *ret);
 
 /* Calls fn for each entry but . and .. of the directory, read fresh. A non-zero return of fn stops and is returned. */
-DG_MUST_CHECK int io_dir_fresh(int dirfd, int (*fn)(void *arg, const char *name), void *arg);
+DG_MUST_CHECK int io_fresh_dir(int dirfd, int (*fn)(void *arg, const char *name), void *arg);
 
 DG_MUST_CHECK int io_fsync(int fd);
 DG_MUST_CHECK int io_pread_all(int fd, void *buf, size_t len, uint64_t off); /* -ENODATA at end of file */
@@ -36,7 +36,7 @@ DG_MUST_CHECK int io_pwrite_all(int fd, const void *buf, size_t len, uint64_t of
 /* ---- small text files (records) ---- */
 
 /* Reads a whole file, fresh, at most max bytes (-EFBIG). -EINVAL: not a regular file; -EAGAIN: replaced again and again meanwhile. *ret_text is NUL-terminated and freed by the caller. */
-DG_MUST_CHECK int io_text_read(int dirfd, const char *name, size_t max, char **ret_text, size_t *ret_len);
+DG_MUST_CHECK int io_fresh_text(int dirfd, const char *name, size_t max, char **ret_text, size_t *ret_len);
 
 /* Creates tmp_name (O_EXCL, 0600) in dirfd, writes, fsyncs. Returns the open descriptor (read-write) or -errno; nothing is left on failure. */
 DG_MUST_CHECK int io_text_create(int dirfd, const char *tmp_name, const void *text, size_t len);
@@ -47,7 +47,7 @@ DG_MUST_CHECK int io_text_create(int dirfd, const char *tmp_name, const void *te
 DG_MUST_CHECK int io_cache_drop(int fd);
 
 /* Reads up to len bytes at off, past the cache. Returns the count (short only at end of file) or -errno. */
-DG_MUST_CHECK ssize_t io_header_read(int fd, void *buf, size_t len, uint64_t off);
+DG_MUST_CHECK ssize_t io_fresh_header(int fd, void *buf, size_t len, uint64_t off);
 
 /* pwrite of header bytes through the seal's descriptor. Not durable before io_fsync. */
 DG_MUST_CHECK int io_header_write(int fd, const void *buf, size_t len, uint64_t off);

@@ -45,7 +45,7 @@ static int find_image(const struct store *s, const struct record *rec, enum imag
         *ret = IMAGE_GONE;
     if (fd < 0)
         return -1; /* by path, a missing name says nothing: images are renamed while in use */
-    r = io_stat_fresh(fd, &st);
+    r = io_fresh_stat(fd, &st);
     if (r == -ESTALE && by_handle)
         *ret = IMAGE_GONE;
     if (r < 0)
@@ -323,7 +323,7 @@ static int restore(struct job *j)
     uint64_t generation = j->work->generation;
     struct timespec mtime;
     struct stat st;
-    int err = io_stat_fresh(j->fd, &st);
+    int err = io_fresh_stat(j->fd, &st);
 
     if (err < 0)
         return err;
@@ -352,7 +352,7 @@ static int release(struct job *j)
     if (r == 0 && state != HEADER_TRUE && state != HEADER_NOPLAN)
         r = -EUCLEAN;
     if (r == 0)
-        r = io_stat_fresh(j->fd, &st);
+        r = io_fresh_stat(j->fd, &st);
     if (r < 0)
         return r;
     mtime = mtime_after(j, &st);

@@ -58,7 +58,7 @@ int seal_write(struct seal *s)
         return r;
 
     struct stat st;
-    r = io_stat_fresh(s->fd, &st);
+    r = io_fresh_stat(s->fd, &st);
     if (r < 0)
         return r;
     s->rec->mtime_sealed = st.st_mtim;
@@ -72,7 +72,7 @@ int seal_write(struct seal *s)
 static int write_truth(int fd, const struct record *rec)
 {
     struct stat st;
-    int r = io_stat_fresh(fd, &st);
+    int r = io_fresh_stat(fd, &st);
     if (r < 0)
         return r;
     uint64_t size = (uint64_t)st.st_size;

@@ -149,7 +149,7 @@ static int back_out(struct seal *s, const struct work *w, int err)
 static int grow_to(int fd, uint64_t size)
 {
     struct stat st;
-    int r = io_stat_fresh(fd, &st);
+    int r = io_fresh_stat(fd, &st);
     return r == 0 && (uint64_t)st.st_size < size ? io_header_truncate(fd, size) : r;
 }
 

@@ -152,7 +152,7 @@ static int root_open(const char *path, struct store *s, struct why *why)
     }
     /* A fresh look at the root also drops a cached "there is no .diskguard", which another host may have made
      * just now. */
-    r = io_stat_fresh(s->root_fd, &st);
+    r = io_fresh_stat(s->root_fd, &st);
     if (r < 0) {
         why_set(why, "the datastore " P " does not answer: %s; %s", s->path, strerror(-r), store_hint(r));
         return r;
@@ -169,7 +169,7 @@ static int root_open(const char *path, struct store *s, struct why *why)
 static int dir_check(const struct store *s, bool *ret_mapped, ino_t *ret_ino, struct why *why)
 {
     struct stat st;
-    int r = io_stat_fresh(s->dir_fd, &st);
+    int r = io_fresh_stat(s->dir_fd, &st);
 
     if (r < 0) {
         why_set(why, "cannot look at " D ": %s; %s", s->path, strerror(-r), store_hint(r));
@@ -263,7 +263,7 @@ static int datastore_read(struct store *s, char root[HANDLE_TEXT], struct why *w
         {"uuid", uuid, sizeof(uuid)}, {"root", root, HANDLE_TEXT}, {"made", made, sizeof(made)}};
     _cleanup_free_ char *text = NULL;
     size_t len;
-    int r = io_text_read(s->dir_fd, STORE_FILE, STORE_TEXT_MAX, &text, &len);
+    int r = io_fresh_text(s->dir_fd, STORE_FILE, STORE_TEXT_MAX, &text, &len);
 
     if (r == -ENOENT) {
         why_set(why, D " has no file `datastore`: an init did not finish; run diskguardctl init " P " again",
@@ -322,7 +322,7 @@ static int datastore_link(const struct store *s, const char *tmp, int fd)
 
     if (err == 0 && linkat(s->tmp_fd, tmp, s->dir_fd, STORE_FILE, 0) < 0)
         err = -errno;
-    r = io_stat_fresh(fd, &st);
+    r = io_fresh_stat(fd, &st);
     if (r < 0)
         return r;
     if (st.st_nlink != 2) /* ENOENT: the winner has swept our file away */
@@ -389,7 +389,7 @@ static int init_may_go_on(const struct store *s, struct why *why)
     claims_fd = dir_open(s->dir_fd, "claims");
     if (claims_fd < 0)
         return claims_fd == -ENOENT ? 0 : claims_fd;
-    r = io_dir_fresh(claims_fd, any_entry, NULL);
+    r = io_fresh_dir(claims_fd, any_entry, NULL);
     if (r > 0) {
         why_set(why,
                 D " holds claims but no file `datastore`: it was in use and has lost that file; "
@@ -476,10 +476,10 @@ static int tmp_probe(const struct store *s, bool mapped)
         return mapped ? fd : 1; /* full, but not read-only: restoring and releasing may still find room */
     if (fd < 0)
         return fd;
-    r = mapped ? io_stat_fresh(fd, &st) : 0;
+    r = mapped ? io_fresh_stat(fd, &st) : 0;
     unlinkat(s->tmp_fd, name, 0);
     if (r == 0 && mapped)
-        r = io_stat_fresh(s->dir_fd, &dir);
+        r = io_fresh_stat(s->dir_fd, &dir);
     if (r < 0)
         return r;
     return mapped && st.st_uid != dir.st_uid ? -EPERM : 1;

@@ -30,7 +30,7 @@ static int prove_link(struct prove *p)
 static int prove_count(struct prove *p, nlink_t want)
 {
     struct stat st;
-    int r = io_stat_fresh(p->one_fd, &st);
+    int r = io_fresh_stat(p->one_fd, &st);
 
     if (r < 0)
         return r;
@@ -54,7 +54,7 @@ static int step_read(struct prove *p)
 {
     _cleanup_free_ char *text = NULL;
     size_t len;
-    int r = io_text_read(p->s->tmp_fd, p->one, sizeof(PROVE_TEXT), &text, &len);
+    int r = io_fresh_text(p->s->tmp_fd, p->one, sizeof(PROVE_TEXT), &text, &len);
 
     if (r < 0)
         return r;
@@ -65,10 +65,10 @@ static int step_read(struct prove *p)
 static int step_owner(struct prove *p)
 {
     struct stat dir, st;
-    int r = io_stat_fresh(p->s->dir_fd, &dir);
+    int r = io_fresh_stat(p->s->dir_fd, &dir);
 
     if (r == 0)
-        r = io_stat_fresh(p->one_fd, &st);
+        r = io_fresh_stat(p->one_fd, &st);
     if (r < 0)
         return r;
     return st.st_uid == dir.st_uid ? 0 : -EPERM;
@@ -179,7 +179,7 @@ int store_prove(const struct store *s, struct why *why)
     prove_end(&p);
     if (r < 0)
         return r;
-    r = io_dir_fresh(s->tmp_fd, sweep_init, (void *)s);
+    r = io_fresh_dir(s->tmp_fd, sweep_init, (void *)s);
     if (r < 0)
         why_set(why, "cannot read the directory " P "/" DG_DIR "/tmp: %s; %s", s->path, strerror(-r),
                 store_hint(r));

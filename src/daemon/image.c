@@ -246,7 +246,7 @@ void image_fence(struct daemon *d, struct image *img)
 static bool gone(int fd)
 {
     struct stat st;
-    int r = io_stat_fresh(fd, &st);
+    int r = io_fresh_stat(fd, &st);
     return r == -ESTALE || (r == 0 && st.st_nlink == 0);
 }
 
@@ -302,7 +302,7 @@ static int restore_steps(struct daemon *d, struct image *img) REQUIRES(img->head
     mutex_unlock(&img->lock);
     if (atomic_load(&img->wrote)) {
         struct stat st;
-        r = io_stat_fresh(img->fd, &st);
+        r = io_fresh_stat(img->fd, &st);
         if (r < 0)
             return r;
         mtime = st.st_mtim;

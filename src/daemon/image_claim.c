@@ -357,7 +357,7 @@ static int recheck(struct daemon *d, struct image *img, const struct acquire *a,
     if (h->verdict != was->verdict || h->format != was->format)
         return -EAGAIN; /* another file than the one that was judged: from the start */
     struct stat st;
-    r = io_stat_fresh(img->fd, &st);
+    r = io_fresh_stat(img->fd, &st);
     if (r < 0)
         return r;
     img->rec->mtime = st.st_mtim;
@@ -428,7 +428,7 @@ static int make_record(struct daemon *d, struct image *img, const struct acquire
     if (r < 0)
         return r;
     struct stat st;
-    r = io_stat_fresh(img->fd, &st);
+    r = io_fresh_stat(img->fd, &st);
     if (r < 0)
         return r;
     fill_record(d, img, a, &st, img->rec);

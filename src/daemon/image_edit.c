@@ -263,7 +263,7 @@ static int edit_held(struct daemon *d, struct image *img, struct handle *h, cons
         struct edit at_end = *e;
         if (e->kind == EDIT_WRITE && h->flags & O_APPEND) {
             struct stat st;
-            r = io_stat_fresh(img->fd, &st);
+            r = io_fresh_stat(img->fd, &st);
             at_end.off = r == 0 ? (uint64_t)st.st_size : e->off;
         } else {
             r = 0;
@@ -311,7 +311,7 @@ static int write_plain(struct daemon *d, struct image *img, struct handle *h, co
     int r = img->rec ? -EAGAIN : image_header(i, hd); /* converted by another thread: the guarded way */
     if (r == 0) {
         struct stat st = {0};
-        r = io_stat_fresh(h->fd, &st);
+        r = io_fresh_stat(h->fd, &st);
         header_identify(hd);
         bool before = image_is_image(d, i, hd);
         uint64_t off = h->flags & O_APPEND ? hd->file_size : e->off;

@@ -156,7 +156,7 @@ static int guarded_now(struct daemon *d, struct inode *i, bool *ret)
 static int is_guarded_file(struct daemon *d, struct handle *h, bool *ret)
 {
     struct stat st;
-    int r = io_stat_fresh(h->fd, &st);
+    int r = io_fresh_stat(h->fd, &st);
     if (r == 0)
         r = guarded_now(d, h->inode, ret);
     if (r == 0 && st.st_nlink == 0)

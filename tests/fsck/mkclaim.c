@@ -136,7 +136,7 @@ static int leave(const char *image, const char *state)
     seal.fd = io_open_beneath(store.root_fd, image, O_RDWR, 0);
     need("open", seal.fd, NULL);
     need("fence", io_fence_shared(seal.fd, store.fence), NULL);
-    need("stat", io_stat_fresh(seal.fd, &st), NULL);
+    need("stat", io_fresh_stat(seal.fd, &st), NULL);
     need("header", header_load(seal.fd, h), NULL);
     header_identify(h);
     fill(rec, image, &st, h);
@@ -168,7 +168,7 @@ static void settle(const char *image)
     seal.fd = io_open_beneath(store.root_fd, image, O_RDWR, 0);
     need("open", seal.fd, NULL);
     need("fence", io_fence_shared(seal.fd, store.fence), NULL);
-    need("stat", io_stat_fresh(seal.fd, &st), NULL);
+    need("stat", io_fresh_stat(seal.fd, &st), NULL);
     need("claim", claim_read(&store, st.st_ino, c), NULL);
     if (c->kind != CLAIM_HELD)
         die("claim", -ENOENT, NULL);

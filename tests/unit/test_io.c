@@ -33,7 +33,7 @@ static int remove_one(void *arg, const char *name)
 
 static void teardown(void)
 {
-    cr_assert_eq(io_dir_fresh(dir, remove_one, NULL), 0);
+    cr_assert_eq(io_fresh_dir(dir, remove_one, NULL), 0);
     close(dir);
     cr_assert_eq(rmdir(dir_path), 0);
 }
@@ -144,7 +144,7 @@ IO_TEST(stat_fresh_is_stat)
     memset(&b, 0, sizeof b);
     cr_assert_eq(linkat(dir, "file", dir, "second", 0), 0);
     path_fd = io_open_beneath(dir, "file", O_PATH, 0);
-    cr_assert_eq(io_stat_fresh(path_fd, &a), 0);
+    cr_assert_eq(io_fresh_stat(path_fd, &a), 0);
     cr_assert_eq(fstat(fd, &b), 0);
     cr_assert_eq(a.st_nlink, 2u);
     cr_assert(a.st_dev == b.st_dev && a.st_ino == b.st_ino && a.st_mode == b.st_mode &&
@@ -156,7 +156,7 @@ IO_TEST(stat_fresh_is_stat)
     cr_assert_arr_eq(&a.st_ctim, &b.st_ctim, sizeof a.st_ctim);
     close(path_fd);
     close(fd);
-    cr_assert_eq(io_stat_fresh(fd, &a), -EBADF);
+    cr_assert_eq(io_fresh_stat(fd, &a), -EBADF);
 }
 
 struct names {
@@ -179,12 +179,12 @@ IO_TEST(dir_fresh)
 
     for (const char *p = "abc"; *p; p++)
         close(make((const char[]){*p, '\0'}, "", 0));
-    cr_assert_eq(io_dir_fresh(dir, note, &all), 0);
+    cr_assert_eq(io_fresh_dir(dir, note, &all), 0);
     cr_assert(all.n == 3 && all.seen[0] && all.seen[1] && all.seen[2]);
-    cr_assert_eq(io_dir_fresh(dir, note, &some), 77, "from the start again, and stops");
+    cr_assert_eq(io_fresh_dir(dir, note, &some), 77, "from the start again, and stops");
     cr_assert_eq(some.n, 2u);
     int fd = open("/dev/null", O_RDONLY);
-    cr_assert_eq(io_dir_fresh(fd, note, &all), -ENOTDIR);
+    cr_assert_eq(io_fresh_dir(fd, note, &all), -ENOTDIR);
     close(fd);
 }
 
@@ -220,16 +220,16 @@ IO_TEST(text_create_and_read)
     cr_assert_eq(st.st_mode & 077, 0u);
     cr_assert_eq(io_text_create(dir, "record", "other", 5), -EEXIST);
     cr_assert(exists("record"), "an existing file is not ours to remove");
-    cr_assert_eq(io_text_read(dir, "record", 10, &text, &len), 0);
+    cr_assert_eq(io_fresh_text(dir, "record", 10, &text, &len), 0);
     cr_assert_eq(len, 10u);
     cr_assert_str_eq(text, "line\nline\n");
     free(text);
     text = NULL;
-    cr_assert_eq(io_text_read(dir, "record", 9, &text, &len), -EFBIG);
-    cr_assert_eq(io_text_read(dir, "missing", 9, &text, &len), -ENOENT);
+    cr_assert_eq(io_fresh_text(dir, "record", 9, &text, &len), -EFBIG);
+    cr_assert_eq(io_fresh_text(dir, "missing", 9, &text, &len), -ENOENT);
     cr_assert(text == NULL && len == 10, "untouched");
     cr_assert_eq(io_pwrite_all(fd, "L", 1, 0), 0);
-    cr_assert_eq(io_text_read(dir, "record", 100, &text, &len), 0);
+    cr_assert_eq(io_fresh_text(dir, "record", 100, &text, &len), 0);
     cr_assert_str_eq(text, "Line\nline\n");
     free(text);
     close(fd);
@@ -241,14 +241,14 @@ IO_TEST(text_read_of_odd_files)
     size_t len = 0;
 
     close(make("empty", "", 0));
-    cr_assert_eq(io_text_read(dir, "empty", 0, &text, &len), 0);
+    cr_assert_eq(io_fresh_text(dir, "empty", 0, &text, &len), 0);
     cr_assert_str_eq(text, "");
     free(text);
     text = NULL;
     cr_assert_eq(mkfifoat(dir, "fifo", 0600), 0);
-    cr_assert_eq(io_text_read(dir, "fifo", 10, &text, &len), -EINVAL, "and does not wait for a writer");
+    cr_assert_eq(io_fresh_text(dir, "fifo", 10, &text, &len), -EINVAL, "and does not wait for a writer");
     cr_assert_eq(symlinkat("empty", dir, "link"), 0);
-    cr_assert_eq(io_text_read(dir, "link", 10, &text, &len), -ELOOP);
+    cr_assert_eq(io_fresh_text(dir, "link", 10, &text, &len), -ELOOP);
     cr_assert_null(text);
 }
 
@@ -318,10 +318,10 @@ IO_TEST(header_read_goes_past_the_cache)
     struct big big = make_big();
     cr_assert(cached(&big, 0));
     /* a read of nothing: so that what it dropped is not cached again */
-    cr_assert_eq(io_header_read(big.fd, buf, 0, 100), 0);
+    cr_assert_eq(io_fresh_header(big.fd, buf, 0, 100), 0);
     cr_assert_not(cached(&big, 0) || cached(&big, 4096), "also where the page cache holds large folios");
     cr_assert(cached(&big, BIG - 1), "what is far away stays");
-    cr_assert_eq(io_header_read(big.fd, buf, sizeof buf, 0), (ssize_t)sizeof buf);
+    cr_assert_eq(io_fresh_header(big.fd, buf, sizeof buf, 0), (ssize_t)sizeof buf);
     cr_assert(cached(&big, 0));
     free_big(&big);
 }
@@ -331,17 +331,17 @@ IO_TEST(header_read_counts)
     int fd = make("file", "0123456789", 10);
     char buf[16];
 
-    cr_assert_eq(io_header_read(fd, buf, 16, 0), 10);
+    cr_assert_eq(io_fresh_header(fd, buf, 16, 0), 10);
     cr_assert_arr_eq(buf, "0123456789", 10);
-    cr_assert_eq(io_header_read(fd, buf, 4, 8), 2);
-    cr_assert_eq(io_header_read(fd, buf, 4, 10), 0);
-    cr_assert_eq(io_header_read(fd, buf, 4, 1u << 30), 0);
-    cr_assert_eq(io_header_read(fd, buf, 4, INT64_MAX), -EINVAL);
+    cr_assert_eq(io_fresh_header(fd, buf, 4, 8), 2);
+    cr_assert_eq(io_fresh_header(fd, buf, 4, 10), 0);
+    cr_assert_eq(io_fresh_header(fd, buf, 4, 1u << 30), 0);
+    cr_assert_eq(io_fresh_header(fd, buf, 4, INT64_MAX), -EINVAL);
     cr_assert_eq(io_header_write(fd, "ab", 2, 3), 0);
-    cr_assert_eq(io_header_read(fd, buf, 16, 0), 10);
+    cr_assert_eq(io_fresh_header(fd, buf, 16, 0), 10);
     cr_assert_arr_eq(buf, "012ab56789", 10);
     close(fd);
-    cr_assert_eq(io_header_read(fd, buf, 4, 0), -EBADF);
+    cr_assert_eq(io_fresh_header(fd, buf, 4, 0), -EBADF);
     cr_assert_eq(io_header_write(fd, buf, 4, 0), -EBADF);
 }
 
