@@ -26,7 +26,7 @@ import dgtest  # noqa: E402
 import guardian  # noqa: E402
 import labcache  # noqa: E402
 
-BOOT_LIMIT = 120.0  # seconds; about 5 on an idle machine
+BOOT_LIMIT = float(os.environ.get("DISKGUARD_LAB_BOOT_LIMIT", "180"))  # seconds; about 5 on an idle machine
 CALL_LIMIT = 120.0
 
 
@@ -78,7 +78,7 @@ class Guest:
         self.machine_id = "%032x" % (0x1ab00000000 + number)
         self.memory = 512  # MiB
         self.disks = []
-        self.p = None
+        self.p = self.socket = None
         self.frozen = False
         self.boots = 0
         self.state_disk = os.path.join(lab.dir, name + ".state")
@@ -128,7 +128,7 @@ class Guest:
         def connected():
             if self.p.poll() is not None:
                 with open(log, errors="replace") as f:
-                    raise dgtest.Fail("%s: QEMU ended with %s: %s" % (self.name, self.p.returncode, f.read().strip()[-400:]))
+                    raise dgtest.Fail("%s: QEMU ended with %s: %s" % (self.name, self.p.returncode, " ".join(f.read().split())[-400:]))
             s = socket.socket(socket.AF_UNIX)
             try:
                 s.connect(path)
@@ -145,7 +145,7 @@ class Guest:
         try:
             self.up_call.wait(BOOT_LIMIT)
         except dgtest.Fail as e:
-            raise dgtest.Fail("%s does not boot (%s); its console: %s" % (self.name, e, self.console_tail())) from None
+            raise dgtest.Fail("%s does not boot (%s); its console: %s" % (self.name, e, " ".join(self.console_tail(400).split()) or "empty")) from None
 
     def console_tail(self, n=1500):
         try:
@@ -162,6 +162,7 @@ class Guest:
         if self.p:
             self.p.kill()
             self.p.wait()
+        if self.socket:
             self.socket.close()
 
     def freeze(self):

@@ -7,9 +7,11 @@
 """
 import os
 import re
+import sys
 
-import labguest
+import labguest  # first: it finds dgtest
 import dgtest
+import labcache
 from dgtest import must, ok
 
 EBUSY, EIO, ENOENT, ESTALE, EACCES, EROFS, ENOSPC = 16, 5, 2, 116, 13, 30, 28
@@ -39,13 +41,12 @@ def _ready(key, names, bring_up):
     if lab and not getattr(lab, "broken", False):
         return lab
     close(key)
-    lab = labguest.Lab(names)
-    _labs[key] = lab
     try:
+        lab = _labs[key] = labguest.Lab(names)
         bring_up(lab)
-    except BaseException:
+    except (labcache.LabError, dgtest.Fail) as e:
         close(key)
-        raise
+        sys.exit("lab: %s" % e)  # without guests no other case can pass either
     return lab
 
 
@@ -79,6 +80,20 @@ def nfs_lab(names=("S", "A", "B")):
         lab.up(*names[1:])
         lab.fs, lab.number, lab.mounts = "nfs", 0, {}
     return _ready("nfs%d" % len(names), names, bring_up)
+
+
+def restart_server(lab):
+    """Power cut of the server, and its return. Takes as long as a boot and the start of nfsd; the grace period goes on after that."""
+    lab["S"].kill()
+    lab.boot("S")
+    lab.up("S")
+    nfs_server(lab, restarted=True)
+
+
+def expire(lab, name):
+    """The server forgets an NFSv4 client with all its locks, as it would after the lease when somebody else wants them."""
+    address = "10.99.0.%d:" % lab[name].number
+    lab["S"].must("cd /proc/fs/nfsd/clients && for c in *; do grep -q '\"%s' $c/info && echo expire >$c/ctl; done; true" % address)
 
 
 def nfs_mount(lab, name, version, options=""):
@@ -156,14 +171,13 @@ class Site:
         return self.lab[guest].do("header", self.raw(name, guest))
 
     def claim(self, name, guest="A"):
-        """Fields of the ruling claim of a file, read past the caches of that guest's NFS client, or {}."""
-        out = self.lab[guest].must(
-            "cd %s; i=$(printf %%016x $(stat -c %%i %s)); cd .diskguard/claims; ls >/dev/null; "
-            "n=$(ls | grep ^$i. | sort -t. -k2 -n | tail -n 1); [ -z \"$n\" ] || dd if=$n iflag=direct bs=64k status=none" % (self.folder(guest), name))
-        return dict(line.split("=", 1) for line in out.splitlines() if "=" in line)
+        """Fields of the ruling claim of a file, or {}."""
+        return self.lab[guest].do("claim", self.folder(guest), name)
 
-    def wait_free(self, name, guest="A", timeout=30.0):
-        return dgtest.wait_for(lambda: self.claim(name, guest).get("state", "free") == "free", "the claim of %s is free" % name, timeout)
+    def wait_claim(self, name, states=("free", ""), guest="A", limit=60.0):
+        state = self.lab[guest].do("wait_claim", self.folder(guest), name, states, limit, limit=limit + 60)
+        ok(state is not None, "the claim of %s becomes %s" % (name, " or ".join(states)))
+        return state
 
     def fsck(self, guest, *args, limit=120.0):
         return self.lab[guest].sh("%s %s --state-dir=/var/lib/diskguard %s" % (self.fsck_program, " ".join(args), self.folder(guest)), limit)
@@ -241,6 +255,36 @@ class View:
 
     def hold(self, handle, name, flags="w"):
         return self.guest.do("opened", handle, self.path(name), flags)
+
+
+class Steps:
+    """A daemon of a build with hooks that stops at its k-th durable step, or at the k-th of a name, of what `arm` begins (core/hook.h)."""
+
+    def __init__(self, site, guest, where, *options):
+        self.guest = site.lab[guest]
+        self.guest.sh("rm -f /run/arm /run/hooks.log")
+        self.view = site.view(guest, *options, env="DISKGUARD_HOOK_ARM=/run/arm DISKGUARD_HOOK_LOG=/run/hooks.log DISKGUARD_HOOK_STOP=%s" % where)
+
+    def arm(self):
+        self.guest.must("touch /run/arm")
+
+    def disarm(self):
+        self.guest.must("rm -f /run/arm")
+
+    def reached(self, call=None, limit=60.0):
+        """Waits until the daemon has stopped (True), or the call is answered without that (False)."""
+        def what():
+            if self.guest.do("stopped", self.view.pid):
+                return "stopped"
+            return "answered" if call and call.done() else None
+        return dgtest.wait_for(what, "the daemon stops or answers", limit) == "stopped"
+
+    def passed(self):
+        """Names of the steps so far; the last one is where it stopped."""
+        return [line.split()[1] for line in self.guest.must("cat /run/hooks.log 2>/dev/null || true").splitlines()]
+
+    def go_on(self):
+        self.view.signal("CONT")
 
 
 def suite_main(suite):

@@ -28,7 +28,7 @@ def smoke(version):
         a.guest.do("put", "x", 1 << 20, "from A")
         a.guest.do("closed", "x")
         eq(b.guest.attempt("open_write", b.path("disk.qcow2")), 0, "open for write on B after A closed")
-        site.wait_free("disk.qcow2", "B")
+        site.wait_claim("disk.qcow2", guest="B")
         eq(b.guest.do("header", site.raw("disk.qcow2", "B")), header, "the raw header afterwards")
         site.close()
     suite.case("one holder at a time, NFSv%s" % version, limit=150)(case)

@@ -95,6 +95,23 @@ def attempt(function, *args):
     return 0
 
 
+def attempt_hold(name, path):
+    """Opens for write and stays open: 0 or the errno."""
+    try:
+        opened(name, path, "w")
+    except OSError as e:
+        return e.errno
+    return 0
+
+
+def attempt_close(name):
+    try:
+        os.close(fds.pop(name))
+    except OSError as e:
+        return e.errno
+    return 0
+
+
 def ofd_lock(name, start, length, kind="w"):
     """F_OFD_SETLK: 0 or errno. kind: r, w, u(nlock)."""
     number = {"r": fcntl.F_RDLCK, "w": fcntl.F_WRLCK, "u": fcntl.F_UNLCK}[kind]
@@ -113,32 +130,103 @@ def flocked(name, kind="w"):
     return 0
 
 
-def race(path, rounds, tag, start_at):
-    """Opens path for write `rounds` times, as fast as it can; while it holds it, writes its tag beyond the header and reads it back after a moment.
-    Returns (times won, times refused, other errnos, damage): damage counts reads that found somebody else's tag, the failure that must not be."""
-    won = refused = damage = 0
-    other = {}
-    while time.clock_gettime(time.CLOCK_MONOTONIC) < start_at:
-        os.sched_yield()
-    for i in range(rounds):
+def claim(datastore, name):
+    """Fields of the ruling claim of a file, or {}: past this host's caches."""
+    inode = "%016x" % os.stat(os.path.join(datastore, name)).st_ino
+    return claim_of_inode(datastore, inode)
+
+
+def claim_of_inode(datastore, inode):
+    folder = os.path.join(datastore, ".diskguard", "claims")
+    for _ in range(20):
+        highest = max((int(n.partition(".")[2]) for n in os.listdir(folder) if n.startswith(inode + ".")), default=0)
+        if not highest:
+            return {}
         try:
-            fd = os.open(path, os.O_RDWR)
-        except OSError as e:
-            if e.errno == errno.EBUSY:
-                refused += 1
-            else:
-                other[e.errno] = other.get(e.errno, 0) + 1
+            fd = os.open("%s/%s.%d" % (folder, inode, highest), os.O_RDONLY)
+        except FileNotFoundError:
             continue
         try:
-            mark = ("%s%d." % (tag, i)).encode().ljust(512, b"\0")
-            os.pwrite(fd, mark, 1 << 16)
-            os.fsync(fd)
-            if os.pread(fd, 512, 1 << 16) != mark:
-                damage += 1
-            won += 1
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            text = os.read(fd, 1 << 18).decode(errors="replace")
+        except OSError as e:  # replaced while we looked
+            if e.errno != errno.ESTALE:
+                raise
+            continue
         finally:
             os.close(fd)
-    return won, refused, other, damage
+        return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+    raise RuntimeError("the claim of %s is replaced again and again" % inode)
+
+
+def wait_claim(datastore, name, states, limit=60.0):
+    """Waits until the claim's state is one of `states` ("" = none); that state, or None."""
+    end = time.monotonic() + limit
+    while True:
+        state = claim(datastore, name).get("state", "")
+        if state in states:
+            return state
+        if time.monotonic() > end:
+            return None
+        select.select([], [], [], 0.02)
+
+
+def work(path, direct, tag, want, off=1 << 20, length=65536):
+    """One holder's turn: opens for write, checks that block `off` repeats the tag `want` (None: anything), writes its own. Returns the header it saw, in hex; raises
+    OSError as the open did; ValueError where the data is not what the former holder wrote."""
+    fd = os.open(path, os.O_RDWR | (os.O_DIRECT if direct else 0))
+    try:
+        block = mmap.mmap(-1, length)
+        os.preadv(fd, [block], off)
+        if want is not None and block[:length] != _fill(want, length):
+            raise ValueError("holder %s sees %r.. instead of %r" % (tag, block[:24], want))
+        head = mmap.mmap(-1, BLOCK)
+        os.preadv(fd, [head], 0)
+        block.seek(0)
+        block.write(_fill(tag, length))
+        os.pwrite(fd, block, off)
+        os.fsync(fd)
+        return head[:512].hex()
+    finally:
+        os.close(fd)
+
+
+def _fill(tag, length):
+    return (tag.encode() * (length // len(tag) + 1))[:length]
+
+
+def stream(path, tag, off, length, stop_file):
+    """Writes blocks of its own tag and a counter round and round over a range, with O_DIRECT, until the file stop_file exists or a write fails. Returns (blocks
+    written, errno or 0). Each block begins with TAG.COUNTER."""
+    fd = os.open(path, os.O_RDWR | os.O_DIRECT)
+    block = mmap.mmap(-1, BLOCK)
+    n = 0
+    try:
+        while not os.path.exists(stop_file):
+            block.seek(0)
+            block.write(("%s.%d " % (tag, n)).encode().ljust(32, b"."))
+            try:
+                os.pwrite(fd, block, off + (n * BLOCK) % length)
+            except OSError as e:
+                return n, e.errno
+            n += 1
+        return n, 0
+    finally:
+        try:
+            os.close(fd)
+        except OSError:
+            pass
+
+
+def blocks_of(path, tag, off, length):
+    """How many blocks of the range begin with that tag, read past the cache."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        data = os.pread(fd, length, off)
+    finally:
+        os.close(fd)
+    return sum(data[i:i + len(tag)] == tag.encode() for i in range(0, len(data), BLOCK))
 
 
 def wait_gone(pid, limit=60.0):
@@ -153,5 +241,13 @@ def wait_gone(pid, limit=60.0):
         os.close(fd)
 
 
-def uptime():
-    return time.clock_gettime(time.CLOCK_MONOTONIC)
+def stopped(pid, limit=0.0):
+    """Waits until a process is stopped by a signal. False: it is not (yet)."""
+    end = time.monotonic() + limit
+    while True:
+        with open("/proc/%d/stat" % pid) as f:
+            if f.read().rpartition(")")[2].split()[0] == "T":
+                return True
+        if time.monotonic() >= end:
+            return False
+        select.select([], [], [], 0.01)
