@@ -361,13 +361,16 @@ static void see_dir(struct walk *w, int path_fd)
  * datastore. */
 static void see_entry(struct walk *w, const char *name)
 {
-    _cleanup_close_ int fd = io_open_beneath(w->dir_fd, name, O_PATH | O_NOFOLLOW, 0);
+    _cleanup_close_ int fd = io_fresh_open(w->dir_fd, name, O_PATH | O_NOFOLLOW);
     struct stat st;
 
     if (fd == -ENOENT || fd == -ELOOP || fd == -ESTALE)
         return; /* removed meanwhile, or a symbolic link */
-    if (fd < 0 || fstat(fd, &st) < 0) {
-        report_error(w->f, "%s: cannot be looked at: %s", w->path, strerror(fd < 0 ? -fd : errno));
+    int r = fd < 0 ? fd : io_fresh_stat(fd, &st);
+    if (r == -ESTALE)
+        return;
+    if (r < 0) {
+        report_error(w->f, "%s: cannot be looked at: %s", w->path, strerror(-r));
         return;
     }
     if (st.st_dev != w->f->store.dev) {

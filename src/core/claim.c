@@ -251,12 +251,9 @@ static bool name_leads_to(const struct store *s, const struct record *rec, int f
     _cleanup_close_ int named = -1;
     char name[NAME_SIZE];
     struct stat ours, there;
-    uint64_t highest;
 
-    if (highest_of(s, rec->ino, &highest) < 0) /* only a fresh listing makes the name fresh */
-        return false;
     claim_name(rec->ino, rec->generation, name);
-    named = io_open_beneath(s->claims_fd, name, O_RDONLY | O_NONBLOCK, 0);
+    named = io_fresh_open(s->claims_fd, name, O_PATH | O_NOFOLLOW);
     if (named < 0 || io_fresh_stat(named, &there) < 0 || io_fresh_stat(fd, &ours) < 0)
         return false;
     return there.st_ino == ours.st_ino && there.st_dev == ours.st_dev;

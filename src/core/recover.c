@@ -32,23 +32,19 @@ static int find_image(const struct store *s, const struct record *rec, enum imag
     struct io_handle handle;
     struct stat st;
     bool by_handle = rec->handle.len > 0;
-    int r;
 
     *ret = IMAGE_UNREADABLE;
     if (by_handle) {
-        fd = io_handle_open(s->root_fd, &rec->handle, O_PATH);
+        fd = io_fresh_handle(s->root_fd, &rec->handle, O_PATH, &st);
         by_handle = fd != -EOPNOTSUPP && fd != -EPERM && fd != -ENOSYS;
     }
     if (!by_handle)
-        fd = io_open_beneath(s->root_fd, rec->image, O_PATH, 0);
+        fd = io_fresh_open(s->root_fd, rec->image, O_PATH);
     if (fd == -ESTALE && by_handle)
         *ret = IMAGE_GONE;
     if (fd < 0)
         return -1; /* by path, a missing name says nothing: images are renamed while in use */
-    r = io_fresh_stat(fd, &st);
-    if (r == -ESTALE && by_handle)
-        *ret = IMAGE_GONE;
-    if (r < 0)
+    if (!by_handle && io_fresh_stat(fd, &st) < 0)
         return -1;
     if (st.st_ino != rec->ino) {
         *ret = by_handle ? IMAGE_OTHER : IMAGE_UNREADABLE;

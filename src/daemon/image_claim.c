@@ -197,7 +197,7 @@ static int check_ruling(struct daemon *d, struct image *img, const char *what, c
     if (!io_handle_equal(&c->rec.handle, handle)) {
         /* The inode number was used before. Only the recorded handle itself can say that the former file is
          * gone. */
-        int fd = io_handle_open(d->store.root_fd, &c->rec.handle, O_PATH);
+        int fd = io_fresh_handle(d->store.root_fd, &c->rec.handle, O_PATH, NULL);
         if (fd >= 0)
             close(fd);
         if (fd == -ESTALE)

@@ -170,6 +170,7 @@ static struct inode *make_locked(struct inode_table *t, int fd, const struct sta
     i->nlookup = 0;
     i->pins = 1;
     i->used = true;
+    i->doubted = false;
     grow_locked(t);
     struct inode **at = &t->buckets[hash_of(i->dev, i->ino, t->n_buckets)];
     i->next = *at;
@@ -273,6 +274,13 @@ static bool same_file(const struct inode_table *t, const struct inode *i, int fd
     return io_handle_get(i->fd, &a) < 0 || io_handle_get(fd, &b) < 0 || io_handle_equal(&a, &b);
 }
 
+bool inode_is_file(const struct inode_table *t, const struct inode *i, int fd)
+{
+    struct stat st;
+    return fstatat(fd, "", &st, AT_EMPTY_PATH) == 0 && st.st_dev == i->dev && st.st_ino == i->ino &&
+           same_file(t, i, fd, &st);
+}
+
 static void displace(struct inode_table *t, struct inode *i, bool lookup)
 {
     struct remains r;
@@ -345,6 +353,7 @@ void inode_named(struct inode_table *t, struct inode *i, const struct inode *dir
     mutex_lock(&t->lock);
     char *old = i->name;
     i->name = copy;
+    i->doubted = false;
     i->parent = dir->nodeid;
     i->used = true;
     mutex_unlock(&t->lock);
@@ -355,6 +364,27 @@ void inode_last_name(struct inode_table *t, const struct inode *i, char *ret, si
 {
     mutex_lock(&t->lock);
     snprintf(ret, size, "%s", i->name ? i->name : "");
+    mutex_unlock(&t->lock);
+}
+
+struct inode *inode_last_place(struct inode_table *t, struct inode *i, char *ret, size_t size)
+{
+    mutex_lock(&t->lock);
+    struct inode *dir = i->name && !i->doubted && strlen(i->name) < size ? slot_locked(t, i->parent) : NULL;
+    if (dir && dir->type != S_IFDIR)
+        dir = NULL; /* the directory is forgotten, its node id is another file's */
+    if (dir) {
+        dir->pins++;
+        strcpy(ret, i->name);
+    }
+    mutex_unlock(&t->lock);
+    return dir;
+}
+
+void inode_doubt_name(struct inode_table *t, struct inode *i)
+{
+    mutex_lock(&t->lock);
+    i->doubted = true;
     mutex_unlock(&t->lock);
 }
 
