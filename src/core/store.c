@@ -118,7 +118,8 @@ static int not_nested(const struct store *s, struct why *why)
     int fd = openat(s->root_fd, "..", O_PATH | O_DIRECTORY | O_CLOEXEC), r;
 
     r = io_fresh_stat(s->root_fd, &last);
-    while (r == 0 && fd >= 0 && io_fresh_stat(fd, &st) == 0 && st.st_dev == last.st_dev && st.st_ino != last.st_ino) {
+    while (r == 0 && fd >= 0 && io_fresh_stat(fd, &st) == 0 && st.st_dev == last.st_dev &&
+           st.st_ino != last.st_ino) {
         int up;
 
         if (has_datastore(fd, DG_DIR "/" STORE_FILE) == 1) {

@@ -207,7 +207,7 @@ void fs_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set, s
         change_finish(&c, 0);
     else if (h && h->writer && h->inode == c.inode)
         change_finish(&c, image_ftruncate(d, h, (uint64_t)attr->st_size));
-    else if (fs_name_moved(d, c.inode))
+    else if (fs_name_moved(req, c.inode))
         change_finish(&c, -ESTALE);
     else
         truncate_by_path(&c);

@@ -66,13 +66,14 @@ static int open_parent(struct daemon *d, const struct inode *dir)
 
 /* Opens one name, O_PATH, never following a symbolic link. fd or -errno. A plain lookup may use what the storage's client has cached: nothing is
  * decided by it, an open looks again (fs_name_moved), and on NFS it would cost a round trip for each name on every path. */
-static int name_open(struct daemon *d, const struct inode *dir, const char *name, bool fresh, struct stat *ret)
+static int name_open(struct daemon *d, const struct inode *dir, const char *name, bool fresh,
+                     struct stat *ret)
 {
     if (fs_name_hidden(d, dir, name))
         return -ENOENT;
     _cleanup_close_ int fd = strcmp(name, "..") == 0 ? open_parent(d, dir)
                              : fresh                 ? io_fresh_open(dir->fd, name, O_PATH | O_NOFOLLOW)
-                                     : io_open_beneath(dir->fd, name, O_PATH | O_NOFOLLOW, 0);
+                                                     : io_open_beneath(dir->fd, name, O_PATH | O_NOFOLLOW, 0);
     if (fd < 0)
         return fd;
     if (fstatat(fd, "", ret, AT_EMPTY_PATH) < 0)
@@ -113,8 +114,8 @@ int fs_name_lookup(struct daemon *d, struct inode *dir, const char *name, bool f
 {
     struct inode *i;
     struct stat st;
-    int r = strcmp(name, ".") == 0 ? self_inode(d, dir, &st, &i)
-                                   : name_inode(d, dir, name, true, fresh, &st, &i);
+    int r =
+        strcmp(name, ".") == 0 ? self_inode(d, dir, &st, &i) : name_inode(d, dir, name, true, fresh, &st, &i);
     if (r < 0)
         return r;
     fs_attr_show(d, i, &st);
@@ -127,17 +128,17 @@ int fs_name_lookup(struct daemon *d, struct inode *dir, const char *name, bool f
     return 0;
 }
 
-bool fs_name_moved(struct daemon *d, struct inode *i)
+bool fs_name_moved(fuse_req_t req, struct inode *i)
 {
+    struct daemon *d = daemon_of(req);
     char name[NAME_MAX + 1];
     struct inode *dir = inode_last_place(d->inodes, i, name, sizeof(name));
     if (!dir)
         return false;
     _cleanup_close_ int fd = io_fresh_open(dir->fd, name, O_PATH | O_NOFOLLOW);
     bool moved = fd >= 0 ? !inode_is_file(d->inodes, i, fd) : fd == -ENOENT;
+    moved = moved && inode_doubt_name(d->inodes, i, dir, (uint64_t)fuse_req_ctx(req)->pid);
     inode_put(d->inodes, dir);
-    if (moved)
-        inode_doubt_name(d->inodes, i);
     return moved;
 }
 

@@ -194,7 +194,7 @@ void fs_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
         fuse_reply_err(req, ESTALE);
         return;
     }
-    if (fs_name_moved(d, i)) {
+    if (fs_name_moved(req, i)) {
         inode_put(d->inodes, i);
         fuse_reply_err(req, ESTALE);
         return;

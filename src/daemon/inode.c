@@ -14,6 +14,7 @@
 #define CHUNK_SLOTS 1024u
 #define CHUNKS_MAX 16384u
 #define BUCKETS_MIN 1024u
+#define TOLD_MS 1000u /* the kernel walks a path again at once */
 
 struct inode_table {
     struct mutex lock;
@@ -171,6 +172,7 @@ static struct inode *make_locked(struct inode_table *t, int fd, const struct sta
     i->pins = 1;
     i->used = true;
     i->doubted = false;
+    i->told = 0;
     grow_locked(t);
     struct inode **at = &t->buckets[hash_of(i->dev, i->ino, t->n_buckets)];
     i->next = *at;
@@ -381,11 +383,16 @@ struct inode *inode_last_place(struct inode_table *t, struct inode *i, char *ret
     return dir;
 }
 
-void inode_doubt_name(struct inode_table *t, struct inode *i)
+bool inode_doubt_name(struct inode_table *t, struct inode *i, struct inode *dir, uint64_t pid)
 {
+    uint64_t now = base_now_ms();
     mutex_lock(&t->lock);
+    bool again = pid > 0 && dir->told == pid && now - dir->told_ms < TOLD_MS;
+    dir->told = again ? 0 : pid;
+    dir->told_ms = now;
     i->doubted = true;
     mutex_unlock(&t->lock);
+    return !again;
 }
 
 void inode_watch(struct inode_table *t, unsigned long limit, void (*crowded)(void *arg), void *arg)

@@ -91,12 +91,18 @@ FRESH_TEST(a_name_leads_nowhere_else)
         const char *path;
         int flags, want;
     } cases[] = {
-        {"absent", O_RDONLY, -ENOENT},          {"one/absent", O_PATH, -ENOENT},
-        {"absent/two", O_PATH, -ENOENT},        {"/etc", O_PATH, -EXDEV},
-        {"one/../one", O_PATH, -EXDEV},         {"..", O_PATH, -EXDEV},
-        {"link", O_RDONLY, -ELOOP},             {"link/file", O_RDONLY, -ELOOP},
-        {"one/two/file/x", O_RDONLY, -ENOTDIR}, {"one/two/file/", O_RDONLY, -ENOTDIR},
-        {"", O_PATH, -ENOENT},                  {"one", O_RDWR | O_CREAT, -EINVAL},
+        {"absent", O_RDONLY, -ENOENT},
+        {"one/absent", O_PATH, -ENOENT},
+        {"absent/two", O_PATH, -ENOENT},
+        {"/etc", O_PATH, -EXDEV},
+        {"one/../one", O_PATH, -EXDEV},
+        {"..", O_PATH, -EXDEV},
+        {"link", O_RDONLY, -ELOOP},
+        {"link/file", O_RDONLY, -ELOOP},
+        {"one/two/file/x", O_RDONLY, -ENOTDIR},
+        {"one/two/file/", O_RDONLY, -ENOTDIR},
+        {"", O_PATH, -ENOENT},
+        {"one", O_RDWR | O_CREAT, -EINVAL},
     };
     char longest[NAME_MAX + 2];
 
