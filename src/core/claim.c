@@ -496,6 +496,8 @@ int claim_forget(const struct store *s, uint64_t ino, uint64_t generation)
     if (r == 0)
         r = claims_sync(s);
     if (r == 0)
+        r = claim_floor_raise(s, generation);
+    if (r == 0)
         r = claim_remove_generation(s, ino, generation);
     if (r == 0)
         r = claims_sync(s);

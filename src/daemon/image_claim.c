@@ -433,8 +433,8 @@ static int make_record(struct daemon *d, struct image *img, const struct acquire
         return r;
     fill_record(d, img, a, &st, img->rec);
     img->rec->handle = handle;
-    img->rec->generation = c->generation + 1;
-    return fill_plan(d, a, ret_header, img->rec);
+    r = claim_next(&d->store, c, &img->rec->generation);
+    return r < 0 ? r : fill_plan(d, a, ret_header, img->rec);
 }
 
 static int acquire_locked(struct daemon *d, struct image *img, const struct acquire *a, bool *ret_stuck)
