@@ -279,14 +279,13 @@ int io_fresh_text(int dirfd, const char *name, size_t max, char **ret_text, size
     int r;
 
     for (unsigned tries = 0; tries < 8; tries++) {
-        int fd = openat(dirfd, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
-        r = fd < 0 ? -errno : io_fresh_stat(fd, &st);
+        int fd = io_fresh_open(dirfd, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK);
+        r = fd < 0 ? fd : io_fresh_stat(fd, &st);
         if (r == 0)
             r = S_ISREG(st.st_mode) ? read_text(fd, max, ret_text, ret_len) : -EINVAL;
         if (fd >= 0)
             close(fd);
-        /* ESTALE: NFS resolved the name to a file that another host has replaced meanwhile. Force the
-         * directory, ask again. */
+        /* ESTALE: another host has replaced the file since the name was looked up, or the directory is gone. */
         if (r != -ESTALE && r != -EINTR)
             return r;
         r = io_fresh_stat(dirfd, &st);

@@ -194,6 +194,11 @@ void fs_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
         fuse_reply_err(req, ESTALE);
         return;
     }
+    if (fs_name_moved(req, i)) {
+        inode_put(d->inodes, i);
+        fuse_reply_err(req, ESTALE);
+        return;
+    }
     int flags = fi->flags;
     struct open_op *op = op_new(req, i);
     int fd = op ? open_backing(req, i, flags) : -ENOMEM;
@@ -282,7 +287,7 @@ void fs_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode,
         flags &= ~O_TRUNC; /* it is new: nothing to truncate, and set-id bits of `mode` stay */
         r = create_enter(d, dir, name, fd, &e, &i);
     } else if (r == -EEXIST && !(flags & O_EXCL)) {
-        r = fs_name_lookup(d, dir, name, &e, &i);
+        r = fs_name_lookup(d, dir, name, true, &e, &i);
         if (r == 0 && !S_ISREG(i->type))
             r = -EEXIST; /* not what open(2) may create: the kernel looks again */
         if (r == 0)

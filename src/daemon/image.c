@@ -250,11 +250,11 @@ static bool gone(int fd)
     return r == -ESTALE || (r == 0 && st.st_nlink == 0);
 }
 
-/* There is no image to put anything back into: drop claim and row. */
+/* There is no image to put anything back into: free the claim, drop the row. The mark stays: claim.h, "Numbers". */
 static int forget(struct daemon *d, struct image *img) REQUIRES(img->header)
 {
-    int r = claim_forget(&d->store, img->rec->ino, img->rec->generation);
-    if (r == 0)
+    int r = claim_free(&d->store, img->rec);
+    if (r == 0 || r == -ESTALE)
         r = journal_remove(d->journal, img->rec->ino, img->rec->generation);
     return r;
 }

@@ -197,7 +197,7 @@ static int check_ruling(struct daemon *d, struct image *img, const char *what, c
     if (!io_handle_equal(&c->rec.handle, handle)) {
         /* The inode number was used before. Only the recorded handle itself can say that the former file is
          * gone. */
-        int fd = io_handle_open(d->store.root_fd, &c->rec.handle, O_PATH);
+        int fd = io_fresh_handle(d->store.root_fd, &c->rec.handle, O_PATH, NULL);
         if (fd >= 0)
             close(fd);
         if (fd == -ESTALE)
@@ -433,8 +433,8 @@ static int make_record(struct daemon *d, struct image *img, const struct acquire
         return r;
     fill_record(d, img, a, &st, img->rec);
     img->rec->handle = handle;
-    img->rec->generation = c->generation + 1;
-    return fill_plan(d, a, ret_header, img->rec);
+    r = claim_next(&d->store, c, &img->rec->generation);
+    return r < 0 ? r : fill_plan(d, a, ret_header, img->rec);
 }
 
 static int acquire_locked(struct daemon *d, struct image *img, const struct acquire *a, bool *ret_stuck)
