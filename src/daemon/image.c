@@ -393,6 +393,9 @@ void image_release(struct daemon *d, struct handle *h)
     if (h->fd >= 0 && close(h->fd) < 0 && h->writer && errno != EINTR)
         image_sync_failed(h, errno);
     h->fd = -1;
+    if (h->direct_fd >= 0)
+        close(h->direct_fd);
+    h->direct_fd = -1;
     if (atomic_exchange(&h->guarded, false))
         image_unguard(d, img);
 }

@@ -18,6 +18,23 @@ static ssize_t read_some(int fd, void *buf, size_t len, uint64_t off)
     return n < 0 ? -errno : n;
 }
 
+bool image_past_cache(const struct handle *h)
+{
+    if (!h->stale_data)
+        return false;
+    const struct image *img = atomic_load(&h->inode->image);
+    if (img && atomic_load(&img->held) && atomic_load(&img->io_error) == 0)
+        return false;
+    return !h->writer || atomic_load(&h->guarded); /* a guarded one: the image is FENCED */
+}
+
+ssize_t image_pread(const struct handle *h, void *buf, size_t len, uint64_t off)
+{
+    if (image_past_cache(h))
+        return io_fresh_data(h->direct_fd, h->fd, buf, len, off);
+    return read_some(h->fd, buf, len, off);
+}
+
 /* The overlay of this host, if it holds the image. false: it does not (any more). */
 static bool read_held(struct image *img, struct handle *h, void *buf, size_t len, uint64_t off, ssize_t *ret)
 {
@@ -118,7 +135,7 @@ static ssize_t read_foreign(struct daemon *d, struct handle *h, void *buf, size_
         log_unexplained(d, i);
     if (r < 0)
         return r;
-    ssize_t n = read_some(h->fd, buf, len, off);
+    ssize_t n = image_pread(h, buf, len, off);
     if (n > 0 && off < w->hd.n)
         memcpy(buf, w->hd.bytes + off, DG_MIN((size_t)n, w->hd.n - (size_t)off));
     return n;
