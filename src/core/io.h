@@ -99,11 +99,13 @@ struct io_fstype {
 /* Never NULL: an unknown type gets a row of its own name "unknown", OFD. */
 const struct io_fstype *io_fstype(int fd);
 
-/* Takes the fence lock on a descriptor that is open read-write: shared (writers) or exclusive (recovery). Never waits.
+/* Takes the fence lock on a descriptor that is open read-write: shared (writers, of plain files too) or exclusive (recovery, and who claims, at first). Never waits.
  * -EAGAIN: somebody else holds it in a conflicting mode. Also converts from one mode to the other;
  * where flock refuses a conversion, the lock that was there is lost (flock(2)): close the descriptor. FENCE_NONE: 0. */
 DG_MUST_CHECK int io_fence_shared(int fd, enum fence_kind kind);
 DG_MUST_CHECK int io_fence_exclusive(int fd, enum fence_kind kind);
+/* Drops it, for a descriptor that stays open but writes no more; best effort: closing drops it anyway. */
+void io_fence_drop(int fd, enum fence_kind kind);
 
 /* Exclusive lock on a whole small file (hosts/ record, lock file). -EAGAIN: another process has it. Kept until fd is closed.
  * FENCE_NONE: a byte lock too, but storage without locks answers 0. */

@@ -124,7 +124,15 @@ void image_refused(struct daemon *d, struct inode *i, const struct opener *who, 
     uint64_t generation = img->info.generation;
     mutex_unlock(&img->lock);
 
-    if (state == IMAGE_IDLE && rival.host_name[0])
+    if (state == IMAGE_IDLE && rival.fenced)
+        image_log_refused(d, i, what,
+                          "asked for by pid %llu; nobody's claim, but another host has this file open for "
+                          "write, since before it was an image, or is just about to claim "
+                          "or repair it: the storage did not grant the fence lock to host %s. It is free "
+                          "when that host closes it; if you cannot find who has it open, look with "
+                          "fuser -v on the other hosts",
+                          (unsigned long long)who->pid, d->host.name);
+    else if (state == IMAGE_IDLE && rival.host_name[0])
         image_log_refused(
             d, i, what,
             "asked for by pid %llu; held by host %s (%s), pid %llu, since %s, generation %llu%s. It "
@@ -372,9 +380,10 @@ static int recheck(struct daemon *d, struct image *img, const struct acquire *a,
 static int seal_claimed(struct daemon *d, struct image *img, const struct acquire *a, bool *ret_sealing,
                         const struct header *was) REQUIRES(img->header)
 {
+    /* The claim is durable: whoever takes the fence from now on sees it. */
     int r = io_fence_shared(img->fd, d->store.fence);
     if (r == -EAGAIN)
-        return -EBUSY; /* recovery or fsck is at work on it */
+        return -EBUSY; /* only where a conversion is not atomic (flock): recovery or fsck was faster */
     if (r == 0)
         r = claim_check(&d->store, img->rec);
     if (r == 0)
@@ -446,6 +455,14 @@ static int acquire_locked(struct daemon *d, struct image *img, const struct acqu
     int r = make_record(d, img, a, h);
     if (r < 0)
         return r;
+    /* Exclusive first, so that no other host has the file open for write, not even as a plain one: that needs no claim. */
+    r = io_fence_exclusive(img->fd, d->store.fence);
+    if (r == -EAGAIN) {
+        image_fence_refused(img, true);
+        return -EBUSY;
+    }
+    if (r < 0)
+        return r;
     struct record *rec = img->rec;
     r = journal_put(d->journal, rec);
     if (r < 0)
@@ -485,7 +502,9 @@ int image_acquire(struct daemon *d, struct image *img, const struct acquire *a, 
     if (!img->rec)
         r = -ENOMEM;
     if (r == 0) {
-        img->fd = io_reopen(img->inode->fd, O_RDWR);
+        img->fd = image_plain_dup(img);
+        if (img->fd == -1)
+            img->fd = io_reopen(img->inode->fd, O_RDWR);
         if (img->fd < 0)
             r = img->fd;
     }
@@ -503,6 +522,7 @@ int image_acquire(struct daemon *d, struct image *img, const struct acquire *a, 
         if (img->fd >= 0)
             close(img->fd);
         img->fd = -1;
+        image_plain_again(d, img);
     }
     rwlock_write_unlock(&img->header);
     return r;

@@ -174,6 +174,11 @@ static int fence_writers(struct daemon *d, struct image *img)
     for (unsigned k = 0; k < n; k++) {
         if (r == 0)
             r = io_fence_shared(fds[k], d->store.fence);
+    }
+    for (unsigned k = 0; k < n; k++) {
+        if (r <
+            0) /* none of them will be guarded, and a plain handle's own lock would be in our way later on */
+            io_fence_drop(fds[k], d->store.fence);
         close(fds[k]);
     }
     free(fds);
@@ -200,7 +205,7 @@ static void wait_idle(struct image *img, unsigned seconds)
     clock_gettime(CLOCK_MONOTONIC, &until);
     until.tv_sec += seconds;
     mutex_lock(&img->lock);
-    while (img->state == IMAGE_SEALING || img->state == IMAGE_RESTORING)
+    while (img->state == IMAGE_SEALING || img->state == IMAGE_RESTORING || img->plain_busy)
         if (pthread_cond_timedwait(&img->moved, &img->lock.m, &until) != 0)
             break;
     mutex_unlock(&img->lock);
@@ -217,8 +222,6 @@ int image_convert(struct daemon *d, struct image *img, const struct opener *who)
     int r = image_acquire(d, img, &a, &stuck);
     if (r < 0) {
         image_acquire_failed(d, img, &a, stuck, r);
-        if (r == -EBUSY)
-            image_refused(d, img->inode, who, a.what, r);
         return r == -EAGAIN ? -EIO : r;
     }
     mutex_lock(&img->lock);
@@ -348,6 +351,23 @@ static int write_plain(struct daemon *d, struct image *img, struct handle *h, co
     return n < 0 ? -err : (int)n;
 }
 
+/* Another host that has the file open as a plain one may just be closing it: close(2) returns there before its lock is gone. So even with wait=0 the
+ * first write of a header waits this long. */
+#define FENCE_WAIT_MIN_S 1u
+#define FENCE_PAUSE_MS 20u
+
+/* Was it the fence that was refused? Then pauses. */
+static bool wait_fence(struct image *img)
+{
+    mutex_lock(&img->lock);
+    bool fenced = img->rival.fenced;
+    mutex_unlock(&img->lock);
+    const struct timespec pause = {.tv_nsec = FENCE_PAUSE_MS * 1000000L};
+    if (fenced)
+        nanosleep(&pause, NULL);
+    return fenced;
+}
+
 ssize_t image_write(struct daemon *d, struct handle *h, const void *buf, size_t len, uint64_t off)
 {
     struct image *img = image_get(h->inode);
@@ -355,6 +375,7 @@ ssize_t image_write(struct daemon *d, struct handle *h, const void *buf, size_t 
         return -ENOMEM;
     struct edit e = {.kind = EDIT_WRITE, .off = off, .len = len, .buf = buf};
     unsigned tries = 0;
+    uint64_t until = base_now_ms() + DG_MAX(d->opt.wait_s, FENCE_WAIT_MIN_S) * UINT64_C(1000);
     for (;;) {
         if (h->guarded) {
             int r = edit_held(d, img, h, &e);
@@ -374,6 +395,10 @@ ssize_t image_write(struct daemon *d, struct handle *h, const void *buf, size_t 
         if (!becomes)
             return r;
         r = image_convert(d, img, &h->opener);
+        if (r == -EBUSY && base_now_ms() < until && wait_fence(img))
+            continue;
+        if (r == -EBUSY)
+            image_refused(d, img->inode, &h->opener, "write of an image header", r);
         if (r < 0 && r != -EAGAIN)
             return r;
     }

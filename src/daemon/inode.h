@@ -76,6 +76,7 @@ struct handle {
     int flags;           /* O_* of the open */
     bool writer;         /* open for write */
     bool stale_data;     /* io_fstype.stale_data of its file system: see image_pread() */
+    bool plain;          /* counted in inode->image.n_plain (image_plain.c) */
     atomic_bool guarded; /* counted as a writer of inode->image (image.c) */
     struct opener opener;
     atomic_bool dirty; /* wrote since the last fsync of this handle */
