@@ -582,9 +582,3 @@ void image_set_mtime(struct inode *i, struct timespec mtime)
     mutex_unlock(&img->lock);
     atomic_store(&img->wrote, false);
 }
-
-bool image_is_guarded(struct inode *i)
-{
-    struct image *img = atomic_load(&i->image);
-    return img && atomic_load(&img->held);
-}

@@ -83,8 +83,6 @@ void image_release(struct daemon *d, struct handle *h);
 void image_stat(struct inode *i, struct stat *st);
 /* The user set mtime explicitly (utimens on the view): it is also the one that the restore puts back. */
 void image_set_mtime(struct inode *i, struct timespec mtime);
-/* flock and whole-file locks of a guarded image stay on this host where they would meet the fence lock. */
-bool image_is_guarded(struct inode *i);
 
 /* ---- for the daemon as a whole ---- */
 struct image_table *image_table_new(void);

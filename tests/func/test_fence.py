@@ -2,14 +2,17 @@
 """test_fence: a plain file that one host has open for write cannot become another host's image, nor be claimed by it: the fence lock. With byte locks, as on
 NFS and local directories, and with flock, as on OCFS2 (a build with hooks only: the file system type is pretended)."""
 import errno
+import fcntl
 import os
 import signal
 
+import dgops
 from dgqemu import make_qcow2
 from dgtest import Proc, Suite, eq, is_sealed, ok, pair, raises, read_at, sha, wait_for
 
 suite = Suite(__file__)
 RDWR = os.O_RDWR
+FENCE = 1 << 62
 REFUSED = "another host has this file open for write"
 
 
@@ -25,6 +28,14 @@ def source_image(ds):
     make_qcow2(path)
     with open(path, "rb") as f:
         return f.read()
+
+
+def flocks(proc, fd):
+    try:
+        proc.call("flock", fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
 
 
 def opens(proc, path, flags=RDWR):
@@ -147,6 +158,71 @@ def fence_goes_first(build):
                 os.unlink(arm)
                 p.a.signal(signal.SIGCONT)
             b.call("close", fd)
+
+
+@suite.case("flock: one that was taken on a plain file and dropped on the image that it became takes the fence lock with it on no file system")
+def flock_drops_no_fence(build):
+    for kind, env in kinds(build):
+        for how in ("unlock", "close", "die"):
+            with pair(build, "wait=0", env=env) as p, Proc() as a, Proc() as other:
+                data = source_image(p.ds)
+                fd = a.call("open", p.a.path("new"), RDWR | os.O_CREAT)
+                locker = a if how == "unlock" else other
+                fd2 = fd if how == "unlock" else other.call("open", p.a.path("new"), os.O_RDONLY if how == "close" else RDWR)
+                locker.call("flock", fd2, fcntl.LOCK_EX)
+                a.call("pwrite", fd, data, 0)
+                ok(is_sealed(p.ds.raw("new")), kind + ": sealed")
+                if how == "unlock":
+                    a.call("flock", fd, fcntl.LOCK_UN)
+                elif how == "close":
+                    other.call("close", fd2)
+                else:
+                    other.kill()
+                # Nobody has the flock any more; then the fence is what is left.
+                probe = a.call("open", p.a.path("new"), os.O_RDONLY)
+
+                def free(fd=probe):
+                    try:
+                        a.call("flock", fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    except BlockingIOError:
+                        return False
+                    a.call("flock", fd, fcntl.LOCK_UN)
+                    return True
+                wait_for(free, "%s, %s: the flock is gone" % (kind, how))
+                with open(p.ds.raw("new"), "r+b") as f:
+                    if kind == "flock":
+                        raises(errno.EWOULDBLOCK, fcntl.flock, f.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    else:
+                        eq(dgops.getlock(f.fileno(), fcntl.F_WRLCK, FENCE, 1), fcntl.F_RDLCK, "%s, %s: the fence" % (kind, how))
+                a.call("close", probe)
+                a.call("close", fd)
+
+
+@suite.case("flock of plain files: between two views where the storage carries it, and never in the way of the fence")
+def flock_of_plain_files(build):
+    for kind, env in kinds(build):
+        with pair(build, "wait=0", env=env) as p, Proc() as a, Proc() as a2, Proc() as b:
+            fd = a.call("open", p.a.path("log"), RDWR | os.O_CREAT)
+            fd2 = a2.call("open", p.a.path("log"), RDWR)
+            fd_b = b.call("open", p.b.path("log"), RDWR)
+            for first, second in ((fcntl.LOCK_EX, fcntl.LOCK_SH), (fcntl.LOCK_SH, fcntl.LOCK_EX)):
+                a.call("flock", fd, first)
+                raises(errno.EWOULDBLOCK, a2.call, "flock", fd2, second | fcntl.LOCK_NB)
+                if kind == "flock":  # as on OCFS2, where flock is the fence: flocks of programs stay on their host
+                    b.call("flock", fd_b, second | fcntl.LOCK_NB)
+                    b.call("flock", fd_b, fcntl.LOCK_UN)
+                else:
+                    raises(errno.EWOULDBLOCK, b.call, "flock", fd_b, second | fcntl.LOCK_NB)
+                a.call("flock", fd, fcntl.LOCK_UN)
+                a2.call("flock", fd2, second | fcntl.LOCK_NB)
+                a2.call("flock", fd2, fcntl.LOCK_UN)
+            a.call("flock", fd, fcntl.LOCK_EX)
+            again = b.call("open", p.b.path("log"), RDWR)  # no lock of a program keeps anybody from opening
+            b.call("close", again)
+            third = a2.call("open", p.a.path("log"), os.O_RDONLY)
+            raises(errno.EWOULDBLOCK, a2.call, "flock", third, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            a.call("close", fd)  # the release comes a moment later
+            wait_for(lambda: flocks(a2, third), kind + ": the flock goes with its handle")
 
 
 @suite.case("plain files come and go on two hosts at once, and nothing is left locked")
