@@ -24,7 +24,7 @@ ALLOWED = {
 # System header -> which files may include it, and why.
 HEADERS = [
     ("only the journal knows sqlite", r"sqlite3\.h", r"src/core/journal\w*\.c"),
-    ("only the daemon knows FUSE", r"(fuse3/)?fuse\w*\.h|linux/fuse\.h", r"src/daemon/\w+\.[ch]|tests/stress/\w+\.c"),
+    ("only the daemon knows FUSE", r"(fuse3/)?fuse\w*\.h|linux/fuse\.h", r"src/daemon/\w+\.[ch]|tests/stress/\w+\.c|tests/func/stalefs\.c"),
     ("JSON is spoken by the control channel and the tools", r"json(-c/\w+|_\w+)?\.h", r"src/daemon/control\w*\.c|tools/\w+\.[ch]"),
     ("a format has no descriptor, no lock and no log", r"unistd\.h|fcntl\.h|pthread\.h|syslog\.h|stdio_ext\.h|sys/.*", r"(?!src/format/).*"),
 ]

@@ -30,7 +30,8 @@ static const struct problem_info table[PROBLEM_COUNT] = {
                                    FSCK_TAKEOVER},
     [PROBLEM_BUSY_WRITER] =
         {"busy-writer", SEV_PERSON,
-         "the image is locked by a process that can still write to it; nothing was touched",
+         "the image is locked by a process that can still write to it: its holder, or one that has had it "
+         "open since it was a plain file; nothing was touched",
          "find that process (diskguardctl why IMAGE) and end it, or fence its host; then repeat"},
     [PROBLEM_ALIEN] =
         {"alien", SEV_PERSON,

@@ -137,6 +137,8 @@ int seal_restore(struct seal *s, const struct timespec *mtime)
                 return r;
         }
     }
+    if (s->unfence)
+        io_fence_drop(s->fd, s->store->fence);
     enum claim_step step = s->rec->step;
     r = claim_free(s->store, s->rec);
     if (r < 0) {

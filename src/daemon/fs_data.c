@@ -55,18 +55,9 @@ static void *buffer_get(size_t size)
     return b->data;
 }
 
-static ssize_t read_direct(struct handle *h, void *buf, size_t size, uint64_t off)
-{
-    ssize_t n;
-    do
-        n = pread(h->fd, buf, size, (off_t)off);
-    while (n < 0 && errno == EINTR);
-    return n < 0 ? -errno : n;
-}
-
 static ssize_t read_at(struct daemon *d, struct handle *h, void *buf, size_t size, uint64_t off)
 {
-    return off < FORMAT_REACH ? image_read(d, h, buf, size, off) : read_direct(h, buf, size, off);
+    return off < FORMAT_REACH ? image_read(d, h, buf, size, off) : image_pread(h, buf, size, off);
 }
 
 void fs_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi)
@@ -162,9 +153,13 @@ void fs_lseek(fuse_req_t req, fuse_ino_t ino, off_t off, int whence, struct fuse
 {
     (void)ino;
     struct handle *h = handle_get(daemon_of(req)->handles, fi->fh);
-    off_t r = h ? lseek(h->fd, off, whence) : -1; /* the descriptor's own position is used by nobody */
+    struct stat st;
+    int err = h ? 0 : -EBADF;
+    if (h && image_past_cache(h)) /* a size kept in the cache would bound the answer */
+        err = io_fresh_stat(h->fd, &st);
+    off_t r = err == 0 ? lseek(h->fd, off, whence) : -1; /* the descriptor's own position is used by nobody */
     if (r < 0)
-        fuse_reply_err(req, h ? errno : EBADF);
+        fuse_reply_err(req, err ? -err : errno);
     else
         fuse_reply_lseek(req, r);
 }
@@ -191,6 +186,11 @@ static ssize_t copy_far(struct handle *in, uint64_t off_in, struct handle *out, 
     int allowed = image_write_allowed(out);
     if (allowed < 0)
         return allowed;
+    if (image_past_cache(in)) { /* where the server cannot copy, the kernel does, from the cache */
+        int r = io_cache_drop(in->fd);
+        if (r < 0)
+            return r;
+    }
     atomic_store(&out->dirty, true);
     off_t from = (off_t)off_in, to = (off_t)off_out;
     ssize_t n = copy_file_range(in->fd, &from, out->fd, &to, len, flags);

@@ -5,9 +5,10 @@
  * locks are OFD locks there; so both meanings come out exact, and other hosts see them. Kept on this host, on
  * a memfd that stands for the file, are:
  *   - byte ranges at or beyond DG_FENCE_OFFSET, whose first byte is the fence lock,
- *   - flock of a guarded image where it would meet the fence lock, and on GFS2, where it hangs (design
- * section 6),
+ *   - flock where the fence lock itself is one (OCFS2), and on GFS2, where it hangs (design section 6),
  *   - everything where the backing file system has no locks.
+ * flock where it is one name space with byte locks (NFS): a byte lock of all that lies below the fence, on the owner's own descriptor, which never
+ * carries the fence. It meets the flock of other hosts and views as a flock would. Elsewhere it goes to the handle's descriptor.
  * Not as on a plain file: no EDEADLK, and l_pid is 0 for a lock of another host or of a program outside the
  * view. */
 #include <fcntl.h>
@@ -342,12 +343,20 @@ static int flock_fd(int fd, int op)
     return flock(fd, op | LOCK_NB) == 0 ? 0 : -errno;
 }
 
-static bool flock_stays(const struct daemon *d, struct inode *i)
+/* Where an flock goes. The same for plain files and images, so that one which becomes the other takes its locks along. */
+enum flock_way { FLOCK_HOST, FLOCK_BYTES, FLOCK_HANDLE };
+
+static enum flock_way flock_way(const struct daemon *d)
 {
     const struct io_fstype *fs = d->store.fs;
-    if (strcmp(fs->name, "gfs2") == 0)
-        return true;
-    return (fs->flock_meets_fence || d->store.fence == FENCE_FLOCK) && image_is_guarded(i);
+    if (strcmp(fs->name, "gfs2") == 0 || d->store.fence == FENCE_FLOCK)
+        return FLOCK_HOST;
+    return fs->flock_meets_fence && d->store.fence == FENCE_OFD ? FLOCK_BYTES : FLOCK_HANDLE;
+}
+
+static short flock_type(int kind)
+{
+    return kind == LOCK_EX ? F_WRLCK : kind == LOCK_SH ? F_RDLCK : F_UNLCK;
 }
 
 static int try_flock(struct lock_op *op, struct inode_locks *l)
@@ -358,9 +367,13 @@ static int try_flock(struct lock_op *op, struct inode_locks *l)
         return -ENOMEM;
     int kind = op->op & ~LOCK_NB;
     int r = 0;
-    /* A lock that went to the datastore stays there, also when the file has become an image since. */
-    bool here = !atomic_load(&o->forwarded) && (atomic_load(&l->host_only) || flock_stays(op->d, i));
-    if (!here) {
+    enum flock_way way = flock_way(op->d);
+    if (way == FLOCK_HANDLE && atomic_load(&l->host_only) && !atomic_load(&o->forwarded))
+        way = FLOCK_HOST;
+    bool here = way == FLOCK_HOST;
+    if (way == FLOCK_BYTES) {
+        r = set_below(i, l, o, flock_type(kind), (struct range){0, DG_FENCE_OFFSET});
+    } else if (way == FLOCK_HANDLE) {
         r = flock_fd(op->h->fd, kind);
         if (r == 0)
             atomic_store(&o->forwarded, kind != LOCK_UN);
@@ -463,7 +476,7 @@ static void drop_owners(struct daemon *d, struct inode_locks *l,
         struct owner *o = gone;
         gone = o->next;
         /* Closing unlocks; but an operation under way on another thread may keep the owner a while. */
-        if (o->kind == OWNER_BYTES && atomic_load(&o->fd) >= 0)
+        if (atomic_load(&o->fd) >= 0)
             (void)set_range(atomic_load(&o->fd), F_UNLCK, (struct range){0, 0});
         if (atomic_load(&o->forwarded))
             (void)flock_fd(o->via->fd, LOCK_UN);

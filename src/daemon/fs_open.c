@@ -158,11 +158,24 @@ static void open_read_only(struct open_op *op)
         op_done(op, what == IMAGE_WHAT_IMAGE);
 }
 
+/* A reader of a file that another host may write meanwhile gets a descriptor that asks the storage each time: image_pread(). */
+static void past_cache(const struct daemon *d, struct handle *h)
+{
+    const struct io_fstype *fs = h->inode->dev == d->store.dev ? d->store.fs : io_fstype(h->fd);
+    h->stale_data = fs->stale_data;
+    if (!h->stale_data || h->writer)
+        return;
+    int fd = io_reopen(h->inode->fd, O_RDONLY | O_DIRECT);
+    if (fd >= 0)
+        h->direct_fd = fd; /* else image_pread() drops the cache before each read */
+}
+
 static void open_start(struct open_op *op, int flags)
 {
     op->h->flags = flags;
     op->h->writer = (flags & O_ACCMODE) != O_RDONLY || flags & O_TRUNC;
     op->truncate = flags & O_TRUNC;
+    past_cache(op->d, op->h);
     cred_opener(op->req, &op->h->opener);
     if (op->h->writer)
         park_start(op->d->park, op->req, open_turn, op, op->d->opt.wait_s * UINT64_C(1000));

@@ -62,6 +62,9 @@ struct image *image_get(struct inode *i)
     pthread_condattr_destroy(&attr);
     rwlock_init(&img->header);
     img->fd = -1;
+    mutex_lock(&img->lock);
+    img->plain_fd = -1;
+    mutex_unlock(&img->lock);
     struct image *other = NULL;
     if (!atomic_compare_exchange_strong(&i->image, &other, img)) {
         image_free(img);
@@ -105,7 +108,7 @@ static void busy_remove(struct daemon *d, struct image *img)
 bool image_begin(struct daemon *d, struct image *img)
 {
     mutex_lock(&img->lock);
-    bool idle = img->state == IMAGE_IDLE;
+    bool idle = img->state == IMAGE_IDLE && !img->plain_busy;
     if (idle)
         image_move_locked(d, img, IMAGE_SEALING, 0);
     mutex_unlock(&img->lock);
@@ -313,6 +316,9 @@ static int restore_steps(struct daemon *d, struct image *img) REQUIRES(img->head
         atomic_store(&img->wrote, false);
     }
     struct seal s = image_seal(d, img);
+    mutex_lock(&img->lock);
+    s.unfence = img->plain_fd < 0; /* else the lock is that of plain writers, too */
+    mutex_unlock(&img->lock);
     return seal_restore(&s, &mtime);
 }
 
@@ -393,6 +399,11 @@ void image_release(struct daemon *d, struct handle *h)
     if (h->fd >= 0 && close(h->fd) < 0 && h->writer && errno != EINTR)
         image_sync_failed(h, errno);
     h->fd = -1;
+    if (h->direct_fd >= 0)
+        close(h->direct_fd);
+    h->direct_fd = -1;
+    if (img)
+        image_plain_leave(d, img, h);
     if (atomic_exchange(&h->guarded, false))
         image_unguard(d, img);
 }
@@ -570,10 +581,4 @@ void image_set_mtime(struct inode *i, struct timespec mtime)
     img->mtime = mtime;
     mutex_unlock(&img->lock);
     atomic_store(&img->wrote, false);
-}
-
-bool image_is_guarded(struct inode *i)
-{
-    struct image *img = atomic_load(&i->image);
-    return img && atomic_load(&img->held);
 }

@@ -50,6 +50,11 @@ DG_MUST_CHECK int image_fallocate(struct daemon *d, struct handle *h, int mode, 
 DG_MUST_CHECK ssize_t image_read(struct daemon *d, struct handle *h, void *buf, size_t len, uint64_t off);
 DG_MUST_CHECK ssize_t image_write(struct daemon *d, struct handle *h, const void *buf, size_t len,
                                   uint64_t off);
+/* The bytes at or beyond FORMAT_REACH, as pread(2). Past the cache where it may be stale: see image_past_cache(). No lock. */
+DG_MUST_CHECK ssize_t image_pread(const struct handle *h, void *buf, size_t len, uint64_t off);
+/* May this host's cache of the file show what another host has changed since? On NFS it may, without limit in time (io.h), for every handle but those
+ * of an image that this host holds, whose cache was dropped under the fence lock when it was claimed, and those that write a plain file. */
+bool image_past_cache(const struct handle *h);
 /* Before any write at or beyond FORMAT_REACH; and after one of a guarded handle. 0, -EIO (fenced), or -EBUSY: a plain file has become another
  * host's image under this handle. No lock. */
 DG_MUST_CHECK int image_write_allowed(const struct handle *h);
@@ -78,8 +83,6 @@ void image_release(struct daemon *d, struct handle *h);
 void image_stat(struct inode *i, struct stat *st);
 /* The user set mtime explicitly (utimens on the view): it is also the one that the restore puts back. */
 void image_set_mtime(struct inode *i, struct timespec mtime);
-/* flock and whole-file locks of a guarded image stay on this host where they would meet the fence lock. */
-bool image_is_guarded(struct inode *i);
 
 /* ---- for the daemon as a whole ---- */
 struct image_table *image_table_new(void);

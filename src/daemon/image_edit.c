@@ -18,6 +18,23 @@ static ssize_t read_some(int fd, void *buf, size_t len, uint64_t off)
     return n < 0 ? -errno : n;
 }
 
+bool image_past_cache(const struct handle *h)
+{
+    if (!h->stale_data)
+        return false;
+    const struct image *img = atomic_load(&h->inode->image);
+    if (img && atomic_load(&img->held) && atomic_load(&img->io_error) == 0)
+        return false;
+    return !h->writer || atomic_load(&h->guarded); /* a guarded one: the image is FENCED */
+}
+
+ssize_t image_pread(const struct handle *h, void *buf, size_t len, uint64_t off)
+{
+    if (image_past_cache(h))
+        return io_fresh_data(h->direct_fd, h->fd, buf, len, off);
+    return read_some(h->fd, buf, len, off);
+}
+
 /* The overlay of this host, if it holds the image. false: it does not (any more). */
 static bool read_held(struct image *img, struct handle *h, void *buf, size_t len, uint64_t off, ssize_t *ret)
 {
@@ -74,7 +91,7 @@ static int foreign_header(struct daemon *d, struct inode *i, struct foreign *w)
     for (int k = 0; k < FOREIGN_TRIES; k++) {
         int r = claim_read(&d->store, i->ino, &w->before);
         if (r == 0)
-            r = image_header(i, &w->hd);
+            r = image_header(d, i, &w->hd);
         if (r == 0)
             r = claim_read(&d->store, i->ino, &w->after);
         if (r < 0)
@@ -106,7 +123,7 @@ static ssize_t read_foreign(struct daemon *d, struct handle *h, void *buf, size_
     _cleanup_free_ struct foreign *w = malloc(sizeof(*w));
     if (!w)
         return -ENOMEM;
-    int r = image_header(i, &w->hd);
+    int r = image_header(d, i, &w->hd);
     if (r < 0)
         return r;
     /* A seal never touches the magic: what is plain now, or has no header, is not sealed. Other file systems
@@ -118,7 +135,7 @@ static ssize_t read_foreign(struct daemon *d, struct handle *h, void *buf, size_
         log_unexplained(d, i);
     if (r < 0)
         return r;
-    ssize_t n = read_some(h->fd, buf, len, off);
+    ssize_t n = image_pread(h, buf, len, off);
     if (n > 0 && off < w->hd.n)
         memcpy(buf, w->hd.bytes + off, DG_MIN((size_t)n, w->hd.n - (size_t)off));
     return n;
@@ -157,6 +174,11 @@ static int fence_writers(struct daemon *d, struct image *img)
     for (unsigned k = 0; k < n; k++) {
         if (r == 0)
             r = io_fence_shared(fds[k], d->store.fence);
+    }
+    for (unsigned k = 0; k < n; k++) {
+        if (r <
+            0) /* none of them will be guarded, and a plain handle's own lock would be in our way later on */
+            io_fence_drop(fds[k], d->store.fence);
         close(fds[k]);
     }
     free(fds);
@@ -183,7 +205,7 @@ static void wait_idle(struct image *img, unsigned seconds)
     clock_gettime(CLOCK_MONOTONIC, &until);
     until.tv_sec += seconds;
     mutex_lock(&img->lock);
-    while (img->state == IMAGE_SEALING || img->state == IMAGE_RESTORING)
+    while (img->state == IMAGE_SEALING || img->state == IMAGE_RESTORING || img->plain_busy)
         if (pthread_cond_timedwait(&img->moved, &img->lock.m, &until) != 0)
             break;
     mutex_unlock(&img->lock);
@@ -200,8 +222,6 @@ int image_convert(struct daemon *d, struct image *img, const struct opener *who)
     int r = image_acquire(d, img, &a, &stuck);
     if (r < 0) {
         image_acquire_failed(d, img, &a, stuck, r);
-        if (r == -EBUSY)
-            image_refused(d, img->inode, who, a.what, r);
         return r == -EAGAIN ? -EIO : r;
     }
     mutex_lock(&img->lock);
@@ -308,7 +328,7 @@ static int write_plain(struct daemon *d, struct image *img, struct handle *h, co
         return -ENOMEM;
     *ret_becomes = false;
     rwlock_write(&img->header);
-    int r = img->rec ? -EAGAIN : image_header(i, hd); /* converted by another thread: the guarded way */
+    int r = img->rec ? -EAGAIN : image_header(d, i, hd); /* converted by another thread: the guarded way */
     if (r == 0) {
         struct stat st = {0};
         r = io_fresh_stat(h->fd, &st);
@@ -331,6 +351,23 @@ static int write_plain(struct daemon *d, struct image *img, struct handle *h, co
     return n < 0 ? -err : (int)n;
 }
 
+/* Another host that has the file open as a plain one may just be closing it: close(2) returns there before its lock is gone. So even with wait=0 the
+ * first write of a header waits this long. */
+#define FENCE_WAIT_MIN_S 1u
+#define FENCE_PAUSE_MS 20u
+
+/* Was it the fence that was refused? Then pauses. */
+static bool wait_fence(struct image *img)
+{
+    mutex_lock(&img->lock);
+    bool fenced = img->rival.fenced;
+    mutex_unlock(&img->lock);
+    const struct timespec pause = {.tv_nsec = FENCE_PAUSE_MS * 1000000L};
+    if (fenced)
+        nanosleep(&pause, NULL);
+    return fenced;
+}
+
 ssize_t image_write(struct daemon *d, struct handle *h, const void *buf, size_t len, uint64_t off)
 {
     struct image *img = image_get(h->inode);
@@ -338,6 +375,7 @@ ssize_t image_write(struct daemon *d, struct handle *h, const void *buf, size_t 
         return -ENOMEM;
     struct edit e = {.kind = EDIT_WRITE, .off = off, .len = len, .buf = buf};
     unsigned tries = 0;
+    uint64_t until = base_now_ms() + DG_MAX(d->opt.wait_s, FENCE_WAIT_MIN_S) * UINT64_C(1000);
     for (;;) {
         if (h->guarded) {
             int r = edit_held(d, img, h, &e);
@@ -357,6 +395,10 @@ ssize_t image_write(struct daemon *d, struct handle *h, const void *buf, size_t 
         if (!becomes)
             return r;
         r = image_convert(d, img, &h->opener);
+        if (r == -EBUSY && base_now_ms() < until && wait_fence(img))
+            continue;
+        if (r == -EBUSY)
+            image_refused(d, img->inode, &h->opener, "write of an image header", r);
         if (r < 0 && r != -EAGAIN)
             return r;
     }

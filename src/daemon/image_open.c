@@ -55,13 +55,16 @@ static int join_fence(struct daemon *d, struct image *img, struct handle *h)
         return r == -EAGAIN ? -EBUSY : r;
     _cleanup_free_ struct record *rec = malloc(sizeof(*rec));
     if (!rec)
-        return -ENOMEM;
+        return -ENOMEM; /* final: the descriptor is closed */
     rwlock_read(&img->header);
     bool held = img->rec != NULL;
     if (held)
         *rec = *img->rec;
     rwlock_read_unlock(&img->header);
-    return held ? claim_check(&d->store, rec) : -EBUSY;
+    r = held ? claim_check(&d->store, rec) : -EBUSY;
+    if (r < 0)
+        io_fence_drop(h->fd, d->store.fence); /* a handle that waits must not keep anybody out */
+    return r;
 }
 
 /* -EBUSY: not ours to join. */
@@ -118,10 +121,15 @@ static bool others_write(struct daemon *d, struct image *img, const struct opene
 
 /* A file that is not an image now. The handle is listed, so that it joins when a write turns the file into
  * one. */
-static int open_plain(struct image *img, struct handle *h, bool truncate)
+static int open_plain(struct daemon *d, struct image *img, struct handle *h, bool truncate)
 {
-    if (!image_writer_add(img, h, true))
+    int r = image_plain_enter(d, img, h);
+    if (r < 0)
+        return r;
+    if (!image_writer_add(img, h, true)) {
+        image_plain_leave(d, img, h);
         return -EBUSY;
+    }
     return truncate && ftruncate(h->fd, 0) < 0 ? -errno : 0;
 }
 
@@ -133,7 +141,7 @@ static int guarded_now(struct daemon *d, struct inode *i, bool *ret)
     _cleanup_free_ struct claim *c = malloc(sizeof(*c));
     if (!hd || !c)
         return -ENOMEM;
-    int r = image_header(i, hd);
+    int r = image_header(d, i, hd);
     if (r < 0)
         return r;
     *ret = image_is_image(d, i, hd);
@@ -153,7 +161,7 @@ static int guarded_now(struct daemon *d, struct inode *i, bool *ret)
 }
 
 /* O_TMPFILE files are not guarded: without a name nobody else can reach them. A file that was made a moment ago holds nobody out. */
-static int is_guarded_file(struct daemon *d, struct handle *h, bool *ret)
+int image_guarded_file(struct daemon *d, struct handle *h, bool *ret)
 {
     struct stat st;
     int r = io_fresh_stat(h->fd, &st);
@@ -239,7 +247,7 @@ int image_plain_check(struct daemon *d, struct handle *h)
         return -ENOMEM;
     if (!is_idle(img))
         return -EBUSY;
-    int r = is_guarded_file(d, h, &guarded);
+    int r = image_guarded_file(d, h, &guarded);
     if (r < 0)
         return r;
     return guarded ? -EBUSY : 0;
@@ -257,11 +265,12 @@ int image_open(struct daemon *d, struct handle *h, bool truncate)
         r = open_join(d, img, h, truncate);
     } else {
         bool guarded;
-        r = is_guarded_file(d, h, &guarded);
+        image_fence_refused(img, false);
+        r = image_guarded_file(d, h, &guarded);
         if (r < 0)
             return r;
         if (!guarded)
-            return open_plain(img, h, truncate);
+            return open_plain(d, img, h, truncate);
         if (others_write(d, img, &h->opener) || !image_begin(d, img))
             return -EBUSY;
         r = open_first(d, img, h, truncate);
@@ -326,6 +335,24 @@ void image_unhold(struct daemon *d, struct hold *h)
     *h = (struct hold){0};
 }
 
+/* The fence of a truncation by path. Of a plain file, nobody may make an image before it is done. */
+static int truncate_fence(struct daemon *d, struct inode *i, int fd, bool claimed)
+{
+    bool guarded = false;
+    if (!S_ISREG(i->type) || i->dev != d->store.dev)
+        return 0;
+    int r = io_fence_shared(fd, d->store.fence);
+    if (r == -EAGAIN) {
+        struct image *img = atomic_load(&i->image);
+        if (img)
+            image_fence_refused(img, true);
+        return -EBUSY;
+    }
+    if (r == 0 && !claimed && d->store.fence != FENCE_NONE)
+        r = guarded_now(d, i, &guarded);
+    return r == 0 && guarded ? -EBUSY : r;
+}
+
 int image_truncate(struct daemon *d, struct inode *i, const struct opener *who, uint64_t size)
 {
     struct hold hold;
@@ -341,8 +368,8 @@ int image_truncate(struct daemon *d, struct inode *i, const struct opener *who, 
     if (r < 0)
         return r;
     _cleanup_close_ int fd = io_reopen(i->fd, O_RDWR);
-    if (fd >= 0 && hold.claimed)
-        r = io_fence_shared(fd, d->store.fence);
+    if (fd >= 0)
+        r = truncate_fence(d, i, fd, hold.claimed);
     if (fd < 0 || r < 0)
         r = fd < 0 ? fd : r;
     else

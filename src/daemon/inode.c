@@ -489,6 +489,7 @@ struct handle *handle_new(struct daemon *d, struct inode *i)
         h->fh = fh;
         h->inode = i;
         h->fd = -1;
+        h->direct_fd = -1;
         atomic_store(&h->live, HANDLE_NEW);
     }
     mutex_unlock(&t->lock);

@@ -81,8 +81,11 @@ struct handle {
     uint64_t fh;         /* index */
     struct inode *inode; /* pinned */
     int fd;              /* backing descriptor, flags as the opener's */
+    int direct_fd;       /* reader of a file whose cached data may be stale: the same file, O_DIRECT; or -1 */
     int flags;           /* O_* of the open */
     bool writer;         /* open for write */
+    bool stale_data;     /* io_fstype.stale_data of its file system: see image_pread() */
+    bool plain;          /* counted in inode->image.n_plain (image_plain.c) */
     atomic_bool guarded; /* counted as a writer of inode->image (image.c) */
     struct opener opener;
     atomic_bool dirty; /* wrote since the last fsync of this handle */

@@ -213,9 +213,9 @@ def held_but_plain(build):
             p.ds.wait_settled()
 
 
-@suite.case("a plain handle of another host is cut off once the file has become an image")
+@suite.case("without a fence a plain handle of another host is cut off once the file has become an image")
 def plain_handle_barred(build):
-    with pair(build, "wait=0") as p, Proc() as a, Proc() as b:
+    with pair(build, "wait=0", "fence=none") as p, Proc() as a, Proc() as b:
         open(p.ds.raw("new"), "w").close()
         make_qcow2(os.path.join(p.ds.base, "source"))
         with open(os.path.join(p.ds.base, "source"), "rb") as f:

@@ -425,8 +425,39 @@ static void check_fence(enum fence_kind kind)
     cr_assert_eq(io_fence_shared(b, kind), 0);
     close(a);
     cr_assert_eq(io_fence_exclusive(b, kind), 0, "a close unlocks");
+    a = openat(dir, "image", O_RDWR | O_CLOEXEC);
+    int dup_a = fcntl(a, F_DUPFD_CLOEXEC, 0);
+    cr_assert_eq(io_fence_shared(a, kind), -EAGAIN);
+    io_fence_drop(b, kind);
+    cr_assert_eq(io_fence_shared(a, kind), 0, "dropped");
+    cr_assert_eq(io_fence_exclusive(dup_a, kind), 0, "a duplicate is the same owner");
+    close(dup_a);
+    cr_assert_eq(io_fence_shared(b, kind), -EAGAIN, "and keeps the lock when one of the two is closed");
+    close(a);
     close(b);
     cr_assert_eq(unlinkat(dir, "image", 0), 0);
+}
+
+IO_TEST(fresh_data)
+{
+    char text[8192], buf[8192];
+    for (size_t i = 0; i < sizeof text; i++)
+        text[i] = (char)(i / 100);
+    int fd = make("data", text, sizeof text), direct = openat(dir, "data", O_RDONLY | O_DIRECT | O_CLOEXEC);
+    cr_assert_eq(io_fsync(fd), 0);
+
+    cr_assert_eq(io_fresh_data(-1, fd, buf, sizeof buf, 0), (ssize_t)sizeof buf);
+    cr_assert_arr_eq(buf, text, sizeof buf);
+    /* Where O_DIRECT wants an alignment, the other way. */
+    cr_assert_eq(io_fresh_data(direct, fd, buf + 1, 1000, 4001), 1000);
+    cr_assert_arr_eq(buf + 1, text + 4001, 1000);
+    cr_assert_eq(io_fresh_data(direct, fd, buf, sizeof buf, 8000), 192, "the end of the file");
+    cr_assert_eq(io_fresh_data(direct, fd, buf, sizeof buf, 1u << 30), 0);
+    cr_assert_eq(io_fresh_data(-1, -1, buf, 1, 0), -EBADF);
+    if (direct >= 0)
+        close(direct);
+    close(fd);
+    cr_assert_eq(unlinkat(dir, "data", 0), 0);
 }
 
 IO_TEST(fence)
