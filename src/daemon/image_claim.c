@@ -300,7 +300,7 @@ static int judge(struct daemon *d, struct inode *i, const struct header *h, cons
 }
 
 static void fill_record(struct daemon *d, struct image *img, const struct acquire *a, const struct stat *st,
-                        struct record *rec)
+                        struct record *rec) REQUIRES(img->header)
 {
     image_path(d, img->inode, rec->image, sizeof(rec->image));
     rec->ino = img->inode->ino;
@@ -317,6 +317,7 @@ static void fill_record(struct daemon *d, struct image *img, const struct acquir
     base_time_text(rec->since);
     rec->cut = OVERLAY_NO_CUT;
     rec->mtime = st->st_mtim;
+    rec->fenced = io_fencing(img->fd, d->store.fence, NULL);
 }
 
 /* The part of the record that depends on the header. */
