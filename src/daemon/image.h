@@ -71,6 +71,11 @@ DG_MUST_CHECK int image_probe(struct daemon *d, struct inode *i, enum image_what
 DG_MUST_CHECK int image_open(struct daemon *d, struct handle *h, bool truncate);
 /* -EBUSY of image_open, hold or truncate: is the other host just letting go? */
 bool image_being_released(struct inode *i);
+/* -EBUSY of image_open: is it another host that holds it? */
+bool image_held_elsewhere(struct inode *i);
+/* One line for a refusal that is final: what is wrong with the image, and the way out. */
+void image_log_refused(struct daemon *d, struct inode *i, const char *what, const char *fmt, ...)
+    DG_PRINTF(4, 5);
 /* The handle is gone: the last one restores. Blocks for as long as the datastore does. Closes h->fd. */
 void image_release(struct daemon *d, struct handle *h);
 

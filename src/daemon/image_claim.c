@@ -1,4 +1,5 @@
 /* image_claim.c: what a file is, who may have it, and how it is claimed and sealed. */
+#include "core/recover.h"
 #include "daemon/image_priv.h"
 
 #include <fcntl.h>
@@ -158,6 +159,17 @@ bool image_being_released(struct inode *i)
     return r;
 }
 
+bool image_held_elsewhere(struct inode *i)
+{
+    struct image *img = atomic_load(&i->image);
+    if (!img)
+        return false;
+    mutex_lock(&img->lock);
+    bool r = img->state == IMAGE_IDLE && img->rival.host_name[0];
+    mutex_unlock(&img->lock);
+    return r;
+}
+
 static void set_rival(struct image *img, const struct record *rec)
 {
     mutex_lock(&img->lock);
@@ -211,13 +223,17 @@ static int check_ruling(struct daemon *d, struct image *img, const char *what, c
     }
     if (claim_is_of(&c->rec, &d->host) && strcmp(c->rec.daemon, d->host.daemon) == 0 &&
         !image_busy_twin(d, img)) {
-        /* Ours, of this very daemon, and yet not held: an acquisition that failed, and whose undo failed too. Nothing was sealed. */
-        _cleanup_free_ struct record *rec = malloc(sizeof(*rec));
-        if (!rec)
-            return -ENOMEM;
-        *rec = c->rec;
-        int r = claim_free(&d->store, rec);
-        return r < 0 ? r : -EAGAIN;
+        /* Ours, of this very daemon, and yet not held: an acquisition that failed, and whose undo failed too, before anything was sealed; or a takeover
+         * that failed after its claim, with the image still as the dead host left it. */
+        struct recover rec = {
+            .store = &d->store, .journal = d->journal, .host = &d->host, .policy = d->policy};
+        int r = recover_image(&rec, i->ino, NULL, 0);
+        if (r == 1)
+            image_log_refused(
+                d, i, what,
+                "this host has claimed it (generation %llu) and cannot settle that; see diskguardctl why",
+                (unsigned long long)c->generation);
+        return r < 0 ? r : r == 0 ? -EAGAIN : -EUCLEAN;
     }
     if (claim_is_of(&c->rec, &d->host)) {
         image_log_refused(

@@ -109,10 +109,6 @@ DG_MUST_CHECK int image_drop_lost_row(struct daemon *d, struct image *img) REQUI
  * -EBUSY by whoever gives up waiting. */
 void image_acquire_failed(struct daemon *d, struct image *img, const struct acquire *a, bool stuck, int err);
 
-/* One line for a refusal that is final: what is wrong with the image, and the way out. */
-void image_log_refused(struct daemon *d, struct inode *i, const char *what, const char *fmt, ...)
-    DG_PRINTF(4, 5);
-
 /* The line for an image on another file system that is mounted below the datastore (-EXDEV). */
 void image_log_foreign(struct daemon *d, struct inode *i, const char *what);
 

@@ -15,12 +15,25 @@ struct keeper {
     bool kicked GUARDED_BY(lock);
 };
 
+unsigned keeper_period_ms(void)
+{
+#ifdef DG_HOOKS
+    const char *text = getenv("DISKGUARD_BEAT_MS");
+    uint64_t ms;
+    if (text && base_u64(text, &ms) == 0 && ms >= 10 && ms < KEEPER_PERIOD_MS)
+        return (unsigned)ms;
+#endif
+    return KEEPER_PERIOD_MS;
+}
+
 /* false: stop. */
 static bool wait_round(struct keeper *k)
 {
     struct timespec until;
     clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_sec += KEEPER_PERIOD_MS / 1000;
+    uint64_t ns = (uint64_t)until.tv_nsec + keeper_period_ms() * UINT64_C(1000000);
+    until.tv_sec += (time_t)(ns / 1000000000);
+    until.tv_nsec = (long)(ns % 1000000000);
     mutex_lock(&k->lock);
     while (!k->stop && !k->kicked)
         if (pthread_cond_timedwait(&k->wake, &k->lock.m, &until) != 0)

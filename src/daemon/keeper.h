@@ -8,6 +8,10 @@
 #define KEEPER_PERIOD_MS                                                                                     \
     5000u /* between two rounds: a lost claim is noticed, and a STUCK image retried, at this pace */
 
+/* KEEPER_PERIOD_MS; a build with hooks (core/hook.h) may have a shorter one, DISKGUARD_BEAT_MS in the environment, so that tests of what waits for
+ * beats are quick. */
+unsigned keeper_period_ms(void);
+
 /* The one before the view is mounted, which writes boot and daemon of this start into the host's record (start.c). */
 #define KEEPER_FIRST_BEAT 1u
 
