@@ -90,7 +90,7 @@ static enum takeover_beat note_beat(struct takeover *t, const struct host_record
         }
     }
     if (w) {
-        takeover_watch(&w->watch, rec, now, 2 * keeper_period_ms());
+        takeover_watch(&w->watch, rec, now, DG_MAX(2 * keeper_period_ms(), 3 * TAKEOVER_PACE_MS));
         r = takeover_beat(&w->watch, now, TAKEOVER_BEATS * keeper_period_ms());
     }
     mutex_unlock(&t->lock);

@@ -1,0 +1,211 @@
+#!/usr/bin/env python3
+"""test_takeover: an image of a host that seems dead is taken over by the fence lock alone, and of no other. Two daemons on one local directory stand for
+two hosts: there the lock is exact, for one kernel has it and the writes. What a network between them changes is tests/lab's business."""
+import contextlib
+import errno
+import json
+import os
+import signal
+import time
+
+from dgqemu import make_qcow2, qcow2_size
+from dgtest import Datastore, Host, Proc, Skip, Suite, View, eq, is_sealed, must, ok, raises, read_at, run, sha, wait_for
+
+suite = Suite(__file__)
+RDWR = os.O_RDWR
+
+
+class Hosts:
+    """A datastore, and views of hosts that beat quickly where the build can."""
+
+    def __init__(self, build):
+        self.build = build
+        self.ds = Datastore(build)
+        self.views = []
+        self.hosts = {}
+
+    def view(self, name, *options, start=True, **env):
+        host = self.hosts.setdefault(name, Host(self.ds.base, name))
+        if self.build.hooks:
+            env.setdefault("DISKGUARD_BEAT_MS", "200")
+        v = View(self.ds, host, options, env, start=start)
+        self.views.append(v)
+        return v
+
+    def claim(self, name="img.qcow2"):
+        return self.ds.claims()[os.stat(self.ds.raw(name)).st_ino]
+
+    def end(self):
+        for v in self.views:
+            if v.p is not None:
+                if v.alive():
+                    v.signal(signal.SIGCONT)
+                    v.kill9()
+                else:
+                    v.forget()
+            v.unmount_dead()
+
+
+@contextlib.contextmanager
+def hosts(build):
+    h = Hosts(build)
+    try:
+        yield h
+        for v in h.views:
+            if v.p is not None:
+                v.stop()
+        h.ds.wait_settled()
+        for host in h.hosts.values():
+            h.ds.fsck_clean(host)
+    finally:
+        h.end()
+
+
+def ctl(build, *args):
+    return run(*build.command(build.ctl, *args))
+
+
+def held_and_killed(h, *options):
+    """Host a seals the image, writes a block, and dies."""
+    make_qcow2(h.ds.raw("img.qcow2"))
+    a = h.view("a", "wait=0", *options)
+    with Proc() as p:
+        fd = p.call("open", a.path("img.qcow2"), RDWR)
+        p.call("pwrite", fd, b"guest data", 1 << 20)
+        true = bytearray(read_at(a.path("img.qcow2"), 0, 2 << 20))
+        ok(is_sealed(h.ds.raw("img.qcow2")), "the image is sealed")
+        a.p.kill()
+        a.wait_end()
+        a.forget()
+        a.unmount_dead()
+    return a, bytes(true)
+
+
+@suite.case("a killed host's image is opened for write by another host after its beat stood still: header, data and generation are right")
+def killed(build):
+    with hosts(build) as h:
+        a, true = held_and_killed(h)
+        before = h.claim()
+        eq(before["fenced"], "lock", "what the claim says of the holder")
+        b = h.view("b", "wait=0", "takeover=lock")
+        with Proc() as p:
+            fd = p.call("open", b.path("img.qcow2"), RDWR)
+            eq(p.call("pread", fd, 2 << 20, 0) == true, True, "what b sees is what a wrote")
+            b.wait_log(r"TAKEN OVER: 'img\.qcow2' from host .*its header is restored")
+            claim = h.claim()
+            eq(claim["host"], b.host.uuid)
+            eq(int(claim["generation"]), int(before["generation"]) + 2, "one generation for the takeover, one for the open")
+            p.call("pwrite", fd, b"by b", 1 << 20)
+            p.call("close", fd)
+        h.ds.wait_free("img.qcow2")
+        eq(qcow2_size(h.ds.raw("img.qcow2")), 64 << 20)
+        after = sha(h.ds.raw("img.qcow2"))
+        a.start()  # its row is of a lower generation: forgotten, and nothing else
+        a.wait_log("recovery: .*FORGET")
+        eq(sha(h.ds.raw("img.qcow2")), after, "the image after a's recovery")
+
+
+@suite.case("a host that lives, or that is only stopped, keeps its image: refused after wait=, and after takeover-wait= with the reason")
+def stopped(build):
+    with hosts(build) as h:
+        make_qcow2(h.ds.raw("img.qcow2"))
+        a = h.view("a", "wait=0")
+        b = h.view("b", "wait=0", "takeover=lock", "takeover-wait=%d" % (3 if build.hooks else 20))
+        with Proc() as p, Proc() as q:
+            fd = p.call("open", a.path("img.qcow2"), RDWR)
+            mark = b.log_size()
+            began = time.monotonic()
+            raises(errno.EBUSY, q.call, "open", b.path("img.qcow2"), RDWR)
+            ok(time.monotonic() - began < 15, "a holder that beats is not waited for as long as takeover-wait=")
+            b.wait_log("refused takeover of .*its beat moves", mark)
+            a.signal(signal.SIGSTOP)
+            claim = h.claim()
+            before = sha(h.ds.raw("img.qcow2"))
+
+            def refused_with(text):  # the first tries may still have seen it beat
+                at = b.log_size()
+                raises(errno.EBUSY, q.call, "open", b.path("img.qcow2"), RDWR)
+                return text in b.log()[at:]
+            wait_for(lambda: refused_with("still locked although its beat stands still"), "refused because of the lock", 60)
+            eq(h.claim(), claim, "the claim of a stopped host")
+            eq(sha(h.ds.raw("img.qcow2")), before, "the image of a stopped host")
+            a.signal(signal.SIGCONT)
+            p.call("pwrite", fd, b"still mine", 1 << 20)
+            p.call("close", fd)
+            wait_for(lambda: h.ds.claim_of("img.qcow2") == "free", "a lets it go")
+
+
+@suite.case("takeover=manual never takes over; a holder without a fence is left alone; lock-unproven does not change that")
+def never(build):
+    with hosts(build) as h:
+        a, _ = held_and_killed(h, "fence=none")
+        eq(h.claim()["fenced"], "no")
+        claim = h.claim()
+        with Proc() as q:
+            b = h.view("b", "wait=0")
+            raises(errno.EBUSY, q.call, "open", b.path("img.qcow2"), RDWR)
+            ok("takeover of" not in b.log(), "manual does not even try")
+            b.stop()
+            for option in ("takeover=lock", "takeover=lock-unproven"):
+                b = h.view("b", "wait=0", option)
+                raises(errno.EBUSY, q.call, "open", b.path("img.qcow2"), RDWR)
+                b.wait_log("refused takeover of .*says that losing the fence lock does not stop its writes.*fsck.diskguard --takeover")
+                b.stop()
+            b = h.view("b", "wait=0", "takeover=lock", "fence=none")
+            b.wait_log("takeover=lock has no effect on .*fence=none")
+            raises(errno.EBUSY, q.call, "open", b.path("img.qcow2"), RDWR)
+            b.wait_log("refused takeover of .*does not prove")
+        eq(h.claim(), claim, "the claim")
+        a.options.remove("fence=none")
+        a.start()  # recovers
+
+
+@suite.case("two hosts that wait for one dead host: exactly one gets the image, and the other one gets it after that")
+def race(build):
+    with hosts(build) as h:
+        a, true = held_and_killed(h)
+        views = [h.view(n, "wait=0", "takeover=lock") for n in ("b", "c")]
+        with Proc() as p, Proc() as q:
+            for v, w in zip(views, (p, q)):
+                w.send("open", v.path("img.qcow2"), RDWR)
+            wait_for(lambda: p.ready() or q.ready(), "one of them has it", 60)
+            won, lost, v = (p, q, views[1]) if p.ready() else (q, p, views[0])
+            fd = won.recv()
+            eq(won.call("pread", fd, 2 << 20, 0) == true, True, "content")
+            raises(errno.EBUSY, lost.recv)
+            won.call("close", fd)
+            h.ds.wait_free("img.qcow2")
+            fd = lost.call("open", v.path("img.qcow2"), RDWR)
+            eq(lost.call("pread", fd, 2 << 20, 0) == true, True, "content for the other one")
+            lost.call("close", fd)
+        taken = sum(len([line for line in v.log().splitlines() if "TAKEN OVER" in line]) for v in views)
+        eq(taken, 1, "takeovers")
+        a.start()
+
+
+@suite.case("the dead host comes back while another one waits for its image: one of them settles it, and both can use it")
+def back_again(build):
+    with hosts(build) as h:
+        for _ in range(3 if build.hooks else 1):
+            a, true = held_and_killed(h)
+            b = h.view("b", "wait=0", "takeover=lock")
+            with Proc() as p:
+                p.send("open", b.path("img.qcow2"), RDWR)
+                a.start()
+                try:
+                    p.call("close", p.recv())
+                except OSError as e:
+                    eq(e.errno, errno.EBUSY, "b is refused while a lives")
+                for v in (a, b):
+                    h.ds.wait_free("img.qcow2")
+                    fd = p.call("open", v.path("img.qcow2"), RDWR)
+                    eq(p.call("pread", fd, 2 << 20, 0) == true, True, "content")
+                    p.call("close", fd)
+            h.ds.wait_free("img.qcow2")
+            a.stop()
+            b.stop()
+            os.unlink(h.ds.raw("img.qcow2"))
+
+
+if __name__ == "__main__":
+    suite.main()
