@@ -123,6 +123,15 @@ static void say_evidence(struct answer *a, const struct look *l)
         say(a, "Whether its record is locked cannot be told: %s.", strerror(-l->item.host->alive));
 }
 
+static void say_takeover(struct answer *a, const struct look *l)
+{
+    struct why why;
+    bool possible;
+
+    if (look_takeover(l, &possible, &why))
+        say(a, "Takeover by the fence lock: %s%s.", possible ? "possible, " : "not possible now: ", why.text);
+}
+
 static void why_held(struct answer *a, const struct look *l)
 {
     const struct item *i = &l->item;
@@ -158,6 +167,7 @@ static void why_held(struct answer *a, const struct look *l)
         say(a, "Way out: shut the virtual machine down on %s, or wait for it: diskguardctl wait %s.",
             out_tame(item_holder(&l->source, i)), out_tame(l->again));
     }
+    say_takeover(a, l);
 }
 
 /* ---- nobody holds it ---- */

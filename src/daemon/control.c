@@ -13,6 +13,7 @@
 
 #include "daemon/image.h"
 #include "daemon/keeper.h"
+#include "daemon/takeover.h"
 #include "diskguard/control.h"
 
 #define CLIENT_MS                                                                                            \
@@ -206,6 +207,47 @@ static struct json_object *answer_retry(struct daemon *d, uid_t uid)
     return answer_new(true);
 }
 
+static struct json_object *answer_takeover(struct daemon *d, uid_t uid, struct json_object *request)
+{
+    struct json_object *v = NULL, *o;
+    struct why why = {""};
+    if (uid != 0 && uid != geteuid())
+        return answer_error("takeover needs root, or the user that diskguard runs as");
+    const char *image = json_object_object_get_ex(request, "image", &v) ? json_object_get_string(v) : "";
+    bool unproven = json_object_object_get_ex(request, "unproven", &v) && json_object_get_boolean(v);
+    uint64_t ticket = takeover_start(d, image, unproven || d->opt.takeover == TAKEOVER_UNPROVEN, &why);
+    if (ticket == 0)
+        return answer_error(why.text);
+    o = answer_new(true);
+    add_u64(o, "ticket", ticket);
+    add_bool(o, "ended", false);
+    return o;
+}
+
+static struct json_object *answer_takeover_result(struct daemon *d, uid_t uid, struct json_object *request)
+{
+    struct json_object *v = NULL, *o = answer_new(true);
+    struct why why = {""};
+    int r = -EPERM;
+    if (uid != 0 && uid != geteuid()) {
+        json_object_put(o);
+        return answer_error("takeover needs root, or the user that diskguard runs as");
+    }
+    uint64_t ticket = json_object_object_get_ex(request, "ticket", &v) ? json_object_get_uint64(v) : 0;
+    bool ended = takeover_ended(d, ticket, &r, &why);
+    add_bool(o, "ended", ended);
+    if (!ended)
+        return o;
+    add_text(o, "result",
+             r == 0                         ? "free"
+             : r == -EAGAIN                 ? "wait"
+             : r == -EBUSY                  ? "held"
+             : r == -EPERM || r == -EUCLEAN ? "refused"
+                                            : "failed");
+    add_text(o, "text", why.text[0] ? why.text : r < 0 ? strerror(-r) : "");
+    return o;
+}
+
 /* ---- requests ---- */
 
 static struct json_object *answer(struct daemon *d, const char *line, uid_t uid)
@@ -229,8 +271,12 @@ static struct json_object *answer(struct daemon *d, const char *line, uid_t uid)
         o = answer_hosts(d);
     else if (strcmp(command, "retry") == 0)
         o = answer_retry(d, uid);
+    else if (strcmp(command, "takeover") == 0)
+        o = answer_takeover(d, uid, request);
+    else if (strcmp(command, "takeover-result") == 0)
+        o = answer_takeover_result(d, uid, request);
     else
-        o = answer_error("unknown command: list, status, hosts, retry");
+        o = answer_error("unknown command: list, status, hosts, retry, takeover, takeover-result");
     json_object_put(request);
     return o;
 }

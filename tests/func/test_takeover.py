@@ -207,5 +207,39 @@ def back_again(build):
             os.unlink(h.ds.raw("img.qcow2"))
 
 
+@suite.case("diskguardctl takeover does the same under takeover=manual, with the same conditions; why and show say whether it would")
+def by_ctl(build):
+    with hosts(build) as h:
+        a, true = held_and_killed(h)
+        b = h.view("b", "wait=0")
+        img = b.path("img.qcow2")
+        ok("Takeover by the fence lock: possible" in ctl(build, "why", img).out, "why says that it is possible")
+        ok("takeover:   possible" in ctl(build, "show", img).out, "show does, too")
+        eq(json.loads(ctl(build, "show", "--json", img).out)["claim"]["fenced"], "lock")
+        r = ctl(build, "takeover", "--wait", "0", img)
+        eq(r.code, 3, "no time to watch the beat: %r" % r)
+        ok("must be watched longer" in r.out, repr(r))
+        r = ctl(build, "takeover", img)
+        eq(r.code, 0, repr(r))
+        ok("TAKEN OVER" in b.log(), "the log of b")
+        eq(h.claim()["state"], "free", "the claim after a takeover that nobody's open waits for")
+        with Proc() as p:
+            fd = p.call("open", img, RDWR)
+            eq(p.call("pread", fd, 2 << 20, 0) == true, True, "content")
+            r = ctl(build, "takeover", img)
+            ok(r.code == 3 and "this host holds it" in r.out, repr(r))
+            p.call("close", fd)
+        h.ds.wait_free("img.qcow2")
+        eq(ctl(build, "takeover", img).code, 0, "takeover of a free image")
+        eq(ctl(build, "takeover", b.path("none.qcow2")).code, 1, "takeover of what is not there")
+        a.options.append("fence=none")
+        a.start()
+        with Proc() as p:
+            p.call("open", a.path("img.qcow2"), RDWR)
+            r = ctl(build, "takeover", img)
+            ok(r.code == 1 and "does not stop its writes" in r.out and "fsck.diskguard --takeover " + a.host.uuid in r.out, repr(r))
+            ok("not possible now: " in ctl(build, "why", img).out, "why says that it is not possible")
+
+
 if __name__ == "__main__":
     suite.main()
