@@ -359,8 +359,10 @@ void fs_flush(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
     if (h->writer && atomic_exchange(&h->dirty, false)) {
         if (atomic_load(&h->guarded)) {
             r = io_fsync(h->fd);
-            if (r < 0)
+            if (r < 0) {
                 image_sync_failed(h, -r);
+                image_io_failed(d, h, r);
+            }
         } else { /* a network file system reports what it could not write when a descriptor is closed */
             int dup_fd = fcntl(h->fd, F_DUPFD_CLOEXEC, 0);
             r = dup_fd < 0 || close(dup_fd) < 0 ? -errno : 0;

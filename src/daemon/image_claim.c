@@ -460,6 +460,13 @@ static int acquire_locked(struct daemon *d, struct image *img, const struct acqu
     _cleanup_free_ struct header *h = malloc(sizeof(*h));
     if (!h)
         return -ENOMEM;
+    if (atomic_load(&d->host_lost)) {
+        image_log_refused(d, img->inode, a->what,
+                          "this host has lost the lock on its record on the datastore, so another process "
+                          "may act in its name; the log says "
+                          "since when. Unmount the view and mount it again if that does not pass");
+        return -EIO;
+    }
     int r = make_record(d, img, a, h);
     if (r < 0)
         return r;

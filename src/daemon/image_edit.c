@@ -273,6 +273,12 @@ static int edit_held(struct daemon *d, struct image *img, struct handle *h, cons
         image_note(img);
         if (r == 0)
             r = sync_if_asked(h, img->fd);
+        /* Not repeated, for part of it may have happened: the next one has a descriptor that works. */
+        if ((r == -EIO || r == -EBADF || r == -ENOLCK) && atomic_load(&img->io_error) == 0) {
+            int mended = image_mend_seal(d, img);
+            if (mended == -ESTALE)
+                r = mended;
+        }
     }
     rwlock_write_unlock(&img->header);
     image_wrote(h);

@@ -3,13 +3,17 @@
 two hosts: there the lock is exact, for one kernel has it and the writes. What a network between them changes is tests/lab's business."""
 import contextlib
 import errno
+import fcntl
 import json
 import os
+import shutil
 import signal
 import time
 
 from dgqemu import make_qcow2, qcow2_size
 from dgtest import Datastore, Host, Proc, Skip, Suite, View, eq, is_sealed, must, ok, raises, read_at, run, sha, wait_for
+
+from test_trouble import succeed_claim
 
 suite = Suite(__file__)
 RDWR = os.O_RDWR
@@ -168,11 +172,18 @@ def race(build):
         with Proc() as p, Proc() as q:
             for v, w in zip(views, (p, q)):
                 w.send("open", v.path("img.qcow2"), RDWR)
-            wait_for(lambda: p.ready() or q.ready(), "one of them has it", 60)
-            won, lost, v = (p, q, views[1]) if p.ready() else (q, p, views[0])
-            fd = won.recv()
+            wait_for(lambda: p.ready() and q.ready(), "both are answered", 60)
+            fds = []
+            for w in (p, q):
+                try:
+                    fds.append(w.recv())
+                except OSError as e:
+                    eq(e.errno, errno.EBUSY, "the answer to the one that lost")
+                    fds.append(None)
+            eq(sum(fd is not None for fd in fds), 1, "winners")
+            won, lost, v = (p, q, views[1]) if fds[0] is not None else (q, p, views[0])
+            fd = next(fd for fd in fds if fd is not None)
             eq(won.call("pread", fd, 2 << 20, 0) == true, True, "content")
-            raises(errno.EBUSY, lost.recv)
             won.call("close", fd)
             h.ds.wait_free("img.qcow2")
             fd = lost.call("open", v.path("img.qcow2"), RDWR)
@@ -239,6 +250,144 @@ def by_ctl(build):
             r = ctl(build, "takeover", img)
             ok(r.code == 1 and "does not stop its writes" in r.out and "fsck.diskguard --takeover " + a.host.uuid in r.out, repr(r))
             ok("not possible now: " in ctl(build, "why", img).out, "why says that it is not possible")
+
+
+# ---- storage that gives up a descriptor: what an NFSv4 client does with one whose lock was lost, here by hooks ----
+
+SLOW = "600000"  # ms: the keeper does nothing by itself
+
+
+def hooked(build):
+    if not build.hooks:
+        raise Skip("needs a build with -Dhooks=true")
+
+
+@contextlib.contextmanager
+def failing(build, fail, beat=SLOW, **more):
+    """A view whose hook fails once, as soon as armed() is called."""
+    hooked(build)
+    with hosts(build) as h:
+        make_qcow2(h.ds.raw("img.qcow2"))
+        arm = os.path.join(h.ds.base, "arm")
+        h.arm = lambda: open(arm, "wb").close()
+        h.a = h.view("a", "wait=0", DISKGUARD_HOOK_FAIL=fail, DISKGUARD_HOOK_ARM=arm, DISKGUARD_BEAT_MS=beat, **more)
+        h.a.env = {}  # what is started later does not fail
+        with Proc() as p:
+            yield h, p
+
+
+@suite.case("EIO of the storage while a successor's claim is there: FENCED at once, with its name; the close leaves the successor's image alone")
+def fenced_at_once(build):
+    for fail in ("data.write:1:EIO", "data.write:1:ESTALE", "data.read:1:EIO"):
+        hooked(build)
+        h = Hosts(build)
+        try:
+            make_qcow2(h.ds.raw("img.qcow2"))
+            arm = os.path.join(h.ds.base, "arm")
+            a = h.view("a", "wait=0", DISKGUARD_HOOK_FAIL=fail, DISKGUARD_HOOK_ARM=arm, DISKGUARD_BEAT_MS=SLOW)
+            with Proc() as p:
+                fd = p.call("open", a.path("img.qcow2"), RDWR)
+                succeed_claim(h.ds, "img.qcow2")
+                open(arm, "wb").close()
+                if "read" in fail:
+                    raises(errno.EIO, p.call, "pread", fd, 4096, 1 << 20)
+                else:
+                    raises(errno.EIO, p.call, "pwrite", fd, b"x" * 4096, 1 << 20)
+                a.wait_log("FENCED", timeout=5)
+                a.wait_log("host successor .* took it over with generation 2, and has it now", timeout=5)
+                raises(errno.EIO, p.call, "pwrite", fd, b"x" * 4096, 1 << 20)
+                before, claim = sha(h.ds.raw("img.qcow2")), h.claim()
+                why = ctl(build, "why", a.path("img.qcow2")).out
+                ok("successor holds it" in why and "This host held it before, with generation 1, and is FENCED" in why, "why: " + why)
+                p.call("close", fd)
+                wait_for(lambda: "fenced" not in ctl(build, "list", a.mnt).out.lower(), "the fenced hold is over")
+                eq(sha(h.ds.raw("img.qcow2")), before, "the image after a fenced close")
+                eq(h.claim(), claim, "the successor's claim")
+            a.stop()
+        finally:
+            h.end()
+
+
+@suite.case("EIO of the storage while the claim is still ours: the descriptor is opened again and the request repeated; nobody notices")
+def mended(build):
+    for fail in ("data.write:1:EIO", "data.read:1:EIO"):
+        with failing(build, fail) as (h, p):
+            fd = p.call("open", h.a.path("img.qcow2"), RDWR)
+            p.call("pwrite", fd, b"one", 1 << 20)
+            h.arm()
+            if "read" in fail:
+                eq(p.call("pread", fd, 3, 1 << 20), b"one")
+            else:
+                p.call("pwrite", fd, b"two", 1 << 20)
+            h.a.wait_log("given up a descriptor .* nothing was lost", timeout=5)
+            p.call("pwrite", fd, b"three", 1 << 20)
+            p.call("fsync", fd)
+            with open(h.ds.raw("img.qcow2"), "r+b") as f:  # the new descriptor has the fence lock
+                raises((errno.EAGAIN, errno.EACCES), fcntl.lockf, f, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 1 << 62)
+            p.call("close", fd)
+            h.ds.wait_free("img.qcow2")
+            eq(read_at(h.ds.raw("img.qcow2"), 1 << 20, 5), b"three")
+
+
+@suite.case("data that a given-up descriptor could not sync is never forgotten: the request and every fsync fail")
+def lost_data(build):
+    with failing(build, "io.fsync:1:EIO") as (h, p):
+        fd = p.call("open", h.a.path("img.qcow2"), RDWR)
+        p.call("pwrite", fd, b"one", 1 << 20)
+        h.arm()
+        raises(errno.EIO, p.call, "close", fd)  # FLUSH syncs
+        wait_for(lambda: h.ds.claim_of("img.qcow2") == "free", "the header is restored all the same")
+    with failing(build, "data.write:1:EIO", DISKGUARD_HOOK_FAIL2="io.fsync:1:EIO") as (h, p):
+        fd = p.call("open", h.a.path("img.qcow2"), RDWR)
+        p.call("pwrite", fd, b"one", 1 << 20)
+        h.arm()
+        raises(errno.EIO, p.call, "pwrite", fd, b"two", 1 << 20)
+        h.a.wait_log("guest data that was not synced: that data is lost")
+        for _ in range(2):
+            raises(errno.EIO, p.call, "fsync", fd)
+        ok("nothing was lost" not in h.a.log(), "it must not be mended")
+        raises(errno.EIO, p.call, "close", fd)
+        h.ds.wait_free("img.qcow2")
+
+
+@suite.case("a restore whose descriptor was given up goes on with a new one, at once")
+def restore_mended(build):
+    for fail in ("io.header.write:1:EIO", "io.header.write:1:ESTALE", "io.fsync:2:EIO"):
+        with failing(build, fail) as (h, p):
+            true = sha(h.ds.raw("img.qcow2"))
+            fd = p.call("open", h.a.path("img.qcow2"), RDWR)
+            h.arm()
+            p.call("close", fd)
+            h.ds.wait_free("img.qcow2", 5)
+            eq(sha(h.ds.raw("img.qcow2")), true, "the image")
+            ok("STUCK" not in h.a.log(), "it was not even STUCK")
+
+
+@suite.case("a lost lock on the host's record is taken again; if another process has it, no new image is claimed, and what is held goes on")
+def host_lock(build):
+    with failing(build, "host.beat:1:EIO", beat="100") as (h, p):
+        make_qcow2(h.ds.raw("two.qcow2"))
+        fd = p.call("open", h.a.path("img.qcow2"), RDWR)
+        h.arm()
+        h.a.wait_log("is open and locked again")
+        p.call("close", p.call("open", h.a.path("two.qcow2"), RDWR))
+        p.call("close", fd)
+    with failing(build, "host.beat:1:EIO", beat="100") as (h, p):
+        make_qcow2(h.ds.raw("two.qcow2"))
+        fd = p.call("open", h.a.path("img.qcow2"), RDWR)
+        record = os.path.join(h.ds.path, ".diskguard", "hosts", h.a.host.uuid)
+        shutil.copy(record, record + ".new")
+        with open(record + ".new", "r+b") as f:
+            fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.rename(record + ".new", record)
+            h.arm()
+            h.a.wait_log("the lock on this host's record .* is lost")
+            raises(errno.EIO, p.call, "open", h.a.path("two.qcow2"), RDWR)
+            h.a.wait_log("refused open for write of 'two.qcow2': this host has lost the lock on its record")
+            p.call("pwrite", fd, b"still", 1 << 20)
+        h.a.wait_log("is open and locked again")
+        p.call("close", p.call("open", h.a.path("two.qcow2"), RDWR))
+        p.call("close", fd)
 
 
 if __name__ == "__main__":
