@@ -179,7 +179,7 @@ static int not_taken(const struct attempt *a, int r, struct why *why)
     const struct problem_info *p = problem_info(a->decision.problem);
     if (r < 0) {
         why_set(why, "taking it over failed: %s; %s", strerror(-r), store_hint(r));
-        return -EAGAIN; /* if the claim is ours by now, the next open settles it: check_ruling() in image_claim.c */
+        return -EAGAIN; /* if the claim is ours by now, the next open settles it: settle_own() in image_claim.c */
     }
     if (a->decision.action == RECOVER_NOTHING) {
         why_set(why, "another host was faster");

@@ -261,6 +261,30 @@ def failed_half_way(build):
             a.start()
 
 
+@suite.case("an image that its own host could not settle at start, for somebody had the fence lock, is settled by its next open")
+def settled_late(build):
+    with hosts(build) as h:
+        a, true = held_and_killed(h)
+        with Proc() as p:
+            with open(h.ds.raw("img.qcow2"), "rb") as f:
+                fcntl.lockf(f, fcntl.LOCK_SH | fcntl.LOCK_NB, 1, 1 << 62)
+                a.start()
+                a.wait_log("recovery: .*left as it is")
+                raises(errno.EBUSY, p.call, "open", a.path("img.qcow2"), RDWR)
+                ok(is_sealed(h.ds.raw("img.qcow2")), "nothing is touched")
+            fd = wait_for(lambda: opened(lambda: p.call("open", a.path("img.qcow2"), RDWR)), "the open settles it")
+            eq(p.call("pread", fd, 2 << 20, 0) == true, True, "content")
+            p.call("close", fd)
+
+
+def opened(function):
+    try:
+        return function()
+    except OSError as e:
+        eq(e.errno, errno.EBUSY)
+        return None
+
+
 @suite.case("diskguardctl takeover does the same under takeover=manual, with the same conditions; why and show say whether it would")
 def by_ctl(build):
     with hosts(build) as h:
