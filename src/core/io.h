@@ -80,7 +80,7 @@ DG_MUST_CHECK ssize_t io_fresh_header(int fd, void *buf, size_t len, uint64_t of
 /* One read of guest data past the cache, for files that another host may write (io_fstype.stale_data): as pread(2), the count or -errno. direct_fd is
  * the same file open O_DIRECT, or -1. Measured fresh on NFSv3 and v4.2: a read through O_DIRECT, which also leaves no page behind that could be
  * stale later; where direct_fd is missing or wants an alignment (EINVAL), a read through fd after posix_fadvise(DONTNEED). */
-DG_MUST_CHECK ssize_t io_fresh_data(int direct_fd, int fd, void *buf, size_t len, uint64_t off);
+DG_MUST_CHECK ssize_t io_fresh_guest_data(int direct_fd, int fd, void *buf, size_t len, uint64_t off);
 
 /* pwrite of header bytes through the seal's descriptor. Not durable before io_fsync. */
 DG_MUST_CHECK int io_header_write(int fd, const void *buf, size_t len, uint64_t off);
@@ -113,11 +113,20 @@ enum fence_kind {
     FENCE_FLOCK, /* flock(2): where byte locks do not leave the host (OCFS2) */
     FENCE_NONE
 };
+/* Once another host has been given the fence lock exclusively, do late writes of the one that lost it still land? Design section 6. */
+enum fencing {
+    FENCING_NO,       /* they do (NFSv3), or the lock does not reach other hosts at all */
+    FENCING_UNPROVEN, /* nobody has shown that they do not (OCFS2, GFS2, Ceph ...) */
+    FENCING_LOCK /* measured that they do not (NFSv4); or one kernel has both the lock and the writes (local file systems) */
+};
+const char *io_fencing_name(enum fencing f); /* "no", "unproven", "lock" */
+
 struct io_fstype {
     long magic;       /* statfs(2) f_type */
     const char *name; /* for people */
     enum fence_kind fence;
-    bool shared; /* more than one host can mount it */
+    enum fencing fencing; /* NFS: of version 4; the mount's options have their say in io_fencing() */
+    bool shared;          /* more than one host can mount it */
     bool
         stale_data; /* a client may go on showing cached data that another host has changed since (measured on NFS; OCFS2 and GFS2 were always
                         coherent; the others were not measured) */
@@ -126,6 +135,14 @@ struct io_fstype {
 };
 /* Never NULL: an unknown type gets a row of its own name "unknown", OFD. */
 const struct io_fstype *io_fstype(int fd);
+
+/* Does the fence lock, taken through the mount that fd lies on, fence this host? Read anew each time from /proc/self/mountinfo and, for NFS, from
+ * /sys/module/nfs/parameters/recover_lost_locks (with Y the client takes lost locks again behind our back and lets late writes land). What cannot
+ * be told is FENCING_NO. *ret_why (may be NULL): a clause for people, never freed; "" for FENCING_LOCK. */
+enum fencing io_fencing(int fd, enum fence_kind kind, const char **ret_why);
+/* The same from what was read: type and options of the mount (NULL: not found), recover_lost_locks as 'Y', 'N' or 0 (cannot be read). Pure. */
+enum fencing io_fencing_judge(const struct io_fstype *fs, enum fence_kind kind, const char *mount_type,
+                              const char *mount_options, char recover_lost_locks, const char **ret_why);
 
 /* Takes the fence lock on a descriptor that is open read-write: shared (writers, of plain files too) or exclusive (recovery, and who claims, at first). Never waits.
  * -EAGAIN: somebody else holds it in a conflicting mode. Also converts from one mode to the other;

@@ -102,6 +102,8 @@ static enum owner owner_of(const struct recover *r, const struct record *rec)
 {
     if (claim_is_of(rec, r->host))
         return OWNER_MINE;
+    if (r->may_take && r->may_take(r->arg, rec))
+        return OWNER_CONFIRMED;
     return r->takeover && strcmp(rec->host, r->takeover) == 0 ? OWNER_CONFIRMED : OWNER_FOREIGN;
 }
 
@@ -257,6 +259,7 @@ static void make_ours(struct job *j)
     memcpy(j->work->boot, h->boot, sizeof(dg_uuid));
     memcpy(j->work->daemon, h->daemon, sizeof(dg_uuid)); /* its tmp names must be those of a living daemon */
     snprintf(j->work->host_name, sizeof(j->work->host_name), "%s", h->name);
+    j->work->fenced = io_fencing(j->r->store->root_fd, j->r->store->fence, NULL);
 }
 
 /* Makes work the record of the generation after the one that rules, with the plan of rec, in our name: a

@@ -91,7 +91,10 @@ struct handle {
     atomic_bool dirty; /* wrote since the last fsync of this handle */
     atomic_int
         barred; /* image.c: 0, or EBUSY: the plain file that it was opened on is somebody's image now */
-    atomic_ullong looked_ms;    /* image.c: when that was looked at last */
+    atomic_ullong looked_ms; /* image.c: when that was looked at last */
+    atomic_ullong
+        mended_ms; /* image_mend.c: when a new descriptor was last asked for, and whether that went well */
+    atomic_bool mended_ok;
     struct handle *next_writer; /* image.c: list of the writers of an inode */
     void *dir;                  /* fs_dir.c: open directory stream */
     atomic_uint live;           /* inode.c only */

@@ -176,7 +176,11 @@ class Site:
 
     def wait_claim(self, name, states=("free", ""), guest="A", limit=60.0):
         state = self.lab[guest].do("wait_claim", self.folder(guest), name, states, limit, limit=limit + 60)
-        ok(state is not None, "the claim of %s becomes %s" % (name, " or ".join(states)))
+        if state is None:
+            claim = self.claim(name, guest)
+            raise dgtest.Fail("the claim of %s does not become %s; it is %s of %s, generation %s; logs: %s" % (
+                name, " or ".join(s for s in states if s), claim.get("state"), claim.get("name"), claim.get("generation"),
+                " | ".join("%s: %s" % (v.guest.name, v.log()[-700:]) for v in self.views)))
         return state
 
     def fsck(self, guest, *args, limit=120.0):

@@ -227,18 +227,22 @@ def full(lab, site):
     eq(b.guest.attempt("open_write", b.path("other.qcow2")), 0, "open for write when there is room again")
 
 
+def exported(lab, options):
+    lab["S"].must("exportfs -i -o %s,sync,no_subtree_check,fsid=0 10.99.0.0/24:/srv/disk/export && exportfs -f" % options)
+
+
 @scenario("server read-only for a while")
 def read_only(lab, site):
     header = site.image()
     a, b = site.view("A", "wait=0"), site.view("B", "wait=0")
     a.hold("x", IMAGE)
     a.guest.do("put", "x", FAR, "data")
-    lab["S"].must("mount -o remount,ro /srv/disk")
+    exported(lab, "ro,no_root_squash")
     a.guest.do("closed", "x")
     a.wait_log("STUCK|read-only", timeout=60)
     eq(b.guest.attempt("open_write", b.path(IMAGE)), EBUSY, "B's open while A cannot restore")
     ok("STUCK" in a.ctl("list").out, "diskguardctl list on A shows STUCK")
-    lab["S"].must("mount -o remount,rw /srv/disk")
+    exported(lab, "rw,no_root_squash")
     check_free(site, header, "data")
 
 
@@ -248,11 +252,11 @@ def withdrawn(lab, site):
     a = site.view("A", "wait=0")
     a.hold("x", IMAGE)
     a.guest.do("put", "x", FAR, "data")
-    lab["S"].must("exportfs -i -u 10.99.0.0/24:/srv/disk/export && exportfs -f")
+    lab["S"].must("exportfs -u 10.99.0.0/24:/srv/disk/export && exportfs -f")
     a.guest.do("closed", "x")
     a.wait_log("STUCK|stale|Stale|not permitted|denied|Input/output", timeout=120)
     ok(a.ctl("list").out, "diskguardctl list answers")
-    lab["S"].must("exportfs -i -o rw,sync,no_root_squash,no_subtree_check,fsid=0 10.99.0.0/24:/srv/disk/export && exportfs -f")
+    exported(lab, "rw,no_root_squash")
     site.wait_claim(IMAGE, ("free",), "B", 120)
     check_free(site, header, "data")
 
@@ -276,7 +280,7 @@ def removed(lab, site):
 @scenario("root squashed")
 def squashed(lab, site):
     header = site.image()
-    lab["S"].must("exportfs -i -o rw,sync,root_squash,no_subtree_check,fsid=0 10.99.0.0/24:/srv/disk/export && exportfs -f")
+    exported(lab, "rw,root_squash")
     try:
         a = site.view("A", "wait=0", start=False)
         a.spawn()
@@ -284,7 +288,7 @@ def squashed(lab, site):
         a.pid = None
         ok("squash" in a.log(), "the log names root squashing: " + a.log()[-600:])
     finally:
-        lab["S"].must("exportfs -i -o rw,sync,no_root_squash,no_subtree_check,fsid=0 10.99.0.0/24:/srv/disk/export && exportfs -f")
+        exported(lab, "rw,no_root_squash")
     check_free(site, header)
 
 
