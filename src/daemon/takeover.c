@@ -287,7 +287,7 @@ struct request {
 static int find_inode(struct daemon *d, const char *image, struct inode **ret, struct why *why)
 {
     struct stat st;
-    int fd = io_open_beneath(d->store.root_fd, image, O_PATH | O_NOFOLLOW, 0);
+    int fd = io_fresh_open(d->store.root_fd, image, O_PATH | O_NOFOLLOW);
     int r = fd < 0 ? fd : io_fresh_stat(fd, &st);
     if (r == 0 && !S_ISREG(st.st_mode))
         r = -EINVAL;
