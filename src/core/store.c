@@ -513,6 +513,16 @@ static int decide_read_only(struct store *s, bool mapped, struct why *why)
     return 0;
 }
 
+static int owner_learn(struct store *s)
+{
+    struct stat st;
+    int r = io_fresh_stat(s->dir_fd, &st);
+
+    if (r == 0)
+        s->owner = st.st_uid;
+    return r;
+}
+
 static int open_parts(struct store *s, struct why *why)
 {
     char root[HANDLE_TEXT];
@@ -524,6 +534,10 @@ static int open_parts(struct store *s, struct why *why)
         return r;
     }
     r = dir_check(s, &mapped, &s->dir_ino, why);
+    if (r < 0)
+        return r;
+    s->mapped = mapped;
+    r = owner_learn(s);
     if (r < 0)
         return r;
     r = datastore_read(s, root, why);

@@ -17,6 +17,9 @@ struct store {
     dg_uuid uuid;
     const struct io_fstype *fs;
     enum fence_kind fence;
+    uid_t owner; /* of .diskguard: whom the storage takes this process for, where it can write there */
+    bool
+        mapped; /* and that is not our own user: the server maps us (NFS: root_squash, all_squash), so other users' private files are closed to us */
     bool read_only; /* nothing can be written: mount read-only */
     char path[4096];
 };

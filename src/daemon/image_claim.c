@@ -20,9 +20,36 @@ void image_path(struct daemon *d, const struct inode *i, char *ret, size_t size)
     snprintf(ret, size, "%.*s", (int)size - 1, p);
 }
 
-int image_header(struct inode *i, struct header *ret)
+void image_log_closed(struct daemon *d, struct inode *i, const char *verb)
+{
+    struct image *img = image_get(i);
+    if (!img || atomic_exchange(&img->closed_logged, true))
+        return;
+    struct stat st = {0};
+    char path[PATH_MAX];
+    image_path(d, i, path, sizeof(path));
+    if (io_fresh_stat(i->fd, &st) < 0)
+        st.st_mode = 0;
+    char who[128];
+    if (d->store.mapped)
+        snprintf(who, sizeof(who), "the storage takes it, user %u, for user %u (NFS: root_squash)",
+                 (unsigned)geteuid(), (unsigned)d->store.owner);
+    else if (geteuid() == 0)
+        snprintf(who, sizeof(who), "the storage refuses root, as NFS does with root_squash");
+    else
+        snprintf(who, sizeof(who), "it runs as user %u", (unsigned)geteuid());
+    log_image(LOG_WARNING, path, NULL, 0,
+              "refused with EACCES: diskguard itself may not %s '%s' (owner %u, mode %04o), so it cannot "
+              "guard it: %s. Export with no_root_squash, or let that user "
+              "read and write the file",
+              verb, path, (unsigned)st.st_uid, (unsigned)(st.st_mode & 07777), who);
+}
+
+int image_header(struct daemon *d, struct inode *i, struct header *ret)
 {
     _cleanup_close_ int fd = io_reopen(i->fd, O_RDONLY);
+    if (fd == -EACCES || fd == -EPERM)
+        image_log_closed(d, i, "read");
     if (fd < 0)
         return fd;
     int r = header_load(fd, ret);
@@ -89,7 +116,7 @@ int image_probe(struct daemon *d, struct inode *i, enum image_what *ret)
     _cleanup_free_ struct header *h = malloc(sizeof(*h));
     if (!h)
         return -ENOMEM;
-    int r = image_header(i, h);
+    int r = image_header(d, i, h);
     if (r < 0)
         return r;
     *ret = image_is_image(d, i, h) ? IMAGE_WHAT_IMAGE : IMAGE_WHAT_PLAIN;
@@ -502,9 +529,11 @@ int image_acquire(struct daemon *d, struct image *img, const struct acquire *a, 
     if (!img->rec)
         r = -ENOMEM;
     if (r == 0) {
-        img->fd = image_plain_dup(img);
+        img->fd = image_plain_dup(img, true);
         if (img->fd == -1)
             img->fd = io_reopen(img->inode->fd, O_RDWR);
+        if (img->fd == -EACCES || img->fd == -EPERM)
+            image_log_closed(d, img->inode, "write");
         if (img->fd < 0)
             r = img->fd;
     }

@@ -91,7 +91,7 @@ static int foreign_header(struct daemon *d, struct inode *i, struct foreign *w)
     for (int k = 0; k < FOREIGN_TRIES; k++) {
         int r = claim_read(&d->store, i->ino, &w->before);
         if (r == 0)
-            r = image_header(i, &w->hd);
+            r = image_header(d, i, &w->hd);
         if (r == 0)
             r = claim_read(&d->store, i->ino, &w->after);
         if (r < 0)
@@ -123,7 +123,7 @@ static ssize_t read_foreign(struct daemon *d, struct handle *h, void *buf, size_
     _cleanup_free_ struct foreign *w = malloc(sizeof(*w));
     if (!w)
         return -ENOMEM;
-    int r = image_header(i, &w->hd);
+    int r = image_header(d, i, &w->hd);
     if (r < 0)
         return r;
     /* A seal never touches the magic: what is plain now, or has no header, is not sealed. Other file systems
@@ -328,7 +328,7 @@ static int write_plain(struct daemon *d, struct image *img, struct handle *h, co
         return -ENOMEM;
     *ret_becomes = false;
     rwlock_write(&img->header);
-    int r = img->rec ? -EAGAIN : image_header(i, hd); /* converted by another thread: the guarded way */
+    int r = img->rec ? -EAGAIN : image_header(d, i, hd); /* converted by another thread: the guarded way */
     if (r == 0) {
         struct stat st = {0};
         r = io_fresh_stat(h->fd, &st);

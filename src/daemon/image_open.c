@@ -141,7 +141,7 @@ static int guarded_now(struct daemon *d, struct inode *i, bool *ret)
     _cleanup_free_ struct claim *c = malloc(sizeof(*c));
     if (!hd || !c)
         return -ENOMEM;
-    int r = image_header(i, hd);
+    int r = image_header(d, i, hd);
     if (r < 0)
         return r;
     *ret = image_is_image(d, i, hd);

@@ -13,14 +13,21 @@ void image_fence_refused(struct image *img, bool refused)
     mutex_unlock(&img->lock);
 }
 
-/* Opens the descriptor and takes the lock; only then is it certain that nobody claims the file, so that is looked at (again). *ret_fd stays -1 where the
- * daemon may not write the file: then it cannot make an image of it either, and the keeper's look must do (image_tend_plain). */
-static int plain_lock(struct daemon *d, struct image *img, struct handle *h, int *ret_fd)
+/* Opens the descriptor and takes the lock; only then is it certain that nobody claims the file, so that is looked at (again). Where the daemon may
+ * not write the file, the caller's own descriptor carries the lock (*ret_borrowed). *ret_fd stays -1 where that cannot, being write-only: then the keeper's
+ * look must do (image_tend_plain). */
+static int plain_lock(struct daemon *d, struct image *img, struct handle *h, int *ret_fd, bool *ret_borrowed)
 {
     bool guarded = false;
     _cleanup_close_ int fd = io_reopen(img->inode->fd, O_RDWR);
-    if (fd == -EACCES || fd == -EPERM || fd == -EROFS || fd == -ETXTBSY)
-        return 0;
+    *ret_borrowed = fd == -EACCES || fd == -EPERM || fd == -EROFS || fd == -ETXTBSY;
+    if (*ret_borrowed) {
+        int flags = fcntl(h->fd, F_GETFL);
+        if (flags < 0 || (flags & O_ACCMODE) != O_RDWR)
+            return 0;
+        fd = fcntl(h->fd, F_DUPFD_CLOEXEC, 0);
+        fd = fd < 0 ? -errno : fd;
+    }
     if (fd < 0)
         return fd;
     int r = io_fence_shared(fd, d->store.fence);
@@ -52,11 +59,13 @@ int image_plain_enter(struct daemon *d, struct image *img, struct handle *h)
         return wait ? -EBUSY : 0;
 
     int fd = -1;
-    int r = plain_lock(d, img, h, &fd);
+    bool borrowed = false;
+    int r = plain_lock(d, img, h, &fd, &borrowed);
     mutex_lock(&img->lock);
     img->plain_busy = false;
     if (fd >= 0) {
         img->plain_fd = fd;
+        img->plain_borrowed = borrowed;
         img->n_plain = 1;
         h->plain = true;
     }
@@ -89,11 +98,13 @@ void image_plain_leave(struct daemon *d, struct image *img, struct handle *h)
     park_kick(d->park);
 }
 
-int image_plain_dup(struct image *img)
+int image_plain_dup(struct image *img, bool to_claim)
 {
     int fd = -1;
     mutex_lock(&img->lock);
-    if (img->plain_fd >= 0) {
+    if (img->plain_fd >= 0 && to_claim && img->plain_borrowed) {
+        fd = -EACCES;
+    } else if (img->plain_fd >= 0) {
         fd = fcntl(img->plain_fd, F_DUPFD_CLOEXEC, 0);
         fd = fd < 0 ? -errno : fd;
     }
@@ -103,7 +114,7 @@ int image_plain_dup(struct image *img)
 
 void image_plain_again(struct daemon *d, struct image *img)
 {
-    _cleanup_close_ int fd = image_plain_dup(img);
+    _cleanup_close_ int fd = image_plain_dup(img, false);
     if (fd < 0)
         return;
     int r = io_fence_shared(fd, d->store.fence);

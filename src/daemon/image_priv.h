@@ -33,6 +33,7 @@ struct image {
     char *path GUARDED_BY(lock);             /* of info: most files never need one */
     int plain_fd GUARDED_BY(lock);           /* image_plain.c: carries the fence for plain writers; -1 */
     unsigned n_plain GUARDED_BY(lock);       /* handles that count on it */
+    bool plain_borrowed GUARDED_BY(lock);    /* it is a handle's own: not to be claimed with */
     bool plain_busy GUARDED_BY(lock);        /* it is just being opened or closed: nobody may claim */
     struct timespec mtime GUARDED_BY(lock);  /* to put back when the holder wrote nothing */
     struct image *next_busy;                 /* image_table: list of images that are not IDLE */
@@ -42,12 +43,13 @@ struct image {
     struct record *rec GUARDED_BY(header); /* NULL: not held by this host */
     int fd GUARDED_BY(header);             /* the seal's descriptor, with the fence lock; -1 */
 
-    atomic_bool held;       /* rec != NULL, for a look without lock */
-    atomic_int io_error;    /* 0, or the positive errno that writes get (FENCED, shutdown) */
-    atomic_int sync_error;  /* 0, or the positive errno of the first failed fsync */
-    atomic_bool wrote;      /* the holder changed the file since the seal */
-    atomic_bool raw_named;  /* a name made it a raw image once */
-    atomic_bool eio_logged; /* an unexplained seal was reported */
+    atomic_bool held;          /* rec != NULL, for a look without lock */
+    atomic_int io_error;       /* 0, or the positive errno that writes get (FENCED, shutdown) */
+    atomic_int sync_error;     /* 0, or the positive errno of the first failed fsync */
+    atomic_bool wrote;         /* the holder changed the file since the seal */
+    atomic_bool raw_named;     /* a name made it a raw image once */
+    atomic_bool closed_logged; /* that the daemon may not open the file was reported */
+    atomic_bool eio_logged;    /* an unexplained seal was reported */
 };
 
 struct image_table {
@@ -135,8 +137,10 @@ DG_MUST_CHECK int image_plain_enter(struct daemon *d, struct image *img, struct 
     EXCLUDES(img->lock);
 /* The handle's descriptor is closed: what it wrote has left this host. */
 void image_plain_leave(struct daemon *d, struct image *img, struct handle *h) EXCLUDES(img->lock);
-/* A duplicate of plain_fd: the same lock, for OFD locks and flock belong to the open file description. -1: there is none; or -errno. */
-DG_MUST_CHECK int image_plain_dup(struct image *img) EXCLUDES(img->lock);
+/* A duplicate of plain_fd: the same lock, for OFD locks and flock belong to the open file description. -1: there is none; or -errno. to_claim: it
+ * will write the header, so -EACCES where it was opened with the caller's rights because the daemon may not write the file: what the daemon claims it
+ * must be able to restore after a crash, when no caller is there. */
+DG_MUST_CHECK int image_plain_dup(struct image *img, bool to_claim) EXCLUDES(img->lock);
 /* After a claim that failed: plain_fd's lock is shared again, or the plain writers are barred. */
 void image_plain_again(struct daemon *d, struct image *img) EXCLUDES(img->lock);
 /* Notes for image_refused() why -EBUSY: the fence lock was refused, and no claim says by whom. */
@@ -144,8 +148,11 @@ void image_fence_refused(struct image *img, bool refused) EXCLUDES(img->lock);
 /* Is the file of a handle that is being opened guarded, by its header, its name or a claim? image_open.c. */
 DG_MUST_CHECK int image_guarded_file(struct daemon *d, struct handle *h, bool *ret);
 
-/* Reads and identifies the header as it stands. */
-DG_MUST_CHECK int image_header(struct inode *i, struct header *ret);
+/* Reads and identifies the header as it stands. -EACCES, -EPERM: the daemon itself may not read the file, so nobody may do anything with it that would
+ * need to know what it is; logged once for each file. */
+DG_MUST_CHECK int image_header(struct daemon *d, struct inode *i, struct header *ret);
+/* The line for a file that this daemon may not open, with the cause and the way out. */
+void image_log_closed(struct daemon *d, struct inode *i, const char *verb);
 /* By content or, for a raw image, by name. */
 bool image_is_image(struct daemon *d, struct inode *i, const struct header *h);
 /* Path below the datastore, for people. */

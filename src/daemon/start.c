@@ -150,6 +150,13 @@ static int take_over_host(struct daemon *d, struct why *why)
         r = store_prove(&d->store, why);
     if (r < 0)
         return r;
+    if (d->store.mapped)
+        log_msg(LOG_NOTICE,
+                "%s: the storage takes this daemon (user %u) for user %u, as NFS does with root_squash: "
+                "images that user %u may not read and write are "
+                "refused with EACCES. Way out: export with no_root_squash, or give the images to that user "
+                "or a group of his",
+                d->opt.datastore, (unsigned)geteuid(), (unsigned)d->store.owner, (unsigned)d->store.owner);
     r = host_beat(d->host_lock_fd, &d->host, KEEPER_FIRST_BEAT);
     if (r < 0) {
         why_set(why, "%s: the record of this host cannot be written: %s; %s", d->opt.datastore, strerror(-r),
