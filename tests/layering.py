@@ -33,6 +33,65 @@ CALLS = [
     ("only seal orders a header write", r"\bio_header_write\s*\(", r"src/core/(seal\w*\.[ch]|io\w*\.[ch])|tests/unit/test_io\.c"),
     ("only io reads header bytes past the cache", r"\bPOSIX_FADV_DONTNEED\b", r"src/core/io\w*\.c|tests/.*"),
 ]
+# What decides is read through io_fresh_* (src/core/io.h). Any other call that reads a name, an attribute, bytes or a handle needs a line here:
+# (file, text in the line, reason). A line that nothing matches any more is an offence too.
+RAW_READ = re.compile(r"(?<!->)(?<!\.)\b(f?stat|lstat|fstatat|statx|f?statv?fs|open|openat2?|fopen|(fd)?opendir|scandir|n?ftw|readdir|getdents64|p?readv?|"
+                      r"f?access(at)?|realpath|lseek|io_open_beneath|io_reopen|io_pread_all|io_handle_open)\s*\(")
+RAW_READERS = r"(src/core|src/daemon|tools)/\w+\.c"
+RAW_ALLOWED = [
+    ("src/core/io.c", "", "the choke point itself"),
+    ("src/core/io_fresh.c", "", "the choke point itself"),
+    ("src/core/claim_floor.c", "O_RDWR | O_CREAT", "writes; what it led to is read freshly afterwards"),
+    ("src/core/hook.c", "", "files of the tests"),
+    ("src/core/log.c", "access(JOURNAL_SOCKET", "journald's socket on this host"),
+    ("src/core/host.c", "", "the state directory: on a disk of this host alone"),
+    ("src/core/journal_open.c", "", "the state directory: on a disk of this host alone"),
+    ("src/core/store.c", '"..", O_PATH', "what is above a directory is this host's own mount table and directory cache"),
+    ("src/core/store.c", "realpath(path", "the admin's word; what it leads to is checked by its file handle (root_compare)"),
+    ("src/core/store.c", "open(s->path", "the admin's word; what it leads to is checked by its file handle (root_compare)"),
+    ("src/core/store.c", "fstatvfs(s->root_fd", "read-only is a flag of this host's mount"),
+    ("src/core/recover.c", "io_reopen(found", "the file that io_fresh_handle or io_fresh_open found"),
+    ("src/daemon/control.c", "", "sockets and the mount table of this host"),
+    ("src/daemon/cred.c", "", "/proc of this host"),
+    ("src/daemon/main.c", "", "the daemon's own descriptors"),
+    ("src/daemon/loop.c", "read(fd, buf->mem", "requests of the kernel"),
+    ("src/daemon/options_path.c", "", "mount point and mount table of this host"),
+    ("src/daemon/start.c", "fopen(\"/proc", "/proc of this host"),
+    ("src/daemon/start.c", "stat(d->opt.mountpoint", "the view itself: does it answer?"),
+    ("src/daemon/start.c", "store.root_fd, \".\"", "the open root again"),
+    ("src/daemon/start.c", "fstat(fd, &st)", "the root's inode number: identity never changes"),
+    ("src/daemon/inode.c", 'fstatat(fd, ""', "inode number, device and type of an open file: identity never changes"),
+    ("src/daemon/fs_attr.c", 'fstatat(i->fd, ""', "getattr: a user's look"),
+    ("src/daemon/fs_attr.c", "fstatvfs(i->fd", "statfs: a user's look"),
+    ("src/daemon/fs_data.c", "pread(h->fd", "guest data"),
+    ("src/daemon/fs_data.c", "lseek(h->fd", "guest data"),
+    ("src/daemon/fs_dir.c", "io_open_beneath(i->fd", "listing: a user's look"),
+    ("src/daemon/fs_dir.c", "lseek(s->fd", "listing: a user's look"),
+    ("src/daemon/fs_dir.c", "getdents64(s->fd", "listing: a user's look"),
+    ("src/daemon/fs_lock.c", "", "descriptors for users' locks: nothing is read"),
+    ("src/daemon/fs_name.c", "fstat(fd, &st) == 0; level", "what is above a directory is this host's own directory cache"),
+    ("src/daemon/fs_name.c", '"..", O_PATH', "what is above a directory is this host's own directory cache"),
+    ("src/daemon/fs_name.c", 'io_open_beneath(dir->fd, "."', "the open directory again"),
+    ("src/daemon/fs_name.c", "io_open_beneath(dir->fd, name", "plain lookup: decides nothing, an open looks again"),
+    ("src/daemon/fs_name.c", 'fstatat(fd, ""', "identity, and what a user is shown"),
+    ("src/daemon/fs_name.c", 'fstatat(dir->fd, ""', "identity, and what a user is shown"),
+    ("src/daemon/fs_open.c", "io_reopen(", "the file of an open descriptor; fs_name_moved has looked at its name"),
+    ("src/daemon/fs_open.c", "O_CREAT | O_EXCL", "O_EXCL sees the truth (measured)"),
+    ("src/daemon/fs_open.c", "fstat(fd, &e->attr)", "the file that was just made"),
+    ("src/daemon/image_claim.c", "io_reopen(", "the file of an open descriptor: a handle, not a name"),
+    ("src/daemon/image_open.c", "io_reopen(", "the file of an open descriptor: a handle, not a name"),
+    ("src/daemon/image_edit.c", "pread(fd, buf", "guest data; the header is laid over it by image_read"),
+    ("tools/ctl_item.c", "fopen(\"/proc", "/proc of this host"),
+    ("tools/ctl_why.c", "fopen(path", "/proc of this host"),
+    ("tools/ctl_raw.c", "io_reopen(fd", "the file that io_fresh_open found"),
+    ("tools/diskguardctl.c", "stat(dir", "the admin's word; store_init looks at it"),
+    ("tools/fsck_identity.c", "", "journals: on a disk of this host alone"),
+    ("tools/fsck_walk.c", "io_reopen(path_fd", "the file that io_fresh_open found"),
+    ("tools/fsck_walk.c", "openat(path_fd, \".\"", "the directory that io_fresh_open found"),
+    ("tools/look.c", "realpath(path", "the admin's word; what it leads to is checked by its file handle"),
+    ("tools/look.c", "open(s->path", "the admin's word; what it leads to is checked by its file handle"),
+    ("tools/mounts.c", "", "the mount table of this host"),
+]
 
 
 def sources():
@@ -101,6 +160,24 @@ def check_call(files, call, allowed):
                     yield "%s:%d: %s" % (path, number, line.strip())
 
 
+def check_raw_reads(files):
+    used = set()
+    for path in files:
+        if not re.fullmatch(RAW_READERS, path):
+            continue
+        text = read(path)
+        for number, (line, code) in enumerate(zip(text.splitlines(), code_of(text).splitlines()), 1):
+            if not RAW_READ.search(code):
+                continue
+            rule = next((r for r in RAW_ALLOWED if r[0] == path and r[1] in line), None)
+            used.add(rule)
+            if rule is None:
+                yield "%s:%d: needs an io_fresh_ function, or a reason in RAW_ALLOWED: %s" % (path, number, line.strip())
+    for rule in RAW_ALLOWED:
+        if rule not in used:
+            yield "RAW_ALLOWED: nothing in %s matches %r any more" % rule[:2]
+
+
 def check_lengths():
     paths = sources() + [os.path.relpath(p, TOP) for p in glob.glob(os.path.join(TOP, "tests", "**", "*.py"), recursive=True)]
     paths += [os.path.relpath(p, TOP) for p in glob.glob(os.path.join(TOP, "tools", "*")) if os.path.isfile(p)] + ["tests/run"]
@@ -147,6 +224,7 @@ def main():
         rule(title, check_header(files, header, allowed))
     for title, call, allowed in CALLS:
         rule(title, check_call(files, call, allowed))
+    rule("what decides is read freshly: io_fresh_*, or a reason why not", check_raw_reads(files))
     rule("every header compiles alone", check_alone(files))
     rule("no file is longer than %d lines" % MAX_LINES, check_lengths())
     print("layering: %d passed, %d failed, 0 skipped" % (counts[True], counts[False]))

@@ -5,6 +5,7 @@
  *   ctl_raw.c       reading the datastore itself
  *   ctl_item.c      one image: what claim and daemon say of it, put together
  *   ctl_list.c      list, hosts         ctl_show.c  show         ctl_why.c  why, wait
+ *   ctl_takeover.c  takeover
  *
  * A source is a view or a raw datastore. What its daemon knows comes at once and from memory; what only the
  * datastore knows needs root and storage that answers, so through a view it is read on a thread of its own
@@ -28,9 +29,9 @@
 #define CTL_RAW_MS 15000u   /* storage that needs longer is reported as not answering */
 
 struct ctl {
-    bool json, all;
+    bool json, all, unproven;
     const char *datastore; /* --datastore, or NULL */
-    uint64_t timeout_ms;   /* wait; UINT64_MAX: for ever */
+    uint64_t timeout_ms;   /* wait, takeover; UINT64_MAX: for ever, or as the daemon has it */
     struct mounts mounts;
 };
 
@@ -98,6 +99,9 @@ struct source {
 /* Sends a command to the daemon of a view. The answer ("ok" is true) or NULL with why. */
 struct json_object *daemon_ask(const struct mount *m, const char *command, const char *image,
                                struct why *why);
+/* The same with more members than the command; consumes request. */
+struct json_object *daemon_request(const struct mount *m, const char *command, struct json_object *request,
+                                   struct why *why);
 /* Fills all but raw. */
 void source_open(struct source *s, const struct mount *m, const char *dir);
 /* Reads the datastore, once; it must be the one that the daemon serves. */
@@ -168,12 +172,17 @@ void look_trouble(const struct look *l, struct trouble *ret);
 /* The record of the host that holds it, or NULL. */
 const struct host_record *look_host(const struct look *l);
 
+/* ---- ctl_takeover.c ---- */
+/* Could another host's image be taken over by the fence lock? false: that is no question here; else the answer and its reason. */
+bool look_takeover(const struct look *l, bool *ret_possible, struct why *ret);
+
 /* ---- commands: exit codes ---- */
 int cmd_list(struct ctl *ctl, const char *view);
 int cmd_hosts(struct ctl *ctl, const char *view);
 int cmd_show(struct ctl *ctl, const char *image);
 int cmd_why(struct ctl *ctl, const char *image);
 int cmd_wait(struct ctl *ctl, const char *image);
+int cmd_takeover(struct ctl *ctl, const char *image);
 
 /* Calls fn for each source that VIEW (NULL: all), or --datastore, means. The greatest exit code. */
 int each_source(struct ctl *ctl, const char *view, int (*fn)(struct ctl *ctl, struct source *s, void *arg),

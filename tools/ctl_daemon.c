@@ -93,12 +93,19 @@ static struct json_object *check_answer(const struct mount *m, char *text, struc
 struct json_object *daemon_ask(const struct mount *m, const char *command, const char *image, struct why *why)
 {
     struct json_object *o = out_object();
+
+    if (image)
+        out_json_text(o, "image", image);
+    return daemon_request(m, command, o, why);
+}
+
+struct json_object *daemon_request(const struct mount *m, const char *command, struct json_object *o,
+                                   struct why *why)
+{
     char *text = NULL, *line;
     int fd = connect_to(m, why), n;
 
     out_json_text(o, "command", command);
-    if (image)
-        out_json_text(o, "image", image);
     n = asprintf(&line, "%s\n", json_object_to_json_string_ext(o, JSON_C_TO_STRING_PLAIN));
     if (n < 0)
         out_no_memory();

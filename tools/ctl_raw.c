@@ -153,7 +153,7 @@ static void compare_handle(struct raw_image *im, int fd)
 static int load_image(const struct store *s, struct raw_image *im, const char *rel)
 {
     char target[4096];
-    _cleanup_close_ int fd = io_open_beneath(s->root_fd, rel[0] ? rel : ".", O_PATH, 0);
+    _cleanup_close_ int fd = io_fresh_open(s->root_fd, rel[0] ? rel : ".", O_PATH);
     _cleanup_close_ int reader = -1;
 
     if (fd == -ELOOP) {

@@ -166,6 +166,7 @@ static void show_claim(const struct record *r)
              r->generation, r->seq);
     out_line("            written for %s\n", out_tame(r->image));
     out_line("            installation %s, boot %s, daemon %s\n", r->installation, r->boot, r->daemon);
+    out_line("            losing the fence lock stops its holder's writes: %s\n", io_fencing_name(r->fenced));
     if (r->sync_error)
         out_line("            an fsync of guest data failed: %s\n", strerror(r->sync_error));
     for (unsigned i = 0; i < r->plan.n; i++) {
@@ -245,6 +246,8 @@ static void show_text(const struct look *l, const struct trouble *t)
                          : i->claim ? i->claim->format
                                     : "";
     char human[32];
+    struct why why;
+    bool possible;
 
     if (im && !im->other_fs && !item_is_held(i)) {
         format = im->header.format ? im->header.format->name : "";
@@ -269,6 +272,8 @@ static void show_text(const struct look *l, const struct trouble *t)
         out_line("claim:      generation %" PRIu64 " does not decode\n", im->claim.generation);
     if (im)
         show_file(l, im);
+    if (look_takeover(l, &possible, &why))
+        out_line("takeover:   %s%s\n", possible ? "possible, " : "not possible now: ", why.text);
     if (t->code)
         out_line("problem:    %s\n            %s\n", t->text, t->out);
 }
@@ -315,6 +320,7 @@ static struct json_object *claim_json(const struct claim *c)
     out_json_text(o, "boot", c->rec.boot);
     out_json_text(o, "daemon", c->rec.daemon);
     out_json_u64(o, "sync_error", (uint64_t)c->rec.sync_error);
+    out_json_text(o, "fenced", io_fencing_name(c->rec.fenced));
     json_object_object_add(o, "extents", extents_json(&c->rec.plan));
     return o;
 }

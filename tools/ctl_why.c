@@ -123,6 +123,34 @@ static void say_evidence(struct answer *a, const struct look *l)
         say(a, "Whether its record is locked cannot be told: %s.", strerror(-l->item.host->alive));
 }
 
+/* This host held it, and lost it to the one that holds it now. */
+static void say_fenced(struct answer *a, const struct look *l)
+{
+    struct json_object *images = out_json_get(l->source.list, "images", json_type_array);
+
+    for (size_t k = 0; images && !l->item.live && l->item.claim && k < json_object_array_length(images);
+         k++) {
+        struct json_object *o = json_object_array_get_idx(images, k);
+
+        if (out_json_get_u64(o, "inode") == l->item.claim->ino &&
+            strcmp(out_json_get_text(o, "state", ""), "fenced") == 0)
+            say(a,
+                "This host held it before, with generation %" PRIu64
+                ", and is FENCED: it was taken over. Whoever still has it open here "
+                "(process %" PRIu64 ") gets EIO for every write, and should be ended.",
+                out_json_get_u64(o, "generation"), out_json_get_u64(o, "pid"));
+    }
+}
+
+static void say_takeover(struct answer *a, const struct look *l)
+{
+    struct why why;
+    bool possible;
+
+    if (look_takeover(l, &possible, &why))
+        say(a, "Takeover by the fence lock: %s%s.", possible ? "possible, " : "not possible now: ", why.text);
+}
+
 static void why_held(struct answer *a, const struct look *l)
 {
     const struct item *i = &l->item;
@@ -137,6 +165,7 @@ static void why_held(struct answer *a, const struct look *l)
         i->live ? "this host" : out_tame(item_holder(&l->source, i)), since[0] ? since : "an unknown time",
         s < 0 ? "" : " (", s < 0 ? "" : out_duration((uint64_t)s, age), s < 0 ? "" : ")");
     say_process(a, i);
+    say_fenced(a, l);
     say_evidence(a, l);
     look_trouble(l, &t);
     if (t.code) {
@@ -158,6 +187,7 @@ static void why_held(struct answer *a, const struct look *l)
         say(a, "Way out: shut the virtual machine down on %s, or wait for it: diskguardctl wait %s.",
             out_tame(item_holder(&l->source, i)), out_tame(l->again));
     }
+    say_takeover(a, l);
 }
 
 /* ---- nobody holds it ---- */

@@ -16,23 +16,29 @@ static const char usage_text[] =
     "  wait IMAGE       wait until nobody holds it\n"
     "  hosts [VIEW]     the hosts that use the datastore\n"
     "  retry IMAGE      let diskguard repeat a restore that failed, now\n"
+    "  takeover IMAGE   take it over from a host that seems dead, if the storage proves by the fence lock\n"
+    "                   that this host cannot write any more; nothing is done otherwise\n"
     "\n"
     "VIEW is a mount point of diskguard, IMAGE a path through a view.\n"
     "\n"
     "  --datastore DIR     look at the datastore itself, without a daemon (root)\n"
     "  --json              one line of JSON, for programs\n"
     "  --all               list: also images that are free\n"
-    "  --timeout=SECONDS   wait: give up after this time, with exit code 3\n"
+    "  --timeout=SECONDS   wait, takeover: give up after this time, with exit code 3 (--wait is the same)\n"
+    "  --yes-unproven      takeover: also on storage of which nobody has shown that the lock stops late "
+    "writes\n"
     "  --help, --version\n"
     "\n"
     "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 in use or already done, 4 something needs repair.\n";
 
-enum { OPT_JSON = 256, OPT_DATASTORE, OPT_ALL, OPT_TIMEOUT, OPT_HELP, OPT_VERSION };
+enum { OPT_JSON = 256, OPT_DATASTORE, OPT_ALL, OPT_TIMEOUT, OPT_UNPROVEN, OPT_HELP, OPT_VERSION };
 static const struct option options[] = {
     {"json", no_argument, NULL, OPT_JSON},
     {"datastore", required_argument, NULL, OPT_DATASTORE},
     {"all", no_argument, NULL, OPT_ALL},
     {"timeout", required_argument, NULL, OPT_TIMEOUT},
+    {"wait", required_argument, NULL, OPT_TIMEOUT},
+    {"yes-unproven", no_argument, NULL, OPT_UNPROVEN},
     {"help", no_argument, NULL, OPT_HELP},
     {"version", no_argument, NULL, OPT_VERSION},
     {0},
@@ -166,8 +172,9 @@ static const struct command {
     int (*run)(struct ctl *ctl, const char *arg);
     bool needs_arg;
 } commands[] = {
-    {"init", cmd_init, true}, {"list", cmd_list, false},   {"show", cmd_show, true},   {"why", cmd_why, true},
-    {"wait", cmd_wait, true}, {"hosts", cmd_hosts, false}, {"retry", cmd_retry, true},
+    {"init", cmd_init, true},   {"list", cmd_list, false},        {"show", cmd_show, true},
+    {"why", cmd_why, true},     {"wait", cmd_wait, true},         {"hosts", cmd_hosts, false},
+    {"retry", cmd_retry, true}, {"takeover", cmd_takeover, true},
 };
 
 static int usage_error(const char *what, const char *arg)
@@ -189,6 +196,9 @@ static int parse(struct ctl *ctl, int argc, char **argv)
             break;
         case OPT_ALL:
             ctl->all = true;
+            break;
+        case OPT_UNPROVEN:
+            ctl->unproven = true;
             break;
         case OPT_DATASTORE:
             ctl->datastore = optarg;

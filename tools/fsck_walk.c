@@ -175,12 +175,66 @@ static int sweep_count(struct fsck *f, unsigned *ret)
     return r;
 }
 
+/* The locks of all other hosts' records, so that none of their daemons lives or starts. */
+struct others {
+    struct fsck *f;
+    int *fd;
+    size_t n;
+    bool alive;
+};
+
+static int lock_other(void *arg, const struct host_record *rec, int err)
+{
+    struct others *o = arg;
+    struct host other = {.uuid = ""};
+    int *more, r;
+
+    (void)err;
+    if (strcmp(rec->uuid, o->f->host.uuid) == 0 || strcmp(rec->uuid, o->f->takeover) == 0)
+        return 0; /* locked already */
+    memcpy(other.uuid, rec->uuid, sizeof(other.uuid));
+    r = host_lock_force(&o->f->store, &other, NULL);
+    o->alive = r < 0;
+    if (r < 0)
+        return 1;
+    more = reallocarray(o->fd, o->n + 1, sizeof(*more));
+    if (!more)
+        out_no_memory();
+    o->fd = more;
+    o->fd[o->n++] = r;
+    return 0;
+}
+
+/* Claims of images that exist no more are only marks of a number (claim.h, "Numbers"). They do no harm, so
+ * where a host lives or cannot be asked they just stay. */
+static int sweep_gone(struct fsck *f)
+{
+    struct others o = {.f = f};
+    unsigned gone = 0;
+    int r;
+
+    if (f->dry_run || f->lock_fd < 0 || f->store.fence == FENCE_NONE ||
+        (f->takeover[0] && f->takeover_fd < 0))
+        return 0;
+    r = host_each(&f->store, lock_other, &o);
+    if (r == 0 && !o.alive)
+        r = claim_sweep_gone(&f->store, &gone);
+    for (size_t i = 0; i < o.n; i++)
+        close(o.fd[i]);
+    free(o.fd);
+    if (gone > 0)
+        report_note(f, "gone", NULL, 0, "%u claims of images that exist no more were removed", gone);
+    return r < 0 ? r : 0;
+}
+
 int walk_sweep(struct fsck *f)
 {
     unsigned left = 0, ignored;
     char text[128];
     int r = f->beside ? 0 : sweep_count(f, &left);
 
+    if (r == 0)
+        r = sweep_gone(f);
     if (r < 0 || left == 0)
         return r;
     if (f->dry_run ||
@@ -361,13 +415,16 @@ static void see_dir(struct walk *w, int path_fd)
  * datastore. */
 static void see_entry(struct walk *w, const char *name)
 {
-    _cleanup_close_ int fd = io_open_beneath(w->dir_fd, name, O_PATH | O_NOFOLLOW, 0);
+    _cleanup_close_ int fd = io_fresh_open(w->dir_fd, name, O_PATH | O_NOFOLLOW);
     struct stat st;
 
     if (fd == -ENOENT || fd == -ELOOP || fd == -ESTALE)
         return; /* removed meanwhile, or a symbolic link */
-    if (fd < 0 || fstat(fd, &st) < 0) {
-        report_error(w->f, "%s: cannot be looked at: %s", w->path, strerror(fd < 0 ? -fd : errno));
+    int r = fd < 0 ? fd : io_fresh_stat(fd, &st);
+    if (r == -ESTALE)
+        return;
+    if (r < 0) {
+        report_error(w->f, "%s: cannot be looked at: %s", w->path, strerror(-r));
         return;
     }
     if (st.st_dev != w->f->store.dev) {

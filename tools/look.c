@@ -28,11 +28,12 @@ static int open_dirs(struct store *s)
     struct stat st;
 
     for (size_t i = 0; i < sizeof(dir) / sizeof(dir[0]); i++) {
-        *dir[i].fd = io_open_beneath(s->root_fd, dir[i].name, O_RDONLY | O_DIRECTORY, 0);
+        *dir[i].fd = io_fresh_open(s->root_fd, dir[i].name, O_RDONLY | O_DIRECTORY);
         if (*dir[i].fd < 0)
             return *dir[i].fd;
-        if (fstat(*dir[i].fd, &st) < 0)
-            return -errno;
+        int r = io_fresh_stat(*dir[i].fd, &st);
+        if (r < 0)
+            return r;
         if (st.st_dev != s->dev || (st.st_mode & 077))
             return -EPERM;
         if (i == 0)

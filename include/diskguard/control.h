@@ -3,7 +3,11 @@
  * A Unix stream socket at DG_CONTROL_DIR/<major>:<minor>.sock, the device number of the view (proc(5), mountinfo,
  * field 3), so that no file of the view need be touched to find it. A request is one line of JSON, at most
  * DG_CONTROL_LINE_MAX bytes, {"version":1,"command":"list"|"hosts"|"status"|"retry", "image":"path"?}; the answer is one line
- * of JSON, {"version":1,"ok":true,...} or {"version":1,"ok":false,"error":"text"}, then end of file. Commands that change
+ * of JSON, {"version":1,"ok":true,...} or {"version":1,"ok":false,"error":"text"}, then end of file.
+ *
+ * {"command":"takeover","image":"path","unproven":true|false} begins one attempt to take an image over by the fence lock (src/daemon/takeover.h) and
+ * answers {"ticket":n}; {"command":"takeover-result","ticket":n} answers {"ended":false}, or, once, {"ended":true,"result":"free"|"wait"|"held"|
+ * "refused"|"failed","text":"why"}: free: nobody holds it now; wait: ask for another attempt in a second; held: its holder lives. Commands that change
  * anything need root or the daemon's user (SO_PEERCRED). The daemon answers from memory: it never waits on the datastore. */
 #ifndef DISKGUARD_CONTROL_H
 #define DISKGUARD_CONTROL_H

@@ -5,6 +5,7 @@
  *       claims/<key>.<generation>    text, see record.h; key = inode number, 16 hex digits; generation = decimal
  *       tmp/                         records being written
  *       hosts/<host uuid>            text, see src/core/host.h
+ *       floor                        its size counts, see "Numbers" in src/core/claim.h; absent: 0
  */
 #ifndef DISKGUARD_LAYOUT_H
 #define DISKGUARD_LAYOUT_H

@@ -20,6 +20,8 @@
  *   mtime=        "<seconds> <nanoseconds>" of the image before the seal; seconds before 1970 have a '-'
  *   mtime-sealed= the same after the seal, "0 0" while unknown
  *   sync-error=   0, or the errno of a failed fsync of guest data
+ *   fenced=       lock | unproven | no: does losing the fence lock stop this host's writes? (src/core/io.h, enum fencing; as found when the
+ *                 claim was taken.) Records of older versions do not have this line: no
  *   extent=       "<offset> <length> <true hex> <sealed hex> <was hex or ->", one line per extent, in seal order.
  *                 was: bytes that may still be on the datastore from the plan before (during a reseal)
  */

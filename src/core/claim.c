@@ -65,16 +65,36 @@ static int see_highest(void *arg, const char *name)
     return 0;
 }
 
-/* The highest generation of a key now, 0 for none. A claim that others make or remove during the listing may
- * be missed, one that stands throughout is not: so our own generation is always seen, and so is any that
- * would beat it. */
-static int highest_of(const struct store *s, uint64_t ino, uint64_t *ret)
+static bool exists(const struct store *s, uint64_t ino, uint64_t generation)
+{
+    _cleanup_close_ int fd = -1;
+    char name[NAME_SIZE];
+
+    claim_name(ino, generation, name);
+    fd = io_fresh_open(s->claims_fd, name, O_PATH | O_NOFOLLOW);
+    return fd >= 0;
+}
+
+/* The highest generation of a key now, 0 for none. A listing is no snapshot. Others may make or remove claims
+ * meanwhile: those may be missed, and it does not matter which way. But a claim that stands throughout is
+ * missed, too, where its owner updates it just then: btrfs moves a name that is renamed over to the end of the
+ * directory, behind what a listing that has begun will show. So what shows less than `known`, a generation that
+ * the caller has reason to believe in, is repeated, and then the name itself is asked, which is never absent
+ * during a rename. `known` 0: any that there may be, so that "none" is believed only when it was seen twice. */
+static int highest_of(const struct store *s, uint64_t ino, uint64_t known, uint64_t *ret)
 {
     struct ruling ruling = {.ino = ino};
-    int r = medium(io_fresh_dir(s->claims_fd, see_highest, &ruling));
 
-    if (r < 0)
-        return r;
+    for (unsigned i = 0; i < 2 && (ruling.highest == 0 || ruling.highest < known); i++) {
+        int r;
+
+        ruling.highest = 0;
+        r = medium(io_fresh_dir(s->claims_fd, see_highest, &ruling));
+        if (r < 0)
+            return r;
+    }
+    if (ruling.highest < known && exists(s, ino, known))
+        ruling.highest = known;
     *ret = ruling.highest;
     return 0;
 }
@@ -155,11 +175,12 @@ int claim_read_generation(const struct store *s, uint64_t ino, uint64_t generati
     return 0;
 }
 
-int claim_read(const struct store *s, uint64_t ino, struct claim *ret)
+/* claim_read for one who knows a generation of the key: highest_of(). */
+static int read_ruling(const struct store *s, uint64_t ino, uint64_t known, struct claim *ret)
 {
     for (unsigned i = 0; i < READ_TRIES; i++) {
         uint64_t highest;
-        int r = highest_of(s, ino, &highest);
+        int r = highest_of(s, ino, known, &highest);
 
         if (r < 0)
             return r;
@@ -178,10 +199,15 @@ int claim_read(const struct store *s, uint64_t ino, struct claim *ret)
     return -EAGAIN;
 }
 
+int claim_read(const struct store *s, uint64_t ino, struct claim *ret)
+{
+    return read_ruling(s, ino, 0, ret);
+}
+
 int claim_check(const struct store *s, const struct record *rec)
 {
     uint64_t highest;
-    int r = highest_of(s, rec->ino, &highest);
+    int r = highest_of(s, rec->ino, rec->generation, &highest);
 
     if (r < 0)
         return r;
@@ -251,12 +277,9 @@ static bool name_leads_to(const struct store *s, const struct record *rec, int f
     _cleanup_close_ int named = -1;
     char name[NAME_SIZE];
     struct stat ours, there;
-    uint64_t highest;
 
-    if (highest_of(s, rec->ino, &highest) < 0) /* only a fresh listing makes the name fresh */
-        return false;
     claim_name(rec->ino, rec->generation, name);
-    named = io_open_beneath(s->claims_fd, name, O_RDONLY | O_NONBLOCK, 0);
+    named = io_fresh_open(s->claims_fd, name, O_PATH | O_NOFOLLOW);
     if (named < 0 || io_fresh_stat(named, &there) < 0 || io_fresh_stat(fd, &ours) < 0)
         return false;
     return there.st_ino == ours.st_ino && there.st_dev == ours.st_dev;
@@ -362,7 +385,7 @@ int claim_acquire(const struct store *s, const struct record *rec)
         return r;
     }
     if (r == 0)
-        r = highest_of(s, rec->ino, &highest);
+        r = highest_of(s, rec->ino, rec->generation, &highest);
     if (r == 0 && highest > rec->generation) {
         /* We read the directory before our rival came, went and cleaned up. Our name lies below the ruling
          * one: nobody looks at it, so removing it is safe even if by now it is another late comer's. */
@@ -409,7 +432,7 @@ int claim_update(const struct store *s, const struct record *rec)
         return -ENOMEM;
     if (rec->step == STEP_FREE)
         return -EINVAL; /* claim_free's business: it alone knows the order */
-    r = claim_read(s, rec->ino, c);
+    r = read_ruling(s, rec->ino, rec->generation, c);
     if (r == 0)
         r = check_ours(c, rec);
     /* Given back once, it cannot be had again: somebody may be linking the next generation just now. */
@@ -445,7 +468,7 @@ int claim_free(const struct store *s, struct record *rec)
 
     if (!c)
         return -ENOMEM;
-    r = claim_read(s, rec->ino, c);
+    r = read_ruling(s, rec->ino, rec->generation, c);
     if (r < 0)
         return r;
     r = check_ours(c, rec);
@@ -472,6 +495,8 @@ int claim_forget(const struct store *s, uint64_t ino, uint64_t generation)
      * owner's claim rule again. */
     if (r == 0)
         r = claims_sync(s);
+    if (r == 0)
+        r = claim_floor_raise(s, generation);
     if (r == 0)
         r = claim_remove_generation(s, ino, generation);
     if (r == 0)

@@ -3,7 +3,12 @@
  * The highest generation of a key rules. Each generation has its own file name, so no late rename, unlink or retransmission of a former owner
  * can touch a successor's claim. What link(2) answers proves nothing (replies get lost): the proof is our own record's st_nlink.
  *
- * Life: claim_read -> claim_acquire (generation + 1) -> claim_update* -> claim_free. Blocks on the datastore: never call it from a FUSE
+ * Numbers: a generation of a key is never given out twice, or a late rename or unlink of a former owner could hit the claim of a successor, though of
+ * another file by now: inode numbers are used again. So the highest generation stays, marked free, also when its image is gone. Such a mark is removed
+ * only by claim_sweep_gone, which notes its number first: all that is known of numbers without a mark is one number, the floor. Two hosts that claim
+ * the same unmarked image must come to the same next generation, so the floor moves only while no daemon lives.
+ *
+ * Life: claim_read -> claim_next -> claim_acquire -> claim_update* -> claim_free. Blocks on the datastore: never call it from a FUSE
  * data thread. Thread-safe: no state of its own. */
 #ifndef DISKGUARD_CLAIM_H
 #define DISKGUARD_CLAIM_H
@@ -28,7 +33,10 @@ struct claim {
 /* Reads the rule for an inode number, fresh. 0 or -errno (the datastore did not answer). *ret is ~40 KiB: keep it off small stacks. */
 DG_MUST_CHECK int claim_read(const struct store *s, uint64_t ino, struct claim *ret);
 
-/* Takes rec->generation, which must be the highest one just read plus 1, with rec as its record (step CLAIMED or ARMED). 0; -EBUSY: another host was
+/* The generation that a new claim takes after c, which was just read. 0 or -errno; -EOVERFLOW: there is none. */
+DG_MUST_CHECK int claim_next(const struct store *s, const struct claim *c, uint64_t *ret);
+
+/* Takes rec->generation, which must be claim_next of the claim just read, with rec as its record (step CLAIMED or ARMED). 0; -EBUSY: another host was
  * faster (read again); any other -errno: nothing is claimed, as far as could be undone (a claim left by a failed undo carries our name and is
  * settled by recovery). */
 DG_MUST_CHECK int claim_acquire(const struct store *s, const struct record *rec);
@@ -44,8 +52,12 @@ DG_MUST_CHECK int claim_check(const struct store *s, const struct record *rec);
  * repeated, also when the mark did land. */
 DG_MUST_CHECK int claim_free(const struct store *s, struct record *rec);
 
-/* Removes every generation of an image that exists no more. */
+/* Removes every generation of an image that exists no more, up to this one, which is the highest, and raises the floor to it. Only while no daemon of
+ * any host lives on the datastore; everybody else leaves the mark of claim_free. -EFBIG: the number is not one that was counted to; it stays. */
 DG_MUST_CHECK int claim_forget(const struct store *s, uint64_t ino, uint64_t generation);
+
+/* claim_forget for each key whose claim is free and whose image the storage does not know any more. For fsck, which holds the locks of all hosts. */
+DG_MUST_CHECK int claim_sweep_gone(const struct store *s, unsigned *ret_gone);
 
 /* Same host uuid and same installation. */
 bool claim_is_of(const struct record *rec, const struct host *h);

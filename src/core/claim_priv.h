@@ -28,4 +28,7 @@ DG_MUST_CHECK int claim_read_generation(const struct store *s, uint64_t ino, uin
  * is gone. */
 DG_MUST_CHECK int claim_remove_generation(const struct store *s, uint64_t ino, uint64_t generation);
 
+/* Makes sure, durably, that a key without any claim gets a generation above this one. -EFBIG: not a number that counting reaches. */
+DG_MUST_CHECK int claim_floor_raise(const struct store *s, uint64_t generation);
+
 #endif

@@ -24,7 +24,7 @@ struct point {
     atomic_ulong seen;
 };
 
-static struct point point_kill, point_stop, point_fail;
+static struct point point_kill, point_stop, point_fail, point_fail2;
 static const char *arm_file, *log_file;
 static atomic_ulong steps;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -65,6 +65,7 @@ static void read_environment(void)
     parse_point("DISKGUARD_HOOK_KILL", false, &point_kill);
     parse_point("DISKGUARD_HOOK_STOP", false, &point_stop);
     parse_point("DISKGUARD_HOOK_FAIL", true, &point_fail);
+    parse_point("DISKGUARD_HOOK_FAIL2", true, &point_fail2);
     arm_file = getenv("DISKGUARD_HOOK_ARM");
     log_file = getenv("DISKGUARD_HOOK_LOG");
 }
@@ -105,6 +106,8 @@ int hook_step(const char *name)
             raise(SIGSTOP);
         if (reached(&point_fail, name))
             r = -point_fail.error;
+        if (reached(&point_fail2, name))
+            r = -point_fail2.error;
     }
     errno = saved;
     return r;

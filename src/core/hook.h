@@ -6,6 +6,7 @@
  *   DISKGUARD_HOOK_KILL=name:k    the same, counting only hooks of that name
  *   DISKGUARD_HOOK_STOP=name:k    raise(SIGSTOP) there
  *   DISKGUARD_HOOK_FAIL=name:k:E  the operation after it is not done and fails with errno E (HOOK_FAIL only)
+ *   DISKGUARD_HOOK_FAIL2          one more of these
  *   DISKGUARD_HOOK_ARM=file       count and act only while that file exists
  *   DISKGUARD_HOOK_LOG=file       append "n name" for each hook passed (while armed)
  *   DISKGUARD_HOOK_FSTYPE=name    every file system counts as this row of io_fstype()'s table */

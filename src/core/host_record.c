@@ -118,16 +118,11 @@ int host_record_read(const struct store *s, const char *uuid, struct host_record
 {
     _cleanup_free_ char *text = NULL;
     struct copy c;
-    struct stat st;
     size_t len;
     int r;
 
     if (!base_uuid_ok(uuid))
         return -EINVAL;
-    r = io_fresh_stat(s->hosts_fd,
-                      &st); /* a cached "no such name" goes with the directory's old attributes */
-    if (r < 0)
-        return r;
     r = io_fresh_text(s->hosts_fd, uuid, HOST_RECORD_SIZE, &text, &len);
     if (r < 0)
         return r == -EFBIG ? -EBADMSG : r;
@@ -144,15 +139,13 @@ static int record_load(int fd, const char *uuid, struct copy *ret)
 {
     char text[HOST_RECORD_SIZE];
     struct stat st;
-    int r = io_cache_drop(fd);
+    int r = io_fresh_stat(fd, &st);
 
-    if (r == 0)
-        r = io_fresh_stat(fd, &st);
     if (r < 0)
         return r;
     if (st.st_size != HOST_RECORD_SIZE)
         return -EBADMSG;
-    r = io_pread_all(fd, text, sizeof(text), 0);
+    r = io_fresh_data(fd, text, sizeof(text), 0);
     if (r < 0)
         return r == -ENODATA ? -EBADMSG : r;
     return record_decode_file(text, sizeof(text), uuid, ret);
@@ -277,11 +270,9 @@ static int lock_open(const struct store *s, const char *uuid)
     const struct timespec pause = {.tv_nsec = LOCK_PAUSE_MS * 1000000L};
     _cleanup_close_ int fd = -1;
     struct stat st;
-    int r = io_fresh_stat(s->hosts_fd, &st);
+    int r;
 
-    if (r < 0)
-        return r;
-    fd = io_open_beneath(s->hosts_fd, uuid, O_RDWR | O_NOFOLLOW | O_NONBLOCK, 0);
+    fd = io_fresh_open(s->hosts_fd, uuid, O_RDWR | O_NOFOLLOW | O_NONBLOCK);
     if (fd < 0)
         return fd;
     r = io_lock_file(fd, s->fence);
@@ -386,17 +377,12 @@ static int alive_flock(int fd)
 int host_alive(const struct store *s, const char *uuid)
 {
     _cleanup_close_ int fd = -1;
-    struct stat st;
-    int r;
 
     if (!base_uuid_ok(uuid))
         return -EINVAL;
     if (s->fence == FENCE_NONE)
         return -EOPNOTSUPP;
-    r = io_fresh_stat(s->hosts_fd, &st);
-    if (r < 0)
-        return r;
-    fd = io_open_beneath(s->hosts_fd, uuid, O_RDONLY | O_NOFOLLOW | O_NONBLOCK, 0);
+    fd = io_fresh_open(s->hosts_fd, uuid, O_RDONLY | O_NOFOLLOW | O_NONBLOCK);
     if (fd < 0)
         return fd;
     return s->fence == FENCE_FLOCK ? alive_flock(fd) : alive_ofd(fd);

@@ -279,14 +279,13 @@ int io_fresh_text(int dirfd, const char *name, size_t max, char **ret_text, size
     int r;
 
     for (unsigned tries = 0; tries < 8; tries++) {
-        int fd = openat(dirfd, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
-        r = fd < 0 ? -errno : io_fresh_stat(fd, &st);
+        int fd = io_fresh_open(dirfd, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK);
+        r = fd < 0 ? fd : io_fresh_stat(fd, &st);
         if (r == 0)
             r = S_ISREG(st.st_mode) ? read_text(fd, max, ret_text, ret_len) : -EINVAL;
         if (fd >= 0)
             close(fd);
-        /* ESTALE: NFS resolved the name to a file that another host has replaced meanwhile. Force the
-         * directory, ask again. */
+        /* ESTALE: another host has replaced the file since the name was looked up, or the directory is gone. */
         if (r != -ESTALE && r != -EINTR)
             return r;
         r = io_fresh_stat(dirfd, &st);
@@ -367,7 +366,7 @@ static ssize_t read_once(int fd, void *buf, size_t len, uint64_t off)
     return n < 0 ? -errno : n;
 }
 
-ssize_t io_fresh_data(int direct_fd, int fd, void *buf, size_t len, uint64_t off)
+ssize_t io_fresh_guest_data(int direct_fd, int fd, void *buf, size_t len, uint64_t off)
 {
     if (direct_fd >= 0) {
         ssize_t n = read_once(direct_fd, buf, len, off);
@@ -449,30 +448,31 @@ int io_handle_open(int mount_fd, const struct io_handle *h, int flags)
 /* Magic numbers: <linux/magic.h>, <linux/gfs2_ondisk.h>, statfs(2); bcachefs: fs/bcachefs/bcachefs_format.h;
  * ZFS: OpenZFS, sys/zfs_vfsops.h. Where flock(2) meets byte locks: NFS and CIFS turn it into a byte lock of
  * the whole file (flock(2), "NFS details", "CIFS details"), 9p sends both as the same message
- * (fs/9p/vfs_file.c). On OCFS2 the fence itself is a flock, so a user's flock meets it too. */
+ * (fs/9p/vfs_file.c). Fencing: NFSv4 was measured (design section 6), on local file systems one kernel has lock and writes; overlayfs may lie on
+ * anything. On OCFS2 the fence itself is a flock, so a user's flock meets it too. */
 static const struct io_fstype fstypes[] = {
-    {EXT4_SUPER_MAGIC, "ext2/ext3/ext4", FENCE_OFD, false, false, false},
-    {XFS_SUPER_MAGIC, "xfs", FENCE_OFD, false, false, false},
-    {BTRFS_SUPER_MAGIC, "btrfs", FENCE_OFD, false, false, false},
-    {F2FS_SUPER_MAGIC, "f2fs", FENCE_OFD, false, false, false},
-    {0x3153464a, "jfs", FENCE_OFD, false, false, false},
-    {0xca451a4e, "bcachefs", FENCE_OFD, false, false, false},
-    {0x2fc12fc1, "zfs", FENCE_OFD, false, false, false},
-    {TMPFS_MAGIC, "tmpfs", FENCE_OFD, false, false, false},
-    {RAMFS_MAGIC, "ramfs", FENCE_OFD, false, false, false},
-    {OVERLAYFS_SUPER_MAGIC, "overlayfs", FENCE_OFD, false, false, false},
-    {NFS_SUPER_MAGIC, "nfs", FENCE_OFD, true, true, true},
-    {OCFS2_SUPER_MAGIC, "ocfs2", FENCE_FLOCK, true, false, true},
-    {GFS2_MAGIC, "gfs2", FENCE_OFD, true, false, false},
-    {CEPH_SUPER_MAGIC, "ceph", FENCE_OFD, true, true, false},
-    {V9FS_MAGIC, "9p", FENCE_OFD, true, true, true},
-    {FUSE_SUPER_MAGIC, "fuse", FENCE_OFD, true, true, false}, /* GlusterFS among others */
-    {SMB_SUPER_MAGIC, "smb", FENCE_OFD, true, true, true},
-    {CIFS_SUPER_MAGIC, "cifs", FENCE_OFD, true, true, true},
-    {SMB2_SUPER_MAGIC, "smb2", FENCE_OFD, true, true, true},
+    {EXT4_SUPER_MAGIC, "ext2/ext3/ext4", FENCE_OFD, FENCING_LOCK, false, false, false},
+    {XFS_SUPER_MAGIC, "xfs", FENCE_OFD, FENCING_LOCK, false, false, false},
+    {BTRFS_SUPER_MAGIC, "btrfs", FENCE_OFD, FENCING_LOCK, false, false, false},
+    {F2FS_SUPER_MAGIC, "f2fs", FENCE_OFD, FENCING_LOCK, false, false, false},
+    {0x3153464a, "jfs", FENCE_OFD, FENCING_LOCK, false, false, false},
+    {0xca451a4e, "bcachefs", FENCE_OFD, FENCING_LOCK, false, false, false},
+    {0x2fc12fc1, "zfs", FENCE_OFD, FENCING_LOCK, false, false, false},
+    {TMPFS_MAGIC, "tmpfs", FENCE_OFD, FENCING_LOCK, false, false, false},
+    {RAMFS_MAGIC, "ramfs", FENCE_OFD, FENCING_LOCK, false, false, false},
+    {OVERLAYFS_SUPER_MAGIC, "overlayfs", FENCE_OFD, FENCING_UNPROVEN, false, false, false},
+    {NFS_SUPER_MAGIC, "nfs", FENCE_OFD, FENCING_LOCK, true, true, true},
+    {OCFS2_SUPER_MAGIC, "ocfs2", FENCE_FLOCK, FENCING_UNPROVEN, true, false, true},
+    {GFS2_MAGIC, "gfs2", FENCE_OFD, FENCING_UNPROVEN, true, false, false},
+    {CEPH_SUPER_MAGIC, "ceph", FENCE_OFD, FENCING_UNPROVEN, true, true, false},
+    {V9FS_MAGIC, "9p", FENCE_OFD, FENCING_UNPROVEN, true, true, true},
+    {FUSE_SUPER_MAGIC, "fuse", FENCE_OFD, FENCING_UNPROVEN, true, true, false}, /* GlusterFS among others */
+    {SMB_SUPER_MAGIC, "smb", FENCE_OFD, FENCING_UNPROVEN, true, true, true},
+    {CIFS_SUPER_MAGIC, "cifs", FENCE_OFD, FENCING_UNPROVEN, true, true, true},
+    {SMB2_SUPER_MAGIC, "smb2", FENCE_OFD, FENCING_UNPROVEN, true, true, true},
 };
 /* Of a type that nobody has looked at, the careful answers. */
-static const struct io_fstype unknown_fstype = {0, "unknown", FENCE_OFD, true, true, true};
+static const struct io_fstype unknown_fstype = {0, "unknown", FENCE_OFD, FENCING_UNPROVEN, true, true, true};
 
 const struct io_fstype *io_fstype(int fd)
 {

@@ -71,7 +71,7 @@ static bool fields_ok(const struct record *rec)
            base_uuid_ok(rec->daemon) && time_ok(rec->since) && timespec_ok(&rec->mtime) &&
            timespec_ok(&rec->mtime_sealed) && (unsigned)rec->step < STEP_COUNT && rec->handle.type >= 0 &&
            rec->handle.len <= IO_HANDLE_MAX && rec->sync_error >= 0 && rec->sync_error <= ERRNO_MAX &&
-           plan_ok(&rec->plan);
+           (unsigned)rec->fenced <= FENCING_LOCK && plan_ok(&rec->plan);
 }
 
 static uint32_t checksum(const char *text, size_t len)
@@ -181,6 +181,7 @@ static void put_all(struct writer *w, const struct record *rec)
     put_mtime(w, "mtime", &rec->mtime);
     put_mtime(w, "mtime-sealed", &rec->mtime_sealed);
     put(w, "sync-error=%d\n", rec->sync_error);
+    put(w, "fenced=%s\n", io_fencing_name(rec->fenced));
     for (unsigned i = 0; i < rec->plan.n; i++)
         put_extent(w, &rec->plan.ext[i]);
     put(w, SUM_NAME "%08" PRIx32 "\n", checksum(w->text, w->len));
@@ -358,6 +359,23 @@ static void take_extent(struct reader *r, struct extent *ret)
         parse_hex(r, was, len, ret->was);
 }
 
+/* The one line that may be missing: records of version 1 were first written without it. */
+static void take_fenced(struct reader *r, enum fencing *ret)
+{
+    const char *value;
+
+    *ret = FENCING_NO;
+    if (r->bad || strncmp(r->next, "fenced=", 7) != 0)
+        return;
+    value = take(r, "fenced");
+    for (int f = FENCING_NO; f <= FENCING_LOCK; f++)
+        if (strcmp(value, io_fencing_name((enum fencing)f)) == 0) {
+            *ret = (enum fencing)f;
+            return;
+        }
+    r->bad = true;
+}
+
 static void take_all(struct reader *r, struct record *rec)
 {
     take_text(r, "image", rec->image, sizeof rec->image);
@@ -383,6 +401,7 @@ static void take_all(struct reader *r, struct record *rec)
     take_mtime(r, "mtime-sealed", &rec->mtime_sealed);
     uint64_t sync_error = take_u64(r, "sync-error");
     rec->sync_error = (int)DG_MIN(sync_error, (uint64_t)ERRNO_MAX + 1); /* too much for fields_ok() */
+    take_fenced(r, &rec->fenced);
     while (!r->bad && *r->next && rec->plan.n < PLAN_MAX)
         take_extent(r, &rec->plan.ext[rec->plan.n++]);
     if (*r->next) /* more extents than a plan has, or a line that nobody knows */

@@ -39,7 +39,8 @@ struct record {
     uint64_t virtual_size;
     uint64_t cut; /* OVERLAY_NO_CUT or bytes */
     struct timespec mtime, mtime_sealed;
-    int sync_error; /* 0 or a positive errno */
+    int sync_error;      /* 0 or a positive errno */
+    enum fencing fenced; /* of the holder; FENCING_NO where the text has none */
     struct plan plan;
 };
 

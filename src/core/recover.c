@@ -32,23 +32,19 @@ static int find_image(const struct store *s, const struct record *rec, enum imag
     struct io_handle handle;
     struct stat st;
     bool by_handle = rec->handle.len > 0;
-    int r;
 
     *ret = IMAGE_UNREADABLE;
     if (by_handle) {
-        fd = io_handle_open(s->root_fd, &rec->handle, O_PATH);
+        fd = io_fresh_handle(s->root_fd, &rec->handle, O_PATH, &st);
         by_handle = fd != -EOPNOTSUPP && fd != -EPERM && fd != -ENOSYS;
     }
     if (!by_handle)
-        fd = io_open_beneath(s->root_fd, rec->image, O_PATH, 0);
+        fd = io_fresh_open(s->root_fd, rec->image, O_PATH);
     if (fd == -ESTALE && by_handle)
         *ret = IMAGE_GONE;
     if (fd < 0)
         return -1; /* by path, a missing name says nothing: images are renamed while in use */
-    r = io_fresh_stat(fd, &st);
-    if (r == -ESTALE && by_handle)
-        *ret = IMAGE_GONE;
-    if (r < 0)
+    if (!by_handle && io_fresh_stat(fd, &st) < 0)
         return -1;
     if (st.st_ino != rec->ino) {
         *ret = by_handle ? IMAGE_OTHER : IMAGE_UNREADABLE;
@@ -106,6 +102,8 @@ static enum owner owner_of(const struct recover *r, const struct record *rec)
 {
     if (claim_is_of(rec, r->host))
         return OWNER_MINE;
+    if (r->may_take && r->may_take(r->arg, rec))
+        return OWNER_CONFIRMED;
     return r->takeover && strcmp(rec->host, r->takeover) == 0 ? OWNER_CONFIRMED : OWNER_FOREIGN;
 }
 
@@ -261,6 +259,7 @@ static void make_ours(struct job *j)
     memcpy(j->work->boot, h->boot, sizeof(dg_uuid));
     memcpy(j->work->daemon, h->daemon, sizeof(dg_uuid)); /* its tmp names must be those of a living daemon */
     snprintf(j->work->host_name, sizeof(j->work->host_name), "%s", h->name);
+    j->work->fenced = io_fencing(j->r->store->root_fd, j->r->store->fence, NULL);
 }
 
 /* Makes work the record of the generation after the one that rules, with the plan of rec, in our name: a
@@ -271,12 +270,11 @@ static int acquire_next(struct job *j)
 {
     uint64_t old = j->work->generation;
     enum claim_step armed = j->work->plan.n > 0 ? STEP_ARMED : STEP_CLAIMED;
-    int r = 0;
+    int r = claim_next(j->r->store, j->claim, &j->work->generation);
 
-    if (j->claim->generation == UINT64_MAX)
-        return -EOVERFLOW;
+    if (r < 0)
+        return r;
     make_ours(j);
-    j->work->generation = j->claim->generation + 1;
     j->work->seq++;
     j->work->pid = j->work->start = 0;
     base_time_text(j->work->since);
@@ -365,19 +363,23 @@ static int release(struct job *j)
     return r < 0 ? r : drop_old_row(j, generation);
 }
 
+static bool holds_gone_image(const struct recover_input *in)
+{
+    return in->claim == CLAIM_HELD && in->owner != OWNER_FOREIGN && in->image == IMAGE_GONE;
+}
+
+/* A claim that is held on a gone image is freed; work is its record, in our name. */
 static int forget(struct job *j)
 {
-    const struct claim *c = j->claim;
-    bool gone = j->in.image == IMAGE_GONE && c->kind != CLAIM_NONE && c->kind != CLAIM_BAD;
+    uint64_t generation = j->work->generation;
     int r = 0;
 
-    /* A free claim under this number may by now be that of a new image. One that is held was asked by its own
-     * handle. */
-    if (gone && (c->kind == CLAIM_HELD ||
-                 (j->rec->handle.len > 0 && io_handle_equal(&c->rec.handle, &j->rec->handle))))
-        r = claim_forget(j->r->store, j->ino, c->generation);
-    if (r == 0 && c->kind == CLAIM_HELD && gone)
-        r = drop_row(j, c->generation);
+    if (holds_gone_image(&j->in)) {
+        make_ours(j);
+        r = claim_free(j->r->store, j->work);
+        if (r == 0)
+            r = drop_row(j, generation);
+    }
     if (r == 0 && j->row)
         r = drop_row(j, j->row->generation);
     return r;
@@ -407,8 +409,8 @@ static int act(struct job *j, struct recover_decision d)
     if (!permitted(j, d))
         return 1;
     *j->work = *j->rec;
-    if (d.action == RECOVER_STOP ||
-        (j->in.claim == CLAIM_HELD && j->in.owner == OWNER_CONFIRMED && d.action != RECOVER_FORGET))
+    if (d.action == RECOVER_STOP || (j->in.claim == CLAIM_HELD && j->in.owner == OWNER_CONFIRMED &&
+                                     (d.action != RECOVER_FORGET || holds_gone_image(&j->in))))
         r = acquire_next(j);
     if (r < 0)
         return r;

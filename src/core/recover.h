@@ -16,7 +16,7 @@ enum row_kind {
 enum owner {
     OWNER_MINE, /* this host uuid and installation */
     OWNER_FOREIGN,
-    OWNER_CONFIRMED /* foreign, and a person confirmed that this host is down (fsck --takeover) */
+    OWNER_CONFIRMED /* foreign, and a person confirmed that this host is down (fsck --takeover), or may_take said so */
 };
 enum image_kind {
     IMAGE_FOUND, /* open, its handle is the recorded one */
@@ -60,8 +60,11 @@ struct recover {
     struct journal *journal; /* NULL: none */
     const struct host *host;
     const char *takeover; /* host uuid that a person confirmed to be down, or NULL */
-    bool dry_run;         /* decide and report, change nothing */
-    bool agree;           /* a person agrees to SEV_ASK repairs, or ask will ask one */
+    /* May be NULL. May this claim of another host be taken over without a person (core/takeover.h)? Asked at each fresh look at the claim, also at the
+     * one under the exclusive fence lock, whose grant is the proof that its holder cannot write any more. */
+    bool (*may_take)(void *arg, const struct record *rec);
+    bool dry_run; /* decide and report, change nothing */
+    bool agree;   /* a person agrees to SEV_ASK repairs, or ask will ask one */
     struct seal_policy policy;
     /* Called once per image with something to report. done: 0 repaired or nothing to do, 1 not tried (dry run, STOP), -errno failed. */
     void (*report)(void *arg, const struct record *rec, struct recover_decision d, int done);

@@ -75,7 +75,7 @@ void store_close(struct store *s)
 /* Opens a directory that is one of ours: not a symlink, not reached through one. fd or -errno. */
 static int dir_open(int parent_fd, const char *name)
 {
-    int fd = io_open_beneath(parent_fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0);
+    int fd = io_fresh_open(parent_fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW);
 
     return fd == -ELOOP ? -ENOTDIR : fd;
 }
@@ -103,18 +103,26 @@ static int dir_make(int parent_fd, const char *name, int *ret_fd)
     return 0;
 }
 
+/* Does that directory, which may be O_PATH, hold the file `datastore` at this path? 1, 0 or -errno. */
+static int has_datastore(int dir_fd, const char *path)
+{
+    _cleanup_close_ int fd = io_fresh_open(dir_fd, path, O_PATH | O_NOFOLLOW);
+
+    return fd >= 0 ? 1 : fd == -ENOENT ? 0 : fd;
+}
+
 /* A datastore inside another one on the same file system would have two claims for one image. */
 static int not_nested(const struct store *s, struct why *why)
 {
     struct stat st, last = {.st_dev = s->dev};
-    int fd = openat(s->root_fd, "..", O_PATH | O_DIRECTORY | O_CLOEXEC), r = 0;
+    int fd = openat(s->root_fd, "..", O_PATH | O_DIRECTORY | O_CLOEXEC), r;
 
-    if (fstat(s->root_fd, &last) < 0)
-        r = -errno;
-    while (r == 0 && fd >= 0 && fstat(fd, &st) == 0 && st.st_dev == last.st_dev && st.st_ino != last.st_ino) {
+    r = io_fresh_stat(s->root_fd, &last);
+    while (r == 0 && fd >= 0 && io_fresh_stat(fd, &st) == 0 && st.st_dev == last.st_dev &&
+           st.st_ino != last.st_ino) {
         int up;
 
-        if (fstatat(fd, DG_DIR "/" STORE_FILE, &last, AT_SYMLINK_NOFOLLOW) == 0) {
+        if (has_datastore(fd, DG_DIR "/" STORE_FILE) == 1) {
             why_set(why,
                     P " lies inside another datastore (a directory above it has a " DG_DIR
                       "): mount that one",
@@ -377,15 +385,14 @@ static int any_entry(void *arg, const char *name)
 static int init_may_go_on(const struct store *s, struct why *why)
 {
     _cleanup_close_ int claims_fd = -1;
-    struct stat st;
-    int r;
+    int r = has_datastore(s->dir_fd, STORE_FILE);
 
-    if (fstatat(s->dir_fd, STORE_FILE, &st, AT_SYMLINK_NOFOLLOW) == 0) {
+    if (r > 0) {
         why_set(why, P " is a datastore already", s->path);
         return -EEXIST;
     }
-    if (errno != ENOENT)
-        return -errno;
+    if (r < 0)
+        return r;
     claims_fd = dir_open(s->dir_fd, "claims");
     if (claims_fd < 0)
         return claims_fd == -ENOENT ? 0 : claims_fd;

@@ -13,6 +13,7 @@
 
 #include "daemon/image.h"
 #include "daemon/keeper.h"
+#include "daemon/takeover.h"
 #include "diskguard/control.h"
 
 #define CLIENT_MS                                                                                            \
@@ -150,6 +151,8 @@ static struct json_object *options_object(const struct options *opt)
 {
     static const char *const raw[] = {
         [RAW_AUTO] = "auto", [RAW_ALL] = "all", [RAW_NONE] = "none", [RAW_GLOBS] = "globs"};
+    static const char *const takeover[] = {
+        [TAKEOVER_MANUAL] = "manual", [TAKEOVER_BY_LOCK] = "lock", [TAKEOVER_UNPROVEN] = "lock-unproven"};
     struct json_object *o = json_object_new_object(), *globs = json_object_new_array();
 
     add_u64(o, "wait", opt->wait_s);
@@ -161,6 +164,8 @@ static struct json_object *options_object(const struct options *opt)
         json_object_array_add(globs, json_object_new_string(*g));
     json_object_object_add(o, "raw_globs", globs);
     add_text(o, "fence", opt->fence_none ? "none" : "auto");
+    add_text(o, "takeover", takeover[opt->takeover]);
+    add_u64(o, "takeover_wait", opt->takeover_wait_s);
     add_text(o, "state_dir", opt->state_dir ? opt->state_dir : "");
     return o;
 }
@@ -202,6 +207,47 @@ static struct json_object *answer_retry(struct daemon *d, uid_t uid)
     return answer_new(true);
 }
 
+static struct json_object *answer_takeover(struct daemon *d, uid_t uid, struct json_object *request)
+{
+    struct json_object *v = NULL, *o;
+    struct why why = {""};
+    if (uid != 0 && uid != geteuid())
+        return answer_error("takeover needs root, or the user that diskguard runs as");
+    const char *image = json_object_object_get_ex(request, "image", &v) ? json_object_get_string(v) : "";
+    bool unproven = json_object_object_get_ex(request, "unproven", &v) && json_object_get_boolean(v);
+    uint64_t ticket = takeover_start(d, image, unproven || d->opt.takeover == TAKEOVER_UNPROVEN, &why);
+    if (ticket == 0)
+        return answer_error(why.text);
+    o = answer_new(true);
+    add_u64(o, "ticket", ticket);
+    add_bool(o, "ended", false);
+    return o;
+}
+
+static struct json_object *answer_takeover_result(struct daemon *d, uid_t uid, struct json_object *request)
+{
+    struct json_object *v = NULL, *o = answer_new(true);
+    struct why why = {""};
+    int r = -EPERM;
+    if (uid != 0 && uid != geteuid()) {
+        json_object_put(o);
+        return answer_error("takeover needs root, or the user that diskguard runs as");
+    }
+    uint64_t ticket = json_object_object_get_ex(request, "ticket", &v) ? json_object_get_uint64(v) : 0;
+    bool ended = takeover_ended(d, ticket, &r, &why);
+    add_bool(o, "ended", ended);
+    if (!ended)
+        return o;
+    add_text(o, "result",
+             r == 0                         ? "free"
+             : r == -EAGAIN                 ? "wait"
+             : r == -EBUSY                  ? "held"
+             : r == -EPERM || r == -EUCLEAN ? "refused"
+                                            : "failed");
+    add_text(o, "text", why.text[0] ? why.text : r < 0 ? strerror(-r) : "");
+    return o;
+}
+
 /* ---- requests ---- */
 
 static struct json_object *answer(struct daemon *d, const char *line, uid_t uid)
@@ -225,8 +271,12 @@ static struct json_object *answer(struct daemon *d, const char *line, uid_t uid)
         o = answer_hosts(d);
     else if (strcmp(command, "retry") == 0)
         o = answer_retry(d, uid);
+    else if (strcmp(command, "takeover") == 0)
+        o = answer_takeover(d, uid, request);
+    else if (strcmp(command, "takeover-result") == 0)
+        o = answer_takeover_result(d, uid, request);
     else
-        o = answer_error("unknown command: list, status, hosts, retry");
+        o = answer_error("unknown command: list, status, hosts, retry, takeover, takeover-result");
     json_object_put(request);
     return o;
 }

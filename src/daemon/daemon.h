@@ -10,6 +10,7 @@
 #include "core/journal.h"
 #include "core/store.h"
 #include "core/sync.h"
+#include "core/takeover.h"
 
 struct inode_table;
 struct handle_table;
@@ -20,7 +21,9 @@ struct keeper;
 struct control;
 struct lock_table;
 struct prune;
+struct takeover;
 
+enum takeover_mode { TAKEOVER_MANUAL, TAKEOVER_BY_LOCK, TAKEOVER_UNPROVEN };
 enum writers { WRITERS_PROCESS, WRITERS_HOST };
 enum raw_mode { RAW_AUTO, RAW_ALL, RAW_NONE, RAW_GLOBS };
 
@@ -34,7 +37,9 @@ struct options {
     enum raw_mode raw;
     char **raw_globs; /* NULL-terminated; fnmatch(3) on the last path component */
     enum writers writers;
-    bool fence_none; /* fence=none */
+    bool fence_none;             /* fence=none */
+    enum takeover_mode takeover; /* takeover=manual|lock|lock-unproven */
+    unsigned takeover_wait_s; /* default 120, 1..86400: instead of wait_s while a takeover may still come */
     bool foreground, debug, read_only;
     unsigned max_read;          /* libfuse wants init() to repeat -o max_read; 0: none */
     struct fuse_args fuse_args; /* what is handed on to libfuse */
@@ -55,7 +60,10 @@ struct daemon {
     struct keeper *_Atomic keeper; /* started last, after requests are served already */
     struct control *control;
     struct prune *prune;
+    struct takeover *takeover;
     struct seal_policy policy;
+    atomic_bool
+        host_lost; /* keeper.c: the lock on this host's record is lost and could not be had again: no new claims */
     atomic_bool stopping; /* set once at shutdown: writes are answered EIO, opens for write EBUSY */
 };
 

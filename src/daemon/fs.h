@@ -23,9 +23,15 @@ void fs_readlink(fuse_req_t req, fuse_ino_t ino);
 
 /* Is this name, in this directory, the hidden one? For names about to be made or looked up. */
 bool fs_name_hidden(const struct daemon *d, const struct inode *dir, const char *name);
-/* Looks a name up: fills *ret with attributes and a counted lookup, *ret_inode pinned (may be NULL). 0 or -errno. */
-DG_MUST_CHECK int fs_name_lookup(struct daemon *d, struct inode *dir, const char *name,
+/* Looks a name up: fills *ret with attributes and a counted lookup, *ret_inode pinned (may be NULL). fresh: past what the storage's client has
+ * cached of the directory, for a lookup that decides something. 0 or -errno. */
+DG_MUST_CHECK int fs_name_lookup(struct daemon *d, struct inode *dir, const char *name, bool fresh,
                                  struct fuse_entry_param *ret, struct inode **ret_inode);
+/* Does the name under which the kernel found this file lead to another one now, or nowhere? Asked freshly, for an open or truncation by path: the
+ * plain lookup before it may have answered from a cache. On true the caller answers ESTALE: the kernel then walks the path again (do_filp_open,
+ * fs/namei.c), and now finds what is there. True at most once for each lookup and for each walk, so that a file that is reached without its name
+ * (/proc/self/fd, an NFS handle), or whose name is replaced all the time, can still be opened. */
+bool fs_name_moved(fuse_req_t req, struct inode *i);
 
 /* fs_attr.c: getattr, setattr (the size branch calls image_truncate), statfs, access, xattr */
 void fs_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);

@@ -32,6 +32,7 @@ void fs_attr_show(const struct daemon *d, struct inode *i, struct stat *st)
     st->st_ino = fs_attr_ino(d, st->st_dev, st->st_ino);
 }
 
+/* As fresh as the storage's client thinks fit (acregmin= on NFS): nothing is decided by it. */
 int fs_attr_get(struct daemon *d, struct inode *i, struct stat *ret)
 {
     struct stat st;
@@ -111,7 +112,7 @@ static int set_times(const struct change *c)
         return -errno;
     struct stat st;
     if (S_ISREG(c->inode->type) && c->to_set & (FUSE_SET_ATTR_MTIME | FUSE_SET_ATTR_MTIME_NOW) &&
-        fstatat(c->inode->fd, "", &st, AT_EMPTY_PATH) == 0)
+        io_fresh_stat(c->inode->fd, &st) == 0)
         image_set_mtime(c->inode, st.st_mtim);
     return 0;
 }
@@ -206,6 +207,8 @@ void fs_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set, s
         change_finish(&c, 0);
     else if (h && h->writer && h->inode == c.inode)
         change_finish(&c, image_ftruncate(d, h, (uint64_t)attr->st_size));
+    else if (fs_name_moved(req, c.inode))
+        change_finish(&c, -ESTALE);
     else
         truncate_by_path(&c);
 }
@@ -213,7 +216,7 @@ void fs_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set, s
 void fs_attr_drop_ids(fuse_req_t req, struct inode *i)
 {
     struct stat st;
-    if (fuse_req_ctx(req)->uid == 0 || fstatat(i->fd, "", &st, AT_EMPTY_PATH) < 0)
+    if (fuse_req_ctx(req)->uid == 0 || io_fresh_stat(i->fd, &st) < 0)
         return;
     mode_t drop = st.st_mode & S_ISUID;
     if ((st.st_mode & (S_ISGID | S_IXGRP)) == (S_ISGID | S_IXGRP))

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <string.h>
 
+#include "core/hook.h"
 #include "daemon/image.h"
 
 /* Alignment that every O_DIRECT backing file accepts (open(2), O_DIRECT: logical block size, at most a page).
@@ -57,7 +58,66 @@ static void *buffer_get(size_t size)
 
 static ssize_t read_at(struct daemon *d, struct handle *h, void *buf, size_t size, uint64_t off)
 {
-    return off < FORMAT_REACH ? image_read(d, h, buf, size, off) : image_pread(h, buf, size, off);
+    if (off < FORMAT_REACH)
+        return image_read(d, h, buf, size, off);
+    ssize_t n = HOOK_FAIL("data.read");
+    return n < 0 ? n : image_pread(h, buf, size, off);
+}
+
+/* ---- a request that the storage refused, on its way to the pool (image_mend.c) ---- */
+
+struct failed {
+    struct daemon *d;
+    fuse_req_t req;
+    struct handle *h;
+    int error; /* of the first try, negative */
+    bool write;
+    size_t size;
+    uint64_t off;
+    void *buf; /* aligned; of a write: its payload */
+};
+static ssize_t write_at(struct daemon *d, struct handle *h, const void *buf, size_t size, uint64_t off);
+
+static void failed_again(void *arg, bool mended)
+{
+    struct failed *f = arg;
+    ssize_t n = f->error;
+    if (mended)
+        n = f->write ? write_at(f->d, f->h, f->buf, f->size, f->off)
+                     : read_at(f->d, f->h, f->buf, f->size, f->off);
+    if (n < 0)
+        fuse_reply_err(f->req, n == f->error ? EIO : (int)-n);
+    else if (f->write)
+        fuse_reply_write(f->req, (size_t)n);
+    else
+        fuse_reply_buf(f->req, f->buf, (size_t)n);
+    free(f->buf);
+    free(f);
+}
+
+/* true: it will be answered later. */
+static bool failed_later(struct daemon *d, fuse_req_t req, struct handle *h, ssize_t err, const void *payload,
+                         size_t size, uint64_t off)
+{
+    struct failed *f = malloc(sizeof(*f));
+    void *buf = aligned_alloc(DATA_ALIGN, (size + DATA_ALIGN - 1) / DATA_ALIGN * DATA_ALIGN);
+    if (f && buf) {
+        *f = (struct failed){.d = d,
+                             .req = req,
+                             .h = h,
+                             .error = (int)err,
+                             .write = payload != NULL,
+                             .size = size,
+                             .off = off,
+                             .buf = buf};
+        if (payload)
+            memcpy(buf, payload, size);
+        if (image_failed_later(d, h, (int)err, failed_again, f))
+            return true;
+    }
+    free(buf);
+    free(f);
+    return false;
 }
 
 void fs_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi)
@@ -71,6 +131,8 @@ void fs_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse
         return;
     }
     ssize_t n = read_at(d, h, buf, size, (uint64_t)off);
+    if (n < 0 && failed_later(d, req, h, n, NULL, size, (uint64_t)off))
+        return;
     if (n < 0)
         fuse_reply_err(req, (int)-n);
     else
@@ -89,7 +151,9 @@ static ssize_t write_direct(struct handle *h, const void *buf, size_t size, uint
             return -ENOMEM;
         buf = memcpy(aligned, buf, size);
     }
-    ssize_t n;
+    ssize_t n = HOOK_FAIL("data.write");
+    if (n < 0)
+        return n;
     do
         n = pwrite(h->fd, buf, size, (off_t)off);
     while (n < 0 && errno == EINTR);
@@ -113,6 +177,9 @@ void fs_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_
     struct daemon *d = daemon_of(req);
     struct handle *h = handle_get(d->handles, fi->fh);
     ssize_t n = h ? write_at(d, h, buf, size, (uint64_t)off) : -EBADF;
+    if (n < 0 && h && off >= (off_t)FORMAT_REACH && !(h->flags & O_APPEND) &&
+        failed_later(d, req, h, n, buf, size, (uint64_t)off))
+        return;
     if (n < 0)
         fuse_reply_err(req, (int)-n);
     else
@@ -129,10 +196,12 @@ void fs_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_inf
     }
     atomic_store(&h->dirty, false);
     int r = (datasync ? fdatasync(h->fd) : fsync(h->fd)) < 0 ? -errno : 0;
-    if (r < 0)
+    if (r < 0) {
         image_sync_failed(h, -r);
-    else
+        image_io_failed(daemon_of(req), h, r);
+    } else {
         r = image_sync_error(h); /* a later success does not bring lost data back */
+    }
     fuse_reply_err(req, -r);
 }
 

@@ -210,7 +210,7 @@ static size_t add_plus(fuse_req_t req, struct inode *dir, const struct dirent64 
     struct daemon *d = daemon_of(req);
     struct fuse_entry_param p = {0};
     bool dots = strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0;
-    if (dots || fs_name_lookup(d, dir, e->d_name, &p, NULL) < 0) {
+    if (dots || fs_name_lookup(d, dir, e->d_name, false, &p, NULL) < 0) {
         p.ino = 0;
         p.attr.st_ino = entry_ino(d, dir, e);
         p.attr.st_mode = (mode_t)DTTOIF(e->d_type);

@@ -64,12 +64,15 @@ static int open_parent(struct daemon *d, const struct inode *dir)
     return -ESTALE;
 }
 
-/* Opens one name, O_PATH, never following a symbolic link. fd or -errno. */
-static int name_open(struct daemon *d, const struct inode *dir, const char *name, struct stat *ret)
+/* Opens one name, O_PATH, never following a symbolic link. fd or -errno. A plain lookup may use what the storage's client has cached: nothing is
+ * decided by it, an open looks again (fs_name_moved), and on NFS it would cost a round trip for each name on every path. */
+static int name_open(struct daemon *d, const struct inode *dir, const char *name, bool fresh,
+                     struct stat *ret)
 {
     if (fs_name_hidden(d, dir, name))
         return -ENOENT;
     _cleanup_close_ int fd = strcmp(name, "..") == 0 ? open_parent(d, dir)
+                             : fresh                 ? io_fresh_open(dir->fd, name, O_PATH | O_NOFOLLOW)
                                                      : io_open_beneath(dir->fd, name, O_PATH | O_NOFOLLOW, 0);
     if (fd < 0)
         return fd;
@@ -81,10 +84,10 @@ static int name_open(struct daemon *d, const struct inode *dir, const char *name
 }
 
 /* The inode of a name, pinned; *ret_st as on the datastore. */
-static int name_inode(struct daemon *d, struct inode *dir, const char *name, bool lookup, struct stat *ret_st,
-                      struct inode **ret)
+static int name_inode(struct daemon *d, struct inode *dir, const char *name, bool lookup, bool fresh,
+                      struct stat *ret_st, struct inode **ret)
 {
-    int fd = name_open(d, dir, name, ret_st);
+    int fd = name_open(d, dir, name, fresh, ret_st);
     if (fd < 0)
         return fd;
     struct inode *i = inode_enter(d->inodes, fd, ret_st, lookup);
@@ -106,12 +109,13 @@ static int self_inode(struct daemon *d, struct inode *dir, struct stat *ret_st, 
     return *ret ? 0 : -ENOMEM;
 }
 
-int fs_name_lookup(struct daemon *d, struct inode *dir, const char *name, struct fuse_entry_param *ret,
-                   struct inode **ret_inode)
+int fs_name_lookup(struct daemon *d, struct inode *dir, const char *name, bool fresh,
+                   struct fuse_entry_param *ret, struct inode **ret_inode)
 {
     struct inode *i;
     struct stat st;
-    int r = strcmp(name, ".") == 0 ? self_inode(d, dir, &st, &i) : name_inode(d, dir, name, true, &st, &i);
+    int r =
+        strcmp(name, ".") == 0 ? self_inode(d, dir, &st, &i) : name_inode(d, dir, name, true, fresh, &st, &i);
     if (r < 0)
         return r;
     fs_attr_show(d, i, &st);
@@ -122,6 +126,20 @@ int fs_name_lookup(struct daemon *d, struct inode *dir, const char *name, struct
     else
         inode_put(d->inodes, i);
     return 0;
+}
+
+bool fs_name_moved(fuse_req_t req, struct inode *i)
+{
+    struct daemon *d = daemon_of(req);
+    char name[NAME_MAX + 1];
+    struct inode *dir = inode_last_place(d->inodes, i, name, sizeof(name));
+    if (!dir)
+        return false;
+    _cleanup_close_ int fd = io_fresh_open(dir->fd, name, O_PATH | O_NOFOLLOW);
+    bool moved = fd >= 0 ? !inode_is_file(d->inodes, i, fd) : fd == -ENOENT;
+    moved = moved && inode_doubt_name(d->inodes, i, dir, (uint64_t)fuse_req_ctx(req)->pid);
+    inode_put(d->inodes, dir);
+    return moved;
 }
 
 /* A reply that did not arrive (the caller was interrupted) leaves a lookup that the kernel does not know of.
@@ -136,11 +154,11 @@ static void reply_entry(struct daemon *d, fuse_req_t req, const struct fuse_entr
 static int lookup_for(fuse_req_t req, struct inode *dir, const char *name, struct fuse_entry_param *ret)
 {
     struct daemon *d = daemon_of(req);
-    int r = fs_name_lookup(d, dir, name, ret, NULL);
+    int r = fs_name_lookup(d, dir, name, false, ret, NULL);
     struct cred cred;
     if (r != -EACCES || cred_enter(req, &cred) < 0)
         return r;
-    r = fs_name_lookup(d, dir, name, ret, NULL);
+    r = fs_name_lookup(d, dir, name, false, ret, NULL);
     cred_leave(&cred);
     return r;
 }
@@ -327,11 +345,11 @@ static void victims_put(struct removal *op, struct victims *v)
 static int victim_find(struct removal *op, unsigned slot, struct inode **ret)
 {
     struct stat st;
-    int r = name_inode(op->d, op->dir[slot], op->name[slot], false, &st, ret);
+    int r = name_inode(op->d, op->dir[slot], op->name[slot], false, true, &st, ret);
     struct cred cred;
     if (r != -EACCES || cred_enter(op->req, &cred) < 0)
         return r;
-    r = name_inode(op->d, op->dir[slot], op->name[slot], false, &st, ret);
+    r = name_inode(op->d, op->dir[slot], op->name[slot], false, true, &st, ret);
     cred_leave(&cred);
     return r;
 }
@@ -394,9 +412,16 @@ static int victims_hold(struct removal *op, struct victims *v, unsigned *ret_fai
     return 0;
 }
 
-/* Do the names still mean the files that were held? */
+/* Do the names still mean the files that were held, and is the one that led nowhere still free? (The storage may not know RENAME_NOREPLACE.) */
 static bool victims_same(struct removal *op, const struct victims *v)
 {
+    if (v->absent && op->rename && !(op->flags & RENAME_EXCHANGE)) {
+        struct inode *now = NULL;
+        int r = victim_find(op, 1, &now);
+        inode_put(op->d->inodes, now);
+        if (r != -ENOENT)
+            return false;
+    }
     for (unsigned n = 0; n < v->n; n++) {
         struct inode *now = NULL;
         int r = victim_find(op, v->slot[n], &now);

@@ -11,6 +11,7 @@
 #include "daemon/cred.h"
 #include "daemon/image.h"
 #include "daemon/park.h"
+#include "daemon/takeover.h"
 
 /* An image that another host is just letting go is waited for beyond wait=, but not for ever: seconds. */
 #define OPEN_RELEASE_WAIT_S 60u
@@ -23,6 +24,10 @@ struct open_op {
     bool create; /* entry is to be answered too */
     struct fuse_entry_param entry;
     unsigned more_s; /* waited beyond wait= */
+    uint64_t since_ms,
+        tried_ms;   /* CLOCK_MONOTONIC: of the first attempt, and of the last one to take the image over */
+    int takeover;   /* result of the latter; 0: none yet */
+    struct why why; /* of the latter */
 };
 
 static void op_free(struct open_op *op)
@@ -95,6 +100,32 @@ static void op_done(struct open_op *op, bool image)
     free(op); /* handle and lookup are the kernel's now */
 }
 
+static bool open_turn(void *arg, enum park_turn turn);
+
+/* Held by another host, perhaps a dead one: takes it over where the options and the storage allow it. 0: it is free now. */
+static int open_takeover(struct open_op *op)
+{
+    struct daemon *d = op->d;
+    uint64_t now = base_now_ms();
+    if (d->opt.takeover == TAKEOVER_MANUAL || !image_held_elsewhere(op->h->inode))
+        return -EBUSY;
+    if (op->tried_ms != 0 && now - op->tried_ms < TAKEOVER_PACE_MS)
+        return -EBUSY;
+    op->tried_ms = now;
+    op->takeover = takeover_attempt(d, op->h->inode, d->opt.takeover == TAKEOVER_UNPROVEN, &op->why);
+    return op->takeover;
+}
+
+/* The time of wait= is up: goes on waiting while a takeover may still come. false: no. */
+static bool open_wait_takeover(struct open_op *op)
+{
+    uint64_t now = base_now_ms(), until = op->since_ms + op->d->opt.takeover_wait_s * UINT64_C(1000);
+    if (op->takeover != -EAGAIN || now >= until || atomic_load(&op->d->stopping))
+        return false;
+    park_start(op->d->park, op->req, open_turn, op, DG_MIN(until - now, (uint64_t)TAKEOVER_PACE_MS));
+    return true;
+}
+
 static bool open_turn(void *arg, enum park_turn turn)
 {
     struct open_op *op = arg;
@@ -103,6 +134,8 @@ static bool open_turn(void *arg, enum park_turn turn)
         return true;
     }
     int r = image_open(op->d, op->h, op->truncate);
+    if (r == -EBUSY && open_takeover(op) == 0)
+        r = image_open(op->d, op->h, op->truncate);
     if (r == 0) {
         if (op->truncate)
             fs_attr_drop_ids(op->req, op->h->inode);
@@ -121,7 +154,11 @@ static bool open_turn(void *arg, enum park_turn turn)
         park_start(op->d->park, op->req, open_turn, op, 1000);
         return true;
     }
+    if (open_wait_takeover(op))
+        return true;
     image_refused(op->d, op->h->inode, &op->h->opener, "open for write", r);
+    if (op->takeover < 0)
+        image_log_refused(op->d, op->h->inode, "takeover", "%s", op->why.text);
     op_fail(op, r);
     return true;
 }
@@ -196,6 +233,7 @@ static struct open_op *op_new(fuse_req_t req, struct inode *i)
     }
     op->req = req;
     op->d = d;
+    op->since_ms = base_now_ms();
     return op;
 }
 
@@ -204,6 +242,11 @@ void fs_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
     struct daemon *d = daemon_of(req);
     struct inode *i = inode_get(d->inodes, ino);
     if (!i) {
+        fuse_reply_err(req, ESTALE);
+        return;
+    }
+    if (fs_name_moved(req, i)) {
+        inode_put(d->inodes, i);
         fuse_reply_err(req, ESTALE);
         return;
     }
@@ -295,7 +338,7 @@ void fs_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode,
         flags &= ~O_TRUNC; /* it is new: nothing to truncate, and set-id bits of `mode` stay */
         r = create_enter(d, dir, name, fd, &e, &i);
     } else if (r == -EEXIST && !(flags & O_EXCL)) {
-        r = fs_name_lookup(d, dir, name, &e, &i);
+        r = fs_name_lookup(d, dir, name, true, &e, &i);
         if (r == 0 && !S_ISREG(i->type))
             r = -EEXIST; /* not what open(2) may create: the kernel looks again */
         if (r == 0)
@@ -334,8 +377,10 @@ void fs_flush(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
     if (h->writer && atomic_exchange(&h->dirty, false)) {
         if (atomic_load(&h->guarded)) {
             r = io_fsync(h->fd);
-            if (r < 0)
+            if (r < 0) {
                 image_sync_failed(h, -r);
+                image_io_failed(d, h, r);
+            }
         } else { /* a network file system reports what it could not write when a descriptor is closed */
             int dup_fd = fcntl(h->fd, F_DUPFD_CLOEXEC, 0);
             r = dup_fd < 0 || close(dup_fd) < 0 ? -errno : 0;

@@ -218,7 +218,7 @@ static void writer_remove(struct image *img, struct handle *h)
     mutex_unlock(&img->lock);
 }
 
-static void log_state(struct daemon *d, struct image *img, int priority, const char *text, int err)
+void image_log_state(struct daemon *d, struct image *img, int priority, const char *text, int err)
 {
     char path[RECORD_IMAGE_MAX];
     mutex_lock(&img->lock);
@@ -229,23 +229,6 @@ static void log_state(struct daemon *d, struct image *img, int priority, const c
               (unsigned long long)info.generation, text, err ? ": " : "", err ? strerror(abs(err)) : "");
 }
 
-void image_fence(struct daemon *d, struct image *img)
-{
-    mutex_lock(&img->lock);
-    bool now = img->state == IMAGE_SEALED;
-    if (now) {
-        atomic_store(&img->io_error, EIO);
-        image_move_locked(d, img, IMAGE_FENCED, ESTALE);
-    }
-    mutex_unlock(&img->lock);
-    if (now)
-        log_state(d, img, LOG_CRIT,
-                  "FENCED: the claim of this host is gone or was taken over; every write from here is "
-                  "refused with EIO "
-                  "until the holder has closed it. `diskguardctl why` names the new holder",
-                  0);
-}
-
 static bool gone(int fd)
 {
     struct stat st;
@@ -253,11 +236,11 @@ static bool gone(int fd)
     return r == -ESTALE || (r == 0 && st.st_nlink == 0);
 }
 
-/* There is no image to put anything back into: drop claim and row. */
+/* There is no image to put anything back into: free the claim, drop the row. The mark stays: claim.h, "Numbers". */
 static int forget(struct daemon *d, struct image *img) REQUIRES(img->header)
 {
-    int r = claim_forget(&d->store, img->rec->ino, img->rec->generation);
-    if (r == 0)
+    int r = claim_free(&d->store, img->rec);
+    if (r == 0 || r == -ESTALE)
         r = journal_remove(d->journal, img->rec->ino, img->rec->generation);
     return r;
 }
@@ -271,11 +254,12 @@ int image_drop_lost_row(struct daemon *d, struct image *img)
     bool successor = c->generation > img->rec->generation;
     if (successor || c->kind == CLAIM_FREE || img->rec->plan.n == 0)
         return journal_remove(d->journal, img->rec->ino, img->rec->generation);
-    log_state(d, img, LOG_CRIT,
-              "its claim is missing on the datastore. Nothing was written back; the journal of this host "
-              "keeps the true header: with the view "
-              "unmounted, fsck.diskguard -y restores it",
-              0);
+    image_log_state(
+        d, img, LOG_CRIT,
+        "its claim is missing on the datastore. Nothing was written back; the journal of this host "
+        "keeps the true header: with the view "
+        "unmounted, fsck.diskguard -y restores it",
+        0);
     return 0;
 }
 
@@ -286,8 +270,8 @@ static int restore_steps(struct daemon *d, struct image *img) REQUIRES(img->head
         bool expected = img->closed; /* our own unlink or rename over it */
         mutex_unlock(&img->lock);
         if (!expected)
-            log_state(d, img, LOG_WARNING,
-                      "VANISHED: removed on the datastore while it was held; nothing to restore", 0);
+            image_log_state(d, img, LOG_WARNING,
+                            "VANISHED: removed on the datastore while it was held; nothing to restore", 0);
         return forget(d, img);
     }
     int r = io_fsync(img->fd);
@@ -322,16 +306,32 @@ static int restore_steps(struct daemon *d, struct image *img) REQUIRES(img->head
     return seal_restore(&s, &mtime);
 }
 
+/* The steps, once more with a new descriptor where the storage has given up the old one. */
+static int restore_mended(struct daemon *d, struct image *img) REQUIRES(img->header)
+{
+    int r = restore_steps(d, img);
+    if (r != -EIO && r != -ESTALE && r != -EBADF && r != -ENOLCK)
+        return r;
+    if (r == -ESTALE && claim_check(&d->store, img->rec) == 0)
+        r = -EIO; /* said of the file, not of the claim */
+    if (r == -ESTALE)
+        return r;
+    int mended = image_mend_seal(d, img);
+    if (mended == -ESTALE)
+        return mended;
+    return mended < 0 ? r : restore_steps(d, img);
+}
+
 int image_restore(struct daemon *d, struct image *img)
 {
     rwlock_write(&img->header);
-    int r = restore_steps(d, img);
+    int r = restore_mended(d, img);
     if (r == -ESTALE) {
-        log_state(d, img, LOG_CRIT,
-                  "the claim of this host is gone before the restore: nothing was written back", 0);
+        image_log_state(d, img, LOG_CRIT,
+                        "the claim of this host is gone before the restore: nothing was written back", 0);
         r = image_drop_lost_row(d, img);
         if (r < 0) /* a row without a claim is forgotten by the next start */
-            log_state(d, img, LOG_WARNING, "its journal row could not be removed", r);
+            image_log_state(d, img, LOG_WARNING, "its journal row could not be removed", r);
         r = 0;
     }
     if (r < 0 && img->rec->step != STEP_STUCK && img->rec->step != STEP_FREE) {
@@ -340,7 +340,7 @@ int image_restore(struct daemon *d, struct image *img)
         struct seal s = image_seal(d, img);
         int told = seal_record(&s);
         if (told < 0)
-            log_state(d, img, LOG_DEBUG, "could not be marked as stuck", told);
+            image_log_state(d, img, LOG_DEBUG, "could not be marked as stuck", told);
     }
     if (r == 0) /* from here on another host may seal it: our record explains nothing any more */
         atomic_store(&img->held, false);
@@ -356,13 +356,14 @@ int image_restore(struct daemon *d, struct image *img)
     if (!repeated && d->keeper)
         keeper_kick(d->keeper); /* once at once: most of what fails here passes */
     if (!repeated)
-        log_state(d, img, LOG_ERR,
-                  r == -EUCLEAN
-                      ? "STUCK: its header on the datastore is neither the sealed nor the true one, somebody "
-                        "else wrote to it. "
-                        "Nothing was touched; compare with `diskguardctl show` and repair with fsck.diskguard"
-                      : "STUCK: the header could not be put back; it is tried again every few seconds",
-                  r);
+        image_log_state(
+            d, img, LOG_ERR,
+            r == -EUCLEAN
+                ? "STUCK: its header on the datastore is neither the sealed nor the true one, somebody "
+                  "else wrote to it. "
+                  "Nothing was touched; compare with `diskguardctl show` and repair with fsck.diskguard"
+                : "STUCK: the header could not be put back; it is tried again every few seconds",
+            r);
     return r;
 }
 
@@ -385,8 +386,8 @@ void image_unguard(struct daemon *d, struct image *img)
         int r = was == IMAGE_VANISHED ? forget(d, img) : image_drop_lost_row(d, img);
         rwlock_write_unlock(&img->header);
         if (r < 0)
-            log_state(d, img, LOG_WARNING,
-                      "its claim or journal row could not be removed; the next start does it", r);
+            image_log_state(d, img, LOG_WARNING,
+                            "its claim or journal row could not be removed; the next start does it", r);
         image_end(d, img);
     }
 }
@@ -454,7 +455,7 @@ static void check_claim(struct daemon *d, struct image *img)
         image_move_locked(d, img, IMAGE_VANISHED, 0);
     mutex_unlock(&img->lock);
     if (same && vanished)
-        log_state(d, img, LOG_WARNING, "VANISHED: removed on the datastore while it is held here", 0);
+        image_log_state(d, img, LOG_WARNING, "VANISHED: removed on the datastore while it is held here", 0);
     if (same && lost)
         image_fence(d, img);
 }
@@ -484,8 +485,8 @@ static void seal_late(struct daemon *d, struct image *img)
     if (r == -ESTALE)
         image_fence(d, img);
     else if (r < 0)
-        log_state(d, img, LOG_WARNING,
-                  "its header is complete now but could not be sealed; it is tried again", r);
+        image_log_state(d, img, LOG_WARNING,
+                        "its header is complete now but could not be sealed; it is tried again", r);
 }
 
 static void tend_one(struct daemon *d, struct image *img)

@@ -59,6 +59,17 @@ bool image_past_cache(const struct handle *h);
  * host's image under this handle. No lock. */
 DG_MUST_CHECK int image_write_allowed(const struct handle *h);
 void image_wrote(struct handle *h);
+/* The storage answered EIO or the like (negative err) on the descriptor of a guarded handle; image_mend.c. All three look at the claim first, fresh: a
+ * successor's makes the image FENCED at once.
+ * image_mend(): on this thread, gives the handle a new descriptor if the claim is still ours and nothing that was written is lost: 0: repeat the
+ * request, once; else -EIO. Blocks: not on a thread that reads requests.
+ * image_failed_later(): the same on the pool, one job an image at a time; then again(arg, mended), which repeats (if mended) and answers. The handle
+ * must stay until then. false: nothing of the kind, answer with err.
+ * image_io_failed(): only looks at the claim. Blocks. */
+DG_MUST_CHECK int image_mend(struct daemon *d, struct handle *h);
+DG_MUST_CHECK bool image_failed_later(struct daemon *d, struct handle *h, int err,
+                                      void (*again)(void *arg, bool mended), void *arg);
+void image_io_failed(struct daemon *d, struct handle *h, int err);
 /* An fsync of guest data failed: kept, reported at every FLUSH, written to the record. */
 void image_sync_failed(struct handle *h, int err);
 int image_sync_error(const struct handle *h);
@@ -76,6 +87,11 @@ DG_MUST_CHECK int image_probe(struct daemon *d, struct inode *i, enum image_what
 DG_MUST_CHECK int image_open(struct daemon *d, struct handle *h, bool truncate);
 /* -EBUSY of image_open, hold or truncate: is the other host just letting go? */
 bool image_being_released(struct inode *i);
+/* -EBUSY of image_open: is it another host that holds it? */
+bool image_held_elsewhere(struct inode *i);
+/* One line for a refusal that is final: what is wrong with the image, and the way out. */
+void image_log_refused(struct daemon *d, struct inode *i, const char *what, const char *fmt, ...)
+    DG_PRINTF(4, 5);
 /* The handle is gone: the last one restores. Blocks for as long as the datastore does. Closes h->fd. */
 void image_release(struct daemon *d, struct handle *h);
 

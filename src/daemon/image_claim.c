@@ -1,4 +1,5 @@
 /* image_claim.c: what a file is, who may have it, and how it is claimed and sealed. */
+#include "core/recover.h"
 #include "daemon/image_priv.h"
 
 #include <fcntl.h>
@@ -193,6 +194,17 @@ bool image_being_released(struct inode *i)
     return r;
 }
 
+bool image_held_elsewhere(struct inode *i)
+{
+    struct image *img = atomic_load(&i->image);
+    if (!img)
+        return false;
+    mutex_lock(&img->lock);
+    bool r = img->state == IMAGE_IDLE && img->rival.host_name[0];
+    mutex_unlock(&img->lock);
+    return r;
+}
+
 static void set_rival(struct image *img, const struct record *rec)
 {
     mutex_lock(&img->lock);
@@ -210,6 +222,62 @@ static void set_rival(struct image *img, const struct record *rec)
 }
 
 /* ---- claiming ---- */
+
+static int busy_with(struct image *img, const struct record *rec)
+{
+    set_rival(img, rec);
+    return -EBUSY;
+}
+
+struct own_rows {
+    uint64_t ino;
+    struct record *rec; /* the last one found */
+    unsigned n;
+    int err;
+};
+
+static int find_row(void *arg, const struct record *rec, int err)
+{
+    struct own_rows *rows = arg;
+    if (rec->ino == rows->ino) {
+        *rows->rec = *rec;
+        rows->err = err;
+        rows->n++;
+    }
+    return 0;
+}
+
+static void note_problem(void *arg, const struct record *rec, struct recover_decision decision, int done)
+{
+    (void)rec;
+    (void)done;
+    *(enum problem *)arg = decision.problem;
+}
+
+/* The claim is ours, and yet nobody here holds the image: an acquisition that failed, and whose undo failed too; a takeover that failed after its claim,
+ * with the image still as the dead host left it; or what recovery could not settle at start, because another host was just trying to take it over. 0: settled;
+ * -EBUSY: somebody has the fence lock just now; -EUCLEAN: a person is needed; or -errno. */
+static int settle_own(struct daemon *d, const struct inode *i)
+{
+    enum problem problem = PROBLEM_NONE;
+    struct recover rec = {.store = &d->store,
+                          .journal = d->journal,
+                          .host = &d->host,
+                          .policy = d->policy,
+                          .report = note_problem,
+                          .arg = &problem};
+    struct own_rows rows = {.ino = i->ino};
+    _cleanup_free_ struct record *row = malloc(sizeof(*row));
+    if (!row)
+        return -ENOMEM;
+    rows.rec = row;
+    int r = journal_each(d->journal, find_row, &rows);
+    if (r == 0) /* several rows have an order among them, which recover_all() knows at the next start */
+        r = rows.n > 1 ? 1 : recover_image(&rec, i->ino, rows.n ? row : NULL, rows.err);
+    if (r == 1)
+        return problem == PROBLEM_BUSY_WRITER ? -EBUSY : -EUCLEAN;
+    return r == -EUCLEAN ? -EIO : r;
+}
 
 /* May this inode number be claimed, seen what rules now? 0, -EBUSY (another host), or -EUCLEAN with a log
  * line. */
@@ -232,7 +300,7 @@ static int check_ruling(struct daemon *d, struct image *img, const char *what, c
     if (!io_handle_equal(&c->rec.handle, handle)) {
         /* The inode number was used before. Only the recorded handle itself can say that the former file is
          * gone. */
-        int fd = io_handle_open(d->store.root_fd, &c->rec.handle, O_PATH);
+        int fd = io_fresh_handle(d->store.root_fd, &c->rec.handle, O_PATH, NULL);
         if (fd >= 0)
             close(fd);
         if (fd == -ESTALE)
@@ -244,27 +312,18 @@ static int check_ruling(struct daemon *d, struct image *img, const char *what, c
             c->rec.image, c->rec.host_name, fd < 0 ? strerror(-fd) : "it still exists", d->store.path);
         return -EUCLEAN;
     }
-    if (claim_is_of(&c->rec, &d->host) && strcmp(c->rec.daemon, d->host.daemon) == 0 &&
-        !image_busy_twin(d, img)) {
-        /* Ours, of this very daemon, and yet not held: an acquisition that failed, and whose undo failed too. Nothing was sealed. */
-        _cleanup_free_ struct record *rec = malloc(sizeof(*rec));
-        if (!rec)
-            return -ENOMEM;
-        *rec = c->rec;
-        int r = claim_free(&d->store, rec);
-        return r < 0 ? r : -EAGAIN;
+    if (claim_is_of(&c->rec, &d->host) && !image_busy_twin(d, img)) {
+        int r = settle_own(d, i);
+        if (r != -EUCLEAN)
+            return r == -EBUSY ? busy_with(img, &c->rec) : r == 0 ? -EAGAIN : r;
+        image_log_refused(d, i, what,
+                          "this host left it claimed (generation %llu) and could not settle that; see "
+                          "diskguardctl why, then "
+                          "fsck.diskguard %s with this view unmounted",
+                          (unsigned long long)c->generation, d->store.path);
+        return r;
     }
-    if (claim_is_of(&c->rec, &d->host)) {
-        image_log_refused(
-            d, i, what,
-            "this host left it claimed (generation %llu) and could not settle that at start; see "
-            "diskguardctl why, then "
-            "fsck.diskguard %s with this view unmounted",
-            (unsigned long long)c->generation, d->store.path);
-        return -EUCLEAN;
-    }
-    set_rival(img, &c->rec);
-    return -EBUSY;
+    return busy_with(img, &c->rec);
 }
 
 void image_log_foreign(struct daemon *d, struct inode *i, const char *what)
@@ -335,7 +394,7 @@ static int judge(struct daemon *d, struct inode *i, const struct header *h, cons
 }
 
 static void fill_record(struct daemon *d, struct image *img, const struct acquire *a, const struct stat *st,
-                        struct record *rec)
+                        struct record *rec) REQUIRES(img->header)
 {
     image_path(d, img->inode, rec->image, sizeof(rec->image));
     rec->ino = img->inode->ino;
@@ -352,6 +411,7 @@ static void fill_record(struct daemon *d, struct image *img, const struct acquir
     base_time_text(rec->since);
     rec->cut = OVERLAY_NO_CUT;
     rec->mtime = st->st_mtim;
+    rec->fenced = io_fencing(img->fd, d->store.fence, NULL);
 }
 
 /* The part of the record that depends on the header. */
@@ -469,8 +529,8 @@ static int make_record(struct daemon *d, struct image *img, const struct acquire
         return r;
     fill_record(d, img, a, &st, img->rec);
     img->rec->handle = handle;
-    img->rec->generation = c->generation + 1;
-    return fill_plan(d, a, ret_header, img->rec);
+    r = claim_next(&d->store, c, &img->rec->generation);
+    return r < 0 ? r : fill_plan(d, a, ret_header, img->rec);
 }
 
 static int acquire_locked(struct daemon *d, struct image *img, const struct acquire *a, bool *ret_stuck)
@@ -479,6 +539,13 @@ static int acquire_locked(struct daemon *d, struct image *img, const struct acqu
     _cleanup_free_ struct header *h = malloc(sizeof(*h));
     if (!h)
         return -ENOMEM;
+    if (atomic_load(&d->host_lost)) {
+        image_log_refused(d, img->inode, a->what,
+                          "this host has lost the lock on its record on the datastore, so another process "
+                          "may act in its name; the log says "
+                          "since when. Unmount the view and mount it again if that does not pass");
+        return -EIO;
+    }
     int r = make_record(d, img, a, h);
     if (r < 0)
         return r;

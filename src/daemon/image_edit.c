@@ -31,7 +31,7 @@ bool image_past_cache(const struct handle *h)
 ssize_t image_pread(const struct handle *h, void *buf, size_t len, uint64_t off)
 {
     if (image_past_cache(h))
-        return io_fresh_data(h->direct_fd, h->fd, buf, len, off);
+        return io_fresh_guest_data(h->direct_fd, h->fd, buf, len, off);
     return read_some(h->fd, buf, len, off);
 }
 
@@ -293,6 +293,12 @@ static int edit_held(struct daemon *d, struct image *img, struct handle *h, cons
         image_note(img);
         if (r == 0)
             r = sync_if_asked(h, img->fd);
+        /* Not repeated, for part of it may have happened: the next one has a descriptor that works. */
+        if ((r == -EIO || r == -EBADF || r == -ENOLCK) && atomic_load(&img->io_error) == 0) {
+            int mended = image_mend_seal(d, img);
+            if (mended == -ESTALE)
+                r = mended;
+        }
     }
     rwlock_write_unlock(&img->header);
     image_wrote(h);

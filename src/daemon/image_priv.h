@@ -36,7 +36,10 @@ struct image {
     bool plain_borrowed GUARDED_BY(lock);    /* it is a handle's own: not to be claimed with */
     bool plain_busy GUARDED_BY(lock);        /* it is just being opened or closed: nobody may claim */
     struct timespec mtime GUARDED_BY(lock);  /* to put back when the holder wrote nothing */
-    struct image *next_busy;                 /* image_table: list of images that are not IDLE */
+    struct image_failed *failed
+        GUARDED_BY(lock); /* image_mend.c: requests that the storage refused, for one job of the pool */
+    bool mending GUARDED_BY(lock); /* that job is under way */
+    struct image *next_busy;       /* image_table: list of images that are not IDLE */
 
     /* header: the overlay and all I/O below FORMAT_REACH. rec and fd change only under header held for writing, in a long action. */
     struct rwlock header;
@@ -86,8 +89,16 @@ DG_MUST_CHECK int image_convert(struct daemon *d, struct image *img, const struc
 /* The seal of a held image, for the core's functions. */
 struct seal image_seal(struct daemon *d, struct image *img) REQUIRES(img->header);
 
-/* Another host has taken over, or our claim is gone: writes get EIO from now on. Logs. */
+/* Another host has taken over, or our claim is gone: writes get EIO from now on. Logs, with the successor's name: reads its claim. */
 void image_fence(struct daemon *d, struct image *img) EXCLUDES(img->lock);
+
+/* The seal's descriptor was given up by the storage (or there is none): a new one, under the fence lock and after a look at the claim, in its place. Data
+ * that the old one could not sync is noted in sync_error. 0, -ESTALE (a successor's claim) or -errno. */
+DG_MUST_CHECK int image_mend_seal(struct daemon *d, struct image *img) REQUIRES(img->header);
+
+/* One line about a held image: path, generation, text, and err where it is not 0. */
+void image_log_state(struct daemon *d, struct image *img, int priority, const char *text, int err)
+    EXCLUDES(img->lock);
 
 /* RESTORING -> IDLE or STUCK: sync, restore, free, close. The caller has moved the state to RESTORING. 0 or what made it STUCK. */
 int image_restore(struct daemon *d, struct image *img) EXCLUDES(img->lock, img->header);
@@ -115,10 +126,6 @@ DG_MUST_CHECK int image_drop_lost_row(struct daemon *d, struct image *img) REQUI
 /* Ends a failed long action: STUCK keeps record and descriptor for the keeper. -EUCLEAN, -EPERM and -EXDEV are logged where they are decided,
  * -EBUSY by whoever gives up waiting. */
 void image_acquire_failed(struct daemon *d, struct image *img, const struct acquire *a, bool stuck, int err);
-
-/* One line for a refusal that is final: what is wrong with the image, and the way out. */
-void image_log_refused(struct daemon *d, struct inode *i, const char *what, const char *fmt, ...)
-    DG_PRINTF(4, 5);
 
 /* The line for an image on another file system that is mounted below the datastore (-EXDEV). */
 void image_log_foreign(struct daemon *d, struct inode *i, const char *what);

@@ -14,6 +14,7 @@
 #define CHUNK_SLOTS 1024u
 #define CHUNKS_MAX 16384u
 #define BUCKETS_MIN 1024u
+#define TOLD_MS 1000u /* the kernel walks a path again at once */
 
 struct inode_table {
     struct mutex lock;
@@ -170,6 +171,8 @@ static struct inode *make_locked(struct inode_table *t, int fd, const struct sta
     i->nlookup = 0;
     i->pins = 1;
     i->used = true;
+    i->doubted = false;
+    i->told = 0;
     grow_locked(t);
     struct inode **at = &t->buckets[hash_of(i->dev, i->ino, t->n_buckets)];
     i->next = *at;
@@ -273,6 +276,13 @@ static bool same_file(const struct inode_table *t, const struct inode *i, int fd
     return io_handle_get(i->fd, &a) < 0 || io_handle_get(fd, &b) < 0 || io_handle_equal(&a, &b);
 }
 
+bool inode_is_file(const struct inode_table *t, const struct inode *i, int fd)
+{
+    struct stat st;
+    return fstatat(fd, "", &st, AT_EMPTY_PATH) == 0 && st.st_dev == i->dev && st.st_ino == i->ino &&
+           same_file(t, i, fd, &st);
+}
+
 static void displace(struct inode_table *t, struct inode *i, bool lookup)
 {
     struct remains r;
@@ -345,6 +355,7 @@ void inode_named(struct inode_table *t, struct inode *i, const struct inode *dir
     mutex_lock(&t->lock);
     char *old = i->name;
     i->name = copy;
+    i->doubted = false;
     i->parent = dir->nodeid;
     i->used = true;
     mutex_unlock(&t->lock);
@@ -356,6 +367,32 @@ void inode_last_name(struct inode_table *t, const struct inode *i, char *ret, si
     mutex_lock(&t->lock);
     snprintf(ret, size, "%s", i->name ? i->name : "");
     mutex_unlock(&t->lock);
+}
+
+struct inode *inode_last_place(struct inode_table *t, struct inode *i, char *ret, size_t size)
+{
+    mutex_lock(&t->lock);
+    struct inode *dir = i->name && !i->doubted && strlen(i->name) < size ? slot_locked(t, i->parent) : NULL;
+    if (dir && dir->type != S_IFDIR)
+        dir = NULL; /* the directory is forgotten, its node id is another file's */
+    if (dir) {
+        dir->pins++;
+        strcpy(ret, i->name);
+    }
+    mutex_unlock(&t->lock);
+    return dir;
+}
+
+bool inode_doubt_name(struct inode_table *t, struct inode *i, struct inode *dir, uint64_t pid)
+{
+    uint64_t now = base_now_ms();
+    mutex_lock(&t->lock);
+    bool again = pid > 0 && dir->told == pid && now - dir->told_ms < TOLD_MS;
+    dir->told = again ? 0 : pid;
+    dir->told_ms = now;
+    i->doubted = true;
+    mutex_unlock(&t->lock);
+    return !again;
 }
 
 void inode_watch(struct inode_table *t, unsigned long limit, void (*crowded)(void *arg), void *arg)

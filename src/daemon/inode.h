@@ -23,9 +23,11 @@ struct inode {
     /* inode.c only: */
     uint64_t nlookup;
     uint64_t pins;
-    bool hashed;     /* false: another file has taken (dev, ino); this one is only reached by its node id */
-    bool used;       /* since inode_idle_names() passed by */
-    uint64_t parent; /* where the kernel looked it up last, for prune.c; name NULL: unknown */
+    bool hashed;  /* false: another file has taken (dev, ino); this one is only reached by its node id */
+    bool used;    /* since inode_idle_names() passed by */
+    bool doubted; /* `name` was seen to lead elsewhere */
+    uint64_t told, told_ms; /* a directory: which thread was told to walk its path again, and when */
+    uint64_t parent;        /* where the kernel looked it up last; name NULL: unknown */
     char *name;
     struct inode *next;
 };
@@ -52,6 +54,13 @@ unsigned long inode_count(const struct inode_table *t);
 void inode_named(struct inode_table *t, struct inode *i, const struct inode *dir, const char *name);
 /* The name last noted, copied: "" when there is none. */
 void inode_last_name(struct inode_table *t, const struct inode *i, char *ret, size_t size);
+/* The directory of the name last noted, pinned, and the name. NULL: none, or it is in doubt. */
+struct inode *inode_last_place(struct inode_table *t, struct inode *i, char *ret, size_t size);
+/* The name was seen to lead elsewhere. true: tell thread `pid` to walk the path again; the name is not looked at before inode_named() notes one.
+ * false: it has just been told so for this directory, and what it found then is no older than its own system call. pid 0: unknown. */
+bool inode_doubt_name(struct inode_table *t, struct inode *i, struct inode *dir, uint64_t pid);
+/* Does this descriptor, which may be O_PATH, refer to the inode's file? */
+bool inode_is_file(const struct inode_table *t, const struct inode *i, int fd);
 /* Calls crowded() for each new inode while there are more than limit: under the table's lock, so it only wakes somebody. limit 0 ends it. */
 void inode_watch(struct inode_table *t, unsigned long limit, void (*crowded)(void *arg), void *arg);
 struct inode_name {
@@ -82,7 +91,10 @@ struct handle {
     atomic_bool dirty; /* wrote since the last fsync of this handle */
     atomic_int
         barred; /* image.c: 0, or EBUSY: the plain file that it was opened on is somebody's image now */
-    atomic_ullong looked_ms;    /* image.c: when that was looked at last */
+    atomic_ullong looked_ms; /* image.c: when that was looked at last */
+    atomic_ullong
+        mended_ms; /* image_mend.c: when a new descriptor was last asked for, and whether that went well */
+    atomic_bool mended_ok;
     struct handle *next_writer; /* image.c: list of the writers of an inode */
     void *dir;                  /* fs_dir.c: open directory stream */
     atomic_uint live;           /* inode.c only */

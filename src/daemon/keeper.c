@@ -15,12 +15,25 @@ struct keeper {
     bool kicked GUARDED_BY(lock);
 };
 
+unsigned keeper_period_ms(void)
+{
+#ifdef DG_HOOKS
+    const char *text = getenv("DISKGUARD_BEAT_MS");
+    uint64_t ms;
+    if (text && base_u64(text, &ms) == 0 && ms >= 10 && ms <= 3600000)
+        return (unsigned)ms;
+#endif
+    return KEEPER_PERIOD_MS;
+}
+
 /* false: stop. */
 static bool wait_round(struct keeper *k)
 {
     struct timespec until;
     clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_sec += KEEPER_PERIOD_MS / 1000;
+    uint64_t ns = (uint64_t)until.tv_nsec + keeper_period_ms() * UINT64_C(1000000);
+    until.tv_sec += (time_t)(ns / 1000000000);
+    until.tv_nsec = (long)(ns % 1000000000);
     mutex_lock(&k->lock);
     while (!k->stop && !k->kicked)
         if (pthread_cond_timedwait(&k->wake, &k->lock.m, &until) != 0)
@@ -31,19 +44,66 @@ static bool wait_round(struct keeper *k)
     return go;
 }
 
+/* The record's descriptor does not work any more: after a long partition an NFSv4 server may have taken the lock away, and the descriptor answers EIO for
+ * ever. Opens and locks the record anew. While our own old lock may still stand, it is in the way itself and must go first. 0; -EBUSY and -EKEYREJECTED:
+ * another process has taken the identity of this host; any other -errno: try again. */
+static int relock(struct daemon *d, struct why *why)
+{
+    int fd = host_lock(&d->store, &d->host, why);
+    if (fd == -EBUSY && d->host_lock_fd >= 0) {
+        close(d->host_lock_fd);
+        d->host_lock_fd = -1;
+        fd = host_lock(&d->store, &d->host, why);
+    }
+    if (fd < 0)
+        return fd;
+    if (d->host_lock_fd >= 0)
+        close(d->host_lock_fd);
+    d->host_lock_fd = fd;
+    return 0;
+}
+
+static bool is_lost(int r)
+{
+    return r == -EIO || r == -EBADF || r == -ESTALE || r == -ENOLCK || r == -EKEYREJECTED;
+}
+
+/* Says once when it cannot be had again, and when it is back. */
+static void relock_and_say(struct daemon *d)
+{
+    struct why why = {""};
+    int r = relock(d, &why);
+    if (r == 0) {
+        log_msg(LOG_NOTICE, "the record of this host on '%s' is open and locked again", d->store.path);
+        atomic_store(&d->host_lost, false);
+    } else if ((r == -EBUSY || r == -EKEYREJECTED || d->host_lock_fd < 0) &&
+               !atomic_exchange(&d->host_lost, true)) {
+        log_msg(LOG_ERR,
+                "the lock on this host's record on '%s' is lost: %s. What is held stays held, but no image "
+                "is claimed any more until the lock is "
+                "had again",
+                d->store.path, why.text);
+    }
+}
+
+static void beat_once(struct daemon *d, uint64_t beat, int *failed)
+{
+    int r = d->host_lock_fd < 0 ? -EBADF : host_beat(d->host_lock_fd, &d->host, beat);
+    if (r < 0 && r != *failed && !atomic_load(&d->host_lost))
+        log_msg(LOG_WARNING, "cannot write the beat of this host on the datastore '%s': %s", d->store.path,
+                strerror(-r));
+    *failed = r;
+    if (is_lost(r))
+        relock_and_say(d);
+}
+
 static void *run(void *arg)
 {
     struct keeper *k = arg;
     struct daemon *d = k->d;
     int failed = 0;
     for (uint64_t beat = KEEPER_FIRST_BEAT; wait_round(k);) {
-        if (d->host_lock_fd >= 0) {
-            int r = host_beat(d->host_lock_fd, &d->host, ++beat);
-            if (r < 0 && r != failed)
-                log_msg(LOG_WARNING, "cannot write the beat of this host on the datastore '%s': %s",
-                        d->store.path, strerror(-r));
-            failed = r;
-        }
+        beat_once(d, ++beat, &failed);
         image_tend(d);
     }
     return NULL;

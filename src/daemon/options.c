@@ -6,6 +6,7 @@
 #include <string.h>
 
 #define WAIT_MAX 86400
+#define TAKEOVER_WAIT_DEFAULT 120
 #define STATE_DIR_DEFAULT "/var/lib/diskguard"
 
 struct parse {
@@ -111,6 +112,28 @@ static int set_fence(struct parse *p, const char *value)
     return 0;
 }
 
+static int set_takeover(struct parse *p, const char *value)
+{
+    static const char *const words[] = {
+        [TAKEOVER_MANUAL] = "manual", [TAKEOVER_BY_LOCK] = "lock", [TAKEOVER_UNPROVEN] = "lock-unproven"};
+    for (unsigned n = 0; n < sizeof(words) / sizeof(*words); n++) {
+        if (strcmp(value, words[n]) == 0) {
+            p->o->takeover = (enum takeover_mode)n;
+            return 0;
+        }
+    }
+    return bad(p, "takeover=%s: must be manual, lock or lock-unproven", value);
+}
+
+static int set_takeover_wait(struct parse *p, const char *value)
+{
+    uint64_t n;
+    if (base_u64(value, &n) < 0 || n < 1 || n > WAIT_MAX)
+        return bad(p, "takeover-wait=%s: must be a number of seconds from 1 to %d", value, WAIT_MAX);
+    p->o->takeover_wait_s = (unsigned)n;
+    return 0;
+}
+
 static void globs_free(struct options *o)
 {
     for (char **g = o->raw_globs; g && *g; g++)
@@ -159,9 +182,11 @@ static const struct own_option {
     const char *name; /* with "=" */
     int (*set)(struct parse *p, const char *value);
 } own_options[] = {
-    {"host-id=", set_host_id},     {"state-dir=", set_state_dir}, {"wait=", set_wait},
-    {"threshold=", set_threshold}, {"seal=", set_seal},           {"raw=", set_raw},
-    {"writers=", set_writers},     {"fence=", set_fence},
+    {"host-id=", set_host_id},   {"state-dir=", set_state_dir},
+    {"wait=", set_wait},         {"threshold=", set_threshold},
+    {"seal=", set_seal},         {"raw=", set_raw},
+    {"writers=", set_writers},   {"fence=", set_fence},
+    {"takeover=", set_takeover}, {"takeover-wait=", set_takeover_wait},
 };
 
 /* ---- everybody else's ---- */
@@ -346,7 +371,7 @@ int options_parse(int argc, char **argv, struct options *ret, enum options_todo 
 {
     struct parse p = {.o = ret, .why = why};
     struct fuse_args args = FUSE_ARGS_INIT(argc, argv);
-    *ret = (struct options){.wait_s = 5};
+    *ret = (struct options){.wait_s = 5, .takeover_wait_s = TAKEOVER_WAIT_DEFAULT};
     fuse_set_log_func(no_log);
     int r = fuse_opt_add_arg(&ret->fuse_args, "diskguard");
     if (r == 0)
@@ -398,6 +423,11 @@ void options_help(void)
           "  -o writers=process|host\n"
           "                     one process, or any process of this host, may have an image open for write\n"
           "  -o fence=auto|none whether writers hold the fence lock on the storage\n"
+          "  -o takeover=manual|lock|lock-unproven\n"
+          "                     may an open for write take an image over from a dead host by itself,\n"
+          "                     if the fence lock proves that this host cannot write any more\n"
+          "  -o takeover-wait=SECONDS\n"
+          "                     how long an open waits for that (default: 120)\n"
           "  -o no_allow_other  only the mounting user may use the view (root's default: everybody may)\n"
           "  -o debug           debugging messages\n"
           "and the mount options of fuse(8) and fstab(5): ro, nosuid, nodev, noexec, allow_other, ...\n"

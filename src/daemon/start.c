@@ -20,6 +20,7 @@
 #include "daemon/park.h"
 #include "daemon/pool.h"
 #include "daemon/prune.h"
+#include "daemon/takeover.h"
 #include "diskguard/exitcodes.h"
 
 #define ENDING_WAIT_MS 10000u /* for an earlier daemon of this host whose view is unmounted */
@@ -173,8 +174,9 @@ static int make_tables(struct daemon *d, struct why *why)
     d->images = image_table_new();
     d->pool = pool_new(POOL_THREADS_MAX);
     d->park = d->pool ? park_new(d->pool) : NULL;
+    d->takeover = takeover_new();
     int r = -ENOMEM;
-    if (d->inodes && d->handles && d->images && d->park) {
+    if (d->inodes && d->handles && d->images && d->park && d->takeover) {
         struct stat st;
         int fd = openat(d->store.root_fd, ".", O_PATH | O_DIRECTORY | O_CLOEXEC);
         r = fd < 0 || fstat(fd, &st) < 0 ? -errno : inode_table_root(d->inodes, fd, &st);
@@ -260,6 +262,7 @@ static void announce(struct daemon *d)
     if (d->journal && !d->keeper)
         log_msg(LOG_ERR, "no keeper thread: images that cannot be restored are not retried, and a lost claim "
                          "is not noticed");
+    takeover_announce(d);
     log_msg(LOG_INFO, "%s is mounted on %s%s", d->opt.datastore, d->opt.mountpoint,
             d->opt.read_only ? ", read-only" : "");
     sd_notifyf(0, "READY=1\nSTATUS=Guarding %s on %s", d->opt.datastore, d->opt.mountpoint);
@@ -317,6 +320,7 @@ static unsigned stop(struct daemon *d)
     inode_table_free(d->inodes);
     handle_table_free(d->handles);
     image_table_free(d->images);
+    takeover_free(d->takeover);
     journal_close(d->journal);
     if (d->host_lock_fd >= 0)
         close(d->host_lock_fd);

@@ -275,10 +275,11 @@ def names_from_strangers(lab):
 @test
 def usage(lab):
     for args in ([], ["nonsense"], ["show"], ["init"], ["wait"], ["list", "a", "b"], ["--nonsense"], ["wait", "--timeout=x", "y"],
-                 ["--datastore", lab.ds, "list", "x"], ["--datastore", lab.ds, "retry", "x"]):
+                 ["--datastore", lab.ds, "list", "x"], ["--datastore", lab.ds, "retry", "x"],
+                 ["--datastore", lab.ds, "takeover", "x"], ["takeover"], ["takeover", "--wait=x", "y"]):
         expect(lab.ctl(*args), 2)
     assert expect(lab.ctl("--version"), 0).out.startswith("diskguardctl ")
-    assert "takeover" not in expect(lab.ctl("--help"), 0).out
+    assert "--takeover" not in expect(lab.ctl("--help"), 0).out  # a person's word is fsck.diskguard's business
     expect(lab.ctl("show", "/etc/passwd"), 1)
     expect(lab.ctl("list", "/etc"), 1)
     expect(lab.ctl("--datastore", lab.dir, "list"), 1)

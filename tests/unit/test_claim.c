@@ -586,6 +586,9 @@ Test(claim, forget_that_stops_half_way_resurrects_nothing, .init = setup, .fini 
     fail_next("claim.dirsync", 1);
     cr_assert_eq(claim_forget(S, INO, 3), -EIO);
     cr_assert_str_eq(ruling(INO), "held 3", "not before the others are gone for good");
+    fail_next("claim.floor", 1);
+    cr_assert_eq(claim_forget(S, INO, 3), -EIO);
+    cr_assert_str_eq(ruling(INO), "held 3", "nor before its number is noted");
     cr_assert_eq(claim_forget(S, INO, 3), 0);
     cr_assert_eq(claims(""), 0u);
 }

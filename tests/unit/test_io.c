@@ -446,14 +446,14 @@ IO_TEST(fresh_data)
     int fd = make("data", text, sizeof text), direct = openat(dir, "data", O_RDONLY | O_DIRECT | O_CLOEXEC);
     cr_assert_eq(io_fsync(fd), 0);
 
-    cr_assert_eq(io_fresh_data(-1, fd, buf, sizeof buf, 0), (ssize_t)sizeof buf);
+    cr_assert_eq(io_fresh_guest_data(-1, fd, buf, sizeof buf, 0), (ssize_t)sizeof buf);
     cr_assert_arr_eq(buf, text, sizeof buf);
     /* Where O_DIRECT wants an alignment, the other way. */
-    cr_assert_eq(io_fresh_data(direct, fd, buf + 1, 1000, 4001), 1000);
+    cr_assert_eq(io_fresh_guest_data(direct, fd, buf + 1, 1000, 4001), 1000);
     cr_assert_arr_eq(buf + 1, text + 4001, 1000);
-    cr_assert_eq(io_fresh_data(direct, fd, buf, sizeof buf, 8000), 192, "the end of the file");
-    cr_assert_eq(io_fresh_data(direct, fd, buf, sizeof buf, 1u << 30), 0);
-    cr_assert_eq(io_fresh_data(-1, -1, buf, 1, 0), -EBADF);
+    cr_assert_eq(io_fresh_guest_data(direct, fd, buf, sizeof buf, 8000), 192, "the end of the file");
+    cr_assert_eq(io_fresh_guest_data(direct, fd, buf, sizeof buf, 1u << 30), 0);
+    cr_assert_eq(io_fresh_guest_data(-1, -1, buf, 1, 0), -EBADF);
     if (direct >= 0)
         close(direct);
     close(fd);

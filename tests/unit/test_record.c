@@ -33,9 +33,10 @@ static const char sample_text[] = "diskguard-claim 1\n"
                                   "mtime=1790000000 123456789\n"
                                   "mtime-sealed=0 0\n"
                                   "sync-error=0\n"
+                                  "fenced=lock\n"
                                   "extent=24 4 00000002 53454100 -\n"
                                   "extent=72 2 0000 8000 8001\n"
-                                  "sum=2a107124\n";
+                                  "sum=31e0fff6\n";
 
 static struct record *new_record(void)
 {
@@ -70,6 +71,7 @@ static struct record *sample(void)
     rec->virtual_size = 10737418240;
     rec->cut = OVERLAY_NO_CUT;
     rec->mtime = (struct timespec){1790000000, 123456789};
+    rec->fenced = FENCING_LOCK;
     rec->plan.n = 2;
     rec->plan.ext[0] = (struct extent){24, 4, false, {0, 0, 0, 2}, {'S', 'E', 'A', 0}, {0}};
     rec->plan.ext[1] = (struct extent){72, 2, true, {0, 0}, {0x80, 0}, {0x80, 1}};
@@ -113,6 +115,7 @@ static void assert_same(const struct record *a, const struct record *b)
     cr_assert_eq(a->mtime_sealed.tv_sec, b->mtime_sealed.tv_sec);
     cr_assert_eq(a->mtime_sealed.tv_nsec, b->mtime_sealed.tv_nsec);
     cr_assert_eq(a->sync_error, b->sync_error);
+    cr_assert_eq(a->fenced, b->fenced);
     assert_same_plan(&a->plan, &b->plan);
 }
 
@@ -211,6 +214,7 @@ Test(record, round_trip_of_extremes)
     rec->mtime = (struct timespec){-5, 999999999};
     rec->mtime_sealed = (struct timespec){INT64_MAX, 0};
     rec->sync_error = 4095;
+    rec->fenced = FENCING_UNPROVEN;
     rec->plan.n = PLAN_MAX;
     for (unsigned i = 0; i < PLAN_MAX; i++) {
         struct extent *e = &rec->plan.ext[i];
@@ -389,11 +393,32 @@ Test(record, lines_that_do_not_decode)
         {"sync-error=", "sync-error=-5\n"},
         {"sync-error=", "sync-error=4096\n"},
         {"sync-error=", "sync-error=4294967296\n"},
+        {"fenced=", "fenced=yes\n"},
+        {"fenced=", "fenced=\n"},
+        {"fenced=", "fenced=lock\nfenced=lock\n"},
+        {"fenced=", "fenced=Lock\n"},
+        {"size=", "size=1\nfenced=lock\n"},
     };
 
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++)
         cr_assert_eq(decode_with(bad[i][0], bad[i][1]), -EBADMSG, "%s", bad[i][1]);
     cr_assert_eq(decode_with("mtime=", "mtime=-1 5\n"), 0, "the harness itself works");
+}
+
+Test(record, a_record_without_fenced_is_not_fenced)
+{
+    struct record *rec = new_record();
+    char *old = strdup(sample_text), *line = strstr(old, "fenced=lock\n"), *sum;
+
+    memmove(line, line + 12, strlen(line + 12) + 1);
+    sum = strstr(old, "sum=");
+    snprintf(sum, 14, "sum=%08lx\n", crc32(0, (const unsigned char *)old, (unsigned)(sum - old)));
+    cr_assert_eq(record_decode(old, strlen(old), rec), 0);
+    cr_assert_eq(rec->fenced, FENCING_NO);
+    cr_assert_eq(record_decode(sample_text, strlen(sample_text), rec), 0);
+    cr_assert_eq(rec->fenced, FENCING_LOCK);
+    free(old);
+    free(rec);
 }
 
 Test(record, extents_that_do_not_decode)
@@ -486,6 +511,8 @@ Test(record, fields_that_cannot_be_encoded)
     assert_refused(rec, "a second's worth of nanoseconds");
     rec->sync_error = -5;
     assert_refused(rec, "a negative errno");
+    rec->fenced = (enum fencing)(FENCING_LOCK + 1);
+    assert_refused(rec, "a fencing that is none");
     strcpy(rec->since, "today");
     assert_refused(rec, "a time of another form");
     rec->plan.n = PLAN_MAX + 1;

@@ -285,7 +285,22 @@ SCENE(vanished)
     close(image);
     image = open("/dev/null", O_RDONLY | O_CLOEXEC);
     cr_assert_eq(recover_all(&r), 0);
-    check_settled(RECOVER_FORGET, PROBLEM_VANISHED, "none 0");
+    check_settled(RECOVER_FORGET, PROBLEM_VANISHED, "free 3");
+}
+
+SCENE(vanished_under_a_host_that_is_down)
+{
+    struct recover r = recovery();
+
+    if (rec->handle.len == 0)
+        cr_skip_test("no file handles here");
+    put_claim(&other, 3, STEP_ARMED);
+    cr_assert_eq(unlinkat(temp.store.root_fd, "disk.img", 0), 0);
+    close(image);
+    image = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    r.takeover = other.uuid;
+    cr_assert_eq(recover_all(&r), 0);
+    check_settled(RECOVER_FORGET, PROBLEM_VANISHED, "free 4");
 }
 
 SCENE(busy_writer)

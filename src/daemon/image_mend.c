@@ -1,0 +1,246 @@
+/* image_mend.c: storage that answers EIO or ESTALE on the descriptor of a held image. Either another host has taken the image over (its claim is there:
+ * FENCED), or the locks of this host ran out during a long partition and nobody took over: then an NFSv4 client answers EIO on every descriptor that
+ * had a lock, for ever, and a new descriptor, with the fence lock and a look at the claim, goes on where the old one ended. */
+#include "daemon/image_priv.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "daemon/pool.h"
+
+/* A handle that was mended and fails again within this time is not mended again: the medium is at fault. */
+#define MEND_PACE_MS 1000u
+
+/* ---- fenced ---- */
+
+/* Who has it now, for the log line. */
+static void log_successor(struct daemon *d, struct image *img)
+{
+    _cleanup_free_ struct claim *c = malloc(sizeof(*c));
+    char text[512] = "nobody's claim is there: it was removed on the datastore";
+    if (!c)
+        return;
+    int r = claim_read(&d->store, img->inode->ino, c);
+    if (r < 0)
+        snprintf(text, sizeof(text), "whose claim rules now cannot be read: %s", strerror(-r));
+    else if (c->kind == CLAIM_BAD)
+        snprintf(text, sizeof(text), "the claim of generation %llu that rules now does not decode",
+                 (unsigned long long)c->generation);
+    else if (c->kind != CLAIM_NONE)
+        snprintf(text, sizeof(text), "host %s (%s) took it over with generation %llu, and %s",
+                 c->rec.host_name, c->rec.host, (unsigned long long)c->generation,
+                 c->kind == CLAIM_FREE ? "has let it go again" : "has it now");
+    image_log_state(d, img, LOG_CRIT,
+                    "FENCED: the claim of this host is gone or was taken over; every write from here is "
+                    "refused with EIO "
+                    "until the holder has closed it. `diskguardctl why` names the new holder",
+                    0);
+    image_log_state(d, img, LOG_CRIT, text, 0);
+}
+
+void image_fence(struct daemon *d, struct image *img)
+{
+    mutex_lock(&img->lock);
+    bool now = img->state == IMAGE_SEALED;
+    if (now) {
+        atomic_store(&img->io_error, EIO);
+        image_move_locked(d, img, IMAGE_FENCED, ESTALE);
+    }
+    mutex_unlock(&img->lock);
+    if (now)
+        log_successor(d, img);
+}
+
+/* ---- new descriptors ---- */
+
+static bool is_dead_answer(int err)
+{
+    return err == -EIO || err == -ESTALE || err == -EBADF || err == -ENOLCK;
+}
+
+/* Opens the image anew, takes the fence lock and looks at the claim, in this order: whoever takes over holds the lock exclusively before it claims. fd,
+ * -ESTALE: a successor's claim is there; -EAGAIN: somebody is just taking over, or recovering. */
+static int open_anew(struct daemon *d, const struct inode *i, const struct record *rec, int flags)
+{
+    _cleanup_close_ int fd = io_reopen(i->fd, flags);
+    if (fd < 0)
+        return fd == -ESTALE ? -EIO : fd; /* of the file, not of the claim */
+    int r = io_fence_shared(fd, d->store.fence);
+    if (r == 0)
+        r = claim_check(&d->store, rec);
+    return r < 0 ? r : base_steal_fd(&fd);
+}
+
+/* Puts the new open file in the place of the old one, under the same number, so that a request that is just using it needs no lock. */
+static int replace(int fd, int at)
+{
+    int r;
+    do
+        r = dup3(fd, at, O_CLOEXEC);
+    while (r < 0 && (errno == EINTR || errno == EBUSY));
+    r = r < 0 ? -errno : 0;
+    close(fd); /* a duplicate stays open, or nothing was written through it */
+    return r;
+}
+
+int image_mend_seal(struct daemon *d, struct image *img)
+{
+    int fd = open_anew(d, img->inode, img->rec, O_RDWR);
+    if (fd < 0)
+        return fd;
+    int r = img->fd >= 0 ? io_fsync(img->fd)
+                         : 0; /* after the open: what fails later, the new descriptor reports */
+    int none = 0;
+    if (r < 0 && atomic_compare_exchange_strong(&img->sync_error, &none, -r))
+        image_log_state(d, img, LOG_ERR,
+                        "guest data that was not synced is lost with the descriptor that the storage gave up",
+                        r);
+    r = io_cache_drop(fd);
+    if (r == 0 && img->fd >= 0)
+        return replace(fd, img->fd);
+    if (r == 0)
+        img->fd = fd;
+    else
+        close(fd);
+    return r;
+}
+
+/* Is the claim still ours? A copy of the record, or NULL: not held, or fenced. */
+static struct record *still_ours(struct daemon *d, struct image *img)
+{
+    struct record *rec = malloc(sizeof(*rec));
+    if (!rec)
+        return NULL;
+    rwlock_read(&img->header);
+    bool held = img->rec != NULL;
+    if (held)
+        *rec = *img->rec;
+    rwlock_read_unlock(&img->header);
+    int r = held && !atomic_load(&img->io_error) ? claim_check(&d->store, rec) : -EIO;
+    if (r == -ESTALE)
+        image_fence(d, img);
+    if (r == 0)
+        return rec;
+    free(rec);
+    return NULL;
+}
+
+int image_mend(struct daemon *d, struct handle *h)
+{
+    struct image *img = atomic_load(&h->inode->image);
+    if (!img || !atomic_load(&h->guarded))
+        return -EIO;
+    uint64_t now = base_now_ms(), last = atomic_exchange(&h->mended_ms, now);
+    if (last != 0 && now - last < MEND_PACE_MS)
+        return -EIO;
+    _cleanup_free_ struct record *rec = still_ours(d, img);
+    if (!rec || atomic_load(&img->sync_error))
+        return -EIO;
+    int flags = fcntl(h->fd, F_GETFL);
+    int fd = open_anew(d, h->inode, rec, flags < 0 ? O_RDWR : flags);
+    if (fd == -ESTALE)
+        image_fence(d, img);
+    if (fd < 0)
+        return -EIO;
+    /* Whatever this descriptor could not write must be reported, and not be forgotten with it: then it stays, and answers EIO. */
+    if (io_fsync(h->fd) < 0) {
+        image_sync_failed(h, EIO);
+        image_log_state(d, img, LOG_ERR,
+                        "the storage gave up a descriptor with guest data that was not synced: that data is "
+                        "lost, and every fsync says so",
+                        0);
+        close(fd);
+        return -EIO;
+    }
+    int r = replace(fd, h->fd);
+    if (r == 0)
+        image_log_state(d, img, LOG_WARNING,
+                        "the storage had given up a descriptor (the locks of this host ran out?). Nobody has "
+                        "taken the image over: it is open "
+                        "again, nothing was lost",
+                        0);
+    return r;
+}
+
+/* ---- what fails on a thread that reads requests ---- */
+
+struct image_failed {
+    struct handle *h;
+    void (*again)(void *arg, bool mended);
+    void *arg;
+    struct image_failed *next;
+};
+struct mend_job {
+    struct daemon *d;
+    struct image *img;
+};
+
+static void run_failed(void *arg)
+{
+    struct mend_job *job = arg;
+    struct daemon *d = job->d;
+    struct image *img = job->img;
+    struct inode *i = img->inode;
+    for (;;) {
+        mutex_lock(&img->lock);
+        struct image_failed *list = img->failed;
+        img->failed = NULL;
+        if (!list)
+            img->mending = false;
+        mutex_unlock(&img->lock);
+        if (!list)
+            break;
+        while (list) {
+            struct image_failed *f = list;
+            list = f->next;
+            /* One that was mended a moment ago, for a request that failed with this one, is good for this one, too. */
+            uint64_t mended = atomic_load(&f->h->mended_ms);
+            bool fresh = mended != 0 && f->h->mended_ok && base_now_ms() - mended < MEND_PACE_MS;
+            if (!fresh)
+                f->h->mended_ok = image_mend(d, f->h) == 0;
+            f->again(f->arg, f->h->mended_ok); /* answers: the handle may be gone afterwards */
+            free(f);
+        }
+    }
+    inode_put(d->inodes, i);
+    free(job);
+}
+
+bool image_failed_later(struct daemon *d, struct handle *h, int err, void (*again)(void *arg, bool mended),
+                        void *arg)
+{
+    struct image *img = atomic_load(&h->inode->image);
+    if (!img || !is_dead_answer(err) || !atomic_load(&h->guarded) || atomic_load(&img->io_error))
+        return false;
+    struct image_failed *f = malloc(sizeof(*f));
+    struct mend_job *job = malloc(sizeof(*job));
+    if (!f || !job) {
+        free(f);
+        free(job);
+        return false;
+    }
+    *f = (struct image_failed){.h = h, .again = again, .arg = arg};
+    *job = (struct mend_job){d, img};
+    mutex_lock(&img->lock);
+    f->next = img->failed;
+    img->failed = f;
+    bool first = !img->mending;
+    img->mending = true;
+    mutex_unlock(&img->lock);
+    if (first) {
+        inode_pin(d->inodes, img->inode);
+        pool_submit(d->pool, run_failed, job);
+    } else {
+        free(job);
+    }
+    return true;
+}
+
+void image_io_failed(struct daemon *d, struct handle *h, int err)
+{
+    struct image *img = atomic_load(&h->inode->image);
+    if (!img || !is_dead_answer(err) || !atomic_load(&h->guarded))
+        return;
+    free(still_ours(d, img)); /* fences it if it is not */
+}

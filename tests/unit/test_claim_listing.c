@@ -1,0 +1,125 @@
+/* test_claim_listing.c: a listing of claims/ that misses an entry which is being renamed over, as on btrfs, changes nothing.
+ * The directory is honest here, so readdir(3) is this file's: it leaves a name out as often as a test asks for. */
+#include "unit.h"
+
+#include <dlfcn.h>
+#include <fcntl.h>
+
+#include "tempstore.h"
+
+#define INO 0x42
+
+static char missed[64]; /* the name that is left out */
+static unsigned misses; /* of how many listings */
+static unsigned listings;
+
+struct dirent *readdir(DIR *dir)
+{
+    static struct dirent *(*real)(DIR *);
+    struct dirent *e;
+
+    if (!real)
+        *(void **)&real = dlsym(RTLD_NEXT, "readdir64"); /* what readdir is called with 64-bit offsets */
+    e = real(dir);
+    if (e && misses > 0 && strcmp(e->d_name, missed) == 0) {
+        misses--;
+        e = real(dir);
+    }
+    if (!e)
+        listings++;
+    return e;
+}
+
+static struct tempstore tmp;
+static struct host host;
+static struct record rec;
+#define S (&tmp.store)
+
+static void setup(void)
+{
+    misses = 0;
+    cr_assert_eq(tempstore_make(&tmp), 0);
+    host = tempstore_host(1);
+    tempstore_record(&host, INO, 1, &rec);
+}
+
+static void teardown(void)
+{
+    tempstore_remove(&tmp);
+}
+
+#define LISTING_TEST(name) Test(claim_listing, name, .init = setup, .fini = teardown)
+
+static void miss(uint64_t generation, unsigned times)
+{
+    snprintf(missed, sizeof(missed), "%016x.%llu", INO, (unsigned long long)generation);
+    misses = times;
+    listings = 0;
+}
+
+LISTING_TEST(the_owner_is_not_fenced)
+{
+    cr_assert_eq(claim_acquire(S, &rec), 0);
+    miss(1, 1);
+    cr_assert_eq(claim_check(S, &rec), 0, "missed once");
+    cr_assert_eq(misses, 0, "it was left out");
+    miss(1, 99);
+    cr_assert_eq(claim_check(S, &rec), 0, "missed by every listing: its name is asked");
+    cr_assert_eq(listings, 2);
+    rec.seq++;
+    miss(1, 99);
+    cr_assert_eq(claim_update(S, &rec), 0);
+    miss(1, 99);
+    cr_assert_eq(claim_free(S, &rec), 0);
+    miss(1, 0);
+}
+
+LISTING_TEST(an_acquisition_is_not_taken_for_lost)
+{
+    miss(1, 1);
+    cr_assert_eq(claim_acquire(S, &rec), 0);
+    cr_assert_eq(misses, 0);
+}
+
+LISTING_TEST(one_who_looks_does_not_find_it_unclaimed)
+{
+    struct claim *c = calloc(1, sizeof(*c));
+
+    cr_assert_eq(claim_acquire(S, &rec), 0);
+    miss(1, 1);
+    cr_assert_eq(claim_read(S, INO, c), 0);
+    cr_assert_eq(c->kind, CLAIM_HELD);
+    cr_assert_eq(c->generation, 1);
+    cr_assert_eq(misses, 0);
+    free(c);
+}
+
+LISTING_TEST(what_is_gone_or_overruled_is_still_noticed)
+{
+    struct host other = tempstore_host(2);
+    struct record theirs;
+
+    cr_assert_eq(claim_acquire(S, &rec), 0);
+    tempstore_record(&other, INO, 2, &theirs);
+    cr_assert_eq(claim_acquire(S, &theirs), 0);
+    miss(1, 99);
+    cr_assert_eq(claim_check(S, &rec), -ESTALE, "a successor rules");
+    miss(2, 1);
+    cr_assert_eq(claim_check(S, &theirs), 0);
+    cr_assert_eq(unlinkat(S->claims_fd, missed, 0), 0);
+    miss(2, 0);
+    cr_assert_eq(claim_check(S, &theirs), -ESTALE, "removed");
+}
+
+LISTING_TEST(one_listing_is_enough_when_nothing_is_missed)
+{
+    struct claim *c = calloc(1, sizeof(*c));
+
+    cr_assert_eq(claim_acquire(S, &rec), 0);
+    miss(1, 0);
+    cr_assert_eq(claim_check(S, &rec), 0);
+    cr_assert_eq(listings, 1);
+    cr_assert_eq(claim_read(S, INO, c), 0);
+    cr_assert_eq(listings, 2);
+    free(c);
+}

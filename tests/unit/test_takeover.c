@@ -1,0 +1,153 @@
+/* test_takeover: who may be taken over without a person (core/takeover.h), and which mounts fence (io_fencing). */
+#include "unit.h"
+
+#include <linux/magic.h>
+#include <string.h>
+
+#include "core/takeover.h"
+
+/* ---- which mounts fence ---- */
+
+static const struct io_fstype nfs = {NFS_SUPER_MAGIC, "nfs", FENCE_OFD, FENCING_LOCK, true, true};
+
+#define V4 "rw,vers=4.2,rsize=262144,hard,proto=tcp,clientaddr=10.0.0.2,local_lock=none,addr=10.0.0.1"
+
+Test(fencing, nfs_mounts)
+{
+    static const struct {
+        const char *type, *options;
+        char recover;
+        enum fencing want;
+        const char *word; /* in the reason */
+    } rows[] = {
+        {"nfs4", V4, 'N', FENCING_LOCK, ""},
+        {"nfs", "rw,vers=4.1,local_lock=none", 'N', FENCING_LOCK, ""},
+        {"nfs4", "rw,local_lock=none", 'N', FENCING_LOCK, ""},
+        {"nfs4", V4, 'Y', FENCING_NO, "recover_lost_locks"},
+        {"nfs4", V4, 0, FENCING_NO, "recover_lost_locks"},
+        {"nfs", "rw,vers=3,local_lock=none", 'N', FENCING_NO, "NFSv3"},
+        {"nfs", "rw,vers=40", 'N', FENCING_NO, "NFSv3"},
+        {"nfs", "rw,local_lock=none", 'N', FENCING_NO, "NFSv3"},
+        {"nfs4", "rw,vers=4.2,nolock", 'N', FENCING_NO, "nolock"},
+        {"nfs4", "rw,vers=4.2,local_lock=all", 'N', FENCING_NO, "local_lock"},
+        {"nfs4", "rw,vers=4.2,local_lock=posix", 'N', FENCING_NO, "local_lock"},
+        {"nfs4", "rw,vers=4.2,local_lock=", 'N', FENCING_NO, "local_lock"},
+        {NULL, NULL, 'N', FENCING_NO, "mountinfo"},
+    };
+
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        const char *why = NULL;
+
+        cr_assert_eq(io_fencing_judge(&nfs, FENCE_OFD, rows[i].type, rows[i].options, rows[i].recover, &why),
+                     rows[i].want, "row %zu", i);
+        cr_assert_not_null(strstr(why, rows[i].word), "row %zu: %s", i, why);
+        cr_assert((why[0] == '\0') == (rows[i].want == FENCING_LOCK), "row %zu: a reason, or none", i);
+    }
+}
+
+Test(fencing, other_types_and_no_lock)
+{
+    static const struct io_fstype ext = {EXT4_SUPER_MAGIC, "ext4", FENCE_OFD, FENCING_LOCK, false, false};
+    static const struct io_fstype ocfs2 = {OCFS2_SUPER_MAGIC, "ocfs2", FENCE_FLOCK,
+                                           FENCING_UNPROVEN,  true,    true};
+    const char *why;
+
+    cr_assert_eq(io_fencing_judge(&ext, FENCE_OFD, NULL, NULL, 0, &why), FENCING_LOCK);
+    cr_assert_eq(io_fencing_judge(&ext, FENCE_NONE, NULL, NULL, 0, &why), FENCING_NO);
+    cr_assert_not_null(strstr(why, "fence=none"));
+    cr_assert_eq(io_fencing_judge(&nfs, FENCE_NONE, "nfs4", V4, 'N', &why), FENCING_NO);
+    cr_assert_eq(io_fencing_judge(&ocfs2, FENCE_FLOCK, NULL, NULL, 0, &why), FENCING_UNPROVEN);
+    cr_assert(why[0] != '\0');
+}
+
+/* ---- the decision, whole ---- */
+
+Test(takeover, tries_only_when_everything_speaks_for_it)
+{
+    unsigned tries = 0;
+
+    for (int unproven = 0; unproven < 2; unproven++)
+        for (int own = FENCING_NO; own <= FENCING_LOCK; own++)
+            for (int holder = FENCING_NO; holder <= FENCING_LOCK; holder++)
+                for (int record = -1; record <= 0; record++)
+                    for (int alive = -1; alive <= 1; alive++)
+                        for (int beat = TAKEOVER_BEAT_WATCHED; beat <= TAKEOVER_BEAT_STANDS; beat++) {
+                            struct takeover_input in = {
+                                unproven == 1, (enum fencing)own,       (enum fencing)holder, record,
+                                alive,         (enum takeover_beat)beat};
+                            enum takeover_verdict v = takeover_decide(&in);
+                            int least = unproven ? FENCING_UNPROVEN : FENCING_LOCK;
+                            bool want = own >= least && holder >= least && record == 0 && alive != 1 &&
+                                        beat == TAKEOVER_BEAT_STANDS;
+
+                            cr_assert((v == TAKEOVER_TRY) == want, "%d %d %d %d %d %d: %d", unproven, own,
+                                      holder, record, alive, beat, (int)v);
+                            if (own == FENCING_NO)
+                                cr_assert_eq(v, TAKEOVER_OWN);
+                            else if (own >= least && holder == FENCING_NO)
+                                cr_assert_eq(v, TAKEOVER_HOLDER);
+                            tries += v == TAKEOVER_TRY;
+                        }
+    cr_assert_eq(tries, 2 * (1 + 4)); /* two values of alive */
+}
+
+Test(takeover, every_verdict_is_explained)
+{
+    struct takeover_input in = {.record = -5};
+    struct why why;
+
+    for (int v = TAKEOVER_TRY; v <= TAKEOVER_HOLDER; v++) {
+        why.text[0] = '\0';
+        takeover_explain((enum takeover_verdict)v, &in, "NFSv3 does not fence", "node1",
+                         "00112233-4455-4677-8899-aabbccddeeff", &why);
+        cr_assert_not_null(strstr(why.text, "node1"), "%d", v);
+        if (v == TAKEOVER_OWN || v == TAKEOVER_HOLDER || v == TAKEOVER_NO_RECORD || v == TAKEOVER_LOCKED)
+            cr_assert_not_null(strstr(why.text, "fsck.diskguard --takeover 00112233"), "%d", v);
+    }
+}
+
+/* ---- the beat ---- */
+
+static struct host_record beat(const char *daemon, uint64_t n)
+{
+    struct host_record r = {.uuid = "00112233-4455-4677-8899-aabbccddeeff", .beat = n};
+
+    strcpy(r.daemon, daemon);
+    return r;
+}
+
+#define D1 "30112233-4455-4677-8899-aabbccddeeff"
+#define D2 "40112233-4455-4677-8899-aabbccddeeff"
+
+static enum takeover_beat look(struct takeover_watch *w, const char *daemon, uint64_t n, uint64_t now)
+{
+    struct host_record r = beat(daemon, n);
+
+    takeover_watch(w, &r, now, 2000);
+    return takeover_beat(w, now, 15000);
+}
+
+Test(takeover, a_beat_stands_still_only_after_it_was_watched)
+{
+    struct takeover_watch w = {0};
+
+    cr_assert_eq(takeover_beat(&w, 1000000, 15000), TAKEOVER_BEAT_WATCHED);
+    cr_assert_eq(look(&w, D1, 7, 100000), TAKEOVER_BEAT_WATCHED);
+    cr_assert_eq(look(&w, D1, 7, 114999), TAKEOVER_BEAT_WATCHED);
+    cr_assert_eq(look(&w, D1, 7, 115000), TAKEOVER_BEAT_STANDS);
+    cr_assert_eq(look(&w, D1, 8, 116000), TAKEOVER_BEAT_MOVES);
+    cr_assert_eq(look(&w, D1, 8, 130999), TAKEOVER_BEAT_MOVES);
+    cr_assert_eq(look(&w, D1, 8, 131000), TAKEOVER_BEAT_STANDS, "it died after a beat");
+}
+
+Test(takeover, a_change_over_a_long_gap_is_no_sign_of_life_and_none_of_death)
+{
+    struct takeover_watch w = {0};
+
+    cr_assert_eq(look(&w, D1, 7, 100000), TAKEOVER_BEAT_WATCHED);
+    cr_assert_eq(look(&w, D1, 99, 900000), TAKEOVER_BEAT_WATCHED);
+    cr_assert_eq(look(&w, D1, 99, 915000), TAKEOVER_BEAT_STANDS);
+    cr_assert_eq(look(&w, D1, 99, 5000000), TAKEOVER_BEAT_STANDS,
+                 "the same count after a long gap is still the same");
+    cr_assert_eq(look(&w, D2, 99, 5001000), TAKEOVER_BEAT_MOVES, "another daemon that counts the same");
+}
