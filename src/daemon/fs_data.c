@@ -214,6 +214,8 @@ void fs_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off, off_t len
     if (h) {
         atomic_store(&h->dirty, true);
         r = image_fallocate(d, h, mode, (uint64_t)off, (uint64_t)len);
+        if (r < 0)
+            image_io_failed(d, h, r);
     }
     fuse_reply_err(req, -r);
 }
@@ -295,6 +297,8 @@ void fs_copy_file_range(fuse_req_t req, fuse_ino_t ino_in, off_t off_in, struct 
     ssize_t n = -EBADF;
     if (in && out)
         n = copy_range(d, in, (uint64_t)off_in, out, (uint64_t)off_out, len, (unsigned)flags);
+    if (n < 0 && out)
+        image_io_failed(d, out, (int)n);
     if (n < 0)
         fuse_reply_err(req, (int)-n);
     else

@@ -111,6 +111,29 @@ def takeover_of_a_live_host_is_refused(lab):
 
 
 @test
+def claims_of_vanished_images_are_removed_when_no_daemon_lives(lab):
+    gone, there = lab.image("gone.qcow2"), lab.image("there.qcow2")
+    for name in ("gone.qcow2", "there.qcow2"):
+        lab.mkclaim("leave", name, "sealed", host=UUID_B)
+    expect(lab.fsck("-p", host=UUID_B), 1)
+    os.unlink(gone)
+    frozen = lab.claims()
+    assert len(frozen) == 2
+    live = lab.helper("hold", host=UUID_B)
+    r = expect(lab.fsck("-y", "--json"), 0)
+    assert lab.code(r) == [] and lab.claims() == frozen, r
+    lab.stop(live)
+    for options in (("-n",), ("-p", "--fence=none")):
+        r = expect(lab.fsck("--json", *options), 0)
+        assert lab.code(r) == [] and lab.claims() == frozen, r
+    r = expect(lab.fsck("-p", "--json"), 0)
+    assert lab.code(r) == ["gone"] and lab.claims() == lab.claims(there), r
+    assert os.stat(os.path.join(lab.ds, ".diskguard", "floor")).st_size == 1
+    r = expect(lab.fsck("-p", "--json"), 0)
+    assert lab.code(r) == [] and lab.claims() == lab.claims(there), r
+
+
+@test
 def takeover_beside_our_own_live_daemon(lab):
     a, b = lab.image("a.qcow2"), lab.image("b.qcow2")
     before = sha(b)

@@ -4,8 +4,9 @@
  *                        its length, 32 bits, big-endian: QEMU, net/stream.c), and takes commands, one a line, on standard input:
  *
  *     cut X Y      drop the frames between X and Y, both ways; Y may be "*"
- *     drop X Y     drop the frames from X to Y
+ *     drop X Y     drop the frames from X to Y, and those that are held
  *     hold X Y     keep the frames from X to Y until "heal"
+ *     deliver X Y  send those that are held from X to Y now, and go on holding
  *     heal         undo all of these
  *
  * Each command is answered by one line on standard output: "ok" or "error: ...". End of input ends the program. */
@@ -39,6 +40,8 @@ struct frame {
 struct queue {
     struct frame *first, **end;
     size_t bytes;
+    size_t deliver; /* frames that may go although the pair is held */
+    size_t n;
 };
 
 struct port {
@@ -75,6 +78,7 @@ static void enqueue(int from, int to, const unsigned char *bytes, uint32_t len)
     *q->end = f;
     q->end = &f->next;
     q->bytes += f->len;
+    q->n++;
 }
 
 static void forward(int from, const unsigned char *frame, uint32_t len)
@@ -99,13 +103,25 @@ static struct frame *dequeue(int to)
     for (int from = 0; from < n_ports; from++) {
         struct queue *q = &ports[to].from[from];
         struct frame *f = q->first;
-        if (!f || modes[from][to] == HOLD)
+        if (!f || (modes[from][to] == HOLD && q->deliver == 0))
             continue;
         q->first = f->next;
         q->bytes -= f->len;
+        q->n--;
+        if (q->deliver > 0)
+            q->deliver--;
         return f;
     }
     return NULL;
+}
+
+static void discard(struct queue *q)
+{
+    for (struct frame *f = q->first, *next; f; f = next) {
+        next = f->next;
+        free(f);
+    }
+    *q = (struct queue){0};
 }
 
 static void disconnect(struct port *p)
@@ -117,13 +133,8 @@ static void disconnect(struct port *p)
     p->mac_known = false;
     free(p->sending);
     p->sending = NULL;
-    for (int from = 0; from < n_ports; from++) {
-        for (struct frame *f = p->from[from].first, *next; f; f = next) {
-            next = f->next;
-            free(f);
-        }
-        p->from[from] = (struct queue){0};
-    }
+    for (int from = 0; from < n_ports; from++)
+        discard(&p->from[from]);
 }
 
 static void send_queued(int to)
@@ -194,6 +205,13 @@ static int port_of(const char *name)
     return -1;
 }
 
+static void set_mode(int from, int to, enum mode mode)
+{
+    modes[from][to] = mode;
+    if (mode == DROP)
+        discard(&ports[to].from[from]);
+}
+
 static const char *command(char *line)
 {
     char *verb = strtok(line, " \n"), *x = strtok(NULL, " \n"), *y = strtok(NULL, " \n");
@@ -205,16 +223,19 @@ static const char *command(char *line)
     bool all = y && strcmp(y, "*") == 0;
     if (!verb || from < 0 || (to < 0 && !all))
         return "error: VERB X Y, with names of guests";
+    if (strcmp(verb, "deliver") == 0 && to >= 0) {
+        ports[to].from[from].deliver = ports[to].from[from].n;
+        return "ok";
+    }
     bool both = strcmp(verb, "cut") == 0;
     if (!both && strcmp(verb, "drop") != 0 && strcmp(verb, "hold") != 0)
-        return "error: cut, drop, hold or heal";
-    enum mode mode = strcmp(verb, "hold") == 0 ? HOLD : DROP;
+        return "error: cut, drop, hold, deliver or heal";
     for (int i = 0; i < n_ports; i++) {
         if (i == from || (!all && i != to))
             continue;
-        modes[from][i] = mode;
+        set_mode(from, i, strcmp(verb, "hold") == 0 ? HOLD : DROP);
         if (both)
-            modes[i][from] = mode;
+            set_mode(i, from, DROP);
     }
     return "ok";
 }

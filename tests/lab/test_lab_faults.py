@@ -154,15 +154,24 @@ def server_close(lab, site):
 
 
 def lost_reply(lab, site, step, begin, done):
-    """Lets the daemon on A go on from `step` with the server's replies lost; when done() says that the server has carried it out, the server loses its power too (and with it
-    the memory of what it has answered), and the retransmission meets a server that knows nothing of it. Returns the call that begin() made."""
+    """Lets the daemon on A go on from `step` while the switch keeps the server's replies, handing them on one after the other until done() says that the server has carried out the
+    call itself: that reply is lost. Then the server loses its power, and with it the memory of what it has answered: the retransmission meets one that knows
+    nothing of it. Returns the daemon and the call that begin() made."""
     a = labhost.Steps(site, "A", step, "wait=0")
     call = begin(a)
     ok(a.reached(call), "the daemon passes " + step)
-    lab.switch("drop S A")
+    done()
+    lab.switch("hold S A")
     a.disarm()
     a.go_on()
-    dgtest.wait_for(done, "the server has carried out " + step, 30)
+
+    def carried_out():
+        if done():
+            return True
+        lab.switch("deliver S A")
+        return False
+    dgtest.wait_for(carried_out, "the server has carried out " + step, 60)
+    lab.switch("drop S A")
     lab["S"].must("sync")
     lab["S"].kill()
     lab.boot("S")
@@ -172,8 +181,9 @@ def lost_reply(lab, site, step, begin, done):
     return a, call
 
 
-def on_server(lab, site, script):
-    return lab["S"].sh("cd %s%s/.diskguard && %s" % (SERVER, site.name, script)).out.split()
+def records_on_server(lab, site):
+    """Names and inode numbers of all claims and temporary records, as the server's own file system has them."""
+    return lab["S"].sh("cd %s%s/.diskguard && ls -i claims tmp" % (SERVER, site.name)).out.split()
 
 
 @scenario("the reply of link, rename and unlink lost", limit=900)
@@ -195,7 +205,7 @@ def lost_replies(lab, site):
         seen = {}
 
         def done():
-            now = on_server(lab, site, "ls -i claims tmp")
+            now = records_on_server(lab, site)
             return now != seen.setdefault("before", now)
         a, call = lost_reply(lab, site, step, begin, done)
         if call:
