@@ -57,7 +57,7 @@ struct daemon {
     struct pool *pool; /* threads for everything that may block long */
     struct park *park;
     struct image_table *images;
-    struct keeper *keeper;
+    struct keeper *_Atomic keeper; /* started last, after requests are served already */
     struct control *control;
     struct prune *prune;
     struct takeover *takeover;

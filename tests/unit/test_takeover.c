@@ -8,7 +8,7 @@
 
 /* ---- which mounts fence ---- */
 
-static const struct io_fstype nfs = {NFS_SUPER_MAGIC, "nfs", FENCE_OFD, FENCING_LOCK, true, true};
+static const struct io_fstype nfs = {NFS_SUPER_MAGIC, "nfs", FENCE_OFD, FENCING_LOCK, true, true, true};
 
 #define V4 "rw,vers=4.2,rsize=262144,hard,proto=tcp,clientaddr=10.0.0.2,local_lock=none,addr=10.0.0.1"
 
@@ -47,9 +47,10 @@ Test(fencing, nfs_mounts)
 
 Test(fencing, other_types_and_no_lock)
 {
-    static const struct io_fstype ext = {EXT4_SUPER_MAGIC, "ext4", FENCE_OFD, FENCING_LOCK, false, false};
-    static const struct io_fstype ocfs2 = {OCFS2_SUPER_MAGIC, "ocfs2", FENCE_FLOCK,
-                                           FENCING_UNPROVEN,  true,    true};
+    static const struct io_fstype ext = {
+        EXT4_SUPER_MAGIC, "ext4", FENCE_OFD, FENCING_LOCK, false, false, false};
+    static const struct io_fstype ocfs2 = {
+        OCFS2_SUPER_MAGIC, "ocfs2", FENCE_FLOCK, FENCING_UNPROVEN, true, false, true};
     const char *why;
 
     cr_assert_eq(io_fencing_judge(&ext, FENCE_OFD, NULL, NULL, 0, &why), FENCING_LOCK);
