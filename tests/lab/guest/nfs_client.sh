@@ -5,11 +5,9 @@ modprobe nfsv3
 modprobe nfsv4
 modprobe fuse
 if ! pidof rpcbind >/dev/null; then
-    mkdir -p /var/lib/nfs/{sm,sm.bak,rpc_pipefs}
-    chown -R statd /var/lib/nfs/sm /var/lib/nfs/sm.bak
     mount -t rpc_pipefs rpc_pipefs /var/lib/nfs/rpc_pipefs
     rpcbind -w
-    rpc.statd --no-notify
+    rpc.statd # and sm-notify: the server forgets the locks of this host's former life
 fi
 mkdir -p "$1"
 case $2 in

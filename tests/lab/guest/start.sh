@@ -39,16 +39,19 @@ device=$(ls /sys/class/net | grep -v '^lo$' | head -n 1)
 ip link set "$device" mtu 9000 up
 ip addr add "10.99.0.$me/24" dev "$device"
 
-# A small disk of the guest's own outlives its crashes: journal and installation id.
+# A small disk of the guest's own outlives its crashes: journal and installation id, and whom the NFS lock manager has to tell about a reboot.
 for _ in {1..100}; do
     [ -b /dev/vda ] && break
     read -r -t 0.05 <> <(:)
 done
 modprobe ext4
-mkdir -p /var/lib/diskguard
-mount -t ext4 /dev/vda /var/lib/diskguard || echo "lab: no state disk" >/dev/console
-chmod 700 /var/lib/diskguard
-mkdir -p /var/log/lab
+mkdir -p /var/lib/own
+mount -t ext4 /dev/vda /var/lib/own || echo "lab: no state disk" >/dev/console
+mkdir -p -m 700 /var/lib/own/diskguard /var/lib/diskguard
+mkdir -p /var/lib/own/nfs/{sm,sm.bak,rpc_pipefs} /var/lib/nfs
+chown -R statd /var/lib/own/nfs/sm /var/lib/own/nfs/sm.bak
+mount --bind /var/lib/own/diskguard /var/lib/diskguard
+mount --bind /var/lib/own/nfs /var/lib/nfs
 
 trap : CHLD
 while :; do
