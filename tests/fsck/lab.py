@@ -2,11 +2,13 @@
 import hashlib
 import json
 import os
+import select
 import shutil
 import stat
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 
 UUID_A = "11111111-1111-4111-8111-111111111111"
@@ -43,6 +45,14 @@ class Result:
 
     def json(self):
         return json.loads(self.out)
+
+
+def until(condition, what, timeout=60.0):
+    """Polls until condition() is true."""
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end, "timed out: " + what
+        select.select([], [], [], 0.02)
 
 
 def sha(path):

@@ -6,7 +6,6 @@ import shutil
 import struct
 import subprocess
 import sys
-import time
 import zlib
 
 sys.dont_write_bytecode = True
@@ -463,7 +462,6 @@ def on_terminal(lab, answers, *args):
             raise AssertionError("one question more than expected: %r" % out)
         os.write(fd, answer + b"\n")
         out += b"\n"
-        time.sleep(0.1)
     raise AssertionError("no end")
 
 

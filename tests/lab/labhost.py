@@ -114,7 +114,8 @@ def ocfs2_lab(over):
         disk = _disk(lab, "shared.disk", 1 << 30)
         root = os.path.join(lab.cache, "root")
         must("env", "LD_LIBRARY_PATH=%s/usr/lib/x86_64-linux-gnu:%s/lib/x86_64-linux-gnu" % (root, root), os.path.join(root, "usr/sbin/mkfs.ocfs2"),
-             "-q", "-F", "-N", "4", "-L", "lab", "-J", "size=8M", "-b", "4096", "-C", "4096", "--cluster-stack=o2cb", "--cluster-name=lab", disk, stdin="y\n")
+             "-q", "-F", "-N", "4", "-L", "lab", "-J", "size=8M", "-b", "4096", "-C", "4096", "--cluster-stack=o2cb", "--cluster-name=lab", disk,
+             stdin="y\n" * 32768)  # each of its processes asks, and reads ahead
         lab.fs, lab.number, lab.mounts, lab.over = "ocfs2", 0, {}, over
         if over == "iscsi":
             lab.boot("S", [disk])
