@@ -127,7 +127,7 @@ def names(site):
 def replaced(site):
     """B replaces an image whose name A's client has cached: A opens and guards what the name stands for now, not the old file."""
     site.image(IMAGE, "64M")
-    a, b = (site.view(g, "wait=60") for g in ("A", "B"))
+    a, b = (site.view(g, "wait=3") for g in ("A", "B"))
     for turn in range(3):
         eq(a.guest.attempt("open_write", a.path(IMAGE)), 0, "A opens it (turn %d)" % turn)
         site.wait_claim(IMAGE, guest="B")

@@ -110,7 +110,7 @@ def frozen_close(lab, site):
 
 # ---- the server goes away ----
 
-OPEN_STEPS = ("io.text.create:1", "claim.link:1", "io.header.write:1", "claim.rename:1")
+OPEN_STEPS = ("io.text.create:1", "claim.link:1", "claim.unlink:1", "io.header.write:1")
 CLOSE_STEPS = ("claim.rename:1", "io.header.write:1", "claim.rename:2")
 
 
@@ -201,7 +201,8 @@ def lost_replies(lab, site):
         a.guest.do("closed", "x")
         return None
 
-    for step, begin, what in (("claim.link:1", opening, "link"), ("claim.rename:1", opening, "rename"), ("claim.rename:1", closing, "rename"), ("claim.remove:1", closing, "unlink")):
+    for step, begin, what in (("claim.link:1", opening, "link"), ("claim.unlink:1", opening, "unlink"), ("claim.rename:1", closing, "rename"),
+                              ("claim.rename:2", closing, "rename"), ("claim.remove:1", closing, "unlink")):
         seen = {}
 
         def done():
@@ -251,7 +252,7 @@ def read_only(lab, site):
     a.guest.do("closed", "x")
     a.wait_log("STUCK|read-only", timeout=60)
     ok(b.guest.attempt("open_write", b.path(IMAGE)) in (EBUSY, labhost.EROFS, labhost.EACCES), "B's open while A cannot restore")
-    ok("STUCK" in a.ctl("list").out, "diskguardctl list on A shows STUCK")
+    ok("stuck" in a.ctl("list").out, "diskguardctl list on A shows it as stuck")
     exported(lab, "rw,no_root_squash")
     check_free(site, header, "data")
 

@@ -63,7 +63,7 @@ def frozen(site):
     """A node is frozen inside an open and inside a close for less than the cluster's patience: the other waits or is refused, and both are right afterwards."""
     header = site.image()
     b = site.view("B", "wait=0")
-    for step in ("claim.link:1", "claim.rename:1", "io.header.write:1"):
+    for step in ("claim.link:1", "claim.unlink:1", "io.header.write:1"):
         a = labhost.Steps(site, "A", step, "wait=0")
         a.arm()
         call = a.guest.begin("opened", "x", a.view.path(IMAGE), "w")
