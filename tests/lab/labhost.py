@@ -181,7 +181,7 @@ class Site:
             claim = self.claim(name, guest)
             raise dgtest.Fail("the claim of %s does not become %s; it is %s of %s, generation %s; logs: %s" % (
                 name, " or ".join(s for s in states if s), claim.get("state"), claim.get("name"), claim.get("generation"),
-                " | ".join("%s: %s" % (v.guest.name, v.log()[-700:]) for v in self.views)))
+                " | ".join("%s: %s" % (v.guest.name, v.log()[-700:]) for v in self.views if v.pid)))
         return state
 
     def fsck(self, guest, *args, limit=120.0):

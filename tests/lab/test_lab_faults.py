@@ -64,6 +64,7 @@ def frozen_open(lab, site):
         winner.do("closed", "x" if result_a == 0 else "y")
         check_free(site, header)
         a.view.stop()
+    a.disarm()
     eq(call.outcome(), 0, "the open without a stop")
     a.guest.do("closed", "x")
     check_free(site, header)

@@ -234,6 +234,7 @@ def wakes_up_late(lab, site, closing):
         b.guest.do("closed", "y")
         site.wait_claim(IMAGE, ("free",), "B")
         eq(b.guest.do("header", site.raw(IMAGE, "B")), header, "step %d: the header afterwards" % k)
+    a.disarm()
     ok(k > 5, "only %d steps: the hooks are not there" % k)
     if not closing:
         a.guest.do("closed", "x")
