@@ -161,6 +161,32 @@ def never(lab, site):
     eq(b.guest.do("header", site.raw(IMAGE, "B")), header, "the header after A's own recovery")
 
 
+@scenario("a person says that the holder is down, and it is only cut off", ("3",))
+def lied(lab, site):
+    """What NFSv3 cannot keep out: the late writes of a holder that is cut off. Its late header, claim and restore are kept out all the same."""
+    a, header, writing = loaded(site)
+    lab.switch("cut A S")
+    r = site.fsck("B", "-y", "--takeover", "A", "--confirm-host-is-down")
+    ok(r.code & ~1 and "lock" in r.out, "fsck is refused while the server keeps A's lock: %r" % r)
+    r = site.fsck("B", "-y", "--takeover", "A", "--confirm-host-is-down", "--fence=none")
+    eq(r.code, 1, "fsck --fence=none: %r" % r)
+    b = site.view("B", "wait=0", "fence=none")
+    take_over(site, b, header)
+    lab.heal()
+    blocks, error = writing.wait(120)
+    eq(error, EIO, "the errno of A's write after %d blocks" % blocks)
+    a.wait_log("taken over|has lost|FENCED", timeout=60)
+    late = b.guest.do("blocks_of", site.raw(IMAGE, "B"), "A", FAR, RANGE)
+    print("        blocks of A that landed over B's: %d of %d" % (late, RANGE >> 12), flush=True)
+    ok(late > 0, "on NFSv3 a late write lands: if it does not any more, README can promise more")
+    a.stop()
+    claim = site.claim(IMAGE, "B")
+    eq((claim.get("name"), claim.get("state") in ("armed", "sealed")), ("B", True), "the claim is B's")
+    b.guest.do("closed", "y")
+    site.wait_claim(IMAGE, ("free",), "B")
+    eq(b.guest.do("header", site.raw(IMAGE, "B")), header, "the header after B's close")
+
+
 @scenario("two hosts wait for a dead one", names=("S", "A", "B", "C"))
 def two_heirs(lab, site):
     a, header, _ = loaded(site)
