@@ -13,7 +13,7 @@
 
 enum takeover_beat {
     TAKEOVER_BEAT_WATCHED, /* not watched long enough */
-    TAKEOVER_BEAT_MOVES,
+    TAKEOVER_BEAT_MOVES, /* changed twice while it was watched: one change may be the last gasp of a host, on its way through the network when that stopped */
     TAKEOVER_BEAT_STANDS /* the counter has not changed for as long as was asked for */
 };
 struct takeover_watch {
@@ -21,7 +21,7 @@ struct takeover_watch {
     uint64_t beat;
     uint64_t since_ms; /* seen with this value first, CLOCK_MONOTONIC; 0: never seen */
     uint64_t seen_ms;  /* last looked at */
-    bool moved;        /* it changed between two looks that were not far apart */
+    unsigned moves;    /* changes in a row, each between two looks that were not far apart */
 };
 /* Notes a record just read (fresh). Looks further apart than gap_ms cannot tell when a beat came between them: such a change begins the watch anew. */
 void takeover_watch(struct takeover_watch *w, const struct host_record *rec, uint64_t now_ms,

@@ -128,12 +128,11 @@ def _(build):
     run_all(build, "")
 
 
-@suite.case("takeover of a version 2 image", limit=900)
-def _(build):
-    if not suite.args.long:
-        raise Skip("--long")
+def version_2(build):
     run_all(build, "compat=0.10")
 
 
 if __name__ == "__main__":
+    if "--long" in sys.argv:
+        suite.case("takeover of a version 2 image", limit=900)(version_2)
     suite.main()

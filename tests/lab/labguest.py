@@ -96,11 +96,12 @@ class Guest:
         path = os.path.join(self.lab.dir, "%s%d" % (self.name, self.boots))
         os.makedirs(os.path.join(self.lab.dir, "share"), exist_ok=True)
         self.console = path + ".console"
-        with open(path + ".log", "wb") as log:
+        self.log = path + ".log"
+        with open(self.log, "wb") as log:
             self.p = subprocess.Popen(self._command(path), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         guardian.process(self.p.pid)
         self.frozen = False
-        self._connect(path + ".agent", path + ".log")
+        self._connect(path + ".agent")
 
     def _command(self, path):
         cache, lab = self.lab.cache, self.lab
@@ -124,11 +125,10 @@ class Guest:
                         "-device", "virtio-blk-pci,drive=disk%d,share-rw=on,romfile=" % i]
         return command
 
-    def _connect(self, path, log):
+    def _connect(self, path):
         def connected():
             if self.p.poll() is not None:
-                with open(log, errors="replace") as f:
-                    raise dgtest.Fail("%s: QEMU ended with %s: %s" % (self.name, self.p.returncode, " ".join(f.read().split())[-400:]))
+                raise dgtest.Fail(self._ended())
             s = socket.socket(socket.AF_UNIX)
             try:
                 s.connect(path)
@@ -141,9 +141,18 @@ class Guest:
         self.calls[0] = self.up_call = Call(self, "boot")
         threading.Thread(target=self._read, args=(self.socket, self.calls), daemon=True).start()
 
+    def _ended(self):
+        with open(self.log, errors="replace") as f:
+            return "%s: QEMU ended with %s: %s" % (self.name, self.p.returncode, " ".join(f.read().split())[-400:])
+
     def wait_up(self):
         try:
             self.up_call.wait(BOOT_LIMIT)
+        except Died as e:
+            self.p.wait()
+            if self.p.returncode:
+                raise dgtest.Fail(self._ended()) from None
+            raise dgtest.Fail("%s does not boot: it has powered off; its console: %s" % (self.name, " ".join(self.console_tail(400).split()))) from e
         except dgtest.Fail as e:
             raise dgtest.Fail("%s does not boot (%s); its console: %s" % (self.name, e, " ".join(self.console_tail(400).split()) or "empty")) from None
 

@@ -209,7 +209,7 @@ def lost_locks(lab, site):
     lab.switch("cut A S")
     labhost.expire(lab, "A")
     lab.heal()
-    dgtest.wait_for(lambda: writing.done() or "anew" in a.log(), "A's write fails, or its descriptors are opened anew", 90)
+    dgtest.wait_for(lambda: writing.done() or "it is open again" in a.log(), "A's write fails, or its descriptors are opened anew", 90)
     a.guest.must("touch /run/stop")
     blocks, error = writing.wait(120)
     ok(error in (0, EIO), "the errno of A's write after %d blocks: %d" % (blocks, error))

@@ -136,9 +136,10 @@ Test(takeover, a_beat_stands_still_only_after_it_was_watched)
     cr_assert_eq(look(&w, D1, 7, 100000), TAKEOVER_BEAT_WATCHED);
     cr_assert_eq(look(&w, D1, 7, 114999), TAKEOVER_BEAT_WATCHED);
     cr_assert_eq(look(&w, D1, 7, 115000), TAKEOVER_BEAT_STANDS);
-    cr_assert_eq(look(&w, D1, 8, 116000), TAKEOVER_BEAT_MOVES);
-    cr_assert_eq(look(&w, D1, 8, 130999), TAKEOVER_BEAT_MOVES);
-    cr_assert_eq(look(&w, D1, 8, 131000), TAKEOVER_BEAT_STANDS, "it died after a beat");
+    cr_assert_eq(look(&w, D1, 8, 116000), TAKEOVER_BEAT_WATCHED, "a last gasp?");
+    cr_assert_eq(look(&w, D1, 9, 117000), TAKEOVER_BEAT_MOVES, "twice: it lives");
+    cr_assert_eq(look(&w, D1, 9, 131999), TAKEOVER_BEAT_MOVES);
+    cr_assert_eq(look(&w, D1, 9, 132000), TAKEOVER_BEAT_STANDS, "it died after a beat");
 }
 
 Test(takeover, a_change_over_a_long_gap_is_no_sign_of_life_and_none_of_death)
@@ -150,5 +151,9 @@ Test(takeover, a_change_over_a_long_gap_is_no_sign_of_life_and_none_of_death)
     cr_assert_eq(look(&w, D1, 99, 915000), TAKEOVER_BEAT_STANDS);
     cr_assert_eq(look(&w, D1, 99, 5000000), TAKEOVER_BEAT_STANDS,
                  "the same count after a long gap is still the same");
-    cr_assert_eq(look(&w, D2, 99, 5001000), TAKEOVER_BEAT_MOVES, "another daemon that counts the same");
+    cr_assert_eq(look(&w, D2, 99, 5001000), TAKEOVER_BEAT_WATCHED,
+                 "another daemon that counts the same: a change");
+    cr_assert_eq(look(&w, D2, 100, 5002000), TAKEOVER_BEAT_MOVES);
+    cr_assert_eq(look(&w, D2, 101, 6002000), TAKEOVER_BEAT_WATCHED,
+                 "after a long gap it counts from the start");
 }
