@@ -137,12 +137,18 @@ struct io_fstype {
 const struct io_fstype *io_fstype(int fd);
 
 /* Does the fence lock, taken through the mount that fd lies on, fence this host? Read anew each time from /proc/self/mountinfo and, for NFS, from
- * /sys/module/nfs/parameters/recover_lost_locks (with Y the client takes lost locks again behind our back and lets late writes land). What cannot
- * be told is FENCING_NO. *ret_why (may be NULL): a clause for people, never freed; "" for FENCING_LOCK. */
+ * /sys/module/nfs/parameters/recover_lost_locks (with Y the client takes lost locks again behind our back and lets late writes land) and
+ * /proc/self/mountstats (with pNFS, data goes to servers that do not see the lock). What cannot be told is never FENCING_LOCK. *ret_why (may be NULL): a
+ * clause for people, never freed; "" for FENCING_LOCK. */
 enum fencing io_fencing(int fd, enum fence_kind kind, const char **ret_why);
-/* The same from what was read: type and options of the mount (NULL: not found), recover_lost_locks as 'Y', 'N' or 0 (cannot be read). Pure. */
-enum fencing io_fencing_judge(const struct io_fstype *fs, enum fence_kind kind, const char *mount_type,
-                              const char *mount_options, char recover_lost_locks, const char **ret_why);
+/* The same from what was read. Pure. */
+struct io_mount {
+    const char *type, *options; /* of the mount, or NULL: not found. Only for NFS, as the rest */
+    char recover_lost_locks;    /* 'Y', 'N' or 0: cannot be read */
+    char pnfs;                  /* 'Y', 'N' or 0: cannot be read */
+};
+enum fencing io_fencing_judge(const struct io_fstype *fs, enum fence_kind kind, const struct io_mount *mount,
+                              const char **ret_why);
 
 /* Takes the fence lock on a descriptor that is open read-write: shared (writers, of plain files too) or exclusive (recovery, and who claims, at first). Never waits.
  * -EAGAIN: somebody else holds it in a conflicting mode. Also converts from one mode to the other;

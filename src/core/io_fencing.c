@@ -35,11 +35,10 @@ static enum fencing no(const char **ret_why, const char *why)
     return FENCING_NO;
 }
 
-static enum fencing judge_nfs(const char *type, const char *options, char recover_lost_locks,
-                              const char **ret_why)
+static enum fencing judge_nfs(const struct io_mount *m, const char **ret_why)
 {
+    const char *type = m->type, *options = m->options, *vers, *local;
     size_t len = 0;
-    const char *vers, *local;
 
     if (!type || !options)
         return no(ret_why, "the NFS mount cannot be found in /proc/self/mountinfo");
@@ -52,21 +51,27 @@ static enum fencing judge_nfs(const char *type, const char *options, char recove
     local = option(options, "local_lock", &len);
     if (local && (len != 4 || strncmp(local, "none", 4) != 0))
         return no(ret_why, "the NFS mount has the option local_lock: its locks do not leave the host");
-    if (recover_lost_locks != 'N')
+    if (m->recover_lost_locks != 'N')
         return no(ret_why,
                   "nfs.recover_lost_locks is not N on that host: its NFS client takes lost locks again and "
                   "lets late writes land");
+    if (m->pnfs != 'N') {
+        *ret_why =
+            "the NFS mount uses pNFS, or cannot be shown not to (/proc/self/mountstats): nobody has shown "
+            "that the loss of the lock stops writes to its data servers";
+        return FENCING_UNPROVEN;
+    }
     return FENCING_LOCK;
 }
 
-enum fencing io_fencing_judge(const struct io_fstype *fs, enum fence_kind kind, const char *mount_type,
-                              const char *mount_options, char recover_lost_locks, const char **ret_why)
+enum fencing io_fencing_judge(const struct io_fstype *fs, enum fence_kind kind, const struct io_mount *mount,
+                              const char **ret_why)
 {
     *ret_why = "";
     if (kind == FENCE_NONE)
         return no(ret_why, "no fence lock is used (option fence=none)");
     if (fs->magic == NFS_SUPER_MAGIC)
-        return judge_nfs(mount_type, mount_options, recover_lost_locks, ret_why);
+        return judge_nfs(mount, ret_why);
     if (fs->fencing == FENCING_UNPROVEN)
         *ret_why = "nobody has shown that the loss of the lock stops late writes on this type of file system";
     return fs->fencing;
@@ -90,20 +95,26 @@ static int mount_id(int fd)
     return id;
 }
 
-/* Type and options (those of the file system, which come last) of a mount, both in *ret_line. 0 or -errno. */
-static int mount_line(int id, char **ret_line, const char **ret_type, const char **ret_options)
+/* One mount of /proc/self/mountinfo. The strings lie in line. */
+struct mount_line {
+    char *line;
+    const char *point;          /* escaped, as in mountstats */
+    const char *type, *options; /* those of the file system, which come last */
+};
+
+static int mount_line(int id, struct mount_line *ret)
 {
     _cleanup_free_ char *line = NULL;
     size_t size = 0;
     FILE *f = fopen("/proc/self/mountinfo", "re");
-    int r = -ENOENT, at;
+    int r = -ENOENT, at, begin, end;
 
     if (!f)
         return -errno;
     while (r < 0 && getline(&line, &size, f) >= 0) {
         char *type = strstr(line, " - "), *source, *options;
 
-        if (!type || sscanf(line, "%d ", &at) != 1 || at != id)
+        if (!type || sscanf(line, "%d %*d %*s %*s %n%*s%n", &at, &begin, &end) != 1 || at != id)
             continue;
         line[strcspn(line, "\n")] = '\0';
         type += 3;
@@ -111,10 +122,8 @@ static int mount_line(int id, char **ret_line, const char **ret_type, const char
         options = source ? strchr(source + 1, ' ') : NULL;
         if (!options)
             continue;
-        *source = *options = '\0';
-        *ret_type = type;
-        *ret_options = options + 1;
-        *ret_line = line;
+        line[end] = *source = *options = '\0';
+        *ret = (struct mount_line){line, line + begin, type, options + 1};
         line = NULL;
         r = 0;
     }
@@ -132,21 +141,47 @@ static char read_recover_lost_locks(void)
     return c == 'Y' || c == '1' ? 'Y' : c == 'N' || c == '0' ? 'N' : 0;
 }
 
+/* 'N' only where every NFS mount on that point says "pnfs=not configured" (Linux, fs/nfs/super.c, nfs_show_stats). */
+static char read_pnfs(const char *point)
+{
+    FILE *f = fopen("/proc/self/mountstats", "re");
+    _cleanup_free_ char *line = NULL;
+    size_t size = 0;
+    bool ours = false;
+    char found = 0;
+
+    while (f && getline(&line, &size, f) >= 0) {
+        if (strncmp(line, "device ", 7) == 0) {
+            char *on = strstr(line, " mounted on "), *end = on ? strstr(on, " with fstype nfs") : NULL;
+            ours = false;
+            if (end) {
+                *end = '\0';
+                ours = strcmp(on + strlen(" mounted on "), point) == 0;
+            }
+        } else if (ours && strstr(line, "pnfs=")) {
+            bool none = strstr(line, "pnfs=not configured") != NULL;
+            found = none && found != 'Y' ? 'N' : 'Y';
+        }
+    }
+    if (f)
+        fclose(f);
+    return found;
+}
+
 enum fencing io_fencing(int fd, enum fence_kind kind, const char **ret_why)
 {
     const struct io_fstype *fs = io_fstype(fd);
-    const char *type = NULL, *options = NULL, *none;
-    _cleanup_free_ char *line = NULL;
-    char recover = 0;
+    struct mount_line l = {NULL, NULL, NULL, NULL};
+    struct io_mount m = {NULL, NULL, 0, 0};
+    const char *none;
 
-    if (!ret_why)
-        ret_why = &none;
     if (kind != FENCE_NONE && fs->magic == NFS_SUPER_MAGIC) {
         int id = mount_id(fd);
 
-        if (id < 0 || mount_line(id, &line, &type, &options) < 0)
-            type = options = NULL;
-        recover = read_recover_lost_locks();
+        if (id >= 0 && mount_line(id, &l) == 0)
+            m = (struct io_mount){l.type, l.options, read_recover_lost_locks(), read_pnfs(l.point)};
     }
-    return io_fencing_judge(fs, kind, type, options, recover, ret_why);
+    enum fencing found = io_fencing_judge(fs, kind, &m, ret_why ? ret_why : &none);
+    free(l.line);
+    return found;
 }

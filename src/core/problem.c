@@ -32,7 +32,11 @@ static const struct problem_info table[PROBLEM_COUNT] = {
         {"busy-writer", SEV_PERSON,
          "the image is locked by a process that can still write to it: its holder, or one that has had it "
          "open since it was a plain file; nothing was touched",
-         "find that process (diskguardctl why IMAGE) and end it, or fence its host; then repeat"},
+         "find that process (diskguardctl why IMAGE) and end it, or fence its host; then repeat. NFSv3 keeps "
+         "the lock of "
+         "a host that is off until it boots again or the server's lock manager is restarted; if that host is "
+         "surely off: "
+         "option --fence=none"},
     [PROBLEM_ALIEN] =
         {"alien", SEV_PERSON,
          "the header holds bytes that diskguard did not write: something wrote to the image past the view "

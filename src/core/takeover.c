@@ -11,7 +11,8 @@ void takeover_watch(struct takeover_watch *w, const struct host_record *rec, uin
                 w->beat == rec->beat;
 
     if (!same) {
-        bool watched = w->since_ms != 0 && strcmp(w->host, rec->uuid) == 0 && now_ms - w->seen_ms <= gap_ms;
+        bool watched = w->since_ms != 0 && strcmp(w->host, rec->uuid) == 0 &&
+                       strcmp(w->daemon, rec->daemon) == 0 && now_ms - w->seen_ms <= gap_ms;
         w->moves = watched ? w->moves + 1 : 0;
         memcpy(w->host, rec->uuid, sizeof(dg_uuid));
         memcpy(w->daemon, rec->daemon, sizeof(dg_uuid));
@@ -25,7 +26,7 @@ enum takeover_beat takeover_beat(const struct takeover_watch *w, uint64_t now_ms
 {
     if (w->since_ms != 0 && now_ms - w->since_ms >= need_ms)
         return TAKEOVER_BEAT_STANDS;
-    return w->moves >= 2 ? TAKEOVER_BEAT_MOVES : TAKEOVER_BEAT_WATCHED;
+    return w->moves >= 2 && now_ms - w->since_ms < need_ms / 2 ? TAKEOVER_BEAT_MOVES : TAKEOVER_BEAT_WATCHED;
 }
 
 static bool fences(enum fencing f, bool unproven)

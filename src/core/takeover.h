@@ -13,7 +13,7 @@
 
 enum takeover_beat {
     TAKEOVER_BEAT_WATCHED, /* not watched long enough */
-    TAKEOVER_BEAT_MOVES, /* changed twice while it was watched: one change may be the last gasp of a host, on its way through the network when that stopped */
+    TAKEOVER_BEAT_MOVES, /* one daemon's changed twice while it was watched, and not long ago: one change may be the last gasp of a host */
     TAKEOVER_BEAT_STANDS /* the counter has not changed for as long as was asked for */
 };
 struct takeover_watch {

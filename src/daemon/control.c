@@ -213,7 +213,9 @@ static struct json_object *answer_takeover(struct daemon *d, uid_t uid, struct j
     struct why why = {""};
     if (uid != 0 && uid != geteuid())
         return answer_error("takeover needs root, or the user that diskguard runs as");
-    const char *image = json_object_object_get_ex(request, "image", &v) ? json_object_get_string(v) : "";
+    if (!json_object_object_get_ex(request, "image", &v) || !json_object_is_type(v, json_type_string))
+        return answer_error("takeover needs the image's path below the datastore as a string: image");
+    const char *image = json_object_get_string(v);
     bool unproven = json_object_object_get_ex(request, "unproven", &v) && json_object_get_boolean(v);
     uint64_t ticket = takeover_start(d, image, unproven || d->opt.takeover == TAKEOVER_UNPROVEN, &why);
     if (ticket == 0)

@@ -199,6 +199,19 @@ int image_adopt_writers(struct daemon *d, struct image *img)
     return 0;
 }
 
+/* Another host that has the file open as a plain one may just be closing it: close(2) returns there before its lock is gone. So even with wait=0 the
+ * first write of a header waits this long. */
+#define FENCE_WAIT_MIN_S 1u
+/* And no longer than this, whatever wait= says: it waits on a thread of the pool. */
+#define FENCE_WAIT_MAX_S 10u
+#define FENCE_PAUSE_MS 20u
+
+/* wait=, for a write that waits on a thread of the pool. */
+static unsigned seconds_to_wait(const struct daemon *d)
+{
+    return DG_MIN(d->opt.wait_s, FENCE_WAIT_MAX_S);
+}
+
 static void wait_idle(struct image *img, unsigned seconds)
 {
     struct timespec until;
@@ -214,7 +227,7 @@ static void wait_idle(struct image *img, unsigned seconds)
 int image_convert(struct daemon *d, struct image *img, const struct opener *who)
 {
     if (!image_begin(d, img)) {
-        wait_idle(img, d->opt.wait_s + 1); /* another thread is at it; the caller looks again */
+        wait_idle(img, seconds_to_wait(d) + 1); /* another thread is at it; the caller looks again */
         return -EAGAIN;
     }
     struct acquire a = {.who = who, .what = "write of an image header", .plan_none = true, .plain_too = true};
@@ -357,11 +370,6 @@ static int write_plain(struct daemon *d, struct image *img, struct handle *h, co
     return n < 0 ? -err : (int)n;
 }
 
-/* Another host that has the file open as a plain one may just be closing it: close(2) returns there before its lock is gone. So even with wait=0 the
- * first write of a header waits this long. */
-#define FENCE_WAIT_MIN_S 1u
-#define FENCE_PAUSE_MS 20u
-
 /* Was it the fence that was refused? Then pauses. */
 static bool wait_fence(struct image *img)
 {
@@ -381,7 +389,7 @@ ssize_t image_write(struct daemon *d, struct handle *h, const void *buf, size_t 
         return -ENOMEM;
     struct edit e = {.kind = EDIT_WRITE, .off = off, .len = len, .buf = buf};
     unsigned tries = 0;
-    uint64_t until = base_now_ms() + DG_MAX(d->opt.wait_s, FENCE_WAIT_MIN_S) * UINT64_C(1000);
+    uint64_t until = base_now_ms() + DG_MAX(seconds_to_wait(d), FENCE_WAIT_MIN_S) * UINT64_C(1000);
     for (;;) {
         if (h->guarded) {
             int r = edit_held(d, img, h, &e);
@@ -393,7 +401,7 @@ ssize_t image_write(struct daemon *d, struct handle *h, const void *buf, size_t 
             return r;
         r = write_plain(d, img, h, &e, &becomes);
         if (r == -EAGAIN) {
-            wait_idle(img, d->opt.wait_s + 1);
+            wait_idle(img, seconds_to_wait(d) + 1);
             if (++tries > 2 && !h->guarded)
                 return -EBUSY; /* held by somebody else, and not about to be let go */
             continue;

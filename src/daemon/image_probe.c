@@ -189,7 +189,8 @@ bool image_being_released(struct inode *i)
     if (!img)
         return false;
     mutex_lock(&img->lock);
-    bool r = img->state == IMAGE_RESTORING || (img->state == IMAGE_IDLE && img->rival.restoring);
+    bool r = img->state == IMAGE_RESTORING ||
+             (img->state == IMAGE_IDLE && (img->rival.restoring || img->plain_busy));
     mutex_unlock(&img->lock);
     return r;
 }

@@ -19,27 +19,31 @@ Test(fencing, nfs_mounts)
         char recover;
         enum fencing want;
         const char *word; /* in the reason */
+        char pnfs;
     } rows[] = {
-        {"nfs4", V4, 'N', FENCING_LOCK, ""},
-        {"nfs", "rw,vers=4.1,local_lock=none", 'N', FENCING_LOCK, ""},
-        {"nfs4", "rw,local_lock=none", 'N', FENCING_LOCK, ""},
-        {"nfs4", V4, 'Y', FENCING_NO, "recover_lost_locks"},
-        {"nfs4", V4, 0, FENCING_NO, "recover_lost_locks"},
-        {"nfs", "rw,vers=3,local_lock=none", 'N', FENCING_NO, "NFSv3"},
-        {"nfs", "rw,vers=40", 'N', FENCING_NO, "NFSv3"},
-        {"nfs", "rw,local_lock=none", 'N', FENCING_NO, "NFSv3"},
-        {"nfs4", "rw,vers=4.2,nolock", 'N', FENCING_NO, "nolock"},
-        {"nfs4", "rw,vers=4.2,local_lock=all", 'N', FENCING_NO, "local_lock"},
-        {"nfs4", "rw,vers=4.2,local_lock=posix", 'N', FENCING_NO, "local_lock"},
-        {"nfs4", "rw,vers=4.2,local_lock=", 'N', FENCING_NO, "local_lock"},
-        {NULL, NULL, 'N', FENCING_NO, "mountinfo"},
+        {"nfs4", V4, 'N', FENCING_LOCK, "", 'N'},
+        {"nfs", "rw,vers=4.1,local_lock=none", 'N', FENCING_LOCK, "", 'N'},
+        {"nfs4", "rw,local_lock=none", 'N', FENCING_LOCK, "", 'N'},
+        {"nfs4", V4, 'Y', FENCING_NO, "recover_lost_locks", 'N'},
+        {"nfs4", V4, 0, FENCING_NO, "recover_lost_locks", 'N'},
+        {"nfs", "rw,vers=3,local_lock=none", 'N', FENCING_NO, "NFSv3", 'N'},
+        {"nfs", "rw,vers=40", 'N', FENCING_NO, "NFSv3", 'N'},
+        {"nfs", "rw,local_lock=none", 'N', FENCING_NO, "NFSv3", 'N'},
+        {"nfs4", "rw,vers=4.2,nolock", 'N', FENCING_NO, "nolock", 'N'},
+        {"nfs4", "rw,vers=4.2,local_lock=all", 'N', FENCING_NO, "local_lock", 'N'},
+        {"nfs4", "rw,vers=4.2,local_lock=posix", 'N', FENCING_NO, "local_lock", 'N'},
+        {"nfs4", "rw,vers=4.2,local_lock=", 'N', FENCING_NO, "local_lock", 'N'},
+        {NULL, NULL, 'N', FENCING_NO, "mountinfo", 'N'},
+        {"nfs4", V4, 'N', FENCING_UNPROVEN, "pNFS", 'Y'},
+        {"nfs4", V4, 'N', FENCING_UNPROVEN, "pNFS", '?'},
+        {"nfs", "rw,vers=3,local_lock=none", 'N', FENCING_NO, "NFSv3", 'Y'},
     };
 
     for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
         const char *why = NULL;
 
-        cr_assert_eq(io_fencing_judge(&nfs, FENCE_OFD, rows[i].type, rows[i].options, rows[i].recover, &why),
-                     rows[i].want, "row %zu", i);
+        struct io_mount m = {rows[i].type, rows[i].options, rows[i].recover, rows[i].pnfs};
+        cr_assert_eq(io_fencing_judge(&nfs, FENCE_OFD, &m, &why), rows[i].want, "row %zu", i);
         cr_assert_not_null(strstr(why, rows[i].word), "row %zu: %s", i, why);
         cr_assert((why[0] == '\0') == (rows[i].want == FENCING_LOCK), "row %zu: a reason, or none", i);
     }
@@ -51,13 +55,14 @@ Test(fencing, other_types_and_no_lock)
         EXT4_SUPER_MAGIC, "ext4", FENCE_OFD, FENCING_LOCK, false, false, false};
     static const struct io_fstype ocfs2 = {
         OCFS2_SUPER_MAGIC, "ocfs2", FENCE_FLOCK, FENCING_UNPROVEN, true, false, true};
+    static const struct io_mount none = {NULL, NULL, 0, 0}, v4 = {"nfs4", V4, 'N', 'N'};
     const char *why;
 
-    cr_assert_eq(io_fencing_judge(&ext, FENCE_OFD, NULL, NULL, 0, &why), FENCING_LOCK);
-    cr_assert_eq(io_fencing_judge(&ext, FENCE_NONE, NULL, NULL, 0, &why), FENCING_NO);
+    cr_assert_eq(io_fencing_judge(&ext, FENCE_OFD, &none, &why), FENCING_LOCK);
+    cr_assert_eq(io_fencing_judge(&ext, FENCE_NONE, &none, &why), FENCING_NO);
     cr_assert_not_null(strstr(why, "fence=none"));
-    cr_assert_eq(io_fencing_judge(&nfs, FENCE_NONE, "nfs4", V4, 'N', &why), FENCING_NO);
-    cr_assert_eq(io_fencing_judge(&ocfs2, FENCE_FLOCK, NULL, NULL, 0, &why), FENCING_UNPROVEN);
+    cr_assert_eq(io_fencing_judge(&nfs, FENCE_NONE, &v4, &why), FENCING_NO);
+    cr_assert_eq(io_fencing_judge(&ocfs2, FENCE_FLOCK, &none, &why), FENCING_UNPROVEN);
     cr_assert(why[0] != '\0');
 }
 
@@ -138,7 +143,10 @@ Test(takeover, a_beat_stands_still_only_after_it_was_watched)
     cr_assert_eq(look(&w, D1, 7, 115000), TAKEOVER_BEAT_STANDS);
     cr_assert_eq(look(&w, D1, 8, 116000), TAKEOVER_BEAT_WATCHED, "a last gasp?");
     cr_assert_eq(look(&w, D1, 9, 117000), TAKEOVER_BEAT_MOVES, "twice: it lives");
-    cr_assert_eq(look(&w, D1, 9, 131999), TAKEOVER_BEAT_MOVES);
+    cr_assert_eq(look(&w, D1, 9, 124499), TAKEOVER_BEAT_MOVES);
+    cr_assert_eq(look(&w, D1, 9, 124500), TAKEOVER_BEAT_WATCHED,
+                 "half of the time without a beat: it may have died since");
+    cr_assert_eq(look(&w, D1, 9, 131999), TAKEOVER_BEAT_WATCHED);
     cr_assert_eq(look(&w, D1, 9, 132000), TAKEOVER_BEAT_STANDS, "it died after a beat");
 }
 
@@ -152,8 +160,9 @@ Test(takeover, a_change_over_a_long_gap_is_no_sign_of_life_and_none_of_death)
     cr_assert_eq(look(&w, D1, 99, 5000000), TAKEOVER_BEAT_STANDS,
                  "the same count after a long gap is still the same");
     cr_assert_eq(look(&w, D2, 99, 5001000), TAKEOVER_BEAT_WATCHED,
-                 "another daemon that counts the same: a change");
-    cr_assert_eq(look(&w, D2, 100, 5002000), TAKEOVER_BEAT_MOVES);
-    cr_assert_eq(look(&w, D2, 101, 6002000), TAKEOVER_BEAT_WATCHED,
+                 "another daemon that counts the same: the watch begins anew");
+    cr_assert_eq(look(&w, D2, 100, 5002000), TAKEOVER_BEAT_WATCHED);
+    cr_assert_eq(look(&w, D2, 101, 5003000), TAKEOVER_BEAT_MOVES, "the new daemon's second");
+    cr_assert_eq(look(&w, D2, 102, 6003000), TAKEOVER_BEAT_WATCHED,
                  "after a long gap it counts from the start");
 }
