@@ -15,8 +15,10 @@
 #define HANDLE_TEXT (2 * IO_HANDLE_MAX + 16)
 #define TMP_NAME 64
 
-/* A path is cut in explanations, so that the way out at the end of the line is never what falls off. */
+/* A path is cut in explanations, so that the way out at the end of the line is never what falls off; not in
+ * commands (base_quote). */
 #define P "%.200s"
+#define QUOTED 256
 #define D P "/" DG_DIR
 
 const char *store_hint(int err)
@@ -205,16 +207,18 @@ static int dir_check(struct store *s, struct why *why)
 /* Says why .diskguard could not be opened or made. */
 static void dir_explain(const struct store *s, int err, const char *verb, struct why *why)
 {
+    char quoted[QUOTED];
+
     if (err == -ENOENT)
         why_set(why,
                 P " is not a datastore (no .diskguard in it); is the storage mounted? For a new "
-                  "one: diskguardctl init " P,
-                s->path, s->path);
+                  "one: diskguardctl init %s",
+                s->path, base_quote(s->path, quoted, sizeof(quoted)));
     else if (err == -ENOTDIR)
         why_set(why,
                 D " or a directory in it is not a directory (a symlink or a file): somebody else "
-                  "made it; move it away, then diskguardctl init " P,
-                s->path, s->path);
+                  "made it; move it away, then diskguardctl init %s",
+                s->path, base_quote(s->path, quoted, sizeof(quoted)));
     else
         why_set(why, "cannot %s " D ": %s; %s", verb, s->path, strerror(-err), store_hint(err));
 }
@@ -266,7 +270,7 @@ static int handle_text(int fd, char ret[HANDLE_TEXT])
 
 static int datastore_read(struct store *s, char root[HANDLE_TEXT], struct why *why)
 {
-    char uuid[sizeof(dg_uuid)], made[32];
+    char uuid[sizeof(dg_uuid)], made[32], quoted[QUOTED];
     const struct text_field f[] = {
         {"uuid", uuid, sizeof(uuid)}, {"root", root, HANDLE_TEXT}, {"made", made, sizeof(made)}};
     _cleanup_free_ char *text = NULL;
@@ -274,8 +278,8 @@ static int datastore_read(struct store *s, char root[HANDLE_TEXT], struct why *w
     int r = io_fresh_text(s->dir_fd, STORE_FILE, STORE_TEXT_MAX, &text, &len);
 
     if (r == -ENOENT) {
-        why_set(why, D " has no file `datastore`: an init did not finish; run diskguardctl init " P " again",
-                s->path, s->path);
+        why_set(why, D " has no file `datastore`: an init did not finish; run diskguardctl init %s again",
+                s->path, base_quote(s->path, quoted, sizeof(quoted)));
         return r;
     }
     if (r == 0)
