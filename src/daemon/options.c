@@ -425,7 +425,7 @@ void options_help(void)
           "  -o fence=auto|none whether writers hold the fence lock on the storage\n"
           "  -o takeover=manual|lock|lock-unproven\n"
           "                     may an open for write take an image over from a dead host by itself,\n"
-          "                     if the fence lock proves that this host cannot write any more\n"
+          "                     if the fence lock proves that the other host cannot write any more\n"
           "  -o takeover-wait=SECONDS\n"
           "                     how long an open waits for that (default: 120)\n"
           "  -o no_allow_other  only the mounting user may use the view (root's default: everybody may)\n"
