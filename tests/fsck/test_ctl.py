@@ -14,15 +14,7 @@ import zlib
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from lab import NOBODY, STATES, UUID_A, UUID_B, expect, main, until  # noqa: E402
-
-TESTS = []
-
-
-def test(f):
-    TESTS.append(f)
-    return f
-
+from lab import NOBODY, STATES, UUID_A, UUID_B, expect, main, test, until  # noqa: E402
 
 def raw(lab, *args, **kw):
     """On the datastore itself; nothing that only asks may change it."""
@@ -320,4 +312,4 @@ def usage(lab):
 
 
 if __name__ == "__main__":
-    main(TESTS, "test_ctl")
+    main("test_ctl")
