@@ -14,6 +14,7 @@
 
 #include "daemon/image.h"
 #include "daemon/keeper.h"
+#include "daemon/options.h"
 #include "daemon/takeover.h"
 #include "diskguard/control.h"
 
@@ -125,8 +126,6 @@ static struct json_object *options_object(const struct options *opt)
 {
     static const char *const raw[] = {
         [RAW_AUTO] = "auto", [RAW_ALL] = "all", [RAW_NONE] = "none", [RAW_GLOBS] = "globs"};
-    static const char *const takeover[] = {
-        [TAKEOVER_MANUAL] = "manual", [TAKEOVER_BY_LOCK] = "lock", [TAKEOVER_UNPROVEN] = "lock-unproven"};
     struct json_object *o = json_object_new_object(), *globs = json_object_new_array();
 
     add_u64(o, "wait", opt->wait_s);
@@ -138,7 +137,7 @@ static struct json_object *options_object(const struct options *opt)
         json_object_array_add(globs, json_object_new_string(*g));
     json_object_object_add(o, "raw_globs", globs);
     add_text(o, "fence", opt->fence_none ? "none" : "auto");
-    add_text(o, "takeover", takeover[opt->takeover]);
+    add_text(o, "takeover", options_takeover_name(opt->takeover));
     add_u64(o, "takeover_wait", opt->takeover_wait_s);
     add_text(o, "state_dir", opt->state_dir ? opt->state_dir : "");
     return o;

@@ -112,12 +112,17 @@ static int set_fence(struct parse *p, const char *value)
     return 0;
 }
 
-static int set_takeover(struct parse *p, const char *value)
+const char *options_takeover_name(enum takeover_mode t)
 {
     static const char *const words[] = {
         [TAKEOVER_MANUAL] = "manual", [TAKEOVER_BY_LOCK] = "lock", [TAKEOVER_UNPROVEN] = "lock-unproven"};
-    for (unsigned n = 0; n < sizeof(words) / sizeof(*words); n++) {
-        if (strcmp(value, words[n]) == 0) {
+    return words[t];
+}
+
+static int set_takeover(struct parse *p, const char *value)
+{
+    for (unsigned n = 0; n <= TAKEOVER_UNPROVEN; n++) {
+        if (strcmp(value, options_takeover_name((enum takeover_mode)n)) == 0) {
             p->o->takeover = (enum takeover_mode)n;
             return 0;
         }
