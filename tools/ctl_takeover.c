@@ -67,7 +67,8 @@ static int attempt(const struct source *s, const char *rel, bool unproven, struc
     if (o) {
         const char *result = out_json_get_text(o, "result", "");
 
-        why_set(why, "%.700s", out_json_get_text(o, "text", ""));
+        out_fill(out_json_get_text(o, "text", ""), &(struct out_words){.datastore = out_quote(source_dir(s))},
+                 why->text, sizeof(why->text));
         code = strcmp(result, "free") == 0   ? DG_EXIT_OK
                : strcmp(result, "wait") == 0 ? -1
                : strcmp(result, "held") == 0 ? DG_EXIT_IN_USE
