@@ -111,7 +111,7 @@ void source_say_unreadable(const struct source *s); /* why the datastore could n
 const char *source_dir(const struct source *s);     /* the datastore, canonical where it is known */
 /* The source that an IMAGE argument is in, and its path below the datastore. 0 or -errno with a message
  * printed. */
-int source_of_image(struct ctl *ctl, const char *arg, struct source *ret, char **ret_rel);
+DG_MUST_CHECK int source_of_image(struct ctl *ctl, const char *arg, struct source *ret, char **ret_rel);
 
 /* ---- ctl_item.c ---- */
 
@@ -163,7 +163,7 @@ struct look {
 };
 /* Finds the image and reads all that is known of it. 0 or -errno with a message printed. look_close in either
  * case. */
-int look_open(struct ctl *ctl, const char *arg, struct look *ret);
+DG_MUST_CHECK int look_open(struct ctl *ctl, const char *arg, struct look *ret);
 void look_close(struct look *l);
 /* The file, its claim and its header, or NULL where the datastore cannot be read. */
 const struct raw_image *look_image(const struct look *l);
