@@ -257,7 +257,8 @@ static void left_trouble(const struct item *i, struct trouble *t)
     if (i->host && i->host->alive == 1) {
         trouble_set(
             t, "left-behind",
-            "on that host, with the image's path in its view: diskguardctl retry PATH; what it cannot settle: "
+            "on that host, with the image's path in its view: diskguardctl retry PATH; what it cannot "
+            "settle: "
             "stop it and run fsck.diskguard DATASTORE there",
             "an earlier diskguard of %s (%s) left it, and the one that runs there now has not settled it",
             c->host_name, c->host);
