@@ -111,7 +111,7 @@ void source_say_unreadable(const struct source *s); /* why the datastore could n
 const char *source_dir(const struct source *s);     /* the datastore, canonical where it is known */
 /* The source that an IMAGE argument is in, and its path below the datastore. 0 or -errno with a message
  * printed. */
-int source_of_image(struct ctl *ctl, const char *arg, struct source *ret, char **ret_rel);
+DG_MUST_CHECK int source_of_image(struct ctl *ctl, const char *arg, struct source *ret, char **ret_rel);
 
 /* ---- ctl_item.c ---- */
 
@@ -140,13 +140,13 @@ bool item_is_held(const struct item *i);
 bool item_is_local(const struct item *i);
 
 struct trouble {
-    const char *code; /* stable, for programs; NULL: none */
-    char text[512];   /* what is wrong */
-    char out[512];    /* the way out */
+    const char *code;       /* stable, for programs; NULL: none */
+    char text[512];         /* what is wrong */
+    char out[OUT_FILL_MAX]; /* the way out */
 };
 void trouble_set(struct trouble *t, const char *code, const char *out, const char *fmt, ...) DG_PRINTF(4, 5);
 void trouble_from(struct trouble *t, enum problem p); /* the words of core/problem.h */
-/* Puts the reader's own datastore and image into the way out. */
+/* Puts the reader's own datastore and image, quoted, into the way out. */
 void trouble_finish(struct trouble *t, const struct source *s, const char *path);
 /* What is wrong with a held image as far as claim and daemon tell. */
 void item_trouble(const struct source *s, const struct item *i, struct trouble *ret);
@@ -155,7 +155,7 @@ struct json_object *item_json(const struct source *s, const struct item *i);
 /* ---- ctl_show.c: one image, for show, why and wait ---- */
 
 struct look {
-    char *again; /* how to name the image in another call of diskguardctl */
+    char *again; /* how to name the image in another call of diskguardctl, quoted */
     struct source source;
     char *rel; /* below the datastore */
     struct items items;
@@ -163,7 +163,7 @@ struct look {
 };
 /* Finds the image and reads all that is known of it. 0 or -errno with a message printed. look_close in either
  * case. */
-int look_open(struct ctl *ctl, const char *arg, struct look *ret);
+DG_MUST_CHECK int look_open(struct ctl *ctl, const char *arg, struct look *ret);
 void look_close(struct look *l);
 /* The file, its claim and its header, or NULL where the datastore cannot be read. */
 const struct raw_image *look_image(const struct look *l);
@@ -183,6 +183,9 @@ int cmd_show(struct ctl *ctl, const char *image);
 int cmd_why(struct ctl *ctl, const char *image);
 int cmd_wait(struct ctl *ctl, const char *image);
 int cmd_takeover(struct ctl *ctl, const char *image);
+
+/* "ofd", "flock" or "none", for programs and people. */
+const char *ctl_fence_word(enum fence_kind f);
 
 /* Calls fn for each source that VIEW (NULL: all), or --datastore, means. The greatest exit code. */
 int each_source(struct ctl *ctl, const char *view, int (*fn)(struct ctl *ctl, struct source *s, void *arg),

@@ -248,7 +248,7 @@ static bool is_of_living(const struct raw_host *h, const struct raw_claim *c)
 static void left_trouble(const struct item *i, struct trouble *t)
 {
     const struct raw_claim *c = i->claim;
-    char out[sizeof(t->out)];
+    char out[512];
 
     if (i->host && i->host->err == 0 && i->host->alive == 1 && is_of_living(i->host, c))
         return;
@@ -257,8 +257,9 @@ static void left_trouble(const struct item *i, struct trouble *t)
     if (i->host && i->host->alive == 1) {
         trouble_set(
             t, "left-behind",
-            "on that host: diskguardctl retry IMAGE; what it cannot settle: stop it and run fsck.diskguard "
-            "DATASTORE there",
+            "on that host, with the image's path in its view: diskguardctl retry PATH; what it cannot "
+            "settle: "
+            "stop it and run fsck.diskguard DATASTORE there",
             "an earlier diskguard of %s (%s) left it, and the one that runs there now has not settled it",
             c->host_name, c->host);
         return;
@@ -273,14 +274,17 @@ static void left_trouble(const struct item *i, struct trouble *t)
 
 void trouble_finish(struct trouble *t, const struct source *s, const char *path)
 {
-    char text[sizeof(t->out)], image[4200];
+    const char *datastore = out_quote(source_dir(s));
+    char text[sizeof(t->out)], *plain = NULL, *image = NULL;
 
-    if (s->mount && path[0])
-        snprintf(image, sizeof(image), "%s/%s", s->mount->point, path);
-    else
-        snprintf(image, sizeof(image), "--datastore %s %s", source_dir(s), path);
+    if (asprintf(&plain, "%s/%s", s->mount ? s->mount->point : "", path) < 0 ||
+        asprintf(&image, "%s%s%s%s", s->mount ? "" : "--datastore ", s->mount ? "" : datastore,
+                 s->mount ? "" : " ", out_quote(s->mount ? plain : path)) < 0)
+        out_no_memory();
     memcpy(text, t->out, sizeof(text));
-    out_fill(text, &(struct out_words){source_dir(s), NULL, path[0] ? image : NULL}, t->out, sizeof(t->out));
+    out_fill(text, &(struct out_words){datastore, NULL, path[0] ? image : NULL}, t->out, sizeof(t->out));
+    free(plain);
+    free(image);
 }
 
 void item_trouble(const struct source *s, const struct item *i, struct trouble *ret)
@@ -294,8 +298,9 @@ void item_trouble(const struct source *s, const struct item *i, struct trouble *
         left_trouble(i, ret);
         if (!ret->code && i->claim->step == STEP_STUCK)
             trouble_set(ret, "stuck",
-                        "on that host: make the storage work; diskguard there repeats the restore, or at "
-                        "once: diskguardctl retry IMAGE",
+                        "diskguardctl why IMAGE compares the header: if somebody else wrote to it, run "
+                        "fsck.diskguard -n DATASTORE; else make the storage of that host work: diskguard "
+                        "there repeats the restore by itself",
                         "%s could not restore the header; the image stays refused until it can",
                         i->claim->host_name);
         else if (!ret->code && i->claim->sync_error)

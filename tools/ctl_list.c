@@ -16,11 +16,7 @@ static struct json_object *source_json(const struct source *s)
                           readable ? s->raw->store.uuid : out_json_get_text(s->status, "uuid", NULL));
     out_json_bool(o, "daemon", s->status != NULL);
     out_json_bool(o, "complete", readable);
-    out_json_text_or_null(o, "fence",
-                          !readable                            ? NULL
-                          : s->raw->store.fence == FENCE_FLOCK ? "flock"
-                          : s->raw->store.fence == FENCE_NONE  ? "none"
-                                                               : "ofd");
+    out_json_text_or_null(o, "fence", readable ? ctl_fence_word(s->raw->store.fence) : NULL);
     return o;
 }
 

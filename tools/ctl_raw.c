@@ -1,6 +1,5 @@
 /* ctl_raw.c: reads the datastore itself. See ctl.h. */
 #include "ctl.h"
-#include "look.h"
 
 #include <fcntl.h>
 #include <pthread.h>
@@ -196,7 +195,7 @@ static void load_all(struct job *j)
     struct raw *r = j->raw;
     struct load l = {r, j->all};
 
-    r->err = look_store(j->dir, &r->store, &r->why);
+    r->err = store_look(j->dir, &r->store, &r->why);
     if (r->err == -EXDEV)
         r->err = 0; /* a copy of a datastore may be looked at */
     if (r->err < 0)

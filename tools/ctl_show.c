@@ -44,7 +44,8 @@ int look_open(struct ctl *ctl, const char *arg, struct look *ret)
 
     memset(ret, 0, sizeof(*ret));
     if (asprintf(&ret->again, "%s%s%s%s", ctl->datastore ? "--datastore " : "",
-                 ctl->datastore ? ctl->datastore : "", ctl->datastore ? " " : "", arg) < 0)
+                 ctl->datastore ? out_quote(ctl->datastore) : "", ctl->datastore ? " " : "",
+                 out_quote(arg)) < 0)
         out_no_memory();
     r = source_of_image(ctl, arg, &ret->source, &ret->rel);
     if (r < 0)
@@ -145,11 +146,6 @@ static const char *state_word(enum header_state s)
     return word[s];
 }
 
-static const char *fence_word(enum fence_kind f)
-{
-    return f == FENCE_OFD ? "byte lock" : f == FENCE_FLOCK ? "flock" : "none";
-}
-
 static void time_text(struct timespec t, char ret[40])
 {
     struct tm tm;
@@ -234,7 +230,7 @@ static void show_file(const struct look *l, const struct raw_image *im)
                  im->claim.kind == CLAIM_HELD && im->state != HEADER_NOPLAN ? "; against the claim: " : "",
                  im->claim.kind == CLAIM_HELD && im->state != HEADER_NOPLAN ? state_word(im->state) : "");
     out_line("storage:    %s (%s, %s), fence: %s\n", s->path, s->fs->name,
-             s->fs->shared ? "shared" : "this host only", fence_word(s->fence));
+             s->fs->shared ? "shared" : "this host only", ctl_fence_word(s->fence));
 }
 
 static void show_text(const struct look *l, const struct trouble *t)
@@ -354,7 +350,7 @@ static void file_json(struct json_object *o, const struct look *l, const struct 
     out_json_text(st, "uuid", s->uuid);
     out_json_text(st, "type", s->fs->name);
     out_json_bool(st, "shared", s->fs->shared);
-    out_json_text(st, "fence", fence_word(s->fence));
+    out_json_text(st, "fence", ctl_fence_word(s->fence));
     json_object_object_add(o, "datastore", st);
 }
 

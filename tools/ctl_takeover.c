@@ -15,6 +15,7 @@ bool look_takeover(const struct look *l, bool *ret_possible, struct why *ret)
     struct json_object *opt = out_json_get(l->source.status, "options", json_type_object);
     struct takeover_input in = {.beat = TAKEOVER_BEAT_STANDS};
     enum takeover_verdict v;
+    struct why why;
     const char *own_why;
 
     if (!im || l->item.live || im->claim.kind != CLAIM_HELD)
@@ -31,11 +32,15 @@ bool look_takeover(const struct look *l, bool *ret_possible, struct why *ret)
     v = takeover_decide(&in);
     *ret_possible = v == TAKEOVER_TRY;
     if (v == TAKEOVER_TRY)
-        why_set(ret, "if the beat of that host stands still and the storage gives the fence lock: "
-                     "diskguardctl takeover IMAGE, or with "
-                     "takeover=lock the next open for write does it by itself");
+        why_set(&why, "if the beat of that host stands still and the storage gives the fence lock: "
+                      "diskguardctl takeover IMAGE, or with "
+                      "takeover=lock the next open for write does it by itself");
     else
-        takeover_explain(v, &in, own_why, out_tame(rec->host_name), rec->host, ret);
+        takeover_explain(v, &in, own_why, out_tame(rec->host_name), rec->host, &why);
+    out_fill(why.text,
+             &(struct out_words){.datastore = out_quote(source_dir(&l->source)),
+                                 .image = l->source.mount ? l->again : NULL}, /* it needs a view */
+             ret->text, sizeof(ret->text));
     return true;
 }
 
@@ -62,7 +67,8 @@ static int attempt(const struct source *s, const char *rel, bool unproven, struc
     if (o) {
         const char *result = out_json_get_text(o, "result", "");
 
-        why_set(why, "%.700s", out_json_get_text(o, "text", ""));
+        out_fill(out_json_get_text(o, "text", ""), &(struct out_words){.datastore = out_quote(source_dir(s))},
+                 why->text, sizeof(why->text));
         code = strcmp(result, "free") == 0   ? DG_EXIT_OK
                : strcmp(result, "wait") == 0 ? -1
                : strcmp(result, "held") == 0 ? DG_EXIT_IN_USE

@@ -174,18 +174,17 @@ static void why_held(struct answer *a, const struct look *l)
         say(a, "Problem: %s.", t.text);
         say(a, "Way out: %s.", t.out);
     } else if (strcmp(state, "restoring") == 0) {
-        say(a, "It is just being released: try again in a moment, or: diskguardctl wait %s.",
-            out_tame(l->again));
+        say(a, "It is just being released: try again in a moment, or: diskguardctl wait %s.", l->again);
     } else if (i->live) {
         say(a,
             "Way out: end that process, or wait for it: diskguardctl wait %s. %s may open the image again.",
-            out_tame(l->again),
+            l->again,
             strcmp(out_json_get_text(options_of(l), "writers", "process"), "host") == 0
                 ? "Any process of this host"
                 : "The process itself");
     } else {
         say(a, "Way out: shut the virtual machine down on %s, or wait for it: diskguardctl wait %s.",
-            out_tame(item_holder(&l->source, i)), out_tame(l->again));
+            out_tame(item_holder(&l->source, i)), l->again);
     }
     say_takeover(a, l);
 }
@@ -318,7 +317,7 @@ static void answer_print(const struct ctl *ctl, const struct look *l, const stru
     out_json_bool(o, "refused", a->refused);
     out_json_text(o, "reason", a->reason);
     for (unsigned i = 0; i < a->n; i++)
-        json_object_array_add(text, json_object_new_string(a->line[i]));
+        json_object_array_add(text, out_json_string(a->line[i]));
     json_object_object_add(o, "text", text);
     out_json_print(o);
 }
@@ -373,7 +372,7 @@ int cmd_wait(struct ctl *ctl, const char *image)
             return wait_end(ctl, &l, DG_EXIT_OK);
         if (l.item.claim && l.item.claim->kind == CLAIM_BAD) {
             out_error("%s: its claim cannot be read, so waiting is no use: see diskguardctl why %s", image,
-                      image);
+                      l.again);
             return wait_end(ctl, &l, DG_EXIT_NEED_REPAIR);
         }
         uint64_t waited = base_now_ms() - start;

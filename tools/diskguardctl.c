@@ -1,6 +1,7 @@
 /* diskguardctl.c: asks and prepares: the command line, init and retry. See ctl.h for the rest,
  * diskguardctl(8) for people. */
 #include <getopt.h>
+#include <limits.h>
 #include <string.h>
 
 #include "core/log.h"
@@ -17,7 +18,7 @@ static const char usage_text[] =
     "  hosts [VIEW]     the hosts that use the datastore\n"
     "  retry IMAGE      let diskguard repeat a restore that failed, now\n"
     "  takeover IMAGE   take it over from a host that seems dead, if the storage proves by the fence lock\n"
-    "                   that this host cannot write any more; nothing is done otherwise\n"
+    "                   that the other one cannot write any more; nothing is done otherwise\n"
     "\n"
     "VIEW is a mount point of diskguard, IMAGE a path through a view.\n"
     "\n"
@@ -44,10 +45,27 @@ static const struct option options[] = {
     {0},
 };
 
+const char *ctl_fence_word(enum fence_kind f)
+{
+    return f == FENCE_OFD ? "ofd" : f == FENCE_FLOCK ? "flock" : "none";
+}
+
 /* ---- init ---- */
+
+/* A word for fstab(5), which has octal escapes and no quotes. */
+static void fstab_word(const char *path, char ret[4 * PATH_MAX])
+{
+    size_t used = 0;
+
+    for (; *path; path++)
+        used += (size_t)sprintf(ret + used, strchr(" \t\n\\", *path) ? "\\%03o" : "%c", *path);
+    ret[used] = '\0';
+}
 
 static void init_print(const struct ctl *ctl, const struct store *s, bool made)
 {
+    char fstab[4 * PATH_MAX];
+
     if (ctl->json) {
         struct json_object *o = out_object();
 
@@ -56,7 +74,7 @@ static void init_print(const struct ctl *ctl, const struct store *s, bool made)
         out_json_bool(o, "made", made);
         out_json_text(o, "type", s->fs->name);
         out_json_bool(o, "shared", s->fs->shared);
-        out_json_bool(o, "fence", s->fence != FENCE_NONE);
+        out_json_text(o, "fence", ctl_fence_word(s->fence));
         out_json_print(o);
         return;
     }
@@ -72,13 +90,14 @@ static void init_print(const struct ctl *ctl, const struct store *s, bool made)
     if (s->fence == FENCE_NONE)
         out_line("This storage has no locks that reach other hosts: a takeover rests on you alone "
                  "(fsck.diskguard(8)).\n");
+    fstab_word(s->path, fstab);
     out_line("\n"
              "Next, on each host:\n"
              "  diskguard %s MOUNTPOINT\n"
              "or in /etc/fstab:\n"
              "  %s MOUNTPOINT fuse.diskguard _netdev,nofail,allow_other 0 0\n"
              "Then let the hypervisors use the paths below MOUNTPOINT, never those below %s.\n",
-             s->path, s->path, s->path);
+             out_quote(s->path), fstab, s->path);
 }
 
 /* Only who owns the directory, or root, decides that it becomes a datastore. */
@@ -158,7 +177,7 @@ static int cmd_retry(struct ctl *ctl, const char *image)
     else if (ctl->json)
         out_json_print(out_object());
     else
-        out_line("asked; see diskguardctl show %s\n", out_tame(image));
+        out_line("asked; see diskguardctl show %s\n", out_quote(image));
     source_close(&s);
     free(rel);
     json_object_put(o);

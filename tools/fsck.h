@@ -95,13 +95,13 @@ void report_end(struct fsck *f, int code);
 
 /* Who we are. With f->dry_run this makes nothing: it works on a private copy of the state directory. 0 or
  * -errno with a message. */
-int identity_load(struct fsck *f);
+DG_MUST_CHECK int identity_load(struct fsck *f);
 /* Takes the lock of our host record, after takeover_open(). May turn f->dry_run or f->beside on. 0 or -errno
  * with a message. */
-int identity_lock(struct fsck *f);
+DG_MUST_CHECK int identity_lock(struct fsck *f);
 /* Opens the journal if there is one, and turns f->dry_run on where it is damaged and may not be set aside. 0
  * or -errno with a message. */
-int identity_journal(struct fsck *f);
+DG_MUST_CHECK int identity_journal(struct fsck *f);
 /* After a takeover of our own uuid: the record is this installation's from now on. */
 void identity_bind(struct fsck *f);
 void identity_close(struct fsck *f);
@@ -110,7 +110,7 @@ void identity_close(struct fsck *f);
 
 /* Fills f->takeover, shows the evidence, takes that host's lock. 0 or -errno with a message: -EINVAL wrong
  * usage (unknown or ambiguous host, no confirmation), -EBUSY it is alive. */
-int takeover_open(struct fsck *f);
+DG_MUST_CHECK int takeover_open(struct fsck *f);
 bool takeover_is_own(const struct fsck *f);
 /* host_alive(), but a lock of our own is nobody's life. */
 int takeover_alive(const struct fsck *f, const char *uuid);
@@ -120,13 +120,13 @@ const char *takeover_alive_text(const struct fsck *f, const char *uuid);
 /* ---- fsck_walk.c ---- */
 
 /* Reads all claims into f->claims. 0 or -errno. */
-int walk_claims(struct fsck *f);
+DG_MUST_CHECK int walk_claims(struct fsck *f);
 /* Speaks of those claims that recovery has not spoken of. */
 void walk_speak(struct fsck *f);
 /* Removes what crashes left in tmp/ and below the highest generations. 0 or -errno. */
-int walk_sweep(struct fsck *f);
+DG_MUST_CHECK int walk_sweep(struct fsck *f);
 /* Looks at the header of every file and compares it with the claims. 0 or -errno. */
-int walk_files(struct fsck *f);
+DG_MUST_CHECK int walk_files(struct fsck *f);
 void walk_free(struct fsck *f);
 
 #endif

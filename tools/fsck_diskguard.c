@@ -6,7 +6,6 @@
 #include <string.h>
 
 #include "core/log.h"
-#include "look.h"
 #include "mounts.h"
 
 static const char usage_text[] =
@@ -176,7 +175,7 @@ static int open_store(struct fsck *f)
     mounts_free(&mounts);
     if (r < 0)
         return r;
-    r = f->dry_run ? look_store(f->datastore, &f->store, &why) : store_open(f->datastore, &f->store, &why);
+    r = f->dry_run ? store_look(f->datastore, &f->store, &why) : store_open(f->datastore, &f->store, &why);
     if (r < 0 && !(r == -EXDEV && f->dry_run)) {
         report_error(f, "%s", why.text[0] ? why.text : strerror(-r));
         return r;

@@ -206,7 +206,7 @@ static int journal_damaged(struct fsck *f, const struct why *why)
             f, "This host's journal is damaged. Set it aside, and go on from the claims on the datastore"))
         return set_aside(f);
     report_other(f, "journal-damaged", false, why->text,
-                 "fsck.diskguard -y sets it aside and goes on from the claims on the datastore");
+                 "fsck.diskguard -y DATASTORE sets it aside and goes on from the claims on the datastore");
     if (!f->dry_run)
         report_say(f, "Only looking.");
     f->dry_run = true;

@@ -137,8 +137,8 @@ void report_problem(struct fsck *f, enum problem p, const struct record *rec, co
                     const char *verb)
 {
     struct problem_info filled = *problem_info(p), *info = &filled;
-    const struct out_words words = {f->store.path, rec->host[0] ? rec->host : NULL, NULL};
-    char repair[TEXT_MAX];
+    const struct out_words words = {out_quote(f->store.path), rec->host[0] ? rec->host : NULL, NULL};
+    char repair[OUT_FILL_MAX];
 
     out_fill(filled.repair, &words, repair, sizeof(repair));
     filled.repair = repair;
@@ -180,14 +180,14 @@ void report_recover(void *arg, const struct record *rec, struct recover_decision
 
 void report_other(struct fsck *f, const char *code, bool corrected, const char *message, const char *repair)
 {
-    char text[TEXT_MAX];
+    char text[OUT_FILL_MAX];
 
     if (corrected)
         f->corrected++;
     else
         f->left++;
     if (repair) {
-        out_fill(repair, &(struct out_words){.datastore = f->store.path}, text, sizeof(text));
+        out_fill(repair, &(struct out_words){.datastore = out_quote(f->store.path)}, text, sizeof(text));
         repair = text;
     }
     if (f->json) {

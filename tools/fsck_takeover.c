@@ -66,7 +66,7 @@ static int find(struct fsck *f, struct search *s)
     }
     if (s->n == 0) {
         report_error(f, "no host %s is known on %s: diskguardctl hosts --datastore %s lists them", s->wanted,
-                     f->store.path, f->store.path);
+                     f->store.path, out_quote(f->store.path));
         return -EINVAL;
     }
     if (s->n > 1) {

@@ -6,23 +6,6 @@
 
 #define LINKS_MAX 40 /* symbolic links followed in one path, as the kernel (path_resolution(7)) */
 
-/* Undoes the octal escapes of mountinfo in place. */
-static void unescape(char *s)
-{
-    char *to = s;
-
-    for (; *s; s++) {
-        if (s[0] == '\\' && s[1] >= '0' && s[1] <= '3' && s[2] >= '0' && s[2] <= '7' && s[3] >= '0' &&
-            s[3] <= '7') {
-            *to++ = (char)((s[1] - '0') * 64 + (s[2] - '0') * 8 + (s[3] - '0'));
-            s += 3;
-        } else {
-            *to++ = *s;
-        }
-    }
-    *to = '\0';
-}
-
 static void mount_clear(struct mount *m)
 {
     free(m->point);
@@ -72,11 +55,11 @@ static int parse_line(struct mounts *m, const char *line)
 
     if (!dash || sscanf(line, "%*u %*u %u:%u %*s %ms", &one.major, &one.minor, &one.point) != 3)
         goto out;
-    unescape(one.point);
+    base_unescape_octal(one.point);
     hide(m, one.point);
     if (sscanf(dash, " - %ms %ms", &type, &one.source) != 2 || strcmp(type, MOUNTS_TYPE) != 0)
         goto out;
-    unescape(one.source);
+    base_unescape_octal(one.source);
     r = add(m, &one);
     if (r == 0)
         memset(&one, 0, sizeof(one));

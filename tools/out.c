@@ -37,6 +37,7 @@ char *out_strdup(const char *s)
 
 /* ---- text ---- */
 
+/* Control characters, but the end of a line, become '?'. */
 static void tame(char *s)
 {
     for (; *s; s++)
@@ -44,21 +45,37 @@ static void tame(char *s)
             *s = '?';
 }
 
+static void tame_line(char *s)
+{
+    tame(s);
+    for (; (s = strchr(s, '\n')); s++)
+        *s = '?';
+}
+
 void out_program(const char *name)
 {
     program = name;
 }
 
-void out_error(const char *fmt, ...)
+/* The formatted text, tamed; to be freed. */
+static char *format(const char *fmt, va_list ap)
 {
     char *text = NULL;
+
+    if (vasprintf(&text, fmt, ap) < 0)
+        out_no_memory();
+    tame(text);
+    return text;
+}
+
+void out_error(const char *fmt, ...)
+{
+    char *text;
     va_list ap;
 
     va_start(ap, fmt);
-    if (vasprintf(&text, fmt, ap) < 0)
-        out_no_memory();
+    text = format(fmt, ap);
     va_end(ap);
-    tame(text);
     fflush(stdout);
     fprintf(stderr, "%s: %s\n", program, text);
     free(text);
@@ -66,14 +83,12 @@ void out_error(const char *fmt, ...)
 
 void out_line(const char *fmt, ...)
 {
-    char *text = NULL;
+    char *text;
     va_list ap;
 
     va_start(ap, fmt);
-    if (vasprintf(&text, fmt, ap) < 0)
-        out_no_memory();
+    text = format(fmt, ap);
     va_end(ap);
-    tame(text);
     fputs(text, stdout);
     free(text);
 }
@@ -85,10 +100,19 @@ const char *out_tame(const char *text)
     char *s = buf[turn++ % 4];
 
     snprintf(s, sizeof(buf[0]), "%s", text);
-    tame(s);
-    for (char *p = s; *p; p++)
-        if (*p == '\n')
-            *p = '?';
+    tame_line(s);
+    return s;
+}
+
+const char *out_quote(const char *text)
+{
+    static char buf[4][4 * 4200];
+    static unsigned turn;
+    char *s = buf[turn++ % 4];
+
+    if (base_quote(text, s, sizeof(buf[0])) != s)
+        return "PATH";
+    tame_line(s);
     return s;
 }
 
@@ -99,20 +123,24 @@ void out_fill(const char *text, const struct out_words *words, char *ret, size_t
     } table[] = {{"DATASTORE", words->datastore}, {"HOST", words->host}, {"IMAGE", words->image}};
     size_t used = 0;
 
-    ret[0] = '\0';
     while (*text && used + 1 < size) {
         const char *value = NULL;
-        size_t len = 1;
+        size_t len = 1, room = size - used;
 
         for (size_t i = 0; i < sizeof(table) / sizeof(table[0]) && !value; i++)
-            if (table[i].value && strncmp(text, table[i].word, strlen(table[i].word)) == 0) {
+            if (table[i].value && strncmp(text, table[i].word, strlen(table[i].word)) == 0 &&
+                strlen(table[i].value) < room) {
                 value = table[i].value;
                 len = strlen(table[i].word);
             }
-        used += (size_t)snprintf(ret + used, size - used, "%.*s", value ? (int)strlen(value) : 1,
-                                 value ? value : text);
+        if (value)
+            memcpy(ret + used, value, strlen(value));
+        else
+            ret[used] = *text;
+        used += value ? strlen(value) : 1;
         text += len;
     }
+    ret[used] = '\0';
 }
 
 const char *out_human(uint64_t bytes, char ret[32])
@@ -170,10 +198,7 @@ void out_table_row(struct out_table *t, const char *const *cell)
     for (unsigned i = 0; i < t->columns; i++) {
         char *s = out_strdup(cell[i] && cell[i][0] ? cell[i] : "-");
 
-        tame(s);
-        for (char *p = s; *p; p++)
-            if (*p == '\n')
-                *p = '?';
+        tame_line(s);
         t->cell[t->rows * t->columns + i] = s;
     }
     t->rows++;
@@ -226,34 +251,21 @@ struct json_object *out_object(void)
     return o;
 }
 
-/* Length of the valid UTF-8 sequence at s (RFC 3629), 0 if there is none. */
-static size_t utf8_length(const unsigned char *s)
+struct json_object *out_json_string(const char *text)
 {
-    size_t n = s[0] < 0x80 ? 1 : s[0] < 0xc2 ? 0 : s[0] < 0xe0 ? 2 : s[0] < 0xf0 ? 3 : s[0] < 0xf5 ? 4 : 0;
+    size_t size = 3 * strlen(text) + 1;
+    char *buf = out_alloc(size);
+    struct json_object *o;
 
-    for (size_t i = 1; i < n; i++)
-        if ((s[i] & 0xc0) != 0x80)
-            return 0;
-    if ((s[0] == 0xe0 && s[1] < 0xa0) || (s[0] == 0xed && s[1] > 0x9f) || (s[0] == 0xf0 && s[1] < 0x90) ||
-        (s[0] == 0xf4 && s[1] > 0x8f))
-        return 0;
-    return n;
+    base_utf8(text, buf, size);
+    o = json_object_new_string(buf);
+    free(buf);
+    return o;
 }
 
 void out_json_text(struct json_object *o, const char *key, const char *text)
 {
-    char *buf = out_alloc(3 * strlen(text) + 1);
-    size_t used = 0;
-
-    for (const unsigned char *s = (const unsigned char *)text; *s;) {
-        size_t n = utf8_length(s);
-
-        memcpy(buf + used, n ? (const char *)s : "\xef\xbf\xbd", n ? n : 3);
-        used += n ? n : 3;
-        s += n ? n : 1;
-    }
-    json_object_object_add(o, key, json_object_new_string_len(buf, (int)used));
-    free(buf);
+    json_object_object_add(o, key, out_json_string(text));
 }
 
 void out_json_text_or_null(struct json_object *o, const char *key, const char *text)

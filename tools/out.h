@@ -25,12 +25,16 @@ void out_line(const char *fmt, ...) DG_PRINTF(1, 2);
  * turn. */
 const char *out_tame(const char *text);
 
+/* The same for a command that the reader may copy: quoted for a shell where it needs that (base_quote). */
+const char *out_quote(const char *text);
+
 /* Copies text with the words DATASTORE, HOST and IMAGE, which stand for the reader's own (core/problem.c),
- * replaced; a NULL leaves the word. */
+ * replaced; a NULL leaves the word, and so does a value that does not fit. They stand in commands: give them quoted. */
 struct out_words {
     const char *datastore, *host, *image;
 };
 void out_fill(const char *text, const struct out_words *words, char *ret, size_t size);
+#define OUT_FILL_MAX 9216u /* bytes for a text with two paths (PATH_MAX, limits.h) */
 
 /* "20 GiB", "512 B", "1.5 GiB" */
 const char *out_human(uint64_t bytes, char ret[32]);
@@ -55,9 +59,10 @@ void out_table_free(struct out_table *t);
 /* ---- JSON ---- */
 
 struct json_object *out_object(void); /* {"version":1} */
-/* Bytes that are not UTF-8 become U+FFFD. NULL or "" with `null` true is null. */
+/* Bytes that are not UTF-8 become U+FFFD (base_utf8). */
+struct json_object *out_json_string(const char *text);
 void out_json_text(struct json_object *o, const char *key, const char *text);
-void out_json_text_or_null(struct json_object *o, const char *key, const char *text);
+void out_json_text_or_null(struct json_object *o, const char *key, const char *text); /* NULL or "": null */
 void out_json_u64(struct json_object *o, const char *key, uint64_t n);
 void out_json_bool(struct json_object *o, const char *key, bool b);
 void out_json_print(struct json_object *o); /* one line per object on stdout; consumes o */

@@ -113,6 +113,75 @@ int base_unescape(const char *text, size_t len, char *ret, size_t size)
     return 0;
 }
 
+void base_unescape_octal(char *s)
+{
+    char *to = s;
+
+    for (; *s; s++) {
+        if (s[0] == '\\' && s[1] >= '0' && s[1] <= '3' && s[2] >= '0' && s[2] <= '7' && s[3] >= '0' &&
+            s[3] <= '7') {
+            *to++ = (char)((s[1] - '0') * 64 + (s[2] - '0') * 8 + (s[3] - '0'));
+            s += 3;
+        } else {
+            *to++ = *s;
+        }
+    }
+    *to = '\0';
+}
+
+/* Means itself to every shell, also at the start of a word. */
+static bool is_word(const char *text)
+{
+    for (const unsigned char *s = (const unsigned char *)text; *s; s++)
+        if (*s < 0x80 && !(*s >= 'a' && *s <= 'z') && !(*s >= 'A' && *s <= 'Z') &&
+            !(*s >= '0' && *s <= '9') && !strchr("/._-+,:@%", *s))
+            return false;
+    return text[0] != '\0';
+}
+
+const char *base_quote(const char *text, char *ret, size_t size)
+{
+    const char *quote = is_word(text) ? "" : "'";
+    size_t used = (size_t)snprintf(ret, size, "%s%s", quote, text[0] == '-' ? "./" : "");
+
+    for (; *text && used < size; text++)
+        used += (size_t)(*text == '\'' ? snprintf(ret + used, size - used, "'\\''")
+                                       : snprintf(ret + used, size - used, "%c", *text));
+    if (used < size)
+        used += (size_t)snprintf(ret + used, size - used, "%s", quote);
+    return used < size ? ret : "PATH";
+}
+
+/* Length of the valid UTF-8 sequence at s (RFC 3629), 0 if there is none. */
+static size_t utf8_length(const unsigned char *s)
+{
+    size_t n = s[0] < 0x80 ? 1 : s[0] < 0xc2 ? 0 : s[0] < 0xe0 ? 2 : s[0] < 0xf0 ? 3 : s[0] < 0xf5 ? 4 : 0;
+
+    for (size_t i = 1; i < n; i++)
+        if ((s[i] & 0xc0) != 0x80)
+            return 0;
+    if ((s[0] == 0xe0 && s[1] < 0xa0) || (s[0] == 0xed && s[1] > 0x9f) || (s[0] == 0xf0 && s[1] < 0x90) ||
+        (s[0] == 0xf4 && s[1] > 0x8f))
+        return 0;
+    return n;
+}
+
+void base_utf8(const char *text, char *ret, size_t size)
+{
+    size_t used = 0;
+
+    for (const unsigned char *s = (const unsigned char *)text; *s;) {
+        size_t n = utf8_length(s), put = n ? n : 3;
+
+        if (used + put >= size)
+            break;
+        memcpy(ret + used, n ? (const char *)s : "\xef\xbf\xbd", put);
+        used += put;
+        s += n ? n : 1;
+    }
+    ret[used] = '\0';
+}
+
 /* Leading decimal number of text; *ret_end is set behind it. One spelling of each value: no leading zeros. */
 static int number(const char *text, uint64_t *ret, const char **ret_end)
 {

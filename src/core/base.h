@@ -1,4 +1,4 @@
-/* base.h: what every module uses: cleanup attributes, hexadecimal, percent encoding, uuids, explanations. No I/O but getrandom. */
+/* base.h: what every module uses: cleanup attributes, explanations, texts for files, shells and JSON, numbers, uuids, time. No I/O but getrandom. */
 #ifndef DISKGUARD_BASE_H
 #define DISKGUARD_BASE_H
 
@@ -55,6 +55,17 @@ DG_MUST_CHECK int base_unhex(const char *text, size_t n, uint8_t *ret);
 DG_MUST_CHECK int base_escape(const char *text, char *ret, size_t size);
 /* The reverse. 0, -EINVAL (bad escape, or an encoded NUL) or -ENAMETOOLONG. */
 DG_MUST_CHECK int base_unescape(const char *text, size_t len, char *ret, size_t size);
+
+/* Undoes the octal escapes of /proc/self/mountinfo (proc(5)) in place. */
+void base_unescape_octal(char *s);
+
+/* A word for sh(1), for a command that a person may copy: in single quotes where it needs them, and never an option. Returns ret, or "PATH" where
+ * it does not fit: a command with half a path would act on something else. */
+const char *base_quote(const char *text, char *ret, size_t size);
+
+/* File names are bytes, JSON is UTF-8 (RFC 3629): each byte that is no part of it becomes U+FFFD. What does not fit is cut off between two
+ * characters; 3 * strlen(text) + 1 bytes are always enough. */
+void base_utf8(const char *text, char *ret, size_t size);
 
 /* Parses a whole decimal number (no sign, no space, no surplus). 0, -EINVAL or -ERANGE. */
 DG_MUST_CHECK int base_u64(const char *text, uint64_t *ret);

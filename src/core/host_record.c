@@ -311,6 +311,8 @@ static void explain_busy(const struct store *s, const char *uuid, struct why *wh
 static void explain_rejected(const struct store *s, const struct host *h, const struct host_record *rec,
                              bool alive, struct why *why)
 {
+    char quoted[256];
+
     if (alive)
         why_set(why,
                 "another running host, %s, has this host's uuid %s on " P
@@ -323,17 +325,20 @@ static void explain_rejected(const struct store *s, const struct host *h, const 
                 "machine is a clone: give each "
                 "host a uuid of its own (systemd-machine-id-setup, or host-id=); or its state directory was "
                 "lost: "
-                "fsck.diskguard --takeover %s --confirm-host-is-down " P,
-                h->uuid, s->path, rec->name, rec->beat_time, h->uuid, s->path);
+                "fsck.diskguard --takeover %s --confirm-host-is-down %s",
+                h->uuid, s->path, rec->name, rec->beat_time, h->uuid,
+                base_quote(s->path, quoted, sizeof(quoted)));
 }
 
 static int explain_failed(const struct store *s, const struct host *h, int err, struct why *why)
 {
+    char quoted[256];
+
     if (err == -EBADMSG)
         why_set(why,
                 P "/" DG_DIR "/hosts/%s is damaged; after a look at it: fsck.diskguard --takeover %s "
-                  "--confirm-host-is-down " P,
-                s->path, h->uuid, h->uuid, s->path);
+                  "--confirm-host-is-down %s",
+                s->path, h->uuid, h->uuid, base_quote(s->path, quoted, sizeof(quoted)));
     else if (err == -EPROTONOSUPPORT)
         why_set(why, P "/" DG_DIR "/hosts/%s was written by a newer diskguard; update diskguard on this host",
                 s->path, h->uuid);

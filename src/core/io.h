@@ -127,11 +127,11 @@ struct io_fstype {
     enum fence_kind fence;
     enum fencing fencing; /* NFS: of version 4; the mount's options have their say in io_fencing() */
     bool shared;          /* more than one host can mount it */
-    bool
-        stale_data; /* a client may go on showing cached data that another host has changed since (measured on NFS; OCFS2 and GFS2 were always
-                        coherent; the others were not measured) */
-    bool
-        flock_meets_fence; /* flock and byte locks are one name space there (NFS), so that a user's flock would meet the fence */
+    /* A client may go on showing cached data that another host has changed since (measured on NFS; OCFS2 and GFS2 were always coherent; the others
+     * were not measured). */
+    bool stale_data;
+    /* flock and byte locks are one name space there (NFS), so that a user's flock would meet the fence. */
+    bool flock_meets_fence;
 };
 /* Never NULL: an unknown type gets a row of its own name "unknown", OFD. */
 const struct io_fstype *io_fstype(int fd);

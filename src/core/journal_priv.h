@@ -47,7 +47,7 @@ struct journal {
 
 /* Makes the database file as large as its pages need, in steps of this many bytes. 0, -ENOSPC or -errno. */
 #define JOURNAL_CHUNK (256 * 1024)
-int journal_reserve(struct journal *j, uint64_t size);
+DG_MUST_CHECK int journal_reserve(struct journal *j, uint64_t size);
 
 /* The errno, negative, of a failed call: of `result` and of what the database remembers of it. */
 int journal_errno(struct sqlite3 *db, int result);

@@ -80,9 +80,6 @@ static const struct problem_info table[PROBLEM_COUNT] = {
          "the image is sealed, but no claim and no journal row of this host says what its header was",
          "run fsck.diskguard -p DATASTORE on each host that may have held it (the seal can name it); else "
          "restore the header from a backup"},
-    [PROBLEM_OLD_GENERATION] = {"old-generation", SEV_PREEN,
-                                "an outdated claim record was left by a crash; a later one rules",
-                                "fsck.diskguard -p DATASTORE removes it"},
     [PROBLEM_STALE_TMP] = {"stale-tmp", SEV_PREEN, "a half-written record was left by a crash",
                            "fsck.diskguard -p DATASTORE removes it"},
 };

@@ -28,10 +28,9 @@ enum problem {
     PROBLEM_WRONG_HANDLE,      /* the inode number belongs to another file now: STOP */
     PROBLEM_UNREADABLE,        /* the image or the claim cannot be read: STOP, retry */
     PROBLEM_CLAIM_MISSING, /* our row says sealed, header is sealed, no claim at all: restore only when a person agrees */
-    PROBLEM_IMPOSSIBLE,     /* a combination that the protocol never makes: STOP */
-    PROBLEM_ORPHAN,         /* a sealed image without claim and without row: STOP */
-    PROBLEM_OLD_GENERATION, /* a lower generation of a key, left by a crash: FORGET it */
-    PROBLEM_STALE_TMP,      /* a record in tmp/ that nobody is writing */
+    PROBLEM_IMPOSSIBLE, /* a combination that the protocol never makes: STOP */
+    PROBLEM_ORPHAN,     /* a sealed image without claim and without row: STOP */
+    PROBLEM_STALE_TMP,  /* a record in tmp/ that nobody is writing */
     PROBLEM_COUNT
 };
 

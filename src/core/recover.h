@@ -16,7 +16,7 @@ enum row_kind {
 enum owner {
     OWNER_MINE, /* this host uuid and installation */
     OWNER_FOREIGN,
-    OWNER_CONFIRMED /* foreign, and a person confirmed that this host is down (fsck --takeover), or may_take said so */
+    OWNER_CONFIRMED /* foreign, and a person confirmed that its host is down (fsck --takeover), or may_take said so */
 };
 enum image_kind {
     IMAGE_FOUND, /* open, its handle is the recorded one */
@@ -28,9 +28,9 @@ enum image_kind {
 /* Everything the decision depends on, and nothing else. */
 struct recover_input {
     enum row_kind row;
-    bool
-        row_sealed; /* for ROW_VALID: its step is sealed, restoring or stuck, so its claim was proved and used. Otherwise (claimed,
-                                   * armed) the claim of the row's generation may never have been made, or another host may have been faster */
+    /* For ROW_VALID: its step is sealed, restoring or stuck, so its claim was proved and used. Otherwise (claimed, armed) the claim of the row's
+     * generation may never have been made, or another host may have been faster. */
+    bool row_sealed;
     enum claim_kind claim;
     int claim_error;  /* for CLAIM_BAD */
     enum owner owner; /* of the claim, where HELD or FREE (FREE: the host that freed it) */

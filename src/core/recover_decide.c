@@ -47,22 +47,27 @@ static struct recover_decision decide_foreign(const struct recover_input *in)
     return decision(RECOVER_FORGET, PROBLEM_STALE_ROW);
 }
 
-/* Problems of the image that stop everything that would have to look at it. PROBLEM_NONE: it was found, or is
- * surely gone. */
-static enum problem image_problem(const struct recover_input *in)
+/* What the image itself decides, without a look at its header. false: it was found, and the header decides. */
+static bool decide_by_image(const struct recover_input *in, struct recover_decision *ret)
 {
     switch (in->image) {
     case IMAGE_FOUND:
+        return false;
     case IMAGE_GONE:
-        return PROBLEM_NONE;
+        *ret = decision(RECOVER_FORGET, PROBLEM_VANISHED);
+        return true;
     case IMAGE_OTHER:
-        return PROBLEM_WRONG_HANDLE;
+        *ret = stop(PROBLEM_WRONG_HANDLE);
+        return true;
     case IMAGE_UNREADABLE:
-        return PROBLEM_UNREADABLE;
+        *ret = stop(PROBLEM_UNREADABLE);
+        return true;
     case IMAGE_BUSY:
-        return PROBLEM_BUSY_WRITER;
+        *ret = stop(PROBLEM_BUSY_WRITER);
+        return true;
     }
-    return PROBLEM_IMPOSSIBLE;
+    *ret = stop(PROBLEM_IMPOSSIBLE);
+    return true;
 }
 
 /* Held by this host, or by one that a person confirmed to be down: the claim rules, and the header says how
@@ -71,6 +76,7 @@ static enum problem image_problem(const struct recover_input *in)
 static struct recover_decision decide_held(const struct recover_input *in)
 {
     bool mine = in->owner == OWNER_MINE;
+    struct recover_decision d;
 
     /* By 4 we never journal a generation above a claim that we hold, unless its image is gone and the number
      * is in use again: then we crashed before the link. Anything else is storage that lost what it had called
@@ -84,10 +90,8 @@ static struct recover_decision decide_held(const struct recover_input *in)
     if (!mine && in->row == ROW_BAD && in->generation <= 0)
         return stop(PROBLEM_BAD_ROW);
 
-    if (image_problem(in) != PROBLEM_NONE)
-        return stop(image_problem(in));
-    if (in->image == IMAGE_GONE)
-        return decision(RECOVER_FORGET, PROBLEM_VANISHED);
+    if (decide_by_image(in, &d))
+        return d;
     switch (in->header) {
     case HEADER_TRUE:
     case HEADER_NOPLAN:
@@ -107,6 +111,7 @@ static struct recover_decision decide_unheld(const struct recover_input *in)
 {
     bool freed = in->claim == CLAIM_FREE && in->generation >= 0;
     bool freed_by_us = freed && in->generation == 0 && in->owner == OWNER_MINE;
+    struct recover_decision d;
 
     /* By 2 the image was restored; only the row's removal is missing. Without 3's word that we ever had that
      * claim, another host won it, and freed it: the same. A row that does not decode could not be used in any
@@ -117,10 +122,8 @@ static struct recover_decision decide_unheld(const struct recover_input *in)
     if (in->row == ROW_BAD)
         return stop(PROBLEM_BAD_ROW);
 
-    if (image_problem(in) != PROBLEM_NONE)
-        return stop(image_problem(in));
-    if (in->image == IMAGE_GONE)
-        return decision(RECOVER_FORGET, PROBLEM_VANISHED);
+    if (decide_by_image(in, &d))
+        return d;
     switch (in->header) {
     case HEADER_TRUE:
     case HEADER_NOPLAN:

@@ -21,9 +21,9 @@ struct seal {
     int fd;
     struct seal_policy policy;
     struct record *rec;
-    bool
-        unfence; /* seal_restore() drops the fence lock when nothing is left to write to the image, before it frees the claim: who finds the claim free
-                   * finds the fence free, too */
+    /* seal_restore() drops the fence lock when nothing is left to write to the image, before it frees the claim: who finds the claim free finds
+     * the fence free, too. */
+    bool unfence;
 };
 
 /* Writes rec to the journal and then to its claim, with the next seq. -ESTALE: fenced. */

@@ -15,8 +15,10 @@
 #define HANDLE_TEXT (2 * IO_HANDLE_MAX + 16)
 #define TMP_NAME 64
 
-/* A path is cut in explanations, so that the way out at the end of the line is never what falls off. */
+/* A path is cut in explanations, so that the way out at the end of the line is never what falls off; not in
+ * commands (base_quote). */
 #define P "%.200s"
+#define QUOTED 256
 #define D P "/" DG_DIR
 
 const char *store_hint(int err)
@@ -168,13 +170,12 @@ static int root_open(const char *path, struct store *s, struct why *why)
     s->dev = st.st_dev;
     s->fs = io_fstype(s->root_fd);
     s->fence = s->fs->fence;
-    return not_nested(s, why);
+    return 0;
 }
 
-/* Is the opened .diskguard one that nobody else can play with? The owner may differ from us only where the
- * server maps our user to that owner (all_squash with anonuid); tmp_probe proves that, and *ret_mapped says
- * that it has to. */
-static int dir_check(const struct store *s, bool *ret_mapped, ino_t *ret_ino, struct why *why)
+/* Is the opened .diskguard one that nobody else can play with? Notes whose it is: the owner may differ from us
+ * only where the server maps our user to that owner (all_squash with anonuid); tmp_probe proves that. */
+static int dir_check(struct store *s, struct why *why)
 {
     struct stat st;
     int r = io_fresh_stat(s->dir_fd, &st);
@@ -197,24 +198,27 @@ static int dir_check(const struct store *s, bool *ret_mapped, ino_t *ret_ino, st
                 s->path, (unsigned)(st.st_mode & 07777));
         return -EPERM;
     }
-    *ret_mapped = st.st_uid != geteuid();
-    *ret_ino = st.st_ino;
+    s->owner = st.st_uid;
+    s->mapped = st.st_uid != geteuid();
+    s->dir_ino = st.st_ino;
     return 0;
 }
 
 /* Says why .diskguard could not be opened or made. */
 static void dir_explain(const struct store *s, int err, const char *verb, struct why *why)
 {
+    char quoted[QUOTED];
+
     if (err == -ENOENT)
         why_set(why,
                 P " is not a datastore (no .diskguard in it); is the storage mounted? For a new "
-                  "one: diskguardctl init " P,
-                s->path, s->path);
+                  "one: diskguardctl init %s",
+                s->path, base_quote(s->path, quoted, sizeof(quoted)));
     else if (err == -ENOTDIR)
         why_set(why,
                 D " or a directory in it is not a directory (a symlink or a file): somebody else "
-                  "made it; move it away, then diskguardctl init " P,
-                s->path, s->path);
+                  "made it; move it away, then diskguardctl init %s",
+                s->path, base_quote(s->path, quoted, sizeof(quoted)));
     else
         why_set(why, "cannot %s " D ": %s; %s", verb, s->path, strerror(-err), store_hint(err));
 }
@@ -266,7 +270,7 @@ static int handle_text(int fd, char ret[HANDLE_TEXT])
 
 static int datastore_read(struct store *s, char root[HANDLE_TEXT], struct why *why)
 {
-    char uuid[sizeof(dg_uuid)], made[32];
+    char uuid[sizeof(dg_uuid)], made[32], quoted[QUOTED];
     const struct text_field f[] = {
         {"uuid", uuid, sizeof(uuid)}, {"root", root, HANDLE_TEXT}, {"made", made, sizeof(made)}};
     _cleanup_free_ char *text = NULL;
@@ -274,8 +278,8 @@ static int datastore_read(struct store *s, char root[HANDLE_TEXT], struct why *w
     int r = io_fresh_text(s->dir_fd, STORE_FILE, STORE_TEXT_MAX, &text, &len);
 
     if (r == -ENOENT) {
-        why_set(why, D " has no file `datastore`: an init did not finish; run diskguardctl init " P " again",
-                s->path, s->path);
+        why_set(why, D " has no file `datastore`: an init did not finish; run diskguardctl init %s again",
+                s->path, base_quote(s->path, quoted, sizeof(quoted)));
         return r;
     }
     if (r == 0)
@@ -411,14 +415,13 @@ static int init_may_go_on(const struct store *s, struct why *why)
  * to its fsync. */
 static int init_dirs(struct store *s, struct why *why)
 {
-    bool mapped; /* store_open, at the end of store_init, judges the owner */
     int r = dir_make(s->root_fd, DG_DIR, &s->dir_fd);
 
     if (r < 0) {
         dir_explain(s, r, "make", why);
         return r;
     }
-    r = dir_check(s, &mapped, &s->dir_ino, why);
+    r = dir_check(s, why); /* store_open, at the end of store_init, judges the owner */
     if (r < 0)
         return r;
     r = init_may_go_on(s, why);
@@ -443,6 +446,8 @@ int store_init(const char *path, struct store *ret, struct why *why)
     store_clear(ret);
     store_clear(&s);
     r = root_open(path, &s, &reason);
+    if (r == 0)
+        r = not_nested(&s, &reason);
     if (r < 0)
         goto out;
     r = init_dirs(&s, &reason);
@@ -467,11 +472,11 @@ out:
 
 /* Can we write there, and does what we write belong to the owner of .diskguard? 1: yes; 0: read-only; -errno.
  */
-static int tmp_probe(const struct store *s, bool mapped)
+static int tmp_probe(const struct store *s)
 {
     char name[TMP_NAME];
     _cleanup_close_ int fd = -1;
-    struct stat st, dir;
+    struct stat st;
     int r = tmp_name("open", name);
 
     if (r < 0)
@@ -480,19 +485,17 @@ static int tmp_probe(const struct store *s, bool mapped)
     if (fd == -EROFS || fd == -EACCES || fd == -EPERM)
         return 0;
     if (fd == -ENOSPC || fd == -EDQUOT)
-        return mapped ? fd : 1; /* full, but not read-only: restoring and releasing may still find room */
+        return s->mapped ? fd : 1; /* full, but not read-only: restoring and releasing may still find room */
     if (fd < 0)
         return fd;
-    r = mapped ? io_fresh_stat(fd, &st) : 0;
+    r = s->mapped ? io_fresh_stat(fd, &st) : 0;
     unlinkat(s->tmp_fd, name, 0);
-    if (r == 0 && mapped)
-        r = io_fresh_stat(s->dir_fd, &dir);
     if (r < 0)
         return r;
-    return mapped && st.st_uid != dir.st_uid ? -EPERM : 1;
+    return s->mapped && st.st_uid != s->owner ? -EPERM : 1;
 }
 
-static int decide_read_only(struct store *s, bool mapped, struct why *why)
+static int decide_read_only(struct store *s, struct why *why)
 {
     struct statvfs vfs;
     int r;
@@ -502,8 +505,8 @@ static int decide_read_only(struct store *s, bool mapped, struct why *why)
         why_set(why, "cannot look at the file system of " P ": %s; %s", s->path, strerror(-r), store_hint(r));
         return r;
     }
-    r = vfs.f_flag & ST_RDONLY ? 0 : tmp_probe(s, mapped);
-    if (r == 0 && mapped)
+    r = vfs.f_flag & ST_RDONLY ? 0 : tmp_probe(s);
+    if (r == 0 && s->mapped)
         r = -EPERM;
     if (r == -EPERM) {
         why_set(why,
@@ -520,46 +523,24 @@ static int decide_read_only(struct store *s, bool mapped, struct why *why)
     return 0;
 }
 
-static int owner_learn(struct store *s)
-{
-    struct stat st;
-    int r = io_fresh_stat(s->dir_fd, &st);
-
-    if (r == 0)
-        s->owner = st.st_uid;
-    return r;
-}
-
 static int open_parts(struct store *s, struct why *why)
 {
     char root[HANDLE_TEXT];
-    bool mapped;
     int r = s->dir_fd = dir_open(s->root_fd, DG_DIR);
 
     if (r < 0) {
         dir_explain(s, r, "open", why);
         return r;
     }
-    r = dir_check(s, &mapped, &s->dir_ino, why);
-    if (r < 0)
-        return r;
-    s->mapped = mapped;
-    r = owner_learn(s);
-    if (r < 0)
-        return r;
-    r = datastore_read(s, root, why);
-    if (r < 0)
-        return r;
-    r = subdirs_open(s, why);
-    if (r < 0)
-        return r;
-    r = root_compare(s, root, why);
-    if (r < 0)
-        return r;
-    return decide_read_only(s, mapped, why);
+    r = dir_check(s, why);
+    if (r == 0)
+        r = datastore_read(s, root, why);
+    if (r == 0)
+        r = subdirs_open(s, why);
+    return r < 0 ? r : root_compare(s, root, why);
 }
 
-int store_open(const char *path, struct store *ret, struct why *why)
+static int open_or_look(const char *path, bool look, struct store *ret, struct why *why)
 {
     struct store s;
     int r;
@@ -567,14 +548,28 @@ int store_open(const char *path, struct store *ret, struct why *why)
     store_clear(ret);
     store_clear(&s);
     r = root_open(path, &s, why);
+    if (r == 0 && !look)
+        r = not_nested(&s, why);
     if (r == 0)
         r = open_parts(&s, why);
+    if (look || r == -EXDEV) /* -EXDEV: everything else is good, so it may be looked at */
+        s.read_only = true;
+    else if (r == 0)
+        r = decide_read_only(&s, why);
     if (r < 0 && r != -EXDEV) {
         store_close(&s);
         return r;
     }
-    if (r == -EXDEV) /* everything else is good: fsck.diskguard -n may have a look */
-        s.read_only = true;
     *ret = s;
     return r;
+}
+
+int store_open(const char *path, struct store *ret, struct why *why)
+{
+    return open_or_look(path, false, ret, why);
+}
+
+int store_look(const char *path, struct store *ret, struct why *why)
+{
+    return open_or_look(path, true, ret, why);
 }

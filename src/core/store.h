@@ -18,9 +18,9 @@ struct store {
     const struct io_fstype *fs;
     enum fence_kind fence;
     uid_t owner; /* of .diskguard: whom the storage takes this process for, where it can write there */
-    bool
-        mapped; /* and that is not our own user: the server maps us (NFS: root_squash, all_squash), so other users' private files are closed to us */
-    bool read_only; /* nothing can be written: mount read-only */
+    bool mapped; /* and that is not our own user: the server maps us (NFS: root_squash, all_squash), so other
+                    users' private files are closed to us */
+    bool read_only; /* nothing can be written: mount read-only; or nothing may: opened by store_look */
     char path[4096];
 };
 
@@ -29,10 +29,15 @@ struct store {
 DG_MUST_CHECK int store_init(const char *path, struct store *ret, struct why *why);
 
 /* Opens; -ENOENT: never initialised (why gives the hint `diskguardctl init`); -ENOTDIR, -EPROTONOSUPPORT, -EBADMSG, -EXDEV (root's handle
- * differs: a copy of another datastore), -EPERM (.diskguard belongs to another user, or is open to group or others), -EUCLEAN (a directory
+ * differs: a copy of another datastore), -EINVAL (it lies inside another datastore), -EPERM (.diskguard belongs to another user, or is open to group or others), -EUCLEAN (a directory
  * in it is missing). After -EXDEV, and only then, *ret is open in spite of the error, and read_only, so that fsck.diskguard -n can look at a copy.
  * The fence is the file system's own; a program with an option fence= sets ret->fence afterwards. */
 DG_MUST_CHECK int store_open(const char *path, struct store *ret, struct why *why);
+
+/* The same without a write, to look only: store_open() proves by a file in tmp/ whether it may write, which fsck.diskguard -n must not and
+ * diskguardctl, which may ask twice a second, should not. So ret->read_only is always true, and whoever may read .diskguard may look, whoever
+ * owns it, and also where the datastore lies inside another one. Errors as of store_open(); after -EXDEV *ret is open, too. */
+DG_MUST_CHECK int store_look(const char *path, struct store *ret, struct why *why);
 void store_close(
     struct store *s); /* also after a failed open or init; not on a struct that neither was called with */
 

@@ -3,7 +3,7 @@
 
 #include <string.h>
 
-#define BY_HAND "once that host is surely off: fsck.diskguard --takeover %s --confirm-host-is-down"
+#define BY_HAND "once that host is surely off: fsck.diskguard --takeover %s --confirm-host-is-down DATASTORE"
 
 void takeover_watch(struct takeover_watch *w, const struct host_record *rec, uint64_t now_ms, uint64_t gap_ms)
 {

@@ -49,7 +49,8 @@ struct takeover_input {
 };
 enum takeover_verdict takeover_decide(const struct takeover_input *in);
 
-/* One sentence without its full stop: why it is refused, or what is waited for. own_why: of io_fencing(). */
+/* One sentence without its full stop: why it is refused, or what is waited for. own_why: of io_fencing(). The word DATASTORE in it stands for the
+ * reader's own, as in core/problem.h. */
 void takeover_explain(enum takeover_verdict v, const struct takeover_input *in, const char *own_why,
                       const char *host_name, const char *host_uuid, struct why *ret);
 

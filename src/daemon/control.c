@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <json-c/json.h>
+#include <limits.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -13,6 +14,7 @@
 
 #include "daemon/image.h"
 #include "daemon/keeper.h"
+#include "daemon/options.h"
 #include "daemon/takeover.h"
 #include "diskguard/control.h"
 
@@ -32,40 +34,13 @@ struct control {
 
 /* ---- answers ---- */
 
-/* Length of the valid UTF-8 sequence at s (RFC 3629), 0 if there is none. */
-static size_t utf8_length(const unsigned char *s)
-{
-    size_t n = s[0] < 0x80 ? 1 : s[0] < 0xc2 ? 0 : s[0] < 0xe0 ? 2 : s[0] < 0xf0 ? 3 : s[0] < 0xf5 ? 4 : 0;
-
-    for (size_t i = 1; i < n; i++)
-        if ((s[i] & 0xc0) != 0x80)
-            return 0;
-    if ((s[0] == 0xe0 && s[1] < 0xa0) || (s[0] == 0xed && s[1] > 0x9f) || (s[0] == 0xf0 && s[1] < 0x90) ||
-        (s[0] == 0xf4 && s[1] > 0x8f))
-        return 0;
-    return n;
-}
-
-/* File names are bytes, JSON is UTF-8: what is not UTF-8 becomes '?'. The inode number still tells the files
- * apart. */
+/* The inode number still tells files apart whose names differ only in what is not UTF-8. */
 static void add_text(struct json_object *o, const char *key, const char *text)
 {
-    char buf[4096];
-    size_t used = 0;
+    char buf[3 * PATH_MAX];
 
-    for (const unsigned char *s = (const unsigned char *)text; *s;) {
-        size_t n = utf8_length(s), take = n ? n : 1;
-
-        if (used + take >= sizeof(buf))
-            break;
-        if (n)
-            memcpy(buf + used, s, n);
-        else
-            buf[used] = '?';
-        used += take;
-        s += take;
-    }
-    json_object_object_add(o, key, json_object_new_string_len(buf, (int)used));
+    base_utf8(text, buf, sizeof(buf));
+    json_object_object_add(o, key, json_object_new_string(buf));
 }
 
 static void add_u64(struct json_object *o, const char *key, uint64_t n)
@@ -151,8 +126,6 @@ static struct json_object *options_object(const struct options *opt)
 {
     static const char *const raw[] = {
         [RAW_AUTO] = "auto", [RAW_ALL] = "all", [RAW_NONE] = "none", [RAW_GLOBS] = "globs"};
-    static const char *const takeover[] = {
-        [TAKEOVER_MANUAL] = "manual", [TAKEOVER_BY_LOCK] = "lock", [TAKEOVER_UNPROVEN] = "lock-unproven"};
     struct json_object *o = json_object_new_object(), *globs = json_object_new_array();
 
     add_u64(o, "wait", opt->wait_s);
@@ -164,7 +137,7 @@ static struct json_object *options_object(const struct options *opt)
         json_object_array_add(globs, json_object_new_string(*g));
     json_object_object_add(o, "raw_globs", globs);
     add_text(o, "fence", opt->fence_none ? "none" : "auto");
-    add_text(o, "takeover", takeover[opt->takeover]);
+    add_text(o, "takeover", options_takeover_name(opt->takeover));
     add_u64(o, "takeover_wait", opt->takeover_wait_s);
     add_text(o, "state_dir", opt->state_dir ? opt->state_dir : "");
     return o;
@@ -197,27 +170,46 @@ static struct json_object *answer_status(struct daemon *d)
     return o;
 }
 
+/* Commands that change something. */
+static bool may_change(uid_t uid)
+{
+    return uid == 0 || uid == geteuid();
+}
+
 static struct json_object *answer_retry(struct daemon *d, uid_t uid)
 {
-    if (uid != 0 && uid != geteuid())
+    struct keeper *keeper = d->keeper;
+
+    if (!may_change(uid))
         return answer_error("retry needs root, or the user that diskguard runs as");
-    if (!d->keeper)
+    if (!keeper)
         return answer_error("nothing to retry: this view is read-only");
-    keeper_kick(d->keeper);
+    keeper_kick(keeper);
     return answer_new(true);
+}
+
+/* A member of the request, or NULL where it is missing or of another type. */
+static struct json_object *member(struct json_object *request, const char *key, enum json_type type)
+{
+    struct json_object *v = NULL;
+
+    return json_object_object_get_ex(request, key, &v) && json_object_is_type(v, type) ? v : NULL;
 }
 
 static struct json_object *answer_takeover(struct daemon *d, uid_t uid, struct json_object *request)
 {
-    struct json_object *v = NULL, *o;
+    struct json_object *image = member(request, "image", json_type_string),
+                       *unproven = member(request, "unproven", json_type_boolean), *o;
     struct why why = {""};
-    if (uid != 0 && uid != geteuid())
+    uint64_t ticket;
+
+    if (!may_change(uid))
         return answer_error("takeover needs root, or the user that diskguard runs as");
-    if (!json_object_object_get_ex(request, "image", &v) || !json_object_is_type(v, json_type_string))
-        return answer_error("takeover needs the image's path below the datastore as a string: image");
-    const char *image = json_object_get_string(v);
-    bool unproven = json_object_object_get_ex(request, "unproven", &v) && json_object_get_boolean(v);
-    uint64_t ticket = takeover_start(d, image, unproven || d->opt.takeover == TAKEOVER_UNPROVEN, &why);
+    if (!image)
+        return answer_error("takeover needs \"image\", a string: the path below the datastore");
+    ticket = takeover_start(
+        d, json_object_get_string(image),
+        (unproven && json_object_get_boolean(unproven)) || d->opt.takeover == TAKEOVER_UNPROVEN, &why);
     if (ticket == 0)
         return answer_error(why.text);
     o = answer_new(true);
@@ -226,26 +218,38 @@ static struct json_object *answer_takeover(struct daemon *d, uid_t uid, struct j
     return o;
 }
 
+static const char *takeover_word(int r)
+{
+    switch (r) {
+    case 0:
+        return "free";
+    case -EAGAIN:
+        return "wait";
+    case -EBUSY:
+        return "held";
+    case -EPERM:
+    case -EUCLEAN:
+        return "refused";
+    default:
+        return "failed";
+    }
+}
+
 static struct json_object *answer_takeover_result(struct daemon *d, uid_t uid, struct json_object *request)
 {
-    struct json_object *v = NULL, *o = answer_new(true);
+    struct json_object *ticket = member(request, "ticket", json_type_int), *o;
     struct why why = {""};
     int r = -EPERM;
-    if (uid != 0 && uid != geteuid()) {
-        json_object_put(o);
+    bool ended;
+
+    if (!may_change(uid))
         return answer_error("takeover needs root, or the user that diskguard runs as");
-    }
-    uint64_t ticket = json_object_object_get_ex(request, "ticket", &v) ? json_object_get_uint64(v) : 0;
-    bool ended = takeover_ended(d, ticket, &r, &why);
+    ended = takeover_ended(d, ticket ? json_object_get_uint64(ticket) : 0, &r, &why);
+    o = answer_new(true);
     add_bool(o, "ended", ended);
     if (!ended)
         return o;
-    add_text(o, "result",
-             r == 0                         ? "free"
-             : r == -EAGAIN                 ? "wait"
-             : r == -EBUSY                  ? "held"
-             : r == -EPERM || r == -EUCLEAN ? "refused"
-                                            : "failed");
+    add_text(o, "result", takeover_word(r));
     add_text(o, "text", why.text[0] ? why.text : r < 0 ? strerror(-r) : "");
     return o;
 }
@@ -400,23 +404,6 @@ static void *run(void *arg)
 
 /* ---- start and end ---- */
 
-/* Undoes the octal escapes of /proc/self/mountinfo (proc(5)) in place. */
-static void unescape(char *s)
-{
-    char *to = s;
-
-    for (; *s; s++) {
-        if (s[0] == '\\' && s[1] >= '0' && s[1] <= '3' && s[2] >= '0' && s[2] <= '7' && s[3] >= '0' &&
-            s[3] <= '7') {
-            *to++ = (char)((s[1] - '0') * 64 + (s[2] - '0') * 8 + (s[3] - '0'));
-            s += 3;
-        } else {
-            *to++ = *s;
-        }
-    }
-    *to = '\0';
-}
-
 /* The view's device number. A stat of our own mount would wait for ourselves, so the kernel's table is read
  * instead; of several mounts on one directory the last line is the one on top. 0 or -errno. */
 static int find_device(const char *mountpoint, unsigned *ret_major, unsigned *ret_minor)
@@ -437,7 +424,7 @@ static int find_device(const char *mountpoint, unsigned *ret_major, unsigned *re
         if (!dash || strncmp(dash + 3, "fuse", 4) != 0 ||
             sscanf(line, "%*u %*u %u:%u %*s %ms", &major, &minor, &at) != 3)
             continue;
-        unescape(at);
+        base_unescape_octal(at);
         if (strcmp(at, mountpoint) != 0)
             continue;
         *ret_major = major;

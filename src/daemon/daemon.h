@@ -62,8 +62,8 @@ struct daemon {
     struct prune *prune;
     struct takeover *takeover;
     struct seal_policy policy;
-    atomic_bool
-        host_lost; /* keeper.c: the lock on this host's record is lost and could not be had again: no new claims */
+    /* keeper.c: the lock on this host's record is lost and could not be had again: no new claims. */
+    atomic_bool host_lost;
     atomic_bool stopping; /* set once at shutdown: writes are answered EIO, opens for write EBUSY */
 };
 

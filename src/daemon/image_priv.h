@@ -1,4 +1,8 @@
-/* image_priv.h: shared by image.c, image_open.c and image_edit.c; nobody else includes it. */
+/* image_priv.h: what the files of the guard share; nobody else includes it.
+ *   image.c        states, writers, restore      image_open.c   open for write, namespace operations
+ *   image_claim.c  taking the claim, the seal    image_probe.c  what a file is, and the lines of refusals
+ *   image_edit.c   I/O below FORMAT_REACH        image_mend.c   storage that answers EIO or ESTALE
+ *   image_plain.c  the fence of plain files */
 #ifndef DISKGUARD_IMAGE_PRIV_H
 #define DISKGUARD_IMAGE_PRIV_H
 
@@ -26,8 +30,8 @@ struct image {
     struct opener holder GUARDED_BY(lock);
     struct handle *writers GUARDED_BY(lock); /* every handle open for write, plain ones too */
     unsigned n_guarded GUARDED_BY(lock); /* those that hold the image, and reservations of opens under way */
-    bool
-        closed GUARDED_BY(lock); /* held for a namespace operation: nobody joins, not even the same process */
+    /* held for a namespace operation: nobody joins, not even the same process */
+    bool closed GUARDED_BY(lock);
     struct image_rival rival GUARDED_BY(lock);
     struct image_info info GUARDED_BY(lock); /* what control.c shows, so that it never waits for `header` */
     char *path GUARDED_BY(lock);             /* of info: most files never need one */
@@ -36,10 +40,10 @@ struct image {
     bool plain_borrowed GUARDED_BY(lock);    /* it is a handle's own: not to be claimed with */
     bool plain_busy GUARDED_BY(lock);        /* it is just being opened or closed: nobody may claim */
     struct timespec mtime GUARDED_BY(lock);  /* to put back when the holder wrote nothing */
-    struct image_failed *failed
-        GUARDED_BY(lock); /* image_mend.c: requests that the storage refused, for one job of the pool */
-    bool mending GUARDED_BY(lock); /* that job is under way */
-    struct image *next_busy;       /* image_table: list of images that are not IDLE */
+    /* image_mend.c: requests that the storage refused, for one job of the pool; and that job is under way */
+    struct image_failed *failed GUARDED_BY(lock);
+    bool mending GUARDED_BY(lock);
+    struct image *next_busy; /* image_table: list of images that are not IDLE */
 
     /* header: the overlay and all I/O below FORMAT_REACH. rec and fd change only under header held for writing, in a long action. */
     struct rwlock header;

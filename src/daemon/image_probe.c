@@ -146,7 +146,7 @@ void image_refused(struct daemon *d, struct inode *i, const struct opener *who, 
     enum image_state state = img->state;
     struct opener holder = img->holder;
     struct image_rival rival = img->rival;
-    char since[32];
+    char since[32], quoted[256];
     snprintf(since, sizeof(since), "%s", img->info.since);
     uint64_t generation = img->info.generation;
     mutex_unlock(&img->lock);
@@ -165,10 +165,10 @@ void image_refused(struct daemon *d, struct inode *i, const struct opener *who, 
             d, i, what,
             "asked for by pid %llu; held by host %s (%s), pid %llu, since %s, generation %llu%s. It "
             "is free when that host closes "
-            "it; if that host is down for good: fsck.diskguard --takeover %s --confirm-host-is-down",
+            "it; if that host is down for good: fsck.diskguard --takeover %s --confirm-host-is-down %s",
             (unsigned long long)who->pid, rival.host_name, rival.host, (unsigned long long)rival.pid,
             rival.since, (unsigned long long)rival.generation, rival.restoring ? ", being released" : "",
-            rival.host);
+            rival.host, base_quote(d->store.path, quoted, sizeof(quoted)));
     else if (state == IMAGE_STUCK || state == IMAGE_FENCED)
         image_log_refused(d, i, what,
                           "asked for by pid %llu; the image is %s on this host (%s); see diskguardctl why",

@@ -319,16 +319,6 @@ struct inode *inode_enter(struct inode_table *t, int fd, const struct stat *st, 
     }
 }
 
-struct inode *inode_find(struct inode_table *t, dev_t dev, ino_t ino)
-{
-    mutex_lock(&t->lock);
-    struct inode *i = find_locked(t, dev, ino);
-    if (i)
-        i->pins++;
-    mutex_unlock(&t->lock);
-    return i;
-}
-
 void inode_forget(struct inode_table *t, uint64_t nodeid, uint64_t nlookup)
 {
     struct remains r = {.fd = -1};

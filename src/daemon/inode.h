@@ -17,9 +17,9 @@ struct inode {
     ino_t ino;
     mode_t type; /* S_IFMT bits */
     int fd;      /* O_PATH */
-    struct image
-        *_Atomic image; /* guard of a regular file, made at need by image_get(), freed with the inode */
-    struct inode_locks *_Atomic locks; /* fs_lock.c, made at need, freed with the inode */
+    /* Made at need, freed with the inode: the guard of a regular file (image_get()), and its locks (fs_lock.c). */
+    struct image *_Atomic image;
+    struct inode_locks *_Atomic locks;
     /* inode.c only: */
     uint64_t nlookup;
     uint64_t pins;
@@ -34,8 +34,8 @@ struct inode {
 
 struct inode_table *inode_table_new(void);
 void inode_table_free(struct inode_table *t);
-/* The root; nodeid FUSE_ROOT_ID. Takes fd. */
-int inode_table_root(struct inode_table *t, int fd, const struct stat *st);
+/* The root; nodeid FUSE_ROOT_ID. Takes fd. 0 or -errno. */
+DG_MUST_CHECK int inode_table_root(struct inode_table *t, int fd, const struct stat *st);
 
 /* Pins the inode of a node id. NULL: unknown (answer ESTALE). */
 struct inode *inode_get(struct inode_table *t, uint64_t nodeid);
@@ -44,8 +44,6 @@ void inode_put(struct inode_table *t, struct inode *i); /* NULL is fine */
 
 /* Finds or makes the inode of an open O_PATH descriptor (always consumed), counts one lookup if `lookup`, pins it. NULL: out of memory. */
 struct inode *inode_enter(struct inode_table *t, int fd, const struct stat *st, bool lookup);
-/* The inode of (dev, ino) if known, pinned. */
-struct inode *inode_find(struct inode_table *t, dev_t dev, ino_t ino);
 void inode_forget(struct inode_table *t, uint64_t nodeid, uint64_t nlookup);
 unsigned long inode_count(const struct inode_table *t);
 
@@ -89,11 +87,11 @@ struct handle {
     atomic_bool guarded; /* counted as a writer of inode->image (image.c) */
     struct opener opener;
     atomic_bool dirty; /* wrote since the last fsync of this handle */
-    atomic_int
-        barred; /* image.c: 0, or EBUSY: the plain file that it was opened on is somebody's image now */
-    atomic_ullong looked_ms; /* image.c: when that was looked at last */
-    atomic_ullong
-        mended_ms; /* image_mend.c: when a new descriptor was last asked for, and whether that went well */
+    /* image.c: 0, or EBUSY: the plain file that it was opened on is somebody's image now; and when that was looked at last, CLOCK_MONOTONIC. */
+    atomic_int barred;
+    atomic_ullong looked_ms;
+    /* image_mend.c: when a new descriptor was last asked for, and whether that went well. */
+    atomic_ullong mended_ms;
     atomic_bool mended_ok;
     struct handle *next_writer; /* image.c: list of the writers of an inode */
     void *dir;                  /* fs_dir.c: open directory stream */

@@ -1,18 +1,18 @@
-/* keeper.h: one thread that beats in hosts/ (and locks the record anew when its lock was lost), retries STUCK images and notices lost claims. May block on the datastore; nothing waits for it
- * except shutdown. */
+/* keeper.h: one thread that beats in hosts/ (and locks the record anew when its lock was lost), retries STUCK images and notices lost claims. May
+ * block on the datastore; nothing waits for it except shutdown. */
 #ifndef DISKGUARD_KEEPER_H
 #define DISKGUARD_KEEPER_H
 
 #include "daemon/daemon.h"
 
-#define KEEPER_PERIOD_MS                                                                                     \
-    5000u /* between two rounds: a lost claim is noticed, and a STUCK image retried, at this pace */
+/* Between two rounds: a lost claim is noticed, and a STUCK image retried, at this pace. */
+#define KEEPER_PERIOD_MS 5000u
 
 /* KEEPER_PERIOD_MS; a build with hooks (core/hook.h) may have another one, DISKGUARD_BEAT_MS in the environment, so that tests of what waits for
  * beats are quick. */
 unsigned keeper_period_ms(void);
 
-/* The one before the view is mounted, which writes boot and daemon of this start into the host's record (start.c). */
+/* The number of the beat before the view is mounted, which writes boot and daemon of this start into the host's record (start.c). */
 #define KEEPER_FIRST_BEAT 1u
 
 struct keeper *keeper_new(struct daemon *d);

@@ -112,12 +112,17 @@ static int set_fence(struct parse *p, const char *value)
     return 0;
 }
 
-static int set_takeover(struct parse *p, const char *value)
+const char *options_takeover_name(enum takeover_mode t)
 {
     static const char *const words[] = {
         [TAKEOVER_MANUAL] = "manual", [TAKEOVER_BY_LOCK] = "lock", [TAKEOVER_UNPROVEN] = "lock-unproven"};
-    for (unsigned n = 0; n < sizeof(words) / sizeof(*words); n++) {
-        if (strcmp(value, words[n]) == 0) {
+    return words[t];
+}
+
+static int set_takeover(struct parse *p, const char *value)
+{
+    for (unsigned n = 0; n <= TAKEOVER_UNPROVEN; n++) {
+        if (strcmp(value, options_takeover_name((enum takeover_mode)n)) == 0) {
             p->o->takeover = (enum takeover_mode)n;
             return 0;
         }
@@ -425,7 +430,7 @@ void options_help(void)
           "  -o fence=auto|none whether writers hold the fence lock on the storage\n"
           "  -o takeover=manual|lock|lock-unproven\n"
           "                     may an open for write take an image over from a dead host by itself,\n"
-          "                     if the fence lock proves that this host cannot write any more\n"
+          "                     if the fence lock proves that the other host cannot write any more\n"
           "  -o takeover-wait=SECONDS\n"
           "                     how long an open waits for that (default: 120)\n"
           "  -o no_allow_other  only the mounting user may use the view (root's default: everybody may)\n"

@@ -20,6 +20,9 @@ bool options_view_exists(const char *datastore);
 /* Hands "name" or "name=value" on to libfuse. 0 or -ENOMEM. */
 DG_MUST_CHECK int options_to_fuse(struct options *o, const char *name, const char *value);
 
+/* The word of takeover=. */
+const char *options_takeover_name(enum takeover_mode t);
+
 void options_help(void);
 void options_free(struct options *o);
 

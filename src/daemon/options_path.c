@@ -17,22 +17,6 @@ struct mount_line {
     char type[64], source[PATH_MAX];
 };
 
-/* Undoes the octal escapes of mountinfo in place. */
-static void unescape_octal(char *text)
-{
-    char *out = text;
-    for (const char *s = text; *s; out++) {
-        unsigned value;
-        if (s[0] == '\\' && sscanf(s + 1, "%3o", &value) == 1) {
-            *out = (char)value;
-            s += 4;
-        } else {
-            *out = *s++;
-        }
-    }
-    *out = '\0';
-}
-
 static bool parse_mount_line(const char *line, unsigned *ret_id, struct mount_line *ret)
 {
     _Static_assert(PATH_MAX == 4096, "widths below");
@@ -41,9 +25,9 @@ static bool parse_mount_line(const char *line, unsigned *ret_id, struct mount_li
     const char *rest = strstr(line, " - ");
     if (!rest || sscanf(rest, " - %63s %4095s", ret->type, ret->source) != 2)
         return false;
-    unescape_octal(ret->root);
-    unescape_octal(ret->place);
-    unescape_octal(ret->source);
+    base_unescape_octal(ret->root);
+    base_unescape_octal(ret->place);
+    base_unescape_octal(ret->source);
     return true;
 }
 

@@ -23,6 +23,15 @@ class Skip(Exception):
     pass
 
 
+TESTS = []
+
+
+def test(f):
+    """A function of a Lab that is a test: main() runs it."""
+    TESTS.append(f)
+    return f
+
+
 def programs(build):
     found = {
         "ctl": os.path.join(build, "tools", "diskguardctl"),
@@ -181,22 +190,22 @@ def clean(lab, host=UUID_A):
     expect(lab.fsck("-y", host=host), 0)
 
 
-def main(tests, title):
+def main(title):
     if len(sys.argv) < 2:
         sys.exit("usage: %s BUILD-DIRECTORY [NAME-PART]" % sys.argv[0])
     prog = programs(os.path.abspath(sys.argv[1]))
     if os.geteuid() != 0:
         print("%s: not root" % title)
-        print("0 passed, 0 failed, %d skipped" % len(tests))
+        print("0 passed, 0 failed, %d skipped" % len(TESTS))
         sys.exit(0)
     count = {"ok": 0, "FAILED": 0, "skipped": 0}
-    for test in tests:
-        if len(sys.argv) > 2 and sys.argv[2] not in test.__name__:
+    for one in TESTS:
+        if len(sys.argv) > 2 and sys.argv[2] not in one.__name__:
             continue
         how, why, lab = "ok", "", None
         try:
             lab = Lab(prog)
-            test(lab)
+            one(lab)
         except Skip as e:
             how, why = "skipped", ": %s" % e
         except Exception:
@@ -205,6 +214,6 @@ def main(tests, title):
             if lab:
                 lab.close()
         count[how] += 1
-        print("%-8s %s%s" % (how, test.__name__, why), flush=True)
+        print("%-8s %s%s" % (how, one.__name__, why), flush=True)
     print("%d passed, %d failed, %d skipped" % (count["ok"], count["FAILED"], count["skipped"]))
     sys.exit(1 if count["FAILED"] else 0)

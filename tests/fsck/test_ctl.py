@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import struct
 import subprocess
@@ -13,15 +14,7 @@ import zlib
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from lab import NOBODY, STATES, UUID_A, UUID_B, expect, main, until  # noqa: E402
-
-TESTS = []
-
-
-def test(f):
-    TESTS.append(f)
-    return f
-
+from lab import NOBODY, STATES, UUID_A, UUID_B, expect, main, test, until  # noqa: E402
 
 def raw(lab, *args, **kw):
     """On the datastore itself; nothing that only asks may change it."""
@@ -270,7 +263,37 @@ def names_from_strangers(lab):
         r = raw(lab, *args)
         assert "\x1b" not in r.out and "x?]0;?" in r.out, r
         o = json.loads(raw(lab, "--json", *args).out.encode("utf-8", "strict"))
-        assert "x\x1b]0;\n\ufffd.qcow2" in json.dumps(o, ensure_ascii=False).encode().decode("unicode_escape", "replace") or o
+        assert o.get("image", o.get("views", [{"images": [o]}])[0]["images"][0].get("image")) == "x\x1b]0;\n\ufffd.qcow2", o
+
+
+@test
+def commands_to_copy(lab):
+    """A command that is suggested can be pasted into a shell, whatever the names are."""
+    os.rename(lab.ds, lab.dir + "/it's $HOME")
+    lab.ds = lab.dir + "/it's $HOME"
+    shutil.rmtree(os.path.join(lab.ds, ".diskguard"))
+    r = expect(lab.ctl("init", lab.ds), 0)
+    assert shlex.split(re.search("diskguard .* MOUNTPOINT$", r.out, re.M).group())[1] == lab.ds, r
+    assert "\n  %s MOUNTPOINT fuse.diskguard" % lab.ds.replace(" ", "\\040") in r.out, r
+    name = "a b;c.qcow2"
+    lab.image(name)
+    helper = lab.helper("write", name)
+    r = expect(raw(lab, "why", name), 0)
+    command = shlex.split(re.search(r"diskguardctl wait (.*)\.$", r.out, re.M).group(1))
+    assert command == ["--datastore", lab.ds, name], r
+    lab.stop(helper)
+    r = expect(raw(lab, "list"), 4)
+    assert shlex.split(re.search(r"fsck\.diskguard --takeover.*", r.out).group())[-1] == lab.ds, r
+    r = expect(lab.fsck("-n"), 4)
+    assert shlex.split(re.search(r"Way out: .*(fsck\.diskguard -p .*)\.$", r.out, re.M).group(1))[-1] == lab.ds, r
+
+
+@test
+def one_word_for_the_fence(lab):
+    lab.image("a.qcow2")
+    words = {raw(lab, "list", "--json").json()["views"][0]["fence"], raw(lab, "show", "--json", "a.qcow2").json()["datastore"]["fence"],
+             lab.ctl("init", "--json", lab.ds).json()["fence"]}
+    assert len(words) == 1 and words <= {"ofd", "flock", "none"}, words
 
 
 @test
@@ -289,4 +312,4 @@ def usage(lab):
 
 
 if __name__ == "__main__":
-    main(TESTS, "test_ctl")
+    main("test_ctl")

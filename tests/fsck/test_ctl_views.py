@@ -12,15 +12,7 @@ import time
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from lab import NOBODY, UUID_A, UUID_B, Skip, expect, main, sha, until  # noqa: E402
-
-TESTS = []
-
-
-def test(f):
-    TESTS.append(f)
-    return f
-
+from lab import NOBODY, UUID_A, UUID_B, Skip, expect, main, sha, test, until  # noqa: E402
 
 # ---- through views ----
 
@@ -333,4 +325,4 @@ def fenced_and_stuck(lab):
 
 
 if __name__ == "__main__":
-    main(TESTS, "test_ctl_views")
+    main("test_ctl_views")

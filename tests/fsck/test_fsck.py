@@ -10,15 +10,7 @@ import zlib
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from lab import STATES, UUID_A, UUID_B, UUID_C, Skip, clean, expect, main, sha, tree, unchanged  # noqa: E402
-
-TESTS = []
-
-
-def test(f):
-    TESTS.append(f)
-    return f
-
+from lab import STATES, UUID_A, UUID_B, UUID_C, Skip, clean, expect, main, sha, test, tree, unchanged  # noqa: E402
 
 # ---- the plain cases ----
 
@@ -495,4 +487,4 @@ def as_another_user(lab):
 
 
 if __name__ == "__main__":
-    main(TESTS, "test_fsck")
+    main("test_fsck")

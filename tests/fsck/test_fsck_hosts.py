@@ -8,15 +8,7 @@ import sys
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from lab import FENCE, STATES, UUID_A, UUID_B, UUID_C, clean, expect, main, sha, unchanged  # noqa: E402
-
-TESTS = []
-
-
-def test(f):
-    TESTS.append(f)
-    return f
-
+from lab import FENCE, STATES, UUID_A, UUID_B, UUID_C, clean, expect, main, sha, test, unchanged  # noqa: E402
 
 @test
 def foreign_is_only_reported(lab):
@@ -259,4 +251,4 @@ def damaged_host_record(lab):
 
 
 if __name__ == "__main__":
-    main(TESTS, "test_fsck_hosts")
+    main("test_fsck_hosts")

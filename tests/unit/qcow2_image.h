@@ -5,6 +5,7 @@
 #include "unit.h"
 
 #include "format/format.h"
+#include "qcow2_header.h"
 
 #include <inttypes.h>
 #include <stdint.h>
@@ -20,12 +21,6 @@
 #define AFTER (TABLE + ROWS * ROW)
 #define SEALED 0x5345414c45440000ull
 
-static inline void put(uint8_t *b, size_t off, unsigned width, uint64_t value)
-{
-    for (unsigned i = width; i > 0; i--, value >>= 8)
-        b[off + i - 1] = (uint8_t)value;
-}
-
 static inline uint64_t get(const uint8_t *b, size_t off)
 {
     uint64_t value = 0;
@@ -35,25 +30,13 @@ static inline uint64_t get(const uint8_t *b, size_t off)
     return value;
 }
 
-/* As qemu-img 7.2 writes it: 64 KiB clusters, version 3 with a table of feature names. */
+/* header_build() with QEMU's own feature names: five incompatible ones, one compatible, two autoclear. */
 static inline void build(uint8_t b[FORMAT_REACH], uint32_t version)
 {
     memset(b, 0, FORMAT_REACH);
-    put(b, 0, 4, 0x514649fb);
-    put(b, 4, 4, version);
-    put(b, 20, 4, 16);
-    put(b, 24, 8, VIRTUAL_SIZE);
-    put(b, 36, 4, VIRTUAL_SIZE >> 29);
-    put(b, 40, 8, 0x30000);
-    put(b, 48, 8, 0x10000);
-    put(b, 56, 4, 1);
-    if (version < 3)
-        return;
-    put(b, 96, 4, 4);
-    put(b, 100, 4, 112);
-    put(b, 112, 4, 0x6803f857);
-    put(b, 116, 4, ROWS * ROW);
-    for (unsigned i = 0; i < ROWS; i++) {
+    header_build(b, version, VIRTUAL_SIZE, ROWS, 0);
+    header_put(b, 36, 4, VIRTUAL_SIZE >> 29);
+    for (unsigned i = 0; version >= 3 && i < ROWS; i++) {
         uint8_t *row = b + TABLE + i * ROW;
 
         row[0] = i < 5 ? 0 : i < 6 ? 1 : 2;
@@ -112,7 +95,7 @@ struct change {
 static inline void change(uint8_t *b, const struct change *c, unsigned n)
 {
     for (; n > 0 && c->width; n--, c++)
-        put(b, c->off, c->width, c->value);
+        header_put(b, c->off, c->width, c->value);
 }
 
 #endif

@@ -131,7 +131,8 @@ static inline void disk_alien(void)
     cr_assert_eq(io_pwrite_all(image, "somebody", 8, 1004), 0);
 }
 
-static inline void put_claim(const struct host *h, uint64_t generation, enum claim_step step)
+/* The record as a host would write it into its claim; the caller frees it. */
+static inline struct record *record_of(const struct host *h, uint64_t generation)
 {
     struct record *r = malloc(sizeof(*r));
 
@@ -140,6 +141,13 @@ static inline void put_claim(const struct host *h, uint64_t generation, enum cla
     memcpy(r->host, h->uuid, sizeof(dg_uuid));
     memcpy(r->installation, h->installation, sizeof(dg_uuid));
     r->generation = generation;
+    return r;
+}
+
+static inline void put_claim(const struct host *h, uint64_t generation, enum claim_step step)
+{
+    struct record *r = record_of(h, generation);
+
     r->step = step == STEP_FREE ? STEP_CLAIMED : step;
     cr_assert_eq(claim_acquire(S, r), 0);
     if (step == STEP_FREE)
@@ -149,15 +157,39 @@ static inline void put_claim(const struct host *h, uint64_t generation, enum cla
 
 static inline void put_row(uint64_t generation, enum claim_step step)
 {
-    struct record *r = malloc(sizeof(*r));
+    struct record *r = record_of(&me, generation);
 
-    cr_assert_not_null(r);
-    *r = *rec;
-    r->generation = generation;
     r->step = step;
     r->seq = 2;
     cr_assert_eq(journal_put(journal, r), 0);
     free(r);
+}
+
+/* The whole of it: sealed and held by us, with a row, and written to since. */
+static inline void leave_sealed(void)
+{
+    put_claim(&me, 3, STEP_ARMED);
+    put_row(3, STEP_SEALED);
+    disk(sealed, later);
+}
+
+/* Opens the image once more, with the fence lock of a holder. The caller closes it. */
+static inline int another_writer(void)
+{
+    char path[128];
+    int fd;
+
+    snprintf(path, sizeof(path), "%s/disk.img", temp.path);
+    fd = open(path, O_RDWR | O_CLOEXEC);
+    cr_assert_eq(io_fence_shared(fd, temp.store.fence), 0);
+    return fd;
+}
+
+static inline void remove_image(void)
+{
+    cr_assert_eq(unlinkat(temp.store.root_fd, "disk.img", 0), 0);
+    close(image);
+    image = open("/dev/null", O_RDONLY | O_CLOEXEC);
 }
 
 /* ---- what is there afterwards ---- */
@@ -194,13 +226,8 @@ static inline const char *ruling(void)
 /* What another host that holds the image would write into its claim. */
 static inline void update_claim(const struct host *h, uint64_t generation, uint64_t seq)
 {
-    struct record *r = malloc(sizeof(*r));
+    struct record *r = record_of(h, generation);
 
-    cr_assert_not_null(r);
-    *r = *rec;
-    memcpy(r->host, h->uuid, sizeof(dg_uuid));
-    memcpy(r->installation, h->installation, sizeof(dg_uuid));
-    r->generation = generation;
     r->seq = seq;
     cr_assert_eq(claim_update(S, r), 0);
     free(r);
@@ -240,6 +267,22 @@ static inline void check_left(enum problem problem, const char *claim, unsigned 
     cr_assert_eq(report.done, 1, "done %d", report.done);
     cr_assert_eq(rows(), n);
     cr_assert_str_eq(ruling(), claim);
+}
+
+/* Recovers, and our own claim of generation 3 leads to the true header. */
+static inline void check_restored(struct recover *r)
+{
+    cr_assert_eq(recover_all(r), 0);
+    check_settled(RECOVER_RESTORE, PROBLEM_LEFT_SEALED, "free 3");
+    cr_assert(disk_is(truth));
+}
+
+/* Recovers, and nothing is touched: check_left(), and the image is sealed as before. */
+static inline void check_refused(struct recover *r, enum problem problem, const char *claim, unsigned n)
+{
+    cr_assert_eq(recover_all(r), 1);
+    check_left(problem, claim, n);
+    cr_assert(disk_is(sealed));
 }
 
 #define SCENE(name) Test(recover_run, name, .init = setup, .fini = teardown)

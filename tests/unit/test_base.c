@@ -88,6 +88,48 @@ Test(base, unescape_refuses)
     }
 }
 
+Test(base, unescape_octal)
+{
+    char text[] = "/a\\040b\\134c\\011\\400\\12";
+
+    base_unescape_octal(text);
+    cr_assert_str_eq(text, "/a b\\c\t\\400\\12");
+}
+
+Test(base, quote)
+{
+    static const char *const text[][2] = {
+        {"/srv/nfs/vms-1_a.qcow2", "/srv/nfs/vms-1_a.qcow2"},
+        {"/srv/\xc3\xa4", "/srv/\xc3\xa4"},
+        {"/a b", "'/a b'"},
+        {"it's", "'it'\\''s'"},
+        {"$(x);`y`", "'$(x);`y`'"},
+        {"~", "'~'"},
+        {"-n", "./-n"},
+        {"-n o", "'./-n o'"},
+        {"", "''"},
+    };
+    char ret[32];
+
+    for (size_t i = 0; i < sizeof(text) / sizeof(text[0]); i++)
+        cr_assert_str_eq(base_quote(text[i][0], ret, sizeof(ret)), text[i][1]);
+    cr_assert_str_eq(base_quote("abcdefg", ret, 8), "abcdefg");
+    cr_assert_str_eq(base_quote("abcdefgh", ret, 8), "PATH");
+    cr_assert_str_eq(base_quote("ab def", ret, 8), "PATH");
+}
+
+Test(base, utf8)
+{
+    char ret[16];
+
+    base_utf8("a\xc3\xa4\xf0\x9f\x92\xbe", ret, sizeof(ret));
+    cr_assert_str_eq(ret, "a\xc3\xa4\xf0\x9f\x92\xbe");
+    base_utf8("a\xff\xc3z\xed\xa0", ret, sizeof(ret)); /* no start, an end too early, a surrogate */
+    cr_assert_str_eq(ret, "a\xef\xbf\xbd\xef\xbf\xbdz\xef\xbf\xbd\xef\xbf\xbd");
+    base_utf8("ab\xc3\xa4", ret, 4);
+    cr_assert_str_eq(ret, "ab", "cut between two characters");
+}
+
 Test(base, u64)
 {
     static const char *const bad[] = {"", "-1", "+1", " 1", "1 ", "1a", "a", "01", "00", "0x1", "1K"};

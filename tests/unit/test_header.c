@@ -99,7 +99,7 @@ Test(header, plain_lies_and_raw)
     struct plan *plan = calloc(1, sizeof *plan);
     struct seal_policy policy = {SEAL_REFUSE, "node1"};
 
-    put(h->bytes, 20, 4, 77); /* cluster_bits */
+    header_put(h->bytes, 20, 4, 77); /* cluster_bits */
     header_identify(h);
     cr_assert_eq(h->verdict, FORMAT_LIES);
     cr_assert_neq(h->info.why[0], '\0');

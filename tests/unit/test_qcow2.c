@@ -19,7 +19,7 @@ static void check_fields(uint32_t version, const struct field *rows, size_t n)
         enum probe answer;
 
         build(b, version);
-        put(b, rows[i].off, rows[i].width, rows[i].value);
+        header_put(b, rows[i].off, rows[i].width, rows[i].value);
         answer = probe(b, IMAGE_SIZE, &info);
         if (rows[i].why) {
             cr_assert_eq(answer, PROBE_LIES, "v%u @%zu = 0x%" PRIx64 " passed", version, rows[i].off,
@@ -198,7 +198,7 @@ Test(qcow2, other_files)
     struct format_info info;
 
     build(b, 3);
-    put(b, 4, 4, 1); /* qcow */
+    header_put(b, 4, 4, 1); /* qcow */
     cr_assert_eq(probe(b, IMAGE_SIZE, &info), PROBE_NO);
     for (size_t i = 0; i < 4; i++) {
         build(b, 3);
@@ -220,8 +220,8 @@ Test(qcow2, truncated_at_every_length)
             enum probe answer, grown;
 
             build(b, version);
-            put(b, 8, 8, AFTER + 8);
-            put(b, 16, 4, 10);
+            header_put(b, 8, 8, AFTER + 8);
+            header_put(b, 16, 4, 10);
             answer = probe(b, n, &info);
             memset(b + n, 0, sizeof(b) - n);
             grown = probe(b, IMAGE_SIZE, &grown_info);
@@ -243,21 +243,21 @@ Test(qcow2, sealed)
     struct format_info info;
 
     build(b, 2);
-    put(b, 24, 8, SEALED);
+    header_put(b, 24, 8, SEALED);
     cr_assert_eq(probe(b, IMAGE_SIZE, &info), PROBE_SEALED);
     cr_assert_str_eq(info.why, "sealed by its size");
     cr_assert_eq(info.virtual_size, 0);
 
     build(b, 2);
-    put(b, 72, 8, 1ull << 63); /* version 2 has no feature bits: this is an extension of length 0 */
+    header_put(b, 72, 8, 1ull << 63); /* version 2 has no feature bits: this is an extension of length 0 */
     cr_assert_eq(probe(b, IMAGE_SIZE, &info), PROBE_YES);
 
     build(b, 3);
-    put(b, 72, 8, 1ull << 63 | 1);
+    header_put(b, 72, 8, 1ull << 63 | 1);
     cr_assert_eq(probe(b, IMAGE_SIZE, &info), PROBE_SEALED);
     cr_assert_str_eq(info.why, "sealed by incompatible feature bit 63");
 
-    put(b, 24, 8, SEALED);
+    header_put(b, 24, 8, SEALED);
     memcpy(b + TABLE + 3 * ROW + 2, "SEALED n\x1b[1m\xff x", 15);
     cr_assert_eq(probe(b, IMAGE_SIZE, &info), PROBE_SEALED);
     cr_assert_str_eq(info.why, "sealed by its size and incompatible feature bit 63: SEALED n?[1m? x");
@@ -267,7 +267,7 @@ Test(qcow2, sealed)
     cr_assert_eq(probe(b, IMAGE_SIZE, &info), PROBE_SEALED);
     cr_assert_eq(strlen(strchr(info.why, ':')), 2 + 46);
 
-    put(b, 20, 4, 99); /* the marks count more than any contradiction */
-    put(b, 100, 4, 0xfffffff8);
+    header_put(b, 20, 4, 99); /* the marks count more than any contradiction */
+    header_put(b, 100, 4, 0xfffffff8);
     cr_assert_eq(probe(b, IMAGE_SIZE, &info), PROBE_SEALED);
 }

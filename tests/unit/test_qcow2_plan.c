@@ -34,8 +34,8 @@ Test(qcow2_plan, plan_of_version_3)
     uint8_t b[FORMAT_REACH], row[ROW] = {0, 63};
 
     build(b, 3);
-    put(b, 72, 8, 0x11); /* known bits stay */
-    put(b, 36, 4, 1000);
+    header_put(b, 72, 8, 0x11); /* known bits stay */
+    header_put(b, 36, 4, 1000);
     memcpy(row + 2, "SEALED node.example size=0000000280000000", 41);
     cr_assert_eq(make_plan(b, IMAGE_SIZE, SEAL_REFUSE, "node.example", &plan), 0);
     cr_assert_eq(plan.n, 3);
@@ -208,8 +208,8 @@ static void mutate(uint8_t *b)
     else if (kind == 1)
         b[off] ^= (uint8_t)(1u << random_next() % 8);
     else
-        put(b, off / 4 * 4, random_next() % 2 ? 4 : 8,
-            values[random_next() % (sizeof(values) / sizeof(values[0]))]);
+        header_put(b, off / 4 * 4, random_next() % 2 ? 4 : 8,
+                   values[random_next() % (sizeof(values) / sizeof(values[0]))]);
 }
 
 Test(qcow2_plan, random_mutations)

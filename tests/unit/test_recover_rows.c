@@ -60,9 +60,7 @@ SCENE(claim_missing)
 
     put_row(3, STEP_SEALED);
     disk(sealed, at_seal);
-    cr_assert_eq(recover_all(&r), 1);
-    check_left(PROBLEM_CLAIM_MISSING, "none 0", 1);
-    cr_assert(disk_is(sealed));
+    check_refused(&r, PROBLEM_CLAIM_MISSING, "none 0", 1);
     report.n = 0;
     r.agree = true;
     cr_assert_eq(recover_all(&r), 0);
@@ -140,19 +138,13 @@ SCENE(takeover_of_a_claim_that_left_no_seal)
 SCENE(takeover_of_a_living_writer)
 {
     struct recover r = recovery();
-    char path[128];
-    int writer;
+    int writer = another_writer();
 
-    snprintf(path, sizeof(path), "%s/disk.img", temp.path);
-    writer = open(path, O_RDWR | O_CLOEXEC);
-    cr_assert_eq(io_fence_shared(writer, temp.store.fence), 0);
     put_claim(&other, 4, STEP_ARMED);
     disk(sealed, later);
     r.takeover = other.uuid;
     r.agree = true;
-    cr_assert_eq(recover_all(&r), 1);
-    check_left(PROBLEM_BUSY_WRITER, "held 4", 0);
-    cr_assert(disk_is(sealed));
+    check_refused(&r, PROBLEM_BUSY_WRITER, "held 4", 0);
     close(writer);
 }
 
@@ -191,9 +183,7 @@ SCENE(rows_of_several_generations)
 
     put_row(1, STEP_SEALED);
     put_row(2, STEP_ARMED);
-    put_claim(&me, 3, STEP_ARMED);
-    put_row(3, STEP_SEALED);
-    disk(sealed, later);
+    leave_sealed();
     cr_assert_eq(recover_all(&r), 0);
     cr_assert_eq(report.n, 3u);
     cr_assert_eq(rows(), 0u);
@@ -222,9 +212,7 @@ SCENE(row_of_an_earlier_generation)
     disk(sealed, later);
     overlay_take(&rec->plan, OVERLAY_TRUE, 0, sealed, SIZE);
     put_row(2, STEP_SEALED);
-    cr_assert_eq(recover_all(&r), 0);
-    check_settled(RECOVER_RESTORE, PROBLEM_LEFT_SEALED, "free 3");
-    cr_assert(disk_is(truth));
+    check_restored(&r);
 }
 
 /* Whatever becomes of one image, the others are looked at. */
@@ -241,9 +229,7 @@ SCENE(one_failure_stops_nothing)
         cr_assert_eq(claim_acquire(S, elsewhere), 0);
     }
     free(elsewhere);
-    put_claim(&me, 3, STEP_ARMED);
-    put_row(3, STEP_SEALED);
-    disk(sealed, later);
+    leave_sealed();
     cr_assert_eq(recover_all(&r), 1);
     cr_assert_eq(report.n, 4u);
     cr_assert_eq(rows(), 0u);
@@ -446,9 +432,7 @@ static void check_crashes(void (*scene)(void), const struct recover *like, const
 
 static void scene_sealed(void)
 {
-    put_claim(&me, 3, STEP_ARMED);
-    put_row(3, STEP_SEALED);
-    disk(sealed, later);
+    leave_sealed();
 }
 
 SCENE(crashes_while_restoring)

@@ -17,12 +17,8 @@ SCENE(left_sealed)
 {
     struct recover r = recovery();
 
-    put_claim(&me, 3, STEP_ARMED);
-    put_row(3, STEP_SEALED);
-    disk(sealed, later);
-    cr_assert_eq(recover_all(&r), 0);
-    check_settled(RECOVER_RESTORE, PROBLEM_LEFT_SEALED, "free 3");
-    cr_assert(disk_is(truth));
+    leave_sealed();
+    check_restored(&r);
     cr_assert(mtime_is(later), "the holder's last write");
     cr_assert_eq(recover_all(&r), 0);
     cr_assert_eq(report.n, 1u, "the second time there is nothing");
@@ -35,9 +31,7 @@ SCENE(left_sealed_and_nobody_wrote)
     put_claim(&me, 3, STEP_ARMED);
     put_row(3, STEP_SEALED);
     disk(sealed, at_seal);
-    cr_assert_eq(recover_all(&r), 0);
-    check_settled(RECOVER_RESTORE, PROBLEM_LEFT_SEALED, "free 3");
-    cr_assert(disk_is(truth));
+    check_restored(&r);
     cr_assert(mtime_is(before));
 }
 
@@ -49,9 +43,7 @@ SCENE(left_while_sealing)
     put_claim(&me, 3, STEP_ARMED);
     put_row(3, STEP_ARMED);
     disk_mixed();
-    cr_assert_eq(recover_all(&r), 0);
-    check_settled(RECOVER_RESTORE, PROBLEM_LEFT_SEALED, "free 3");
-    cr_assert(disk_is(truth));
+    check_restored(&r);
     cr_assert(mtime_is(before), "no holder had an answer yet");
 }
 
@@ -63,9 +55,7 @@ SCENE(left_while_restoring)
     put_claim(&me, 3, STEP_RESTORING);
     put_row(3, STEP_RESTORING);
     disk_mixed();
-    cr_assert_eq(recover_all(&r), 0);
-    check_settled(RECOVER_RESTORE, PROBLEM_LEFT_SEALED, "free 3");
-    cr_assert(disk_is(truth));
+    check_restored(&r);
 }
 
 SCENE(claim_without_row)
@@ -74,9 +64,7 @@ SCENE(claim_without_row)
 
     put_claim(&me, 3, STEP_ARMED);
     disk(sealed, later);
-    cr_assert_eq(recover_all(&r), 0);
-    check_settled(RECOVER_RESTORE, PROBLEM_LEFT_SEALED, "free 3");
-    cr_assert(disk_is(truth));
+    check_restored(&r);
     cr_assert(mtime_is(later));
 }
 
@@ -103,8 +91,7 @@ SCENE(claim_without_row_and_seal_time)
     rec->mtime_sealed = (struct timespec){0, 0};
     put_claim(&me, 3, STEP_ARMED);
     disk(sealed, later);
-    cr_assert_eq(recover_all(&r), 0);
-    check_settled(RECOVER_RESTORE, PROBLEM_LEFT_SEALED, "free 3");
+    check_restored(&r);
     cr_assert(mtime_is(later));
 }
 
@@ -115,9 +102,7 @@ SCENE(without_a_journal)
     put_claim(&me, 3, STEP_ARMED);
     disk(sealed, later);
     r.journal = NULL;
-    cr_assert_eq(recover_all(&r), 0);
-    check_settled(RECOVER_RESTORE, PROBLEM_LEFT_SEALED, "free 3");
-    cr_assert(disk_is(truth));
+    check_restored(&r);
 }
 
 SCENE(claim_with_a_row_that_does_not_decode)
@@ -151,9 +136,7 @@ SCENE(row_newer_than_claim)
     overlay_take(&rec->plan, OVERLAY_TRUE, 0, truth, SIZE);
     put_row(3, STEP_SEALED);
     disk(sealed, later);
-    cr_assert_eq(recover_all(&r), 0);
-    check_settled(RECOVER_RESTORE, PROBLEM_LEFT_SEALED, "free 3");
-    cr_assert(disk_is(truth));
+    check_restored(&r);
 }
 
 SCENE(claim_newer_than_row)
@@ -166,9 +149,7 @@ SCENE(claim_newer_than_row)
     rec->seq = 9;
     put_claim(&me, 3, STEP_SEALED);
     disk(sealed, later);
-    cr_assert_eq(recover_all(&r), 0);
-    check_settled(RECOVER_RESTORE, PROBLEM_LEFT_SEALED, "free 3");
-    cr_assert(disk_is(truth));
+    check_restored(&r);
 }
 
 SCENE(left_claimed)
@@ -219,12 +200,8 @@ SCENE(renamed)
     if (rec->handle.len == 0)
         cr_skip_test("no file handles here");
     cr_assert_eq(renameat(temp.store.root_fd, "disk.img", temp.store.root_fd, "moved"), 0);
-    put_claim(&me, 3, STEP_ARMED);
-    put_row(3, STEP_SEALED);
-    disk(sealed, later);
-    cr_assert_eq(recover_all(&r), 0);
-    check_settled(RECOVER_RESTORE, PROBLEM_LEFT_SEALED, "free 3");
-    cr_assert(disk_is(truth));
+    leave_sealed();
+    check_restored(&r);
 }
 
 /* Without handles a name that leads nowhere, or to another inode, proves nothing. */
@@ -233,9 +210,7 @@ SCENE(renamed_and_no_handle)
     struct recover r = recovery();
 
     rec->handle.len = 0;
-    put_claim(&me, 3, STEP_ARMED);
-    put_row(3, STEP_SEALED);
-    disk(sealed, later);
+    leave_sealed();
     cr_assert_eq(renameat(temp.store.root_fd, "disk.img", temp.store.root_fd, "moved"), 0);
     cr_assert_eq(recover_all(&r), 1);
     check_left(PROBLEM_UNREADABLE, "held 3", 1);
@@ -245,9 +220,7 @@ SCENE(renamed_and_no_handle)
     check_left(PROBLEM_UNREADABLE, "held 3", 1);
     report.n = 0;
     cr_assert_eq(renameat(temp.store.root_fd, "moved", temp.store.root_fd, "disk.img"), 0);
-    cr_assert_eq(recover_all(&r), 0);
-    check_settled(RECOVER_RESTORE, PROBLEM_LEFT_SEALED, "free 3");
-    cr_assert(disk_is(truth));
+    check_restored(&r);
 }
 
 SCENE(handle_of_another_file)
@@ -267,9 +240,7 @@ SCENE(handle_of_another_file)
     rec->handle = handle;
     put_claim(&me, 3, STEP_ARMED);
     disk(sealed, later);
-    cr_assert_eq(recover_all(&r), 1);
-    check_left(PROBLEM_WRONG_HANDLE, "held 3", 0);
-    cr_assert(disk_is(sealed));
+    check_refused(&r, PROBLEM_WRONG_HANDLE, "held 3", 0);
 }
 
 SCENE(vanished)
@@ -281,9 +252,7 @@ SCENE(vanished)
     put_claim(&me, 2, STEP_FREE);
     put_claim(&me, 3, STEP_ARMED);
     put_row(3, STEP_SEALED);
-    cr_assert_eq(unlinkat(temp.store.root_fd, "disk.img", 0), 0);
-    close(image);
-    image = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    remove_image();
     cr_assert_eq(recover_all(&r), 0);
     check_settled(RECOVER_FORGET, PROBLEM_VANISHED, "free 3");
 }
@@ -295,9 +264,7 @@ SCENE(vanished_under_a_host_that_is_down)
     if (rec->handle.len == 0)
         cr_skip_test("no file handles here");
     put_claim(&other, 3, STEP_ARMED);
-    cr_assert_eq(unlinkat(temp.store.root_fd, "disk.img", 0), 0);
-    close(image);
-    image = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    remove_image();
     r.takeover = other.uuid;
     cr_assert_eq(recover_all(&r), 0);
     check_settled(RECOVER_FORGET, PROBLEM_VANISHED, "free 4");
@@ -306,22 +273,13 @@ SCENE(vanished_under_a_host_that_is_down)
 SCENE(busy_writer)
 {
     struct recover r = recovery();
-    char path[128];
-    int writer;
+    int writer = another_writer();
 
-    snprintf(path, sizeof(path), "%s/disk.img", temp.path);
-    writer = open(path, O_RDWR | O_CLOEXEC);
-    cr_assert_eq(io_fence_shared(writer, temp.store.fence), 0);
-    put_claim(&me, 3, STEP_ARMED);
-    put_row(3, STEP_SEALED);
-    disk(sealed, later);
-    cr_assert_eq(recover_all(&r), 1);
-    check_left(PROBLEM_BUSY_WRITER, "held 3", 1);
-    cr_assert(disk_is(sealed));
+    leave_sealed();
+    check_refused(&r, PROBLEM_BUSY_WRITER, "held 3", 1);
     close(writer);
     report.n = 0;
-    cr_assert_eq(recover_all(&r), 0);
-    check_settled(RECOVER_RESTORE, PROBLEM_LEFT_SEALED, "free 3");
+    check_restored(&r);
 }
 
 SCENE(damaged_claim)
@@ -337,9 +295,7 @@ SCENE(damaged_claim)
     cr_assert(fd >= 0);
     close(fd);
     r.agree = true;
-    cr_assert_eq(recover_all(&r), 1);
-    check_left(PROBLEM_BAD_CLAIM, "bad 3", 1);
-    cr_assert(disk_is(sealed));
+    check_refused(&r, PROBLEM_BAD_CLAIM, "bad 3", 1);
     cr_assert_eq(journal_remove(journal, rec->ino, 3), 0);
     report.n = 0;
     cr_assert_eq(recover_all(&r), 1);
@@ -353,14 +309,10 @@ SCENE(dry_run)
 {
     struct recover r = recovery();
 
-    put_claim(&me, 3, STEP_ARMED);
-    put_row(3, STEP_SEALED);
-    disk(sealed, later);
+    leave_sealed();
     r.dry_run = true;
     r.agree = true;
-    cr_assert_eq(recover_all(&r), 1);
-    check_left(PROBLEM_LEFT_SEALED, "held 3", 1);
-    cr_assert(disk_is(sealed));
+    check_refused(&r, PROBLEM_LEFT_SEALED, "held 3", 1);
     cr_assert(mtime_is(later));
 }
 
@@ -368,9 +320,7 @@ SCENE(ask)
 {
     struct recover r = recovery();
 
-    put_claim(&me, 3, STEP_ARMED);
-    put_row(3, STEP_SEALED);
-    disk(sealed, later);
+    leave_sealed();
     r.ask = on_ask;
     answer = false;
     cr_assert_eq(recover_all(&r), 1);
@@ -378,7 +328,6 @@ SCENE(ask)
     cr_assert_eq(asked, 1u);
     answer = true;
     report.n = 0;
-    cr_assert_eq(recover_all(&r), 0);
-    check_settled(RECOVER_RESTORE, PROBLEM_LEFT_SEALED, "free 3");
+    check_restored(&r);
     cr_assert_eq(asked, 2u);
 }

@@ -251,6 +251,39 @@ Test(store, open_refuses_a_newer_version, .init = scratch_make, .fini = scratch_
 }
 
 /* cp -a of a datastore, here by moving .diskguard: another root. fsck.diskguard -n gets it for a look. */
+Test(store, look_writes_nothing, .init = scratch_make, .fini = scratch_remove)
+{
+    struct store made, s;
+    struct why why = {""};
+    struct stat before, after;
+
+    make_store(&made);
+    cr_assert_eq(stat(scratch_path(".diskguard/tmp"), &before), 0);
+    cr_assert_eq(store_look(scratch, &s, &why), 0, "%s", why.text);
+    cr_assert(s.read_only);
+    cr_assert_str_eq(s.uuid, made.uuid);
+    cr_assert(s.claims_fd >= 0 && s.tmp_fd >= 0 && s.hosts_fd >= 0);
+    cr_assert_eq(stat(scratch_path(".diskguard/tmp"), &after), 0);
+    cr_assert(before.st_mtim.tv_sec == after.st_mtim.tv_sec &&
+              before.st_mtim.tv_nsec == after.st_mtim.tv_nsec);
+    store_close(&s);
+    store_close(&made);
+}
+
+Test(store, look_says_what_open_says, .init = scratch_make, .fini = scratch_remove)
+{
+    struct store s;
+    struct why why = {""};
+
+    cr_assert_eq(store_look(scratch, &s, &why), -ENOENT);
+    cr_assert_not_null(strstr(why.text, "diskguardctl init"));
+    make_store(&s);
+    store_close(&s);
+    cr_assert_eq(chmod(scratch_path(".diskguard"), 0755), 0);
+    cr_assert_eq(store_look(scratch, &s, &why), -EPERM);
+    cr_assert_not_null(strstr(why.text, "chmod 0700"));
+}
+
 Test(store, open_recognises_a_copy, .init = scratch_make, .fini = scratch_remove)
 {
     struct store s, copy;
@@ -289,17 +322,28 @@ Test(store, open_misses_a_removed_directory, .init = scratch_make, .fini = scrat
 
 /* ---- read-only, full, foreign credentials ---- */
 
+/* A datastore on a small file system of its own, at path. false: mount is not permitted. */
+static bool make_small(const char *options, char path[128])
+{
+    struct store s;
+    struct why why = {""};
+
+    snprintf(path, 128, "%s/small", scratch);
+    if (!scratch_mount(options))
+        return false;
+    cr_assert_eq(store_init(path, &s, &why), 0, "%s", why.text);
+    store_close(&s);
+    return true;
+}
+
 Test(store, a_read_only_file_system_opens_read_only, .init = scratch_make, .fini = scratch_remove)
 {
     char path[128];
     struct store s;
     struct why why;
 
-    snprintf(path, sizeof(path), "%s/small", scratch);
-    if (!scratch_mount("mode=0700,size=1m"))
+    if (!make_small("mode=0700,size=1m", path))
         cr_skip_test("mount is not permitted");
-    cr_assert_eq(store_init(path, &s, &why), 0, "%s", why.text);
-    store_close(&s);
     cr_assert(scratch_remount(MS_RDONLY));
     cr_assert_eq(store_open(path, &s, &why), 0, "%s", why.text);
     cr_assert(s.read_only);
@@ -314,11 +358,8 @@ Test(store, a_full_one_opens_but_proves_nothing, .init = scratch_make, .fini = s
     struct store s;
     struct why why;
 
-    snprintf(path, sizeof(path), "%s/small", scratch);
-    if (!scratch_mount("mode=0700,size=256k"))
+    if (!make_small("mode=0700,size=256k", path))
         cr_skip_test("mount is not permitted");
-    cr_assert_eq(store_init(path, &s, &why), 0, "%s", why.text);
-    store_close(&s);
     scratch_fill("small/fill");
     cr_assert_eq(store_open(path, &s, &why), 0, "%s", why.text);
     cr_assert_not(s.read_only);
