@@ -292,6 +292,22 @@ class Steps:
         self.view.signal("CONT")
 
 
+def nfs_scenarios(suite, default_versions=("4.2", "3"), default_limit=300.0):
+    """A decorator for functions (lab, site): the case of that title, once for each version of NFS, with a fresh datastore."""
+    def scenario(title, versions=default_versions, limit=default_limit, names=("S", "A", "B")):
+        def add(function):
+            for version in versions:
+                def case(build, version=version):
+                    lab = nfs_lab(names)
+                    site = Site(lab, version, build)
+                    function(lab, site)
+                    site.close()
+                suite.case("%s, NFSv%s" % (title, version), limit)(case)
+            return function
+        return add
+    return scenario
+
+
 def suite_main(suite):
     """Runs a suite of scenarios and takes its labs down."""
     run_case = suite.run_case

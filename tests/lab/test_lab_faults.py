@@ -12,20 +12,7 @@ from labhost import EBUSY
 
 suite = dgtest.Suite(__file__)
 SERVER = "/srv/disk/export/"
-
-
-def scenario(title, versions=("4.2", "3"), limit=300.0):
-    """The case of that title, once for each version: function(lab, site)."""
-    def add(function):
-        for version in versions:
-            def case(build, version=version):
-                lab = labhost.nfs_lab()
-                site = labhost.Site(lab, version, build)
-                function(lab, site)
-                site.close()
-            suite.case("%s, NFSv%s" % (title, version), limit)(case)
-        return function
-    return add
+scenario = labhost.nfs_scenarios(suite)
 
 
 def check_free(site, header, data=None):
@@ -271,6 +258,25 @@ def withdrawn(lab, site):
     exported(lab, "rw,no_root_squash")
     site.wait_claim(IMAGE, ("free",), "B", 120)
     check_free(site, header, "data")
+
+
+@scenario("the server exports an empty directory for a while", ("4.2",))
+def empty_export(lab, site):
+    """The disk is not mounted when the server starts: every handle is stale, and nothing of that is true for ever."""
+    header = site.image()
+    a = site.view("A", "wait=0")
+    a.hold("x", IMAGE)
+    a.guest.do("put", "x", FAR, "data")
+    lab["S"].must("exportfs -u 10.99.0.0/24:/srv/disk/export; exportfs -f; umount -l /srv/disk; mkdir -p /srv/disk/export; "
+                  "mount -t tmpfs -o mode=777 tmpfs /srv/disk/export")
+    exported(lab, "rw,no_root_squash")
+    a.wait_log("cannot|STUCK|stale", timeout=60)  # the keeper has looked
+    lab["S"].must("exportfs -u 10.99.0.0/24:/srv/disk/export; exportfs -f; umount -l /srv/disk/export; mount -t ext4 /dev/vdb /srv/disk")
+    exported(lab, "rw,no_root_squash")
+    dgtest.wait_for(lambda: site.claim(IMAGE, "A").get("state"), "A's client sees the datastore again", 60)
+    a.guest.do("attempt_close", "x")  # the client may have given the descriptor up: then the release mends it
+    check_free(site, header, "data")
+    eq(a.guest.attempt("open_write", a.path(IMAGE)), 0, "open for write on A afterwards")
 
 
 @scenario("image removed on the server while held")

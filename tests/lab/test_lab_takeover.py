@@ -15,19 +15,7 @@ from labhost import EBUSY, EIO
 suite = dgtest.Suite(__file__)
 RANGE = 4 << 20  # bytes from FAR on that the holder writes all the time
 WAIT = "takeover-wait=120"
-
-
-def scenario(title, versions=("4.2",), limit=400.0, names=("S", "A", "B")):
-    def add(function):
-        for version in versions:
-            def case(build, version=version):
-                lab = labhost.nfs_lab(names)
-                site = labhost.Site(lab, version, build)
-                function(lab, site)
-                site.close()
-            suite.case("%s, NFSv%s" % (title, version), limit)(case)
-        return function
-    return add
+scenario = labhost.nfs_scenarios(suite, ("4.2",), 400.0)
 
 
 def loaded(site, *options):
