@@ -1,5 +1,6 @@
 /* image_open.c: opens for write: the first one, one that joins, one of a plain file; holds for namespace
  * operations. */
+#include "core/hook.h"
 #include "daemon/image_priv.h"
 
 #include <fcntl.h>
@@ -10,14 +11,15 @@
 /* Claimed and sealed, state SEALING: what the first handle still needs. */
 static int open_finish(struct daemon *d, struct image *img, struct handle *h, bool truncate)
 {
-    int r = io_fence_shared(h->fd, d->store.fence);
+    HOOK("image.fence.open");
+    int r = image_fence_fd(d, img, h->fd);
     if (r == 0 && truncate) {
         rwlock_write(&img->header);
         r = io_header_truncate(img->fd, 0);
         rwlock_write_unlock(&img->header);
         atomic_store(&img->wrote, true);
     }
-    return r == -EAGAIN ? -EBUSY : r;
+    return r;
 }
 
 static int open_first(struct daemon *d, struct image *img, struct handle *h, bool truncate)
@@ -39,31 +41,14 @@ static int open_first(struct daemon *d, struct image *img, struct handle *h, boo
     mutex_lock(&img->lock);
     image_move_locked(d, img, IMAGE_SEALED, 0);
     mutex_unlock(&img->lock);
+    if (r == -ESTALE) {
+        image_fence(d, img);
+        r = -EBUSY; /* it is another host's now */
+    }
     if (r < 0)
         image_unguard(d, img);
     else
         h->guarded = true;
-    return r;
-}
-
-/* A further handle of the holder: its descriptor takes the fence, then looks whether the claim still rules,
- * and only then may write. */
-static int join_fence(struct daemon *d, struct image *img, struct handle *h)
-{
-    int r = io_fence_shared(h->fd, d->store.fence);
-    if (r < 0)
-        return r == -EAGAIN ? -EBUSY : r;
-    _cleanup_free_ struct record *rec = malloc(sizeof(*rec));
-    if (!rec)
-        return -ENOMEM; /* final: the descriptor is closed */
-    rwlock_read(&img->header);
-    bool held = img->rec != NULL;
-    if (held)
-        *rec = *img->rec;
-    rwlock_read_unlock(&img->header);
-    r = held ? claim_check(&d->store, rec) : -EBUSY;
-    if (r < 0)
-        io_fence_drop(h->fd, d->store.fence); /* a handle that waits must not keep anybody out */
     return r;
 }
 
@@ -78,7 +63,8 @@ static int open_join(struct daemon *d, struct image *img, struct handle *h, bool
     mutex_unlock(&img->lock);
     if (!may)
         return -EBUSY;
-    int r = join_fence(d, img, h);
+    HOOK("image.fence.join");
+    int r = image_fence_fd(d, img, h->fd);
     if (r == 0 && truncate) {
         h->guarded = true; /* lets image_ftruncate take the guarded way */
         r = image_ftruncate(d, h, 0);
@@ -277,8 +263,10 @@ int image_open(struct daemon *d, struct handle *h, bool truncate)
         if (r == -EAGAIN)
             r = -EBUSY; /* the file changed under us: another try, from the start */
     }
-    if (r == 0)
+    if (r == 0) {
         (void)image_writer_add(img, h, false);
+        image_let_go(img); /* if it was FENCED before the handle was listed */
+    }
     return r;
 }
 
