@@ -94,8 +94,9 @@ static void make_read_only(const struct handle *h)
     int fd = io_reopen(h->inode->fd, O_RDONLY | (h->flags & O_DIRECT));
     if (fd < 0)
         fd = fcntl(h->inode->fd, F_DUPFD_CLOEXEC, 0); /* O_PATH: neither reads nor writes */
-    if (fd >= 0)
-        (void)image_replace_fd(fd, h->fd);
+    int r = fd < 0 ? fd : image_replace_fd(fd, h->fd);
+    if (r < 0)
+        log_debug("a fenced handle keeps its descriptor: %s", strerror(-r));
 }
 
 static struct handle *next_fenced(struct image *img)

@@ -323,22 +323,58 @@ void image_unhold(struct daemon *d, struct hold *h)
     *h = (struct hold){0};
 }
 
-/* The fence of a truncation by path. Of a plain file, nobody may make an image before it is done. */
-static int truncate_fence(struct daemon *d, struct inode *i, int fd, bool claimed)
+int image_hold_check(struct daemon *d, const struct hold *h)
 {
-    bool guarded = false;
-    if (!S_ISREG(i->type) || i->dev != d->store.dev)
+    if (!h->claimed)
         return 0;
-    int r = io_fence_shared(fd, d->store.fence);
-    if (r == -EAGAIN) {
-        struct image *img = atomic_load(&i->image);
-        if (img)
-            image_fence_refused(img, true);
-        return -EBUSY;
+    struct image *img = atomic_load(&h->inode->image);
+    int r = image_claim_rules(d, img);
+    if (r != -ESTALE)
+        return r;
+    image_fence(d, img);
+    return -EIO;
+}
+
+/* Of an image that is held for it: through the descriptor that carries the fence, so that the storage refuses it when the lock is lost. */
+static int truncate_held(struct daemon *d, const struct hold *hold, uint64_t size)
+{
+    struct image *img = atomic_load(&hold->inode->image);
+    HOOK("image.truncate.check");
+    int r = image_hold_check(d, hold);
+    if (r < 0)
+        return r;
+    HOOK("image.truncate");
+    rwlock_write(&img->header);
+    r = img->fd < 0 ? -EIO : io_header_truncate(img->fd, size);
+    rwlock_write_unlock(&img->header);
+    if (r == 0)
+        atomic_store(&img->wrote, true);
+    return r;
+}
+
+/* Of a plain file nobody may make an image before it is done, and so it takes the fence and looks again. */
+static int truncate_plain(struct daemon *d, struct inode *i, uint64_t size)
+{
+    _cleanup_close_ int fd = io_reopen(i->fd, O_RDWR);
+    bool guarded = false;
+    int r = 0;
+    if (fd < 0)
+        return fd;
+    if (S_ISREG(i->type) && i->dev == d->store.dev) {
+        HOOK("image.fence.truncate");
+        r = io_fence_shared(fd, d->store.fence);
+        if (r == -EAGAIN) {
+            struct image *img = atomic_load(&i->image);
+            if (img)
+                image_fence_refused(img, true);
+            return -EBUSY;
+        }
+        if (r == 0 && d->store.fence != FENCE_NONE)
+            r = guarded_now(d, i, &guarded);
     }
-    if (r == 0 && !claimed && d->store.fence != FENCE_NONE)
-        r = guarded_now(d, i, &guarded);
-    return r == 0 && guarded ? -EBUSY : r;
+    if (r < 0 || guarded)
+        return r < 0 ? r : -EBUSY;
+    return io_header_truncate(fd, size);
 }
 
 int image_truncate(struct daemon *d, struct inode *i, const struct opener *who, uint64_t size)
@@ -355,15 +391,7 @@ int image_truncate(struct daemon *d, struct inode *i, const struct opener *who, 
     r = image_hold(d, i, who, "truncation", &hold);
     if (r < 0)
         return r;
-    _cleanup_close_ int fd = io_reopen(i->fd, O_RDWR);
-    if (fd >= 0)
-        r = truncate_fence(d, i, fd, hold.claimed);
-    if (fd < 0 || r < 0)
-        r = fd < 0 ? fd : r;
-    else
-        r = io_header_truncate(fd, size);
-    if (r == 0 && hold.claimed)
-        atomic_store(&atomic_load(&i->image)->wrote, true);
+    r = hold.claimed ? truncate_held(d, &hold, size) : truncate_plain(d, i, size);
     image_unhold(d, &hold);
     return r;
 }

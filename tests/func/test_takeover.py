@@ -2,7 +2,6 @@
 """test_takeover: an image of a host that seems dead is taken over by the fence lock alone, and of no other. Two daemons on one local directory stand for
 two hosts: there the lock is exact, for one kernel has it and the writes. What a network between them changes is tests/lab's business."""
 import contextlib
-import ctypes
 import errno
 import fcntl
 import json
@@ -10,7 +9,6 @@ import os
 import re
 import shutil
 import signal
-import struct
 import time
 
 from dgqemu import make_qcow2, qcow2_size
@@ -20,9 +18,6 @@ from test_trouble import succeed_claim
 
 suite = Suite(__file__)
 RDWR = os.O_RDWR
-LIBC = ctypes.CDLL(None, use_errno=True)
-SYS_PIDFD_GETFD = 438  # the same number on every architecture
-F_OFD_SETLK = 37
 
 
 class Hosts:
@@ -466,156 +461,6 @@ def host_lock(build):
         h.a.wait_log("is open and locked again")
         p.call("close", p.call("open", h.a.path("two.qcow2"), RDWR))
         p.call("close", fd)
-
-
-# ---- a holder that is frozen while its locks run out, and goes on after a real takeover ----
-
-
-def drop_locks(pid):
-    """What a server does when a lease is over: every lock of the process on a byte range goes, under its hands."""
-    pidfd = os.pidfd_open(pid)
-    dropped = 0
-    try:
-        for number in os.listdir("/proc/%d/fd" % pid):
-            with open("/proc/%d/fdinfo/%s" % (pid, number), encoding="ascii") as f:
-                if "OFDLCK" not in f.read():
-                    continue
-            fd = LIBC.syscall(SYS_PIDFD_GETFD, pidfd, int(number), 0)
-            ok(fd >= 0, "pidfd_getfd")
-            fcntl.fcntl(fd, F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_UNLCK, 0, 0, 0, 0))
-            os.close(fd)
-            dropped += 1
-    finally:
-        os.close(pidfd)
-    return dropped
-
-
-class Frozen:
-    """Host a, which stops at a hook as soon as arm() was called; host b, which takes over."""
-
-    def __init__(self, h, where, **env):
-        self.h = h
-        self.file = os.path.join(h.ds.base, "arm")
-        self.a = h.view("a", "wait=0", DISKGUARD_HOOK_ARM=self.file, DISKGUARD_HOOK_STOP=where, DISKGUARD_BEAT_MS=SLOW, **env)
-        self.b = h.view("b", "wait=0", "takeover=lock")
-
-    def arm(self):
-        open(self.file, "wb").close()
-
-    def lose_locks(self):
-        def stopped_():
-            with open("/proc/%d/status" % self.a.p.pid, encoding="ascii") as f:
-                return "State:\tT" in f.read()
-        wait_for(stopped_, "a is stopped at its hook")
-        ok(drop_locks(self.a.p.pid) > 0, "a had locks")
-
-    def go_on(self):
-        os.unlink(self.file)
-        self.a.signal(signal.SIGCONT)
-
-
-def no_fence_left(h, view, proc):
-    """Nobody of a former holder is in the way of the next open."""
-    h.ds.wait_free("img.qcow2")
-    eq(fence_locks(h.ds.raw("img.qcow2")), 0, "fence locks when the successor has closed it")
-    proc.call("close", proc.call("open", view.path("img.qcow2"), RDWR))
-    h.ds.wait_free("img.qcow2")
-
-
-@suite.case("an opener that is frozen before its own descriptor takes the fence: its successor's image is neither opened nor truncated by it")
-def frozen_open(build):
-    hooked(build)
-    for flags in (RDWR, RDWR | os.O_TRUNC):
-        with hosts(build) as h:
-            make_qcow2(h.ds.raw("img.qcow2"))
-            f = Frozen(h, "image.fence.open:1")
-            with Proc() as p, Proc() as q:
-                f.arm()
-                p.send("open", f.a.path("img.qcow2"), flags)
-                f.lose_locks()
-                fd = q.call("open", f.b.path("img.qcow2"), RDWR)
-                q.call("pwrite", fd, b"B" * 4096, 1 << 20)
-                f.go_on()
-                raises(errno.EBUSY, p.recv)
-                f.a.wait_log("FENCED")
-                f.a.wait_log("took it over with generation 3, and has it now")
-                eq(q.call("pread", fd, 4096, 1 << 20), b"B" * 4096, "what b wrote")
-                q.call("close", fd)
-                no_fence_left(h, f.b, q)
-
-
-@suite.case("a second handle that is frozen before it takes the fence gets EIO, and the first one cannot write either; none of them keeps the fence")
-def frozen_join(build):
-    hooked(build)
-    with hosts(build) as h:
-        make_qcow2(h.ds.raw("img.qcow2"))
-        f = Frozen(h, "image.fence.join:1")
-        with Proc() as p, Proc() as q:
-            first = p.call("open", f.a.path("img.qcow2"), RDWR)
-            p.call("pwrite", first, b"A" * 4096, 2 << 20)
-            f.arm()
-            p.send("open", f.a.path("img.qcow2"), RDWR)
-            f.lose_locks()
-            fd = q.call("open", f.b.path("img.qcow2"), RDWR)
-            q.call("pwrite", fd, b"B" * 4096, 1 << 20)
-            f.go_on()
-            raises(errno.EIO, p.recv)
-            raises(errno.EIO, p.call, "pwrite", first, b"late", 1 << 20)
-            eq(p.call("pread", first, 4096, 2 << 20), b"A" * 4096, "a fenced handle still reads")
-            q.call("close", fd)
-            no_fence_left(h, f.b, q)
-            p.call("close", first)
-
-
-@suite.case("a holder whose claim was taken over under its hands: FENCED, and none of its fence locks stays")
-def fenced_lets_go(build):
-    h = Hosts(build)
-    try:
-        make_qcow2(h.ds.raw("img.qcow2"))
-        a = h.view("a", "wait=0")
-        with Proc() as p:
-            fd = p.call("open", a.path("img.qcow2"), RDWR)
-            more = p.call("open", a.path("img.qcow2"), RDWR)
-            eq(fence_locks(h.ds.raw("img.qcow2")), 3, "the seal's and one of each handle")
-            succeed_claim(h.ds, "img.qcow2")
-            a.wait_log("FENCED")
-            wait_for(lambda: fence_locks(h.ds.raw("img.qcow2")) == 0, "its locks are gone while it is open")
-            raises(errno.EIO, p.call, "pwrite", more, b"x", 1 << 20)
-            p.call("pread", more, 4096, 1 << 20)
-            p.call("close", fd)
-            p.call("close", more)
-        wait_for(lambda: "fenced" not in ctl(build, "list", a.mnt).out.lower(), "the fenced hold is over")
-        a.stop()
-    finally:
-        h.end()
-
-
-@suite.case("a write that makes an image of a plain file is frozen before its writers have the fence: none of them becomes a holder, or writes on")
-def frozen_conversion(build):
-    hooked(build)
-    with hosts(build) as h:
-        source = os.path.join(h.ds.base, "source")
-        make_qcow2(source)
-        with open(source, "rb") as file:
-            data = file.read()
-        open(h.ds.raw("img.qcow2"), "wb").close()
-        f = Frozen(h, "image.fence.adopt:1")
-        with Proc() as p, Proc() as q:
-            late = p.call("open", f.a.path("img.qcow2"), RDWR)
-            f.arm()
-            p.send("pwrite", late, data, 0)
-            f.lose_locks()
-            fd = q.call("open", f.b.path("img.qcow2"), RDWR)
-            q.call("pwrite", fd, data, 0)
-            q.call("pwrite", fd, b"B" * 4096, 1 << 20)
-            ok(is_sealed(h.ds.raw("img.qcow2")), "b has made an image of it")
-            f.go_on()
-            raises(errno.EIO, p.recv)
-            raises(errno.EBUSY, p.call, "pwrite", late, b"late", 1 << 20)
-            eq(q.call("pread", fd, 4096, 1 << 20), b"B" * 4096, "what b wrote")
-            q.call("close", fd)
-            p.call("close", late)
-            no_fence_left(h, f.b, q)
 
 
 if __name__ == "__main__":
