@@ -27,6 +27,7 @@ bool look_takeover(const struct look *l, bool *ret_possible, struct why *ret)
                                                                                  : l->source.raw->store.fence,
                         &own_why);
     in.holder = rec->fenced;
+    in.names = takeover_is_names(rec);
     in.record = look_host(l) ? 0 : l->item.host ? l->item.host->err : -ENOENT;
     in.alive = l->item.host ? l->item.host->alive : -ENOENT;
     v = takeover_decide(&in);

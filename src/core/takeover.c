@@ -34,12 +34,19 @@ static bool fences(enum fencing f, bool unproven)
     return f == FENCING_LOCK || (f == FENCING_UNPROVEN && unproven);
 }
 
+bool takeover_is_names(const struct record *rec)
+{
+    return strcmp(rec->format, "none") == 0;
+}
+
 enum takeover_verdict takeover_decide(const struct takeover_input *in)
 {
     if (!fences(in->own, in->unproven))
         return TAKEOVER_OWN;
     if (!fences(in->holder, in->unproven))
         return TAKEOVER_HOLDER;
+    if (in->names)
+        return TAKEOVER_NAMES;
     if (in->record < 0)
         return TAKEOVER_NO_RECORD;
     switch (in->beat) {
@@ -96,6 +103,14 @@ void takeover_explain(enum takeover_verdict v, const struct takeover_input *in, 
                 in->holder == FENCING_UNPROVEN ? "is not proven to stop its writes"
                                                : "does not stop its writes",
                 in->holder == FENCING_UNPROVEN ? "takeover=lock-unproven accepts that; or, " : "", host_uuid);
+        break;
+    case TAKEOVER_NAMES:
+        why_set(
+            ret,
+            "host %.100s claimed it to remove, replace or truncate it, and no lock stops such an operation "
+            "when it comes late: wait until "
+            "diskguard on that host is started again, which frees it; or, " BY_HAND,
+            host_name, host_uuid);
         break;
     }
 }

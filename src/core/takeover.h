@@ -38,15 +38,20 @@ enum takeover_verdict {
     TAKEOVER_ALIVE,     /* its beat moves */
     TAKEOVER_NO_RECORD, /* nothing tells whether it lives: no readable record of that host */
     TAKEOVER_OWN,       /* never: locks on our own mount do not fence */
-    TAKEOVER_HOLDER     /* never: the holder's mount does not, as its claim says */
+    TAKEOVER_HOLDER,    /* never: the holder's mount does not, as its claim says */
+    TAKEOVER_NAMES /* never: it is claimed to be removed, replaced or truncated by path, and no lock fences that */
 };
 struct takeover_input {
     bool unproven; /* FENCING_UNPROVEN is accepted, too (takeover=lock-unproven) */
+    bool names;    /* takeover_is_names() of the claim */
     enum fencing own, holder;
     int record; /* of the holder's hosts/ record: 0 it was read, or -errno */
     int alive;  /* host_alive(): 1, 0 or -errno (cannot be told) */
     enum takeover_beat beat;
 };
+/* Was it claimed for an operation on names (format "none"), and not to be written? NFSv4 refuses the late WRITE of a lock that was lost, but carries out a
+ * REMOVE, RENAME or SETATTR, for they name no lock. */
+bool takeover_is_names(const struct record *rec);
 enum takeover_verdict takeover_decide(const struct takeover_input *in);
 
 /* One sentence without its full stop: why it is refused, or what is waited for. own_why: of io_fencing(). The word DATASTORE in it stands for the

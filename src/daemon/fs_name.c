@@ -4,6 +4,7 @@
 #include <string.h>
 #include <sys/syscall.h>
 
+#include "core/hook.h"
 #include "daemon/cred.h"
 #include "daemon/fs.h"
 #include "daemon/image.h"
@@ -480,7 +481,10 @@ static int removal_try(struct removal *op, struct inode **ret_busy)
             return r;
         }
         bool same = victims_same(op, &v);
-        if (same)
+        HOOK("name.remove.check");
+        for (unsigned n = 0; same && r == 0 && n < v.n; n++)
+            r = image_hold_check(op->d, &v.hold[n]);
+        if (same && r == 0)
             r = remove_for(op, v.absent);
         victims_unhold(op, &v, v.n);
         victims_put(op, &v);

@@ -209,6 +209,8 @@ bool image_writer_add(struct image *img, struct handle *h, bool plain)
 static void writer_remove(struct image *img, struct handle *h)
 {
     mutex_lock(&img->lock);
+    while (h->busy)
+        pthread_cond_wait(&img->moved, &img->lock.m);
     for (struct handle **p = &img->writers; *p; p = &(*p)->next_writer) {
         if (*p == h) {
             *p = h->next_writer;

@@ -35,6 +35,9 @@ struct hold {
 };
 DG_MUST_CHECK int image_hold(struct daemon *d, struct inode *i, const struct opener *who, const char *what,
                              struct hold *ret);
+/* Right before the operation: does the claim still rule? 0; -EIO: this host was taken for dead and lost it meanwhile (the image is FENCED), touch nothing; or
+ * another -errno. Narrows the window, no more: the storage does not fence what changes names (core/takeover.h). */
+DG_MUST_CHECK int image_hold_check(struct daemon *d, const struct hold *h);
 /* Ends it. The claim is dropped altogether when the file is gone (link count 0), else freed. */
 void image_unhold(struct daemon *d, struct hold *h);
 /* The one log line of a refused open or operation: image, holder host, pid, since, way out. */

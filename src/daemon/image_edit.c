@@ -152,53 +152,6 @@ ssize_t image_read(struct daemon *d, struct handle *h, void *buf, size_t len, ui
 
 /* ---- a plain file becomes an image ---- */
 
-/* A duplicate of a descriptor carries the same lock, and stays open while we are without img->lock. */
-static int fence_writers(struct daemon *d, struct image *img)
-{
-    int r = 0;
-    unsigned n = 0, max = 0;
-    mutex_lock(&img->lock);
-    for (struct handle *h = img->writers; h; h = h->next_writer)
-        max++;
-    int *fds = calloc(max + 1, sizeof(*fds));
-    if (!fds)
-        r = -ENOMEM;
-    for (struct handle *h = img->writers; h && r == 0; h = h->next_writer) {
-        fds[n] = fcntl(h->fd, F_DUPFD_CLOEXEC, 0);
-        if (fds[n] < 0)
-            r = -errno;
-        else
-            n++;
-    }
-    mutex_unlock(&img->lock);
-    for (unsigned k = 0; k < n; k++) {
-        if (r == 0)
-            r = io_fence_shared(fds[k], d->store.fence);
-    }
-    for (unsigned k = 0; k < n; k++) {
-        if (r <
-            0) /* none of them will be guarded, and a plain handle's own lock would be in our way later on */
-            io_fence_drop(fds[k], d->store.fence);
-        close(fds[k]);
-    }
-    free(fds);
-    return r == -EAGAIN ? -EBUSY : r;
-}
-
-int image_adopt_writers(struct daemon *d, struct image *img)
-{
-    int r = fence_writers(d, img);
-    if (r < 0)
-        return r;
-    mutex_lock(&img->lock);
-    for (struct handle *h = img->writers; h; h = h->next_writer) {
-        if (!atomic_exchange(&h->guarded, true))
-            img->n_guarded++;
-    }
-    mutex_unlock(&img->lock);
-    return 0;
-}
-
 /* Another host that has the file open as a plain one may just be closing it: close(2) returns there before its lock is gone. So even with wait=0 the
  * first write of a header waits this long. */
 #define FENCE_WAIT_MIN_S 1u
@@ -244,6 +197,10 @@ int image_convert(struct daemon *d, struct image *img, const struct opener *who)
     atomic_store(&img->wrote, true);
     r = image_adopt_writers(d, img);
     image_move(d, img, IMAGE_SEALED, 0);
+    if (r == -ESTALE) {
+        image_fence(d, img);
+        r = -EIO;
+    }
     image_unguard(d, img);
     return r;
 }

@@ -48,8 +48,10 @@ void image_fence(struct daemon *d, struct image *img)
         image_move_locked(d, img, IMAGE_FENCED, ESTALE);
     }
     mutex_unlock(&img->lock);
-    if (now)
-        log_successor(d, img);
+    if (!now)
+        return;
+    log_successor(d, img);
+    image_let_go(img);
 }
 
 /* ---- new descriptors ---- */
@@ -72,8 +74,7 @@ static int open_anew(struct daemon *d, const struct inode *i, const struct recor
     return r < 0 ? r : base_steal_fd(&fd);
 }
 
-/* Puts the new open file in the place of the old one, under the same number, so that a request that is just using it needs no lock. */
-static int replace(int fd, int at)
+int image_replace_fd(int fd, int at)
 {
     int r;
     do
@@ -98,7 +99,7 @@ int image_mend_seal(struct daemon *d, struct image *img)
                         r);
     r = io_cache_drop(fd);
     if (r == 0 && img->fd >= 0)
-        return replace(fd, img->fd);
+        return image_replace_fd(fd, img->fd);
     if (r == 0)
         img->fd = fd;
     else
@@ -124,6 +125,18 @@ static struct record *still_ours(struct daemon *d, struct image *img)
         return rec;
     free(rec);
     return NULL;
+}
+
+/* Then the new descriptor must go as the old one did. */
+static bool fenced_meanwhile(struct image *img, struct handle *h)
+{
+    mutex_lock(&img->lock);
+    bool fenced = img->state == IMAGE_FENCED;
+    h->let_go = false;
+    mutex_unlock(&img->lock);
+    if (fenced)
+        image_let_go(img);
+    return fenced;
 }
 
 int image_mend(struct daemon *d, struct handle *h)
@@ -153,7 +166,9 @@ int image_mend(struct daemon *d, struct handle *h)
         close(fd);
         return -EIO;
     }
-    int r = replace(fd, h->fd);
+    int r = image_replace_fd(fd, h->fd);
+    if (r == 0 && fenced_meanwhile(img, h))
+        return -EIO;
     if (r == 0)
         image_log_state(d, img, LOG_WARNING,
                         "the storage had given up a descriptor (the locks of this host ran out?). Nobody has "

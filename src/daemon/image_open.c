@@ -1,5 +1,6 @@
 /* image_open.c: opens for write: the first one, one that joins, one of a plain file; holds for namespace
  * operations. */
+#include "core/hook.h"
 #include "daemon/image_priv.h"
 
 #include <fcntl.h>
@@ -10,14 +11,15 @@
 /* Claimed and sealed, state SEALING: what the first handle still needs. */
 static int open_finish(struct daemon *d, struct image *img, struct handle *h, bool truncate)
 {
-    int r = io_fence_shared(h->fd, d->store.fence);
+    HOOK("image.fence.open");
+    int r = image_fence_fd(d, img, h->fd);
     if (r == 0 && truncate) {
         rwlock_write(&img->header);
         r = io_header_truncate(img->fd, 0);
         rwlock_write_unlock(&img->header);
         atomic_store(&img->wrote, true);
     }
-    return r == -EAGAIN ? -EBUSY : r;
+    return r;
 }
 
 static int open_first(struct daemon *d, struct image *img, struct handle *h, bool truncate)
@@ -39,31 +41,14 @@ static int open_first(struct daemon *d, struct image *img, struct handle *h, boo
     mutex_lock(&img->lock);
     image_move_locked(d, img, IMAGE_SEALED, 0);
     mutex_unlock(&img->lock);
+    if (r == -ESTALE) {
+        image_fence(d, img);
+        r = -EBUSY; /* it is another host's now */
+    }
     if (r < 0)
         image_unguard(d, img);
     else
         h->guarded = true;
-    return r;
-}
-
-/* A further handle of the holder: its descriptor takes the fence, then looks whether the claim still rules,
- * and only then may write. */
-static int join_fence(struct daemon *d, struct image *img, struct handle *h)
-{
-    int r = io_fence_shared(h->fd, d->store.fence);
-    if (r < 0)
-        return r == -EAGAIN ? -EBUSY : r;
-    _cleanup_free_ struct record *rec = malloc(sizeof(*rec));
-    if (!rec)
-        return -ENOMEM; /* final: the descriptor is closed */
-    rwlock_read(&img->header);
-    bool held = img->rec != NULL;
-    if (held)
-        *rec = *img->rec;
-    rwlock_read_unlock(&img->header);
-    r = held ? claim_check(&d->store, rec) : -EBUSY;
-    if (r < 0)
-        io_fence_drop(h->fd, d->store.fence); /* a handle that waits must not keep anybody out */
     return r;
 }
 
@@ -78,7 +63,8 @@ static int open_join(struct daemon *d, struct image *img, struct handle *h, bool
     mutex_unlock(&img->lock);
     if (!may)
         return -EBUSY;
-    int r = join_fence(d, img, h);
+    HOOK("image.fence.join");
+    int r = image_fence_fd(d, img, h->fd);
     if (r == 0 && truncate) {
         h->guarded = true; /* lets image_ftruncate take the guarded way */
         r = image_ftruncate(d, h, 0);
@@ -277,8 +263,10 @@ int image_open(struct daemon *d, struct handle *h, bool truncate)
         if (r == -EAGAIN)
             r = -EBUSY; /* the file changed under us: another try, from the start */
     }
-    if (r == 0)
+    if (r == 0) {
         (void)image_writer_add(img, h, false);
+        image_let_go(img); /* if it was FENCED before the handle was listed */
+    }
     return r;
 }
 
@@ -335,22 +323,58 @@ void image_unhold(struct daemon *d, struct hold *h)
     *h = (struct hold){0};
 }
 
-/* The fence of a truncation by path. Of a plain file, nobody may make an image before it is done. */
-static int truncate_fence(struct daemon *d, struct inode *i, int fd, bool claimed)
+int image_hold_check(struct daemon *d, const struct hold *h)
 {
-    bool guarded = false;
-    if (!S_ISREG(i->type) || i->dev != d->store.dev)
+    if (!h->claimed)
         return 0;
-    int r = io_fence_shared(fd, d->store.fence);
-    if (r == -EAGAIN) {
-        struct image *img = atomic_load(&i->image);
-        if (img)
-            image_fence_refused(img, true);
-        return -EBUSY;
+    struct image *img = atomic_load(&h->inode->image);
+    int r = image_claim_rules(d, img);
+    if (r != -ESTALE)
+        return r;
+    image_fence(d, img);
+    return -EIO;
+}
+
+/* Of an image that is held for it: through the descriptor that carries the fence, so that the storage refuses it when the lock is lost. */
+static int truncate_held(struct daemon *d, const struct hold *hold, uint64_t size)
+{
+    struct image *img = atomic_load(&hold->inode->image);
+    HOOK("image.truncate.check");
+    int r = image_hold_check(d, hold);
+    if (r < 0)
+        return r;
+    HOOK("image.truncate");
+    rwlock_write(&img->header);
+    r = img->fd < 0 ? -EIO : io_header_truncate(img->fd, size);
+    rwlock_write_unlock(&img->header);
+    if (r == 0)
+        atomic_store(&img->wrote, true);
+    return r;
+}
+
+/* Of a plain file nobody may make an image before it is done, and so it takes the fence and looks again. */
+static int truncate_plain(struct daemon *d, struct inode *i, uint64_t size)
+{
+    _cleanup_close_ int fd = io_reopen(i->fd, O_RDWR);
+    bool guarded = false;
+    int r = 0;
+    if (fd < 0)
+        return fd;
+    if (S_ISREG(i->type) && i->dev == d->store.dev) {
+        HOOK("image.fence.truncate");
+        r = io_fence_shared(fd, d->store.fence);
+        if (r == -EAGAIN) {
+            struct image *img = atomic_load(&i->image);
+            if (img)
+                image_fence_refused(img, true);
+            return -EBUSY;
+        }
+        if (r == 0 && d->store.fence != FENCE_NONE)
+            r = guarded_now(d, i, &guarded);
     }
-    if (r == 0 && !claimed && d->store.fence != FENCE_NONE)
-        r = guarded_now(d, i, &guarded);
-    return r == 0 && guarded ? -EBUSY : r;
+    if (r < 0 || guarded)
+        return r < 0 ? r : -EBUSY;
+    return io_header_truncate(fd, size);
 }
 
 int image_truncate(struct daemon *d, struct inode *i, const struct opener *who, uint64_t size)
@@ -367,15 +391,7 @@ int image_truncate(struct daemon *d, struct inode *i, const struct opener *who, 
     r = image_hold(d, i, who, "truncation", &hold);
     if (r < 0)
         return r;
-    _cleanup_close_ int fd = io_reopen(i->fd, O_RDWR);
-    if (fd >= 0)
-        r = truncate_fence(d, i, fd, hold.claimed);
-    if (fd < 0 || r < 0)
-        r = fd < 0 ? fd : r;
-    else
-        r = io_header_truncate(fd, size);
-    if (r == 0 && hold.claimed)
-        atomic_store(&atomic_load(&i->image)->wrote, true);
+    r = hold.claimed ? truncate_held(d, &hold, size) : truncate_plain(d, i, size);
     image_unhold(d, &hold);
     return r;
 }

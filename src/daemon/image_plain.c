@@ -82,7 +82,7 @@ void image_plain_leave(struct daemon *d, struct image *img, struct handle *h)
     h->plain = false;
     int fd = -1;
     mutex_lock(&img->lock);
-    if (--img->n_plain == 0) {
+    if (--img->n_plain == 0 && img->plain_fd >= 0) {
         fd = img->plain_fd;
         img->plain_fd = -1;
         img->plain_busy = true; /* a claim that came before the close would meet our own lock */
@@ -112,20 +112,23 @@ int image_plain_dup(struct image *img, bool to_claim)
     return fd;
 }
 
+void image_plain_bar(struct image *img)
+{
+    mutex_lock(&img->lock);
+    for (struct handle *h = img->writers; h; h = h->next_writer)
+        if (!atomic_load(&h->guarded))
+            atomic_store(&h->barred, EBUSY);
+    mutex_unlock(&img->lock);
+}
+
 void image_plain_again(struct daemon *d, struct image *img)
 {
     _cleanup_close_ int fd = image_plain_dup(img, false);
     if (fd < 0)
         return;
     int r = io_fence_shared(fd, d->store.fence);
-    if (r < 0) {
-        mutex_lock(&img->lock);
-        for (struct handle *h = img->writers; h; h = h->next_writer)
-            if (!atomic_load(&h->guarded))
-                atomic_store(&h->barred,
-                             EBUSY); /* the keeper takes it off when the file is still plain after all */
-        mutex_unlock(&img->lock);
-    }
+    if (r < 0)
+        image_plain_bar(img);
     /* A refused conversion of a flock lost the lock for a moment (io.h), in which another host may have claimed the file. */
     if ((r < 0 || d->store.fence == FENCE_FLOCK) && d->keeper)
         keeper_kick(d->keeper);

@@ -83,8 +83,9 @@ void image_unguard(struct daemon *d, struct image *img) EXCLUDES(img->lock, img-
 /* Lists a handle that is open for write. plain: only while the image is IDLE, else false. */
 bool image_writer_add(struct image *img, struct handle *h, bool plain) EXCLUDES(img->lock);
 
-/* Every listed handle takes the fence and becomes guarded: they join the hold that the caller is about to finish. The state is SEALING. */
-DG_MUST_CHECK int image_adopt_writers(struct daemon *d, struct image *img) EXCLUDES(img->lock);
+/* Every listed handle takes the fence and becomes guarded: they join the hold that the caller is about to finish. The state is SEALING. -ESTALE: the claim
+ * was lost before they had it; none is guarded, plain ones are barred. */
+DG_MUST_CHECK int image_adopt_writers(struct daemon *d, struct image *img) EXCLUDES(img->lock, img->header);
 
 /* A plain file is about to become an image under its writers' hands: claims it, without a seal yet, for all of them. */
 DG_MUST_CHECK int image_convert(struct daemon *d, struct image *img, const struct opener *who)
@@ -94,7 +95,21 @@ DG_MUST_CHECK int image_convert(struct daemon *d, struct image *img, const struc
 struct seal image_seal(struct daemon *d, struct image *img) REQUIRES(img->header);
 
 /* Another host has taken over, or our claim is gone: writes get EIO from now on. Logs, with the successor's name: reads its claim. */
-void image_fence(struct daemon *d, struct image *img) EXCLUDES(img->lock);
+void image_fence(struct daemon *d, struct image *img) EXCLUDES(img->lock, img->header);
+
+/* ---- image_fence.c ---- */
+
+/* Does our claim of the held image still rule? 0, -ESTALE, -EBUSY (not held any more) or -errno. */
+DG_MUST_CHECK int image_claim_rules(struct daemon *d, struct image *img) EXCLUDES(img->lock, img->header);
+/* A descriptor that is about to write the held image takes the shared fence, then looks whether the claim still rules: only in this order can nobody have
+ * taken over in between. Without the lock again unless 0. -EBUSY: somebody has the fence; -ESTALE: a successor's claim. */
+DG_MUST_CHECK int image_fence_fd(struct daemon *d, struct image *img, int fd)
+    EXCLUDES(img->lock, img->header);
+/* A FENCED image: closes what carries the fence lock, and makes its handles read-only, so that the successor and others can claim. Of one that is not
+ * FENCED, nothing. May be repeated. Blocks. */
+void image_let_go(struct image *img) EXCLUDES(img->lock, img->header);
+/* Puts the open file `fd` in the place of the one at `at`, under the same number, so that a request that is just using it needs no lock. Closes fd. */
+DG_MUST_CHECK int image_replace_fd(int fd, int at);
 
 /* The seal's descriptor was given up by the storage (or there is none): a new one, under the fence lock and after a look at the claim, in its place. Data
  * that the old one could not sync is noted in sync_error. 0, -ESTALE (a successor's claim) or -errno. */
@@ -154,6 +169,8 @@ void image_plain_leave(struct daemon *d, struct image *img, struct handle *h) EX
 DG_MUST_CHECK int image_plain_dup(struct image *img, bool to_claim) EXCLUDES(img->lock);
 /* After a claim that failed: plain_fd's lock is shared again, or the plain writers are barred. */
 void image_plain_again(struct daemon *d, struct image *img) EXCLUDES(img->lock);
+/* Plain writers get EBUSY until the keeper finds that the file is still plain. */
+void image_plain_bar(struct image *img) EXCLUDES(img->lock);
 /* Notes for image_refused() why -EBUSY: the fence lock was refused, and no claim says by whom. */
 void image_fence_refused(struct image *img, bool refused) EXCLUDES(img->lock);
 /* Is the file of a handle that is being opened guarded, by its header, its name or a claim? image_open.c. */

@@ -101,7 +101,8 @@ static enum takeover_verdict look(struct daemon *d, const struct record *held, b
 {
     struct host_record rec;
     const char *own_why;
-    struct takeover_input in = {.unproven = unproven, .holder = held->fenced};
+    struct takeover_input in = {
+        .unproven = unproven, .names = takeover_is_names(held), .holder = held->fenced};
     in.own = io_fencing(d->store.root_fd, d->store.fence, &own_why);
     in.record = host_record_read(&d->store, held->host, &rec);
     if (in.record == 0)
@@ -127,6 +128,7 @@ static int worth_it(struct daemon *d, const struct record *held, bool unproven, 
     case TAKEOVER_NO_RECORD:
     case TAKEOVER_OWN:
     case TAKEOVER_HOLDER:
+    case TAKEOVER_NAMES:
         break;
     }
     return -EPERM;
@@ -146,7 +148,7 @@ static bool may_take(void *arg, const struct record *rec)
     const struct record *j = ((struct attempt *)arg)->judged;
     return rec->generation == j->generation && strcmp(rec->host, j->host) == 0 &&
            strcmp(rec->installation, j->installation) == 0 && strcmp(rec->daemon, j->daemon) == 0 &&
-           rec->fenced == j->fenced;
+           rec->fenced == j->fenced && takeover_is_names(rec) == takeover_is_names(j);
 }
 
 static void report(void *arg, const struct record *rec, struct recover_decision decision, int done)

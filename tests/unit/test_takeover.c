@@ -72,29 +72,45 @@ Test(takeover, tries_only_when_everything_speaks_for_it)
 {
     unsigned tries = 0;
 
-    for (int unproven = 0; unproven < 2; unproven++)
-        for (int own = FENCING_NO; own <= FENCING_LOCK; own++)
-            for (int holder = FENCING_NO; holder <= FENCING_LOCK; holder++)
-                for (int record = -1; record <= 0; record++)
-                    for (int alive = -1; alive <= 1; alive++)
-                        for (int beat = TAKEOVER_BEAT_WATCHED; beat <= TAKEOVER_BEAT_STANDS; beat++) {
-                            struct takeover_input in = {
-                                unproven == 1, (enum fencing)own,       (enum fencing)holder, record,
-                                alive,         (enum takeover_beat)beat};
-                            enum takeover_verdict v = takeover_decide(&in);
-                            int least = unproven ? FENCING_UNPROVEN : FENCING_LOCK;
-                            bool want = own >= least && holder >= least && record == 0 && alive != 1 &&
-                                        beat == TAKEOVER_BEAT_STANDS;
+    for (int names = 0; names < 2; names++)
+        for (int unproven = 0; unproven < 2; unproven++)
+            for (int own = FENCING_NO; own <= FENCING_LOCK; own++)
+                for (int holder = FENCING_NO; holder <= FENCING_LOCK; holder++)
+                    for (int record = -1; record <= 0; record++)
+                        for (int alive = -1; alive <= 1; alive++)
+                            for (int beat = TAKEOVER_BEAT_WATCHED; beat <= TAKEOVER_BEAT_STANDS; beat++) {
+                                struct takeover_input in = {.unproven = unproven == 1,
+                                                            .names = names == 1,
+                                                            .own = (enum fencing)own,
+                                                            .holder = (enum fencing)holder,
+                                                            .record = record,
+                                                            .alive = alive,
+                                                            .beat = (enum takeover_beat)beat};
+                                enum takeover_verdict v = takeover_decide(&in);
+                                int least = unproven ? FENCING_UNPROVEN : FENCING_LOCK;
+                                bool want = !names && own >= least && holder >= least && record == 0 &&
+                                            alive != 1 && beat == TAKEOVER_BEAT_STANDS;
 
-                            cr_assert((v == TAKEOVER_TRY) == want, "%d %d %d %d %d %d: %d", unproven, own,
-                                      holder, record, alive, beat, (int)v);
-                            if (own == FENCING_NO)
-                                cr_assert_eq(v, TAKEOVER_OWN);
-                            else if (own >= least && holder == FENCING_NO)
-                                cr_assert_eq(v, TAKEOVER_HOLDER);
-                            tries += v == TAKEOVER_TRY;
-                        }
+                                cr_assert((v == TAKEOVER_TRY) == want, "%d %d %d %d %d %d %d: %d", names,
+                                          unproven, own, holder, record, alive, beat, (int)v);
+                                if (own < least)
+                                    cr_assert_eq(v, TAKEOVER_OWN);
+                                else if (holder < least)
+                                    cr_assert_eq(v, TAKEOVER_HOLDER);
+                                else
+                                    cr_assert((v == TAKEOVER_NAMES) == (names == 1));
+                                tries += v == TAKEOVER_TRY;
+                            }
     cr_assert_eq(tries, 2 * (1 + 4)); /* two values of alive */
+}
+
+Test(takeover, a_claim_for_an_operation_on_names)
+{
+    struct record rec = {.format = "none"};
+
+    cr_assert(takeover_is_names(&rec));
+    strcpy(rec.format, "raw");
+    cr_assert_not(takeover_is_names(&rec));
 }
 
 Test(takeover, every_verdict_is_explained)
@@ -102,12 +118,13 @@ Test(takeover, every_verdict_is_explained)
     struct takeover_input in = {.record = -5};
     struct why why;
 
-    for (int v = TAKEOVER_TRY; v <= TAKEOVER_HOLDER; v++) {
+    for (int v = TAKEOVER_TRY; v <= TAKEOVER_NAMES; v++) {
         why.text[0] = '\0';
         takeover_explain((enum takeover_verdict)v, &in, "NFSv3 does not fence", "node1",
                          "00112233-4455-4677-8899-aabbccddeeff", &why);
         cr_assert_not_null(strstr(why.text, "node1"), "%d", v);
-        if (v == TAKEOVER_OWN || v == TAKEOVER_HOLDER || v == TAKEOVER_NO_RECORD || v == TAKEOVER_LOCKED)
+        if (v == TAKEOVER_OWN || v == TAKEOVER_HOLDER || v == TAKEOVER_NO_RECORD || v == TAKEOVER_LOCKED ||
+            v == TAKEOVER_NAMES)
             cr_assert_not_null(strstr(why.text, "fsck.diskguard --takeover 00112233"), "%d", v);
     }
 }
