@@ -1,4 +1,4 @@
-/* image_priv.h: shared by image.c, image_open.c and image_edit.c; nobody else includes it. */
+/* image_priv.h: shared by image.c and image_*.c; nobody else includes it. */
 #ifndef DISKGUARD_IMAGE_PRIV_H
 #define DISKGUARD_IMAGE_PRIV_H
 
@@ -28,6 +28,7 @@ struct image {
     unsigned n_guarded GUARDED_BY(lock); /* those that hold the image, and reservations of opens under way */
     bool
         closed GUARDED_BY(lock); /* held for a namespace operation: nobody joins, not even the same process */
+    bool vanished GUARDED_BY(lock); /* this hold was called VANISHED in the log */
     struct image_rival rival GUARDED_BY(lock);
     struct image_info info GUARDED_BY(lock); /* what control.c shows, so that it never waits for `header` */
     char *path GUARDED_BY(lock);             /* of info: most files never need one */
@@ -86,11 +87,17 @@ DG_MUST_CHECK int image_adopt_writers(struct daemon *d, struct image *img) EXCLU
 DG_MUST_CHECK int image_convert(struct daemon *d, struct image *img, const struct opener *who)
     EXCLUDES(img->lock, img->header);
 
+/* Pins every image that is not IDLE. The caller puts each inode and frees the array. NULL, and 0 images: out of memory. */
+struct image **image_busy_list(struct daemon *d, unsigned *ret_n);
+
 /* The seal of a held image, for the core's functions. */
 struct seal image_seal(struct daemon *d, struct image *img) REQUIRES(img->header);
 
 /* Another host has taken over, or our claim is gone: writes get EIO from now on. Logs, with the successor's name: reads its claim. */
 void image_fence(struct daemon *d, struct image *img) EXCLUDES(img->lock);
+
+/* -ESTALE of the core means a lost claim or a file that the storage does not find: asks the claim. r, or -EIO where it is not the claim (known). */
+DG_MUST_CHECK int image_lost(struct daemon *d, struct image *img, int r) REQUIRES(img->header);
 
 /* The seal's descriptor was given up by the storage (or there is none): a new one, under the fence lock and after a look at the claim, in its place. Data
  * that the old one could not sync is noted in sync_error. 0, -ESTALE (a successor's claim) or -errno. */
