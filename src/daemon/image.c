@@ -241,12 +241,23 @@ static int forget(struct daemon *d, struct image *img) REQUIRES(img->header)
 int image_drop_lost_row(struct daemon *d, struct image *img)
 {
     _cleanup_free_ struct claim *c = malloc(sizeof(*c));
-    int r = c ? claim_read(&d->store, img->rec->ino, c) : -ENOMEM;
+    int r = c ? claim_read_known(&d->store, img->rec->ino, img->rec->generation, c) : -ENOMEM;
     if (r < 0)
         return r;
-    bool successor = c->generation > img->rec->generation;
-    if (successor || c->kind == CLAIM_FREE || img->rec->plan.n == 0)
-        return journal_remove(d->journal, img->rec->ino, img->rec->generation);
+    const struct record *rec = img->rec;
+    bool successor = c->generation > rec->generation;
+    /* Freed after a restore. An older mark says nothing about this hold: ours is missing then. */
+    bool freed = c->kind == CLAIM_FREE && c->generation == rec->generation && claim_is_of(&c->rec, &d->host);
+    if (successor || freed || rec->plan.n == 0)
+        return journal_remove(d->journal, rec->ino, rec->generation);
+    if (c->kind == CLAIM_HELD && c->generation == rec->generation && claim_is_of(&c->rec, &d->host)) {
+        image_log_state(d, img, LOG_WARNING,
+                        "its claim is there again: nothing was written back yet. The next open here, or the "
+                        "next start of this "
+                        "daemon, restores the header",
+                        0);
+        return 0;
+    }
     image_log_state(
         d, img, LOG_CRIT,
         "its claim is missing on the datastore. Nothing was written back; the journal of this host "

@@ -19,16 +19,31 @@
 static void log_successor(struct daemon *d, struct image *img)
 {
     _cleanup_free_ struct claim *c = malloc(sizeof(*c));
-    char text[512] = "nobody's claim is there: it was removed on the datastore";
+    char text[512];
     if (!c)
         return;
-    int r = claim_read(&d->store, img->inode->ino, c);
+    mutex_lock(&img->lock);
+    uint64_t ours = img->info.generation;
+    mutex_unlock(&img->lock);
+    int r = claim_read_known(&d->store, img->inode->ino, ours, c);
     if (r < 0)
         snprintf(text, sizeof(text), "whose claim rules now cannot be read: %s", strerror(-r));
+    else if (c->generation < ours)
+        snprintf(text, sizeof(text),
+                 "nobody has taken it over: the claim of generation %llu was removed on the datastore. The "
+                 "journal of this host keeps the true "
+                 "header: close the image, unmount the view, then run fsck.diskguard -y",
+                 (unsigned long long)ours);
     else if (c->kind == CLAIM_BAD)
         snprintf(text, sizeof(text), "the claim of generation %llu that rules now does not decode",
                  (unsigned long long)c->generation);
-    else if (c->kind != CLAIM_NONE)
+    else if (c->generation == ours)
+        snprintf(text, sizeof(text),
+                 "nobody has taken it over: the claim of generation %llu is there again, %s. Close the image "
+                 "and open it again",
+                 (unsigned long long)ours,
+                 c->kind == CLAIM_FREE ? "but is marked free" : "and is this host's");
+    else
         snprintf(text, sizeof(text), "host %s (%s) took it over with generation %llu, and %s",
                  c->rec.host_name, c->rec.host, (unsigned long long)c->generation,
                  c->kind == CLAIM_FREE ? "has let it go again" : "has it now");

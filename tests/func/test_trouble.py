@@ -35,6 +35,15 @@ def succeed_claim(ds, name):
         f.write(text)
 
 
+def open_when_free(holder, path):
+    """A descriptor, or None as long as an earlier hold is not over."""
+    try:
+        return holder.call("open", path, os.O_RDWR)
+    except OSError as e:
+        eq(e.errno, errno.EBUSY, "open")
+        return None
+
+
 @suite.case("FENCED: a claim that another host took over ends every write with EIO; nothing of ours touches the image any more")
 def fenced(build):
     with pair(build, "wait=0", settled=False) as p, Proc() as holder, Proc() as other:
@@ -317,6 +326,49 @@ def claim_missing(build):
             eq(p.ds.fsck(p.a.host, "-y").code, 1, "exit code of fsck -y")
             eq(sha(p.ds.raw("img.qcow2")), true, "the image after fsck -y")
             p.ds.fsck_clean(p.a.host)
+
+
+@suite.case("a claim that has disappeared over the free mark of an older one: the row is kept, by the keeper's finding and by the close alone")
+def claim_missing_over_mark(build):
+    for noticed in (True, False):
+        env = {"DISKGUARD_BEAT_MS": "100" if noticed else "600000"} if build.hooks else None
+        with pair(build, "wait=0", hosts=("a",), env=env, settled=False) as p, Proc() as holder:
+            make_qcow2(p.ds.raw("img.qcow2"))
+            true = sha(p.ds.raw("img.qcow2"))
+            holder.call("close", holder.call("open", p.a.path("img.qcow2"), os.O_RDWR))
+            p.ds.wait_free("img.qcow2")
+            fd = wait_for(lambda: open_when_free(holder, p.a.path("img.qcow2")), "the release is over")
+            os.unlink(claim_path(p.ds, "img.qcow2"))
+            eq(p.ds.claim_of("img.qcow2"), "free", "the older mark")
+            mark = p.a.log_size()
+            if noticed:
+                p.a.wait_log("FENCED", mark)
+                p.a.wait_log("nobody has taken it over: the claim of generation 2 was removed", mark)
+            holder.call("close", fd)
+            p.a.wait_log("its claim is missing", mark)
+            p.a.stop()
+            ok(is_sealed(p.ds.raw("img.qcow2")), "the image is still sealed")
+            eq(p.ds.fsck(p.a.host, "-y").code, 1, "exit code of fsck -y")
+            eq(sha(p.ds.raw("img.qcow2")), true, "the image after fsck -y")
+            p.ds.fsck_clean(p.a.host)
+
+
+@suite.case("a claim that comes back after the hold was fenced: the next open restores the header and holds the image")
+def claim_back(build):
+    with pair(build, "wait=5", hosts=("a",), env={"DISKGUARD_BEAT_MS": "100"} if build.hooks else None) as p, Proc() as holder:
+        make_qcow2(p.ds.raw("img.qcow2"))
+        true = sha(p.ds.raw("img.qcow2"))
+        fd = holder.call("open", p.a.path("img.qcow2"), os.O_RDWR)
+        claim, mark = claim_path(p.ds, "img.qcow2"), p.a.log_size()
+        os.rename(claim, claim + ".away")
+        p.a.wait_log("was removed on the datastore", mark)
+        os.rename(claim + ".away", claim)
+        holder.call("close", fd)
+        p.a.wait_log("its claim is there again", mark)
+        fd = holder.call("open", p.a.path("img.qcow2"), os.O_RDWR)
+        holder.call("close", fd)
+        p.ds.wait_free("img.qcow2")
+        eq(sha(p.ds.raw("img.qcow2")), true, "the image afterwards")
 
 
 @suite.case("an allocation that the file system refuses changes nothing, neither for the holder nor after the close")
