@@ -65,14 +65,17 @@ static int see_highest(void *arg, const char *name)
     return 0;
 }
 
-static bool exists(const struct store *s, uint64_t ino, uint64_t generation)
+/* 1, 0 or -errno: only "no such name" says that there is none. */
+static int exists(const struct store *s, uint64_t ino, uint64_t generation)
 {
     _cleanup_close_ int fd = -1;
     char name[NAME_SIZE];
 
     claim_name(ino, generation, name);
-    fd = io_fresh_open(s->claims_fd, name, O_PATH | O_NOFOLLOW);
-    return fd >= 0;
+    fd = HOOK_FAIL("claim.exists");
+    if (fd == 0)
+        fd = io_fresh_open(s->claims_fd, name, O_PATH | O_NOFOLLOW);
+    return fd >= 0 ? 1 : fd == -ENOENT ? 0 : medium(fd);
 }
 
 /* The highest generation of a key now, 0 for none. A listing is no snapshot. Others may make or remove claims
@@ -93,8 +96,14 @@ static int highest_of(const struct store *s, uint64_t ino, uint64_t known, uint6
         if (r < 0)
             return r;
     }
-    if (ruling.highest < known && exists(s, ino, known))
-        ruling.highest = known;
+    if (ruling.highest < known) {
+        int r = exists(s, ino, known);
+
+        if (r < 0)
+            return r;
+        if (r > 0)
+            ruling.highest = known;
+    }
     *ret = ruling.highest;
     return 0;
 }
@@ -175,8 +184,7 @@ int claim_read_generation(const struct store *s, uint64_t ino, uint64_t generati
     return 0;
 }
 
-/* claim_read for one who knows a generation of the key: highest_of(). */
-static int read_ruling(const struct store *s, uint64_t ino, uint64_t known, struct claim *ret)
+int claim_read_known(const struct store *s, uint64_t ino, uint64_t known, struct claim *ret)
 {
     for (unsigned i = 0; i < READ_TRIES; i++) {
         uint64_t highest;
@@ -201,7 +209,7 @@ static int read_ruling(const struct store *s, uint64_t ino, uint64_t known, stru
 
 int claim_read(const struct store *s, uint64_t ino, struct claim *ret)
 {
-    return read_ruling(s, ino, 0, ret);
+    return claim_read_known(s, ino, 0, ret);
 }
 
 int claim_check(const struct store *s, const struct record *rec)
@@ -432,7 +440,7 @@ int claim_update(const struct store *s, const struct record *rec)
         return -ENOMEM;
     if (rec->step == STEP_FREE)
         return -EINVAL; /* claim_free's business: it alone knows the order */
-    r = read_ruling(s, rec->ino, rec->generation, c);
+    r = claim_read_known(s, rec->ino, rec->generation, c);
     if (r == 0)
         r = check_ours(c, rec);
     /* Given back once, it cannot be had again: somebody may be linking the next generation just now. */
@@ -468,7 +476,7 @@ int claim_free(const struct store *s, struct record *rec)
 
     if (!c)
         return -ENOMEM;
-    r = read_ruling(s, rec->ino, rec->generation, c);
+    r = claim_read_known(s, rec->ino, rec->generation, c);
     if (r < 0)
         return r;
     r = check_ours(c, rec);

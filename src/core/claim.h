@@ -33,6 +33,10 @@ struct claim {
 /* Reads the rule for an inode number, fresh. 0 or -errno (the datastore did not answer). *ret is ~40 KiB: keep it off small stacks. */
 DG_MUST_CHECK int claim_read(const struct store *s, uint64_t ino, struct claim *ret);
 
+/* The same for one who has reason to believe in a generation of the key: its name is asked before a lower one, or none, is said to rule, for a listing may
+ * miss a claim that is being updated. */
+DG_MUST_CHECK int claim_read_known(const struct store *s, uint64_t ino, uint64_t known, struct claim *ret);
+
 /* The generation that a new claim takes after c, which was just read. 0 or -errno; -EOVERFLOW: there is none. */
 DG_MUST_CHECK int claim_next(const struct store *s, const struct claim *c, uint64_t *ret);
 

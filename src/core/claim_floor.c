@@ -67,14 +67,7 @@ int claim_next(const struct store *s, const struct claim *c, uint64_t *ret)
 /* Is this the mark of an image that exists no more? A handle that cannot be asked says no. */
 static bool is_gone(const struct store *s, const struct claim *c)
 {
-    int fd;
-
-    if (c->kind != CLAIM_FREE)
-        return false;
-    fd = io_fresh_handle(s->root_fd, &c->rec.handle, O_PATH, NULL);
-    if (fd >= 0)
-        close(fd);
-    return fd == -ESTALE;
+    return c->kind == CLAIM_FREE && store_gone(s, -1, &c->rec.handle) == 1;
 }
 
 struct gone {

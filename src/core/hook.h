@@ -9,12 +9,20 @@
  *   DISKGUARD_HOOK_FAIL2          one more of these
  *   DISKGUARD_HOOK_ARM=file       count and act only while that file exists
  *   DISKGUARD_HOOK_LOG=file       append "n name" for each hook passed (while armed)
- *   DISKGUARD_HOOK_FSTYPE=name    every file system counts as this row of io_fstype()'s table */
+ *   DISKGUARD_HOOK_FSTYPE=name    every file system counts as this row of io_fstype()'s table
+ *   DISKGUARD_HOOK_STALE=file     while that file lists an inode number (decimal), io_fresh_stat answers ESTALE for it, and afterwards, as an NFS client does,
+ *                                 for every descriptor of a regular file that has answered so, and for what io_reopen makes of it */
 #ifndef DISKGUARD_HOOK_H
 #define DISKGUARD_HOOK_H
 
 #ifdef DG_HOOKS
+#include <stdbool.h>
+
 int hook_step(const char *name); /* 0, or -errno where the operation is to fail */
+bool hook_stale(int fd, unsigned long ino, bool dir);
+void hook_stale_copy(int from, int to); /* from -1: a new open file that knows nothing */
+#define HOOK_STALE(fd, ino, dir) hook_stale(fd, ino, dir)
+#define HOOK_STALE_COPY(from, to) hook_stale_copy(from, to)
 #define HOOK(name) ((void)hook_step(name))
 #define HOOK_FAIL(name) hook_step(name)
 #define HOOK_TEXT(variable) getenv(variable)
@@ -22,6 +30,8 @@ int hook_step(const char *name); /* 0, or -errno where the operation is to fail 
 #define HOOK(name) ((void)0)
 #define HOOK_FAIL(name) 0
 #define HOOK_TEXT(variable) ((const char *)NULL)
+#define HOOK_STALE(fd, ino, dir) 0
+#define HOOK_STALE_COPY(from, to) ((void)0)
 #endif
 
 #endif

@@ -108,6 +108,7 @@ int io_reopen(int fd, int flags)
     do /* without O_NOFOLLOW, which would stop at the magic link itself */
         r = open(path, (flags & ~(O_CREAT | O_EXCL | O_NOFOLLOW)) | O_CLOEXEC);
     while (r < 0 && errno == EINTR);
+    HOOK_STALE_COPY(fd, r);
     return r < 0 ? -errno : r;
 }
 
@@ -124,6 +125,10 @@ int io_fresh_stat(int fd, struct stat *ret)
     do
         r = statx(fd, "", AT_EMPTY_PATH | AT_STATX_FORCE_SYNC, STATX_BASIC_STATS, &stx);
     while (r < 0 && errno == EINTR);
+    if (r == 0 && HOOK_STALE(fd, stx.stx_ino, S_ISDIR(stx.stx_mode))) {
+        errno = ESTALE;
+        r = -1;
+    }
     if (r < 0)
         return -errno;
     *ret = (struct stat){
@@ -440,6 +445,7 @@ int io_handle_open(int mount_fd, const struct io_handle *h, int flags)
     do
         fd = open_by_handle_at(mount_fd, &b.handle, flags | O_CLOEXEC);
     while (fd < 0 && errno == EINTR);
+    HOOK_STALE_COPY(-1, fd);
     return fd < 0 ? -errno : fd;
 }
 

@@ -40,7 +40,7 @@ static int find_image(const struct store *s, const struct record *rec, enum imag
     }
     if (!by_handle)
         fd = io_fresh_open(s->root_fd, rec->image, O_PATH);
-    if (fd == -ESTALE && by_handle)
+    if (fd == -ESTALE && by_handle && store_gone(s, -1, &rec->handle) == 1)
         *ret = IMAGE_GONE;
     if (fd < 0)
         return -1; /* by path, a missing name says nothing: images are renamed while in use */

@@ -20,7 +20,7 @@ enum owner {
 };
 enum image_kind {
     IMAGE_FOUND, /* open, its handle is the recorded one */
-    IMAGE_GONE,  /* the recorded handle answers ESTALE, or the link count is 0 */
+    IMAGE_GONE,  /* store_gone() says so, or the link count is 0 */
     IMAGE_OTHER, /* the inode number now belongs to a file with another handle, and the recorded one cannot be asked */
     IMAGE_UNREADABLE, /* EIO, EACCES, timeout ... */
     IMAGE_BUSY        /* the exclusive fence lock was not granted */

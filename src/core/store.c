@@ -495,6 +495,25 @@ static int tmp_probe(const struct store *s)
     return s->mapped && st.st_uid != s->owner ? -EPERM : 1;
 }
 
+int store_same(const struct store *s)
+{
+    struct why why = {""};
+    struct store now = *s;
+    char root[HANDLE_TEXT];
+    struct stat st;
+    int r = io_fresh_stat(s->root_fd, &st);
+
+    if (r == 0)
+        r = io_fresh_stat(s->claims_fd, &st);
+    if (r == 0)
+        r = datastore_read(&now, root, &why);
+    if (r == 0)
+        r = root_compare(s, root, &why);
+    if (r == 0 && strcmp(now.uuid, s->uuid) != 0)
+        r = -EXDEV;
+    return r == -ESTALE ? -EIO : r;
+}
+
 static int decide_read_only(struct store *s, struct why *why)
 {
     struct statvfs vfs;

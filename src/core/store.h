@@ -41,6 +41,17 @@ DG_MUST_CHECK int store_look(const char *path, struct store *ret, struct why *wh
 void store_close(
     struct store *s); /* also after a failed open or init; not on a struct that neither was called with */
 
+/* Does the datastore answer now, and is it the one that was opened? Root and claims/ are asked, and the file `datastore` is read. 0, -EXDEV (another
+ * one) or -errno. */
+DG_MUST_CHECK int store_same(const struct store *s);
+
+/* Is the file with this handle gone for good? The one judge of that: what it says may free a claim. fd: a descriptor of the file, or -1.
+ * 1: yes. Its link count was read as 0, or the storage answers ESTALE for the handle and before and after that store_same() was true. 0: it exists, whatever
+ * fd itself answers. -errno, never -ESTALE: nobody can tell now.
+ * ESTALE of a descriptor alone proves nothing: an NFS client that met it once says so for ever on that descriptor, although the server has only served
+ * the mount point without its disk for a while. The handle is asked anew (io_fresh_handle). */
+DG_MUST_CHECK int store_gone(const struct store *s, int fd, const struct io_handle *h);
+
 /* What a person can do about this errno (negative) of the storage: a clause for the end of an explanation. */
 const char *store_hint(int err);
 

@@ -26,7 +26,7 @@ static const unsigned allowed[] = {
     [IMAGE_RESTORING] = TO(IDLE) | TO(STUCK) | TO(FENCED) | TO(VANISHED),
     [IMAGE_FENCED] = TO(IDLE),
     [IMAGE_STUCK] = TO(RESTORING),
-    [IMAGE_VANISHED] = TO(IDLE),
+    [IMAGE_VANISHED] = TO(SEALED) | TO(RESTORING),
 };
 
 struct image_table *image_table_new(void)
@@ -163,7 +163,7 @@ void image_end(struct daemon *d, struct image *img)
         close(fd); /* synced by the restore; the fence lock goes with it */
     busy_remove(d, img);
     mutex_lock(&img->lock);
-    img->closed = false;
+    img->closed = img->vanished = false;
     image_move_locked(d, img, IMAGE_IDLE, 0);
     mutex_unlock(&img->lock);
     inode_put(d->inodes, i);
@@ -231,13 +231,6 @@ void image_log_state(struct daemon *d, struct image *img, int priority, const ch
               (unsigned long long)info.generation, text, err ? ": " : "", err ? strerror(abs(err)) : "");
 }
 
-static bool gone(int fd)
-{
-    struct stat st;
-    int r = io_fresh_stat(fd, &st);
-    return r == -ESTALE || (r == 0 && st.st_nlink == 0);
-}
-
 /* There is no image to put anything back into: free the claim, drop the row. The mark stays: claim.h, "Numbers". */
 static int forget(struct daemon *d, struct image *img) REQUIRES(img->header)
 {
@@ -250,12 +243,23 @@ static int forget(struct daemon *d, struct image *img) REQUIRES(img->header)
 int image_drop_lost_row(struct daemon *d, struct image *img)
 {
     _cleanup_free_ struct claim *c = malloc(sizeof(*c));
-    int r = c ? claim_read(&d->store, img->rec->ino, c) : -ENOMEM;
+    int r = c ? claim_read_known(&d->store, img->rec->ino, img->rec->generation, c) : -ENOMEM;
     if (r < 0)
         return r;
-    bool successor = c->generation > img->rec->generation;
-    if (successor || c->kind == CLAIM_FREE || img->rec->plan.n == 0)
-        return journal_remove(d->journal, img->rec->ino, img->rec->generation);
+    const struct record *rec = img->rec;
+    bool successor = c->generation > rec->generation;
+    /* Freed after a restore. An older mark says nothing about this hold: ours is missing then. */
+    bool freed = c->kind == CLAIM_FREE && c->generation == rec->generation && claim_is_of(&c->rec, &d->host);
+    if (successor || freed || rec->plan.n == 0)
+        return journal_remove(d->journal, rec->ino, rec->generation);
+    if (c->kind == CLAIM_HELD && c->generation == rec->generation && claim_is_of(&c->rec, &d->host)) {
+        image_log_state(d, img, LOG_WARNING,
+                        "its claim is there again: nothing was written back yet. The next open here, or the "
+                        "next start of this "
+                        "daemon, restores the header",
+                        0);
+        return 0;
+    }
     image_log_state(
         d, img, LOG_CRIT,
         "its claim is missing on the datastore. Nothing was written back; the journal of this host "
@@ -267,16 +271,20 @@ int image_drop_lost_row(struct daemon *d, struct image *img)
 
 static int restore_steps(struct daemon *d, struct image *img) REQUIRES(img->header)
 {
-    if (gone(img->fd)) {
+    /* Whatever was seen before: a claim is given up unrestored only on what is proved now. */
+    int r = store_gone(&d->store, img->fd, &img->rec->handle);
+    if (r < 0)
+        return -EIO; /* also where it is not known: a new descriptor is tried, and the keeper tries again */
+    if (r == 1) {
         mutex_lock(&img->lock);
-        bool expected = img->closed; /* our own unlink or rename over it */
+        bool expected = img->closed || img->vanished; /* our own unlink or rename over it; or it was said */
         mutex_unlock(&img->lock);
         if (!expected)
             image_log_state(d, img, LOG_WARNING,
                             "VANISHED: removed on the datastore while it was held; nothing to restore", 0);
         return forget(d, img);
     }
-    int r = io_fsync(img->fd);
+    r = io_fsync(img->fd);
     if (r < 0) {
         int none = 0;
         atomic_compare_exchange_strong(&img->sync_error, &none, -r);
@@ -314,8 +322,7 @@ static int restore_mended(struct daemon *d, struct image *img) REQUIRES(img->hea
     int r = restore_steps(d, img);
     if (r != -EIO && r != -ESTALE && r != -EBADF && r != -ENOLCK)
         return r;
-    if (r == -ESTALE && claim_check(&d->store, img->rec) == 0)
-        r = -EIO; /* said of the file, not of the claim */
+    r = image_lost(d, img, r);
     if (r == -ESTALE)
         return r;
     int mended = image_mend_seal(d, img);
@@ -375,17 +382,17 @@ void image_unguard(struct daemon *d, struct image *img)
     mutex_lock(&img->lock);
     bool last = --img->n_guarded == 0;
     was = img->state;
-    if (last && was == IMAGE_SEALED)
+    if (last && (was == IMAGE_SEALED || was == IMAGE_VANISHED))
         image_move_locked(d, img, IMAGE_RESTORING, 0);
     mutex_unlock(&img->lock);
     if (!last)
         return;
-    if (was == IMAGE_SEALED) {
+    if (was == IMAGE_SEALED || was == IMAGE_VANISHED) {
         if (image_restore(d, img) < 0)
             return; /* STUCK: logged; the keeper goes on */
-    } else if (was == IMAGE_FENCED || was == IMAGE_VANISHED) {
+    } else if (was == IMAGE_FENCED) {
         rwlock_write(&img->header);
-        int r = was == IMAGE_VANISHED ? forget(d, img) : image_drop_lost_row(d, img);
+        int r = image_drop_lost_row(d, img);
         rwlock_write_unlock(&img->header);
         if (r < 0)
             image_log_state(d, img, LOG_WARNING,
@@ -411,8 +418,7 @@ void image_release(struct daemon *d, struct handle *h)
         image_unguard(d, img);
 }
 
-/* Pins every image that is not IDLE. The caller puts each inode and frees the array. */
-static struct image **busy_images(struct daemon *d, unsigned *ret_n)
+struct image **image_busy_list(struct daemon *d, unsigned *ret_n)
 {
     unsigned n = 0, max = 0;
     mutex_lock(&d->images->lock);
@@ -430,112 +436,21 @@ static struct image **busy_images(struct daemon *d, unsigned *ret_n)
     return list;
 }
 
-/* Is the claim of a SEALED image still ours, and the image still there? */
-static void check_claim(struct daemon *d, struct image *img)
-{
-    _cleanup_free_ struct record *rec = malloc(sizeof(*rec));
-    if (!rec)
-        return;
-    bool lost = false, vanished = false;
-    rwlock_read(&img->header);
-    bool held = img->rec && img->fd >= 0;
-    if (held) {
-        *rec = *img->rec;
-        vanished = gone(img->fd);
-    }
-    rwlock_read_unlock(&img->header);
-    if (!held)
-        return;
-    if (!vanished)
-        lost = claim_check(&d->store, rec) == -ESTALE;
-
-    mutex_lock(&img->lock);
-    /* A release or a new hold in between has another generation, or another state: then this look says
-     * nothing. */
-    bool same = img->state == IMAGE_SEALED && !img->closed && img->info.generation == rec->generation;
-    if (same && vanished)
-        image_move_locked(d, img, IMAGE_VANISHED, 0);
-    mutex_unlock(&img->lock);
-    if (same && vanished)
-        image_log_state(d, img, LOG_WARNING, "VANISHED: removed on the datastore while it is held here", 0);
-    if (same && lost)
-        image_fence(d, img);
-}
-
-/* A copy that grows behind its header looks like a lie until its tables are there, and has no seal until
- * then. */
-static void seal_late(struct daemon *d, struct image *img)
-{
-    mutex_lock(&img->lock);
-    bool late = img->state == IMAGE_SEALED && !img->closed && !img->info.sealed &&
-                strcmp(img->info.format, "raw") != 0 && strcmp(img->info.format, "none") != 0;
-    mutex_unlock(&img->lock);
-    if (!late)
-        return;
-    int r = 0;
-    rwlock_write(&img->header);
-    mutex_lock(&img->lock);
-    late = img->state == IMAGE_SEALED; /* a release may have begun */
-    mutex_unlock(&img->lock);
-    if (late && img->rec && img->fd >= 0 && img->rec->plan.n == 0) {
-        struct seal s = image_seal(d, img);
-        struct edit nothing = {.kind = EDIT_WRITE};
-        r = seal_edit(&s, &nothing);
-        image_note(img);
-    }
-    rwlock_write_unlock(&img->header);
-    if (r == -ESTALE)
-        image_fence(d, img);
-    else if (r < 0)
-        image_log_state(d, img, LOG_WARNING,
-                        "its header is complete now but could not be sealed; it is tried again", r);
-}
-
-static void tend_one(struct daemon *d, struct image *img)
-{
-    mutex_lock(&img->lock);
-    enum image_state state = img->state;
-    int error = img->info.error;
-    if (state == IMAGE_STUCK) {
-        image_move_locked(d, img, IMAGE_RESTORING, error);
-    }
-    mutex_unlock(&img->lock);
-    if (state == IMAGE_STUCK) {
-        if (image_restore(d, img) == 0)
-            log_msg(LOG_NOTICE, "an image that was STUCK is restored and free again");
-    } else if (state == IMAGE_SEALED) {
-        check_claim(d, img);
-        seal_late(d, img);
-    }
-}
-
-void image_tend(struct daemon *d)
-{
-    unsigned n;
-    struct image **list = busy_images(d, &n);
-    for (unsigned k = 0; k < n; k++) {
-        struct inode *i = list[k]->inode;
-        tend_one(d, list[k]);
-        inode_put(d->inodes, i);
-    }
-    free(list);
-    image_tend_plain(d);
-}
-
 unsigned image_shutdown(struct daemon *d)
 {
     unsigned n, left = 0;
-    struct image **list = busy_images(d, &n);
+    struct image **list = image_busy_list(d, &n);
     for (unsigned k = 0; k < n; k++) {
         struct image *img = list[k];
         struct inode *i = img->inode;
         mutex_lock(&img->lock);
         enum image_state state = img->state;
         atomic_store(&img->io_error, EIO);
-        if (state == IMAGE_SEALED || state == IMAGE_STUCK)
+        bool guarded = state == IMAGE_SEALED || state == IMAGE_STUCK || state == IMAGE_VANISHED;
+        if (guarded)
             image_move_locked(d, img, IMAGE_RESTORING, 0);
         mutex_unlock(&img->lock);
-        if (state == IMAGE_SEALED || state == IMAGE_STUCK)
+        if (guarded)
             left += image_restore(d, img) < 0;
         inode_put(d->inodes, i);
     }
@@ -546,7 +461,7 @@ unsigned image_shutdown(struct daemon *d)
 void image_each(struct daemon *d, void (*fn)(void *arg, const struct image_info *info), void *arg)
 {
     unsigned n;
-    struct image **list = busy_images(d, &n);
+    struct image **list = image_busy_list(d, &n);
     for (unsigned k = 0; k < n; k++) {
         struct image *img = list[k];
         char path[RECORD_IMAGE_MAX];

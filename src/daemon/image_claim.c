@@ -101,16 +101,14 @@ static int check_ruling(struct daemon *d, struct image *img, const char *what, c
     if (!io_handle_equal(&c->rec.handle, handle)) {
         /* The inode number was used before. Only the recorded handle itself can say that the former file is
          * gone. */
-        int fd = io_fresh_handle(d->store.root_fd, &c->rec.handle, O_PATH, NULL);
-        if (fd >= 0)
-            close(fd);
-        if (fd == -ESTALE)
+        int gone = store_gone(&d->store, -1, &c->rec.handle);
+        if (gone == 1)
             return 0;
         image_log_refused(
             d, i, what,
             "its inode number is claimed for another file ('%s', host %s), whose fate cannot be told "
             "(%s); see fsck.diskguard %s",
-            c->rec.image, c->rec.host_name, fd < 0 ? strerror(-fd) : "it still exists", d->store.path);
+            c->rec.image, c->rec.host_name, gone < 0 ? strerror(-gone) : "it still exists", d->store.path);
         return -EUCLEAN;
     }
     if (claim_is_of(&c->rec, &d->host) && !image_busy_twin(d, img)) {

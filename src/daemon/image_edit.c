@@ -260,6 +260,7 @@ static int edit_held(struct daemon *d, struct image *img, struct handle *h, cons
         }
         if (r == 0)
             r = seal_edit(&s, &at_end);
+        r = image_lost(d, img, r);
         image_note(img);
         if (r == 0)
             r = sync_if_asked(h, img->fd);

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "core/hook.h"
 #include "daemon/pool.h"
 
 /* A handle that was mended and fails again within this time is not mended again: the medium is at fault. */
@@ -18,16 +19,31 @@
 static void log_successor(struct daemon *d, struct image *img)
 {
     _cleanup_free_ struct claim *c = malloc(sizeof(*c));
-    char text[512] = "nobody's claim is there: it was removed on the datastore";
+    char text[512];
     if (!c)
         return;
-    int r = claim_read(&d->store, img->inode->ino, c);
+    mutex_lock(&img->lock);
+    uint64_t ours = img->info.generation;
+    mutex_unlock(&img->lock);
+    int r = claim_read_known(&d->store, img->inode->ino, ours, c);
     if (r < 0)
         snprintf(text, sizeof(text), "whose claim rules now cannot be read: %s", strerror(-r));
+    else if (c->generation < ours)
+        snprintf(text, sizeof(text),
+                 "nobody has taken it over: the claim of generation %llu was removed on the datastore. The "
+                 "journal of this host keeps the true "
+                 "header: close the image, unmount the view, then run fsck.diskguard -y",
+                 (unsigned long long)ours);
     else if (c->kind == CLAIM_BAD)
         snprintf(text, sizeof(text), "the claim of generation %llu that rules now does not decode",
                  (unsigned long long)c->generation);
-    else if (c->kind != CLAIM_NONE)
+    else if (c->generation == ours)
+        snprintf(text, sizeof(text),
+                 "nobody has taken it over: the claim of generation %llu is there again, %s. Close the image "
+                 "and open it again",
+                 (unsigned long long)ours,
+                 c->kind == CLAIM_FREE ? "but is marked free" : "and is this host's");
+    else
         snprintf(text, sizeof(text), "host %s (%s) took it over with generation %llu, and %s",
                  c->rec.host_name, c->rec.host, (unsigned long long)c->generation,
                  c->kind == CLAIM_FREE ? "has let it go again" : "has it now");
@@ -54,24 +70,16 @@ void image_fence(struct daemon *d, struct image *img)
     image_let_go(img);
 }
 
+int image_lost(struct daemon *d, struct image *img, int r)
+{
+    return r == -ESTALE && claim_check(&d->store, img->rec) != -ESTALE ? -EIO : r;
+}
+
 /* ---- new descriptors ---- */
 
 static bool is_dead_answer(int err)
 {
     return err == -EIO || err == -ESTALE || err == -EBADF || err == -ENOLCK;
-}
-
-/* Opens the image anew, takes the fence lock and looks at the claim, in this order: whoever takes over holds the lock exclusively before it claims. fd,
- * -ESTALE: a successor's claim is there; -EAGAIN: somebody is just taking over, or recovering. */
-static int open_anew(struct daemon *d, const struct inode *i, const struct record *rec, int flags)
-{
-    _cleanup_close_ int fd = io_reopen(i->fd, flags);
-    if (fd < 0)
-        return fd == -ESTALE ? -EIO : fd; /* of the file, not of the claim */
-    int r = io_fence_shared(fd, d->store.fence);
-    if (r == 0)
-        r = claim_check(&d->store, rec);
-    return r < 0 ? r : base_steal_fd(&fd);
 }
 
 int image_replace_fd(int fd, int at)
@@ -81,8 +89,42 @@ int image_replace_fd(int fd, int at)
         r = dup3(fd, at, O_CLOEXEC);
     while (r < 0 && (errno == EINTR || errno == EBUSY));
     r = r < 0 ? -errno : 0;
+    HOOK_STALE_COPY(fd, at);
     close(fd); /* a duplicate stays open, or nothing was written through it */
     return r;
+}
+
+/* The file of the inode. Where its descriptor has met ESTALE once, an NFS client goes on saying so for ever: then through the recorded handle, which is
+ * asked anew, and so is the inode's own descriptor from then on. fd or -errno. */
+static int open_file(struct daemon *d, const struct inode *i, const struct record *rec, int flags)
+{
+    struct stat st;
+    int fd = io_reopen(i->fd, flags);
+    int r = fd < 0 ? fd : io_fresh_stat(fd, &st);
+    if (r == 0)
+        return fd;
+    if (fd >= 0)
+        close(fd);
+    if (r != -ESTALE)
+        return r;
+    fd = io_fresh_handle(d->store.root_fd, &rec->handle, flags & ~(O_CREAT | O_EXCL | O_NOFOLLOW), NULL);
+    int path = fd < 0 ? -1 : io_fresh_handle(d->store.root_fd, &rec->handle, O_PATH, NULL);
+    if (path >= 0 && image_replace_fd(path, i->fd) < 0)
+        log_debug("the descriptor of inode %llu stays as it is", (unsigned long long)i->ino);
+    return fd;
+}
+
+/* Opens the image anew, takes the fence lock and looks at the claim, in this order: whoever takes over holds the lock exclusively before it claims. fd,
+ * -ESTALE: a successor's claim is there; -EAGAIN: somebody is just taking over, or recovering. */
+static int open_anew(struct daemon *d, const struct inode *i, const struct record *rec, int flags)
+{
+    _cleanup_close_ int fd = open_file(d, i, rec, flags);
+    if (fd < 0)
+        return fd == -ESTALE ? -EIO : fd; /* of the file, not of the claim */
+    int r = io_fence_shared(fd, d->store.fence);
+    if (r == 0)
+        r = claim_check(&d->store, rec);
+    return r < 0 ? r : base_steal_fd(&fd);
 }
 
 int image_mend_seal(struct daemon *d, struct image *img)

@@ -2,7 +2,8 @@
  *   image.c        states, writers, restore      image_open.c   open for write, namespace operations
  *   image_claim.c  taking the claim, the seal    image_probe.c  what a file is, and the lines of refusals
  *   image_edit.c   I/O below FORMAT_REACH        image_mend.c   storage that answers EIO or ESTALE
- *   image_plain.c  the fence of plain files */
+ *   image_plain.c  the fence of plain files        image_fence.c  the fence of those that write an image
+ *   image_tend.c   the keeper's look at each image */
 #ifndef DISKGUARD_IMAGE_PRIV_H
 #define DISKGUARD_IMAGE_PRIV_H
 
@@ -32,6 +33,8 @@ struct image {
     unsigned n_guarded GUARDED_BY(lock); /* those that hold the image, and reservations of opens under way */
     /* held for a namespace operation: nobody joins, not even the same process */
     bool closed GUARDED_BY(lock);
+    /* this hold was called VANISHED in the log */
+    bool vanished GUARDED_BY(lock);
     struct image_rival rival GUARDED_BY(lock);
     struct image_info info GUARDED_BY(lock); /* what control.c shows, so that it never waits for `header` */
     char *path GUARDED_BY(lock);             /* of info: most files never need one */
@@ -91,6 +94,9 @@ DG_MUST_CHECK int image_adopt_writers(struct daemon *d, struct image *img) EXCLU
 DG_MUST_CHECK int image_convert(struct daemon *d, struct image *img, const struct opener *who)
     EXCLUDES(img->lock, img->header);
 
+/* Pins every image that is not IDLE. The caller puts each inode and frees the array. NULL, and 0 images: out of memory. */
+struct image **image_busy_list(struct daemon *d, unsigned *ret_n);
+
 /* The seal of a held image, for the core's functions. */
 struct seal image_seal(struct daemon *d, struct image *img) REQUIRES(img->header);
 
@@ -110,6 +116,9 @@ DG_MUST_CHECK int image_fence_fd(struct daemon *d, struct image *img, int fd)
 void image_let_go(struct image *img) EXCLUDES(img->lock, img->header);
 /* Puts the open file `fd` in the place of the one at `at`, under the same number, so that a request that is just using it needs no lock. Closes fd. */
 DG_MUST_CHECK int image_replace_fd(int fd, int at);
+
+/* -ESTALE of the core means a lost claim or a file that the storage does not find: asks the claim. r, or -EIO where it is not the claim (known). */
+DG_MUST_CHECK int image_lost(struct daemon *d, struct image *img, int r) REQUIRES(img->header);
 
 /* The seal's descriptor was given up by the storage (or there is none): a new one, under the fence lock and after a look at the claim, in its place. Data
  * that the old one could not sync is noted in sync_error. 0, -ESTALE (a successor's claim) or -errno. */

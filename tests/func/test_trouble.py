@@ -6,7 +6,8 @@ import os
 import zlib
 
 from dgqemu import QemuIo, make_qcow2, qcow2_size
-from dgtest import Proc, SEALED_SIZE, Suite, View, Host, Datastore, eq, is_sealed, must, ok, pair, raises, run, sha, wait_for
+from dgtest import (Proc, SEALED_SIZE, Skip, Suite, View, Host, Datastore, eq, is_sealed, must, ok, pair, raises, run, sha, suite_tmp,
+                    wait_for)
 
 suite = Suite(__file__)
 
@@ -32,6 +33,15 @@ def succeed_claim(ds, name):
     text += "sum=%08x\n" % zlib.crc32(text.encode())
     with open(path.rsplit(".", 1)[0] + ".%d" % generation, "w") as f:
         f.write(text)
+
+
+def open_when_free(holder, path):
+    """A descriptor, or None as long as an earlier hold is not over."""
+    try:
+        return holder.call("open", path, os.O_RDWR)
+    except OSError as e:
+        eq(e.errno, errno.EBUSY, "open")
+        return None
 
 
 @suite.case("FENCED: a claim that another host took over ends every write with EIO; nothing of ours touches the image any more")
@@ -106,6 +116,70 @@ def vanished(build):
         p.ds.wait_settled()
         make_qcow2(raw)
         holder.call("open", p.a.path("img.qcow2"), os.O_RDWR)
+
+
+def answer_stale(path, *files):
+    """From now on the storage answers ESTALE for these files; for none: it is healthy, but descriptors that have met it stay as they are (hook.h)."""
+    with open(path + ".new", "w") as f:
+        f.writelines("%d\n" % os.stat(file).st_ino for file in files)
+    os.rename(path + ".new", path)
+
+
+@suite.case("an image that the storage does not find for a while is given up neither while it is held nor at the close")
+def lost_for_a_while(build):
+    if not build.hooks:
+        raise Skip("needs a build with hooks")
+    flag = os.path.join(suite_tmp(), "stale")
+    with pair(build, "wait=0", hosts=("a",), env={"DISKGUARD_HOOK_STALE": flag, "DISKGUARD_BEAT_MS": "100"}) as p, Proc() as holder:
+        raw, view = p.ds.raw("img.qcow2"), p.a.path("img.qcow2")
+        disk = (p.ds.path, os.path.join(p.ds.path, ".diskguard", "claims"))
+        make_qcow2(raw)
+        # In each round: what the storage does not find while the image is held, at the close, and what the log then says. Root and claims/ cannot be
+        # asked where a server exports the mount point without its disk.
+        for held, at_close, says in (((raw,), (), "it is held as before"), ((raw,), (raw, *disk), "STUCK"), ((raw, *disk), (raw, *disk), "STUCK"),
+                                     ((), (raw, *disk), "STUCK"), ((raw,), disk, "STUCK")):
+            true = sha(raw)
+            mark = p.a.log_size()
+            fd = holder.call("open", view, os.O_RDWR)
+            ok(is_sealed(raw), "the held image is sealed")
+            answer_stale(flag, *held)
+            if held == (raw,):
+                p.a.wait_log("VANISHED", mark)
+            answer_stale(flag, *at_close)
+            if not at_close:
+                p.a.wait_log(says, mark)
+            holder.call("close", fd)
+            if at_close:
+                p.a.wait_log(says, mark)
+                ok(is_sealed(raw), "the image cannot be restored yet")
+                ok(p.ds.claim_of("img.qcow2") not in (None, "free"), "the claim of a STUCK image is given up")
+                answer_stale(flag)
+            p.ds.wait_free("img.qcow2")
+            wait_for(lambda: "img.qcow2" not in run(*build.command(build.ctl, "list", p.a.mnt)).out, "the hold is over")
+            eq(sha(raw), true, "the image after the outage")
+            p.ds.wait_settled()
+
+
+@suite.case("a header that is changed through a descriptor which has met ESTALE does not fence the image")
+def stale_edit(build):
+    if not build.hooks:
+        raise Skip("needs a build with hooks")
+    flag = os.path.join(suite_tmp(), "stale")
+    with pair(build, "wait=0", hosts=("a",), env={"DISKGUARD_HOOK_STALE": flag, "DISKGUARD_BEAT_MS": "100"}) as p, Proc() as holder:
+        raw = p.ds.raw("img.qcow2")
+        make_qcow2(raw)
+        mark = p.a.log_size()
+        fd = holder.call("open", p.a.path("img.qcow2"), os.O_RDWR)
+        answer_stale(flag, raw)
+        p.a.wait_log("VANISHED", mark)
+        answer_stale(flag)
+        p.a.wait_log("it is held as before", mark)
+        raises(errno.EIO, holder.call, "pwrite", fd, (1 << 30).to_bytes(8, "big"), 24)
+        holder.call("pwrite", fd, (1 << 30).to_bytes(8, "big"), 24)
+        holder.call("close", fd)
+        p.ds.wait_free("img.qcow2")
+        eq(qcow2_size(raw), 1 << 30, "the size that the holder wrote")
+        ok("FENCED" not in p.a.log()[mark:], "fenced by an ESTALE of the file")
 
 
 @suite.case("a copy made on the view is sealed once its header is complete, and free when it is closed")
@@ -252,6 +326,49 @@ def claim_missing(build):
             eq(p.ds.fsck(p.a.host, "-y").code, 1, "exit code of fsck -y")
             eq(sha(p.ds.raw("img.qcow2")), true, "the image after fsck -y")
             p.ds.fsck_clean(p.a.host)
+
+
+@suite.case("a claim that has disappeared over the free mark of an older one: the row is kept, by the keeper's finding and by the close alone")
+def claim_missing_over_mark(build):
+    for noticed in (True, False):
+        env = {"DISKGUARD_BEAT_MS": "100" if noticed else "600000"} if build.hooks else None
+        with pair(build, "wait=0", hosts=("a",), env=env, settled=False) as p, Proc() as holder:
+            make_qcow2(p.ds.raw("img.qcow2"))
+            true = sha(p.ds.raw("img.qcow2"))
+            holder.call("close", holder.call("open", p.a.path("img.qcow2"), os.O_RDWR))
+            p.ds.wait_free("img.qcow2")
+            fd = wait_for(lambda: open_when_free(holder, p.a.path("img.qcow2")), "the release is over")
+            os.unlink(claim_path(p.ds, "img.qcow2"))
+            eq(p.ds.claim_of("img.qcow2"), "free", "the older mark")
+            mark = p.a.log_size()
+            if noticed:
+                p.a.wait_log("FENCED", mark)
+                p.a.wait_log("nobody has taken it over: the claim of generation 2 was removed", mark)
+            holder.call("close", fd)
+            p.a.wait_log("its claim is missing", mark)
+            p.a.stop()
+            ok(is_sealed(p.ds.raw("img.qcow2")), "the image is still sealed")
+            eq(p.ds.fsck(p.a.host, "-y").code, 1, "exit code of fsck -y")
+            eq(sha(p.ds.raw("img.qcow2")), true, "the image after fsck -y")
+            p.ds.fsck_clean(p.a.host)
+
+
+@suite.case("a claim that comes back after the hold was fenced: the next open restores the header and holds the image")
+def claim_back(build):
+    with pair(build, "wait=5", hosts=("a",), env={"DISKGUARD_BEAT_MS": "100"} if build.hooks else None) as p, Proc() as holder:
+        make_qcow2(p.ds.raw("img.qcow2"))
+        true = sha(p.ds.raw("img.qcow2"))
+        fd = holder.call("open", p.a.path("img.qcow2"), os.O_RDWR)
+        claim, mark = claim_path(p.ds, "img.qcow2"), p.a.log_size()
+        os.rename(claim, claim + ".away")
+        p.a.wait_log("was removed on the datastore", mark)
+        os.rename(claim + ".away", claim)
+        holder.call("close", fd)
+        p.a.wait_log("its claim is there again", mark)
+        fd = holder.call("open", p.a.path("img.qcow2"), os.O_RDWR)
+        holder.call("close", fd)
+        p.ds.wait_free("img.qcow2")
+        eq(sha(p.ds.raw("img.qcow2")), true, "the image afterwards")
 
 
 @suite.case("an allocation that the file system refuses changes nothing, neither for the holder nor after the close")

@@ -5,6 +5,7 @@
 #include <dlfcn.h>
 #include <fcntl.h>
 
+#include "hooktest.h"
 #include "tempstore.h"
 
 #define INO 0x42
@@ -121,5 +122,61 @@ LISTING_TEST(one_listing_is_enough_when_nothing_is_missed)
     cr_assert_eq(listings, 1);
     cr_assert_eq(claim_read(S, INO, c), 0);
     cr_assert_eq(listings, 2);
+    free(c);
+}
+
+#ifdef DG_HOOKS
+static int sick_error;
+
+static int sick(const char *name)
+{
+    return strcmp(name, "claim.exists") == 0 ? sick_error : 0;
+}
+
+LISTING_TEST(storage_that_does_not_answer_for_a_name_does_not_say_that_it_is_gone)
+{
+    struct claim *c = calloc(1, sizeof(*c));
+    static const int errors[] = {-EIO, -ETIMEDOUT, -EACCES, -ESTALE};
+
+    cr_assert_eq(claim_acquire(S, &rec), 0);
+    hooktest = sick;
+    for (size_t i = 0; i < sizeof(errors) / sizeof(errors[0]); i++) {
+        int want = errors[i] == -ESTALE ? -EIO : errors[i]; /* ESTALE is kept for "our claim is gone" */
+
+        sick_error = errors[i];
+        miss(1, 99);
+        cr_assert_eq(claim_check(S, &rec), want, "%s", strerror(-errors[i]));
+        miss(1, 99);
+        cr_assert_eq(claim_read_known(S, INO, 1, c), want);
+        miss(1, 99);
+        cr_assert_eq(claim_free(S, &rec), want);
+    }
+    sick_error = -ENOENT;
+    miss(1, 99);
+    cr_assert_eq(claim_check(S, &rec), -ESTALE);
+    hooktest = NULL;
+    miss(1, 0);
+    free(c);
+}
+#endif
+
+LISTING_TEST(an_older_mark_does_not_answer_for_a_generation_that_is_known)
+{
+    struct claim *c = calloc(1, sizeof(*c));
+    struct record next;
+
+    cr_assert_eq(claim_acquire(S, &rec), 0);
+    cr_assert_eq(claim_free(S, &rec), 0);
+    tempstore_record(&host, INO, 2, &next);
+    cr_assert_eq(claim_acquire(S, &next), 0);
+    miss(2, 99);
+    cr_assert_eq(claim_read_known(S, INO, 2, c), 0);
+    cr_assert_eq(c->generation, 2, "its name is asked");
+    cr_assert_eq(c->kind, CLAIM_HELD);
+    cr_assert_eq(unlinkat(S->claims_fd, missed, 0), 0);
+    cr_assert_eq(claim_read_known(S, INO, 2, c), 0);
+    cr_assert_eq(c->generation, 1);
+    cr_assert_eq(c->kind, CLAIM_FREE);
+    miss(2, 0);
     free(c);
 }

@@ -1,6 +1,7 @@
 /* test_store.c: making, opening and proving a datastore; the text form of its small files. */
 #include "unit.h"
 
+#include <fcntl.h>
 #include <sys/wait.h>
 
 #include "core/store.h"
@@ -502,4 +503,35 @@ Test(text, a_value_that_does_not_fit_changes_nothing)
     cr_assert_eq(text_parse(text, len, "m", 1, g, 2), -EBADMSG);
     cr_assert_str_eq(c, "old");
     cr_assert_str_eq(d, "old");
+}
+
+/* ---- is a file gone? ---- */
+
+Test(store, a_file_is_gone_only_when_the_datastore_says_so, .init = scratch_make, .fini = scratch_remove)
+{
+    struct store s;
+    struct io_handle h;
+    int fd;
+
+    make_store(&s);
+    scratch_write("disk.img", "x", 1);
+    fd = openat(s.root_fd, "disk.img", O_RDONLY | O_CLOEXEC);
+    cr_assert_geq(fd, 0);
+    cr_assert_eq(io_handle_get(fd, &h), 0);
+    cr_assert_eq(store_gone(&s, fd, &h), 0);
+    if (h.len > 0)
+        cr_assert_eq(store_gone(&s, -1, &h), 0);
+    cr_assert_eq(unlinkat(s.root_fd, "disk.img", 0), 0);
+    cr_assert_eq(store_gone(&s, fd, &h), 1, "its link count is 0");
+    close(fd);
+    if (h.len > 0) {
+        cr_assert_eq(store_gone(&s, -1, &h), 1);
+        cr_assert_eq(renameat(s.dir_fd, "datastore", s.dir_fd, "elsewhere"), 0);
+        cr_assert_eq(store_gone(&s, -1, &h), -ENOENT, "this is not the datastore that was opened");
+        made_by_version(1);
+        cr_assert_lt(store_gone(&s, -1, &h), 0, "nor this");
+    }
+    h.len = 0;
+    cr_assert_lt(store_gone(&s, -1, &h), 0, "nobody can be asked");
+    store_close(&s);
 }
