@@ -64,6 +64,9 @@ struct daemon {
     struct seal_policy policy;
     atomic_bool
         host_lost; /* keeper.c: the lock on this host's record is lost and could not be had again: no new claims */
+    atomic_bool
+        locks_lost_new; /* keeper.c: the lock on the record had to be taken anew, so all of this host's may be lost; for its next round */
+    bool locks_lost;    /* keeper's thread only: this is that round */
     atomic_bool stopping; /* set once at shutdown: writes are answered EIO, opens for write EBUSY */
 };
 
