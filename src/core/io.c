@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/random.h>
 #include <sys/statfs.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
@@ -540,6 +541,24 @@ int io_fence_shared(int fd, enum fence_kind kind)
 int io_fence_exclusive(int fd, enum fence_kind kind)
 {
     return fence(fd, kind, true);
+}
+
+#define MARK_OFFSET (DG_FENCE_OFFSET + 1) /* shared by all that can read */
+#define MARK_RANDOM (DG_FENCE_OFFSET + 2) /* from here on, one byte each for those that cannot */
+
+int io_fence_mark(int fd, enum fence_kind kind)
+{
+    uint64_t at;
+    int r;
+
+    if (kind != FENCE_OFD)
+        return 0;
+    r = ofd_lock(fd, F_RDLCK, MARK_OFFSET, 1);
+    if (r != -EBADF)
+        return r;
+    if (getrandom(&at, sizeof at, 0) != (ssize_t)sizeof at)
+        return -EAGAIN;
+    return ofd_lock(fd, F_WRLCK, MARK_RANDOM + (int64_t)(at >> 3), 1);
 }
 
 void io_fence_drop(int fd, enum fence_kind kind)

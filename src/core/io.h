@@ -155,6 +155,10 @@ enum fencing io_fencing_judge(const struct io_fstype *fs, enum fence_kind kind, 
  * where flock refuses a conversion, the lock that was there is lost (flock(2)): close the descriptor. FENCE_NONE: 0. */
 DG_MUST_CHECK int io_fence_shared(int fd, enum fence_kind kind);
 DG_MUST_CHECK int io_fence_exclusive(int fd, enum fence_kind kind);
+/* Marks a descriptor that writes a plain file: a lock beyond the fence's byte that is in nobody's way, also not in that of a claim of this host. NFSv4 then
+ * refuses the descriptor's writes, as it does those under the fence, when the locks of this host are lost, for they are lost all at once. Taken before
+ * the fence, or before a proof that the fence still stands. Nothing for FENCE_FLOCK and FENCE_NONE. */
+DG_MUST_CHECK int io_fence_mark(int fd, enum fence_kind kind);
 /* Drops it, for a descriptor that stays open but writes no more; best effort: closing drops it anyway. */
 void io_fence_drop(int fd, enum fence_kind kind);
 

@@ -64,6 +64,10 @@ struct daemon {
     struct seal_policy policy;
     /* keeper.c: the lock on this host's record is lost and could not be had again: no new claims. */
     atomic_bool host_lost;
+    /* keeper.c: the lock on the record had to be taken anew, so all of this host's may be lost; for its next round. */
+    atomic_bool locks_lost_new;
+    /* Keeper's thread only: this is that round. */
+    bool locks_lost;
     atomic_bool stopping; /* set once at shutdown: writes are answered EIO, opens for write EBUSY */
 };
 

@@ -180,6 +180,8 @@ void fs_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_
     if (n < 0 && h && off >= (off_t)FORMAT_REACH && !(h->flags & O_APPEND) &&
         failed_later(d, req, h, n, buf, size, (uint64_t)off))
         return;
+    if (n < 0 && h)
+        image_plain_failed(d, h, (int)n);
     if (n < 0)
         fuse_reply_err(req, (int)-n);
     else

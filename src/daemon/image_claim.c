@@ -417,6 +417,8 @@ int image_acquire(struct daemon *d, struct image *img, const struct acquire *a, 
         if (img->fd >= 0)
             close(img->fd);
         img->fd = -1;
+        if (r == -EIO || r == -ESTALE || r == -EBADF || r == -ENOLCK)
+            image_plain_suspect(img);
         image_plain_again(d, img);
     }
     rwlock_write_unlock(&img->header);

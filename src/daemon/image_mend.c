@@ -297,6 +297,7 @@ bool image_failed_later(struct daemon *d, struct handle *h, int err, void (*agai
 void image_io_failed(struct daemon *d, struct handle *h, int err)
 {
     struct image *img = atomic_load(&h->inode->image);
+    image_plain_failed(d, h, err);
     if (!img || !is_dead_answer(err) || !atomic_load(&h->guarded))
         return;
     free(still_ours(d, img)); /* fences it if it is not */

@@ -121,7 +121,7 @@ static int open_plain(struct daemon *d, struct image *img, struct handle *h, boo
 
 /* Is this file guarded: by its header, by its name, or because somebody holds it although it does not look like an image just now (its holder
  * has truncated it, is creating one, or has renamed a raw image)? Another file's claim under the same inode number does not count. */
-static int guarded_now(struct daemon *d, struct inode *i, bool *ret)
+int image_guarded_inode(struct daemon *d, struct inode *i, bool *ret)
 {
     _cleanup_free_ struct header *hd = malloc(sizeof(*hd));
     _cleanup_free_ struct claim *c = malloc(sizeof(*c));
@@ -152,7 +152,7 @@ int image_guarded_file(struct daemon *d, struct handle *h, bool *ret)
     struct stat st;
     int r = io_fresh_stat(h->fd, &st);
     if (r == 0)
-        r = guarded_now(d, h->inode, ret);
+        r = image_guarded_inode(d, h->inode, ret);
     if (r == 0 && st.st_nlink == 0)
         *ret = false;
     return r;
@@ -198,14 +198,14 @@ static void bar_writers(struct daemon *d, struct inode *i)
 {
     struct image *img = atomic_load(&i->image);
     bool guarded, news = false;
-    if (!img || !is_idle(img) || guarded_now(d, i, &guarded) < 0)
+    if (!img || !is_idle(img) || image_plain_mend(d, img) < 0 || image_guarded_inode(d, i, &guarded) < 0)
         return;
     if (guarded && adopt_idle(d, img))
         return;
     mutex_lock(&img->lock);
     for (struct handle *h = img->state == IMAGE_IDLE ? img->writers : NULL; h; h = h->next_writer)
         if (!atomic_load(&h->guarded))
-            news |= atomic_exchange(&h->barred, guarded ? EBUSY : 0) == 0 && guarded;
+            news |= atomic_exchange(&h->barred, guarded ? EBUSY : 0) != EBUSY && guarded;
     mutex_unlock(&img->lock);
     if (news)
         image_log_refused(d, i, "further writes",
@@ -217,6 +217,7 @@ static void bar_writers(struct daemon *d, struct inode *i)
 void image_tend_plain(struct daemon *d)
 {
     struct plain_writers w = {.d = d};
+    d->locks_lost = atomic_exchange(&d->locks_lost_new, false);
     handle_each(d->handles, plain_writer, &w);
     for (size_t k = 0; k < w.n; k++) {
         bar_writers(d, w.inode[k]);
@@ -284,7 +285,7 @@ int image_hold(struct daemon *d, struct inode *i, const struct opener *who, cons
     if (atomic_load(&d->stopping) || !is_idle(img))
         return -EBUSY;
     bool guarded;
-    int r = guarded_now(d, i, &guarded);
+    int r = image_guarded_inode(d, i, &guarded);
     if (r == -ESTALE || r == -ENOENT)
         return 0; /* gone already: the operation itself will say so */
     if (r < 0)
@@ -370,7 +371,7 @@ static int truncate_plain(struct daemon *d, struct inode *i, uint64_t size)
             return -EBUSY;
         }
         if (r == 0 && d->store.fence != FENCE_NONE)
-            r = guarded_now(d, i, &guarded);
+            r = image_guarded_inode(d, i, &guarded);
     }
     if (r < 0 || guarded)
         return r < 0 ? r : -EBUSY;

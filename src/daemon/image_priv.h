@@ -41,6 +41,7 @@ struct image {
     int plain_fd GUARDED_BY(lock);           /* image_plain.c: carries the fence for plain writers; -1 */
     unsigned n_plain GUARDED_BY(lock);       /* handles that count on it */
     bool plain_borrowed GUARDED_BY(lock);    /* it is a handle's own: not to be claimed with */
+    bool plain_lost GUARDED_BY(lock);        /* its lock may be lost: the keeper mends it */
     bool plain_busy GUARDED_BY(lock);        /* it is just being opened or closed: nobody may claim */
     struct timespec mtime GUARDED_BY(lock);  /* to put back when the holder wrote nothing */
     /* image_mend.c: requests that the storage refused, for one job of the pool; and that job is under way */
@@ -178,11 +179,17 @@ void image_plain_leave(struct daemon *d, struct image *img, struct handle *h) EX
 DG_MUST_CHECK int image_plain_dup(struct image *img, bool to_claim) EXCLUDES(img->lock);
 /* After a claim that failed: plain_fd's lock is shared again, or the plain writers are barred. */
 void image_plain_again(struct daemon *d, struct image *img) EXCLUDES(img->lock);
+/* The lock of plain_fd may be lost: the keeper opens it anew in its next round. true: that is news, and a reason to wake it. */
+bool image_plain_suspect(struct image *img) EXCLUDES(img->lock);
+/* Keeper: if it was, bars the writers, opens plain_fd and their descriptors anew, under lock, and looks what the file is now. 0: the caller may unbar them;
+ * -errno: not now. Borrowed ones stay as they are. */
+DG_MUST_CHECK int image_plain_mend(struct daemon *d, struct image *img) EXCLUDES(img->lock);
 /* Plain writers get EBUSY until the keeper finds that the file is still plain. */
 void image_plain_bar(struct image *img) EXCLUDES(img->lock);
 /* Notes for image_refused() why -EBUSY: the fence lock was refused, and no claim says by whom. */
 void image_fence_refused(struct image *img, bool refused) EXCLUDES(img->lock);
 /* Is the file of a handle that is being opened guarded, by its header, its name or a claim? image_open.c. */
+DG_MUST_CHECK int image_guarded_inode(struct daemon *d, struct inode *i, bool *ret);
 DG_MUST_CHECK int image_guarded_file(struct daemon *d, struct handle *h, bool *ret);
 
 /* Reads and identifies the header as it stands. -EACCES, -EPERM: the daemon itself may not read the file, so nobody may do anything with it that would

@@ -93,8 +93,9 @@ struct handle {
     /* image_mend.c: when a new descriptor was last asked for, and whether that went well. */
     atomic_ullong mended_ms;
     atomic_bool mended_ok;
-    bool let_go; /* image_fence.c, under image->lock: has no fence lock any more, cannot write */
-    bool busy;   /* the same: its descriptor is just being replaced, do not close it */
+    atomic_bool lost_data; /* image_plain.c: its descriptor was given up with data that was not synced */
+    bool let_go;           /* image_fence.c, under image->lock: has no fence lock any more, cannot write */
+    bool busy;             /* the same: its descriptor is just being replaced, do not close it */
     struct handle *next_writer; /* image.c: list of the writers of an inode */
     void *dir;                  /* fs_dir.c: open directory stream */
     atomic_uint live;           /* inode.c only */

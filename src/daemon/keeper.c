@@ -76,6 +76,7 @@ static void relock_and_say(struct daemon *d)
     if (r == 0) {
         log_msg(LOG_NOTICE, "the record of this host on '%s' is open and locked again", d->store.path);
         atomic_store(&d->host_lost, false);
+        atomic_store(&d->locks_lost_new, true); /* one lease for all: those of plain files, too */
     } else if ((r == -EBUSY || r == -EKEYREJECTED || d->host_lock_fd < 0) &&
                !atomic_exchange(&d->host_lost, true)) {
         log_msg(LOG_ERR,

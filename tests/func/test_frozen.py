@@ -5,6 +5,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import re
 import signal
 import struct
 
@@ -227,6 +228,114 @@ def names_checked(build):
             f.a.stop()
         finally:
             h.end()
+
+
+# ---- writers of plain files ----
+
+
+def marks(path):
+    """How many open files have the lock that makes the storage refuse their writes when it is lost (io_fence_mark)."""
+    with open("/proc/locks", encoding="ascii") as f:
+        return len([line for line in f if re.search(r"OFDLCK .*:%d %d %d$" % (os.stat(path).st_ino, (1 << 62) + 1, (1 << 62) + 1), line)])
+
+
+def image_bytes(h):
+    source = os.path.join(h.ds.base, "source")
+    make_qcow2(source)
+    with open(source, "rb") as f:
+        return f.read()
+
+
+@suite.case("every descriptor that writes a plain file has a lock of its own, which is in the way of no claim")
+def plain_marked(build):
+    with hosts(build) as h:
+        open(h.ds.raw("img.qcow2"), "wb").close()
+        a = h.view("a", "wait=0")
+        with Proc() as p:
+            fds = [p.call("open", a.path("img.qcow2"), flags) for flags in (RDWR, os.O_WRONLY, RDWR | os.O_APPEND)]
+            eq(marks(h.ds.raw("img.qcow2")), 3)
+            eq(fence_locks(h.ds.raw("img.qcow2")), 1)
+            p.call("pwrite", fds[0], image_bytes(h), 0)
+            ok(is_sealed(h.ds.raw("img.qcow2")), "it is claimed all the same")
+            for fd in fds:
+                p.call("close", fd)
+            h.ds.wait_free("img.qcow2")
+            eq(marks(h.ds.raw("img.qcow2")), 0)
+
+
+@suite.case("plain writers whose host lost its locks: they are open and locked again, by a failed write or by the beat, and keep others out as before")
+def plain_mended(build):
+    hooked(build)
+    for fail in ("data.write:1:EIO", "host.beat:1:EIO"):
+        with hosts(build) as h:
+            open(h.ds.raw("img.qcow2"), "wb").close()
+            arm = os.path.join(h.ds.base, "arm")
+            a = h.view("a", "wait=0", DISKGUARD_HOOK_ARM=arm, DISKGUARD_HOOK_FAIL=fail, DISKGUARD_BEAT_MS=SLOW if "data" in fail else "100")
+            b = h.view("b", "wait=0")
+            with Proc() as p, Proc() as q:
+                fds = [p.call("open", a.path("img.qcow2"), RDWR) for _ in range(2)]
+                drop_locks(a.p.pid)
+                eq(fence_locks(h.ds.raw("img.qcow2")), 0)
+                open(arm, "wb").close()
+                if "data" in fail:
+                    raises(errno.EIO, p.call, "pwrite", fds[0], b"x", 1 << 20)
+                wait_for(lambda: fence_locks(h.ds.raw("img.qcow2")) == 1 and marks(h.ds.raw("img.qcow2")) == 2, fail + ": locked again")
+                wait_for(lambda: written(p, fds[0]), "it writes again")
+                fd = q.call("open", b.path("img.qcow2"), RDWR)
+                raises(errno.EBUSY, q.call, "pwrite", fd, image_bytes(h), 0)
+                for fd_ in fds:
+                    p.call("close", fd_)
+                q.call("close", fd)
+
+
+def written(proc, fd):
+    try:
+        return proc.call("pwrite", fd, b"x", 1 << 20)
+    except OSError as e:
+        eq(e.errno, errno.EIO)
+        return False
+
+
+@suite.case("plain writers whose host lost its locks, of a file that is another host's image since: EBUSY after the first write that fails")
+def plain_barred(build):
+    hooked(build)
+    with hosts(build) as h:
+        open(h.ds.raw("img.qcow2"), "wb").close()
+        arm = os.path.join(h.ds.base, "arm")
+        a = h.view("a", "wait=0", DISKGUARD_HOOK_ARM=arm, DISKGUARD_HOOK_FAIL="data.write:1:EIO", DISKGUARD_BEAT_MS=SLOW)
+        b = h.view("b", "wait=0")
+        with Proc() as p, Proc() as q:
+            late = p.call("open", a.path("img.qcow2"), RDWR)
+            drop_locks(a.p.pid)
+            fd = q.call("open", b.path("img.qcow2"), RDWR)
+            q.call("pwrite", fd, image_bytes(h), 0)
+            q.call("pwrite", fd, b"B" * 4096, 1 << 20)
+            open(arm, "wb").close()
+            raises(errno.EIO, p.call, "pwrite", late, b"late", 1 << 20)  # the storage refuses what has lost its lock
+            a.wait_log("it was opened here as a plain file, and has become an image since")
+            raises(errno.EBUSY, p.call, "pwrite", late, b"late", 1 << 20)
+            eq(q.call("pread", fd, 4096, 1 << 20), b"B" * 4096, "what b wrote")
+            q.call("close", fd)
+            p.call("close", late)
+            no_fence_left(h, b, q)
+
+
+@suite.case("an open of a plain file whose fence is found lost waits until the keeper has it again")
+def plain_proved(build):
+    hooked(build)
+    with hosts(build) as h:
+        open(h.ds.raw("plain"), "wb").close()
+        arm = os.path.join(h.ds.base, "arm")
+        a = h.view("a", "wait=20", DISKGUARD_HOOK_ARM=arm, DISKGUARD_HOOK_FAIL="image.plain.prove:1:EIO", DISKGUARD_BEAT_MS=SLOW)
+        with Proc() as p:
+            first = p.call("open", a.path("plain"), RDWR)
+            drop_locks(a.p.pid)
+            open(arm, "wb").close()
+            second = p.call("open", a.path("plain"), RDWR)
+            eq(fence_locks(h.ds.raw("plain")), 1)
+            p.call("pwrite", first, b"x", 1 << 20)
+            p.call("close", second)
+            p.call("close", first)
 
 
 if __name__ == "__main__":

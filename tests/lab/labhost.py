@@ -259,7 +259,10 @@ class View:
         return self.ctl("why", self.path(name)).out
 
     def hold(self, handle, name, flags="w"):
-        return self.guest.do("opened", handle, self.path(name), flags)
+        try:
+            return self.guest.do("opened", handle, self.path(name), flags)
+        except OSError as e:
+            raise dgtest.Fail("%s: open of %s: %s; log: %s" % (self.guest.name, name, e.strerror, self.log()[-1500:])) from None
 
 
 class Steps:
