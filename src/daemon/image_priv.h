@@ -40,6 +40,8 @@ struct image {
     struct image_failed *failed
         GUARDED_BY(lock); /* image_mend.c: requests that the storage refused, for one job of the pool */
     bool mending GUARDED_BY(lock); /* that job is under way */
+    struct image *next_due;        /* image_tend.c, under its lock: waits to be looked at */
+    bool tended;                   /* image_tend.c, under its lock: it waits, or a thread is at it */
     struct image *next_busy;       /* image_table: list of images that are not IDLE */
 
     /* header: the overlay and all I/O below FORMAT_REACH. rec and fd change only under header held for writing, in a long action. */
