@@ -11,7 +11,8 @@
  *   DISKGUARD_HOOK_LOG=file       append "n name" for each hook passed (while armed)
  *   DISKGUARD_HOOK_FSTYPE=name    every file system counts as this row of io_fstype()'s table
  *   DISKGUARD_HOOK_STALE=file     while that file lists an inode number (decimal), io_fresh_stat answers ESTALE for it, and afterwards, as an NFS client does,
- *                                 for every descriptor of a regular file that has answered so, and for what io_reopen makes of it */
+ *                                 for every descriptor of a regular file that has answered so, and for what io_reopen makes of it
+ *   DISKGUARD_HOOK_HANG=file      while that file lists an inode number, io_fresh_stat does not return for it */
 #ifndef DISKGUARD_HOOK_H
 #define DISKGUARD_HOOK_H
 

@@ -3,6 +3,7 @@
 
 #ifdef DG_HOOKS
 
+#include <poll.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,9 +12,9 @@
 
 static _Atomic unsigned long stuck[FDS]; /* the inode whose descriptor has answered ESTALE once, 0: none */
 
-static bool listed(unsigned long ino)
+static bool listed(const char *variable, unsigned long ino)
 {
-    const char *path = getenv("DISKGUARD_HOOK_STALE");
+    const char *path = getenv(variable);
     FILE *f = path ? fopen(path, "re") : NULL;
     unsigned long one;
     bool found = false;
@@ -28,7 +29,10 @@ static bool listed(unsigned long ino)
 
 bool hook_stale(int fd, unsigned long ino, bool dir)
 {
-    bool stale = listed(ino);
+    while (listed("DISKGUARD_HOOK_HANG", ino))
+        (void)poll(NULL, 0, 5);
+
+    bool stale = listed("DISKGUARD_HOOK_STALE", ino);
 
     if (fd < 0 || fd >= FDS || dir)
         return stale;

@@ -66,7 +66,7 @@ struct daemon {
     atomic_bool host_lost;
     /* keeper.c: the lock on the record had to be taken anew, so all of this host's may be lost; for its next round. */
     atomic_bool locks_lost_new;
-    /* Keeper's thread only: this is that round. */
+    /* This is that round: for the look at plain files alone, which is one at a time (image_tend.c). */
     bool locks_lost;
     atomic_bool stopping; /* set once at shutdown: writes are answered EIO, opens for write EBUSY */
 };

@@ -127,7 +127,11 @@ struct image_info {
     bool sealed; /* false: protected by its claim alone */
 };
 void image_each(struct daemon *d, void (*fn)(void *arg, const struct image_info *info), void *arg);
-/* Keeper: retries STUCK images, checks the claims of SEALED ones. */
-void image_tend(struct daemon *d);
+/* Keeper: a round retries STUCK images, checks the claims of SEALED ones, and looks at the writers of plain files. It only hands these out to the pool:
+ * an image whose storage hangs stops neither the next round nor the other images, is not handed out twice, and the rounds never take more than a quarter
+ * of the pool. One caller at a time. image_tend_free waits for what is under way. */
+struct image_tend *image_tend_new(struct daemon *d); /* NULL: out of memory */
+void image_tend_round(struct image_tend *t);
+void image_tend_free(struct image_tend *t); /* NULL is fine */
 
 #endif

@@ -47,6 +47,9 @@ struct image {
     /* image_mend.c: requests that the storage refused, for one job of the pool; and that job is under way */
     struct image_failed *failed GUARDED_BY(lock);
     bool mending GUARDED_BY(lock);
+    /* image_tend.c, under its lock: waits to be looked at; it waits, or a thread is at it */
+    struct image *next_due;
+    bool tended;
     struct image *next_busy; /* image_table: list of images that are not IDLE */
 
     /* header: the overlay and all I/O below FORMAT_REACH. rec and fd change only under header held for writing, in a long action. */

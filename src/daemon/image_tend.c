@@ -3,6 +3,11 @@
 
 #include <string.h>
 
+#include "daemon/pool.h"
+
+/* Looks of the keeper under way at the same time: the rest of the pool stays for users, whatever hangs here. */
+#define IMAGE_TEND_MAX (POOL_THREADS_MAX / 4u)
+
 /* What is known of a held image, read without image->lock. */
 struct look {
     struct record rec;
@@ -97,15 +102,124 @@ static void tend_one(struct daemon *d, struct image *img)
     }
 }
 
-void image_tend(struct daemon *d)
+/* ---- rounds: on the pool, so that one image whose storage hangs stops no other ---- */
+
+struct image_tend {
+    struct daemon *d;
+    struct mutex lock;
+    pthread_cond_t quiet;               /* with lock: the last runner has ended */
+    struct image *due GUARDED_BY(lock); /* pinned, by next_due: wait for a runner */
+    struct image **tail GUARDED_BY(lock);
+    unsigned n_due GUARDED_BY(lock);
+    unsigned runners GUARDED_BY(lock);  /* jobs in the pool */
+    bool plain_due GUARDED_BY(lock);    /* the plain writers wait for a runner */
+    bool plain_tended GUARDED_BY(lock); /* they wait, or one is at them */
+};
+
+struct image_tend *image_tend_new(struct daemon *d)
 {
-    unsigned n;
-    struct image **list = image_busy_list(d, &n);
-    for (unsigned k = 0; k < n; k++) {
-        struct inode *i = list[k]->inode;
-        tend_one(d, list[k]);
-        inode_put(d->inodes, i);
+    struct image_tend *t = calloc(1, sizeof(*t));
+    if (!t)
+        return NULL;
+    t->d = d;
+    mutex_init(&t->lock);
+    pthread_cond_init(&t->quiet, NULL);
+    mutex_lock(&t->lock);
+    t->tail = &t->due;
+    mutex_unlock(&t->lock);
+    return t;
+}
+
+/* Takes the pin over. What waits or is under way from an earlier round is left at that. */
+static void due_add(struct image_tend *t, struct image *img)
+{
+    mutex_lock(&t->lock);
+    bool add = !img->tended;
+    if (add) {
+        img->tended = true;
+        img->next_due = NULL;
+        *t->tail = img;
+        t->tail = &img->next_due;
+        t->n_due++;
     }
+    mutex_unlock(&t->lock);
+    if (!add)
+        inode_put(t->d->inodes, img->inode);
+}
+
+/* *ret NULL: the plain writers. */
+static bool due_take_locked(struct image_tend *t, struct image **ret) REQUIRES(t->lock)
+{
+    *ret = t->due;
+    if (!t->due) {
+        bool plain = t->plain_due;
+        t->plain_due = false;
+        return plain;
+    }
+    t->due = t->due->next_due;
+    if (!t->due)
+        t->tail = &t->due;
+    t->n_due--;
+    return true;
+}
+
+static void runner(void *arg)
+{
+    struct image_tend *t = arg;
+    struct image *img;
+    mutex_lock(&t->lock);
+    while (due_take_locked(t, &img)) {
+        mutex_unlock(&t->lock);
+        if (img)
+            tend_one(t->d, img);
+        else
+            image_tend_plain(t->d);
+        mutex_lock(&t->lock);
+        *(img ? &img->tended : &t->plain_tended) = false;
+        mutex_unlock(&t->lock);
+        if (img)
+            inode_put(t->d->inodes, img->inode);
+        mutex_lock(&t->lock);
+    }
+    if (--t->runners == 0)
+        pthread_cond_broadcast(&t->quiet);
+    mutex_unlock(&t->lock);
+}
+
+void image_tend_round(struct image_tend *t)
+{
+    unsigned n, more;
+    struct image **list = image_busy_list(t->d, &n);
+    for (unsigned k = 0; k < n; k++)
+        due_add(t, list[k]);
     free(list);
-    image_tend_plain(d);
+    mutex_lock(&t->lock);
+    if (!t->plain_tended)
+        t->plain_due = t->plain_tended = true;
+    /* One for each that waits: those that run already may all hang. */
+    more = DG_MIN(t->n_due + t->plain_due, IMAGE_TEND_MAX - t->runners);
+    t->runners += more;
+    mutex_unlock(&t->lock);
+    while (more-- > 0)
+        pool_submit(t->d->pool, runner, t);
+}
+
+void image_tend_free(struct image_tend *t)
+{
+    struct image *img;
+    if (!t)
+        return;
+    mutex_lock(&t->lock);
+    while (due_take_locked(t, &img)) { /* not begun */
+        mutex_unlock(&t->lock);
+        if (img)
+            inode_put(t->d->inodes, img->inode);
+        mutex_lock(&t->lock);
+    }
+    while (t->runners > 0)
+        mutex_wait(&t->quiet, &t->lock);
+    mutex_unlock(&t->lock);
+    pthread_cond_destroy(&t->quiet);
+    mutex_destroy(&t->lock);
+    free(t);
 }

@@ -526,7 +526,7 @@ void handle_each(struct handle_table *t, void (*fn)(void *arg, struct handle *h)
     uint64_t n = atomic_load(&t->slots);
     for (uint64_t fh = 0; fh < n; fh++) {
         struct handle *h = handle_slot(t, fh);
-        if (h)
+        if (h && atomic_load(&h->live) == HANDLE_LIVE)
             fn(arg, h);
     }
     mutex_unlock(&t->lock);

@@ -112,7 +112,7 @@ void handle_publish(struct handle *h);
 struct handle *handle_get(struct handle_table *t, uint64_t fh);
 /* Frees and unpins; does not close fd. */
 void handle_free(struct daemon *d, struct handle *h);
-/* Calls fn for each handle, under the table's lock: no handle is made or freed meanwhile. For shutdown and control. */
+/* Calls fn for each published handle, under the table's lock: no handle is made or freed meanwhile. For shutdown and control. */
 void handle_each(struct handle_table *t, void (*fn)(void *arg, struct handle *h), void *arg);
 
 #endif

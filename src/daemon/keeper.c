@@ -8,7 +8,9 @@
 
 struct keeper {
     struct daemon *d;
-    pthread_t thread;
+    struct image_tend *tend;
+    pthread_t beat, look;
+    bool beating, tending; /* these two were started */
     struct mutex lock;
     pthread_cond_t wake;
     bool stop GUARDED_BY(lock);
@@ -26,8 +28,8 @@ unsigned keeper_period_ms(void)
     return KEEPER_PERIOD_MS;
 }
 
-/* false: stop. */
-static bool wait_round(struct keeper *k)
+/* Until the next round, or a kick (only of the looks: a beat proves life by its pace). false: stop. */
+static bool wait_round(struct keeper *k, bool kickable)
 {
     struct timespec until;
     clock_gettime(CLOCK_MONOTONIC, &until);
@@ -35,10 +37,11 @@ static bool wait_round(struct keeper *k)
     until.tv_sec += (time_t)(ns / 1000000000);
     until.tv_nsec = (long)(ns % 1000000000);
     mutex_lock(&k->lock);
-    while (!k->stop && !k->kicked)
+    while (!k->stop && !(kickable && k->kicked))
         if (pthread_cond_timedwait(&k->wake, &k->lock.m, &until) != 0)
             break;
-    k->kicked = false;
+    if (kickable)
+        k->kicked = false;
     bool go = !k->stop;
     mutex_unlock(&k->lock);
     return go;
@@ -98,16 +101,34 @@ static void beat_once(struct daemon *d, uint64_t beat, int *failed)
         relock_and_say(d);
 }
 
-static void *run(void *arg)
+static void *run_beat(void *arg)
 {
     struct keeper *k = arg;
-    struct daemon *d = k->d;
     int failed = 0;
-    for (uint64_t beat = KEEPER_FIRST_BEAT; wait_round(k);) {
-        beat_once(d, ++beat, &failed);
-        image_tend(d);
-    }
+    for (uint64_t beat = KEEPER_FIRST_BEAT; wait_round(k, false);)
+        beat_once(k->d, ++beat, &failed);
     return NULL;
+}
+
+static void *run_tend(void *arg)
+{
+    struct keeper *k = arg;
+    while (wait_round(k, true))
+        image_tend_round(k->tend);
+    return NULL;
+}
+
+static void end_threads(struct keeper *k)
+{
+    mutex_lock(&k->lock);
+    k->stop = true;
+    pthread_cond_broadcast(&k->wake);
+    mutex_unlock(&k->lock);
+    if (k->beating)
+        pthread_join(k->beat, NULL);
+    if (k->tending)
+        pthread_join(k->look, NULL);
+    k->beating = k->tending = false;
 }
 
 struct keeper *keeper_new(struct daemon *d)
@@ -122,32 +143,37 @@ struct keeper *keeper_new(struct daemon *d)
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
     pthread_cond_init(&k->wake, &attr);
     pthread_condattr_destroy(&attr);
-    if (pthread_create(&k->thread, NULL, run, k) != 0) {
-        pthread_cond_destroy(&k->wake);
-        mutex_destroy(&k->lock);
-        free(k);
-        return NULL;
-    }
-    return k;
+    k->tend = image_tend_new(d);
+    k->beating = k->tend && pthread_create(&k->beat, NULL, run_beat, k) == 0;
+    k->tending = k->beating && pthread_create(&k->look, NULL, run_tend, k) == 0;
+    if (k->tending)
+        return k;
+    keeper_stop(k);
+    keeper_free(k);
+    return NULL;
 }
 
 void keeper_kick(struct keeper *k)
 {
     mutex_lock(&k->lock);
     k->kicked = true;
-    pthread_cond_signal(&k->wake);
+    pthread_cond_broadcast(&k->wake);
     mutex_unlock(&k->lock);
+}
+
+void keeper_stop(struct keeper *k)
+{
+    if (!k)
+        return;
+    end_threads(k);
+    image_tend_free(k->tend);
+    k->tend = NULL;
 }
 
 void keeper_free(struct keeper *k)
 {
     if (!k)
         return;
-    mutex_lock(&k->lock);
-    k->stop = true;
-    pthread_cond_signal(&k->wake);
-    mutex_unlock(&k->lock);
-    pthread_join(k->thread, NULL);
     pthread_cond_destroy(&k->wake);
     mutex_destroy(&k->lock);
     free(k);

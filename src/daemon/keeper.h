@@ -1,5 +1,6 @@
-/* keeper.h: one thread that beats in hosts/ (and locks the record anew when its lock was lost), retries STUCK images and notices lost claims. May
- * block on the datastore; nothing waits for it except shutdown. */
+/* keeper.h: one thread that beats in hosts/ (and locks the record anew when its lock was lost) and does nothing else, so that no image whose storage hangs
+ * makes this host look dead; and one that hands out the looks at images (image_tend_round). The first may block on the datastore; nothing waits for
+ * it except shutdown. */
 #ifndef DISKGUARD_KEEPER_H
 #define DISKGUARD_KEEPER_H
 
@@ -16,7 +17,9 @@ unsigned keeper_period_ms(void);
 #define KEEPER_FIRST_BEAT 1u
 
 struct keeper *keeper_new(struct daemon *d);
-void keeper_kick(struct keeper *k); /* a round now */
-void keeper_free(struct keeper *k);
+void keeper_kick(struct keeper *k); /* a look at all images now; also after keeper_stop, for nothing */
+/* Waits for both threads, and for the looks under way. NULL is fine. */
+void keeper_stop(struct keeper *k);
+void keeper_free(struct keeper *k); /* after keeper_stop, and when nobody can kick any more */
 
 #endif

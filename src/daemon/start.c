@@ -301,7 +301,7 @@ static bool serve(struct daemon *d, const sigset_t *set, void (*ready)(void *arg
 static unsigned stop(struct daemon *d)
 {
     control_free(d->control);
-    keeper_free(d->keeper);
+    keeper_stop(d->keeper);
     if (d->park) {
         park_stop(d->park);
         pool_drain(d->pool);
@@ -317,6 +317,7 @@ static unsigned stop(struct daemon *d)
     }
     park_free(d->park);
     pool_free(d->pool);
+    keeper_free(d->keeper); /* a release that failed just now has kicked it */
     inode_table_free(d->inodes);
     handle_table_free(d->handles);
     image_table_free(d->images);

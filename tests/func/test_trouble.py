@@ -3,6 +3,7 @@
 import errno
 import glob
 import os
+import re
 import zlib
 
 from dgqemu import QemuIo, make_qcow2, qcow2_size
@@ -119,7 +120,8 @@ def vanished(build):
 
 
 def answer_stale(path, *files):
-    """From now on the storage answers ESTALE for these files; for none: it is healthy, but descriptors that have met it stay as they are (hook.h)."""
+    """From now on the storage answers ESTALE for these files (or nothing at all, where `path` is that of hangs); for none: it is healthy, but descriptors
+    that have met it stay as they are (hook.h)."""
     with open(path + ".new", "w") as f:
         f.writelines("%d\n" % os.stat(file).st_ino for file in files)
     os.rename(path + ".new", path)
@@ -180,6 +182,45 @@ def stale_edit(build):
         p.ds.wait_free("img.qcow2")
         eq(qcow2_size(raw), 1 << 30, "the size that the holder wrote")
         ok("FENCED" not in p.a.log()[mark:], "fenced by an ESTALE of the file")
+
+
+def beat_of(p):
+    with open(os.path.join(p.ds.path, ".diskguard", "hosts", p.a.host.uuid)) as f:
+        return int(re.search(r"^beat=(\d+)", f.read(), re.M).group(1))
+
+
+@suite.case("images whose storage hangs stop neither the beat nor the looks at other images, nor opens, data and control")
+def hang(build):
+    if not build.hooks:
+        raise Skip("needs a build with hooks")
+    flag = os.path.join(suite_tmp(), "hang")
+    env = {"DISKGUARD_HOOK_HANG": flag, "DISKGUARD_BEAT_MS": "100"}
+    with pair(build, "wait=0", hosts=("a",), env=env, settled=False) as p, Proc() as holder, Proc() as other:
+        names = ["img%d.qcow2" % i for i in range(40)]  # more than the keeper may have under way (image_tend.c)
+        for name in (*names, "new.qcow2"):
+            make_qcow2(p.ds.raw(name))
+        fds = [holder.call("open", p.a.path(name), os.O_RDWR) for name in names]
+        for hung in (1, len(names)):
+            mark = p.a.log_size()
+            answer_stale(flag, *(p.ds.raw(name) for name in names[:hung]))
+            beat = beat_of(p)
+            wait_for(lambda: beat_of(p) >= beat + 10, "the beat goes on")
+            if hung == 1:
+                succeed_claim(p.ds, names[-1])
+                p.a.wait_log("%s.*FENCED" % names[-1], mark)
+            fd = other.call("open", p.a.path("new.qcow2"), os.O_RDWR)
+            other.call("pwrite", fd, b"x" * 4096, 1 << 20)
+            holder.call("pwrite", fds[0], b"x" * 4096, 1 << 20)
+            other.call("close", fd)
+            p.ds.wait_free("new.qcow2")
+            ok("img0.qcow2" in run(*build.command(build.ctl, "list", p.a.mnt), timeout=10).out, "diskguardctl does not list the image that hangs")
+        answer_stale(flag)
+        succeed_claim(p.ds, names[0])
+        p.a.wait_log("%s.*FENCED" % names[0], mark)
+        for fd in fds:
+            holder.call("close", fd)
+        for name in names[1:-1]:
+            p.ds.wait_free(name)
 
 
 @suite.case("a copy made on the view is sealed once its header is complete, and free when it is closed")
