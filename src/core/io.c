@@ -201,6 +201,12 @@ int io_fsync(int fd)
     return r < 0 ? -errno : 0;
 }
 
+void io_fsync_former(int fd)
+{
+    while (fsync(fd) < 0 && errno == EINTR)
+        ;
+}
+
 /* Reads until len bytes or end of file. The count or -errno. */
 static ssize_t read_upto(int fd, void *buf, size_t len, uint64_t off)
 {

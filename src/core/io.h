@@ -28,6 +28,9 @@ DG_MUST_CHECK int io_open_beneath(int dirfd, const char *path, int flags, mode_t
 DG_MUST_CHECK int io_reopen(int fd, int flags);
 
 DG_MUST_CHECK int io_fsync(int fd);
+/* For a descriptor through which nothing was written yet: takes the error that an earlier writer of the file on this host left, which the kernel gives to
+ * the next one that asks (errseq_t, Documentation/core-api/errseq.rst): of a former hold whose late writes the storage refused, say. */
+void io_fsync_former(int fd);
 DG_MUST_CHECK int io_pread_all(int fd, void *buf, size_t len, uint64_t off); /* -ENODATA at end of file */
 DG_MUST_CHECK int io_pwrite_all(int fd, const void *buf, size_t len, uint64_t off); /* -EIO on a zero count */
 

@@ -236,6 +236,7 @@ static int fill_plan(struct daemon *d, const struct acquire *a, const struct hea
 static int recheck(struct daemon *d, struct image *img, const struct acquire *a, const struct header *was)
     REQUIRES(img->header)
 {
+    io_fsync_former(img->fd); /* dirty pages cannot be dropped */
     int r = io_cache_drop(img->fd);
     if (r < 0)
         return r;

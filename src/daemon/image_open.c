@@ -13,6 +13,7 @@ static int open_finish(struct daemon *d, struct image *img, struct handle *h, bo
 {
     HOOK("image.fence.open");
     int r = image_fence_fd(d, img, h->fd);
+    io_fsync_former(h->fd);
     if (r == 0 && truncate) {
         rwlock_write(&img->header);
         r = io_header_truncate(img->fd, 0);

@@ -6,6 +6,7 @@ Needs a build with -Dhooks=true. --long: all ways for each k and version 2 image
 """
 import errno
 import os
+import sys
 
 import crashlib  # noqa: F401 (finds the harness)
 from crashlib import KILLED, template
