@@ -271,7 +271,8 @@ class Steps:
     def __init__(self, site, guest, where, *options):
         self.guest = site.lab[guest]
         self.guest.sh("rm -f /run/arm /run/hooks.log")
-        self.view = site.view(guest, *options, env="DISKGUARD_HOOK_ARM=/run/arm DISKGUARD_HOOK_LOG=/run/hooks.log DISKGUARD_HOOK_STOP=%s" % where)
+        self.view = site.view(guest, *options, env="DISKGUARD_BEAT_MS=1000 DISKGUARD_HOOK_ARM=/run/arm "
+                              "DISKGUARD_HOOK_LOG=/run/hooks.log DISKGUARD_HOOK_STOP=%s" % where)
 
     def arm(self):
         self.guest.must("touch /run/arm")

@@ -213,7 +213,7 @@ def lost_locks(lab, site):
 def wakes_up_late(lab, site, closing):
     """A stops at each step of an open or of the last close; the server forgets it; B takes over and works; A goes on: nothing of B's is hit."""
     header = site.image()
-    b = site.view("B", "wait=0", "takeover=lock", WAIT)
+    b = site.view("B", "wait=0", "takeover=lock", WAIT, env="DISKGUARD_BEAT_MS=1000")  # of the hooks build: a beat stands still after 3 s, not 15
     k = 0
     while True:
         k += 1
