@@ -191,6 +191,28 @@ def two_heirs(lab, site):
     eq(winner.guest.do("header", site.raw(IMAGE, winner.guest.name)), header, "the header afterwards")
 
 
+@scenario("a plain writer is cut off, and the file becomes an image")
+def plain_writer(lab, site):
+    a, b = site.view("A", "wait=0"), site.view("B", "wait=0")
+    a.guest.must("rm -f /run/stop; head -c 16M /dev/zero >%s" % a.path("grows"))
+    writing = a.guest.begin("stream", a.path("grows"), "A", FAR, RANGE, "/run/stop")
+    dgtest.wait_for(lambda: a.guest.do("blocks_of", site.raw("grows"), "A", FAR, RANGE) > 16, "A writes", 60)
+    ok(b.guest.sh("qemu-img create -q -f qcow2 %s 64M" % b.path("grows")).code, "an image cannot be made of it while A lives")
+    lab.switch("cut A S")
+    labhost.expire(lab, "A")
+    dgtest.wait_for(lambda: b.guest.sh("qemu-img create -q -f qcow2 %s 64M" % b.path("grows")).code == 0, "B makes an image of it when A's locks have run out", 120)
+    b.hold("y", "grows")
+    for off in range(FAR, FAR + RANGE, 1 << 16):
+        b.guest.do("put", "y", off, "B", length=1 << 16, sync=False)
+    b.guest.do("sync", "y")
+    lab.heal()
+    blocks, error = writing.wait(120)
+    ok(error in (EIO, EBUSY), "the errno of A's write after %d blocks: %d" % (blocks, error))
+    eq(b.guest.do("blocks_of", site.raw("grows", "B"), "A", FAR, RANGE), 0, "blocks of A after B wrote")
+    b.guest.do("closed", "y")
+    site.wait_claim("grows", ("free",), "B")
+
+
 @scenario("locks lost, nobody took over")
 def lost_locks(lab, site):
     a, header, writing = loaded(site)
