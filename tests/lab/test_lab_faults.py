@@ -70,8 +70,7 @@ def frozen_close(lab, site):
         a.view.hold("x", IMAGE)
         a.guest.do("put", "x", FAR, "step%d." % k)
         a.arm()
-        call = a.guest.begin("closed", "x")
-        call.wait()  # close(2) does not wait for the release
+        closing = a.guest.begin("closed", "x")  # waits for the sync of the data, not for the release
         settled = lambda: site.claim(IMAGE, "B").get("state") == "free"
         stopped = dgtest.wait_for(lambda: "stopped" if a.guest.do("stopped", a.view.pid) else "free" if settled() else None, "stopped or free", 60)
         if stopped == "free" and not a.guest.do("stopped", a.view.pid, 1.0):
@@ -85,6 +84,7 @@ def frozen_close(lab, site):
         a.guest.thaw()
         a.disarm()
         a.go_on()
+        closing.wait()
         if call.wait() != 0:
             site.wait_claim(IMAGE, guest="B")
             eq(b.guest.do("attempt_hold", "y", b.path(IMAGE)), 0, "step %d (%s): B's open after A has gone on" % (k, a.passed()[-1]))
