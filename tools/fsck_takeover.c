@@ -3,6 +3,7 @@
 #include "fsck.h"
 
 #include <inttypes.h>
+#include <linux/magic.h>
 #include <string.h>
 
 #define CANDIDATES_MAX 16
@@ -131,6 +132,13 @@ bool takeover_is_own(const struct fsck *f)
     return f->takeover[0] && strcmp(f->takeover, f->host.uuid) == 0;
 }
 
+/* NFSv3 keeps the locks of a host that is off until it boots again: there a locked record proves nothing. */
+static bool keeps_dead_locks(const struct fsck *f)
+{
+    return f->store.fs->magic == NFS_SUPER_MAGIC &&
+           io_fencing(f->store.root_fd, FENCE_OFD, NULL) == FENCING_NO;
+}
+
 /* With that host's record locked by us its daemon cannot start in the middle of the takeover. */
 static int lock_record(struct fsck *f, const struct candidate *c)
 {
@@ -142,6 +150,12 @@ static int lock_record(struct fsck *f, const struct candidate *c)
     r = host_lock_force(&f->store, &other, &why);
     if (r == -ENOENT)
         return 0;
+    if (r == -EBUSY && f->store.fence == FENCE_NONE && keeps_dead_locks(f)) {
+        report_say(
+            f,
+            "Its record is still locked, which proves nothing on NFSv3. You said that it is down: going on.");
+        return 0;
+    }
     if (r < 0) {
         report_error(f, "%s", why.text);
         return r;
@@ -166,8 +180,12 @@ int takeover_open(struct fsck *f)
     if (alive == 1) {
         report_error(f,
                      "host %s is alive: stop diskguard there, or cut the host off from the storage; nothing "
-                     "was taken over",
-                     c->name[0] ? c->name : c->uuid);
+                     "was taken over%s",
+                     c->name[0] ? c->name : c->uuid,
+                     keeps_dead_locks(f)
+                         ? ". NFSv3 keeps the lock of a host that is off until it boots again: if it "
+                           "is surely off, add --fence=none"
+                         : "");
         return -EBUSY;
     }
     if (alive < 0 && alive != -ENOENT && alive != -EOPNOTSUPP && alive != -EBADMSG) {
