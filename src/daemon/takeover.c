@@ -217,7 +217,9 @@ static int take(struct daemon *d, struct image *img, const struct record *held, 
     image_end(d, img);
     bool taken = a.reported && r == 0 && a.decision.action != RECOVER_NOTHING;
     if (taken)
-        log_taken(d, held, held->fenced == FENCING_UNPROVEN || d->store.fs->fencing == FENCING_UNPROVEN,
+        log_taken(d, held,
+                  held->fenced != FENCING_LOCK ||
+                      io_fencing(d->store.root_fd, d->store.fence, NULL) != FENCING_LOCK,
                   a.decision.action);
     if (taken || (r == 0 && !a.reported)) { /* the latter: it was freed meanwhile */
         park_kick(d->park);
