@@ -1,6 +1,7 @@
 /* format.c: the table of formats, and the one that matches a file. See format.h. */
 #include "format/format.h"
 
+#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -25,6 +26,31 @@ const uint8_t *view_get(struct view *v, uint64_t off, size_t len)
     return NULL;
 }
 
+bool format_lies(struct format_info *info, const char *fmt, ...)
+{
+    va_list ap;
+
+    va_start(ap, fmt);
+    vsnprintf(info->why, sizeof(info->why), fmt, ap);
+    va_end(ap);
+    return false;
+}
+
+int plan_add(struct plan *plan, uint64_t off, const void *truth, const void *sealed, size_t len)
+{
+    struct extent *e;
+
+    if (plan->n >= PLAN_MAX || len < 1 || len > EXTENT_MAX)
+        return -EUCLEAN;
+    e = &plan->ext[plan->n++];
+    memset(e, 0, sizeof(*e));
+    e->off = off;
+    e->len = (uint32_t)len;
+    memcpy(e->truth, truth, len);
+    memcpy(e->sealed, sealed, len);
+    return 0;
+}
+
 static void add_name(char *names, size_t size, const char *name)
 {
     size_t used = strlen(names);
@@ -37,38 +63,73 @@ static enum verdict verdict_of(enum probe answer)
     return answer == PROBE_YES ? FORMAT_IMAGE : answer == PROBE_SEALED ? FORMAT_SEALED : FORMAT_LIES;
 }
 
+struct match {
+    const struct format *format;
+    enum probe answer;
+    struct format_info info;
+};
+
+/* A partition table or a volume descriptor at the start says nothing where the start of the file is guest data, and the first of two formats without a
+ * header of their own (a bootable ISO has an MBR as well) is as good as the other. */
+static bool yields(const struct match *weak, const struct match *to)
+{
+    return weak->format->weak && (to->info.guest_at_start || to->format->weak);
+}
+
+/* Leaves out those that yield to another one; the order of the table stays. */
+static unsigned contenders(struct match *m, unsigned n)
+{
+    unsigned left = 0;
+
+    for (unsigned i = 0; i < n; i++) {
+        bool out = false;
+        for (unsigned j = 0; j < n && !out; j++)
+            out = j != i && yields(&m[i], &m[j]) && !(yields(&m[j], &m[i]) && i < j);
+        if (!out)
+            m[left++] = m[i];
+    }
+    return left;
+}
+
+static enum verdict ambiguous(const struct match *m, unsigned n, struct format_info *ret_info)
+{
+    char names[FORMAT_WHY / 2] = "";
+
+    for (unsigned i = 0; i < n; i++) {
+        add_name(names, sizeof(names), m[i].format->name);
+        if (ret_info->zone.head < m[i].info.zone.head)
+            ret_info->zone.head = m[i].info.zone.head;
+        if (ret_info->zone.tail > m[i].info.zone.tail)
+            ret_info->zone.tail = m[i].info.zone.tail;
+    }
+    snprintf(ret_info->why, sizeof(ret_info->why), "the header matches %s", names);
+    return FORMAT_AMBIGUOUS;
+}
+
 enum verdict format_identify(struct view *v, const struct format **ret_format, struct format_info *ret_info)
 {
-    const struct format *found = NULL;
-    struct format_info found_info = {0};
-    enum verdict verdict = FORMAT_PLAIN;
-    char names[FORMAT_WHY / 2] = "";
-    unsigned matches = 0;
+    const struct format_info unknown = {.zone = {.head = FORMAT_REACH, .tail = UINT64_MAX}};
+    struct match m[FORMATS];
+    unsigned n = 0;
 
     *ret_format = NULL;
-    memset(ret_info, 0, sizeof(*ret_info));
+    *ret_info = unknown;
     v->want_len = 0;
     for (size_t i = 0; i < FORMATS; i++) {
-        struct format_info info = {0};
-        enum probe answer = formats[i]->probe(v, &info);
-
-        if (answer == PROBE_MORE)
+        m[n] = (struct match){.format = formats[i], .info = unknown};
+        m[n].answer = formats[i]->probe(v, &m[n].info);
+        if (m[n].answer == PROBE_MORE)
             return FORMAT_MORE;
-        if (answer == PROBE_NO)
-            continue;
-        matches++;
-        add_name(names, sizeof(names), formats[i]->name);
-        found = formats[i];
-        found_info = info;
-        verdict = verdict_of(answer);
+        n += m[n].answer != PROBE_NO;
     }
-    if (matches > 1) {
-        snprintf(ret_info->why, sizeof(ret_info->why), "the header matches %s", names);
-        return FORMAT_AMBIGUOUS;
-    }
-    *ret_format = found;
-    *ret_info = found_info;
-    return verdict;
+    n = contenders(m, n);
+    if (n == 0)
+        return FORMAT_PLAIN;
+    if (n > 1)
+        return ambiguous(m, n, ret_info);
+    *ret_format = m[0].format;
+    *ret_info = m[0].info;
+    return verdict_of(m[0].answer);
 }
 
 const struct format *format_by_name(const char *name)

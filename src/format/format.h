@@ -9,13 +9,19 @@
 #ifndef DISKGUARD_FORMAT_H
 #define DISKGUARD_FORMAT_H
 
+#include <errno.h>
+#include <stdbool.h>
+
 #include "format/plan.h"
 
-/* A write at or beyond this offset can neither touch an extent nor change what a file is. Every probe and
- * every plan of the formats known today looks at [0, FORMAT_REACH) only. Bytes. */
+/* The part of every file in which a write can make an image of it, or of an image a plain file: each format has its magic there, but for those
+ * that are known by a footer alone (fixed VHD), which are found at the next open. It is also the least that is read of a file to find its format. Bytes. */
 #define FORMAT_REACH 4096u
 
-#define VIEW_WINDOWS 8
+/* The most that a probe or a plan may want in one piece (the longest there is: a LUKS2 header with its JSON area, 4 MiB). Bytes. */
+#define FORMAT_WINDOW_MAX (4u << 20)
+
+#define VIEW_WINDOWS 16
 #define FORMAT_WHY 160
 
 struct view {
@@ -43,11 +49,25 @@ enum probe {
     PROBE_MORE /* view->want_* must be loaded first */
 };
 
+/* Where a write can touch an extent of the image or change what its plan is: below `head`, and at or beyond `tail`. Everything between is guest data and
+ * tables that no plan looks at: the daemon takes it straight to the datastore. format_identify() sets FORMAT_REACH and UINT64_MAX before a probe is
+ * asked; a probe that answers anything but NO and MORE may widen both, and does so in the same way whether the image is sealed, lies or is whole. A
+ * footer at the end of the file: tail = file_size - its length, also while there is none. */
+struct format_zone {
+    uint64_t head, tail; /* bytes from the start of the file */
+};
+
 struct format_info {
     uint64_t virtual_size; /* bytes; 0 when the format has none or a probe did not reach it */
+    struct format_zone zone;
+    bool
+        guest_at_start; /* the file begins with guest data: a partition table there counts for nothing (fixed VHD) */
     char why
         [FORMAT_WHY]; /* for LIES and SEALED: a clause for a log line, e.g. "cluster_bits 77 is outside 9..21" */
 };
+
+/* For probes: fills info->why; always false. */
+__attribute__((format(printf, 2, 3))) bool format_lies(struct format_info *info, const char *fmt, ...);
 
 /* How the admin wants images sealed. */
 enum seal_mode {
@@ -60,12 +80,53 @@ struct seal_policy {
     const char *holder; /* host name for a human-readable mark; cut to fit */
 };
 
+/* ---- an image without a record: what can be told from the file alone ---- */
+
+#define RESCUE_MAX 4
+enum rescue_kind {
+    RESCUE_EXACT, /* this is the size */
+    RESCUE_UPPER, /* the size is this or less */
+    RESCUE_LOWER  /* the size is this or more */
+};
+struct rescue {
+    unsigned n; /* candidates for the virtual size */
+    struct {
+        enum rescue_kind kind;
+        uint64_t size;      /* bytes */
+        const char *source; /* for people: "feature name row", "blocks x block size" */
+    } candidate[RESCUE_MAX];
+};
+
+/* ---- other files that an image needs ---- */
+
+enum link_role {
+    LINK_BACKING, /* backing file, parent: read through, written by commit */
+    LINK_DATA,    /* holds this image's guest data (qcow2 external data file) */
+    LINK_EXTENT   /* holds a part of this image's guest data (VMDK descriptor file) */
+};
+struct format_link {
+    enum link_role role;
+    char path
+        [1024]; /* as it stands in the image, without a protocol prefix ("file:"); relative to the image's directory unless it begins with '/' */
+    char format[16]; /* its format where the image says it, QEMU's name, or "" */
+};
+
 struct format {
     const char *name; /* lower case, as QEMU names it */
+    bool
+        weak; /* no header of its own: nothing in it can refuse, and a partition table at its start is all that is known of it */
     enum probe (*probe)(struct view *v, struct format_info *ret_info);
-    /* Fills *ret_plan with the extents that seal this image. Called only after probe said YES on the same view.
-     * 0, or -EUCLEAN when no plan can be made. */
+    /* Fills *ret_plan with the extents that seal this image, in seal order: every prefix of them, and every suffix of a restore in reverse order, is refused
+     * by raw openers. Called only after probe said YES on the same view. 0; -EAGAIN: view->want_* must be loaded first; -EUCLEAN: no plan can be made. */
     int (*plan)(struct view *v, const struct seal_policy *policy, struct plan *ret_plan);
+    /* May be NULL: nothing to undo. Called only after probe said SEALED on the same view. size: NULL, or what a person gave, in bytes. Fills *ret_plan with
+     * extents whose sealed bytes are those that stand there and whose true bytes undo the seal; a seal of which only a part stands is undone too.
+     * 0; -ENODATA: the file does not hold the exact size and none was given; -ERANGE: the given one contradicts the file; -EAGAIN as above; -EUCLEAN: cannot
+     * be undone. *ret_rescue is filled in each case but -EAGAIN. */
+    int (*rescue)(struct view *v, const uint64_t *size, struct rescue *ret_rescue, struct plan *ret_plan);
+    /* May be NULL: it never needs others. Called after YES or SEALED. Calls fn for each file that the image needs; a non-zero return of fn stops and is
+     * returned. 0, -EAGAIN as above (before fn was called at all), -EUCLEAN: a name does not fit or cannot be followed (a protocol, "json:"). */
+    int (*links)(struct view *v, int (*fn)(void *arg, const struct format_link *link), void *arg);
 };
 
 extern const struct format format_qcow2; /* qcow2.c */

@@ -28,4 +28,7 @@ struct plan {
     struct extent ext[PLAN_MAX];
 };
 
+/* Appends an extent. 0, or -EUCLEAN: no room, or a length that is none. */
+int plan_add(struct plan *plan, uint64_t off, const void *truth, const void *sealed, size_t len);
+
 #endif

@@ -17,7 +17,6 @@
 
 #include <errno.h>
 #include <inttypes.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -190,33 +189,23 @@ static unsigned feature_names(const struct header_view *h, const uint8_t **ret_r
 
 /* ---- probe ---- */
 
-__attribute__((format(printf, 2, 3))) static bool lies(struct format_info *info, const char *fmt, ...)
-{
-    va_list ap;
-
-    va_start(ap, fmt);
-    vsnprintf(info->why, sizeof(info->why), fmt, ap);
-    va_end(ap);
-    return false;
-}
-
 static bool check_fields(const struct header_view *h, struct format_info *info)
 {
     uint32_t crypt = get32(h, OFF_CRYPT_METHOD), order = get32(h, OFF_REFCOUNT_ORDER);
 
     if (h->cluster_bits < CLUSTER_BITS_MIN || h->cluster_bits > CLUSTER_BITS_MAX)
-        return lies(info, "cluster_bits %" PRIu32 " is outside %u..%u", h->cluster_bits, CLUSTER_BITS_MIN,
-                    CLUSTER_BITS_MAX);
+        return format_lies(info, "cluster_bits %" PRIu32 " is outside %u..%u", h->cluster_bits,
+                           CLUSTER_BITS_MIN, CLUSTER_BITS_MAX);
     if (h->version == 3 && (h->header_length < V3_HEADER_LENGTH_MIN || h->header_length % 8 != 0))
-        return lies(info, "header_length %" PRIu32 " is below %u or no multiple of 8", h->header_length,
-                    V3_HEADER_LENGTH_MIN);
+        return format_lies(info, "header_length %" PRIu32 " is below %u or no multiple of 8",
+                           h->header_length, V3_HEADER_LENGTH_MIN);
     if (h->header_length > h->cluster_size)
-        return lies(info, "header_length %" PRIu32 " exceeds the cluster size %" PRIu64, h->header_length,
-                    h->cluster_size);
+        return format_lies(info, "header_length %" PRIu32 " exceeds the cluster size %" PRIu64,
+                           h->header_length, h->cluster_size);
     if (h->version == 3 && order > REFCOUNT_ORDER_MAX)
-        return lies(info, "refcount_order %" PRIu32 " exceeds %u", order, REFCOUNT_ORDER_MAX);
+        return format_lies(info, "refcount_order %" PRIu32 " exceeds %u", order, REFCOUNT_ORDER_MAX);
     if (crypt > CRYPT_MAX)
-        return lies(info, "crypt_method %" PRIu32 " is unknown", crypt);
+        return format_lies(info, "crypt_method %" PRIu32 " is unknown", crypt);
     return true;
 }
 
@@ -226,19 +215,20 @@ static bool check_features(const struct header_view *h, struct format_info *info
     uint32_t compression = h->header_length > OFF_COMPRESSION_TYPE ? get32(h, OFF_COMPRESSION_TYPE) >> 24 : 0;
 
     if (unknown)
-        return lies(info,
-                    "incompatible_features has the unknown bits 0x%" PRIx64 ": a feature of a newer version",
-                    unknown);
+        return format_lies(
+            info, "incompatible_features has the unknown bits 0x%" PRIx64 ": a feature of a newer version",
+            unknown);
     if (compression > COMPRESSION_MAX)
-        return lies(info, "compression_type %" PRIu32 " is unknown: a feature of a newer version",
-                    compression);
+        return format_lies(info, "compression_type %" PRIu32 " is unknown: a feature of a newer version",
+                           compression);
     if ((compression != 0) != ((h->incompatible & INCOMPAT_COMPRESSION) != 0))
-        return lies(info, "compression_type %" PRIu32 " and incompatible bit 3 contradict each other",
-                    compression);
+        return format_lies(info, "compression_type %" PRIu32 " and incompatible bit 3 contradict each other",
+                           compression);
     if (h->incompatible & INCOMPAT_EXTENDED_L2 && h->cluster_bits < EXTENDED_L2_CLUSTER_BITS_MIN)
-        return lies(info, "cluster_bits %" PRIu32 " is too small for extended L2 entries", h->cluster_bits);
+        return format_lies(info, "cluster_bits %" PRIu32 " is too small for extended L2 entries",
+                           h->cluster_bits);
     if (h->autoclear & AUTOCLEAR_RAW_DATA && !(h->incompatible & INCOMPAT_DATA_FILE))
-        return lies(info, "autoclear bit 1 (raw external data) is set without an external data file");
+        return format_lies(info, "autoclear bit 1 (raw external data) is set without an external data file");
     return true;
 }
 
@@ -249,13 +239,14 @@ static bool check_table(const struct header_view *h, struct format_info *info, c
                         uint32_t entries, uint64_t entry, uint64_t max)
 {
     if (entries > max / entry)
-        return lies(info, "%s: %" PRIu32 " entries are more than %" PRIu64, name, entries, max / entry);
+        return format_lies(info, "%s: %" PRIu32 " entries are more than %" PRIu64, name, entries,
+                           max / entry);
     if (off % h->cluster_size != 0)
-        return lies(info, "%s: offset 0x%" PRIx64 " is not aligned to clusters", name, off);
+        return format_lies(info, "%s: offset 0x%" PRIx64 " is not aligned to clusters", name, off);
     if (off > INT64_MAX - entries * entry)
-        return lies(info, "%s: offset 0x%" PRIx64 " is beyond every file", name, off);
+        return format_lies(info, "%s: offset 0x%" PRIx64 " is beyond every file", name, off);
     if (entries > 0 && off == 0)
-        return lies(info, "%s: lies over the header", name);
+        return format_lies(info, "%s: lies over the header", name);
     return true;
 }
 
@@ -271,14 +262,14 @@ static bool check_tables(const struct header_view *h, struct format_info *info)
                      h->cluster_size, REFTABLE_BYTES_MAX))
         return false;
     if (reftable_clusters == 0)
-        return lies(info, "refcount_table_clusters is 0");
+        return format_lies(info, "refcount_table_clusters is 0");
     if (!check_table(h, info, "snapshot table", get64(h, OFF_SNAPSHOTS_OFFSET), get32(h, OFF_SNAPSHOTS),
                      SNAPSHOT_HEADER, (uint64_t)SNAPSHOT_HEADER * SNAPSHOTS_MAX))
         return false;
     if (!check_table(h, info, "L1 table", get64(h, OFF_L1_OFFSET), l1_size, 8, L1_BYTES_MAX))
         return false;
     if (need > l1_size)
-        return lies(info, "l1_size %" PRIu32 " is too small for the size %" PRIu64, l1_size, h->size);
+        return format_lies(info, "l1_size %" PRIu32 " is too small for the size %" PRIu64, l1_size, h->size);
     return true;
 }
 
@@ -289,11 +280,11 @@ static bool check_backing(const struct header_view *h, struct format_info *info)
     if (h->backing_offset == 0)
         return true; /* the length is undefined then (spec) */
     if (h->backing_offset < h->header_length || h->backing_offset > h->cluster_size)
-        return lies(info, "backing_file_offset 0x%" PRIx64 " is outside the first cluster",
-                    h->backing_offset);
+        return format_lies(info, "backing_file_offset 0x%" PRIx64 " is outside the first cluster",
+                           h->backing_offset);
     if (len > BACKING_SIZE_MAX || len > h->cluster_size - h->backing_offset)
-        return lies(info, "backing_file_size %" PRIu32 " exceeds %u or the first cluster", len,
-                    BACKING_SIZE_MAX);
+        return format_lies(info, "backing_file_size %" PRIu32 " exceeds %u or the first cluster", len,
+                           BACKING_SIZE_MAX);
     return true;
 }
 
@@ -303,16 +294,18 @@ static bool check_bitmaps(const struct header_view *h, struct format_info *info,
     uint64_t size, off;
 
     if (ext->len != BITMAPS_LEN)
-        return lies(info, "the bitmaps extension has %" PRIu32 " bytes, not %u", ext->len, BITMAPS_LEN);
+        return format_lies(info, "the bitmaps extension has %" PRIu32 " bytes, not %u", ext->len,
+                           BITMAPS_LEN);
     if (!(h->autoclear & AUTOCLEAR_BITMAPS) || ext->off + ext->len > FORMAT_REACH)
         return true; /* its data is inconsistent and ignored (spec), or not visible */
     count = get32(h, ext->off);
     size = get64(h, ext->off + 8);
     off = get64(h, ext->off + 16);
     if (count < 1 || count > BITMAPS_MAX || get32(h, ext->off + 4) != 0)
-        return lies(info, "the bitmaps extension has %" PRIu32 " bitmaps or a reserved field in use", count);
+        return format_lies(info, "the bitmaps extension has %" PRIu32 " bitmaps or a reserved field in use",
+                           count);
     if (size > BITMAP_DIRECTORY_MAX || off % h->cluster_size != 0)
-        return lies(info, "the bitmap directory at 0x%" PRIx64 " is not aligned or too large", off);
+        return format_lies(info, "the bitmap directory at 0x%" PRIx64 " is not aligned or too large", off);
     return true;
 }
 
@@ -322,13 +315,13 @@ static bool check_extension(const struct header_view *h, struct format_info *inf
     switch (ext->type) {
     case EXT_BACKING_FORMAT:
         if (ext->len >= BACKING_FORMAT_SIZE)
-            return lies(info, "the backing format name has %" PRIu32 " bytes", ext->len);
+            return format_lies(info, "the backing format name has %" PRIu32 " bytes", ext->len);
         return true;
     case EXT_CRYPTO:
         if (get32(h, OFF_CRYPT_METHOD) != CRYPT_LUKS || ext->len != CRYPTO_LEN)
-            return lies(info, "the encryption extension does not fit crypt_method or its length");
+            return format_lies(info, "the encryption extension does not fit crypt_method or its length");
         if (ext->off + ext->len <= FORMAT_REACH && get64(h, ext->off) % h->cluster_size != 0)
-            return lies(info, "the encryption header is not aligned to clusters");
+            return format_lies(info, "the encryption header is not aligned to clusters");
         return true;
     case EXT_BITMAPS:
         return check_bitmaps(h, info, ext);
@@ -347,8 +340,8 @@ static bool check_extensions(const struct header_view *h, struct format_info *in
         if (!check_extension(h, info, &ext))
             return false;
     if (step == STEP_BROKEN)
-        return lies(info, "header extension 0x%08" PRIx32 " at %" PRIu64 " is longer than its area", ext.type,
-                    pos);
+        return format_lies(info, "header extension 0x%08" PRIx32 " at %" PRIu64 " is longer than its area",
+                           ext.type, pos);
     return true;
 }
 
@@ -395,7 +388,7 @@ static enum probe qcow2_probe(struct view *v, struct format_info *ret_info)
     if (answer != PROBE_YES)
         return answer;
     if (h.version != 2 && h.version != 3) {
-        lies(ret_info, "version %" PRIu32 " is neither 2 nor 3", h.version);
+        format_lies(ret_info, "version %" PRIu32 " is neither 2 nor 3", h.version);
         return PROBE_LIES;
     }
     /* Before all checks: what carries the marks must never pass for something that merely looks broken. */
@@ -409,17 +402,6 @@ static enum probe qcow2_probe(struct view *v, struct format_info *ret_info)
 }
 
 /* ---- plan ---- */
-
-static void add_extent(struct plan *plan, const struct header_view *h, size_t off, const void *sealed,
-                       size_t len)
-{
-    struct extent *e = &plan->ext[plan->n++];
-
-    e->off = off;
-    e->len = (uint32_t)len;
-    memcpy(e->truth, h->p + off, len);
-    memcpy(e->sealed, sealed, len);
-}
 
 /* The row that can be replaced so that QEMU prints ours, or NULL. QEMU's report_unsupported_feature() takes
  * the first row that names a bit and stops at the first row without a name. Otherwise the last one: in the
@@ -454,22 +436,22 @@ static int qcow2_plan(struct view *v, const struct seal_policy *policy, struct p
     uint8_t word[8], row[ROW_LEN];
     const uint8_t *old_row;
     struct header_view h;
+    int r;
 
     if (load(v, &h) != PROBE_YES || h.n < (h.version == 3 ? OFF_INCOMPATIBLE : OFF_SIZE) + sizeof(word))
         return -EUCLEAN;
     memset(ret_plan, 0, sizeof(*ret_plan));
-    put_be64(word, policy->mode == SEAL_SIZE ? 0 : SEALED_SIZE);
-    add_extent(ret_plan, &h, OFF_SIZE, word, sizeof(word));
-    if (policy->mode == SEAL_SIZE || h.version != 3)
-        return 0;
+    put_be(word, policy->mode == SEAL_SIZE ? 0 : SEALED_SIZE, sizeof(word));
+    r = plan_add(ret_plan, OFF_SIZE, h.p + OFF_SIZE, word, sizeof(word));
+    if (r < 0 || policy->mode == SEAL_SIZE || h.version != 3)
+        return r;
     old_row = choose_row(&h);
     if (old_row) {
         make_row(policy->holder, h.size, row);
-        add_extent(ret_plan, &h, (size_t)(old_row - h.p), row, sizeof(row));
+        r = plan_add(ret_plan, (uint64_t)(old_row - h.p), old_row, row, sizeof(row));
     }
-    put_be64(word, h.incompatible | SEALED_INCOMPAT);
-    add_extent(ret_plan, &h, OFF_INCOMPATIBLE, word, sizeof(word));
-    return 0;
+    put_be(word, h.incompatible | SEALED_INCOMPAT, sizeof(word));
+    return r < 0 ? r : plan_add(ret_plan, OFF_INCOMPATIBLE, h.p + OFF_INCOMPATIBLE, word, sizeof(word));
 }
 
 const struct format format_qcow2 = {

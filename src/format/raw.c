@@ -70,6 +70,7 @@ static int raw_plan(struct view *v, const struct seal_policy *policy, struct pla
 
 const struct format format_raw = {
     .name = "raw",
+    .weak = true,
     .probe = raw_probe,
     .plan = raw_plan,
 };

@@ -236,7 +236,7 @@ Test(format, more)
 {
     static uint8_t b[FORMAT_REACH];
     const struct format *f;
-    struct format_info info = {1, "x"};
+    struct format_info info = {.virtual_size = 1, .why = "x"};
     size_t loaded = 0;
     int turns = 0;
 

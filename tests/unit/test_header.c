@@ -144,7 +144,7 @@ static int make_wrong_plan(struct view *v, const struct seal_policy *policy, str
 
 Test(header, a_wrong_plan_is_refused)
 {
-    static const struct format wrong = {"wrong", wrong_probe, make_wrong_plan};
+    static const struct format wrong = {.name = "wrong", .probe = wrong_probe, .plan = make_wrong_plan};
     static const struct {
         unsigned n;
         struct extent a, b;
