@@ -1,6 +1,8 @@
 /* ctl_raw.c: reads the datastore itself. See ctl.h. */
 #include "ctl.h"
 
+#include "core/seal.h"
+
 #include <fcntl.h>
 #include <pthread.h>
 #include <string.h>
@@ -13,8 +15,10 @@ void raw_free(struct raw *r)
         free(r->claims[i].path);
     free(r->claims);
     free(r->hosts);
-    if (r->image)
+    if (r->image) {
+        header_clear(&r->image->header);
         free(r->image->link);
+    }
     free(r->image);
     store_close(&r->store);
     free(r);
@@ -122,8 +126,9 @@ static int load_claim_and_header(const struct store *s, struct raw_image *im, in
         if (r < 0)
             return r;
         im->header_err = header_load(fd, &im->header);
-        if (im->header_err == 0)
-            header_identify(&im->header);
+        im->state = HEADER_NOPLAN;
+        if (im->header_err == 0 && im->claim.kind == CLAIM_HELD)
+            im->header_err = seal_compare(fd, &im->claim.rec, &im->state);
         r = claim_read(s, im->st.st_ino, again);
         if (r < 0)
             return r;
@@ -143,10 +148,6 @@ static void compare_handle(struct raw_image *im, int fd)
         return;
     if (im->claim.kind == CLAIM_HELD && io_handle_get(fd, &h) == 0)
         im->other_file = !io_handle_equal(&h, &im->claim.rec.handle);
-    im->state = HEADER_NOPLAN;
-    if (im->claim.kind == CLAIM_HELD && im->header_err == 0)
-        im->state = overlay_compare(&im->claim.rec.plan, im->header.bytes, im->header.n, im->header.file_size,
-                                    im->claim.rec.cut);
 }
 
 static int load_image(const struct store *s, struct raw_image *im, const char *rel)

@@ -288,8 +288,6 @@ static int look(struct walk *w, int fd)
 
     if (r < 0)
         report_error(w->f, "%s: cannot be read: %s; %s", w->path, strerror(-r), store_hint(r));
-    else
-        header_identify(w->header);
     return r;
 }
 
@@ -466,10 +464,12 @@ int walk_files(struct fsck *f)
         files.rlim_cur = files.rlim_max;
         setrlimit(RLIMIT_NOFILE, &files);
     }
-    w.header = out_alloc(sizeof(*w.header));
+    w.header = header_new();
+    if (!w.header)
+        out_no_memory();
     w.claim = out_alloc(sizeof(*w.claim));
     r = io_fresh_dir(f->store.root_fd, see_name, &w);
-    free(w.header);
+    header_free(w.header);
     free(w.claim);
     free(w.seen);
     return r == -ECANCELED ? 0 : r;

@@ -4,72 +4,274 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "core/overlay.h"
+
 static size_t reach(uint64_t file_size)
 {
     return (size_t)DG_MIN(file_size, (uint64_t)FORMAT_REACH);
 }
 
-int header_load(int fd, struct header *ret)
+static uint64_t end_of(uint64_t off, uint64_t len)
 {
-    uint8_t bytes[FORMAT_REACH] = {0};
-    struct stat st;
-    ssize_t n;
-    int r;
+    uint64_t end;
 
+    return __builtin_add_overflow(off, len, &end) ? UINT64_MAX : end;
+}
+
+/* ---- life ---- */
+
+struct header *header_new(void)
+{
+    return calloc(1, sizeof(struct header));
+}
+
+void header_clear(struct header *h)
+{
+    for (unsigned i = 0; i < h->n_far; i++)
+        free(h->far[i].bytes);
+    memset(h, 0, sizeof(*h));
+}
+
+void header_free(struct header *h)
+{
+    if (h)
+        header_clear(h);
+    free(h);
+}
+
+int header_copy(struct header *to, const struct header *from)
+{
+    header_clear(to);
+    *to = *from;
+    for (to->n_far = 0; to->n_far < from->n_far; to->n_far++) {
+        const struct header_window *w = &from->far[to->n_far];
+        uint8_t *bytes = malloc(w->len);
+
+        to->far[to->n_far].bytes = bytes;
+        if (!bytes) {
+            header_clear(to);
+            return -ENOMEM;
+        }
+        memcpy(bytes, w->bytes, w->len);
+    }
+    return 0;
+}
+
+/* ---- what is loaded: the start and the windows, as runs ---- */
+
+struct run {
+    uint64_t off;
+    size_t len;
+    uint8_t *bytes;
+};
+
+static struct run run_of(const struct header *h, unsigned i)
+{
+    if (i == 0)
+        return (struct run){0, h->n, (uint8_t *)h->bytes};
+    return (struct run){h->far[i - 1].off, h->far[i - 1].len, h->far[i - 1].bytes};
+}
+
+/* The part of [off, end) in the run. False: none. */
+static bool meets(const struct run *r, uint64_t off, uint64_t end, uint64_t *ret_lo, size_t *ret_len)
+{
+    uint64_t lo = DG_MAX(r->off, off), hi = DG_MIN(end_of(r->off, r->len), end);
+
+    if (lo >= hi)
+        return false;
+    *ret_lo = lo;
+    *ret_len = (size_t)(hi - lo);
+    return true;
+}
+
+struct view header_view(const struct header *h)
+{
+    struct view v = {.file_size = h->file_size};
+
+    for (unsigned i = 0; i <= h->n_far; i++) {
+        struct run r = run_of(h, i);
+        if (r.len == 0)
+            continue;
+        v.win[v.n].off = r.off;
+        v.win[v.n].len = r.len;
+        v.win[v.n++].data = r.bytes;
+    }
+    return v;
+}
+
+bool header_same(const struct header *a, const struct header *b)
+{
+    if (a->file_size != b->file_size || a->n != b->n || a->n_far != b->n_far)
+        return false;
+    for (unsigned i = 0; i <= a->n_far; i++) {
+        struct run x = run_of(a, i), y = run_of(b, i);
+        if (x.off != y.off || x.len != y.len || memcmp(x.bytes, y.bytes, x.len) != 0)
+            return false;
+    }
+    return true;
+}
+
+bool header_get(const struct header *h, uint64_t off, void *ret, size_t len)
+{
+    memset(ret, 0, len);
+    if (off >= h->file_size)
+        return true;
+    struct view v = header_view(h);
+    size_t inside = (size_t)DG_MIN((uint64_t)len, h->file_size - off);
+    const uint8_t *p = view_get(&v, off, inside);
+
+    if (p)
+        memcpy(ret, p, inside);
+    return p != NULL;
+}
+
+void header_patch(struct header *h, const struct plan *plan, bool truth)
+{
+    for (unsigned i = 0; i <= h->n_far; i++) {
+        struct run r = run_of(h, i);
+        size_t inside = r.off < h->file_size ? (size_t)DG_MIN((uint64_t)r.len, h->file_size - r.off) : 0;
+        overlay_patch(plan, truth ? OVERLAY_TRUE : OVERLAY_SEALED, r.off, r.bytes, inside);
+    }
+}
+
+void header_overlay(const struct header *h, uint64_t off, void *buf, size_t len)
+{
+    for (unsigned i = 0; i <= h->n_far; i++) {
+        struct run r = run_of(h, i);
+        uint64_t lo;
+        size_t n;
+        if (meets(&r, off, DG_MIN(end_of(off, len), h->file_size), &lo, &n))
+            memcpy((uint8_t *)buf + (lo - off), r.bytes + (lo - r.off), n);
+    }
+}
+
+/* ---- loading ---- */
+
+static int load_start(int fd, struct header *h)
+{
+    struct stat st;
+
+    header_clear(h);
     for (unsigned tries = 0; tries < 3; tries++) {
-        r = io_fresh_stat(fd, &st);
+        int r = io_fresh_stat(fd, &st);
         if (r < 0)
             return r;
-        n = io_fresh_header(fd, bytes, reach((uint64_t)st.st_size), 0);
+        ssize_t n = io_fresh_header(fd, h->bytes, reach((uint64_t)st.st_size), 0);
         if (n < 0)
             return (int)n;
         if ((size_t)n < reach((uint64_t)st.st_size)) /* cut between the two calls */
             continue;
-        memset(ret, 0, sizeof *ret);
-        ret->file_size = (uint64_t)st.st_size;
-        ret->n = (size_t)n;
-        memcpy(ret->bytes, bytes, ret->n);
+        h->file_size = (uint64_t)st.st_size;
+        h->n = (size_t)n;
+        memset(h->bytes + h->n, 0, sizeof(h->bytes) - h->n);
         return 0;
     }
     return -EIO; /* a size that the bytes never agree with */
 }
 
-static struct view view_of(const struct header *h)
+int header_add(int fd, struct header *h, uint64_t off, size_t len)
 {
-    struct view v = {.file_size = h->file_size, .n = h->n > 0};
-
-    v.win[0].len = h->n;
-    v.win[0].data = h->bytes;
-    return v;
+    if (h->n_far == HEADER_WINDOWS || len == 0 || len > FORMAT_WINDOW_MAX || off > INT64_MAX - len)
+        return -EUCLEAN;
+    uint8_t *bytes = calloc(1, len);
+    if (!bytes)
+        return -ENOMEM;
+    ssize_t n = io_fresh_header(fd, bytes, len, off);
+    if (n < 0) {
+        free(bytes);
+        return (int)n;
+    }
+    h->far[h->n_far++] = (struct header_window){.off = off, .len = len, .bytes = bytes};
+    return 0;
 }
 
-void header_identify(struct header *h)
+int header_settle(int fd, struct header *h)
 {
-    struct view v = view_of(h);
-    const struct format *format = NULL;
-    struct format_info info = {0};
-
-    h->verdict = format_identify(&v, &format, &info);
-    h->format = format;
-    h->info = info;
-    if (h->verdict == FORMAT_MORE) { /* an extent there could be changed unseen, so it cannot be guarded */
-        h->verdict = FORMAT_LIES;
-        snprintf(h->info.why, sizeof h->info.why, "its header goes on at byte %llu, beyond the first %u",
-                 (unsigned long long)v.want_off, FORMAT_REACH);
+    for (;;) {
+        header_identify(h);
+        if (h->verdict != FORMAT_MORE)
+            return 0;
+        int r = header_add(fd, h, h->want_off, h->want_len);
+        if (r != -EUCLEAN && r < 0)
+            return r;
+        if (r == 0)
+            continue;
+        h->verdict = FORMAT_LIES; /* an extent there could be changed unseen, so it cannot be guarded */
+        h->format = NULL;
+        snprintf(h->info.why, sizeof(h->info.why),
+                 "its header goes on at byte %llu, in more places than any format has",
+                 (unsigned long long)h->want_off);
+        return 0;
     }
 }
 
-/* A plan is carried out blindly later on: every extent must lie in the bytes that were read, hold what they
- * hold, and meet no other. */
-static bool plan_fits(const struct header *h, const struct plan *plan)
+int header_load(int fd, struct header *ret)
 {
+    int r = load_start(fd, ret);
+
+    if (r == 0)
+        r = header_settle(fd, ret);
+    if (r < 0)
+        header_clear(ret);
+    return r;
+}
+
+int header_read(int fd, const struct plan *plan, struct header *ret)
+{
+    int r = load_start(fd, ret);
+
+    for (unsigned i = 0; r == 0 && i < plan->n; i++) {
+        uint8_t bytes[EXTENT_MAX];
+        const struct extent *e = &plan->ext[i];
+        if (!header_get(ret, e->off, bytes, e->len))
+            r = header_add(fd, ret, e->off, e->len);
+    }
+    if (r < 0)
+        header_clear(ret);
+    return r;
+}
+
+/* ---- what it is ---- */
+
+void header_identify(struct header *h)
+{
+    struct view v = header_view(h);
+
+    h->verdict = format_identify(&v, &h->format, &h->info);
+    h->want_off = v.want_off;
+    h->want_len = v.want_len;
+}
+
+static bool in_zone(const struct format_zone *zone, const struct extent *e)
+{
+    uint64_t begin = e->off / EXTENT_MAX * EXTENT_MAX;
+    uint64_t end = (e->off + e->len + EXTENT_MAX - 1) / EXTENT_MAX * EXTENT_MAX;
+
+    return end <= zone->head || begin >= zone->tail || (zone->tail < UINT64_MAX && e->off >= zone->tail);
+}
+
+void header_zone_cover(struct format_zone *zone, const struct plan *plan)
+{
+    for (unsigned i = 0; i < plan->n; i++)
+        if (!in_zone(zone, &plan->ext[i]))
+            zone->head =
+                (plan->ext[i].off + plan->ext[i].len + FORMAT_REACH - 1) / FORMAT_REACH * FORMAT_REACH;
+}
+
+/* A plan is carried out blindly later on: every extent must lie in the bytes that were read, hold what they
+ * hold, meet no other, and lie where a write is looked at. */
+static bool plan_fits(const struct header *h, struct view *v, const struct plan *plan)
+{
+    const struct format_zone *zone = &h->info.zone;
+
     if (plan->n > PLAN_MAX)
         return false;
     for (unsigned i = 0; i < plan->n; i++) {
         const struct extent *e = &plan->ext[i];
-        if (e->len < 1 || e->len > EXTENT_MAX || e->off > h->n || e->len > h->n - e->off)
+        const uint8_t *p = e->len < 1 || e->len > EXTENT_MAX ? NULL : view_get(v, e->off, e->len);
+        if (!p || memcmp(p, e->truth, e->len) != 0)
             return false;
-        if (memcmp(h->bytes + e->off, e->truth, e->len) != 0)
+        if (!in_zone(zone, e))
             return false;
         for (unsigned j = 0; j < i; j++)
             if (e->off < plan->ext[j].off + plan->ext[j].len && plan->ext[j].off < e->off + e->len)
@@ -78,9 +280,9 @@ static bool plan_fits(const struct header *h, const struct plan *plan)
     return true;
 }
 
-int header_plan(const struct header *h, const struct seal_policy *policy, struct plan *ret)
+int header_plan(struct header *h, const struct seal_policy *policy, struct plan *ret)
 {
-    struct view v = view_of(h);
+    struct view v = header_view(h);
     struct plan *plan;
     int r = 0;
 
@@ -91,7 +293,9 @@ int header_plan(const struct header *h, const struct seal_policy *policy, struct
         return -ENOMEM;
     if (h->verdict == FORMAT_IMAGE && h->format->plan)
         r = h->format->plan(&v, policy, plan);
-    if (r == 0 && !plan_fits(h, plan))
+    h->want_off = v.want_off;
+    h->want_len = v.want_len;
+    if (r == 0 && !plan_fits(h, &v, plan))
         r = -EUCLEAN;
     if (r == 0)
         *ret = *plan;
@@ -99,16 +303,21 @@ int header_plan(const struct header *h, const struct seal_policy *policy, struct
     return r;
 }
 
-/* ---- edits in memory ---- */
-
-static uint64_t end_of(uint64_t off, uint64_t len)
+int header_plan_load(int fd, struct header *h, const struct seal_policy *policy, struct plan *ret)
 {
-    uint64_t end;
-
-    return __builtin_add_overflow(off, len, &end) ? UINT64_MAX : end;
+    for (;;) {
+        int r = header_plan(h, policy, ret);
+        if (r != -EAGAIN)
+            return r;
+        r = header_add(fd, h, h->want_off, h->want_len);
+        if (r < 0)
+            return r;
+    }
 }
 
-/* Bytes behind n are always zero, so that a file that grows again shows zeros there, as on disk. */
+/* ---- edits in memory ---- */
+
+/* Bytes behind the end are always zero, so that a file that grows again shows zeros there, as on disk. */
 void header_truncate(struct header *h, uint64_t size)
 {
     size_t n = reach(size);
@@ -119,7 +328,30 @@ void header_truncate(struct header *h, uint64_t size)
         memset(h->bytes + h->n, 0,
                n - h->n); /* a header that the caller filled himself may have anything there */
     h->n = n;
+    for (unsigned i = 0; i < h->n_far; i++) {
+        struct header_window *w = &h->far[i];
+        if (size < w->off + w->len) {
+            size_t keep = size > w->off ? (size_t)(size - w->off) : 0;
+            memset(w->bytes + keep, 0, w->len - keep);
+        }
+    }
     h->file_size = size;
+}
+
+/* buf NULL: zeros. */
+static void put(struct header *h, uint64_t off, uint64_t end, const uint8_t *buf)
+{
+    for (unsigned i = 0; i <= h->n_far; i++) {
+        struct run r = run_of(h, i);
+        uint64_t lo;
+        size_t n;
+        if (!meets(&r, off, DG_MIN(end, h->file_size), &lo, &n))
+            continue;
+        if (buf)
+            memcpy(r.bytes + (lo - r.off), buf + (lo - off), n);
+        else
+            memset(r.bytes + (lo - r.off), 0, n);
+    }
 }
 
 void header_write(struct header *h, uint64_t off, const void *buf, size_t len)
@@ -128,8 +360,7 @@ void header_write(struct header *h, uint64_t off, const void *buf, size_t len)
         return;
     if (end_of(off, len) > h->file_size)
         header_truncate(h, end_of(off, len));
-    if (off < h->n)
-        memcpy(h->bytes + off, buf, DG_MIN(len, h->n - off));
+    put(h, off, end_of(off, len), buf);
 }
 
 void header_zero(struct header *h, uint64_t off, uint64_t len, bool keep_size)
@@ -138,6 +369,5 @@ void header_zero(struct header *h, uint64_t off, uint64_t len, bool keep_size)
         return;
     if (!keep_size && end_of(off, len) > h->file_size)
         header_truncate(h, end_of(off, len));
-    if (off < h->n)
-        memset(h->bytes + off, 0, (size_t)DG_MIN(len, h->n - off));
+    put(h, off, end_of(off, len), NULL);
 }

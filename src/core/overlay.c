@@ -137,10 +137,10 @@ static bool explained(const struct extent *e, const uint8_t *disk, size_t n)
     return true;
 }
 
-enum header_state overlay_compare(const struct plan *plan, const uint8_t *disk, size_t n, uint64_t file_size,
-                                  uint64_t cut)
+enum header_state overlay_compare(const struct plan *plan, struct view *disk, uint64_t cut)
 {
     bool all_true = true, all_sealed = true, all_explained = true;
+    uint64_t file_size = disk->file_size;
     bool was_cut = cut != OVERLAY_NO_CUT && file_size <= cut;
     size_t len;
     uint64_t lo;
@@ -153,15 +153,16 @@ enum header_state overlay_compare(const struct plan *plan, const uint8_t *disk, 
             return HEADER_SHORT;
         if (!common(e, 0, file_size, &lo, &len)) /* cut away: nothing of it is left to be undone */
             continue;
-        if (lo > n || len > n - lo) {
+        const uint8_t *p = view_get(disk, lo, len);
+        if (!p) {
             all_true = all_sealed = all_explained = false; /* not loaded, so not known */
             continue;                                      /* another extent may still be SHORT */
         }
-        bool is_true = memcmp(disk + lo, e->truth, len) == 0;
-        bool is_sealed = memcmp(disk + lo, e->sealed, len) == 0;
+        bool is_true = memcmp(p, e->truth, len) == 0;
+        bool is_sealed = memcmp(p, e->sealed, len) == 0;
         all_true = all_true && is_true;
         all_sealed = all_sealed && is_sealed;
-        all_explained = all_explained && (is_true || is_sealed || explained(e, disk + lo, len));
+        all_explained = all_explained && (is_true || is_sealed || explained(e, p, len));
     }
     if (all_true)
         return HEADER_TRUE;

@@ -38,11 +38,10 @@ enum header_state {
     HEADER_SHORT, /* the file ends inside or before an extent */
     HEADER_NOPLAN /* the plan has no extents: nothing to compare */
 };
-/* disk: file's bytes from 0, n of them, and the whole file has file_size bytes. cut: length of a truncation that may have
- * happened (extents or parts of them at or beyond it are ignored when file_size <= cut), or OVERLAY_NO_CUT. An extent beyond n but
- * inside the file is a caller's error and answered HEADER_ALIEN. A plan whose true and sealed bytes are equal is TRUE. */
+/* disk: what was read of the file, and its size. cut: length of a truncation that may have happened (extents or parts of them at or beyond it are
+ * ignored when file_size <= cut), or OVERLAY_NO_CUT. An extent that is inside the file and not loaded is a caller's error and answered HEADER_ALIEN. A plan
+ * whose true and sealed bytes are equal is TRUE. */
 #define OVERLAY_NO_CUT UINT64_MAX
-enum header_state overlay_compare(const struct plan *plan, const uint8_t *disk, size_t n, uint64_t file_size,
-                                  uint64_t cut);
+enum header_state overlay_compare(const struct plan *plan, struct view *disk, uint64_t cut);
 
 #endif

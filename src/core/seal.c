@@ -21,13 +21,14 @@ int seal_compare(int fd, const struct record *rec, enum header_state *ret)
         *ret = HEADER_NOPLAN;
         return 0;
     }
-    _cleanup_free_ struct header *h = malloc(sizeof(*h));
+    _cleanup_header_ struct header *h = header_new();
     if (!h)
         return -ENOMEM;
-    int r = header_load(fd, h);
+    int r = header_read(fd, &rec->plan, h);
     if (r < 0)
         return r;
-    *ret = overlay_compare(&rec->plan, h->bytes, h->n, h->file_size, rec->cut);
+    struct view v = header_view(h);
+    *ret = overlay_compare(&rec->plan, &v, rec->cut);
     return 0;
 }
 

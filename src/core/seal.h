@@ -24,6 +24,8 @@ struct seal {
     /* seal_restore() drops the fence lock when nothing is left to write to the image, before it frees the claim: who finds the claim free finds
      * the fence free, too. */
     bool unfence;
+    /* seal_edit() only: where the image can be touched, as the holder sees it after the edit; the wider of both, while the edit fails half-way. */
+    struct format_zone zone;
 };
 
 /* Writes rec to the journal and then to its claim, with the next seq. -ESTALE: fenced. */
@@ -44,7 +46,7 @@ struct edit {
     const void *buf;
     int mode; /* fallocate mode of EDIT_ZERO */
 };
-/* Carries out a holder's edit that reaches below FORMAT_REACH. The bytes outside the extents land on disk, those inside in the record; if the header
+/* Carries out a holder's edit that reaches into s->zone, which is the image's as it is now (format.h). The bytes outside the extents land on disk, those inside in the record; if the header
  * becomes another one, the new plan is journalled and claimed first and then written. The record is durable on return; bytes outside the extents are as
  * durable as any write. 0 or -errno, -EUCLEAN: somebody else wrote to the header; after
  * an error the edit may have happened in part (as POSIX allows), and rec->plan still undoes whatever is on disk. */

@@ -1,4 +1,4 @@
-/* seal_edit.c: a holder's edit below FORMAT_REACH. Split from seal.c for its size only; the order of durable
+/* seal_edit.c: a holder's edit inside the image's zone (format.h). Split from seal.c for its size only; the order of durable
  * steps is described there and in seal.h. Words: `disk` is the header as it stands, `next` is what the holder
  * will see after the edit. */
 #include "core/seal.h"
@@ -17,20 +17,29 @@ struct work {
     bool whole; /* the edit changes the header inside and between the extents: not to be torn by a crash */
 };
 
-/* The holder's view of the header: what is on disk with the true bytes laid over. */
+static void work_free(struct work *w)
+{
+    header_clear(&w->disk);
+    header_clear(&w->next);
+    free(w);
+}
+
+static void work_freep(struct work **w)
+{
+    if (*w)
+        work_free(*w);
+}
+
+/* The header as it stands, with all of the present plan. */
 static int load(struct seal *s, struct work *w)
 {
-    int r = header_load(s->fd, &w->disk);
+    int r = header_read(s->fd, &s->rec->plan, &w->disk);
     if (r < 0)
         return r;
     /* Somebody else wrote there: sealing over it, with those bytes as the ones to go back to, would explain them away. */
-    enum header_state st =
-        overlay_compare(&s->rec->plan, w->disk.bytes, w->disk.n, w->disk.file_size, s->rec->cut);
-    if (st == HEADER_ALIEN || st == HEADER_SHORT)
-        return -EUCLEAN;
-    w->next = w->disk;
-    overlay_patch(&s->rec->plan, OVERLAY_TRUE, 0, w->next.bytes, w->next.n);
-    return 0;
+    struct view v = header_view(&w->disk);
+    enum header_state st = overlay_compare(&s->rec->plan, &v, s->rec->cut);
+    return st == HEADER_ALIEN || st == HEADER_SHORT ? -EUCLEAN : 0;
 }
 
 static void apply(struct header *h, const struct edit *e)
@@ -48,13 +57,27 @@ static void apply(struct header *h, const struct edit *e)
     }
 }
 
-/* The plan for `next`. A header that no format knows needs no seal. One that contradicts itself, for the
- * moment, keeps the seal that it has: the holder is in the middle of something, and unsealing it would let a
- * raw opener in. */
+/* The seal that stands, as far as its extents lie in the file, with what the holder sees there now. */
+static void keep_plan(const struct seal *s, struct work *w)
+{
+    w->plan.n = 0;
+    for (unsigned i = 0; i < s->rec->plan.n; i++) {
+        struct extent *e = &w->plan.ext[w->plan.n];
+        *e = s->rec->plan.ext[i];
+        e->has_was = false;
+        if (e->off + e->len <= w->next.file_size && header_get(&w->next, e->off, e->truth, e->len))
+            w->plan.n++;
+    }
+}
+
+/* The plan for `next`, or -EAGAIN: next.want_* must be loaded first. A header that no format knows needs no seal. One that contradicts itself, for
+ * the moment, keeps the seal that it has: the holder is in the middle of something, and unsealing it would let a raw opener in. */
 static int plan_next(struct seal *s, struct work *w)
 {
     header_identify(&w->next);
     switch (w->next.verdict) {
+    case FORMAT_MORE:
+        return -EAGAIN;
     case FORMAT_IMAGE:
         return header_plan(&w->next, &s->policy, &w->plan);
     case FORMAT_PLAIN:
@@ -63,16 +86,40 @@ static int plan_next(struct seal *s, struct work *w)
     case FORMAT_SEALED:
     case FORMAT_LIES:
     case FORMAT_AMBIGUOUS:
-    case FORMAT_MORE:
         break;
     }
-    w->plan = s->rec->plan;
-    for (unsigned i = 0; i < w->plan.n; i++)
-        w->plan.ext[i].has_was = false;
-    if (overlay_end(&w->plan) > w->next.n)
-        w->plan.n = 0;
-    overlay_take(&w->plan, OVERLAY_TRUE, 0, w->next.bytes, w->next.n);
+    keep_plan(s, w);
     return 0;
+}
+
+/* The holder's view of the header after the edit (NULL: as it stands), and the plan that seals it. */
+static int look_ahead(struct seal *s, struct work *w, const struct edit *e)
+{
+    for (;;) {
+        int r = header_copy(&w->next, &w->disk);
+        if (r < 0)
+            return r;
+        header_patch(&w->next, &s->rec->plan, true);
+        if (e)
+            apply(&w->next, e);
+        r = plan_next(s, w);
+        if (r != -EAGAIN)
+            return r;
+        r = header_add(s->fd, &w->disk, w->next.want_off, w->next.want_len);
+        if (r == -EUCLEAN) { /* no format wants that much */
+            keep_plan(s, w);
+            return 0;
+        }
+        if (r < 0)
+            return r;
+    }
+}
+
+/* A write must be looked at where it can touch the image as it was or as it will be, until it is the one or the other. */
+static void widen(struct seal *s, const struct work *w)
+{
+    s->zone.head = DG_MAX(s->zone.head, w->next.info.zone.head);
+    s->zone.tail = DG_MIN(s->zone.tail, w->next.info.zone.tail);
 }
 
 static void describe(struct record *rec, const struct header *h)
@@ -99,35 +146,98 @@ static int edit_gaps(int fd, const struct plan *around, const struct edit *e)
     return 0;
 }
 
-/* Extents that say, for each byte that the seal's place or text may change, what it is now, what it will be,
- * and what the holder sees. Where the extents move, that is every sector up to the last of them, so that a
- * crash can neither tear the header nor leave an old mark behind. */
-static void plan_move(const struct plan *from, struct work *w)
+/* Adds the part of a sector that lies in the file as it will be, unless it is there already. */
+static int add_sector(struct work *w, uint64_t off)
 {
     struct plan *m = &w->move;
-    uint64_t end = DG_MAX(overlay_end(from), overlay_end(&w->plan));
-    end = DG_MIN((end + EXTENT_MAX - 1) / EXTENT_MAX * EXTENT_MAX, w->next.n);
-    if (!w->whole && overlay_same_shape(from, &w->plan)) {
-        *m = w->plan;
-    } else {
-        m->n = 0;
-        for (uint64_t off = 0; off < end; off += EXTENT_MAX) {
-            struct extent *x = &m->ext[m->n++];
-            x->off = off;
-            x->len = (uint32_t)DG_MIN((uint64_t)EXTENT_MAX, end - off);
-        }
+    uint8_t bytes[EXTENT_MAX];
+    for (unsigned i = 0; i < m->n; i++)
+        if (m->ext[i].off == off)
+            return 0;
+    if (off >= w->next.file_size)
+        return 0;
+    size_t len = (size_t)DG_MIN((uint64_t)EXTENT_MAX, w->next.file_size - off);
+    if (!header_get(&w->next, off, bytes, len))
+        return -EAGAIN;
+    return plan_add(m, off, bytes, bytes, len);
+}
+
+static int add_sectors(struct work *w, uint64_t begin, uint64_t end)
+{
+    int r = 0;
+    for (uint64_t off = begin / EXTENT_MAX * EXTENT_MAX; r == 0 && off < end; off += EXTENT_MAX)
+        r = add_sector(w, off);
+    return r;
+}
+
+/* End of the last extent that begins in the start of the file. */
+static uint64_t end_of_start(const struct plan *plan)
+{
+    uint64_t end = 0;
+    for (unsigned i = 0; i < plan->n; i++)
+        if (plan->ext[i].off < FORMAT_REACH)
+            end = DG_MAX(end, plan->ext[i].off + plan->ext[i].len);
+    return DG_MIN(end, (uint64_t)FORMAT_REACH);
+}
+
+/* At the start of the file every sector up to the last extent, of the plan before or of the new one; elsewhere those that have an extent. */
+static int sectors_of(const struct plan *from, struct work *w)
+{
+    w->move.n = 0;
+    int r = add_sectors(w, 0, DG_MAX(end_of_start(from), end_of_start(&w->plan)));
+    for (int k = 0; k < 2; k++) {
+        const struct plan *p = k ? &w->plan : from;
+        for (unsigned i = 0; r == 0 && i < p->n; i++)
+            r = add_sectors(w, p->ext[i].off, p->ext[i].off + p->ext[i].len);
     }
-    for (unsigned i = 0; i < m->n; i++) {
+    return r;
+}
+
+/* Extents that say, for each byte that the seal's place or text may change, what it is now, what it will be,
+ * and what the holder sees. Where the extents move, these are whole sectors, so that a crash can neither tear the header nor leave an old mark
+ * behind. -EAGAIN: one of them is not loaded. */
+static int plan_move(const struct plan *from, struct work *w)
+{
+    struct plan *m = &w->move;
+    int r = 0;
+    if (!w->whole && overlay_same_shape(from, &w->plan))
+        *m = w->plan;
+    else
+        r = sectors_of(from, w);
+    for (unsigned i = 0; r == 0 && i < m->n; i++) {
         struct extent *x = &m->ext[i];
-        memcpy(x->truth, w->next.bytes + x->off, x->len);
-        memcpy(x->sealed, w->next.bytes + x->off, x->len);
+        /* Bytes beyond the end of the file read as zeros once it has grown. */
+        if (!header_get(&w->next, x->off, x->truth, x->len) || !header_get(&w->disk, x->off, x->was, x->len))
+            return -EAGAIN;
+        memcpy(x->sealed, x->truth, x->len);
         overlay_patch(&w->plan, OVERLAY_SEALED, x->off, x->sealed, x->len);
-        memset(x->was, 0,
-               sizeof(x->was)); /* bytes beyond the end of file read as zeros once the file has grown */
-        if (x->off < w->disk.n)
-            memcpy(x->was, w->disk.bytes + x->off, DG_MIN((size_t)x->len, w->disk.n - (size_t)x->off));
         x->has_was = true;
     }
+    return r;
+}
+
+/* plan_move(), loading the sectors that it needs whole. */
+static int load_move(struct seal *s, struct work *w, const struct edit *e)
+{
+    const struct plan *plans[] = {&s->rec->plan, &w->plan};
+    int r = plan_move(&s->rec->plan, w);
+    if (r != -EAGAIN)
+        return r;
+    for (unsigned k = 0; k < 2; k++) {
+        for (unsigned i = 0; i < plans[k]->n; i++) {
+            const struct extent *x = &plans[k]->ext[i];
+            uint64_t begin = x->off / EXTENT_MAX * EXTENT_MAX, end = x->off + x->len;
+            end = (end + EXTENT_MAX - 1) / EXTENT_MAX * EXTENT_MAX;
+            uint8_t sectors[2 * EXTENT_MAX];
+            if (header_get(&w->disk, begin, sectors, (size_t)(end - begin)))
+                continue;
+            r = header_add(s->fd, &w->disk, begin, (size_t)(end - begin));
+            if (r < 0)
+                return r;
+        }
+    }
+    r = look_ahead(s, w, e);
+    return r < 0 ? r : plan_move(&s->rec->plan, w);
 }
 
 /* Nothing of the new record reached the disk of the image: back to the old one, in memory and, if it can be,
@@ -156,9 +266,12 @@ static int grow_to(int fd, uint64_t size)
 /* Did an edit that was refused leave the header as it was? Then it did not happen. */
 static bool untouched(struct seal *s, const struct work *w)
 {
-    _cleanup_free_ struct header *now = malloc(sizeof(*now));
-    return now && header_load(s->fd, now) == 0 && now->file_size == w->disk.file_size &&
-           now->n == w->disk.n && memcmp(now->bytes, w->disk.bytes, now->n) == 0;
+    static const struct plan none;
+    _cleanup_header_ struct header *now = header_new();
+    int r = now ? header_read(s->fd, &none, now) : -ENOMEM;
+    for (unsigned i = 0; r == 0 && i < w->disk.n_far; i++)
+        r = header_add(s->fd, now, w->disk.far[i].off, w->disk.far[i].len);
+    return r == 0 && header_same(now, &w->disk);
 }
 
 /* The move on disk: grow first, so that a crash leaves zeros (`was`) and never a file that ends inside an
@@ -191,11 +304,13 @@ static int move_on_disk(struct seal *s, const struct work *w, const struct edit 
 /* Takes the image from rec->plan to w->plan. e may be NULL: the edit is already on disk. */
 static int move(struct seal *s, struct work *w, const struct edit *e)
 {
-    plan_move(&s->rec->plan, w);
+    int r = load_move(s, w, e);
+    if (r < 0)
+        return r == -EAGAIN ? -EIO : r;
     s->rec->plan = w->move;
     s->rec->cut = w->next.file_size > w->disk.file_size ? w->disk.file_size : OVERLAY_NO_CUT;
     describe(s->rec, &w->next);
-    int r = seal_record(s);
+    r = seal_record(s);
     if (r < 0)
         return e ? back_out(s, w, r) : r;
     r = move_on_disk(s, w, e);
@@ -229,11 +344,11 @@ static int truncate_short(struct seal *s, struct work *w, uint64_t size)
     if (r < 0)
         return back_out(s, w, r);
     r = load(s, w);
+    if (r == 0)
+        r = look_ahead(s, w, NULL);
     if (r < 0)
         return r;
-    r = plan_next(s, w);
-    if (r < 0)
-        return r;
+    widen(s, w);
     return move(s, w, NULL);
 }
 
@@ -256,18 +371,24 @@ static int edit_in_place(struct seal *s, struct work *w, const struct edit *e)
     return r < 0 && recorded && untouched(s, w) ? back_out(s, w, r) : r;
 }
 
-/* Does the edit change bytes on both sides of an extent's edge, up to the last sector that has one? */
-static bool is_whole(const struct record *rec, const struct work *w)
+/* Does the edit change bytes on both sides of an extent's edge: at the start of the file up to the last sector that has an extent, elsewhere
+ * in the sectors that have one? */
+static bool is_whole(const struct record *rec, struct work *w)
 {
     if (overlay_same_truth(&rec->plan, &w->plan))
         return false;
-    uint64_t end = (overlay_end(&rec->plan) + EXTENT_MAX - 1) / EXTENT_MAX * EXTENT_MAX;
-    uint64_t off = 0, gap_off, gap_len;
-    end = DG_MIN(end, DG_MIN(w->disk.n, w->next.n));
-    while (overlay_next_gap(&rec->plan, off, end, &gap_off, &gap_len)) {
-        if (memcmp(w->disk.bytes + gap_off, w->next.bytes + gap_off, gap_len) != 0)
-            return true;
-        off = gap_off + gap_len;
+    if (sectors_of(&rec->plan, w) < 0)
+        return true;
+    for (unsigned i = 0; i < w->move.n; i++) {
+        const struct extent *x = &w->move.ext[i];
+        uint64_t off = x->off, end = DG_MIN(x->off + x->len, w->disk.file_size), gap_off, gap_len;
+        uint8_t was[EXTENT_MAX];
+        while (overlay_next_gap(&rec->plan, off, end, &gap_off, &gap_len)) {
+            if (!header_get(&w->disk, gap_off, was, (size_t)gap_len) ||
+                memcmp(was, x->truth + (gap_off - x->off), (size_t)gap_len) != 0)
+                return true;
+            off = gap_off + gap_len;
+        }
     }
     return false;
 }
@@ -281,25 +402,33 @@ static bool settled(const struct record *rec)
     return rec->cut == OVERLAY_NO_CUT;
 }
 
-int seal_edit(struct seal *s, const struct edit *e)
+static int edit(struct seal *s, struct work *w, const struct edit *e)
 {
-    _cleanup_free_ struct work *w = malloc(sizeof(*w));
-    if (!w)
-        return -ENOMEM;
-    w->whole = false;
     int r = load(s, w);
     if (r < 0)
         return r;
     w->old = *s->rec;
     if (e->kind == EDIT_TRUNCATE && e->off < overlay_end(&s->rec->plan))
         return truncate_short(s, w, e->off);
-    apply(&w->next, e);
-    r = plan_next(s, w);
+    r = look_ahead(s, w, e);
     if (r < 0)
         return r;
+    widen(s, w);
     w->whole = overlay_same_shape(&s->rec->plan, &w->plan) && is_whole(s->rec, w);
     if (!w->whole && settled(s->rec) && overlay_same_shape(&s->rec->plan, &w->plan) &&
         overlay_same_sealed(&s->rec->plan, &w->plan))
         return edit_in_place(s, w, e);
     return move(s, w, e);
+}
+
+int seal_edit(struct seal *s, const struct edit *e)
+{
+    __attribute__((cleanup(work_freep))) struct work *w = calloc(1, sizeof(*w));
+    if (!w)
+        return -ENOMEM;
+    int r = edit(s, w, e);
+    if (r == 0 && w->next.verdict != FORMAT_MORE)
+        s->zone = w->next.info.zone;
+    header_zone_cover(&s->zone, &s->rec->plan);
+    return r;
 }

@@ -1,4 +1,4 @@
-/* fs.h: the FUSE operations, in files by kind. Every operation runs on a pool thread except READ, WRITE at or beyond FORMAT_REACH and
+/* fs.h: the FUSE operations, in files by kind. Every operation runs on a pool thread except READ and WRITE of guest data and
  * the ones that never touch the datastore (FORGET, INTERRUPT, INIT, DESTROY): see loop.c. */
 #ifndef DISKGUARD_FS_H
 #define DISKGUARD_FS_H

@@ -1,4 +1,4 @@
-/* fs_data.c: the data path. What lies at or beyond FORMAT_REACH goes straight to the handle's descriptor: no
+/* fs_data.c: the data path. Guest data (image_is_data) goes straight to the handle's descriptor: no
  * lock, no copy, no allocation. */
 #include "daemon/fs.h"
 
@@ -58,7 +58,7 @@ static void *buffer_get(size_t size)
 
 static ssize_t read_at(struct daemon *d, struct handle *h, void *buf, size_t size, uint64_t off)
 {
-    if (off < FORMAT_REACH)
+    if (!image_is_data(h, off))
         return image_read(d, h, buf, size, off);
     ssize_t n = HOOK_FAIL("data.read");
     return n < 0 ? n : image_pread(h, buf, size, off);
@@ -166,8 +166,13 @@ static ssize_t write_at(struct daemon *d, struct handle *h, const void *buf, siz
 {
     atomic_store_explicit(&h->dirty, true, memory_order_relaxed);
     /* An append lands where the file ends now, which only the guarded way may find out. */
-    bool head = off < FORMAT_REACH || (h->flags & O_APPEND && atomic_load(&h->guarded));
-    return head ? image_write(d, h, buf, size, off) : write_direct(h, buf, size, off);
+    if (image_is_data(h, off) && !(h->flags & O_APPEND && atomic_load(&h->guarded)))
+        return write_direct(h, buf, size, off);
+    if (!image_data_begin(h, off, size))
+        return image_write(d, h, buf, size, off);
+    ssize_t n = write_direct(h, buf, size, off);
+    image_data_end(h);
+    return n;
 }
 
 void fs_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_t off,
@@ -177,7 +182,7 @@ void fs_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_
     struct daemon *d = daemon_of(req);
     struct handle *h = handle_get(d->handles, fi->fh);
     ssize_t n = h ? write_at(d, h, buf, size, (uint64_t)off) : -EBADF;
-    if (n < 0 && h && off >= (off_t)FORMAT_REACH && !(h->flags & O_APPEND) &&
+    if (n < 0 && h && image_is_data(h, (uint64_t)off) && !(h->flags & O_APPEND) &&
         failed_later(d, req, h, n, buf, size, (uint64_t)off))
         return;
     if (n < 0 && h)
@@ -237,13 +242,18 @@ void fs_lseek(fuse_req_t req, fuse_ino_t ino, off_t off, int whence, struct fuse
         fuse_reply_lseek(req, r);
 }
 
-/* Below FORMAT_REACH the bytes go through the overlay; short counts are what callers of copy_file_range(2)
+#define COPY_PIECE (64u << 10)
+
+/* What is not guest data goes through the overlay, piece by piece; short counts are what callers of copy_file_range(2)
  * must expect. */
 static ssize_t copy_head(struct daemon *d, struct handle *in, uint64_t off_in, struct handle *out,
                          uint64_t off_out, size_t len)
 {
-    len = DG_MIN(len, (size_t)(FORMAT_REACH - DG_MIN(off_in, off_out)));
-    _cleanup_free_ void *buf = aligned_alloc(DATA_ALIGN, FORMAT_REACH);
+    /* Where both begin in the first FORMAT_REACH bytes, as they mostly do, no more than that: the rest is the storage's to copy. */
+    size_t piece = DG_MAX(off_in, off_out) < FORMAT_REACH ? (size_t)(FORMAT_REACH - DG_MIN(off_in, off_out))
+                                                          : COPY_PIECE;
+    len = DG_MIN(len, piece);
+    _cleanup_free_ void *buf = aligned_alloc(DATA_ALIGN, COPY_PIECE);
     if (!buf)
         return -ENOMEM;
     ssize_t n = read_at(d, in, buf, len, off_in);
@@ -276,7 +286,7 @@ static ssize_t copy_range(struct daemon *d, struct handle *in, uint64_t off_in, 
                           uint64_t off_out, size_t len, unsigned flags)
 {
     size_t done = 0;
-    while (done < len && DG_MIN(off_in, off_out) + done < FORMAT_REACH) {
+    while (done < len && !(image_is_data(in, off_in + done) && image_is_data(out, off_out + done))) {
         ssize_t n = copy_head(d, in, off_in + done, out, off_out + done, len - done);
         if (n <= 0)
             return done > 0 ? (ssize_t)done : n;

@@ -62,6 +62,8 @@ struct image *image_get(struct inode *i)
     pthread_condattr_destroy(&attr);
     rwlock_init(&img->header);
     img->fd = -1;
+    atomic_init(&img->zone_head, FORMAT_REACH);
+    atomic_init(&img->zone_tail, UINT64_MAX);
     mutex_lock(&img->lock);
     img->plain_fd = -1;
     mutex_unlock(&img->lock);
@@ -190,8 +192,12 @@ void image_note(struct image *img)
 
 struct seal image_seal(struct daemon *d, struct image *img)
 {
-    return (struct seal){
-        .store = &d->store, .journal = d->journal, .fd = img->fd, .policy = d->policy, .rec = img->rec};
+    return (struct seal){.store = &d->store,
+                         .journal = d->journal,
+                         .fd = img->fd,
+                         .policy = d->policy,
+                         .rec = img->rec,
+                         .zone = image_zone(img)};
 }
 
 bool image_writer_add(struct image *img, struct handle *h, bool plain)

@@ -3,7 +3,7 @@
  * States: IDLE -> SEALING -> SEALED -> RESTORING -> IDLE, and -> FENCED, STUCK, VANISHED. One function moves them (image_move in image.c),
  * against a table. SEALING and RESTORING are long actions: others wait for them parked, never on a lock.
  *
- * Locks: image->lock (state, writers, holder; short) and image->header (rwlock: the overlay and all I/O below FORMAT_REACH; held over datastore I/O
+ * Locks: image->lock (state, writers, holder; short) and image->header (rwlock: the overlay and all I/O in the image's zone, struct format_zone; held over datastore I/O
  * and the journal). Order: inode table -> image->lock; header -> journal; never image->lock and header together in that order
  * (take header first, then lock). */
 #ifndef DISKGUARD_IMAGE_H
@@ -46,19 +46,26 @@ void image_refused(struct daemon *d, struct inode *i, const struct opener *who, 
 /* truncate(2) by path. -EBUSY as above. */
 DG_MUST_CHECK int image_truncate(struct daemon *d, struct inode *i, const struct opener *who, uint64_t size);
 
-/* ftruncate(2), fallocate(2) and I/O that reaches below FORMAT_REACH, through a handle. 0 or a count, or -errno. fs_data.c sends everything
+/* Is this guest data, which no plan looks at (struct format_zone): may I/O that begins here go straight to handle->fd? Of an image with a footer nothing
+ * may, for its zone moves while the file grows. No lock. */
+bool image_is_data(const struct handle *h, uint64_t off);
+/* A write of guest data to a guarded image with a footer: true: the image stays as it is until image_data_end(). */
+bool image_data_begin(struct handle *h, uint64_t off, uint64_t len);
+void image_data_end(struct handle *h);
+
+/* ftruncate(2), fallocate(2) and I/O that is not guest data, through a handle. 0 or a count, or -errno. fs_data.c sends everything
  * else straight to handle->fd. */
 DG_MUST_CHECK int image_ftruncate(struct daemon *d, struct handle *h, uint64_t size);
 DG_MUST_CHECK int image_fallocate(struct daemon *d, struct handle *h, int mode, uint64_t off, uint64_t len);
 DG_MUST_CHECK ssize_t image_read(struct daemon *d, struct handle *h, void *buf, size_t len, uint64_t off);
 DG_MUST_CHECK ssize_t image_write(struct daemon *d, struct handle *h, const void *buf, size_t len,
                                   uint64_t off);
-/* The bytes at or beyond FORMAT_REACH, as pread(2). Past the cache where it may be stale: see image_past_cache(). No lock. */
+/* Guest data, as pread(2). Past the cache where it may be stale: see image_past_cache(). No lock. */
 DG_MUST_CHECK ssize_t image_pread(const struct handle *h, void *buf, size_t len, uint64_t off);
 /* May this host's cache of the file show what another host has changed since? On NFS it may, without limit in time (io.h), for every handle but those
  * of an image that this host holds, whose cache was dropped under the fence lock when it was claimed, and those that write a plain file. */
 bool image_past_cache(const struct handle *h);
-/* Before any write at or beyond FORMAT_REACH; and after one of a guarded handle. 0, -EIO (fenced), or -EBUSY: a plain file has become another
+/* Before any write of guest data; and after one of a guarded handle. 0, -EIO (fenced), or -EBUSY: a plain file has become another
  * host's image under this handle. No lock. */
 DG_MUST_CHECK int image_write_allowed(const struct handle *h);
 void image_wrote(struct handle *h);

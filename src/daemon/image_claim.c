@@ -179,7 +179,7 @@ static int judge(struct daemon *d, struct inode *i, const struct header *h, cons
     case FORMAT_IMAGE:
         break;
     }
-    if (!a->plan_none && h->format != &format_raw && h->info.virtual_size <= d->opt.threshold) {
+    if (!a->plan_none && !h->format->weak && h->info.virtual_size <= d->opt.threshold) {
         image_log_refused(
             d, i, a->what,
             "its virtual size is %llu bytes, not above the threshold of %llu. If it was sealed by a "
@@ -214,8 +214,11 @@ static void fill_record(struct daemon *d, struct image *img, const struct acquir
 }
 
 /* The part of the record that depends on the header. */
-static int fill_plan(struct daemon *d, const struct acquire *a, const struct header *h, struct record *rec)
+static int fill_plan(struct daemon *d, struct image *img, const struct acquire *a, struct header *h)
+    REQUIRES(img->header)
 {
+    struct record *rec = img->rec;
+    image_zone_set(img, &h->info.zone);
     rec->plan.n = 0;
     rec->step = STEP_CLAIMED;
     rec->virtual_size = h->info.virtual_size;
@@ -225,7 +228,7 @@ static int fill_plan(struct daemon *d, const struct acquire *a, const struct hea
                             : "raw");
     if (a->plan_none || h->verdict != FORMAT_IMAGE)
         return 0;
-    int r = header_plan(h, &d->policy, &rec->plan);
+    int r = header_plan_load(img->fd, h, &d->policy, &rec->plan);
     if (r == 0 && rec->plan.n > 0)
         rec->step = STEP_ARMED;
     return r;
@@ -240,15 +243,14 @@ static int recheck(struct daemon *d, struct image *img, const struct acquire *a,
     int r = io_cache_drop(img->fd);
     if (r < 0)
         return r;
-    _cleanup_free_ struct header *h = malloc(sizeof(*h));
+    _cleanup_header_ struct header *h = header_new();
     if (!h)
         return -ENOMEM;
     r = header_load(img->fd, h);
     if (r < 0)
         return r;
-    if (h->n == was->n && memcmp(h->bytes, was->bytes, h->n) == 0 && h->file_size == was->file_size)
+    if (header_same(h, was))
         return 0;
-    header_identify(h);
     if (h->verdict != was->verdict || h->format != was->format)
         return -EAGAIN; /* another file than the one that was judged: from the start */
     struct stat st;
@@ -256,7 +258,7 @@ static int recheck(struct daemon *d, struct image *img, const struct acquire *a,
     if (r < 0)
         return r;
     img->rec->mtime = st.st_mtim;
-    r = fill_plan(d, a, h, img->rec);
+    r = fill_plan(d, img, a, h);
     if (r < 0)
         return r;
     struct seal s = image_seal(d, img);
@@ -294,7 +296,6 @@ static int free_header(struct daemon *d, struct image *img, const struct acquire
     int r = header_load(img->fd, ret);
     if (r < 0)
         return r;
-    header_identify(ret);
     r = claim_read(&d->store, img->inode->ino, c);
     if (r < 0)
         return r;
@@ -330,13 +331,13 @@ static int make_record(struct daemon *d, struct image *img, const struct acquire
     fill_record(d, img, a, &st, img->rec);
     img->rec->handle = handle;
     r = claim_next(&d->store, c, &img->rec->generation);
-    return r < 0 ? r : fill_plan(d, a, ret_header, img->rec);
+    return r < 0 ? r : fill_plan(d, img, a, ret_header);
 }
 
 static int acquire_locked(struct daemon *d, struct image *img, const struct acquire *a, bool *ret_stuck)
     REQUIRES(img->header)
 {
-    _cleanup_free_ struct header *h = malloc(sizeof(*h));
+    _cleanup_header_ struct header *h = header_new();
     if (!h)
         return -ENOMEM;
     if (atomic_load(&d->host_lost)) {

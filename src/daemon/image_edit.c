@@ -1,4 +1,4 @@
-/* image_edit.c: I/O below FORMAT_REACH: the overlay, headers that change, plain files that become images,
+/* image_edit.c: I/O in the zone of an image (format.h): the overlay, headers that change, plain files that become images,
  * headers that other hosts hold. */
 #include "daemon/image_priv.h"
 
@@ -60,13 +60,14 @@ static bool explain(struct header *hd, const struct claim *c)
     if (c->kind == CLAIM_BAD)
         return false;
     if (c->kind == CLAIM_HELD && c->rec.plan.n > 0) {
-        enum header_state st = overlay_compare(&c->rec.plan, hd->bytes, hd->n, hd->file_size, c->rec.cut);
+        struct view v = header_view(hd);
+        enum header_state st = overlay_compare(&c->rec.plan, &v, c->rec.cut);
         if (st == HEADER_ALIEN || st == HEADER_SHORT)
             return false;
-        overlay_patch(&c->rec.plan, OVERLAY_TRUE, 0, hd->bytes, hd->n);
+        header_patch(hd, &c->rec.plan, true);
         header_identify(hd);
     }
-    return hd->verdict != FORMAT_SEALED;
+    return hd->verdict != FORMAT_SEALED && hd->verdict != FORMAT_MORE;
 }
 
 static bool same_claim(const struct claim *a, const struct claim *b)
@@ -77,23 +78,50 @@ static bool same_claim(const struct claim *a, const struct claim *b)
 }
 
 struct foreign {
-    struct header hd;
+    struct header hd; /* the true header */
     struct claim before, after;
+    ssize_t n; /* what was read into the caller's buffer */
 };
+
+static void foreign_freep(struct foreign **w)
+{
+    if (*w)
+        header_clear(&(*w)->hd);
+    free(*w);
+}
 
 #define FOREIGN_TRIES                                                                                        \
     50 /* each one is a claim that changed meanwhile: a host that opens, resizes and closes all the time */
 
-/* Claim, header, claim again, until the claim did not change. 0: w->hd is the true header; -EIO: it cannot be
- * told. */
-static int foreign_header(struct daemon *d, struct inode *i, struct foreign *w)
+/* The header as it stands and every place where the claim says that something was changed. */
+static int load_with_plan(struct inode *i, struct foreign *w)
 {
+    _cleanup_close_ int fd = io_reopen(i->fd, O_RDONLY);
+    if (fd < 0)
+        return fd;
+    int r = header_load(fd, &w->hd);
+    const struct plan *plan = &w->before.rec.plan;
+    for (unsigned k = 0; r == 0 && w->before.kind == CLAIM_HELD && k < plan->n; k++) {
+        uint8_t bytes[EXTENT_MAX];
+        if (!header_get(&w->hd, plan->ext[k].off, bytes, plan->ext[k].len))
+            r = header_add(fd, &w->hd, plan->ext[k].off, plan->ext[k].len);
+    }
+    return r;
+}
+
+/* Claim, header, the caller's bytes, claim again, until the claim did not change. 0: w->hd is the true header; -EIO: it cannot be told. */
+static int foreign_header(struct daemon *d, struct handle *h, struct foreign *w, void *buf, size_t len,
+                          uint64_t off)
+{
+    struct inode *i = h->inode;
     for (int k = 0; k < FOREIGN_TRIES; k++) {
         int r = claim_read(&d->store, i->ino, &w->before);
         if (r == 0)
-            r = image_header(d, i, &w->hd);
-        if (r == 0)
-            r = claim_read(&d->store, i->ino, &w->after);
+            r = load_with_plan(i, w);
+        if (r == 0) {
+            w->n = image_pread(h, buf, len, off);
+            r = w->n < 0 ? (int)w->n : claim_read(&d->store, i->ino, &w->after);
+        }
         if (r < 0)
             return r;
         if (same_claim(&w->before, &w->after))
@@ -116,11 +144,33 @@ static void log_unexplained(struct daemon *d, struct inode *i)
               path, d->store.path);
 }
 
+/* The longest footer of a format, bytes: VMDK streamOptimized, with its markers. */
+#define FOOTER_MAX 1536u
+
+/* Guest data of an image with a footer, on a reader's side: is it still before the end that the file has now? Its holder may have moved the footer. */
+static bool before_tail(struct handle *h, uint64_t end)
+{
+    const struct image *img = atomic_load(&h->inode->image);
+    struct format_zone zone = image_zone(img);
+    struct stat st;
+    if (zone.tail == UINT64_MAX || io_fresh_stat(h->fd, &st) < 0)
+        return false;
+    return end <= zone.tail && (uint64_t)st.st_size > FOOTER_MAX && end <= (uint64_t)st.st_size - FOOTER_MAX;
+}
+
 /* A header that this host does not hold: another one may. */
 static ssize_t read_foreign(struct daemon *d, struct handle *h, void *buf, size_t len, uint64_t off)
 {
     struct inode *i = h->inode;
-    _cleanup_free_ struct foreign *w = malloc(sizeof(*w));
+    struct image *img = image_get(i);
+    if (!img)
+        return -ENOMEM;
+    if (off >= image_zone(img).head) {
+        ssize_t n = image_pread(h, buf, len, off);
+        if (n <= 0 || before_tail(h, off + (uint64_t)n))
+            return n;
+    }
+    __attribute__((cleanup(foreign_freep))) struct foreign *w = calloc(1, sizeof(*w));
     if (!w)
         return -ENOMEM;
     int r = image_header(d, i, &w->hd);
@@ -128,17 +178,47 @@ static ssize_t read_foreign(struct daemon *d, struct handle *h, void *buf, size_
         return r;
     /* A seal never touches the magic: what is plain now, or has no header, is not sealed. Other file systems
      * are never sealed either. */
-    bool sealable = w->hd.verdict != FORMAT_PLAIN && w->hd.format != &format_raw && i->dev == d->store.dev;
+    bool sealable =
+        w->hd.verdict != FORMAT_PLAIN && !(w->hd.format && w->hd.format->weak) && i->dev == d->store.dev;
     if (sealable)
-        r = foreign_header(d, i, w);
+        r = foreign_header(d, h, w, buf, len, off);
+    else
+        w->n = image_pread(h, buf, len, off);
     if (r == -EIO)
         log_unexplained(d, i);
     if (r < 0)
         return r;
-    ssize_t n = image_pread(h, buf, len, off);
-    if (n > 0 && off < w->hd.n)
-        memcpy(buf, w->hd.bytes + off, DG_MIN((size_t)n, w->hd.n - (size_t)off));
-    return n;
+    if (w->n > 0)
+        header_overlay(&w->hd, off, buf, (size_t)w->n);
+    return w->n;
+}
+
+bool image_is_data(const struct handle *h, uint64_t off)
+{
+    const struct image *img = atomic_load(&h->inode->image);
+    if (!img)
+        return off >= FORMAT_REACH;
+    struct format_zone zone = image_zone(img);
+    return off >= zone.head && zone.tail == UINT64_MAX;
+}
+
+bool image_data_begin(struct handle *h, uint64_t off, uint64_t len) NO_THREAD_SAFETY_ANALYSIS
+{
+    struct image *img = atomic_load(&h->inode->image);
+    if (!img || !atomic_load(&h->guarded) || h->flags & O_APPEND)
+        return false;
+    rwlock_read(&img->header);
+    struct format_zone zone = image_zone(img);
+    if (off >= zone.head && off <= zone.tail && len <= zone.tail - off)
+        return true;
+    rwlock_read_unlock(&img->header);
+    return false;
+}
+
+void image_data_end(struct handle *h) NO_THREAD_SAFETY_ANALYSIS
+{
+    struct image *img = atomic_load(&h->inode->image);
+    rwlock_read_unlock(&img->header);
 }
 
 ssize_t image_read(struct daemon *d, struct handle *h, void *buf, size_t len, uint64_t off)
@@ -260,6 +340,7 @@ static int edit_held(struct daemon *d, struct image *img, struct handle *h, cons
         }
         if (r == 0)
             r = seal_edit(&s, &at_end);
+        image_zone_set(img, &s.zone);
         r = image_lost(d, img, r);
         image_note(img);
         if (r == 0)
@@ -294,13 +375,33 @@ static int plain_look(struct daemon *d, struct handle *h)
     return image_plain_check(d, h);
 }
 
+/* Makes of the header what it would be after the write, with all that a format wants to see of it then. */
+static int after_write(const struct inode *i, struct header *hd, uint64_t off, const struct edit *e)
+{
+    _cleanup_header_ struct header *disk = header_new();
+    _cleanup_close_ int fd = io_reopen(i->fd, O_RDONLY);
+    int r = !disk ? -ENOMEM : fd < 0 ? fd : header_copy(disk, hd);
+    while (r == 0) {
+        header_write(hd, off, e->buf, e->len);
+        header_identify(hd);
+        if (hd->verdict != FORMAT_MORE)
+            return 0;
+        r = header_add(fd, disk, hd->want_off, hd->want_len);
+        if (r == -EUCLEAN)
+            return 0; /* too much for any format: it is for the guarded way to say so */
+        if (r == 0)
+            r = header_copy(hd, disk);
+    }
+    return r;
+}
+
 /* What the file would be after the write. Under the header lock, so that two halves of a header cannot pass
  * each other. */
 static int write_plain(struct daemon *d, struct image *img, struct handle *h, const struct edit *e,
                        bool *ret_becomes)
 {
     struct inode *i = h->inode;
-    _cleanup_free_ struct header *hd = malloc(sizeof(*hd));
+    _cleanup_header_ struct header *hd = header_new();
     if (!hd)
         return -ENOMEM;
     *ret_becomes = false;
@@ -309,11 +410,9 @@ static int write_plain(struct daemon *d, struct image *img, struct handle *h, co
     if (r == 0) {
         struct stat st = {0};
         r = io_fresh_stat(h->fd, &st);
-        header_identify(hd);
         bool before = image_is_image(d, i, hd);
-        uint64_t off = h->flags & O_APPEND ? hd->file_size : e->off;
-        header_write(hd, off, e->buf, e->len);
-        header_identify(hd);
+        if (r == 0)
+            r = after_write(i, hd, h->flags & O_APPEND ? hd->file_size : e->off, e);
         *ret_becomes = r == 0 && st.st_nlink > 0 && (before || image_is_image(d, i, hd));
         if (*ret_becomes && i->dev != d->store.dev) {
             image_log_foreign(d, i, "write of an image header");
@@ -404,6 +503,16 @@ int image_ftruncate(struct daemon *d, struct handle *h, uint64_t size)
     return change_plain(d, h, &e);
 }
 
+/* Of an image with a footer the size is a part of the header: grown first, in the durable order, and then allocated. */
+static int grow_guarded(struct daemon *d, struct handle *h, int mode, uint64_t end)
+{
+    struct stat st;
+    int r = io_fresh_stat(h->fd, &st);
+    if (r < 0 || mode & FALLOC_FL_KEEP_SIZE || end <= (uint64_t)st.st_size)
+        return r;
+    return image_ftruncate(d, h, end);
+}
+
 int image_fallocate(struct daemon *d, struct handle *h, int mode, uint64_t off, uint64_t len)
 {
     struct edit e = {.kind = EDIT_ZERO, .off = off, .len = len, .mode = mode};
@@ -412,10 +521,17 @@ int image_fallocate(struct daemon *d, struct handle *h, int mode, uint64_t off, 
     int r = image_write_allowed(h);
     if (r < 0)
         return r;
-    if (off < FORMAT_REACH && mode & (FALLOC_FL_COLLAPSE_RANGE | FALLOC_FL_INSERT_RANGE))
-        return -EOPNOTSUPP; /* would move the header; callers fall back to copying */
-    if (off < FORMAT_REACH && mode & (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE))
-        return edit_held(d, atomic_load(&h->inode->image), h, &e);
+    if (!image_is_data(h, off)) {
+        if (mode & (FALLOC_FL_COLLAPSE_RANGE | FALLOC_FL_INSERT_RANGE))
+            return -EOPNOTSUPP; /* would move the header; callers fall back to copying */
+        if (mode & (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE))
+            return edit_held(d, atomic_load(&h->inode->image), h, &e);
+        if (off > INT64_MAX - len)
+            return -EFBIG;
+        r = grow_guarded(d, h, mode, off + len);
+        if (r < 0)
+            return r;
+    }
     do
         r = fallocate(h->fd, mode, (off_t)off, (off_t)len) < 0 ? -errno : 0;
     while (r == -EINTR);

@@ -124,7 +124,7 @@ static int open_plain(struct daemon *d, struct image *img, struct handle *h, boo
  * has truncated it, is creating one, or has renamed a raw image)? Another file's claim under the same inode number does not count. */
 int image_guarded_inode(struct daemon *d, struct inode *i, bool *ret)
 {
-    _cleanup_free_ struct header *hd = malloc(sizeof(*hd));
+    _cleanup_header_ struct header *hd = header_new();
     _cleanup_free_ struct claim *c = malloc(sizeof(*c));
     if (!hd || !c)
         return -ENOMEM;

@@ -1,7 +1,7 @@
 /* image_priv.h: what the files of the guard share; nobody else includes it.
  *   image.c        states, writers, restore      image_open.c   open for write, namespace operations
  *   image_claim.c  taking the claim, the seal    image_probe.c  what a file is, and the lines of refusals
- *   image_edit.c   I/O below FORMAT_REACH        image_mend.c   storage that answers EIO or ESTALE
+ *   image_edit.c   I/O in the zone               image_mend.c   storage that answers EIO or ESTALE
  *   image_plain.c  the fence of plain files        image_fence.c  the fence of those that write an image
  *   image_tend.c   the keeper's look at each image */
 #ifndef DISKGUARD_IMAGE_PRIV_H
@@ -52,11 +52,13 @@ struct image {
     bool tended;
     struct image *next_busy; /* image_table: list of images that are not IDLE */
 
-    /* header: the overlay and all I/O below FORMAT_REACH. rec and fd change only under header held for writing, in a long action. */
+    /* header: the overlay and all I/O in the image's zone. rec and fd change only under header held for writing, in a long action. */
     struct rwlock header;
     struct record *rec GUARDED_BY(header); /* NULL: not held by this host */
     int fd GUARDED_BY(header);             /* the seal's descriptor, with the fence lock; -1 */
 
+    /* Where a write or read must be looked at (struct format_zone), for a look without lock. While the image is held: written under header held for writing. */
+    atomic_ullong zone_head, zone_tail;
     atomic_bool held;          /* rec != NULL, for a look without lock */
     atomic_int io_error;       /* 0, or the positive errno that writes get (FENCED, shutdown) */
     atomic_int sync_error;     /* 0, or the positive errno of the first failed fsync */
@@ -194,6 +196,11 @@ void image_fence_refused(struct image *img, bool refused) EXCLUDES(img->lock);
 /* Is the file of a handle that is being opened guarded, by its header, its name or a claim? image_open.c. */
 DG_MUST_CHECK int image_guarded_inode(struct daemon *d, struct inode *i, bool *ret);
 DG_MUST_CHECK int image_guarded_file(struct daemon *d, struct handle *h, bool *ret);
+
+/* What the header says of where the image can be touched: of one that nobody here holds, and that only ever grows wider; and of a held one, exactly. */
+void image_zone_seen(struct image *img, const struct format_zone *zone) EXCLUDES(img->lock);
+void image_zone_set(struct image *img, const struct format_zone *zone) REQUIRES(img->header);
+struct format_zone image_zone(const struct image *img);
 
 /* Reads and identifies the header as it stands. -EACCES, -EPERM: the daemon itself may not read the file, so nobody may do anything with it that would
  * need to know what it is; logged once for each file. */

@@ -53,9 +53,32 @@ int image_header(struct daemon *d, struct inode *i, struct header *ret)
     if (fd < 0)
         return fd;
     int r = header_load(fd, ret);
-    if (r == 0)
-        header_identify(ret);
+    struct image *img = atomic_load(&i->image);
+    if (r == 0 && img)
+        image_zone_seen(img, &ret->info.zone);
     return r;
+}
+
+void image_zone_set(struct image *img, const struct format_zone *zone)
+{
+    atomic_store(&img->zone_head, zone->head);
+    atomic_store(&img->zone_tail, zone->tail);
+}
+
+void image_zone_seen(struct image *img, const struct format_zone *zone)
+{
+    mutex_lock(&img->lock); /* while it is held, its holder's own edits say what it is */
+    if (img->state == IMAGE_IDLE) {
+        atomic_store(&img->zone_head, DG_MAX(atomic_load(&img->zone_head), zone->head));
+        atomic_store(&img->zone_tail, DG_MIN(atomic_load(&img->zone_tail), zone->tail));
+    }
+    mutex_unlock(&img->lock);
+}
+
+struct format_zone image_zone(const struct image *img)
+{
+    return (struct format_zone){.head = atomic_load_explicit(&img->zone_head, memory_order_relaxed),
+                                .tail = atomic_load_explicit(&img->zone_tail, memory_order_relaxed)};
 }
 
 bool image_name_is_raw(const struct daemon *d, const char *name)
@@ -103,7 +126,7 @@ bool image_is_image(struct daemon *d, struct inode *i, const struct header *h)
         return raw_by_name(d, i);
     case FORMAT_IMAGE: /* a partition table makes a raw image only where the admin lets it (raw=auto, raw=all)
                         */
-        if (h->format == &format_raw)
+        if (h->format->weak)
             return d->opt.raw == RAW_AUTO || raw_by_name(d, i);
         return true;
     default:
@@ -113,8 +136,8 @@ bool image_is_image(struct daemon *d, struct inode *i, const struct header *h)
 
 int image_probe(struct daemon *d, struct inode *i, enum image_what *ret)
 {
-    _cleanup_free_ struct header *h = malloc(sizeof(*h));
-    if (!h)
+    _cleanup_header_ struct header *h = header_new();
+    if (!h || !image_get(i)) /* image_get: what is read here is to be remembered */
         return -ENOMEM;
     int r = image_header(d, i, h);
     if (r < 0)

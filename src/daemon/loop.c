@@ -7,8 +7,8 @@
 #include <string.h>
 
 #include "core/log.h"
+#include "daemon/image.h"
 #include "daemon/pool.h"
-#include "format/format.h"
 
 #define MAX_WRITE (1024u * 1024u)
 /* The payload of a WRITE follows these; it is what must be page-aligned. <linux/fuse.h> */
@@ -59,23 +59,24 @@ static bool buffer_new(size_t size, struct buffer *ret)
     return true;
 }
 
-_Static_assert(offsetof(struct fuse_read_in, offset) == offsetof(struct fuse_write_in, offset),
+_Static_assert(offsetof(struct fuse_read_in, offset) == offsetof(struct fuse_write_in, offset) &&
+                   offsetof(struct fuse_read_in, fh) == offsetof(struct fuse_write_in, fh),
                "they begin alike");
 
-/* Does it belong on this thread? READ and WRITE beyond what can touch a header; what never touches the
- * datastore. */
-static bool runs_here(const char *mem, size_t size)
+/* Does it belong on this thread? READ and WRITE of guest data; what never touches the datastore. */
+static bool runs_here(struct daemon *d, const char *mem, size_t size)
 {
     struct fuse_in_header in;
+    struct fuse_read_in io; /* fh, offset and size stand where those of fuse_write_in do */
     memcpy(&in, mem, sizeof(in));
-    uint64_t off;
     switch (in.opcode) {
     case FUSE_READ:
     case FUSE_WRITE:
-        if (size < sizeof(in) + sizeof(struct fuse_read_in))
+        if (size < sizeof(in) + sizeof(io))
             return true;
-        memcpy(&off, mem + sizeof(in) + offsetof(struct fuse_read_in, offset), sizeof(off));
-        return off >= FORMAT_REACH;
+        memcpy(&io, mem + sizeof(in), sizeof(io));
+        const struct handle *h = handle_get(d->handles, io.fh);
+        return !h || image_is_data(h, io.offset);
     case FUSE_FORGET:
     case FUSE_BATCH_FORGET:
     case FUSE_INTERRUPT:
@@ -149,7 +150,7 @@ static int receive(struct daemon *d, struct buffer *buf)
         }
         if ((size_t)n < sizeof(struct fuse_in_header))
             return -EIO;
-        if (runs_here(buf->mem, (size_t)n))
+        if (runs_here(d, buf->mem, (size_t)n))
             process(d->se, buf->mem, (size_t)n);
         else
             hand_over(d, buf, (size_t)n);

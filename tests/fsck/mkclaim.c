@@ -138,7 +138,6 @@ static int leave(const char *image, const char *state)
     need("fence", io_fence_shared(seal.fd, store.fence), NULL);
     need("stat", io_fresh_stat(seal.fd, &st), NULL);
     need("header", header_load(seal.fd, h), NULL);
-    header_identify(h);
     fill(rec, image, &st, h);
     need("handle", io_handle_get(seal.fd, &rec->handle), NULL);
     if (strcmp(state, "claimed") != 0)

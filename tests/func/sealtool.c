@@ -57,7 +57,6 @@ static int open_and_load(const char *file, int flags)
         close(fd);
         return r;
     }
-    header_identify(&header);
     return fd;
 }
 
@@ -155,7 +154,11 @@ static int do_unseal(const char *file, const char *true_file)
     fd = open_and_load(file, O_RDWR);
     if (fd < 0)
         return fail(file, fd);
-    state = overlay_compare(&plan, header.bytes, header.n, header.file_size, OVERLAY_NO_CUT);
+    r = header_read(fd, &plan, &header);
+    if (r < 0)
+        return fail(file, r);
+    struct view v = header_view(&header);
+    state = overlay_compare(&plan, &v, OVERLAY_NO_CUT);
     if (state != HEADER_TRUE && state != HEADER_SEALED && state != HEADER_MIXED) {
         fprintf(stderr, "sealtool: %s: its header is neither true nor sealed\n", file);
         close(fd);

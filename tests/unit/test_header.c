@@ -54,7 +54,7 @@ Test(header, loads)
         cr_assert_eq(ftruncate(fd, 0), 0);
         cr_assert_eq(pwrite(fd, bytes, n, 0), (ssize_t)n);
         cr_assert_eq(ftruncate(fd, (off_t)sizes[i]), 0);
-        memset(h, 0xff, sizeof *h);
+        memset(h->bytes, 0xff, sizeof h->bytes);
         cr_assert_eq(header_load(fd, h), 0);
         cr_assert_eq(h->file_size, sizes[i]);
         cr_assert_eq(h->n, n);
@@ -62,10 +62,9 @@ Test(header, loads)
         cr_assert_arr_eq(h->bytes + n, zero, FORMAT_REACH - n);
     }
     close(fd);
-    memset(h, 0x5a, sizeof *h);
     cr_assert_eq(header_load(fd, h), -EBADF);
-    cr_assert_eq(h->n, (size_t)0x5a5a5a5a5a5a5a5a, "untouched");
-    free(h);
+    cr_assert(h->n == 0 && h->file_size == 0 && h->n_far == 0, "empty");
+    header_free(h);
 }
 
 Test(header, identifies_and_plans_qcow2)

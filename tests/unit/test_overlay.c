@@ -183,9 +183,16 @@ static void lay(const struct plan *plan, enum overlay_side side)
     overlay_patch(plan, side, 0, disk, sizeof disk);
 }
 
+static enum header_state compare_loaded(const struct plan *plan, size_t n, uint64_t file_size, uint64_t cut)
+{
+    struct view v = {.file_size = file_size, .n = n > 0, .win = {{0, n, disk}}};
+
+    return overlay_compare(plan, &v, cut);
+}
+
 static enum header_state compare(const struct plan *plan, uint64_t file_size, uint64_t cut)
 {
-    return overlay_compare(plan, disk, DG_MIN(sizeof disk, file_size), file_size, cut);
+    return compare_loaded(plan, DG_MIN(sizeof disk, file_size), file_size, cut);
 }
 
 #define WHOLE 1000000, OVERLAY_NO_CUT
@@ -277,10 +284,10 @@ Test(overlay, compare_bytes_that_were_not_loaded)
     struct plan *plan = sample();
 
     lay(plan, OVERLAY_TRUE);
-    cr_assert_eq(overlay_compare(plan, disk, 79, 1000, OVERLAY_NO_CUT), HEADER_ALIEN);
-    cr_assert_eq(overlay_compare(plan, disk, 0, 1000, OVERLAY_NO_CUT), HEADER_ALIEN);
-    cr_assert_eq(overlay_compare(plan, disk, 80, 1000, OVERLAY_NO_CUT), HEADER_TRUE);
-    cr_assert_eq(overlay_compare(plan, disk, 71, 72, 72), HEADER_TRUE);
+    cr_assert_eq(compare_loaded(plan, 79, 1000, OVERLAY_NO_CUT), HEADER_ALIEN);
+    cr_assert_eq(compare_loaded(plan, 0, 1000, OVERLAY_NO_CUT), HEADER_ALIEN);
+    cr_assert_eq(compare_loaded(plan, 80, 1000, OVERLAY_NO_CUT), HEADER_TRUE);
+    cr_assert_eq(compare_loaded(plan, 71, 72, 72), HEADER_TRUE);
     free(plan);
 }
 
