@@ -3,6 +3,7 @@
  *   fsck_diskguard.c   command line, order of the steps, exit code
  *   fsck_identity.c    who we act as: state directory, host lock, journal
  *   fsck_takeover.c    --takeover: which host, what evidence, its lock
+ *   fsck_rescue.c      sealed images without any record
  *   fsck_walk.c        all claims and all files of the datastore
  *   fsck_report.c      what is printed, and the question before a repair
  *
@@ -43,6 +44,8 @@ struct fsck {
     /* command line */
     enum fsck_mode mode;
     bool json, verbose, confirmed, fence_none;
+    char *size_image; /* --size: path below the datastore, or NULL */
+    uint64_t size;    /* bytes */
     const char *host_id, *state_dir, *takeover_arg, *datastore;
 
     /* who and where */
@@ -116,6 +119,11 @@ bool takeover_is_own(const struct fsck *f);
 int takeover_alive(const struct fsck *f, const char *uuid);
 /* The same in words. */
 const char *takeover_alive_text(const struct fsck *f, const char *uuid);
+
+/* ---- fsck_rescue.c ---- */
+
+/* A sealed image that nobody holds and no journal row here explains: says what the file alone tells, and undoes the seal where that is exact and wanted. */
+void rescue_orphan(struct fsck *f, int path_fd, const char *path, const struct stat *st, uint64_t generation);
 
 /* ---- fsck_walk.c ---- */
 

@@ -18,6 +18,8 @@ static const char usage_text[] =
     "\n"
     "  --takeover HOST           also settle what HOST (uuid or name) left\n"
     "  --confirm-host-is-down    you have made sure that it cannot write any more\n"
+    "  --size=IMAGE=BYTES        the virtual size of an image below DATASTORE that is sealed without any "
+    "record\n"
     "  --host-id=UUID            act as this host, as the option of diskguard\n"
     "  --state-dir=DIR           journal of this host (/var/lib/diskguard)\n"
     "  --fence=auto|none         as the option of diskguard\n"
@@ -28,7 +30,7 @@ static const char usage_text[] =
     "Exit code, a sum as fsck(8): 0 clean, 1 repaired, 4 something is left, 8 could not look or act, 16 "
     "wrong usage, 32 canceled.\n";
 
-enum { OPT_JSON = 256, OPT_HOST_ID, OPT_STATE_DIR, OPT_TAKEOVER, OPT_CONFIRM, OPT_FENCE, OPT_HELP };
+enum { OPT_JSON = 256, OPT_HOST_ID, OPT_STATE_DIR, OPT_TAKEOVER, OPT_CONFIRM, OPT_FENCE, OPT_SIZE, OPT_HELP };
 static const struct option options[] = {
     {"json", no_argument, NULL, OPT_JSON},
     {"host-id", required_argument, NULL, OPT_HOST_ID},
@@ -36,6 +38,7 @@ static const struct option options[] = {
     {"takeover", required_argument, NULL, OPT_TAKEOVER},
     {"confirm-host-is-down", no_argument, NULL, OPT_CONFIRM},
     {"fence", required_argument, NULL, OPT_FENCE},
+    {"size", required_argument, NULL, OPT_SIZE},
     {"verbose", no_argument, NULL, 'v'},
     {"version", no_argument, NULL, 'V'},
     {"help", no_argument, NULL, OPT_HELP},
@@ -97,6 +100,25 @@ static enum parsed parse_short(struct fsck *f, int c)
     }
 }
 
+static enum parsed parse_size(struct fsck *f, const char *arg)
+{
+    const char *equals = strrchr(arg, '=');
+    char *end = NULL;
+
+    if (f->size_image)
+        return wrong("--size can be given once", NULL);
+    errno = 0;
+    if (equals && equals > arg && equals[1] >= '1' && equals[1] <= '9')
+        f->size = strtoull(equals + 1, &end, 10);
+    if (!end || *end || errno)
+        return wrong("--size wants IMAGE=BYTES, not", arg);
+    while (arg[0] == '.' && arg[1] == '/')
+        arg += 2;
+    f->size_image = out_strdup(arg);
+    f->size_image[equals - arg] = '\0';
+    return PARSE_RUN;
+}
+
 static enum parsed parse_long(struct fsck *f, int c)
 {
     switch (c) {
@@ -119,6 +141,8 @@ static enum parsed parse_long(struct fsck *f, int c)
         f->fence_none = strcmp(optarg, "none") == 0;
         return f->fence_none || strcmp(optarg, "auto") == 0 ? PARSE_RUN
                                                             : wrong("--fence is auto or none, not", optarg);
+    case OPT_SIZE:
+        return parse_size(f, optarg);
     case OPT_HELP:
         fputs(usage_text, stdout);
         return PARSE_DONE;
@@ -310,6 +334,7 @@ int main(int argc, char **argv)
     identity_close(&f);
     walk_free(&f);
     json_object_put(f.found);
+    free(f.size_image);
     store_close(&f.store);
     return fflush(stdout) == 0 ? code : code | (int)FSCK_ERROR;
 }

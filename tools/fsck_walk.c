@@ -306,26 +306,9 @@ static bool is_orphan(struct walk *w, int fd, const struct stat *st)
     return true;
 }
 
-/* What the seal itself says: the row names the holder and carries the true size. For people: nothing is
- * rebuilt from it. */
-static void describe(const struct walk *w, char *ret, size_t size)
-{
-    const char *at = strstr(w->header->info.why, "size=");
-    unsigned long long bytes;
-    char human[32];
-
-    if (at && sscanf(at, "size=%16llx", &bytes) == 1)
-        snprintf(ret, size, "%s; true size %llu bytes (%s)", w->header->info.why, bytes,
-                 out_human(bytes, human));
-    else
-        snprintf(ret, size, "%s", w->header->info.why);
-}
-
 static void see_sealed(struct walk *w, int fd, const struct stat *st)
 {
     const struct fsck_claim *c = claim_of(w->f, st->st_ino);
-    struct record *rec;
-    char detail[256];
 
     w->f->sealed++;
     if (report_known(w->f, st->st_ino) || is_again(w, st))
@@ -338,13 +321,7 @@ static void see_sealed(struct walk *w, int fd, const struct stat *st)
     }
     if (!is_orphan(w, fd, st))
         return;
-    describe(w, detail, sizeof(detail));
-    rec = out_alloc(sizeof(*rec));
-    snprintf(rec->image, sizeof(rec->image), "%s", w->path);
-    rec->ino = st->st_ino;
-    rec->generation = c ? c->generation : 0;
-    report_problem(w->f, PROBLEM_ORPHAN, rec, detail, 1, NULL);
-    free(rec);
+    rescue_orphan(w->f, fd, w->path, st, c ? c->generation : 0);
 }
 
 static void see_file(struct walk *w, int path_fd, const struct stat *st)

@@ -260,7 +260,7 @@ void header_zone_cover(struct format_zone *zone, const struct plan *plan)
 
 /* A plan is carried out blindly later on: every extent must lie in the bytes that were read, hold what they
  * hold, meet no other, and lie where a write is looked at. */
-static bool plan_fits(const struct header *h, struct view *v, const struct plan *plan)
+static bool plan_fits(const struct header *h, struct view *v, const struct plan *plan, bool sealed)
 {
     const struct format_zone *zone = &h->info.zone;
 
@@ -269,7 +269,7 @@ static bool plan_fits(const struct header *h, struct view *v, const struct plan 
     for (unsigned i = 0; i < plan->n; i++) {
         const struct extent *e = &plan->ext[i];
         const uint8_t *p = e->len < 1 || e->len > EXTENT_MAX ? NULL : view_get(v, e->off, e->len);
-        if (!p || memcmp(p, e->truth, e->len) != 0)
+        if (!p || memcmp(p, sealed ? e->sealed : e->truth, e->len) != 0)
             return false;
         if (!in_zone(zone, e))
             return false;
@@ -295,7 +295,7 @@ int header_plan(struct header *h, const struct seal_policy *policy, struct plan 
         r = h->format->plan(&v, policy, plan);
     h->want_off = v.want_off;
     h->want_len = v.want_len;
-    if (r == 0 && !plan_fits(h, &v, plan))
+    if (r == 0 && !plan_fits(h, &v, plan, false))
         r = -EUCLEAN;
     if (r == 0)
         *ret = *plan;
@@ -313,6 +313,56 @@ int header_plan_load(int fd, struct header *h, const struct seal_policy *policy,
         if (r < 0)
             return r;
     }
+}
+
+/* Is it an image, when the plan has put its true bytes back? */
+static int undone(int fd, const struct header *h, const struct plan *plan)
+{
+    _cleanup_header_ struct header *after = header_new();
+    _cleanup_header_ struct header *disk = header_new();
+    int r = after && disk ? header_copy(disk, h) : -ENOMEM;
+
+    while (r == 0) {
+        r = header_copy(after, disk);
+        if (r < 0)
+            break;
+        header_patch(after, plan, true);
+        header_identify(after);
+        if (after->verdict != FORMAT_MORE)
+            return after->verdict == FORMAT_IMAGE && after->format == h->format ? 0 : -EUCLEAN;
+        r = header_add(fd, disk, after->want_off, after->want_len);
+    }
+    return r;
+}
+
+int header_rescue(int fd, struct header *h, const uint64_t *size, struct rescue *ret_rescue, struct plan *ret)
+{
+    _cleanup_free_ struct plan *plan = calloc(1, sizeof(*plan));
+    struct view v;
+    int r = -EAGAIN;
+
+    memset(ret_rescue, 0, sizeof(*ret_rescue));
+    if (!plan)
+        return -ENOMEM;
+    if (h->verdict != FORMAT_SEALED || !h->format->rescue)
+        return -EUCLEAN;
+    while (r == -EAGAIN) {
+        v = header_view(h);
+        memset(ret_rescue, 0, sizeof(*ret_rescue));
+        r = h->format->rescue(&v, size, ret_rescue, plan);
+        if (r == -EAGAIN) {
+            int added = header_add(fd, h, v.want_off, v.want_len);
+            if (added < 0)
+                return added;
+        }
+    }
+    if (r == 0 && !plan_fits(h, &v, plan, true))
+        r = -EUCLEAN;
+    if (r == 0)
+        r = undone(fd, h, plan);
+    if (r == 0)
+        *ret = *plan;
+    return r;
 }
 
 /* ---- edits in memory ---- */

@@ -60,6 +60,12 @@ DG_MUST_CHECK int header_plan(struct header *h, const struct seal_policy *policy
 DG_MUST_CHECK int header_plan_load(int fd, struct header *h, const struct seal_policy *policy,
                                    struct plan *ret);
 
+/* Of a SEALED header: what can be told without a record, as format->rescue says it, loading what is missing. A plan is only given out when it fits the file
+ * as it stands, and what it makes of the header is an image. size: bytes, or NULL. 0, -ENODATA (the size must be given), -ERANGE (it contradicts the file),
+ * -EUCLEAN (cannot be undone) or -errno. *ret_rescue is filled in each case. */
+DG_MUST_CHECK int header_rescue(int fd, struct header *h, const uint64_t *size, struct rescue *ret_rescue,
+                                struct plan *ret);
+
 /* What is loaded, for the pure functions of format.h and overlay.h. Valid while h is not changed. */
 struct view header_view(const struct header *h);
 /* Same size and same bytes in all that is loaded. */
