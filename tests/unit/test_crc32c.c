@@ -1,0 +1,27 @@
+/* test_crc32c.c: the examples of RFC 3720, appendix B.4. */
+#include "unit.h"
+
+#include "format/crc32c.h"
+
+Test(crc32c, examples)
+{
+    uint8_t b[32];
+
+    memset(b, 0, sizeof(b));
+    cr_assert_eq(crc32c(0, b, 32), 0x8a9136aau);
+    memset(b, 0xff, sizeof(b));
+    cr_assert_eq(crc32c(0, b, 32), 0x62a8ab43u);
+    for (unsigned i = 0; i < 32; i++)
+        b[i] = (uint8_t)i;
+    cr_assert_eq(crc32c(0, b, 32), 0x46dd794eu);
+    for (unsigned i = 0; i < 32; i++)
+        b[i] = (uint8_t)(31 - i);
+    cr_assert_eq(crc32c(0, b, 32), 0x113fdb5cu);
+    cr_assert_eq(crc32c(0, "123456789", 9), 0xe3069283u);
+}
+
+Test(crc32c, in_pieces)
+{
+    for (size_t i = 0; i <= 9; i++)
+        cr_assert_eq(crc32c(crc32c(0, "123456789", i), "123456789" + i, 9 - i), 0xe3069283u);
+}
