@@ -10,6 +10,7 @@ static const struct format *const formats[] = {
     &format_vhd,
     &format_vhdx,
     &format_qcow,
+    &format_vmdk,
     &format_raw,
 };
 #define FORMATS (sizeof(formats) / sizeof(formats[0]))

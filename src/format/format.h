@@ -133,6 +133,7 @@ extern const struct format format_qcow2; /* qcow2.c */
 extern const struct format format_vhd;   /* vhd.c: "vpc" */
 extern const struct format format_vhdx;  /* vhdx.c */
 extern const struct format format_qcow;  /* qcow.c */
+extern const struct format format_vmdk;  /* vmdk.c */
 extern const struct format format_raw;   /* raw.c: partition tables; its plan has no extents */
 
 enum verdict {
