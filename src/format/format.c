@@ -9,6 +9,7 @@ static const struct format *const formats[] = {
     &format_qcow2,
     &format_qcow,
     &format_vdi,
+    &format_qed,
     &format_raw,
 };
 #define FORMATS (sizeof(formats) / sizeof(formats[0]))
