@@ -10,6 +10,7 @@ static const struct format *const formats[] = {
     &format_qcow,
     &format_vdi,
     &format_qed,
+    &format_parallels,
     &format_raw,
 };
 #define FORMATS (sizeof(formats) / sizeof(formats[0]))

@@ -133,6 +133,7 @@ extern const struct format format_qcow2; /* qcow2.c */
 extern const struct format format_qcow;  /* qcow.c */
 extern const struct format format_vdi;   /* vdi.c */
 extern const struct format format_qed;   /* qed.c */
+extern const struct format format_parallels; /* parallels.c */
 extern const struct format format_raw;   /* raw.c: partition tables; its plan has no extents */
 
 enum verdict {
