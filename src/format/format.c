@@ -11,6 +11,9 @@ static const struct format *const formats[] = {
     &format_vhdx,
     &format_qcow,
     &format_vmdk,
+    &format_vdi,
+    &format_qed,
+    &format_parallels,
     &format_raw,
 };
 #define FORMATS (sizeof(formats) / sizeof(formats[0]))

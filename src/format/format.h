@@ -134,6 +134,9 @@ extern const struct format format_vhd;   /* vhd.c: "vpc" */
 extern const struct format format_vhdx;  /* vhdx.c */
 extern const struct format format_qcow;  /* qcow.c */
 extern const struct format format_vmdk;  /* vmdk.c */
+extern const struct format format_vdi;   /* vdi.c */
+extern const struct format format_qed;   /* qed.c */
+extern const struct format format_parallels; /* parallels.c */
 extern const struct format format_raw;   /* raw.c: partition tables; its plan has no extents */
 
 enum verdict {
