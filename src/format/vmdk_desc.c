@@ -345,13 +345,12 @@ static void take_line(struct vmdk_desc *d, struct rest r)
 
 void vmdk_desc_parse(const uint8_t *p, size_t n, struct vmdk_desc *ret)
 {
-    size_t pos = 0, len = strlen(SIGNATURE);
+    size_t pos = 0;
     struct rest r;
 
     memset(ret, 0, sizeof(*ret));
     ret->p = p;
     ret->n = strnlen((const char *)p, n);
-    ret->signature = ret->n >= len && strncasecmp((const char *)p, SIGNATURE, len) == 0;
     while (next_line(p, ret->n, &pos, &r)) {
         ret->line++;
         take_line(ret, r);
@@ -387,7 +386,7 @@ int vmdk_desc_seal(const struct vmdk_desc *d, uint64_t base, struct plan *plan)
 {
     int r;
 
-    if (d->why[0] || d->type_off == 0 || d->type_len < SEALED_TYPE_MIN)
+    if (d->why[0]) /* else there is a createType, and a known one */
         return -EUCLEAN;
     r = plan_add(plan, base + d->type_off, d->p + d->type_off, SEALED_TYPE, type_mark(d));
     if (r == 0 && d->access_off)

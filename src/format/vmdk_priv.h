@@ -13,7 +13,6 @@
 struct vmdk_desc {
     const uint8_t *p;
     size_t n;
-    bool signature; /* begins with "# Disk DescriptorFile" */
     bool has_version, has_cid, has_parent_cid;
     size_t type_off, type_len; /* value of createType; type_off 0: none */
     bool type_sealed;

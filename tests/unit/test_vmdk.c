@@ -224,12 +224,12 @@ Test(vmdk, sealed_text)
     struct format_info info;
 
     build(&f, SPARSE);
-    cr_assert_eq(make_plan(&f, SEAL_REFUSE, "n\x1b", &plan), 0);
+    cr_assert_eq(make_plan(&f, SEAL_REFUSE, "n \x1b", &plan), 0);
     apply(&f, &plan, plan.n, true);
     f.b[44] = 0; /* the marks count more than any contradiction */
     cr_assert_eq(probe(&f, &info), PROBE_SEALED);
-    cr_assert_str_eq(info.why,
-                     "sealed by its version, capacity, descriptor, note: SEALED n? sectors=0000000000020000");
+    cr_assert_str_eq(
+        info.why, "sealed by its version, capacity, descriptor, note: SEALED n ? sectors=0000000000020000");
     cr_assert_eq(info.virtual_size, 0);
 }
 

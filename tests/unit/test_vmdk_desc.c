@@ -178,6 +178,19 @@ Test(vmdk_desc, lengths)
     cr_assert_eq(probe(&f, &info), PROBE_LIES);
 }
 
+Test(vmdk_desc, longest_file_name)
+{
+    char text[1000];
+
+    for (unsigned len = 511; len <= 512; len++) {
+        struct format_info info;
+
+        snprintf(text, sizeof(text), HEAD TYPE "RW 8 FLAT \"%0*d\" 0\n", (int)len, 0);
+        put_text(&f, text);
+        cr_assert_eq(probe(&f, &info), len == 511 ? PROBE_YES : PROBE_LIES);
+    }
+}
+
 /* ---- links ---- */
 
 struct seen {
