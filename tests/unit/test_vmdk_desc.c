@@ -299,7 +299,7 @@ Test(vmdk_desc, random_mutations)
     static struct plan plan;
     struct rescue res;
 
-    for (unsigned i = 0; i < 20000; i++) {
+    for (unsigned i = 0; i < 5000; i++) {
         struct format_info info;
         enum probe answer;
 
