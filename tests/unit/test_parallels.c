@@ -88,6 +88,10 @@ Test(parallels, other_files)
     build(&kit);
     cr_assert_eq(kit_probe(&kit, &info), PROBE_YES);
     cr_assert_eq(info.virtual_size, SECTORS * 512ull);
+    put_le(kit.file + TRACKS, 1u << 12, 4); /* a product of 2^32 */
+    put_le(kit.file + 32, 1u << 20, 4);
+    put_le(kit.file + 48, 0, 4);
+    cr_assert_eq(kit_probe(&kit, &info), PROBE_YES);
     build_old(&kit);
     cr_assert_eq(kit_probe(&kit, &info), PROBE_YES);
     cr_assert_eq(info.virtual_size, SECTORS * 512ull);
@@ -191,6 +195,11 @@ Test(parallels, rescue_that_must_not_guess)
     cr_assert_eq(kit_rescue(&kit, &size, &rescue, &undo), -EUCLEAN);
     put_le(kit.file + SIZE, 1000, 8);
     cr_assert_eq(kit_rescue(&kit, NULL, &rescue, &undo), -EUCLEAN);
+
+    put_le(kit.file + 32, 2, 4); /* two clusters of 1024: of 2048, one were enough */
+    put_le(kit.file + SIZE, 2048, 8);
+    cr_assert_eq(kit_rescue(&kit, NULL, &rescue, &undo), 0);
+    cr_assert_eq(le32(undo.ext[0].truth), 1024);
 
     build_old(&kit); /* ten clusters of 504 or of 512 sectors: the BAT tells */
     put_le(kit.file + TRACKS, 0, 4);

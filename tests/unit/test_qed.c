@@ -69,7 +69,7 @@ Test(qed, fields)
         {40, 8, INT64_MAX - CLUSTER - 4095, "beyond every file"},
         {40, 8, 0xfffffffffffff000, "beyond every file"},
         {48, 8, 0, NULL},
-        {48, 8, 511, "no multiple"},
+        {48, 8, 256, "no multiple"},
         {48, 8, 1ull << 32, NULL},                 /* 1024 x 1024 x 4096 */
         {48, 8, (1ull << 32) + 512, "exceeds"},
         {48, 8, 0xfffffffffffffe00, "exceeds"},
