@@ -6,6 +6,7 @@
 #include <string.h>
 
 struct contract_seen contract_seen;
+bool contract_bounds;
 
 static const char *holder_of(const struct subject *s)
 {
@@ -215,7 +216,7 @@ static void check_file(struct subject *s)
     contract_probe(&l, s, &b);
     look_free(&l);
     look_init(&l, s, s->format ? PRELOAD_NONE : PRELOAD_REACH);
-    contract_probe(&l, s, &a);
+    contract_probe_twice(&l, s, &a);
     contract_same(&a, &b, "with other windows");
     contract_seen.files++;
     contract_seen.yes += a.probe == PROBE_YES;

@@ -13,6 +13,10 @@ void contract_check(const char *name, const uint8_t *data, size_t size);
 /* The same for a format that is not in the table; NULL: all. */
 void contract_check_format(const struct format *format, const uint8_t *data, size_t size);
 
+/* True: the files are images that real tools made, so the bounds that rescue states must hold, and the right size must pass. A fuzzer's image can have tables that
+ * contradict its header where no probe looks; bounds that come from them say nothing. */
+extern bool contract_bounds;
+
 /* How often something was reached, so that a corpus can be judged. */
 struct contract_seen {
     unsigned long files, yes, sealed, lies, plans, no_plan, rescued, no_size, no_rescue, links;
@@ -65,6 +69,8 @@ void look_load(struct look *l, const struct subject *s, const char *who, unsigne
 void look_done(const struct look *l, const char *who);
 
 void contract_probe(struct look *l, const struct subject *s, struct answer *ret);
+/* And once more: the same view, the same answer. */
+void contract_probe_twice(struct look *l, const struct subject *s, struct answer *ret);
 void contract_same(const struct answer *a, const struct answer *b, const char *what);
 /* The extents of a plan against the file: `sealed`: what stands there is their sealed bytes, else their true ones. */
 void contract_extents(const struct subject *s, const struct answer *a, const struct plan *plan, bool sealed,

@@ -131,11 +131,9 @@ static void check_info(const struct answer *a)
          (unsigned long long)a->info.zone.head);
 }
 
-/* Asks until the answer is final, and then once more: the same view, the same answer. */
+/* Asks until the answer is final. */
 void contract_probe(struct look *l, const struct subject *s, struct answer *ret)
 {
-    struct answer again;
-
     for (;;) {
         look_ready(l);
         ask(l, s, ret);
@@ -145,6 +143,13 @@ void contract_probe(struct look *l, const struct subject *s, struct answer *ret)
     }
     look_done(l, "probe");
     check_info(ret);
+}
+
+void contract_probe_twice(struct look *l, const struct subject *s, struct answer *ret)
+{
+    struct answer again;
+
+    contract_probe(l, s, ret);
     ask(l, s, &again);
     contract_same(ret, &again, "asked twice");
 }

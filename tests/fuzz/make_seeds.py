@@ -40,7 +40,7 @@ QEMU_IMG = {
               ("c2m", "10T", "cluster_size=2M"), ("ext-l2", "1G", "extended_l2=on"), ("lazy", "64M", "lazy_refcounts=on"), ("zstd", "64M", "compression_type=zstd"),
               ("ref1", "64M", "refcount_bits=1"), ("size0", "0", ""), ("full", "64M", "preallocation=metadata"), ("datafile", "64M", "data_file=DIR/data.raw,data_file_raw=on"),
               ("backing", None, "backing_file=DIR/base.raw,backing_fmt=raw"), ("backing-v2", None, "compat=0.10,backing_file=DIR/base.raw,backing_fmt=raw")],
-    "qcow": [("plain", "64M", ""), ("large", "1T", ""), ("backing", None, "backing_file=DIR/base.raw")],
+    "qcow": [("plain", "64M", ""), ("large", "1T", ""), ("backing", "16M", "backing_file=DIR/base.raw")],
     "qed": [("plain", "64M", ""), ("c4k", "1G", "cluster_size=4k"), ("t16", "1T", "table_size=16"), ("backing", None, "backing_file=DIR/base.raw,backing_fmt=raw")],
     "vdi": [("dynamic", "64M", ""), ("odd", "67109376", ""), ("static", "8M", "static=on"), ("large", "100G", "")],
     "parallels": [("plain", "64M", ""), ("c64k", "64M", "cluster_size=64k"), ("large", "100G", "")],

@@ -1,7 +1,7 @@
 /* replay.c: runs files of the fuzzers' input form (sparse.h) without a fuzzer: for gcc, valgrind, and a test.
  *
- *     fuzz_replay [FORMAT] PATH...       each PATH a file, or a directory that is walked. FORMAT: "all" or a format's name; without it, the name of the directory
- *                                        that the file is in (corpus/qcow2/...) says which
+ *     fuzz_replay [--tools] [FORMAT] PATH...   each PATH a file, or a directory that is walked. FORMAT: "all" or a format's name; without it, the name of the directory
+ *                                        that the file is in (corpus/qcow2/...) says which. --tools: the files are images that real tools made (contract_bounds)
  *     fuzz_replay --seal FORMAT IN OUT   OUT: the image of IN with its seal on; exit code 1: it is no image, or it has none
  *
  * The files run in a child: one that dies, or takes longer than TIMEOUT, is reported and the next one runs. The last line is
@@ -203,10 +203,14 @@ int main(int argc, char **argv)
 {
     if (argc == 5 && strcmp(argv[1], "--seal") == 0)
         return seal(argv[2], argv[3], argv[4]);
-    if (argc > 1 && is_format(argv[1]))
+    if (argv[1] && strcmp(argv[1], "--tools") == 0) {
+        contract_bounds = true;
+        argv++;
+    }
+    if (argv[1] && is_format(argv[1]))
         named = *++argv;
     if (!argv[1]) {
-        fprintf(stderr, "usage: fuzz_replay [FORMAT] PATH... | --seal FORMAT IN OUT\n");
+        fprintf(stderr, "usage: fuzz_replay [--tools] [FORMAT] PATH... | --seal FORMAT IN OUT\n");
         return 2;
     }
     while (*++argv)

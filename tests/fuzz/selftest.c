@@ -449,6 +449,7 @@ static void run(struct format *format, int to)
     size_t n = make_input(input, lies);
 
     dup2(to, STDERR_FILENO);
+    contract_bounds = true;
     format->weak = breach == WEAK_EXTENTS;
     contract_check_format(format, input, n);
     exit(0);
