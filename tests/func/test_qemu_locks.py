@@ -168,7 +168,7 @@ def _(build):
         eq([seen(p.ds.raw(name), b) for b in (190, 194, 195, NO_WRITE)], [READ, READ, NONE, READ], "a refusal changes nothing")
         lock(one, WRITE, NO_RESIZE, 1)
         holder.call("close", one)  # drops its locks
-        wait_for(lambda: guarded(p.ds), "the guard's stay when a handle with a write lock is closed")
+        wait_for(lambda: guarded(p.ds), "the guard's stay when a handle with a write lock is closed", 2)
         eq(get(two, WRITE, 190, 20), READ, "the one outside")
         os.close(outside)
         eq(get(two, WRITE, 0, 0), NONE, "nothing is left")
@@ -302,7 +302,7 @@ def _(build):
         ok("claim+locks" in must(*build.command(build.ctl, "list"), env=build.env()), "diskguardctl list")
         holder.call("close", fd)
         p.ds.wait_free(name)
-        eq(protection(p.a, name), "none")
+        wait_for(lambda: protection(p.a, name) == "none", "nothing protects it")
 
 
 @suite.case("a crash of the daemon leaves no lock, and the next one takes them again")
