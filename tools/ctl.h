@@ -69,6 +69,8 @@ struct raw_image {
     int header_err;
     struct header header;
     enum header_state state; /* against the claim's plan */
+    bool byte_locks;         /* somebody has QEMU's locks "nobody else may write, resize" on it */
+    bool writer_lock;        /* and "I write" */
 };
 struct raw {
     int err; /* the datastore cannot be read: why says it, nothing below is filled */
@@ -134,7 +136,11 @@ struct item items_find(const struct items *i, uint64_t ino);
 const char *item_path(const struct item *i);
 const char *item_state(const struct item *i); /* free claimed sealed restoring stuck fenced ... unreadable */
 const char *item_holder(const struct source *s, const struct item *i);
-bool item_sealed(const struct item *i); /* false: protected by its claim alone */
+bool item_sealed(const struct item *i); /* false: protected by its claim, and */
+bool item_locked(
+    const struct item
+        *i); /* by QEMU's byte locks, as this host's daemon says: of others only the file itself tells */
+const char *item_protection(const struct item *i); /* a word, for programs */
 bool item_is_held(const struct item *i);
 /* A claim of this boot of this machine, so that its pid means something here. */
 bool item_is_local(const struct item *i);

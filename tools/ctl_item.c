@@ -162,6 +162,19 @@ bool item_sealed(const struct item *i)
     return i->claim && i->claim->kind == CLAIM_HELD && i->claim->extents > 0;
 }
 
+bool item_locked(const struct item *i)
+{
+    return i->live && out_json_get_bool(i->live, "byte_locks");
+}
+
+const char *item_protection(const struct item *i)
+{
+    return !item_is_held(i) ? "none"
+           : item_sealed(i) ? "header+claim"
+           : item_locked(i) ? "claim+locks"
+                            : "claim";
+}
+
 const char *item_holder(const struct source *s, const struct item *i)
 {
     if (i->claim && i->claim->kind == CLAIM_HELD)
@@ -351,7 +364,7 @@ struct json_object *item_json(const struct source *s, const struct item *i)
                           i->live                ? out_json_get_text(i->live, "since", "")
                           : c && item_is_held(i) ? c->since
                                                  : NULL);
-    out_json_text(o, "protection", !item_is_held(i) ? "none" : item_sealed(i) ? "header+claim" : "claim");
+    out_json_text(o, "protection", item_protection(i));
     out_json_bool(o, "here", i->live != NULL);
     json_object_object_add(o, "holder", item_is_held(i) ? holder_json(s, i) : NULL);
     item_trouble(s, i, &trouble);

@@ -72,9 +72,9 @@ static void list_row(struct out_table *t, const struct source *s, const struct i
                                       : i->live ? out_json_get_text(i->live, "since", "")
                                       : c       ? c->since
                                                 : "",
-                                      !held || !known  ? ""
-                                      : item_sealed(i) ? "header+claim"
-                                                       : "claim only"});
+                                      !held || !known                    ? ""
+                                      : item_sealed(i) || item_locked(i) ? item_protection(i)
+                                                                         : "claim only"});
 }
 
 static unsigned list_troubles(const struct ctl *ctl, const struct source *s, const struct items *items)

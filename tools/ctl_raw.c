@@ -150,6 +150,14 @@ static void compare_handle(struct raw_image *im, int fd)
         im->other_file = !io_handle_equal(&h, &im->claim.rec.handle);
 }
 
+/* One of the bytes by which QEMU tells others what it does with a file: daemon/image_bytes.h. */
+static bool is_locked(int fd, off_t byte)
+{
+    struct flock fl = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = byte, .l_len = 1};
+
+    return fcntl(fd, F_OFD_GETLK, &fl) == 0 && fl.l_type != F_UNLCK;
+}
+
 static int load_image(const struct store *s, struct raw_image *im, const char *rel)
 {
     char target[4096];
@@ -177,6 +185,8 @@ static int load_image(const struct store *s, struct raw_image *im, const char *r
     r = load_claim_and_header(s, im, reader);
     if (r == 0)
         compare_handle(im, reader);
+    im->byte_locks = is_locked(reader, 201) && is_locked(reader, 203);
+    im->writer_lock = is_locked(reader, 101);
     return r;
 }
 

@@ -233,6 +233,15 @@ static void show_file(const struct look *l, const struct raw_image *im)
              s->fs->shared ? "shared" : "this host only", ctl_fence_word(s->fence));
 }
 
+/* No seal, but QEMU's locks, be they the guard's or its holder's: on the file itself they are the same. */
+static bool show_locked(const struct look *l)
+{
+    const struct raw_image *im = look_image(l);
+
+    return item_is_held(&l->item) && !item_sealed(&l->item) &&
+           (l->item.live ? item_locked(&l->item) : im && im->byte_locks);
+}
+
 static void show_text(const struct look *l, const struct trouble *t)
 {
     const struct raw_image *im = look_image(l);
@@ -253,6 +262,7 @@ static void show_text(const struct look *l, const struct trouble *t)
     out_line("state:      %s%s\n", i->claim || i->live ? item_state(i) : "never held",
              !item_is_held(i) ? ""
              : item_sealed(i) ? ", protected by header and claim"
+             : show_locked(l) ? ", protected by its claim and QEMU's byte locks"
                               : ", protected by its claim only");
     out_line("format:     %s", format[0] ? format : "none");
     if (size)
@@ -361,6 +371,8 @@ static void show_json(const struct look *l, const struct trouble *t)
     const struct host_record *h = look_host(l);
 
     out_json_text(o, "image", l->rel);
+    if (show_locked(l))
+        out_json_text(o, "protection", "claim+locks");
     if (!l->item.claim && !l->item.live)
         out_json_text(o, "state", "free");
     if (t->code) {

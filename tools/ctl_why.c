@@ -246,7 +246,13 @@ static void why_free(struct answer *a, const struct look *l, const struct raw_im
     struct trouble t;
 
     look_trouble(l, &t);
-    if (t.code) {
+    if (!t.code && im->writer_lock && (raw || im->header.verdict == FORMAT_IMAGE)) {
+        decide(a, "outside-writer", true);
+        say(a, "Refused: nobody holds a claim, but a program that goes around the views has it open for "
+               "write: QEMU's own lock on the file says so.");
+        say(a, "Way out: stop that program. On its host, fuser -v on the file of the datastore, or lslocks, "
+               "names it.");
+    } else if (t.code) {
         decide(a, t.code, true);
         a->repair = true;
         say(a, "Refused: %s.", t.text);
@@ -257,7 +263,9 @@ static void why_free(struct answer *a, const struct look *l, const struct raw_im
         why_image(a, l, im);
     } else if (raw) {
         decide(a, "free", false);
-        say(a, "Granted: nobody holds it. By its name it is guarded as a raw image, by its claim alone%s.",
+        say(a,
+            "Granted: nobody holds it. By its name it is guarded as a raw image, by its claim and QEMU's "
+            "byte locks%s.",
             known ? "" : " (if the view has raw=auto, the default)");
     } else {
         decide(a, "not-an-image", false);

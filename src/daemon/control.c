@@ -89,6 +89,7 @@ static void list_one(void *arg, const struct image_info *info)
     add_u64(o, "error", info->error > 0 ? (uint64_t)info->error : 0);
     add_u64(o, "sync_error", info->sync_error > 0 ? (uint64_t)info->sync_error : 0);
     add_bool(o, "sealed", info->sealed);
+    add_bool(o, "byte_locks", info->byte_locks);
     json_object_array_add(arg, o);
 }
 

@@ -19,24 +19,25 @@
 #include "core/log.h"
 #include "daemon/cred.h"
 #include "daemon/fs.h"
-#include "daemon/image.h"
+#include "daemon/image_bytes.h"
 #include "daemon/park.h"
 
 enum owner_kind { OWNER_BYTES, OWNER_FLOCK };
 
 struct owner {
     enum owner_kind kind;
-    uint64_t id;           /* lock owner of the kernel; for flock: the handle */
-    struct handle *via;    /* that introduced it; only compared */
-    atomic_ullong pid;     /* thread group that locked last */
-    atomic_int fd;         /* on the backing file; -1: not opened yet */
-    atomic_int host_fd;    /* on the memfd; -1: not opened yet */
-    atomic_bool forwarded; /* flock: it went to the handle's descriptor */
-    unsigned refs;         /* under inode_locks.lock: the list has one, each operation under way has one */
+    uint64_t id;             /* lock owner of the kernel; for flock: the handle */
+    struct handle *via;      /* that introduced it; only compared */
+    struct byte_owner bytes; /* what it has of QEMU's bytes, and its pid */
+    atomic_int fd;           /* on the backing file; -1: not opened yet */
+    atomic_int host_fd;      /* on the memfd; -1: not opened yet */
+    atomic_bool forwarded;   /* flock: it went to the handle's descriptor */
+    unsigned refs;           /* under inode_locks.lock: the list has one, each operation under way has one */
     struct owner *next;
 };
 
 struct inode_locks {
+    struct inode *inode;
     struct mutex lock;
     struct owner *owners GUARDED_BY(lock);
     atomic_int memfd;
@@ -53,6 +54,7 @@ static struct inode_locks *locks_get(struct inode *i)
     struct inode_locks *mine = calloc(1, sizeof(*mine));
     if (!mine)
         return NULL;
+    mine->inode = i;
     mutex_init(&mine->lock);
     atomic_store(&mine->memfd, -1);
     if (atomic_compare_exchange_strong(&i->locks, &l, mine))
@@ -99,6 +101,7 @@ static struct owner *owner_get(struct inode_locks *l, enum owner_kind kind, uint
         o->kind = kind;
         o->id = id;
         o->via = via;
+        image_bytes_owner_init(&o->bytes);
         atomic_store(&o->fd, -1);
         atomic_store(&o->host_fd, -1);
         o->refs = 1;
@@ -116,8 +119,10 @@ static void owner_put(struct inode_locks *l, struct owner *o)
     mutex_lock(&l->lock);
     bool last = --o->refs == 0;
     mutex_unlock(&l->lock);
-    if (last)
-        owner_destroy(o);
+    if (!last)
+        return;
+    image_bytes_forget(l->inode, &o->bytes);
+    owner_destroy(o);
 }
 
 /* ---- descriptors ---- */
@@ -226,21 +231,23 @@ static int set_on_host(struct inode_locks *l, struct owner *o, short type, struc
     return set_range(host_fd(l, o), type, r);
 }
 
-static int set_below(const struct inode *i, struct inode_locks *l, struct owner *o, short type,
-                     struct range r)
+static int set_below(struct inode *i, struct inode_locks *l, struct owner *o, short type, struct range r)
 {
     if (atomic_load(&l->host_only))
         return set_on_host(l, o, type, r);
     if (type == F_UNLCK && atomic_load(&o->fd) < 0)
         return 0;
-    int e = set_range(backing_fd(i, o), type, r);
+    int fd = backing_fd(i, o);
+    int e = fd >= 0 && image_bytes_in(i, r.start, r.len)
+                ? image_bytes_set(i, &o->bytes, fd, type, r.start, r.len)
+                : set_range(fd, type, r);
     if (e == 0)
         atomic_store(&l->backing_ok, true);
     return fall_back(l, e) ? set_on_host(l, o, type, r) : e;
 }
 
 /* -EAGAIN: somebody else's lock is in the way. */
-static int set_lock(const struct inode *i, struct inode_locks *l, struct owner *o, const struct flock *lock)
+static int set_lock(struct inode *i, struct inode_locks *l, struct owner *o, const struct flock *lock)
 {
     struct range below, above;
     bool has_above = part_above(lock, &above);
@@ -261,14 +268,26 @@ static int query(int fd, const struct flock *lock, struct range r, struct flock 
     return fcntl(fd, F_OFD_GETLK, ret) < 0 ? -errno : 0;
 }
 
-static int get_lock(const struct inode *i, struct inode_locks *l, struct owner *o, const struct flock *lock,
-                    struct flock *ret)
+/* The same of the backing file below the fence. *ret_pid as image_bytes_get() tells it. */
+static int query_below(struct inode *i, struct owner *o, const struct flock *lock, struct range r,
+                       struct flock *ret, pid_t *ret_pid)
+{
+    int fd = backing_fd(i, o);
+    if (fd < 0 || !image_bytes_in(i, r.start, r.len))
+        return query(fd, lock, r, ret);
+    return image_bytes_get(i, &o->bytes, fd, lock->l_type, r.start, r.len, ret, ret_pid);
+}
+
+/* *ret_pid: -1 where it is not known yet. */
+static int get_lock(struct inode *i, struct inode_locks *l, struct owner *o, const struct flock *lock,
+                    struct flock *ret, pid_t *ret_pid)
 {
     struct range part;
     *ret = (struct flock){.l_type = F_UNLCK};
+    *ret_pid = -1;
     int r = 0;
     if (part_below(lock, &part)) {
-        r = atomic_load(&l->host_only) ? -ENOLCK : query(backing_fd(i, o), lock, part, ret);
+        r = atomic_load(&l->host_only) ? -ENOLCK : query_below(i, o, lock, part, ret, ret_pid);
         if (r < 0 && (atomic_load(&l->host_only) || fall_back(l, r)))
             r = query(host_fd(l, o), lock, part, ret);
     }
@@ -297,7 +316,7 @@ static pid_t pid_of(struct inode_locks *l, const struct flock *found)
         int fd = on_host ? atomic_load(&all[k]->host_fd) : atomic_load(&all[k]->fd);
         struct flock probe = {.l_type = F_WRLCK, .l_start = found->l_start, .l_len = found->l_len};
         if (pid == 0 && fd >= 0 && fcntl(fd, F_OFD_GETLK, &probe) == 0 && probe.l_type == F_UNLCK)
-            pid = (pid_t)atomic_load(&all[k]->pid);
+            pid = (pid_t)atomic_load(&all[k]->bytes.pid);
         owner_put(l, all[k]);
     }
     return pid;
@@ -314,9 +333,10 @@ void fs_getlk(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi, struct 
         return;
     }
     struct flock found;
-    int r = get_lock(h->inode, l, o, lock, &found);
+    pid_t pid;
+    int r = get_lock(h->inode, l, o, lock, &found, &pid);
     if (r == 0 && found.l_type != F_UNLCK)
-        found.l_pid = pid_of(l, &found);
+        found.l_pid = pid >= 0 ? pid : pid_of(l, &found);
     owner_put(l, o);
     if (r < 0)
         fuse_reply_err(req, -r);
@@ -393,7 +413,7 @@ static int try_bytes(struct lock_op *op, struct inode_locks *l)
     if (!o)
         return op->lock.l_type == F_UNLCK ? 0 : -ENOMEM; /* an owner that is unknown has nothing to unlock */
     if (op->lock.l_pid > 0)
-        atomic_store(&o->pid, (unsigned long long)op->lock.l_pid);
+        atomic_store(&o->bytes.pid, (unsigned long long)op->lock.l_pid);
     int r = set_lock(op->h->inode, l, o, &op->lock);
     owner_put(l, o);
     return r;
@@ -475,6 +495,7 @@ static void drop_owners(struct daemon *d, struct inode_locks *l,
     while (gone) {
         struct owner *o = gone;
         gone = o->next;
+        image_bytes_forget(l->inode, &o->bytes);
         /* Closing unlocks; but an operation under way on another thread may keep the owner a while. */
         if (atomic_load(&o->fd) >= 0)
             (void)set_range(atomic_load(&o->fd), F_UNLCK, (struct range){0, 0});

@@ -152,6 +152,7 @@ void image_end(struct daemon *d, struct image *img)
 {
     struct inode *i = img->inode;
     rwlock_write(&img->header);
+    image_bytes_drop(img); /* closing is not enough: plain writers may share the open file */
     free(img->rec);
     img->rec = NULL;
     int fd = img->fd;
@@ -160,6 +161,7 @@ void image_end(struct daemon *d, struct image *img)
     atomic_store(&img->io_error, 0);
     atomic_store(&img->sync_error, 0);
     atomic_store(&img->wrote, false);
+    atomic_store(&img->bytes_logged, false);
     rwlock_write_unlock(&img->header);
     if (fd >= 0)
         close(fd); /* synced by the restore; the fence lock goes with it */
@@ -315,6 +317,7 @@ static int restore_steps(struct daemon *d, struct image *img) REQUIRES(img->head
         mutex_unlock(&img->lock);
         atomic_store(&img->wrote, false);
     }
+    image_bytes_drop(img);
     struct seal s = image_seal(d, img);
     mutex_lock(&img->lock);
     s.unfence = img->plain_fd < 0; /* else the lock is that of plain writers, too */

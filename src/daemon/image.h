@@ -131,7 +131,8 @@ struct image_info {
     char since[32];
     int error; /* STUCK, FENCED: the errno that led there, positive */
     int sync_error;
-    bool sealed; /* false: protected by its claim alone */
+    bool sealed;     /* false: protected by its claim, and */
+    bool byte_locks; /* by the guard's locks on QEMU's bytes */
 };
 void image_each(struct daemon *d, void (*fn)(void *arg, const struct image_info *info), void *arg);
 /* Keeper: a round retries STUCK images, checks the claims of SEALED ones, and looks at the writers of plain files. It only hands these out to the pool:

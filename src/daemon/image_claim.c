@@ -24,6 +24,13 @@ static void set_rival(struct image *img, const struct record *rec)
 
 /* ---- claiming ---- */
 
+static void outside_refused(struct image *img)
+{
+    mutex_lock(&img->lock);
+    img->rival.outside = true;
+    mutex_unlock(&img->lock);
+}
+
 static int busy_with(struct image *img, const struct record *rec)
 {
     set_rival(img, rec);
@@ -356,6 +363,10 @@ static int acquire_locked(struct daemon *d, struct image *img, const struct acqu
         image_fence_refused(img, true);
         return -EBUSY;
     }
+    if (r == 0)
+        r = image_bytes_take(img, a->judge && img->rec->plan.n == 0);
+    if (r == -EBUSY)
+        outside_refused(img);
     if (r < 0)
         return r;
     struct record *rec = img->rec;
@@ -412,8 +423,11 @@ int image_acquire(struct daemon *d, struct image *img, const struct acquire *a, 
         img->mtime = img->rec->mtime;
         mutex_unlock(&img->lock);
         image_note(img);
+        if (r == 0 && a->judge)
+            image_bytes_follow(d, img); /* the header that stands there now may have another plan */
         atomic_store(&img->held, true);
     } else { /* at once, under the lock: a record without a claim must explain nothing to a reader */
+        image_bytes_drop(img);
         free(img->rec);
         img->rec = NULL;
         if (img->fd >= 0)

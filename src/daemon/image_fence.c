@@ -124,6 +124,7 @@ void image_let_go(struct image *img)
     if (plain_fd >= 0)
         close(plain_fd);
     rwlock_write(&img->header);
+    image_bytes_drop(img);
     int seal_fd = img->fd;
     img->fd = -1;
     rwlock_write_unlock(&img->header);

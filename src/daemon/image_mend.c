@@ -140,6 +140,8 @@ int image_mend_seal(struct daemon *d, struct image *img)
                         "guest data that was not synced is lost with the descriptor that the storage gave up",
                         r);
     r = io_cache_drop(fd);
+    if (r == 0)
+        r = image_bytes_renew(d, img, fd);
     if (r == 0 && img->fd >= 0)
         return image_replace_fd(fd, img->fd);
     if (r == 0)
@@ -211,6 +213,8 @@ int image_mend(struct daemon *d, struct handle *h)
     int r = image_replace_fd(fd, h->fd);
     if (r == 0 && fenced_meanwhile(img, h))
         return -EIO;
+    if (r == 0)
+        image_bytes_tend(d, img); /* what this descriptor has met, the seal's will meet */
     if (r == 0)
         image_log_state(d, img, LOG_WARNING,
                         "the storage had given up a descriptor (the locks of this host ran out?). Nobody has "

@@ -11,6 +11,7 @@ void image_fence_refused(struct image *img, bool refused)
 {
     mutex_lock(&img->lock);
     img->rival.fenced = refused;
+    img->rival.outside = false;
     mutex_unlock(&img->lock);
 }
 

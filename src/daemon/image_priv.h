@@ -3,13 +3,14 @@
  *   image_claim.c  taking the claim, the seal    image_probe.c  what a file is, and the lines of refusals
  *   image_edit.c   I/O in the zone               image_mend.c   storage that answers EIO or ESTALE
  *   image_plain.c  the fence of plain files        image_fence.c  the fence of those that write an image
- *   image_tend.c   the keeper's look at each image */
+ *   image_tend.c   the keeper's look at each image  image_bytes.c  QEMU's own locks */
 #ifndef DISKGUARD_IMAGE_PRIV_H
 #define DISKGUARD_IMAGE_PRIV_H
 
 #include "core/log.h"
 #include "daemon/cred.h"
 #include "daemon/image.h"
+#include "daemon/image_bytes.h"
 #include "daemon/keeper.h"
 #include "daemon/park.h"
 
@@ -20,7 +21,8 @@ struct image_rival {
     uint64_t pid, generation;
     char since[32];
     bool restoring;
-    bool fenced; /* nobody's claim: the fence lock was not granted */
+    bool fenced;  /* nobody's claim: the fence lock was not granted */
+    bool outside; /* nobody's claim: a QEMU lock says that a program outside of the views writes it */
 };
 
 struct image {
@@ -56,6 +58,8 @@ struct image {
     struct rwlock header;
     struct record *rec GUARDED_BY(header); /* NULL: not held by this host */
     int fd GUARDED_BY(header);             /* the seal's descriptor, with the fence lock; -1 */
+    bool bytes_held GUARDED_BY(header);    /* image_bytes.c: and with the guard's locks on QEMU's bytes */
+    struct byte_owner *byte_owners GUARDED_BY(header); /* who of this view has locks there */
 
     /* Where a write or read must be looked at (struct format_zone), for a look without lock. While the image is held: written under header held for writing. */
     atomic_ullong zone_head, zone_tail;
@@ -66,6 +70,7 @@ struct image {
     atomic_bool raw_named;     /* a name made it a raw image once */
     atomic_bool closed_logged; /* that the daemon may not open the file was reported */
     atomic_bool eio_logged;    /* an unexplained seal was reported */
+    atomic_bool bytes_logged;  /* that somebody outside writes during this hold was reported */
 };
 
 struct image_table {
@@ -193,6 +198,20 @@ DG_MUST_CHECK int image_plain_mend(struct daemon *d, struct image *img) EXCLUDES
 void image_plain_bar(struct image *img) EXCLUDES(img->lock);
 /* Notes for image_refused() why -EBUSY: the fence lock was refused, and no claim says by whom. */
 void image_fence_refused(struct image *img, bool refused) EXCLUDES(img->lock);
+/* ---- image_bytes.c: the guard's own locks on the bytes that QEMU locks ---- */
+
+/* Looks whether a QEMU outside of this view has the file open for write: -EBUSY. hold: takes the guard's locks first, on img->fd, if the storage has locks;
+ * they are let go again on failure. */
+DG_MUST_CHECK int image_bytes_take(struct image *img, bool hold) REQUIRES(img->header);
+/* Lets them go; the programs' own stay. Before the claim is freed, so that they are not in the way of the next holder's QEMU. */
+void image_bytes_drop(struct image *img) REQUIRES(img->header);
+/* The plan may have changed: takes them where no seal stands now, drops them where one does. Logs what fails. */
+void image_bytes_follow(struct daemon *d, struct image *img) REQUIRES(img->header);
+/* fd is about to take the place of img->fd: takes them on it. */
+DG_MUST_CHECK int image_bytes_renew(struct daemon *d, struct image *img, int fd) REQUIRES(img->header);
+/* Keeper, or after the storage gave up a descriptor: are they still there? If not, the seal's descriptor is opened anew. */
+void image_bytes_tend(struct daemon *d, struct image *img) EXCLUDES(img->lock, img->header);
+
 /* Is the file of a handle that is being opened guarded, by its header, its name or a claim? image_open.c. */
 DG_MUST_CHECK int image_guarded_inode(struct daemon *d, struct inode *i, bool *ret);
 DG_MUST_CHECK int image_guarded_file(struct daemon *d, struct handle *h, bool *ret);

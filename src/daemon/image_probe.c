@@ -160,6 +160,15 @@ void image_log_refused(struct daemon *d, struct inode *i, const char *what, cons
     log_image(LOG_WARNING, path, NULL, 0, "refused %s of '%s': %s", what, path, text);
 }
 
+/* Where the file is without a view, for a shell. */
+static const char *raw_path(struct daemon *d, struct inode *i, char *ret, size_t size)
+{
+    char below[PATH_MAX], path[2 * PATH_MAX];
+    image_path(d, i, below, sizeof(below));
+    snprintf(path, sizeof(path), "%s/%s", d->store.path, below);
+    return base_quote(path, ret, size);
+}
+
 void image_refused(struct daemon *d, struct inode *i, const struct opener *who, const char *what, int err)
 {
     struct image *img = atomic_load(&i->image);
@@ -169,7 +178,7 @@ void image_refused(struct daemon *d, struct inode *i, const struct opener *who, 
     enum image_state state = img->state;
     struct opener holder = img->holder;
     struct image_rival rival = img->rival;
-    char since[32], quoted[256];
+    char since[32], quoted[256], raw[1024];
     snprintf(since, sizeof(since), "%s", img->info.since);
     uint64_t generation = img->info.generation;
     mutex_unlock(&img->lock);
@@ -183,6 +192,14 @@ void image_refused(struct daemon *d, struct inode *i, const struct opener *who, 
                           "fuser -v on the other hosts. NFSv3 keeps the lock of a host that is off until "
                           "that host boots again or the server's lock manager is restarted",
                           (unsigned long long)who->pid, d->host.name);
+    else if (state == IMAGE_IDLE && rival.outside)
+        image_log_refused(d, i, what,
+                          "asked for by pid %llu; nobody's claim, but a program outside of the views has it "
+                          "open for write, or locked: "
+                          "QEMU's own lock on the file says so. Stop that program; on its host fuser -v %s, "
+                          "or lslocks, names it. NFSv3 keeps the lock of a host that is off until that host "
+                          "boots again or the server's lock manager is restarted",
+                          (unsigned long long)who->pid, raw_path(d, i, raw, sizeof(raw)));
     else if (state == IMAGE_IDLE && rival.host_name[0])
         image_log_refused(
             d, i, what,

@@ -99,6 +99,7 @@ static void tend_one(struct daemon *d, struct image *img)
     } else if (state == IMAGE_SEALED || state == IMAGE_VANISHED) {
         check_claim(d, img);
         seal_late(d, img);
+        image_bytes_tend(d, img);
     }
 }
 
