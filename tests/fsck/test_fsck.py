@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """fsck.diskguard on states that daemons leave behind. Usage: test_fsck.py BUILD-DIRECTORY [NAME-PART]"""
+import fcntl
 import os
 import pty
 import shutil
@@ -11,6 +12,8 @@ import zlib
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from lab import STATES, UUID_A, UUID_B, UUID_C, Skip, clean, expect, main, sha, test, tree, unchanged  # noqa: E402
+
+F_OFD_SETLK = 37  # <asm-generic/fcntl.h>
 
 # ---- the plain cases ----
 
@@ -208,22 +211,55 @@ def alien_header_is_not_touched(lab):
         lab.fsck("-y")
 
 
-@test
-def orphan_is_only_reported(lab):
-    path = lab.image("a.qcow2", "1G")
-    v2 = lab.image("v2.qcow2", "1G", "-o", "compat=0.10")
-    lab.mkclaim("leave", "a.qcow2", "sealed", options=["--no-journal"])
-    lab.mkclaim("leave", "v2.qcow2", "sealed", options=["--no-journal"])
+def forget_claims(lab):
     for name in lab.claims():
         os.unlink(os.path.join(lab.ds, ".diskguard", "claims", name))
+
+
+@test
+def orphan_without_its_size(lab):
+    path = lab.image("a.qcow2", "1G")
+    v2 = lab.image("v2.qcow2", "1000M", "-o", "compat=0.10")
+    good = sha(path), sha(v2)
+    lab.mkclaim("leave", "a.qcow2", "sealed", options=["--no-journal"])
+    lab.mkclaim("leave", "v2.qcow2", "sealed", options=["--no-journal"])
+    forget_claims(lab)
     os.link(path, os.path.join(lab.ds, "second-name.qcow2"))
-    before = sha(path), sha(v2)
-    for mode in ("-n", "-p", "-y"):
+    sealed = sha(path), sha(v2)
+    for mode in ("-n", "-p"):
         r = expect(lab.fsck(mode, "--json"), 4)
         assert lab.code(r) == ["orphan", "orphan"], r
-        detail = [f["detail"] for f in r.json()["found"] if not f["image"].startswith("v2")][0]
-        assert "nodea" in detail and "true size 1073741824 bytes" in detail, detail
-    assert (sha(path), sha(v2)) == before
+        detail = {f["image"].startswith("v2"): f["detail"] for f in r.json()["found"]}
+        assert "nodea" in detail[False] and "it is 1073741824 bytes" in detail[False] and "fsck.diskguard -y" in detail[False], detail
+        assert "at most 1073741824 bytes" in detail[True] and "--size IMAGE=BYTES" in detail[True], detail
+        assert (sha(path), sha(v2)) == sealed
+    # What the file holds is used, a bound is not.
+    r = expect(lab.fsck("-y", "--json"), 5)
+    assert sorted(f["result"] for f in r.json()["found"]) == ["left", "repaired"], r
+    assert sha(path) == good[0] and sha(v2) == sealed[1]
+    assert lab.claim_state(path) == "free"
+    # A size that the file contradicts is refused, and so is one for another image.
+    for wrong in ("v2.qcow2=2000000000", "v3.qcow2=1048576000"):
+        expect(lab.fsck("-y", "--size", wrong), 4)
+        assert sha(v2) == sealed[1], wrong
+    for wrong in ("v2.qcow2", "=5", "v2.qcow2=0", "v2.qcow2=-1", "v2.qcow2=5k", "v2.qcow2=99999999999999999999"):
+        expect(lab.fsck("-y", "--size", wrong), 16)
+    expect(lab.fsck("-y", "--size", "./v2.qcow2=1048576000"), 1)
+    assert (sha(path), sha(v2)) == good
+    expect(lab.fsck("-y"), 0)
+
+
+@test
+def orphan_that_is_still_written(lab):
+    path = lab.image("a.qcow2", "1G")
+    lab.mkclaim("leave", "a.qcow2", "sealed", options=["--no-journal"])
+    forget_claims(lab)
+    sealed = sha(path)
+    with open(path, "r+b") as f:
+        fcntl.fcntl(f, F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_RDLCK, 0, 1 << 62, 1, 0))  # the fence of a writer
+        expect(lab.fsck("-y"), 4)
+        assert sha(path) == sealed and not lab.claims()
+    expect(lab.fsck("-y"), 1)
 
 
 @test
