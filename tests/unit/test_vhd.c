@@ -317,7 +317,9 @@ Test(vhd, sealed_and_broken)
     b[200] ^= 1;
     cr_assert_eq(probe(b, FILE_SIZE, &info), PROBE_SEALED);
     cr_assert_eq(windows_rescue(&format_vhd, b, FILE_SIZE, NULL, &rescue, &plan), -EUCLEAN);
-    memset(b + 448, 0, 64); /* the mark without the type, the type without the mark */
+    put(b + TAIL, 8, 0);
+    memset(b + 448, 0, 64); /* the type without the mark */
+    put(b + 64, 4, 0);
     cr_assert_eq(probe(b, FILE_SIZE, &info), PROBE_SEALED);
     cr_assert_eq(windows_rescue(&format_vhd, b, FILE_SIZE, NULL, &rescue, &plan), -EUCLEAN);
 }
