@@ -5,8 +5,9 @@
  *     of what a log may change (spec, 2.3: the header section is never logged).
  *   - Region table and metadata items are found by their tables: QEMU and Hyper-V put them at different places.
  *   - Only the region table at 0x30000 counts, as QEMU reads no other; the headers are compared as QEMU does it.
- *   - qemu-img create writes headers, region tables and metadata, in this order. Metadata that is wholly zero, or beyond the end of the file, is not there yet: an image
- *     whose size is not known. A write there must not change what the file is, because the log and the BAT lie before it and zone.head must not reach them.
+ *   - qemu-img create writes headers, region tables, the metadata table and its items, in this order. A table or items that are all zero, or that the file ends
+ *     in or before, are not there yet: an image whose size is not known. A write there must not change what the file is, because the log and the BAT lie
+ *     before it and zone.head must not reach them.
  *
  * The seal. QEMU replays the log, and writes both headers, before it looks at region table and size; so both headers lose their signature, and
  * every opener refuses the file before it writes. Either header alone is enough to open the image, so the signatures of the region tables go first and come back last: with
@@ -129,8 +130,7 @@ struct image {
     const uint8_t *header[2]; /* NULL: beyond the end of the file */
     const uint8_t *regions;
     struct region log, bat, metadata;
-    const uint8_t *table; /* the metadata table, table_len bytes of it are in the file; NULL: not there yet */
-    size_t table_len;
+    const uint8_t *table;       /* the metadata table; NULL: not there yet */
     const uint8_t *item[ITEMS]; /* what its entry says; NULL: none */
 };
 
@@ -296,8 +296,7 @@ static bool load_table(struct view *v, struct image *im)
     uint64_t left = v->file_size > im->metadata.off ? v->file_size - im->metadata.off : 0;
     size_t window = left < METADATA_WINDOW ? (size_t)left : METADATA_WINDOW;
 
-    im->table_len = window < METADATA_TABLE ? window : METADATA_TABLE;
-    if (im->table_len < METADATA_FIRST)
+    if (window < METADATA_TABLE)
         return true;
     if (!get(v, im->metadata.off, window, &im->table))
         return false;
@@ -336,9 +335,8 @@ static bool check_metadata(struct image *im, struct format_info *info)
 
     if (memcmp(im->table, METADATA_SIGNATURE, METADATA_SIGNATURE_LEN) != 0)
         return format_lies(info, "no metadata table at 0x%" PRIx64, im->metadata.off);
-    if (n > METADATA_MAX || METADATA_FIRST + n * ITEM > im->table_len)
-        return format_lies(info, "%u metadata items are more than %u, or the file ends before", n,
-                           METADATA_MAX);
+    if (n > METADATA_MAX)
+        return format_lies(info, "%u metadata items are more than %u", n, METADATA_MAX);
     for (unsigned i = 0; i < n; i++)
         if (!check_entry(im, info, i))
             return false;
@@ -374,14 +372,14 @@ static enum probe check_items(struct view *v, const struct image *im, struct for
     if (!get_item(v, im, ITEM_PARAMETERS, &parameters) || !get_item(v, im, ITEM_SIZE, &size) ||
         !get_item(v, im, ITEM_LOGICAL, &logical))
         return PROBE_MORE;
-    if (!parameters || !size || !logical) {
-        format_lies(info, "the file ends before its metadata items");
-        return PROBE_LIES;
-    }
+    if (!parameters || !size || !logical)
+        return PROBE_YES; /* beyond the end of the file: not there yet */
     block = le32(parameters);
     parent = (le32(parameters + 4) & HAS_PARENT) != 0;
     sector = le32(logical);
     bytes = le64(size);
+    if (block == 0 && bytes == 0 && sector == 0)
+        return PROBE_YES; /* not there yet */
     if (block < MIB || block > BLOCK_SIZE_MAX || (block & (block - 1)) != 0)
         format_lies(info, "the block size %" PRIu32 " is no power of two in 1..256 MiB", block);
     else if (sector != 512 && sector != 4096)

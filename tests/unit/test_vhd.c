@@ -113,9 +113,9 @@ Test(vhd, fields_of_dynamic)
         {0, 8, 0, "copy at 0 is missing", false},
         {8, 4, 0, NULL, false},
         {12, 4, 0x20000, "version", false},
-        {16, 8, 511, "data offset", false},
-        {16, 8, UINT64_MAX, "data offset", false},
-        {16, 8, (1 << 20) + 1, "data offset", false},
+        {16, 8, 511, "outside 512", false},
+        {16, 8, UINT64_MAX, "outside 512", false},
+        {16, 8, (1 << 20) + 1, "outside 512", false},
         {16, 8, 1 << 20, "no dynamic disk header", false},
         {16, 8, FILE_SIZE - 1023, "no dynamic disk header", false},
         {20, 4, 513, "no dynamic disk header", false},
@@ -211,6 +211,8 @@ Test(vhd, zone_reaches_the_dynamic_header)
 
     build(b, 3, "win ");
     memcpy(b + 40000, b + 512, 1024);
+    put(b + 40016, 8, 40000 - 24); /* the table ends where it begins */
+    sum(b + 40000, 1024, 36);
     put(b + 16, 8, 40000);
     sum(b, 512, 64);
     cr_assert_eq(probe(b, sizeof(b), &info), PROBE_YES, "%s", info.why);
@@ -315,7 +317,9 @@ Test(vhd, sealed_and_broken)
     b[200] ^= 1;
     cr_assert_eq(probe(b, FILE_SIZE, &info), PROBE_SEALED);
     cr_assert_eq(windows_rescue(&format_vhd, b, FILE_SIZE, NULL, &rescue, &plan), -EUCLEAN);
-    memset(b + 448, 0, 64); /* the mark without the type, the type without the mark */
+    put(b + TAIL, 8, 0);
+    memset(b + 448, 0, 64); /* the type without the mark */
+    put(b + 64, 4, 0);
     cr_assert_eq(probe(b, FILE_SIZE, &info), PROBE_SEALED);
     cr_assert_eq(windows_rescue(&format_vhd, b, FILE_SIZE, NULL, &rescue, &plan), -EUCLEAN);
 }
