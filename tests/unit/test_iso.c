@@ -66,7 +66,7 @@ Test(iso, lengths)
     struct format_info info;
 
     build(b);
-    for (uint64_t n = 0; n <= FILE_SIZE; n += n < 0x7ff0 ? 1 + n / 2 : 1) {
+    for (uint64_t n = 0; n <= FILE_SIZE; n += n < 0x7000 ? 0x700 : 1) {
         cr_assert_eq(probe(b, n, &info), n < 0x8800 ? PROBE_NO : PROBE_YES);
         cr_assert_eq(info.virtual_size, n < 0x8800 ? 0 : n);
     }
