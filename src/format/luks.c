@@ -116,12 +116,15 @@ static enum probe load(struct view *v, struct luks *l)
     memset(l, 0, sizeof(*l));
     if (n < MAGIC_LEN + 2)
         return PROBE_NO;
+    l->p = view_get(v, 0, MAGIC_LEN);
+    if (!l->p)
+        return PROBE_MORE;
+    if (memcmp(l->p, MAGIC, MAGIC_LEN) != 0)
+        return PROBE_NO;
+    l->n = n;
     l->p = view_get(v, 0, n);
     if (!l->p)
         return PROBE_MORE;
-    l->n = n;
-    if (memcmp(l->p, MAGIC, MAGIC_LEN) != 0)
-        return PROBE_NO;
     version = be16(l->p + OFF_VERSION);
     if (version == 1) {
         l->version = n < LUKS1_LEN ? 0 : 1;
