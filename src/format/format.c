@@ -14,6 +14,8 @@ static const struct format *const formats[] = {
     &format_vdi,
     &format_qed,
     &format_parallels,
+    &format_luks,
+    &format_iso,
     &format_raw,
 };
 #define FORMATS (sizeof(formats) / sizeof(formats[0]))

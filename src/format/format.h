@@ -137,6 +137,8 @@ extern const struct format format_vmdk;  /* vmdk.c */
 extern const struct format format_vdi;   /* vdi.c */
 extern const struct format format_qed;   /* qed.c */
 extern const struct format format_parallels; /* parallels.c */
+extern const struct format format_luks;  /* luks.c */
+extern const struct format format_iso;   /* iso.c: ISO 9660; its plan has no extents */
 extern const struct format format_raw;   /* raw.c: partition tables; its plan has no extents */
 
 enum verdict {

@@ -120,6 +120,21 @@ Test(qcow2_rescue, unknown_table)
     }
 }
 
+/* A known table with one row more is not a known table. */
+Test(qcow2_rescue, longer_table)
+{
+    uint8_t b[FORMAT_REACH], disk[FORMAT_REACH];
+    struct rescue got;
+
+    build_qemu(b, 0x23);
+    header_put(b, TABLE - 4, 4, 4 * ROW);
+    memcpy(b + TABLE + 3 * ROW, "\2\7other", 7);
+    seal(b, PLAN_MAX, disk);
+    cr_assert_eq(rescue(disk, IMAGE_SIZE, NULL, &got), 0);
+    check_candidate(&got, 0, RESCUE_EXACT, VIRTUAL_SIZE, "not known");
+    cr_assert_str_eq((const char *)disk + TABLE + 3 * ROW + 2, "raw external data");
+}
+
 /* Each subset of the three marks. */
 Test(qcow2_rescue, partial_seals)
 {
