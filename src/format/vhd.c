@@ -157,7 +157,7 @@ static bool unseal(const uint8_t *f, uint8_t ret[FOOTER])
     }
     if (type || !mark)
         invert_checksum(ret);
-    return true;
+    return !is_sealed(ret); /* a made-up footer may say of itself that it was sealed before */
 }
 
 /* As QEMU has it; bytes, not checked yet. */
