@@ -8,7 +8,8 @@ import struct
 
 import dgops
 from dgqemu import QemuIo, Vm, make_qcow2
-from dgtest import Proc, Suite, eq, is_sealed, must, ok, pair, raises, read_at, refused, run, wait_for
+from dgtest import Proc, Skip, Suite, eq, is_sealed, must, ok, pair, raises, read_at, refused, run, suite_tmp, wait_for
+from test_trouble import answer_stale
 from test_vm import boot_image, boots_of, drive
 
 suite = Suite(__file__)
@@ -320,6 +321,32 @@ def _(build):
             fd = again.call("open", p.a.path(name), RDWR)
             ok(guarded(p.ds), "locks stand again")
             again.call("close", fd)
+
+
+@suite.case("the seal's descriptor is replaced after the storage gave it up: the new one has the locks")
+def _(build):
+    if not build.hooks:
+        raise Skip("needs a build with hooks")
+    flag = os.path.join(suite_tmp(), "stale")
+    with pair(build, "wait=0", hosts=("a",), env={"DISKGUARD_HOOK_STALE": flag, "DISKGUARD_BEAT_MS": "100"}) as p, Proc() as holder:
+        name = image(p.ds)
+        mark = p.a.log_size()
+        fd = holder.call("open", p.a.path(name), RDWR)
+        holder.call("lock", fd, READ, NO_WRITE, 1)
+        answer_stale(flag, p.ds.raw(name))
+        p.a.wait_log("VANISHED", mark)
+        answer_stale(flag)
+        p.a.wait_log("it is held as before", mark)
+        raises(errno.EIO, holder.call, "pwrite", fd, b"x" * 512, 512)
+        ok(guarded(p.ds), "the locks stand on the new descriptor")
+        holder.call("pwrite", fd, b"x" * 512, 512)
+        eq(holder.call("getlock", fd, WRITE, NO_WRITE, 1), NONE, "and are not seen by the holder")
+        holder.call("lock", fd, NONE, NO_WRITE, 1)
+        ok(guarded(p.ds), "nor dropped by its unlock")
+        raw_refused(p.ds)
+        holder.call("close", fd)
+        p.ds.wait_free(name)
+        ok(nothing(p.ds), "no lock stays")
 
 
 @suite.case("a clean stop of the daemon with a held image leaves no lock")
