@@ -46,8 +46,8 @@ def openers(kind, image):
             "system rw": system(*kind.drive(image)),
             "system ro": system(*kind.drive(image, ",readonly=on")),
         }
-    found["info probed"] = ["qemu-img", "info", image]
-    found["system probed"] = system("-drive", "if=none,id=d,readonly=on,file=" + image, "-device", "virtio-blk-pci,drive=d")
+    found["info probed"] = ["qemu-img", "info", kind.opened(image)]
+    found["system probed"] = system("-drive", "if=none,id=d,readonly=on,file=" + kind.opened(image), "-device", "virtio-blk-pci,drive=d")
     found["raw"] = ["qemu-io", "-r", "-f", "raw", "-c", "length", image]
     for name in kind.tools:
         found[name] = ["cryptsetup", name, image] if "uks" in name else [name, image]
@@ -81,7 +81,7 @@ def controls(kind, folder):
 
 
 def refused(kind, folder, working, names, stage):
-    before = content(folder)
+    before, length = content(folder), os.path.getsize(kind.image(folder))
     for name, argv in openers(kind, kind.image(folder)).items():
         if name not in working or (names and name not in names):
             continue
@@ -90,6 +90,8 @@ def refused(kind, folder, working, names, stage):
             result(not worked and code > 0, "%s: %s refuses %s" % (kind.name, name, stage), "exit %d: %s" % (code, out))
         else:
             result(worked, "%s: %s opens %s, as the kind says" % (kind.name, name, stage), out)
+            if name == "resize":
+                os.truncate(kind.image(folder), length)
         after = content(folder)
         result(after == before, "%s: %s changes no byte of %s" % (kind.name, name, stage), out)
         before = after

@@ -21,14 +21,15 @@ class Kind:
     """format: as diskguard names it ("-": a plain file); qemu: the driver ("": QEMU has none for it); size: for qemu-img create; build: makes the image in
     place of qemu-img; patch: changes it afterwards; fill: commands for qemu-io that put data in; grow: those that allocate more, one by one; resize: QEMU
     can; cannot: {opener, or ALL: why it cannot refuse}; huge: too long to be read as a whole; files: all that belong to it; writes: QEMU can write to
-    it; mask: {what: function(bytearray)} takes out what differs from one run to the next."""
+    it; mask: {what: function(bytearray)} takes out what differs from one run to the next; door: the file beside it through which programs open it."""
 
     def __init__(self, name, fmt, qemu=None, size=8 * MIB, options="", *, file="image", build=None, patch=None, fill=("write -P 7 0 64k",),
                  grow=("write -P 8 1M 64k", "write -P 9 3M 1M", "write -P 10 6M 1500k"), resize=False, cannot=None, secret=False,
-                 huge=False, writes=True, mask=None, tools=()):
+                 huge=False, writes=True, mask=None, tools=(), door=None):
         self.name, self.format, self.qemu, self.size, self.options = name, fmt, fmt if qemu is None else qemu, size, options
         self.file, self.build, self.patch, self.fill, self.grow, self.resize = file, build, patch, fill, grow, resize
         self.secret, self.huge, self.writes, self.mask, self.tools = secret, huge, writes, mask or {}, tools
+        self.door = door
         self.cannot = {"raw": RAW, **(cannot or {})}
 
     def may_refuse(self, opener):
@@ -36,6 +37,9 @@ class Kind:
 
     def image(self, folder):
         return os.path.join(folder, self.file)
+
+    def opened(self, path):
+        return os.path.join(os.path.dirname(path), self.door) if self.door else path
 
     def create(self, folder):
         """The command that makes the image, without its data; None: build does."""
@@ -46,12 +50,12 @@ class Kind:
         """Arguments that name the image and its format for qemu-img and qemu-io."""
         if self.secret:
             return [*SECRET, "--image-opts", "driver=%s,file.filename=%s,key-secret=sec0" % (self.qemu, path)]
-        return ["-f", self.qemu, path]
+        return ["-f", self.qemu, self.opened(path)]
 
     def drive(self, path, options=""):
         """Arguments of qemu-system for a disk."""
         return [*(SECRET if self.secret else ()), "-drive", "if=none,id=d,file=%s,format=%s%s%s" %
-                (path, self.qemu, ",key-secret=sec0" if self.secret else "", options), "-device", "virtio-blk-pci,drive=d"]
+                (self.opened(path), self.qemu, ",key-secret=sec0" if self.secret else "", options), "-device", "virtio-blk-pci,drive=d"]
 
     def make(self, folder, fill=True):
         image = self.image(folder)
@@ -183,13 +187,16 @@ def vmdk_footer(data):
     data[56:64] = b"\xff" * 8
 
 
-def vmdk_cowd(kind, _, image):
-    """An extent of ESX: header, and a grain directory of one entry at sector 4; grains of 64 KiB."""
+def vmdk_cowd(kind, folder, image):
+    """An extent of ESX: header, and a grain directory of one entry at sector 4; grains of 64 KiB. QEMU opens it by its descriptor only."""
     sectors = kind.size // 512
     header = b"COWD" + struct.pack("<IIIIIIIIII", 1, 3, sectors, 128, 4, 1, 64, sectors // 512, 16, 32)
     with open(image, "wb") as f:
         f.write(header)
         f.truncate(65536)
+    with open(os.path.join(folder, "image.vmdk"), "w", encoding="ascii") as f:
+        f.write('# Disk DescriptorFile\nversion=1\nCID=01234567\nparentCID=ffffffff\ncreateType="vmfsSparse"\n\n# Extent description\n'
+                'RW %d VMFSSPARSE "%s"\n\n# The Disk Data Base\n#DDB\n\nddb.virtualHWVersion = "4"\n' % (sectors, os.path.basename(image)))
 
 
 # ---- Parallels ----
@@ -275,7 +282,7 @@ def kinds():
                grow=("write -P 8 1M 64k", "write -P 9 3G 1M", "write -P 10 4500M 64k"), tools=tools)
     yield Kind("vmdk-split-flat", "vmdk", size=5 << 30, options="subformat=twoGbMaxExtentFlat", file="image.vmdk", huge=True, cannot=extent, mask=cid,
                grow=("write -P 8 1M 64k", "write -P 9 3G 1M", "write -P 10 4500M 64k"), tools=tools)
-    yield Kind("vmdk-cowd", "vmdk", build=vmdk_cowd, mask=cid)
+    yield Kind("vmdk-cowd", "vmdk", build=vmdk_cowd, file="image-cowd.vmdk", door="image.vmdk", mask=cid)
 
     stamp = {"time, uuid, sum": vhd_mask}
     raw = {name: NOT_PROBED for name in PROBED}
