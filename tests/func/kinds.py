@@ -52,6 +52,11 @@ class Kind:
             return [*SECRET, "--image-opts", "driver=%s,file.filename=%s,key-secret=sec0" % (self.qemu, path)]
         return ["-f", self.qemu, self.opened(path)]
 
+    def unlocked(self, path):
+        """The same without QEMU's own locks, so that only the header can refuse."""
+        return [*(SECRET if self.secret else ()), "--image-opts", "driver=%s,file.driver=file,file.locking=off,file.filename=%s%s" %
+                (self.qemu, self.opened(path), ",key-secret=sec0" if self.secret else "")]
+
     def drive(self, path, options=""):
         """Arguments of qemu-system for a disk."""
         return [*(SECRET if self.secret else ()), "-drive", "if=none,id=d,file=%s,format=%s%s%s" %
@@ -152,15 +157,17 @@ def vdi_mask(data):
 
 
 def vmdk_mask(data):
-    """The content id (CID), which QEMU draws at random when it first writes."""
+    """The content id (CID), which QEMU draws at random when it first writes. As a number without leading zeros it moves what follows it."""
     head = bytes(data[:20480])
     at = head.find(b"\nCID=")
-    if at >= 0:
-        end = head.index(b"\n", at + 1)
-        data[at + 5:end] = b"0" * (end - at - 5)
-        # the line is as long as its number: what follows moves with it, up to the padding
-        text = head[:at + 5] + b"0" * 8 + head[end:]
-        data[:20480] = text[:20480].ljust(len(head), b"\0")
+    if at < 0:
+        return
+    end = head.index(b"\n", at + 1)
+    text = head[:at + 5] + head[end:]
+    if head.startswith(b"#"):
+        data[:] = text.rstrip(b"\0")
+    else:
+        data[:20480] = text.ljust(len(head), b"\0")
 
 
 def luks_mask(data):
@@ -188,11 +195,12 @@ def vmdk_footer(data):
 
 
 def vmdk_cowd(kind, folder, image):
-    """An extent of ESX: header, and a grain directory of one entry at sector 4; grains of 64 KiB. QEMU opens it by its descriptor only."""
+    """An extent of ESX: header, a grain directory of one entry at sector 4, its grain table at sector 5, grains of 64 KiB. QEMU makes no grain tables in
+    one (it writes over the header instead), and opens it by its descriptor only."""
     sectors = kind.size // 512
     header = b"COWD" + struct.pack("<IIIIIIIIII", 1, 3, sectors, 128, 4, 1, 64, sectors // 512, 16, 32)
     with open(image, "wb") as f:
-        f.write(header)
+        f.write(header.ljust(2048, b"\0") + struct.pack("<I", 5))
         f.truncate(65536)
     with open(os.path.join(folder, "image.vmdk"), "w", encoding="ascii") as f:
         f.write('# Disk DescriptorFile\nversion=1\nCID=01234567\nparentCID=ffffffff\ncreateType="vmfsSparse"\n\n# Extent description\n'
@@ -202,9 +210,9 @@ def vmdk_cowd(kind, folder, image):
 # ---- Parallels ----
 
 def parallels_v1(kind, _, image):
-    """The old magic: entries of the table are sectors."""
+    """The old magic: entries of the table are sectors, a cluster has 504 of them."""
     sectors = kind.size // 512
-    header = b"WithoutFreeSpace" + struct.pack("<IIIIIQIIIQ", 2, 16, sectors // 512, 128, sectors // 128, sectors, 0, 0, 0, 0)
+    header = b"WithoutFreeSpace" + struct.pack("<IIIIIQIIIQ", 2, 16, sectors // 512, 504, (sectors + 503) // 504, sectors, 0, 0, 0, 0)
     with open(image, "wb") as f:
         f.write(header)
         f.truncate(65536)
@@ -248,6 +256,10 @@ END = b"\xffCD001\1"
 def vmdk_flat_extent(kind, folder, image):
     command(["qemu-img", "create", "-q", "-f", "vmdk", "-o", "subformat=monolithicFlat", os.path.join(folder, "image.vmdk"), str(kind.size)])
     assert os.path.exists(image)
+
+
+def named(name):
+    return next(k for k in kinds() if k.name == name)
 
 
 def kinds():

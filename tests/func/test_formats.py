@@ -51,12 +51,6 @@ def same(kind, folder, wanted, what, masks=None):
         raise Fail("%s: %s differs" % (what, name))
 
 
-def unlocked(kind, path):
-    """Arguments that open an image without QEMU's own locks, so that only the header can refuse it."""
-    return [*(SECRET if kind.secret else ()), "--image-opts", "driver=%s,file.driver=file,file.locking=off,file.filename=%s%s" %
-            (kind.qemu, path, ",key-secret=sec0" if kind.secret else "")]
-
-
 def is_valid_vhd_footer(data):
     total = ~(sum(data) - sum(data[64:68])) & 0xffffffff
     return data[:8] == b"conectix" and data[60:64] in (b"\0\0\0\2", b"\0\0\0\3", b"\0\0\0\4") and data[64:68] == total.to_bytes(4, "big")
@@ -139,7 +133,7 @@ class Bench:
         """What everybody else gets while it is held."""
         kind, before = self.kind, content(self.folder)
         if kind.qemu:
-            for argv in (["qemu-img", "info", *unlocked(kind, self.raw)], ["qemu-io", "-c", "length", *unlocked(kind, self.raw)]):
+            for argv in (["qemu-img", "info", *kind.unlocked(self.raw)], ["qemu-io", "-c", "length", *kind.unlocked(self.raw)]):
                 if kind.may_refuse("info"):
                     refused(*argv)
                 elif kind.qemu == "raw":
