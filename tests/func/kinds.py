@@ -21,15 +21,16 @@ class Kind:
     """format: as diskguard names it ("-": a plain file); qemu: the driver ("": QEMU has none for it); size: for qemu-img create; build: makes the image in
     place of qemu-img; patch: changes it afterwards; fill: commands for qemu-io that put data in; grow: those that allocate more, one by one; resize: QEMU
     can; cannot: {opener, or ALL: why it cannot refuse}; huge: too long to be read as a whole; files: all that belong to it; writes: QEMU can write to
-    it; mask: {what: function(bytearray)} takes out what differs from one run to the next; door: the file beside it through which programs open it."""
+    it; mask: {what: function(bytearray)} takes out what differs from one run to the next; door: the file beside it through which programs open it;
+    guarded: False: opened by itself it is a plain file, which many may write to."""
 
     def __init__(self, name, fmt, qemu=None, size=8 * MIB, options="", *, file="image", build=None, patch=None, fill=("write -P 7 0 64k",),
                  grow=("write -P 8 1M 64k", "write -P 9 3M 1M", "write -P 10 6M 1500k"), resize=False, cannot=None, secret=False,
-                 huge=False, writes=True, mask=None, tools=(), door=None):
+                 huge=False, writes=True, mask=None, tools=(), door=None, guarded=True):
         self.name, self.format, self.qemu, self.size, self.options = name, fmt, fmt if qemu is None else qemu, size, options
         self.file, self.build, self.patch, self.fill, self.grow, self.resize = file, build, patch, fill, grow, resize
         self.secret, self.huge, self.writes, self.mask, self.tools = secret, huge, writes, mask or {}, tools
-        self.door = door
+        self.door, self.guarded = door, guarded
         self.cannot = {"raw": RAW, **(cannot or {})}
 
     def may_refuse(self, opener):
@@ -143,7 +144,7 @@ def vhdx_mask(data):
         if data[at:at + 4] == b"head":
             data[log_off:log_off + log_len] = bytes(log_len)
     page83 = bytes.fromhex("ab12cabee6b22345" "93efc309e000c746")
-    for table in range(0x200000, min(len(data), 0x500000), 0x100000):
+    for table in range(0x200000, min(len(data), 0x1000000), 0x100000):
         if data[table:table + 8] == b"metadata":
             for entry in range(table + 32, table + 32 * 6, 32):
                 if data[entry:entry + 16] == page83:
@@ -162,12 +163,10 @@ def vmdk_mask(data):
     at = head.find(b"\nCID=")
     if at < 0:
         return
-    end = head.index(b"\n", at + 1)
-    text = head[:at + 5] + head[end:]
-    if head.startswith(b"#"):
-        data[:] = text.rstrip(b"\0")
-    else:
-        data[:20480] = text.ljust(len(head), b"\0")
+    end, stop = head.index(b"\n", at + 1), (head + b"\0").index(0, at)
+    data[at + 5:stop] = head[end:stop].ljust(stop - at - 5, b"\0")
+    if head.startswith(b"#"):  # a file of its own
+        data[:] = data.rstrip(b"\0")
 
 
 def luks_mask(data):
@@ -335,4 +334,4 @@ def kinds():
     yield Kind("raw-gpt", "raw", build=raw_file([(0, mbr(0xee)), (512, GPT)]), cannot=nothing, fill=("write -P 7 1M 64k",), resize=True)
     yield Kind("raw-by-name", "-", "raw", build=raw_file([]), file="disk.img", cannot=nothing, resize=True)
     yield Kind("iso", "iso", "raw", build=raw_file([(0x8000, ISO.ljust(2048, b"\0")), (0x8800, END)]), cannot=nothing, fill=("write -P 7 1M 64k",))
-    yield Kind("flat-extent", "-", "raw", build=vmdk_flat_extent, file="image-flat.vmdk", cannot=nothing)
+    yield Kind("flat-extent", "-", "raw", build=vmdk_flat_extent, file="image-flat.vmdk", cannot=nothing, guarded=False)
