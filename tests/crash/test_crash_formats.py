@@ -85,6 +85,11 @@ class Life(Scenario):
             if c.vars["kept"]:
                 eq(read_at(raw, (17 << 20) + 7, 500), b"guest" * 100, "what was written")
             return
+        if kind.format == "vhdx":  # what QEMU had in its log is replayed first, in a copy
+            copy = os.path.join(c.ds.base, "replayed")
+            shutil.copy(raw, copy)
+            raw = copy
+            must("qemu-img", "check", "-q", "-r", "all", *kind.spec(raw))
         r = run("qemu-img", "info", *kind.spec(raw))
         ok(r.code == 0 and "(%d bytes)" % self._only_size() in r.out, "QEMU does not open the image with its size: %r" % r)
         words = [w for command in (*kind.fill, *kind.grow[:c.vars["kept"]]) for w in ("-c", command.replace("write", "read"))]
