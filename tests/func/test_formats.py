@@ -123,7 +123,7 @@ class Bench:
             must("cp", "-r", "--sparse=always", self.folder, self.plain_folder)
         else:
             for name in os.listdir(self.plain_folder):
-                must("cp", "--sparse=always", os.path.join(self.plain_folder, name), self.state.a.path(kind.name))
+                must("cp", "--sparse=never", os.path.join(self.plain_folder, name), self.state.a.path(kind.name))
             self.settle()
             same(kind, self.folder, self.plain_folder, "copied through the view", {})
         plan = plan_of(self.sealtool, self.raw)
