@@ -53,9 +53,9 @@ static bool read_held(struct image *img, struct handle *h, void *buf, size_t len
     return held;
 }
 
-/* Takes the seal off a header that was read between two looks at the same claim. false: the claim does not
- * explain what stands there. */
-static bool explain(struct header *hd, const struct claim *c)
+/* Takes the seal off a header that was read between two looks at the same claim. A probe that met the seal did not ask for all that the true header needs:
+ * the rest is loaded now. false: the claim does not explain what stands there. */
+static bool explain(int fd, struct header *hd, const struct claim *c)
 {
     if (c->kind == CLAIM_BAD)
         return false;
@@ -64,8 +64,10 @@ static bool explain(struct header *hd, const struct claim *c)
         enum header_state st = overlay_compare(&c->rec.plan, &v, c->rec.cut);
         if (st == HEADER_ALIEN || st == HEADER_SHORT)
             return false;
-        header_patch(hd, &c->rec.plan, true);
-        header_identify(hd);
+        do {
+            header_patch(hd, &c->rec.plan, true);
+            header_identify(hd);
+        } while (hd->verdict == FORMAT_MORE && header_add(fd, hd, hd->want_off, hd->want_len) == 0);
     }
     return hd->verdict != FORMAT_SEALED && hd->verdict != FORMAT_MORE;
 }
@@ -94,11 +96,8 @@ static void foreign_freep(struct foreign **w)
     50 /* each one is a claim that changed meanwhile: a host that opens, resizes and closes all the time */
 
 /* The header as it stands and every place where the claim says that something was changed. */
-static int load_with_plan(struct inode *i, struct foreign *w)
+static int load_with_plan(int fd, struct foreign *w)
 {
-    _cleanup_close_ int fd = io_reopen(i->fd, O_RDONLY);
-    if (fd < 0)
-        return fd;
     int r = header_load(fd, &w->hd);
     const struct plan *plan = &w->before.rec.plan;
     for (unsigned k = 0; r == 0 && w->before.kind == CLAIM_HELD && k < plan->n; k++) {
@@ -114,18 +113,23 @@ static int foreign_header(struct daemon *d, struct handle *h, struct foreign *w,
                           uint64_t off)
 {
     struct inode *i = h->inode;
+    _cleanup_close_ int fd = io_reopen(i->fd, O_RDONLY);
+    if (fd < 0)
+        return fd;
     for (int k = 0; k < FOREIGN_TRIES; k++) {
+        bool explained = false;
         int r = claim_read(&d->store, i->ino, &w->before);
         if (r == 0)
-            r = load_with_plan(i, w);
+            r = load_with_plan(fd, w);
         if (r == 0) {
+            explained = explain(fd, &w->hd, &w->before);
             w->n = image_pread(h, buf, len, off);
             r = w->n < 0 ? (int)w->n : claim_read(&d->store, i->ino, &w->after);
         }
         if (r < 0)
             return r;
         if (same_claim(&w->before, &w->after))
-            return explain(&w->hd, &w->after) ? 0 : -EIO;
+            return explained ? 0 : -EIO;
     }
     return -EIO;
 }

@@ -117,6 +117,13 @@ class Scenario:
         """May raise OSError: the daemon dies under it."""
         raise NotImplementedError
 
+    def sealed(self, c, name):
+        return is_sealed(c.ds.raw(name))
+
+    def info(self, c, name):
+        """A raw opener that shows the size, without locks."""
+        return ["qemu-img", "info", *no_lock(c.ds.raw(name))]
+
     def done(self, c):
         """Has all that the action sets off in the background been done? (Asked while the daemon lives.)"""
         return True
@@ -174,8 +181,9 @@ def raw_openers(c, scenario):
     for name in scenario.images:
         if not os.path.exists(c.ds.raw(name)):
             continue
-        r = run("qemu-img", "info", *no_lock(c.ds.raw(name)))
-        if r.code == 0:
+        argv = scenario.info(c, name)
+        r = run(*argv) if argv else None
+        if r and r.code == 0:
             ok(any("(%d bytes)" % size in r.out for size in scenario.sizes()),
                "a raw qemu-img is let in and shows another size: %s" % r.out[:300])
 
@@ -184,7 +192,7 @@ def verify(c, scenario):
     """After a recovery: nothing sealed, nothing claimed, the content right, the images open for write again."""
     for name in scenario.images:
         if os.path.exists(c.ds.raw(name)):
-            ok(not is_sealed(c.ds.raw(name)), "%s is still sealed" % name)
+            ok(not scenario.sealed(c, name), "%s is still sealed" % name)
     scenario.check(c)
     if not c.view.alive():
         c.view.start()
@@ -252,35 +260,59 @@ def recover_with_crash(c, scenario, j, by_fsck):
     return crashed
 
 
+def attempt(build, scenario, k, label, recover):
+    """A crash at k and a recovery: (crashed, what recover returned)."""
+    c, crashed = crash_at(build, scenario, k)
+    try:
+        if crashed:
+            return True, recover(c)
+        survived(c, scenario)
+        return False, False
+    except Fail as e:
+        raise Fail("k=%d (%s), %s: %s" % (k, hook_name(c), label, e)) from None
+    finally:
+        c.end()
+
+
+def count_hooks(build, scenario):
+    """How many hooks the whole action passes."""
+    c, crashed = crash_at(build, scenario, scenario.max_hooks)
+    try:
+        ok(not crashed, "no end of hooks")
+        survived(c, scenario)
+        with open(os.path.join(c.ds.base, "hooks"), encoding="ascii") as f:
+            return len(f.read().splitlines())
+    finally:
+        c.end()
+
+
+def run_some(build, scenario, wanted, rng):
+    """Both recoveries at `wanted` crash points drawn at random (None: all). Returns (points that were tried, hooks of the action)."""
+    total = count_hooks(build, scenario)
+    points = range(1, total + 1) if wanted is None or total <= wanted else sorted(rng.sample(range(1, total + 1), wanted))
+    tried = 0
+    for k in points:
+        crashed, _ = attempt(build, scenario, k, "recovery by the daemon", lambda c: recover_by_daemon(c, scenario))
+        attempt(build, scenario, k, "recovery by fsck without the journal", lambda c: recover_by_fsck(c, scenario))
+        tried += crashed
+    return tried, total
+
+
 def run_all(build, scenario, exhaustive):
     """Every k until the daemon survives; for each k the recoveries. Returns the number of crash points."""
-    def attempt(k, label, recover):
-        c, crashed = crash_at(build, scenario, k)
-        try:
-            if crashed:
-                again = recover(c)
-            else:
-                survived(c, scenario)
-                again = False
-            return crashed, again
-        except Fail as e:
-            raise Fail("k=%d (%s), %s: %s" % (k, hook_name(c), label, e)) from None
-        finally:
-            c.end()
-
     k = 0
     while True:
         k += 1
         ok(k < scenario.max_hooks, "no end of hooks")
-        crashed, _ = attempt(k, "recovery by the daemon", lambda c: recover_by_daemon(c, scenario))
+        crashed, _ = attempt(build, scenario, k, "recovery by the daemon", lambda c: recover_by_daemon(c, scenario))
         if not crashed:
             return k - 1
-        attempt(k, "recovery by fsck without the journal", lambda c: recover_by_fsck(c, scenario))
+        attempt(build, scenario, k, "recovery by fsck without the journal", lambda c: recover_by_fsck(c, scenario))
         for by_fsck in (False, True):
             j = 1
             while exhaustive or j == 1:
                 at = j if exhaustive else 1 + (k + by_fsck) % 9
-                _, again = attempt(k, "crash at %d of the recovery by %s" % (at, "fsck" if by_fsck else "the daemon"),
+                _, again = attempt(build, scenario, k, "crash at %d of the recovery by %s" % (at, "fsck" if by_fsck else "the daemon"),
                                    lambda c, at=at, by=by_fsck: recover_with_crash(c, scenario, at, by))
                 if not again:
                     break
@@ -295,5 +327,5 @@ def survived(c, scenario):
         c.view.stop()
     for name in scenario.images:
         if os.path.exists(c.ds.raw(name)):
-            ok(not is_sealed(c.ds.raw(name)), "%s is still sealed" % name)
+            ok(not scenario.sealed(c, name), "%s is still sealed" % name)
     c.ds.fsck_clean(c.host)

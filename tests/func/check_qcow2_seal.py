@@ -13,46 +13,13 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-TOP = os.path.dirname(os.path.dirname(HERE))
-HOLDER = "node7.example"
-SECRET = ["--object", "secret,id=sec0,data=letmein"]
+from sealing import HOLDER, SECRET, content, must, needs, plan_of, result, run, sealtool_from, summary
+
 OFF_ROW = 120  # first row of the feature name table that qemu-img 7.2 writes without a backing format
-
-counts = {"passed": 0, "failed": 0, "skipped": 0}
-
-
-def result(ok, name, detail=""):
-    counts["passed" if ok else "failed"] += 1
-    if not ok:
-        print("FAILED  %s%s" % (name, "\n        " + detail.strip().replace("\n", "\n        ") if detail else ""), flush=True)
-    return ok
-
-
-def run(*command, cwd=None):
-    p = subprocess.run(command, cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120)
-    return p.returncode, p.stdout.decode(errors="replace")
-
-
-def must(*command, cwd=None):
-    code, out = run(*command, cwd=cwd)
-    if code != 0:
-        raise RuntimeError("%s: %s" % (" ".join(command), out))
-    return out
-
-
-def content(folder):
-    """Name and bytes of every file in the folder."""
-    found = {}
-    for name in os.listdir(folder):
-        with open(os.path.join(folder, name), "rb") as f:
-            found[name] = f.read()
-    return found
 
 
 # ---- the kinds of images ----
@@ -237,18 +204,6 @@ def refused(kind, folder, working, names, stage):
 
 
 # ---- one kind ----
-
-
-def plan_of(sealtool, image):
-    code, out = run(sealtool, "plan", image, HOLDER)
-    plan = {"extents": []}
-    for line in out.splitlines():
-        word, _, rest = line.partition(" ")
-        if word == "extent":
-            plan["extents"].append(rest.split())
-        else:
-            plan[word] = rest
-    return plan if code in (0, 1) else {"verdict": "error", "why": out, "extents": []}
 
 
 def refusal(text):
@@ -447,25 +402,12 @@ def check_copies(sealtool, folder):
             result(run("qemu-img", "info", part)[0] == 0, "%s: QEMU opens the first %d bytes" % (options, n))
 
 
-def build(folder):
-    """sealtool, for a run without a build directory."""
-    tool = os.path.join(folder, "sealtool")
-    sources = [os.path.join(HERE, "sealtool.c")]
-    for part in ("format/format", "format/qcow2", "format/raw", "core/base", "core/header", "core/overlay", "core/io", "core/io_edit"):
-        sources.append(os.path.join(TOP, "src", part + ".c"))
-    must(os.environ.get("CC", "cc"), "-std=gnu17", "-O1", "-D_GNU_SOURCE", "-D_FILE_OFFSET_BITS=64", "-I" + os.path.join(TOP, "include"),
-         "-I" + os.path.join(TOP, "src"), *[s for s in sources if os.path.exists(s)], "-o", tool)
-    return tool
-
-
 def main():
     only = os.environ.get("ONLY")  # the name of one kind, for a person at work on it
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the temporary folder goes
-    if not shutil.which("qemu-img") or not shutil.which("qemu-io"):
-        print("qemu-img and qemu-io are needed\n0 passed, 1 failed, 0 skipped")
+    if not needs("qemu-img", "qemu-io"):
         return 1
     with tempfile.TemporaryDirectory(prefix="qcow2-seal.") as top:
-        tool = os.path.join(sys.argv[1], "tests", "sealtool") if len(sys.argv) > 1 else build(top)
+        tool = sealtool_from(sys.argv[1:], top)
         for kind in kinds():
             if only and only != kind.name:
                 continue
@@ -483,8 +425,7 @@ def main():
                 check_states(tool, os.path.join(top, "states"))
             else:
                 result(False, "strace is installed")
-    print("%(passed)d passed, %(failed)d failed, %(skipped)d skipped" % counts)
-    return 1 if counts["failed"] else 0
+    return summary()
 
 
 if __name__ == "__main__":

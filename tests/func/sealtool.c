@@ -1,12 +1,14 @@
-/* sealtool: seals and unseals one image by its plan, without claim, journal or daemon. Only for
- * check_qcow2_seal.py, which shows with it what QEMU makes of a seal. Never use it on an image that matters.
+/* sealtool: seals and unseals one image by its plan, without claim, journal or daemon. Only for the checks check_*_seal.py, which
+ * show with it what other programs make of a seal. Never use it on an image that matters.
  *
- *   sealtool plan FILE [HOLDER]                    what the file is, and the extents: "extent OFFSET LENGTH
- * TRUE SEALED" sealtool seal FILE refuse|size HOLDER [N]      writes the sealed bytes (of the first N
- * extents); the plan goes to FILE.true sealtool unseal FILE                           writes the true bytes
- * of FILE.true back, in reverse, and removes it
+ *   sealtool plan FILE [HOLDER]                    what the file is, and its extents: "extent OFFSET LENGTH TRUE SEALED"
+ *   sealtool seal FILE refuse|size HOLDER [N]      writes the sealed bytes (of the first N extents); the plan goes to FILE.true
+ *   sealtool unseal FILE                           writes the true bytes of FILE.true back, in reverse, and removes it
+ *   sealtool rescue FILE [SIZE]                    the same without FILE.true, from what the file itself tells:
+ *                                                  "candidate exact|upper|lower SIZE SOURCE", then the bytes are written
  *
- * Exit code 0: done; 1: not an image, or its header is not what FILE.true says; 2: usage or errno. */
+ * Exit code 0: done; 1: not an image, or its header is not what FILE.true says; 2: usage or errno;
+ * 3: rescue needs the size; 4: the size that was given contradicts the file. */
 #include "core/base.h"
 #include "core/header.h"
 #include "core/io.h"
@@ -172,6 +174,48 @@ static int do_unseal(const char *file, const char *true_file)
     return r == 0 ? 0 : fail(file, r);
 }
 
+static void print_rescue(const struct rescue *rescue)
+{
+    static const char *const names[] = {
+        [RESCUE_EXACT] = "exact", [RESCUE_UPPER] = "upper", [RESCUE_LOWER] = "lower"};
+
+    for (unsigned i = 0; i < rescue->n; i++)
+        printf("candidate %s %" PRIu64 " %s\n", names[rescue->candidate[i].kind], rescue->candidate[i].size,
+               rescue->candidate[i].source);
+}
+
+static int do_rescue(const char *file, const char *size_text)
+{
+    uint64_t size = size_text ? strtoull(size_text, NULL, 10) : 0;
+    struct rescue rescue = {.n = 0};
+    int fd = open_and_load(file, O_RDWR);
+    int r;
+
+    if (fd < 0)
+        return fail(file, fd);
+    if (header.verdict != FORMAT_SEALED || !header.format->rescue) {
+        fprintf(stderr, "sealtool: %s: %s %s\n", file, verdict_name(header.verdict), header.info.why);
+        close(fd);
+        return 1;
+    }
+    for (;;) {
+        struct view v = header_view(&header);
+
+        r = header.format->rescue(&v, size_text ? &size : NULL, &rescue, &plan);
+        if (r != -EAGAIN)
+            break;
+        r = header_add(fd, &header, v.want_off, v.want_len);
+        if (r < 0)
+            break;
+    }
+    if (r != -EAGAIN)
+        print_rescue(&rescue);
+    for (unsigned i = plan.n; r == 0 && i-- > 0;)
+        r = io_pwrite_all(fd, plan.ext[i].truth, plan.ext[i].len, plan.ext[i].off);
+    close(fd);
+    return r == 0 ? 0 : r == -ENODATA ? 3 : r == -ERANGE ? 4 : fail(file, r);
+}
+
 int main(int argc, char **argv)
 {
     char true_file[4096];
@@ -186,6 +230,9 @@ int main(int argc, char **argv)
                        argc > 5 ? (unsigned)strtoul(argv[5], NULL, 10) : PLAN_MAX);
     if (strcmp(command, "unseal") == 0)
         return do_unseal(argv[2], true_file);
-    fprintf(stderr, "usage: sealtool plan FILE [HOLDER] | seal FILE refuse|size HOLDER [N] | unseal FILE\n");
+    if (strcmp(command, "rescue") == 0)
+        return do_rescue(argv[2], argc > 3 ? argv[3] : NULL);
+    fprintf(stderr, "usage: sealtool plan FILE [HOLDER] | seal FILE refuse|size HOLDER [N] | unseal FILE | "
+                    "rescue FILE [SIZE]\n");
     return 2;
 }
