@@ -15,6 +15,12 @@ group=/sys/kernel/config/target/iscsi/iqn.2026-01.lab:s/tpgt_1
 mkdir -p $group/lun/lun_1 $group/np/10.99.0.1:3260
 ln -s $core $group/lun/lun_1/disk
 echo 0 >$group/attrib/authentication
-echo 1 >$group/attrib/generate_node_acls
-echo 0 >$group/attrib/demo_mode_write_protect
+# On a busy machine a guest may not answer for 30 s, LIO's default for a connection that is given up.
+for node in a b; do # the kernel makes initiators' names lower case (RFC 3722)
+    acl=$group/acls/iqn.2026-01.lab:$node
+    mkdir -p $acl/lun_1
+    echo 60 >$acl/attrib/nopin_response_timeout
+    echo 60 >$acl/attrib/nopin_timeout
+    ln -s $group/lun/lun_1 $acl/lun_1/disk
+done
 echo 1 >$group/enable
