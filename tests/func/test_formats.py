@@ -149,6 +149,7 @@ class Bench:
             if not kind.build:
                 refused(*kind.create(os.path.dirname(self.b)), text=busy)
                 if not kind.secret:  # slow
+                    refused("qemu-img", "convert", "-f", "raw", "-O", kind.qemu, self.sealtool, self.b, text=busy)
                     refused(*kind.create(os.path.dirname(self.a)), text=busy + "|lock")
         else:
             dgtest.raises(dgtest.errno.EBUSY, os.open, self.b, os.O_RDWR)
