@@ -274,28 +274,40 @@ def attempt(build, scenario, k, label, recover):
         c.end()
 
 
-def count_hooks(build, scenario):
-    """How many hooks the whole action passes."""
+def hooks_of(build, scenario):
+    """Names of the hooks that the whole action passes, in order."""
     c, crashed = crash_at(build, scenario, scenario.max_hooks)
     try:
         ok(not crashed, "no end of hooks")
         survived(c, scenario)
         with open(os.path.join(c.ds.base, "hooks"), encoding="ascii") as f:
-            return len(f.read().splitlines())
+            return [line.split()[-1] for line in f.read().splitlines()]
     finally:
         c.end()
 
 
+def draw(names, wanted, rng):
+    """That many of the points 1, 2, ...: one of each name, as long as there are any, then a second one, and so on."""
+    by_name = {}
+    for k, name in enumerate(names, 1):
+        by_name.setdefault(name, []).append(k)
+    piles = [rng.sample(pile, len(pile)) for pile in by_name.values()]
+    rng.shuffle(piles)
+    found = []
+    while len(found) < min(wanted, len(names)):
+        found += [pile.pop() for pile in piles if pile]
+    return sorted(found[:wanted])
+
+
 def run_some(build, scenario, wanted, rng):
-    """Both recoveries at `wanted` crash points drawn at random (None: all). Returns (points that were tried, hooks of the action)."""
-    total = count_hooks(build, scenario)
-    points = range(1, total + 1) if wanted is None or total <= wanted else sorted(rng.sample(range(1, total + 1), wanted))
+    """Both recoveries at `wanted` crash points drawn at random (None: at all). Returns (points that were tried, hooks of the action)."""
+    names = hooks_of(build, scenario)
     tried = 0
-    for k in points:
+    for k in range(1, len(names) + 1) if wanted is None else draw(names, wanted, rng):
         crashed, _ = attempt(build, scenario, k, "recovery by the daemon", lambda c: recover_by_daemon(c, scenario))
         attempt(build, scenario, k, "recovery by fsck without the journal", lambda c: recover_by_fsck(c, scenario))
         tried += crashed
-    return tried, total
+    return tried, len(names)
 
 
 def run_all(build, scenario, exhaustive):

@@ -23,7 +23,7 @@ FORMATS = ("qcow", "qed-65536-4", "vdi", "vmdk", "vmdk-flat", "vpc", "vpc-fixed"
 
 class Life(Scenario):
     """Open, write, grow, close."""
-    max_hooks = 2000
+    max_hooks = 4000
 
     def __init__(self, kind):
         self.kind, self.name, self.images = kind, kind.name, (kind.file,)

@@ -464,6 +464,36 @@ def pair(build, *options, hosts=("a", "b"), base=None, env=None, settled=True):
             view.unmount_dead()
 
 
+class SharedPair:
+    """One mounted pair of views for many cases; made again when a failed case has lost it. Suite.main() ends those that are left."""
+
+    def __init__(self, *options):
+        self.options, self.context, self.pair = options, None, None
+
+    def get(self, build):
+        if self.pair is None or not all(v.alive() for v in self.pair.views):
+            self.context = pair(build, *self.options)
+            self.pair = self.context.__enter__()
+            kept_views.extend(self.pair.views)
+            shared_pairs.append(self)
+        return self.pair
+
+    def end(self):
+        """Both views end clean and fsck finds nothing."""
+        self.close()
+        for view in self.pair.views:
+            self.pair.ds.fsck_clean(view.host)
+        self.pair = None
+
+    def close(self):
+        if self in shared_pairs:
+            shared_pairs.remove(self)
+            self.context.__exit__(None, None, None)
+
+
+shared_pairs = []
+
+
 # ---- suites ----
 
 _tmp = None
@@ -511,6 +541,8 @@ class Suite:
         for title, function, limit in self.cases:
             if args.only in title:
                 self.run_case(title, function, limit)
+        for left in list(shared_pairs):
+            left.close()
         guardian.finish()
         print("%s: %d passed, %d failed, %d skipped" % (self.title, *self.counts.values()))
         sys.exit(1 if self.counts["failed"] else 0)

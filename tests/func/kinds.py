@@ -313,7 +313,7 @@ def kinds():
     guids = {"guids, sequence, log": vhdx_mask}
     yield Kind("vhdx", "vhdx", mask=guids, tools=tools)
     yield Kind("vhdx-1M", "vhdx", options="block_size=1M", mask=guids, tools=tools)
-    yield Kind("vhdx-32M", "vhdx", size=64 * MIB, options="block_size=32M", mask=guids, tools=tools, grow=("write -P 8 33M 64k", "write -P 9 1M 1M"))
+    yield Kind("vhdx-16M", "vhdx", size=32 * MIB, options="block_size=16M", mask=guids, tools=tools, grow=("write -P 8 17M 64k", "write -P 9 1M 1M"))
     yield Kind("vhdx-log-4M", "vhdx", options="log_size=4M,block_size=1M", mask=guids, tools=tools)
     yield Kind("vhdx-fixed", "vhdx", options="subformat=fixed,block_size=1M", mask=guids, tools=tools)
 

@@ -21,6 +21,7 @@ from kinds import SECRET
 from sealing import content, content_of, plan_of
 
 suite = Suite(__file__)
+shared = dgtest.SharedPair("wait=0")
 PER_SESSION = ("vmdk", "vhdx")  # QEMU draws a new CID, new GUIDs in each session that writes
 SOURCE = 4 << 20
 
@@ -149,6 +150,7 @@ class Bench:
             if not kind.build:
                 refused(*kind.create(os.path.dirname(self.b)), text=busy)
                 if not kind.secret:  # slow
+                    refused("qemu-img", "convert", "-f", "raw", "-O", kind.qemu, self.sealtool, self.b, text=busy)
                     refused(*kind.create(os.path.dirname(self.a)), text=busy + "|lock")
         else:
             dgtest.raises(dgtest.errno.EBUSY, os.open, self.b, os.O_RDWR)
@@ -254,23 +256,10 @@ def one(state, kind):
     shutil.rmtree(bench.plain_folder)
 
 
-_context = _pair = None
-
-
-def shared(build):
-    """One mounted pair of views for all kinds; made again when a failed case has lost it."""
-    global _context, _pair
-    if _pair is None or not all(v.alive() for v in _pair.views):
-        _context = dgtest.pair(build, "wait=0")
-        _pair = _context.__enter__()
-        dgtest.kept_views.extend(_pair.views)
-    return _pair
-
-
 def add(kind):
     @suite.case(kind.name)
     def _(build):
-        one(shared(build), kind)
+        one(shared.get(build), kind)
 
 
 for each in kinds.kinds():
@@ -279,10 +268,8 @@ for each in kinds.kinds():
 
 @suite.case("both views end clean and fsck finds nothing")
 def _(build):
-    state = shared(build)
-    _context.__exit__(None, None, None)
-    for view in state.views:
-        state.ds.fsck_clean(view.host)
+    shared.get(build)
+    shared.end()
 
 
 if __name__ == "__main__":

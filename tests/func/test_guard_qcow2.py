@@ -13,6 +13,7 @@ from dgqemu import QemuIo, make_qcow2, no_lock, qcow2_size
 from dgtest import Suite, eq, is_sealed, must, ok, refused, sha, wait_for
 
 suite = Suite(__file__)
+shared = dgtest.SharedPair("wait=0")
 SIZE = 24 << 20
 # What raw QEMU tools say of a header that refuses (shared notes on formats: 2 MiB clusters complain of the L1 table).
 REFUSAL = r"Image is too big|L1 table is too small|Unsupported qcow2 feature|Unknown incompatible feature|too large"
@@ -110,20 +111,7 @@ def one(state, cluster, version, feature):
 def add(cluster, version, feature):
     @suite.case("%s clusters, %s, %s" % (cluster, version, feature))
     def _(build):
-        one(shared(build), cluster, version, feature)
-
-
-_context = _pair = None
-
-
-def shared(build):
-    """One mounted pair of views for all kinds; made again when a failed case has lost it."""
-    global _context, _pair
-    if _pair is None or not all(v.alive() for v in _pair.views):
-        _context = dgtest.pair(build, "wait=0")
-        _pair = _context.__enter__()
-        dgtest.kept_views.extend(_pair.views)
-    return _pair
+        one(shared.get(build), cluster, version, feature)
 
 
 for kind in kinds():
@@ -132,10 +120,8 @@ for kind in kinds():
 
 @suite.case("both views end clean and fsck finds nothing")
 def _(build):
-    state = shared(build)
-    _context.__exit__(None, None, None)
-    for view in state.views:
-        state.ds.fsck_clean(view.host)
+    shared.get(build)
+    shared.end()
 
 
 if __name__ == "__main__":
