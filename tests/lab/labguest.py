@@ -50,7 +50,7 @@ class Call:
     def wait(self, limit=CALL_LIMIT):
         """The answer; OSError where the guest's call failed with one."""
         if not self.event.wait(limit):
-            raise dgtest.Fail("%s: no answer in %.0f s: %.200s" % (self.guest.name, limit, self.what))
+            raise dgtest.Fail("%s: no answer in %.0f s: %.200s%s" % (self.guest.name, limit, self.what, self.guest.waiting()))
         if self.answer is None:
             raise Died("%s ended: %.200s" % (self.guest.name, self.what))
         if "error" in self.answer:
@@ -82,6 +82,17 @@ class Guest:
         self.frozen = False
         self.boots = 0
         self.state_disk = os.path.join(lab.dir, name + ".state")
+
+    def waiting(self):
+        """Where the threads of diskguard, and all that sleep uninterruptibly, stand in the kernel: for a call that does not end."""
+        script = """for t in /proc/[0-9]*/task/[0-9]*; do
+            read -r _ name state _ <$t/stat 2>/dev/null || continue
+            if [ "$state" = D ] || [ "$name" = "(diskguard)" ]; then echo "$name $state: $(awk '{ sub(/\\+.*/, "", $2); printf "%s ", $2 }' $t/stack 2>/dev/null)"; fi
+        done | sort | uniq -c"""
+        call = self.begin_sh(script)
+        if not call.event.wait(20) or not call.answer:
+            return "; it answers nothing else either"
+        return "; its threads:\n        " + call.answer.get("out", "").strip().replace("\n", "\n        ")
 
     # ---- life ----
 
