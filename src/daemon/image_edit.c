@@ -501,12 +501,35 @@ static int change_plain(struct daemon *d, struct handle *h, const struct edit *e
     return r;
 }
 
+/* The same; a file that has become an image where no write is looked at (a footer at its end, the descriptor of an ISO) is claimed for its writers first.
+ * 0: done; -EAGAIN: it is guarded now, the guarded way is to be taken; or -errno. */
+static int change_unguarded(struct daemon *d, struct handle *h, const struct edit *e)
+{
+    struct image *img = image_get(h->inode);
+    int r = change_plain(d, h, e);
+    if (r != -EBUSY || !img)
+        return r;
+    if (h->inode->dev != d->store.dev) {
+        image_log_foreign(d, h->inode, "change of an image's size");
+        return -EXDEV;
+    }
+    r = image_convert(d, img, &h->opener);
+    if (r == -EBUSY)
+        image_refused(d, h->inode, &h->opener, "change of an image's size", r);
+    if (r == 0 || r == -EAGAIN)
+        r = atomic_load(&h->guarded) ? -EAGAIN : -EBUSY;
+    return r;
+}
+
 int image_ftruncate(struct daemon *d, struct handle *h, uint64_t size)
 {
     struct edit e = {.kind = EDIT_TRUNCATE, .off = size};
-    if (h->guarded)
-        return edit_held(d, atomic_load(&h->inode->image), h, &e);
-    return change_plain(d, h, &e);
+    if (!h->guarded) {
+        int r = change_unguarded(d, h, &e);
+        if (r != -EAGAIN)
+            return r;
+    }
+    return edit_held(d, atomic_load(&h->inode->image), h, &e);
 }
 
 /* Of an image with a footer the size is a part of the header: grown first, in the durable order, and then allocated. */
@@ -522,9 +545,10 @@ static int grow_guarded(struct daemon *d, struct handle *h, int mode, uint64_t e
 int image_fallocate(struct daemon *d, struct handle *h, int mode, uint64_t off, uint64_t len)
 {
     struct edit e = {.kind = EDIT_ZERO, .off = off, .len = len, .mode = mode};
-    if (!h->guarded)
-        return change_plain(d, h, &e);
-    int r = image_write_allowed(h);
+    int r = h->guarded ? -EAGAIN : change_unguarded(d, h, &e);
+    if (r != -EAGAIN)
+        return r;
+    r = image_write_allowed(h);
     if (r < 0)
         return r;
     if (!image_is_data(h, off)) {
