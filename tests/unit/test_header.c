@@ -273,5 +273,5 @@ Test(header, edits_against_a_file)
     cr_assert_gt(done, 100u);
     close(fd);
     header_free(h);
-    free(loaded);
+    header_free(loaded);
 }
