@@ -7,6 +7,8 @@
 
 static const struct format *const formats[] = {
     &format_qcow2,
+    &format_luks,
+    &format_iso,
     &format_raw,
 };
 #define FORMATS (sizeof(formats) / sizeof(formats[0]))

@@ -130,6 +130,8 @@ struct format {
 };
 
 extern const struct format format_qcow2; /* qcow2.c */
+extern const struct format format_luks;  /* luks.c */
+extern const struct format format_iso;   /* iso.c: ISO 9660; its plan has no extents */
 extern const struct format format_raw;   /* raw.c: partition tables; its plan has no extents */
 
 enum verdict {

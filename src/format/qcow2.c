@@ -12,96 +12,16 @@
  * Version 3 adds incompatible feature bit 63, which every reader must refuse, and puts its name into the
  * feature name table, so that the refusal names the holder. Size 0 is not a refusal: QEMU starts a VM from
  * it. */
-#include "format/bytes.h"
-#include "format/format.h"
+#include "format/qcow2_priv.h"
 
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 
-/* spec, "Header": offsets */
-#define QCOW2_MAGIC 0x514649fbu /* @0 */
-#define OFF_VERSION 4u
-#define OFF_BACKING_OFFSET 8u
-#define OFF_BACKING_SIZE 16u
-#define OFF_CLUSTER_BITS 20u
-#define OFF_SIZE 24u
-#define OFF_CRYPT_METHOD 32u
-#define OFF_L1_SIZE 36u
-#define OFF_L1_OFFSET 40u
-#define OFF_REFTABLE_OFFSET 48u
-#define OFF_REFTABLE_CLUSTERS 56u
-#define OFF_SNAPSHOTS 60u
-#define OFF_SNAPSHOTS_OFFSET 64u
-#define OFF_INCOMPATIBLE 72u
-#define OFF_AUTOCLEAR 88u
-#define OFF_REFCOUNT_ORDER 96u
-#define OFF_HEADER_LENGTH 100u
-#define OFF_COMPRESSION_TYPE 104u
-#define V2_HEADER_LENGTH 72u
-#define V3_HEADER_LENGTH_MIN 104u
-#define BACKING_SIZE_MAX 1023u
-#define CRYPT_MAX 2u
-#define CRYPT_LUKS 2u
-#define COMPRESSION_MAX 1u
-#define REFCOUNT_ORDER_MAX 6u
-
-/* spec, incompatible_features and autoclear_features */
-#define INCOMPAT_DATA_FILE (1ull << 2)
-#define INCOMPAT_COMPRESSION (1ull << 3)
-#define INCOMPAT_EXTENDED_L2 (1ull << 4)
-#define INCOMPAT_KNOWN 0x1full
-#define AUTOCLEAR_BITMAPS (1ull << 0)
-#define AUTOCLEAR_RAW_DATA (1ull << 1)
-
-/* spec, "Header extensions" and "Feature name table" */
-#define EXT_END 0u
-#define EXT_BACKING_FORMAT 0xe2792acau
-#define EXT_FEATURE_NAMES 0x6803f857u
-#define EXT_BITMAPS 0x23852875u
-#define EXT_CRYPTO 0x0537be77u
-#define EXT_HEAD 8u
-#define ROW_LEN 48u
-#define ROW_NAME 2u
-#define ROW_NAME_LEN 46u
-#define FEATURE_INCOMPATIBLE 0u
-#define BITMAPS_LEN 24u
-#define CRYPTO_LEN 16u
-
-/* Limits of QEMU, block/qcow2.h and block/qcow2-bitmap.c (7.2); BACKING_FORMAT_SIZE is the size of
- * BlockDriverState.backing_format */
-#define CLUSTER_BITS_MIN 9u
-#define CLUSTER_BITS_MAX 21u
-#define EXTENDED_L2_CLUSTER_BITS_MIN 14u /* spec, cluster_bits */
-#define L1_BYTES_MAX (32u << 20)
-#define REFTABLE_BYTES_MAX (8u << 20)
-#define SNAPSHOTS_MAX 65536u
-#define SNAPSHOT_HEADER 40u
-#define BITMAPS_MAX 65535u
-#define BITMAP_DIRECTORY_MAX (1024ull * BITMAPS_MAX)
-#define BACKING_FORMAT_SIZE 16u
-
-/* Ours. The spec reserves incompatible bits 5..63; bit 63 is the one that the spec will reach last. */
-#define SEALED_SIZE 0x5345414c45440000ull /* "SEALED\0\0" */
-#define SEALED_BIT 63u
-#define SEALED_INCOMPAT (1ull << SEALED_BIT)
-#define SEALED_WORD "SEALED"
-#define SEALED_ROW_MAX_HOLDER 17 /* ROW_NAME_LEN - strlen("SEALED  size=0123456789abcdef") */
-
-struct header_view {
-    const uint8_t *p; /* n bytes: min(file size, FORMAT_REACH) */
-    size_t n;
-    uint32_t version, cluster_bits, header_length;
-    uint64_t cluster_size;
-    uint64_t size, incompatible, autoclear; /* feature words are 0 in version 2 */
-    uint64_t backing_offset;
-    uint64_t ext_end; /* where header extensions must end */
-};
-
 /* ---- reading ---- */
 
-static uint64_t get64(const struct header_view *h, size_t off)
+uint64_t qcow2_get64(const struct header_view *h, size_t off)
 {
     uint8_t b[8] = {0};
 
@@ -110,13 +30,13 @@ static uint64_t get64(const struct header_view *h, size_t off)
     return be64(b);
 }
 
-static uint32_t get32(const struct header_view *h, size_t off)
+uint32_t qcow2_get32(const struct header_view *h, size_t off)
 {
-    return (uint32_t)(get64(h, off) >> 32);
+    return (uint32_t)(qcow2_get64(h, off) >> 32);
 }
 
 /* Loads the header and decodes what all checks need; values are not checked yet. */
-static enum probe load(struct view *v, struct header_view *h)
+enum probe qcow2_load(struct view *v, struct header_view *h)
 {
     memset(h, 0, sizeof(*h));
     h->n = v->file_size < FORMAT_REACH ? (size_t)v->file_size : FORMAT_REACH;
@@ -130,37 +50,30 @@ static enum probe load(struct view *v, struct header_view *h)
     h->p = view_get(v, 0, h->n);
     if (!h->p)
         return PROBE_MORE;
-    h->version = get32(h, OFF_VERSION);
+    h->version = qcow2_get32(h, OFF_VERSION);
     if (h->version == 1)
         return PROBE_NO; /* qcow, another format with the same magic */
-    h->cluster_bits = get32(h, OFF_CLUSTER_BITS);
+    h->cluster_bits = qcow2_get32(h, OFF_CLUSTER_BITS);
     h->cluster_size = h->cluster_bits <= CLUSTER_BITS_MAX ? 1ull << h->cluster_bits : 0;
-    h->size = get64(h, OFF_SIZE);
-    h->backing_offset = get64(h, OFF_BACKING_OFFSET);
+    h->size = qcow2_get64(h, OFF_SIZE);
+    h->backing_offset = qcow2_get64(h, OFF_BACKING_OFFSET);
     h->ext_end = h->backing_offset ? h->backing_offset : h->cluster_size;
     h->header_length = V2_HEADER_LENGTH;
     if (h->version >= 3) {
-        h->header_length = get32(h, OFF_HEADER_LENGTH);
-        h->incompatible = get64(h, OFF_INCOMPATIBLE);
-        h->autoclear = get64(h, OFF_AUTOCLEAR);
+        h->header_length = qcow2_get32(h, OFF_HEADER_LENGTH);
+        h->incompatible = qcow2_get64(h, OFF_INCOMPATIBLE);
+        h->autoclear = qcow2_get64(h, OFF_AUTOCLEAR);
     }
     return PROBE_YES;
 }
 
-struct extension {
-    uint32_t type, len;
-    uint64_t off; /* of its data */
-};
-
-enum step { STEP_EXT, STEP_DONE, STEP_BROKEN };
-
 /* The extension at *pos (start with header_length). DONE: END, the end of the area, or of what is visible. */
-static enum step next_extension(const struct header_view *h, uint64_t *pos, struct extension *ret)
+enum step qcow2_next_extension(const struct header_view *h, uint64_t *pos, struct extension *ret)
 {
     if (*pos >= h->ext_end || *pos + EXT_HEAD > FORMAT_REACH)
         return STEP_DONE;
-    ret->type = get32(h, *pos);
-    ret->len = get32(h, *pos + 4);
+    ret->type = qcow2_get32(h, *pos);
+    ret->len = qcow2_get32(h, *pos + 4);
     ret->off = *pos + EXT_HEAD;
     if (ret->off > h->ext_end || ret->len > h->ext_end - ret->off)
         return STEP_BROKEN;
@@ -172,13 +85,13 @@ static enum step next_extension(const struct header_view *h, uint64_t *pos, stru
 
 /* The feature name table, where it is wholly visible; the last one in the header, as QEMU takes it. Number of
  * rows, 0: none. */
-static unsigned feature_names(const struct header_view *h, const uint8_t **ret_rows)
+unsigned qcow2_feature_names(const struct header_view *h, const uint8_t **ret_rows)
 {
     struct extension ext;
     unsigned rows = 0;
     uint64_t pos = h->header_length;
 
-    while (next_extension(h, &pos, &ext) == STEP_EXT) {
+    while (qcow2_next_extension(h, &pos, &ext) == STEP_EXT) {
         if (ext.type != EXT_FEATURE_NAMES)
             continue;
         rows = ext.off + ext.len <= h->n ? ext.len / ROW_LEN : 0;
@@ -191,7 +104,7 @@ static unsigned feature_names(const struct header_view *h, const uint8_t **ret_r
 
 static bool check_fields(const struct header_view *h, struct format_info *info)
 {
-    uint32_t crypt = get32(h, OFF_CRYPT_METHOD), order = get32(h, OFF_REFCOUNT_ORDER);
+    uint32_t crypt = qcow2_get32(h, OFF_CRYPT_METHOD), order = qcow2_get32(h, OFF_REFCOUNT_ORDER);
 
     if (h->cluster_bits < CLUSTER_BITS_MIN || h->cluster_bits > CLUSTER_BITS_MAX)
         return format_lies(info, "cluster_bits %" PRIu32 " is outside %u..%u", h->cluster_bits,
@@ -212,7 +125,8 @@ static bool check_fields(const struct header_view *h, struct format_info *info)
 static bool check_features(const struct header_view *h, struct format_info *info)
 {
     uint64_t unknown = h->incompatible & ~INCOMPAT_KNOWN;
-    uint32_t compression = h->header_length > OFF_COMPRESSION_TYPE ? get32(h, OFF_COMPRESSION_TYPE) >> 24 : 0;
+    uint32_t compression =
+        h->header_length > OFF_COMPRESSION_TYPE ? qcow2_get32(h, OFF_COMPRESSION_TYPE) >> 24 : 0;
 
     if (unknown)
         return format_lies(
@@ -250,23 +164,28 @@ static bool check_table(const struct header_view *h, struct format_info *info, c
     return true;
 }
 
+unsigned qcow2_l1_shift(const struct header_view *h)
+{
+    return 2 * h->cluster_bits - (h->incompatible & INCOMPAT_EXTENDED_L2 ? 4 : 3);
+}
+
 static bool check_tables(const struct header_view *h, struct format_info *info)
 {
-    uint32_t l1_size = get32(h, OFF_L1_SIZE);
-    uint32_t reftable_clusters = get32(h, OFF_REFTABLE_CLUSTERS);
-    unsigned l2_bits = h->cluster_bits - (h->incompatible & INCOMPAT_EXTENDED_L2 ? 4 : 3);
-    unsigned shift = h->cluster_bits + l2_bits; /* log2 of the bytes that one L1 entry maps */
+    uint32_t l1_size = qcow2_get32(h, OFF_L1_SIZE);
+    uint32_t reftable_clusters = qcow2_get32(h, OFF_REFTABLE_CLUSTERS);
+    unsigned shift = qcow2_l1_shift(h);
     uint64_t need = (h->size >> shift) + ((h->size & ((1ull << shift) - 1)) != 0);
 
-    if (!check_table(h, info, "refcount table", get64(h, OFF_REFTABLE_OFFSET), reftable_clusters,
+    if (!check_table(h, info, "refcount table", qcow2_get64(h, OFF_REFTABLE_OFFSET), reftable_clusters,
                      h->cluster_size, REFTABLE_BYTES_MAX))
         return false;
     if (reftable_clusters == 0)
         return format_lies(info, "refcount_table_clusters is 0");
-    if (!check_table(h, info, "snapshot table", get64(h, OFF_SNAPSHOTS_OFFSET), get32(h, OFF_SNAPSHOTS),
-                     SNAPSHOT_HEADER, (uint64_t)SNAPSHOT_HEADER * SNAPSHOTS_MAX))
+    if (!check_table(h, info, "snapshot table", qcow2_get64(h, OFF_SNAPSHOTS_OFFSET),
+                     qcow2_get32(h, OFF_SNAPSHOTS), SNAPSHOT_HEADER,
+                     (uint64_t)SNAPSHOT_HEADER * SNAPSHOTS_MAX))
         return false;
-    if (!check_table(h, info, "L1 table", get64(h, OFF_L1_OFFSET), l1_size, 8, L1_BYTES_MAX))
+    if (!check_table(h, info, "L1 table", qcow2_get64(h, OFF_L1_OFFSET), l1_size, 8, L1_BYTES_MAX))
         return false;
     if (need > l1_size)
         return format_lies(info, "l1_size %" PRIu32 " is too small for the size %" PRIu64, l1_size, h->size);
@@ -275,7 +194,7 @@ static bool check_tables(const struct header_view *h, struct format_info *info)
 
 static bool check_backing(const struct header_view *h, struct format_info *info)
 {
-    uint32_t len = get32(h, OFF_BACKING_SIZE);
+    uint32_t len = qcow2_get32(h, OFF_BACKING_SIZE);
 
     if (h->backing_offset == 0)
         return true; /* the length is undefined then (spec) */
@@ -298,10 +217,10 @@ static bool check_bitmaps(const struct header_view *h, struct format_info *info,
                            BITMAPS_LEN);
     if (!(h->autoclear & AUTOCLEAR_BITMAPS) || ext->off + ext->len > FORMAT_REACH)
         return true; /* its data is inconsistent and ignored (spec), or not visible */
-    count = get32(h, ext->off);
-    size = get64(h, ext->off + 8);
-    off = get64(h, ext->off + 16);
-    if (count < 1 || count > BITMAPS_MAX || get32(h, ext->off + 4) != 0)
+    count = qcow2_get32(h, ext->off);
+    size = qcow2_get64(h, ext->off + 8);
+    off = qcow2_get64(h, ext->off + 16);
+    if (count < 1 || count > BITMAPS_MAX || qcow2_get32(h, ext->off + 4) != 0)
         return format_lies(info, "the bitmaps extension has %" PRIu32 " bitmaps or a reserved field in use",
                            count);
     if (size > BITMAP_DIRECTORY_MAX || off % h->cluster_size != 0)
@@ -318,9 +237,9 @@ static bool check_extension(const struct header_view *h, struct format_info *inf
             return format_lies(info, "the backing format name has %" PRIu32 " bytes", ext->len);
         return true;
     case EXT_CRYPTO:
-        if (get32(h, OFF_CRYPT_METHOD) != CRYPT_LUKS || ext->len != CRYPTO_LEN)
+        if (qcow2_get32(h, OFF_CRYPT_METHOD) != CRYPT_LUKS || ext->len != CRYPTO_LEN)
             return format_lies(info, "the encryption extension does not fit crypt_method or its length");
-        if (ext->off + ext->len <= FORMAT_REACH && get64(h, ext->off) % h->cluster_size != 0)
+        if (ext->off + ext->len <= FORMAT_REACH && qcow2_get64(h, ext->off) % h->cluster_size != 0)
             return format_lies(info, "the encryption header is not aligned to clusters");
         return true;
     case EXT_BITMAPS:
@@ -336,7 +255,7 @@ static bool check_extensions(const struct header_view *h, struct format_info *in
     struct extension ext;
     enum step step;
 
-    while ((step = next_extension(h, &pos, &ext)) == STEP_EXT)
+    while ((step = qcow2_next_extension(h, &pos, &ext)) == STEP_EXT)
         if (!check_extension(h, info, &ext))
             return false;
     if (step == STEP_BROKEN)
@@ -345,11 +264,17 @@ static bool check_extensions(const struct header_view *h, struct format_info *in
     return true;
 }
 
+bool qcow2_check(const struct header_view *h, struct format_info *info)
+{
+    return check_fields(h, info) && check_features(h, info) && check_tables(h, info) &&
+           check_backing(h, info) && check_extensions(h, info);
+}
+
 /* The text of our row, printable; "" when there is none. */
 static void sealed_text(const struct header_view *h, char ret[ROW_NAME_LEN + 1])
 {
     const uint8_t *row = NULL;
-    unsigned rows = feature_names(h, &row), len = 0;
+    unsigned rows = qcow2_feature_names(h, &row), len = 0;
 
     for (; rows > 0; rows--, row += ROW_LEN) {
         const uint8_t *name = row + ROW_NAME;
@@ -383,7 +308,7 @@ static bool is_sealed(const struct header_view *h, struct format_info *info)
 static enum probe qcow2_probe(struct view *v, struct format_info *ret_info)
 {
     struct header_view h;
-    enum probe answer = load(v, &h);
+    enum probe answer = qcow2_load(v, &h);
 
     if (answer != PROBE_YES)
         return answer;
@@ -394,8 +319,7 @@ static enum probe qcow2_probe(struct view *v, struct format_info *ret_info)
     /* Before all checks: what carries the marks must never pass for something that merely looks broken. */
     if (is_sealed(&h, ret_info))
         return PROBE_SEALED;
-    if (!check_fields(&h, ret_info) || !check_features(&h, ret_info) || !check_tables(&h, ret_info) ||
-        !check_backing(&h, ret_info) || !check_extensions(&h, ret_info))
+    if (!qcow2_check(&h, ret_info))
         return PROBE_LIES;
     ret_info->virtual_size = h.size;
     return PROBE_YES;
@@ -409,7 +333,7 @@ static enum probe qcow2_probe(struct view *v, struct format_info *ret_info)
 static const uint8_t *choose_row(const struct header_view *h)
 {
     const uint8_t *row = NULL;
-    unsigned rows = feature_names(h, &row);
+    unsigned rows = qcow2_feature_names(h, &row);
 
     for (; rows > 1; rows--, row += ROW_LEN)
         if (row[ROW_NAME] == '\0' || (row[0] == FEATURE_INCOMPATIBLE && row[1] == SEALED_BIT))
@@ -438,7 +362,7 @@ static int qcow2_plan(struct view *v, const struct seal_policy *policy, struct p
     struct header_view h;
     int r;
 
-    if (load(v, &h) != PROBE_YES || h.n < (h.version == 3 ? OFF_INCOMPATIBLE : OFF_SIZE) + sizeof(word))
+    if (qcow2_load(v, &h) != PROBE_YES || h.n < (h.version == 3 ? OFF_INCOMPATIBLE : OFF_SIZE) + sizeof(word))
         return -EUCLEAN;
     memset(ret_plan, 0, sizeof(*ret_plan));
     put_be(word, policy->mode == SEAL_SIZE ? 0 : SEALED_SIZE, sizeof(word));
@@ -458,4 +382,6 @@ const struct format format_qcow2 = {
     .name = "qcow2",
     .probe = qcow2_probe,
     .plan = qcow2_plan,
+    .rescue = qcow2_rescue,
+    .links = qcow2_links,
 };
