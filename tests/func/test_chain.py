@@ -181,6 +181,20 @@ def _(build):
             must("qemu-io", "-r", "-c", "read -P 5 0 64k", p.ds.raw(image))
 
 
+@suite.case("a data file that is open as a plain file keeps the image out")
+def _(build):
+    with pair(build, "wait=0") as p, Proc() as writer:
+        make_qcow2(p.ds.raw("img.qcow2"), "64M", "data_file=%s,data_file_raw=on" % p.ds.raw("data.bin"))
+        for view in p.views:
+            fd = writer.call("open", view.path("data.bin"), RDWR)
+            since = p.a.log_size()
+            raises(errno.EBUSY, open_close, p.a.path("img.qcow2"))
+            p.a.wait_log("somebody writes its data file 'data.bin'", since)
+            writer.call("close", fd)
+            writable(p.a, "img.qcow2")
+            p.ds.wait_settled()
+
+
 @suite.case("live snapshot: the former top stays protected; block-commit into it works", limit=200)
 def _(build):
     with pair(build, "wait=0") as p:
