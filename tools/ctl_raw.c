@@ -18,6 +18,7 @@ void raw_free(struct raw *r)
     if (r->image) {
         header_clear(&r->image->header);
         free(r->image->link);
+        free(r->image->needs);
     }
     free(r->image);
     store_close(&r->store);
@@ -177,7 +178,7 @@ static int load_image(const struct store *s, struct raw_image *im, const char *r
     r = load_claim_and_header(s, im, reader);
     if (r == 0)
         compare_handle(im, reader);
-    return r;
+    return r < 0 || im->header_err < 0 ? r : chain_load(s, im, reader);
 }
 
 /* ---- all of it, perhaps on a thread ---- */

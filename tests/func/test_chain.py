@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """test_chain: the files that an image needs (backing chain, external data file) are protected while it is held, on every host."""
 import errno
+import json
 import os
 
 from dgqemu import QemuIo, Vm, make_qcow2
@@ -72,6 +73,10 @@ def _(build):
                     no_writer(view, name)
                     must("qemu-io", "-r", "-U", "-c", "read -P 7 0 1M", view.path(name))
             p.b.wait_log(r"refused .*of 'mid.qcow2'.*needed by 'vm/top.qcow2', which host .* holds since")
+            show = must(*build.command(build.ctl, "show", p.a.path("vm/top.qcow2")))
+            ok("needs:      backing file ../mid.qcow2" in show and "protects:   2 files" in show, "show of the image above: " + show)
+            show = json.loads(must(*build.command(build.ctl, "--json", "show", p.b.path("base.qcow2"))))
+            eq([n["path"] for n in show["needed_by"]], ["vm/top.qcow2"], "show of the file below: %s" % show)
             holder.do("write -P 1 0 64k")
             holder.close()
         p.ds.wait_settled()
