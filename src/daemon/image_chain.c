@@ -173,10 +173,12 @@ static int add_links(struct chain *c, int fd, struct header *h, const struct pla
     while (r == -EAGAIN) {
         struct view v = header_view(h);
         r = h->format->links(&v, add_item, c);
-        if (r == -EAGAIN && header_add(fd, h, v.want_off, v.want_len) < 0)
-            r = -EUCLEAN;
-        if (r == -EAGAIN && plan)
+        if (r != -EAGAIN)
+            break;
+        r = header_add(fd, h, v.want_off, v.want_len);
+        if (r == 0 && plan)
             header_patch(h, plan, true);
+        r = r == 0 ? -EAGAIN : r;
     }
     if (r == -EUCLEAN)
         log_debug("%s: a name in the image cannot be followed: that file is not protected", c->rec->image);

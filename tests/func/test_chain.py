@@ -3,9 +3,10 @@
 import errno
 import json
 import os
+import signal
 
 from dgqemu import QemuIo, Vm, make_qcow2
-from dgtest import Proc, Suite, eq, must, ok, pair, raises, refused, sha, wait_for
+from dgtest import Proc, Skip, Suite, eq, must, ok, pair, raises, refused, sha, wait_for
 
 suite = Suite(__file__)
 RDWR, RDONLY = os.O_RDWR, os.O_RDONLY
@@ -257,6 +258,29 @@ def _(build):
         eq(len(marks(p.ds)), 3, "fsck -n removes nothing")
         eq(p.ds.fsck(p.a.host, "-y").code, 0, "exit code of fsck -y")
         eq(marks(p.ds), [], "marks after fsck")
+
+
+@suite.case("of two that race one sees the other, wherever that one stops")
+def _(build):
+    if not build.hooks:
+        raise Skip("needs -Dhooks=true")
+    with pair(build, "wait=0") as p, Proc() as one:
+        chain(p.ds)
+        p.a.stop()
+        p.a.start(DISKGUARD_HOOK_STOP="chain.look:1")
+        one.send("open", p.a.path("vm/top.qcow2"), RDWR)
+        wait_for(lambda: marks(p.ds), "the first mark")
+        raises(errno.EBUSY, open_close, p.b.path("mid.qcow2"))
+        p.a.signal(signal.SIGCONT)
+        one.call("close", one.recv())
+        p.ds.wait_settled()
+        p.b.stop()
+        p.b.start(DISKGUARD_HOOK_STOP="chain.list:2")
+        one.send("open", p.b.path("base.qcow2"), RDWR)
+        wait_for(lambda: p.ds.claim_of("base.qcow2") not in (None, "free"), "the claim of the file below")
+        raises(errno.EBUSY, open_close, p.a.path("vm/top.qcow2"))
+        p.b.signal(signal.SIGCONT)
+        one.call("close", one.recv())
 
 
 @suite.case("both sides open at once: never both", limit=300)
