@@ -7,12 +7,15 @@
 #include <limits.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 #include "core/hook.h"
 #include "core/mark.h"
 
 #define CHAIN_MAX 256  /* files: more than any chain that QEMU opens in reasonable time */
 #define SYMLINK_MAX 40 /* MAXSYMLINKS, linux/namei.h */
+#define FENCE_TRIES 5
+#define FENCE_PAUSE_MS 20u
 
 /* ---- names ---- */
 
@@ -170,10 +173,12 @@ static int add_links(struct chain *c, int fd, struct header *h, const struct pla
     while (r == -EAGAIN) {
         struct view v = header_view(h);
         r = h->format->links(&v, add_item, c);
-        if (r == -EAGAIN && header_add(fd, h, v.want_off, v.want_len) < 0)
-            r = -EUCLEAN;
-        if (r == -EAGAIN && plan)
+        if (r != -EAGAIN)
+            break;
+        r = header_add(fd, h, v.want_off, v.want_len);
+        if (r == 0 && plan)
             header_patch(h, plan, true);
+        r = r == 0 ? -EAGAIN : r;
     }
     if (r == -EUCLEAN)
         log_debug("%s: a name in the image cannot be followed: that file is not protected", c->rec->image);
@@ -226,6 +231,65 @@ static int look_below(struct chain *c, int fd, uint64_t ino, const char *path, c
     char how[64];
     snprintf(how, sizeof(how), "it needs its %s", role);
     set_needs(c->img, how, path);
+    return -EBUSY;
+}
+
+/* ---- a file below that somebody writes as a plain file: no claim says so, but the fence lock does (image_plain.c) ---- */
+
+struct plain_look {
+    const struct chain *c;
+    uint64_t ino;
+    bool own;   /* a handle of a process that may */
+    bool other; /* of another process of this host */
+};
+
+static void plain_handle(void *arg, struct handle *h)
+{
+    struct plain_look *l = arg;
+    if (!h->writer || h->inode->ino != l->ino || h->inode->dev != l->c->d->store.dev ||
+        atomic_load(&h->guarded) || atomic_load(&h->barred))
+        return;
+    bool may = l->c->d->opt.writers == WRITERS_HOST || cred_same_process(&h->opener, l->c->who);
+    l->own |= may;
+    l->other |= !may;
+}
+
+/* Two holders that look at the same moment refuse each other the lock: so a few times. */
+static int try_fence(const struct daemon *d, int fd)
+{
+    int r = io_fence_exclusive(fd, d->store.fence);
+    for (unsigned k = 1; r == -EAGAIN && k < FENCE_TRIES; k++) {
+        const struct timespec pause = {.tv_nsec = FENCE_PAUSE_MS * 1000000L};
+        nanosleep(&pause, NULL);
+        r = io_fence_exclusive(fd, d->store.fence);
+    }
+    return r;
+}
+
+static int look_plain(struct chain *c, int fd, uint64_t ino, const char *path, const char *role)
+{
+    struct plain_look l = {.c = c, .ino = ino};
+    _cleanup_close_ int lock_fd = io_reopen(fd, O_RDWR);
+    if (lock_fd < 0)
+        return 0; /* who may not write it here cannot ask; the keeper of the writer's host bars him at its next round */
+    handle_each(c->d->handles, plain_handle, &l);
+    int r = l.other ? -EAGAIN : l.own ? 0 : try_fence(c->d, lock_fd);
+    if (r != -EAGAIN)
+        return r;
+    if (c->late) {
+        log_image(LOG_ERR, c->rec->image, c->d->host.name, c->rec->generation,
+                  "'%s' was written so that it needs '%s' (%s), which is open for write as a plain file",
+                  c->rec->image, path, role);
+        return 0;
+    }
+    char how[48];
+    snprintf(how, sizeof(how), "somebody writes its %s", role);
+    image_set_rival(c->img, NULL);
+    set_needs(c->img, how, path);
+    mutex_lock(&c->img->lock);
+    snprintf(c->img->rival.host_name, sizeof(c->img->rival.host_name), "%s",
+             l.other ? c->d->host.name : "(another; look with fuser -v)");
+    mutex_unlock(&c->img->lock);
     return -EBUSY;
 }
 
@@ -282,6 +346,8 @@ static int do_item(struct chain *c, const struct item *i, struct walk *w)
         r = -ENOMEM;
     if (r == 0)
         r = header_load(fd, h);
+    if (r == 0 && h->verdict == FORMAT_PLAIN)
+        r = look_plain(c, fd, st.st_ino, w->done, role);
     if (r < 0)
         return r;
     char *slash = strrchr(w->done, '/');

@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
 """test_chain: the files that an image needs (backing chain, external data file) are protected while it is held, on every host."""
 import errno
+import json
 import os
+import signal
 
 from dgqemu import QemuIo, Vm, make_qcow2
-from dgtest import Proc, Suite, eq, must, ok, pair, raises, refused, sha, wait_for
+from dgtest import Proc, Skip, Suite, eq, must, ok, pair, raises, refused, sha, wait_for
 
 suite = Suite(__file__)
 RDWR, RDONLY = os.O_RDWR, os.O_RDONLY
@@ -72,6 +74,10 @@ def _(build):
                     no_writer(view, name)
                     must("qemu-io", "-r", "-U", "-c", "read -P 7 0 1M", view.path(name))
             p.b.wait_log(r"refused .*of 'mid.qcow2'.*needed by 'vm/top.qcow2', which host .* holds since")
+            show = must(*build.command(build.ctl, "show", p.a.path("vm/top.qcow2")))
+            ok("needs:      backing file ../mid.qcow2" in show and "protects:   2 files" in show, "show of the image above: " + show)
+            show = json.loads(must(*build.command(build.ctl, "--json", "show", p.b.path("base.qcow2"))))
+            eq([n["path"] for n in show["needed_by"]], ["vm/top.qcow2"], "show of the file below: %s" % show)
             holder.do("write -P 1 0 64k")
             holder.close()
         p.ds.wait_settled()
@@ -181,6 +187,20 @@ def _(build):
             must("qemu-io", "-r", "-c", "read -P 5 0 64k", p.ds.raw(image))
 
 
+@suite.case("a data file that is open as a plain file keeps the image out")
+def _(build):
+    with pair(build, "wait=0") as p, Proc() as writer:
+        make_qcow2(p.ds.raw("img.qcow2"), "64M", "data_file=%s,data_file_raw=on" % p.ds.raw("data.bin"))
+        for view in p.views:
+            fd = writer.call("open", view.path("data.bin"), RDWR)
+            since = p.a.log_size()
+            raises(errno.EBUSY, open_close, p.a.path("img.qcow2"))
+            p.a.wait_log("somebody writes its data file 'data.bin'", since)
+            writer.call("close", fd)
+            writable(p.a, "img.qcow2")
+            p.ds.wait_settled()
+
+
 @suite.case("live snapshot: the former top stays protected; block-commit into it works", limit=200)
 def _(build):
     with pair(build, "wait=0") as p:
@@ -238,6 +258,29 @@ def _(build):
         eq(len(marks(p.ds)), 3, "fsck -n removes nothing")
         eq(p.ds.fsck(p.a.host, "-y").code, 0, "exit code of fsck -y")
         eq(marks(p.ds), [], "marks after fsck")
+
+
+@suite.case("of two that race one sees the other, wherever that one stops")
+def _(build):
+    if not build.hooks:
+        raise Skip("needs -Dhooks=true")
+    with pair(build, "wait=0") as p, Proc() as one:
+        chain(p.ds)
+        p.a.stop()
+        p.a.start(DISKGUARD_HOOK_STOP="chain.look:1")
+        one.send("open", p.a.path("vm/top.qcow2"), RDWR)
+        wait_for(lambda: marks(p.ds), "the first mark")
+        raises(errno.EBUSY, open_close, p.b.path("mid.qcow2"))
+        p.a.signal(signal.SIGCONT)
+        one.call("close", one.recv())
+        p.ds.wait_settled()
+        p.b.stop()
+        p.b.start(DISKGUARD_HOOK_STOP="chain.list:2")
+        one.send("open", p.b.path("base.qcow2"), RDWR)
+        wait_for(lambda: p.ds.claim_of("base.qcow2") not in (None, "free"), "the claim of the file below")
+        raises(errno.EBUSY, open_close, p.a.path("vm/top.qcow2"))
+        p.b.signal(signal.SIGCONT)
+        one.call("close", one.recv())
 
 
 @suite.case("both sides open at once: never both", limit=300)
