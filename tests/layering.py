@@ -83,6 +83,8 @@ RAW_ALLOWED = [
     ("src/daemon/fs_open.c", "fstat(fd, &e->attr)", "the file that was just made"),
     ("src/daemon/image_claim.c", "io_reopen(", "the file of an open descriptor: a handle, not a name"),
     ("src/daemon/image_probe.c", "io_reopen(", "the file of an open descriptor: a handle, not a name"),
+    ("src/daemon/image_edit.c", "io_reopen(i->fd", "the file of an open descriptor: a handle, not a name"),
+    ("tools/fsck_rescue.c", "io_reopen(path_fd", "the file that io_fresh_open found"),
     ("src/daemon/image_mend.c", "io_reopen(", "the file of an open descriptor: a handle, not a name"),
     ("src/daemon/image_plain.c", "io_reopen(", "the file of an open descriptor: a handle, not a name"),
     ("src/daemon/image_open.c", "io_reopen(", "the file of an open descriptor: a handle, not a name"),

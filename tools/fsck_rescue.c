@@ -181,7 +181,11 @@ void rescue_orphan(struct fsck *f, int path_fd, const char *path, const struct s
         r = header_rescue(fd, w->header, size_of(f, path), &w->rescue, &w->rec.plan);
     explain(w, r, detail, sizeof(detail));
     int done = 1;
-    if (r == 0 && wanted(f, w, detail))
+    if (r == 0 && f->store.fence == FENCE_NONE)
+        append(detail, sizeof(detail),
+               "; not without the fence lock (--fence=none, or storage without locks): nothing would prove "
+               "that nobody writes it");
+    else if (r == 0 && wanted(f, w, detail))
         done = repair(f, w, path_fd);
     w->rec.host[0] = w->rec.host_name[0] = '\0'; /* nobody is known to hold it */
     report_problem(f, PROBLEM_ORPHAN, &w->rec, detail, done, "the seal was undone from the file alone");

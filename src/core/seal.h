@@ -26,6 +26,9 @@ struct seal {
     bool unfence;
     /* seal_edit() only: where the image can be touched, as the holder sees it after the edit; the wider of both, while the edit fails half-way. */
     struct format_zone zone;
+    /* May be NULL: called with the wider zone before anything of an edit is written, so that from then on all I/O there is looked at. */
+    void (*widened)(void *arg, const struct format_zone *zone);
+    void *arg;
 };
 
 /* Writes rec to the journal and then to its claim, with the next seq. -ESTALE: fenced. */

@@ -57,6 +57,21 @@ static void apply(struct header *h, const struct edit *e)
     }
 }
 
+/* Would the seal that stands still refuse a reader, over what the holder has written since? Over another format's header it may break the magic, and what
+ * has none is taken for raw. */
+static bool still_refuses(const struct seal *s, struct work *w)
+{
+    const struct format *f = w->next.format;
+    if (f && strcmp(f->name, s->rec->format) != 0)
+        return false;
+    _cleanup_header_ struct header *h = header_new();
+    if (!h || header_copy(h, &w->next) < 0)
+        return true;
+    header_patch(h, &w->plan, false);
+    header_identify(h);
+    return h->verdict != FORMAT_PLAIN && h->verdict != FORMAT_IMAGE;
+}
+
 /* The seal that stands, as far as its extents lie in the file, with what the holder sees there now. */
 static void keep_plan(const struct seal *s, struct work *w)
 {
@@ -68,6 +83,8 @@ static void keep_plan(const struct seal *s, struct work *w)
         if (e->off + e->len <= w->next.file_size && header_get(&w->next, e->off, e->truth, e->len))
             w->plan.n++;
     }
+    if (!still_refuses(s, w))
+        w->plan.n = 0;
 }
 
 /* The plan for `next`, or -EAGAIN: next.want_* must be loaded first. A header that no format knows needs no seal. One that contradicts itself, for
@@ -120,6 +137,8 @@ static void widen(struct seal *s, const struct work *w)
 {
     s->zone.head = DG_MAX(s->zone.head, w->next.info.zone.head);
     s->zone.tail = DG_MIN(s->zone.tail, w->next.info.zone.tail);
+    if (s->widened)
+        s->widened(s->arg, &s->zone);
 }
 
 static void describe(struct record *rec, const struct header *h)
@@ -229,7 +248,9 @@ static int load_move(struct seal *s, struct work *w, const struct edit *e)
             uint64_t begin = x->off / EXTENT_MAX * EXTENT_MAX, end = x->off + x->len;
             end = (end + EXTENT_MAX - 1) / EXTENT_MAX * EXTENT_MAX;
             uint8_t sectors[2 * EXTENT_MAX];
-            if (header_get(&w->disk, begin, sectors, (size_t)(end - begin)))
+            /* What lies beyond the end of the file on disk may lie in the one that the edit makes. */
+            if (header_get(&w->disk, begin, sectors, (size_t)(end - begin)) &&
+                header_get(&w->next, begin, sectors, (size_t)(end - begin)))
                 continue;
             r = header_add(s->fd, &w->disk, begin, (size_t)(end - begin));
             if (r < 0)
@@ -427,7 +448,9 @@ int seal_edit(struct seal *s, const struct edit *e)
     if (!w)
         return -ENOMEM;
     int r = edit(s, w, e);
-    if (r == 0 && w->next.verdict != FORMAT_MORE)
+    /* A file with a footer that grows has none for a while: the write of the next one must be looked at. */
+    bool between = w->next.verdict == FORMAT_PLAIN && s->zone.tail != UINT64_MAX;
+    if (r == 0 && w->next.verdict != FORMAT_MORE && !between)
         s->zone = w->next.info.zone;
     header_zone_cover(&s->zone, &s->rec->plan);
     return r;

@@ -52,9 +52,14 @@ struct SYNC_ATTR(capability("mutex")) rwlock {
     pthread_rwlock_t l;
 };
 
+/* Writers first, for readers come in streams (guest data of images with a footer): so no thread may take it twice for reading. */
 static inline void rwlock_init(struct rwlock *l)
 {
-    pthread_rwlock_init(&l->l, NULL);
+    pthread_rwlockattr_t attr;
+    pthread_rwlockattr_init(&attr);
+    pthread_rwlockattr_setkind_np(&attr, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+    pthread_rwlock_init(&l->l, &attr);
+    pthread_rwlockattr_destroy(&attr);
 }
 static inline void rwlock_destroy(struct rwlock *l)
 {

@@ -76,14 +76,16 @@ struct failed {
     uint64_t off;
     void *buf; /* aligned; of a write: its payload */
 };
-static ssize_t write_at(struct daemon *d, struct handle *h, const void *buf, size_t size, uint64_t off);
+static ssize_t write_at(struct daemon *d, struct handle *h, const void *buf, size_t size, uint64_t off,
+                        bool *ret_direct);
 
 static void failed_again(void *arg, bool mended)
 {
     struct failed *f = arg;
     ssize_t n = f->error;
+    bool direct;
     if (mended)
-        n = f->write ? write_at(f->d, f->h, f->buf, f->size, f->off)
+        n = f->write ? write_at(f->d, f->h, f->buf, f->size, f->off, &direct)
                      : read_at(f->d, f->h, f->buf, f->size, f->off);
     if (n < 0)
         fuse_reply_err(f->req, n == f->error ? EIO : (int)-n);
@@ -162,14 +164,19 @@ static ssize_t write_direct(struct handle *h, const void *buf, size_t size, uint
     return n < 0 ? -errno : n;
 }
 
-static ssize_t write_at(struct daemon *d, struct handle *h, const void *buf, size_t size, uint64_t off)
+/* *ret_direct: it went straight to the handle's descriptor, so that a failure may be mended and the write repeated. */
+static ssize_t write_at(struct daemon *d, struct handle *h, const void *buf, size_t size, uint64_t off,
+                        bool *ret_direct)
 {
+    *ret_direct = true;
     atomic_store_explicit(&h->dirty, true, memory_order_relaxed);
     /* An append lands where the file ends now, which only the guarded way may find out. */
     if (image_is_data(h, off) && !(h->flags & O_APPEND && atomic_load(&h->guarded)))
         return write_direct(h, buf, size, off);
-    if (!image_data_begin(h, off, size))
+    if (!image_data_begin(h, off, size)) {
+        *ret_direct = false;
         return image_write(d, h, buf, size, off);
+    }
     ssize_t n = write_direct(h, buf, size, off);
     image_data_end(h);
     return n;
@@ -181,8 +188,9 @@ void fs_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_
     (void)ino;
     struct daemon *d = daemon_of(req);
     struct handle *h = handle_get(d->handles, fi->fh);
-    ssize_t n = h ? write_at(d, h, buf, size, (uint64_t)off) : -EBADF;
-    if (n < 0 && h && image_is_data(h, (uint64_t)off) && !(h->flags & O_APPEND) &&
+    bool direct = false;
+    ssize_t n = h ? write_at(d, h, buf, size, (uint64_t)off, &direct) : -EBADF;
+    if (n < 0 && h && direct && !(h->flags & O_APPEND) &&
         failed_later(d, req, h, n, buf, size, (uint64_t)off))
         return;
     if (n < 0 && h)
@@ -259,7 +267,8 @@ static ssize_t copy_head(struct daemon *d, struct handle *in, uint64_t off_in, s
     ssize_t n = read_at(d, in, buf, len, off_in);
     if (n == -EINVAL && (in->flags | out->flags) & O_DIRECT)
         return -EXDEV; /* unaligned: the kernel copies by itself then */
-    return n <= 0 ? n : write_at(d, out, buf, (size_t)n, off_out);
+    bool direct;
+    return n <= 0 ? n : write_at(d, out, buf, (size_t)n, off_out, &direct);
 }
 
 /* Far from every header. Below it is the caller's business. */

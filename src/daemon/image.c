@@ -192,6 +192,11 @@ void image_note(struct image *img)
     mutex_unlock(&img->lock);
 }
 
+static void zone_widened(void *arg, const struct format_zone *zone) NO_THREAD_SAFETY_ANALYSIS
+{
+    image_zone_set(arg, zone); /* in seal_edit(), under img->header */
+}
+
 struct seal image_seal(struct daemon *d, struct image *img)
 {
     return (struct seal){.store = &d->store,
@@ -199,7 +204,9 @@ struct seal image_seal(struct daemon *d, struct image *img)
                          .fd = img->fd,
                          .policy = d->policy,
                          .rec = img->rec,
-                         .zone = image_zone(img)};
+                         .zone = image_zone(img),
+                         .widened = zone_widened,
+                         .arg = img};
 }
 
 bool image_writer_add(struct image *img, struct handle *h, bool plain)

@@ -372,7 +372,9 @@ int image_bytes_renew(struct daemon *d, struct image *img, int fd)
     int r = 0;
     bool outside = false;
     for (unsigned k = FIRST_GUARDED; img->bytes_held && k < IMAGE_BYTES && r == 0; k++)
-        r = set_byte(fd, F_RDLCK, k);
+        r = writer_of(img, k)
+                ? 0
+                : set_byte(fd, F_RDLCK, k); /* a program's write lock still stands on the old descriptor */
     if (img->bytes_held && r == 0)
         r = outside_writer(img, fd, &outside);
     if ((r == -EAGAIN || outside) && !atomic_exchange(&img->bytes_logged, true))

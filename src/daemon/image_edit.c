@@ -182,8 +182,10 @@ static ssize_t read_foreign(struct daemon *d, struct handle *h, void *buf, size_
         return r;
     /* A seal never touches the magic: what is plain now, or has no header, is not sealed. Other file systems
      * are never sealed either. */
-    bool sealable =
-        w->hd.verdict != FORMAT_PLAIN && !(w->hd.format && w->hd.format->weak) && i->dev == d->store.dev;
+    struct format_zone zone = image_zone(img);
+    bool moving = zone.head > FORMAT_REACH || zone.tail != UINT64_MAX; /* see_claim() in image_probe.c */
+    bool weak = w->hd.format && w->hd.format->weak;
+    bool sealable = (moving || (w->hd.verdict != FORMAT_PLAIN && !weak)) && i->dev == d->store.dev;
     if (sealable)
         r = foreign_header(d, h, w, buf, len, off);
     else
@@ -503,30 +505,65 @@ static int change_plain(struct daemon *d, struct handle *h, const struct edit *e
     return r;
 }
 
+/* The same; a file that has become an image where no write is looked at (a footer at its end, the descriptor of an ISO) is claimed for its writers first.
+ * 0: done; -EAGAIN: it is guarded now, the guarded way is to be taken; or -errno. */
+static int change_unguarded(struct daemon *d, struct handle *h, const struct edit *e)
+{
+    struct image *img = image_get(h->inode);
+    int r = change_plain(d, h, e);
+    if (r != -EBUSY || !img)
+        return r;
+    if (h->inode->dev != d->store.dev) {
+        image_log_foreign(d, h->inode, "change of an image's size");
+        return -EXDEV;
+    }
+    r = image_convert(d, img, &h->opener);
+    if (r == -EBUSY)
+        image_refused(d, h->inode, &h->opener, "change of an image's size", r);
+    if (r == 0 || r == -EAGAIN)
+        r = atomic_load(&h->guarded) ? -EAGAIN : -EBUSY;
+    return r;
+}
+
 int image_ftruncate(struct daemon *d, struct handle *h, uint64_t size)
 {
     struct edit e = {.kind = EDIT_TRUNCATE, .off = size};
-    if (h->guarded)
-        return edit_held(d, atomic_load(&h->inode->image), h, &e);
-    return change_plain(d, h, &e);
+    if (!h->guarded) {
+        int r = change_unguarded(d, h, &e);
+        if (r != -EAGAIN)
+            return r;
+    }
+    return edit_held(d, atomic_load(&h->inode->image), h, &e);
 }
 
-/* Of an image with a footer the size is a part of the header: grown first, in the durable order, and then allocated. */
-static int grow_guarded(struct daemon *d, struct handle *h, int mode, uint64_t end)
+static int allocate(int fd, int mode, uint64_t off, uint64_t len)
+{
+    int r;
+    do
+        r = fallocate(fd, mode, (off_t)off, (off_t)len) < 0 ? -errno : 0;
+    while (r == -EINTR);
+    return r;
+}
+
+/* Of an image with a footer the size is a part of the header: allocated first, then it grows in the durable order. */
+static int allocate_and_grow(struct daemon *d, struct handle *h, int mode, uint64_t off, uint64_t len)
 {
     struct stat st;
-    int r = io_fresh_stat(h->fd, &st);
-    if (r < 0 || mode & FALLOC_FL_KEEP_SIZE || end <= (uint64_t)st.st_size)
+    int r = allocate(h->fd, mode | FALLOC_FL_KEEP_SIZE, off, len);
+    if (r == 0)
+        r = io_fresh_stat(h->fd, &st);
+    if (r < 0 || mode & FALLOC_FL_KEEP_SIZE || off + len <= (uint64_t)st.st_size)
         return r;
-    return image_ftruncate(d, h, end);
+    return image_ftruncate(d, h, off + len);
 }
 
 int image_fallocate(struct daemon *d, struct handle *h, int mode, uint64_t off, uint64_t len)
 {
     struct edit e = {.kind = EDIT_ZERO, .off = off, .len = len, .mode = mode};
-    if (!h->guarded)
-        return change_plain(d, h, &e);
-    int r = image_write_allowed(h);
+    int r = h->guarded ? -EAGAIN : change_unguarded(d, h, &e);
+    if (r != -EAGAIN)
+        return r;
+    r = image_write_allowed(h);
     if (r < 0)
         return r;
     if (!image_is_data(h, off)) {
@@ -536,13 +573,11 @@ int image_fallocate(struct daemon *d, struct handle *h, int mode, uint64_t off, 
             return edit_held(d, atomic_load(&h->inode->image), h, &e);
         if (off > INT64_MAX - len)
             return -EFBIG;
-        r = grow_guarded(d, h, mode, off + len);
-        if (r < 0)
-            return r;
     }
-    do
-        r = fallocate(h->fd, mode, (off_t)off, (off_t)len) < 0 ? -errno : 0;
-    while (r == -EINTR);
+    if (image_zone(atomic_load(&h->inode->image)).tail != UINT64_MAX)
+        r = allocate_and_grow(d, h, mode, off, len);
+    else
+        r = allocate(h->fd, mode, off, len);
     image_wrote(h);
     return r;
 }

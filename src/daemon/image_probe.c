@@ -134,6 +134,19 @@ bool image_is_image(struct daemon *d, struct inode *i, const struct header *h)
     }
 }
 
+/* A file whose holder died while its footer was on the move looks plain, and yet has sealed bytes: where, its claim says. */
+static int see_claim(struct daemon *d, struct inode *i)
+{
+    _cleanup_free_ struct claim *c = malloc(sizeof(*c));
+    int r = c ? claim_read(&d->store, i->ino, c) : -ENOMEM;
+    if (r < 0 || c->kind != CLAIM_HELD)
+        return r;
+    struct format_zone zone = {.head = FORMAT_REACH, .tail = UINT64_MAX};
+    header_zone_cover(&zone, &c->rec.plan);
+    image_zone_seen(image_get(i), &zone);
+    return 0;
+}
+
 int image_probe(struct daemon *d, struct inode *i, enum image_what *ret)
 {
     _cleanup_header_ struct header *h = header_new();
@@ -143,7 +156,7 @@ int image_probe(struct daemon *d, struct inode *i, enum image_what *ret)
     if (r < 0)
         return r;
     *ret = image_is_image(d, i, h) ? IMAGE_WHAT_IMAGE : IMAGE_WHAT_PLAIN;
-    return 0;
+    return h->verdict == FORMAT_PLAIN && i->dev == d->store.dev ? see_claim(d, i) : 0;
 }
 
 /* ---- refusals ---- */

@@ -73,7 +73,9 @@ static void seal_late(struct daemon *d, struct image *img)
     if (late && img->rec && img->fd >= 0 && img->rec->plan.n == 0) {
         struct seal s = image_seal(d, img);
         struct edit nothing = {.kind = EDIT_WRITE};
-        r = image_lost(d, img, seal_edit(&s, &nothing));
+        r = seal_edit(&s, &nothing);
+        image_zone_set(img, &s.zone);
+        r = image_lost(d, img, r);
         image_note(img);
     }
     rwlock_write_unlock(&img->header);

@@ -80,13 +80,13 @@ def controls(kind, folder):
     return working
 
 
-def refused(kind, folder, working, names, stage):
+def refused(kind, folder, working, names, stage, whole=True):
     before, length = content(folder), os.path.getsize(kind.image(folder))
     for name, argv in openers(kind, kind.image(folder)).items():
         if name not in working or (names and name not in names):
             continue
         worked, code, out = try_one(name, argv, folder)
-        if kind.may_refuse(name):
+        if kind.may_refuse(name, whole):
             result(not worked and code > 0, "%s: %s refuses %s" % (kind.name, name, stage), "exit %d: %s" % (code, out))
         else:
             result(worked, "%s: %s opens %s, as the kind says" % (kind.name, name, stage), out)
@@ -155,7 +155,7 @@ def check_kind(sealtool, kind, folder, long):
     for n in range(1, extents + 1):
         whole, stage = n == extents, "the seal" if n == extents else "its first %d extents of %d" % (n, extents)
         must(sealtool, "seal", image, "refuse", HOLDER, str(n))
-        refused(kind, folder, working, None if whole or long else QUICK, stage)
+        refused(kind, folder, working, None if whole or long else QUICK, stage, whole)
         found = plan_of(sealtool, image)
         result(found["verdict"] == "SEALED", "%s: %s is a seal" % (kind.name, stage), str(found))
         must(sealtool, "unseal", image)

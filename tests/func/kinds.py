@@ -13,6 +13,10 @@ VHD_SIZE = 12345344  # its geometry is smaller than the size itself, so that it 
 RAW = "opened with format=raw, any file is a disk; no header is looked at"
 NO_HEADER = "the file has no header: its first byte is the guest's"
 NOT_PROBED = "QEMU does not probe for it, so that it is raw where no format is given"
+LATE = {  # openers that only the last extent of a seal stops: a crash while sealing leaves them the image to read; neither can write
+    "vmdk": {"vmdkinfo": "libvmdk looks at neither version nor capacity, only at the descriptor, which is sealed last"},
+    "vpc": {"vhdiinfo": "libvhdi looks at the footer, which is sealed after the copy at the start, the only one that QEMU reads"},
+}
 ALL = "*"
 PROBED = ("info probed", "system probed")
 
@@ -33,8 +37,9 @@ class Kind:
         self.door, self.guarded = door, guarded
         self.cannot = {"raw": RAW, **(cannot or {})}
 
-    def may_refuse(self, opener):
-        return ALL not in self.cannot and opener not in self.cannot
+    def may_refuse(self, opener, whole=True):
+        """whole: of a seal that stands as a whole."""
+        return (whole or opener not in LATE.get(self.format, ())) and ALL not in self.cannot and opener not in self.cannot
 
     def image(self, folder):
         return os.path.join(folder, self.file)
