@@ -148,7 +148,15 @@ static int remove_mark(int dir, const struct mark *m)
     return r;
 }
 
-int mark_drop(const struct store *s, uint64_t above, uint64_t generation)
+static bool is_kept(uint64_t below, const uint64_t *keep, size_t n_keep)
+{
+    for (size_t i = 0; keep && i < n_keep; i++)
+        if (keep[i] == below)
+            return true;
+    return false;
+}
+
+int mark_drop(const struct store *s, uint64_t above, uint64_t generation, const uint64_t *keep, size_t n_keep)
 {
     _cleanup_close_ int dir = dir_open(s);
     _cleanup_free_ struct mark *m = NULL;
@@ -156,7 +164,7 @@ int mark_drop(const struct store *s, uint64_t above, uint64_t generation)
     int r = dir < 0 ? dir : mark_list(s, 0, &m, &n);
 
     for (size_t i = 0; r == 0 && i < n; i++)
-        if (m[i].above == above && m[i].generation == generation)
+        if (m[i].above == above && m[i].generation == generation && !is_kept(m[i].below, keep, n_keep))
             r = remove_mark(dir, &m[i]);
     return r == -ENOENT ? 0 : r;
 }

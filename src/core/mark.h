@@ -2,7 +2,10 @@
  *
  * A mark is a name, <key of the file below>-<key of the image above>.<generation of the claim of the image above>; its content is a text for people. It
  * counts only while that generation is the ruling claim of the image above, and held: a mark that a crash or a takeover leaves is void by itself. A name is
- * never used twice, for a generation is not.
+ * never used by two holds, for a generation is not.
+ *
+ * While it is held, marks go in one case only: its header was rewritten so that it needs other files, and that header is durable. Before that a crash could
+ * bring back the header that needs the former ones.
  *
  * Two that race, one to hold an image, the other to write a file below it (Dekker): the holder makes the mark durably, then reads the claim of the file
  * below; the writer makes his claim durably, then lists the marks. At least one sees the other. Marks are never renamed, so a listing that begins after a
@@ -35,8 +38,10 @@ DG_MUST_CHECK int mark_list(const struct store *s, uint64_t below, struct mark *
 /* Does it count now? 1, 0 or -errno. *ret: the claim of the image above as it was read; BAD counts, for nobody can tell. */
 DG_MUST_CHECK int mark_counts(const struct store *s, const struct mark *m, struct claim *ret);
 
-/* Removes the marks of one hold, whose claim is free or was never there. Not made durable: one that comes back is void. */
-DG_MUST_CHECK int mark_drop(const struct store *s, uint64_t above, uint64_t generation);
+/* Removes the marks of one hold, whose claim is free or was never there, or (keep not NULL) those of a live one for other files than these n. Not made
+ * durable: one that comes back is void, or goes with the rest of the hold. */
+DG_MUST_CHECK int mark_drop(const struct store *s, uint64_t above, uint64_t generation, const uint64_t *keep,
+                            size_t n_keep);
 
 /* Removes all that count no more. dry_run: only counts them. */
 DG_MUST_CHECK int mark_sweep(const struct store *s, bool dry_run, unsigned *ret_void);

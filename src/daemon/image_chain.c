@@ -133,7 +133,8 @@ struct chain {
     struct image *img;
     const struct record *rec; /* of the image above */
     const struct opener *who;
-    bool late; /* the image was written already: nothing is refused any more */
+    bool late;  /* the image was written already: nothing is refused any more */
+    bool doubt; /* what is below some file could not be told: then no former mark goes */
     struct item *todo;
     const char *dir; /* for add_item() */
     struct item **at;
@@ -180,6 +181,8 @@ static int add_links(struct chain *c, int fd, struct header *h, const struct pla
             header_patch(h, plan, true);
         r = r == 0 ? -EAGAIN : r;
     }
+    if (r == -EUCLEAN)
+        c->doubt = true;
     if (r == -EUCLEAN)
         log_debug("%s: a name in the image cannot be followed: that file is not protected", c->rec->image);
     return r == -EUCLEAN ? 0 : r;
@@ -328,6 +331,7 @@ static int do_item(struct chain *c, const struct item *i, struct walk *w)
     if (r == 0 && (!S_ISREG(st.st_mode) || st.st_dev != c->d->store.dev))
         r = -EXDEV;
     if (is_absent(r)) {
+        c->doubt |= r != -EXDEV;
         log_debug("%s: its %s '%s' is not protected: %s", c->rec->image, role, i->link.path,
                   r == -EXDEV ? "outside of the datastore" : strerror(-r));
         return 0;
@@ -350,6 +354,7 @@ static int do_item(struct chain *c, const struct item *i, struct walk *w)
         r = look_plain(c, fd, st.st_ino, w->done, role);
     if (r < 0)
         return r;
+    c->doubt |= h->verdict != FORMAT_IMAGE && h->verdict != FORMAT_SEALED && h->verdict != FORMAT_PLAIN;
     char *slash = strrchr(w->done, '/');
     *(slash ? slash : w->done) = '\0';
     return add_links(c, fd, h, NULL, w->done);
@@ -378,6 +383,19 @@ static int run(struct chain *c)
     return r;
 }
 
+/* All that the chain needs now is marked. The files that dropped out of it are free, once no crash can bring back the header that needs them. */
+static void drop_former(struct chain *c)
+{
+    int r = io_fsync(c->img->fd);
+    if (r == 0)
+        r = mark_drop(&c->d->store, c->rec->ino, c->rec->generation, c->seen, c->n);
+    if (r < 0)
+        log_image(LOG_WARNING, c->rec->image, c->d->host.name, c->rec->generation,
+                  "'%s' was written so that it may need fewer files than before: they stay protected until "
+                  "it is closed: %s",
+                  c->rec->image, strerror(-r));
+}
+
 int image_chain_mark(struct daemon *d, struct image *img, const struct opener *who, bool late)
 {
     struct chain *c = calloc(1, sizeof(*c));
@@ -392,14 +410,18 @@ int image_chain_mark(struct daemon *d, struct image *img, const struct opener *w
             r = header_settle(img->fd, h);
     }
     if (r == 0) {
+        c->doubt = h->verdict != FORMAT_IMAGE && h->verdict != FORMAT_SEALED;
         image_dir(d, img->inode, dir);
         r = add_links(c, img->fd, h, &img->rec->plan, dir);
     }
     uint64_t hash = r == 0 ? links_hash(c->todo) : 0;
-    if (r == 0 && c->todo && (!late || hash != img->links)) {
+    bool changed = hash != img->links, former = late && changed && img->marked;
+    if (r == 0 && c->todo && (!late || changed)) {
         img->marked = true;
         r = run(c);
     }
+    if (r == 0 && former && !c->doubt && !c->todo)
+        drop_former(c);
     if (r == 0)
         img->links = hash;
     while (c && c->todo) {
@@ -424,7 +446,7 @@ void image_chain_edited(struct daemon *d, struct image *img, const struct opener
 
 void image_chain_drop(struct daemon *d, uint64_t ino, uint64_t generation)
 {
-    int r = mark_drop(&d->store, ino, generation);
+    int r = mark_drop(&d->store, ino, generation, NULL, 0);
     if (r < 0)
         log_debug("marks of %016llx.%llu stay, void: %s", (unsigned long long)ino,
                   (unsigned long long)generation, strerror(-r));

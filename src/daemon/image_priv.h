@@ -166,7 +166,7 @@ DG_MUST_CHECK int image_acquire(struct daemon *d, struct image *img, const struc
  * -errno. late: the image has been written; only where its links changed, and nothing is refused. */
 DG_MUST_CHECK int image_chain_mark(struct daemon *d, struct image *img, const struct opener *who, bool late)
     REQUIRES(img->header) EXCLUDES(img->lock);
-/* After an edit of a held image: the files that it needs now are marked, too. What goes wrong is logged. */
+/* After an edit of a held image: the files that it needs now are marked, too, and those that it needs no more are free. What goes wrong is logged. */
 void image_chain_edited(struct daemon *d, struct image *img, const struct opener *who) REQUIRES(img->header)
     EXCLUDES(img->lock);
 /* After the claim is free. Best effort. */

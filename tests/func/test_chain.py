@@ -225,6 +225,89 @@ def _(build):
         must("qemu-img", "check", "-q", p.ds.raw("base.qcow2"))
 
 
+@suite.case("what a block-commit, a change of the backing file and a block-stream leave out can be removed while the VM runs; the rest stays protected", limit=200)
+def _(build):
+    with pair(build, "wait=0") as p:
+        make_qcow2(p.ds.raw("base.qcow2"))
+        must("qemu-io", "-c", "write -P 7 0 1M", p.ds.raw("base.qcow2"))
+        for name, backing in (("mid.qcow2", "base.qcow2"), ("upper.qcow2", "mid.qcow2"), ("top.qcow2", "upper.qcow2")):
+            overlay(p.ds.raw(name), backing)
+        must("qemu-io", "-c", "write -P 8 1M 64k", p.ds.raw("mid.qcow2"))
+        drive = ("-drive", "file=%s,format=qcow2,node-name=disk,id=d0,if=none" % p.a.path("top.qcow2"), "-device", "virtio-blk,drive=d0")
+        with Vm(p.ds.base, "vm", drive) as vm:
+            ok(vm.connect(), "VM starts: " + vm.error())
+
+            def job(command, ends="concluded", **arguments):
+                vm.qmp(command, **{"job-id": "j", "device": "disk", "auto-dismiss": False, **arguments})
+                wait_for(lambda: any(j["status"] == ends for j in vm.qmp("query-jobs")), command + " is done", 60)
+                ok(not any("error" in j for j in vm.qmp("query-jobs")), "%s: %s" % (command, vm.qmp("query-jobs")))
+                vm.qmp("job-dismiss", id="j")
+
+            def gone(name, view):
+                for v in p.views:
+                    writable(v, name)
+                p.ds.wait_free(name)
+                os.unlink(view.path(name))
+
+            for name in ("upper.qcow2", "mid.qcow2", "base.qcow2"):
+                for view in p.views:
+                    no_writer(view, name)
+            # upper.qcow2 and mid.qcow2 go into base.qcow2
+            job("block-commit", **{"top": p.a.path("upper.qcow2"), "base": p.a.path("base.qcow2")})
+            p.ds.wait_free("base.qcow2")
+            eq(len(marks(p.ds)), 1, "marks: the base alone")
+            gone("upper.qcow2", p.a)
+            gone("mid.qcow2", p.b)
+            for view in p.views:
+                no_writer(view, "base.qcow2")
+            os.symlink("base.qcow2", p.ds.raw("name.qcow2"))
+            for name in ("name.qcow2", "base.qcow2"):
+                vm.qmp("change-backing-file", **{"device": "d0", "image-node-name": "disk", "backing-file": name})
+                for view in p.views:
+                    no_writer(view, "base.qcow2")
+            # in doubt nothing is given up
+            vm.qmp("change-backing-file", **{"device": "d0", "image-node-name": "disk", "backing-file": "missing.qcow2"})
+            for view in p.views:
+                no_writer(view, "base.qcow2")
+            vm.qmp("change-backing-file", **{"device": "d0", "image-node-name": "disk", "backing-file": "base.qcow2"})
+            job("block-stream")
+            eq(marks(p.ds), [], "marks of an image that needs nothing")
+            gone("base.qcow2", p.b)
+            vm.quit()
+        p.ds.wait_settled()
+        must("qemu-img", "check", "-q", p.ds.raw("top.qcow2"))
+        must("qemu-io", "-r", "-c", "read -P 7 0 1M", "-c", "read -P 8 1M 64k", p.ds.raw("top.qcow2"))
+
+
+@suite.case("flat extents of a VMDK are protected while its descriptor is held")
+def _(build):
+    for subformat, size, extents in (("monolithicFlat", "64M", ("disk-flat.vmdk",)), ("twoGbMaxExtentFlat", "3G", ("disk-f001.vmdk", "disk-f002.vmdk"))):
+        with pair(build, "wait=0") as p:
+            must("qemu-img", "create", "-q", "-f", "vmdk", "-o", "subformat=" + subformat, p.ds.raw("disk.vmdk"), size)
+            with QemuIo(p.a.path("disk.vmdk")) as holder:
+                for round_ in range(2):  # before the holder has written, and afterwards
+                    eq(len(marks(p.ds)), len(extents), "marks")
+                    for view in p.views:
+                        for name in extents:
+                            path = view.path(name)
+                            for flags in (RDWR, os.O_WRONLY, RDWR | os.O_TRUNC):
+                                raises(errno.EBUSY, open_close, path, flags)
+                            raises(errno.EBUSY, os.truncate, path, 4096)
+                            raises(errno.EBUSY, os.unlink, path)
+                            open_close(path, RDONLY)
+                    for at, pattern in ((0, 5), (int(size[:-1]) - 1, 6)):
+                        holder.do("write -P %d %d%s 64k" % (pattern + round_, at, size[-1]))
+                        holder.do("read -P %d %d%s 64k" % (pattern + round_, at, size[-1]))
+                    holder.do("flush")
+                holder.close()
+            p.ds.wait_settled()
+            wait_for(lambda p=p: not marks(p.ds), "marks are gone")
+            for view in p.views:
+                for name in extents:
+                    writable(view, name)
+            must("qemu-io", "-r", "-f", "vmdk", "-c", "read -P 6 0 64k", "-c", "read -P 7 %d%s 64k" % (int(size[:-1]) - 1, size[-1]), p.ds.raw("disk.vmdk"))
+
+
 @suite.case("crash of the daemon: protected until its host recovers, then free")
 def _(build):
     with pair(build, "wait=0") as p:

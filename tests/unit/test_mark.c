@@ -89,7 +89,7 @@ Test(mark, a_store_without_the_directory_has_none, .init = setup, .fini = teardo
     unsigned n = 1;
 
     cr_assert_eq(count(0), 0);
-    cr_assert_eq(mark_drop(S, ABOVE, 1), 0);
+    cr_assert_eq(mark_drop(S, ABOVE, 1, NULL, 0), 0);
     cr_assert_eq(mark_sweep(S, false, &n), 0);
     cr_assert_eq(n, 0);
     cr_assert_eq(faccessat(S->dir_fd, MARK_DIR, F_OK, 0), -1);
@@ -139,8 +139,27 @@ Test(mark, drop_and_sweep_remove_no_other, .init = setup, .fini = teardown)
     cr_assert_eq(mark_sweep(S, false, &n), 0);
     cr_assert_eq(n, 1);
     cr_assert_eq(count(0), 2);
-    cr_assert_eq(mark_drop(S, ABOVE, 2), 0);
+    cr_assert_eq(mark_drop(S, ABOVE, 2, NULL, 0), 0);
     cr_assert_eq(count(0), 2);
-    cr_assert_eq(mark_drop(S, ABOVE, 1), 0);
+    cr_assert_eq(mark_drop(S, ABOVE, 1, NULL, 0), 0);
     cr_assert_eq(count(0), 0);
+}
+
+Test(mark, drop_of_a_live_hold_keeps_what_is_needed, .init = setup, .fini = teardown)
+{
+    struct mark other = {0x11, 0x99, 1};
+    const uint64_t keep[] = {0x12, BELOW};
+
+    hold(1);
+    make(BELOW, 1);
+    make(0x11, 1);
+    make(0x11, 2);
+    cr_assert_eq(mark_make(S, &other, ""), 0);
+    cr_assert_eq(mark_drop(S, ABOVE, 1, keep, 2), 0);
+    cr_assert_eq(count(BELOW), 1);
+    cr_assert_eq(count(0x11), 2, "another hold's and another image's");
+    cr_assert_eq(mark_drop(S, ABOVE, 1, keep, 0), 0);
+    cr_assert_eq(count(BELOW), 0, "nothing is needed");
+    make(0x11, 1); /* needed again */
+    cr_assert_eq(count(0x11), 3);
 }
