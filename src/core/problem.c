@@ -79,7 +79,7 @@ static const struct problem_info table[PROBLEM_COUNT] = {
         {"orphan", SEV_ASK,
          "the image is sealed, but no claim and no journal row of this host says what its header was",
          "run fsck.diskguard -p DATASTORE on each host that may have held it (the seal can name it); if none "
-         "of them knows it: "
+         "of them knows it, and no host uses the image: "
          "fsck.diskguard -y DATASTORE undoes the seal where the file alone says how; else restore the header "
          "from a backup"},
     [PROBLEM_STALE_TMP] = {"stale-tmp", SEV_PREEN, "a half-written record was left by a crash",

@@ -449,7 +449,8 @@ int seal_edit(struct seal *s, const struct edit *e)
         return -ENOMEM;
     int r = edit(s, w, e);
     /* A file with a footer that grows has none for a while: the write of the next one must be looked at. */
-    bool between = w->next.verdict == FORMAT_PLAIN && s->zone.tail != UINT64_MAX;
+    bool headless = w->next.verdict == FORMAT_PLAIN || (w->next.format && w->next.format->weak);
+    bool between = headless && s->zone.tail != UINT64_MAX;
     if (r == 0 && w->next.verdict != FORMAT_MORE && !between)
         s->zone = w->next.info.zone;
     header_zone_cover(&s->zone, &s->rec->plan);

@@ -156,7 +156,8 @@ int image_probe(struct daemon *d, struct inode *i, enum image_what *ret)
     if (r < 0)
         return r;
     *ret = image_is_image(d, i, h) ? IMAGE_WHAT_IMAGE : IMAGE_WHAT_PLAIN;
-    return h->verdict == FORMAT_PLAIN && i->dev == d->store.dev ? see_claim(d, i) : 0;
+    bool headless = h->verdict == FORMAT_PLAIN || (h->format && h->format->weak);
+    return headless && i->dev == d->store.dev ? see_claim(d, i) : 0;
 }
 
 /* ---- refusals ---- */

@@ -6,17 +6,8 @@
 #include <string.h>
 
 static const struct format *const formats[] = {
-    &format_qcow2,
-    &format_vhd,
-    &format_vhdx,
-    &format_qcow,
-    &format_vmdk,
-    &format_vdi,
-    &format_qed,
-    &format_parallels,
-    &format_luks,
-    &format_iso,
-    &format_raw,
+    &format_qcow2, &format_vhd,       &format_vhdx, &format_qcow, &format_vmdk, &format_vdi,
+    &format_qed,   &format_parallels, &format_luks, &format_iso,  &format_raw,
 };
 #define FORMATS (sizeof(formats) / sizeof(formats[0]))
 
@@ -58,6 +49,15 @@ int plan_add(struct plan *plan, uint64_t off, const void *truth, const void *sea
     memcpy(e->truth, truth, len);
     memcpy(e->sealed, sealed, len);
     return 0;
+}
+
+void rescue_add(struct rescue *to, enum rescue_kind kind, uint64_t size, const char *source)
+{
+    if (to->n >= RESCUE_MAX || (size == 0 && kind != RESCUE_EXACT))
+        return;
+    to->candidate[to->n].kind = kind;
+    to->candidate[to->n].size = size;
+    to->candidate[to->n++].source = source;
 }
 
 static void add_name(char *names, size_t size, const char *name)

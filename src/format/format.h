@@ -97,6 +97,9 @@ struct rescue {
     } candidate[RESCUE_MAX];
 };
 
+/* Adds a candidate. One too many, and a bound of 0, which says nothing, are left out. source is not copied. */
+void rescue_add(struct rescue *to, enum rescue_kind kind, uint64_t size, const char *source);
+
 /* ---- other files that an image needs ---- */
 
 enum link_role {
@@ -129,17 +132,17 @@ struct format {
     int (*links)(struct view *v, int (*fn)(void *arg, const struct format_link *link), void *arg);
 };
 
-extern const struct format format_qcow2; /* qcow2.c */
-extern const struct format format_vhd;   /* vhd.c: "vpc" */
-extern const struct format format_vhdx;  /* vhdx.c */
-extern const struct format format_qcow;  /* qcow.c */
-extern const struct format format_vmdk;  /* vmdk.c */
-extern const struct format format_vdi;   /* vdi.c */
-extern const struct format format_qed;   /* qed.c */
+extern const struct format format_qcow2;     /* qcow2.c */
+extern const struct format format_vhd;       /* vhd.c: "vpc" */
+extern const struct format format_vhdx;      /* vhdx.c */
+extern const struct format format_qcow;      /* qcow.c */
+extern const struct format format_vmdk;      /* vmdk.c */
+extern const struct format format_vdi;       /* vdi.c */
+extern const struct format format_qed;       /* qed.c */
 extern const struct format format_parallels; /* parallels.c */
-extern const struct format format_luks;  /* luks.c */
-extern const struct format format_iso;   /* iso.c: ISO 9660; its plan has no extents */
-extern const struct format format_raw;   /* raw.c: partition tables; its plan has no extents */
+extern const struct format format_luks;      /* luks.c */
+extern const struct format format_iso;       /* iso.c: ISO 9660; its plan has no extents */
+extern const struct format format_raw;       /* raw.c: partition tables; its plan has no extents */
 
 enum verdict {
     FORMAT_PLAIN,     /* no format matches */

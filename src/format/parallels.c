@@ -191,15 +191,6 @@ static unsigned tell_tracks(struct view *v, const struct parallels *h, uint64_t 
     return found;
 }
 
-static void add_candidate(struct rescue *to, enum rescue_kind kind, uint64_t size, const char *source)
-{
-    if (size == 0)
-        return;
-    to->candidate[to->n].kind = kind;
-    to->candidate[to->n].size = size;
-    to->candidate[to->n++].source = source;
-}
-
 /* Bounds from what the seal leaves. A cluster that the BAT has no place for in fewer sectors than data_off: the BAT is rounded up to clusters, so tracks
  * is at most data_off. Nothing bounds the size from above under the old magic. */
 static void find_bounds(const struct parallels *h, struct rescue *ret)
@@ -208,10 +199,10 @@ static void find_bounds(const struct parallels *h, struct rescue *ret)
     uint64_t tracks = h->data < TRACKS_MAX ? h->data : TRACKS_MAX;
 
     if (h->ext && h->data)
-        add_candidate(ret, RESCUE_UPPER, h->bat_entries * tracks * SECTOR, "BAT entries x data_off");
+        rescue_add(ret, RESCUE_UPPER, h->bat_entries * tracks * SECTOR, "BAT entries x data_off");
     if (geometry <= INT64_MAX / SECTORS_PER_CYLINDER / SECTOR)
-        add_candidate(ret, RESCUE_LOWER, geometry * SECTORS_PER_CYLINDER * SECTOR,
-                      "cylinders x heads x 32 sectors");
+        rescue_add(ret, RESCUE_LOWER, geometry * SECTORS_PER_CYLINDER * SECTOR,
+                   "cylinders x heads x 32 sectors");
 }
 
 static int parallels_rescue(struct view *v, const uint64_t *size, struct rescue *ret_rescue,
@@ -233,7 +224,7 @@ static int parallels_rescue(struct view *v, const uint64_t *size, struct rescue 
         return -EUCLEAN; /* the seal is not all that is wrong with it */
     sectors = h.nb_sectors;
     if (sectors != 0 && sectors <= INT64_MAX / SECTOR) {
-        add_candidate(ret_rescue, RESCUE_EXACT, sectors * SECTOR, "its own size field");
+        rescue_add(ret_rescue, RESCUE_EXACT, sectors * SECTOR, "its own size field");
         if (size && *size != sectors * SECTOR)
             return -ERANGE;
     } else {

@@ -216,15 +216,6 @@ static int find_bounds(struct view *v, const struct qcow *h, struct bounds *ret)
     return 0;
 }
 
-static void add_candidate(struct rescue *to, enum rescue_kind kind, uint64_t size, const char *source)
-{
-    if (size == 0)
-        return;
-    to->candidate[to->n].kind = kind;
-    to->candidate[to->n].size = size;
-    to->candidate[to->n++].source = source;
-}
-
 static int qcow_rescue(struct view *v, const uint64_t *size, struct rescue *ret_rescue, struct plan *ret_plan)
 {
     struct format_info info;
@@ -241,8 +232,8 @@ static int qcow_rescue(struct view *v, const uint64_t *size, struct rescue *ret_
         return -EUCLEAN; /* the seal is not all that is wrong with it */
     if (find_bounds(v, &h, &b) < 0)
         return -EAGAIN;
-    add_candidate(ret_rescue, RESCUE_UPPER, b.upper, "L1 entries before the first L2 table");
-    add_candidate(ret_rescue, RESCUE_LOWER, b.lower, "last used cluster");
+    rescue_add(ret_rescue, RESCUE_UPPER, b.upper, "L1 entries before the first L2 table");
+    rescue_add(ret_rescue, RESCUE_LOWER, b.lower, "last used cluster");
     if (!size)
         return -ENODATA;
     if (!check_size(&h, *size, &info) || *size < b.lower || (b.upper && *size > b.upper))

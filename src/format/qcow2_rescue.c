@@ -145,13 +145,6 @@ static void find_row(const struct header_view *h, struct sealed_row *ret)
 
 /* ---- rescue ---- */
 
-static void add_candidate(struct rescue *rescue, enum rescue_kind kind, uint64_t size, const char *source)
-{
-    rescue->candidate[rescue->n].kind = kind;
-    rescue->candidate[rescue->n].size = size;
-    rescue->candidate[rescue->n++].source = source;
-}
-
 static void find_sizes(const struct header_view *h, const struct sealed_row *row, struct rescue *rescue)
 {
     uint64_t entries = qcow2_get32(h, OFF_L1_SIZE);
@@ -160,15 +153,15 @@ static void find_sizes(const struct header_view *h, const struct sealed_row *row
     if (h->size != SEALED_SIZE && row->p && h->size != row->size)
         ; /* two sizes: none of them is a proof */
     else if (h->size != SEALED_SIZE)
-        add_candidate(rescue, RESCUE_EXACT, h->size,
-                      row->p && !row->known ? SOURCE_FIELD_REPLACED : SOURCE_FIELD);
+        rescue_add(rescue, RESCUE_EXACT, h->size,
+                   row->p && !row->known ? SOURCE_FIELD_REPLACED : SOURCE_FIELD);
     else if (row->p)
-        add_candidate(rescue, RESCUE_EXACT, row->size, row->known ? SOURCE_ROW : SOURCE_ROW_REPLACED);
+        rescue_add(rescue, RESCUE_EXACT, row->size, row->known ? SOURCE_ROW : SOURCE_ROW_REPLACED);
     if (h->cluster_bits < CLUSTER_BITS_MIN || h->cluster_bits > CLUSTER_BITS_MAX)
         return;
     shift = qcow2_l1_shift(h);
     if (entries <= UINT64_MAX >> shift)
-        add_candidate(rescue, RESCUE_UPPER, entries << shift, SOURCE_L1);
+        rescue_add(rescue, RESCUE_UPPER, entries << shift, SOURCE_L1);
 }
 
 /* The extents in the order of qcow2_plan(): an undo writes them in reverse. */

@@ -252,13 +252,6 @@ static int find_lower(struct view *v, const struct qed *h, uint64_t *ret_lower)
     return 0;
 }
 
-static void add_candidate(struct rescue *to, enum rescue_kind kind, uint64_t size, const char *source)
-{
-    to->candidate[to->n].kind = kind;
-    to->candidate[to->n].size = size;
-    to->candidate[to->n++].source = source;
-}
-
 /* What stands there becomes the sealed bytes, value the true ones. */
 static int add_truth(struct plan *plan, const struct qed *h, unsigned off, uint64_t value)
 {
@@ -284,16 +277,16 @@ static int qed_rescue(struct view *v, const uint64_t *size, struct rescue *ret_r
     if (!check(&h, &info) || (!lost && !check_size(&h, h.size, &info)) || v->file_size < OFF_SIZE + 8)
         return -EUCLEAN; /* the seal is not all that is wrong with it */
     if (!lost) {
-        add_candidate(ret_rescue, RESCUE_EXACT, h.size, "its own size field");
+        rescue_add(ret_rescue, RESCUE_EXACT, h.size, "its own size field");
         if (size && *size != h.size)
             return -ERANGE;
         return add_truth(ret_plan, &h, OFF_FEATURES, h.features & ~SEALED_BIT);
     }
     if (find_lower(v, &h, &lower) < 0)
         return -EAGAIN;
-    add_candidate(ret_rescue, RESCUE_UPPER, size_max(&h), "what the L1 table can map");
+    rescue_add(ret_rescue, RESCUE_UPPER, size_max(&h), "what the L1 table can map");
     if (lower)
-        add_candidate(ret_rescue, RESCUE_LOWER, lower, "last used cluster");
+        rescue_add(ret_rescue, RESCUE_LOWER, lower, "last used cluster");
     if (!size)
         return -ENODATA;
     if (*size == SEALED_SIZE || *size < lower || !check_size(&h, *size, &info))

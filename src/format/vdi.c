@@ -153,13 +153,6 @@ static int vdi_plan(struct view *v, const struct seal_policy *policy, struct pla
 
 /* ---- rescue ---- */
 
-static void add_candidate(struct rescue *to, enum rescue_kind kind, uint64_t size, const char *source)
-{
-    to->candidate[to->n].kind = kind;
-    to->candidate[to->n].size = size;
-    to->candidate[to->n++].source = source;
-}
-
 static int vdi_rescue(struct view *v, const uint64_t *size, struct rescue *ret_rescue, struct plan *ret_plan)
 {
     struct format_info info;
@@ -176,8 +169,8 @@ static int vdi_rescue(struct view *v, const uint64_t *size, struct rescue *ret_r
     if (answer != PROBE_YES || h.size != SEALED_SIZE || !check_tables(&h, &info))
         return -EUCLEAN; /* the seal is not all that is wrong with it */
     lower = h.blocks ? size_max(&h) - h.block_size + 1 : 0;
-    add_candidate(ret_rescue, RESCUE_UPPER, size_max(&h), "blocks x block size");
-    add_candidate(ret_rescue, RESCUE_LOWER, lower, "(blocks - 1) x block size");
+    rescue_add(ret_rescue, RESCUE_UPPER, size_max(&h), "blocks x block size");
+    rescue_add(ret_rescue, RESCUE_LOWER, lower, "(blocks - 1) x block size");
     if (!size)
         return -ENODATA;
     if (*size < lower || *size > size_max(&h))

@@ -77,7 +77,10 @@ def fixed_grows(build):
         raw = make(p.ds.raw("f.vhd"), "fixed")
         end = os.path.getsize(raw) - 512
         footer = read_at(raw, end, 512)
-        for k, truncate in enumerate((True, False)):
+        for k, (truncate, mbr) in enumerate(((True, False), (False, False), (True, True))):
+            if mbr:  # a partition table, as guests have it: without its footer the file is a raw image
+                must("qemu-io", "-f", "raw", "-c", "write -P 0x55 510 1", "-c", "write -P 0xaa 511 1", "-c", "write -P 0x83 450 1",
+                     "-c", "write -P 1 454 1", "-c", "write -P 1 458 1", raw)
             held = os.open(p.a.path("f.vhd"), RDWR)
             new = end + ((k + 1) << 20)
             if truncate:

@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import threading
-import time
 
 import dgtest
 import kinds
@@ -61,23 +60,22 @@ class Footer:
     """Looks at the end of a raw VHD file all the time: a footer that any reader would take must never stand there while the image is held."""
 
     def __init__(self, path):
-        self.path, self.seen, self.looks, self.over = path, [], 0, False
+        self.path, self.seen, self.looks, self.over = path, [], 0, threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)
         self.thread.start()
 
     def _watch(self):
         fd = os.open(self.path, os.O_RDONLY)
-        while not self.over:
+        while not self.over.wait(0.0002):
             size = os.fstat(fd).st_size
             data = os.pread(fd, 512, size - 512)
             if size == os.fstat(fd).st_size and len(data) == 512 and is_valid_vhd_footer(data):
                 self.seen.append(size)
             self.looks += 1
-            time.sleep(0.0002)
         os.close(fd)
 
     def end(self):
-        self.over = True
+        self.over.set()
         self.thread.join()
         ok(self.looks > 5, "the footer was looked at only %d times" % self.looks)
         ok(not self.seen, "a valid footer that is not sealed stood at the end of the raw file, at length %s" % self.seen[:3])
