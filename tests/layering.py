@@ -88,6 +88,7 @@ RAW_ALLOWED = [
     ("src/daemon/image_mend.c", "io_reopen(", "the file of an open descriptor: a handle, not a name"),
     ("src/daemon/image_plain.c", "io_reopen(", "the file of an open descriptor: a handle, not a name"),
     ("src/daemon/image_open.c", "io_reopen(", "the file of an open descriptor: a handle, not a name"),
+    ("src/daemon/image_chain.c", "io_reopen(fd, O_RDWR", "the file that io_fresh_open found, for its lock"),
     ("src/daemon/image_edit.c", "pread(fd, buf", "guest data; the header is laid over it by image_read"),
     ("tools/ctl_item.c", "fopen(\"/proc", "/proc of this host"),
     ("tools/ctl_why.c", "fopen(path", "/proc of this host"),

@@ -5,7 +5,7 @@
  *   ctl_raw.c       reading the datastore itself
  *   ctl_item.c      one image: what claim and daemon say of it, put together
  *   ctl_list.c      list, hosts         ctl_show.c  show         ctl_why.c  why, wait
- *   ctl_takeover.c  takeover
+ *   ctl_takeover.c  takeover            ctl_chain.c what an image needs
  *
  * A source is a view or a raw datastore. What its daemon knows comes at once and from memory; what only the
  * datastore knows needs root and storage that answers, so through a view it is read on a thread of its own
@@ -59,6 +59,9 @@ struct raw_host {
     unsigned held; /* claims */
 };
 /* One file of the datastore, for show and why. */
+struct raw_needs { /* one file that the image needs, or one image that needs this file (host is set then) */
+    char role[16], path[RECORD_IMAGE_MAX], format[16], host[RECORD_NAME_MAX];
+};
 struct raw_image {
     int err;         /* why nothing below is filled, negative */
     char *link;      /* it is a symbolic link to this */
@@ -71,6 +74,9 @@ struct raw_image {
     enum header_state state; /* against the claim's plan */
     bool byte_locks;         /* somebody has QEMU's locks "nobody else may write, resize" on it */
     bool writer_lock;        /* and "I write" */
+    struct raw_needs *needs;
+    size_t nneeds;
+    unsigned protects; /* marks of its hold: files of its chain */
 };
 struct raw {
     int err; /* the datastore cannot be read: why says it, nothing below is filled */
@@ -87,6 +93,13 @@ struct raw {
 struct raw *raw_load(const char *dir, const char *rel, bool all, unsigned limit_ms);
 void raw_free(struct raw *r);
 const struct raw_host *raw_host_of(const struct raw *r, const char *uuid); /* or NULL */
+
+/* ---- ctl_chain.c ---- */
+
+/* What the image needs and by what it is needed; claim and header are loaded. fd: the file, for reading. */
+DG_MUST_CHECK int chain_load(const struct store *s, struct raw_image *im, int fd);
+void chain_text(const struct raw_image *im);
+void chain_json(struct json_object *o, const struct raw_image *im);
 
 /* ---- ctl_daemon.c ---- */
 

@@ -276,8 +276,10 @@ static void show_text(const struct look *l, const struct trouble *t)
                  out_tame(im->claim.rec.host_name));
     else if (im && im->claim.kind == CLAIM_BAD)
         out_line("claim:      generation %" PRIu64 " does not decode\n", im->claim.generation);
-    if (im)
+    if (im) {
         show_file(l, im);
+        chain_text(im);
+    }
     if (look_takeover(l, &possible, &why))
         out_line("takeover:   %s%s\n", possible ? "possible, " : "not possible now: ", why.text);
     if (t->code)
@@ -389,6 +391,7 @@ static void show_json(const struct look *l, const struct trouble *t)
             out_json_u64(o, "size", im->header.info.virtual_size);
         }
         file_json(o, l, im);
+        chain_json(o, im);
     }
     if (h) {
         out_json_u64(o, "holder_beat", h->beat);

@@ -6,6 +6,8 @@
 #include <string.h>
 #include <sys/resource.h>
 
+#include "core/mark.h"
+
 #define DEPTH_MAX 512 /* nested directories; each costs two descriptors while it is read */
 
 /* ---- claims ---- */
@@ -229,10 +231,15 @@ static int sweep_gone(struct fsck *f)
 
 int walk_sweep(struct fsck *f)
 {
-    unsigned left = 0, ignored;
+    unsigned left = 0, marks = 0, ignored;
     char text[128];
     int r = f->beside ? 0 : sweep_count(f, &left);
 
+    if (r == 0)
+        r = mark_sweep(&f->store, f->dry_run, &marks); /* void ones: no daemon can be relying on them */
+    if (r == 0 && marks > 0)
+        report_note(f, "marks", NULL, 0, "%u marks of images that nobody holds any more %s", marks,
+                    f->dry_run ? "are left; the next start of a daemon clears them away" : "were removed");
     if (r == 0)
         r = sweep_gone(f);
     if (r < 0 || left == 0)

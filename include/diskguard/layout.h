@@ -5,6 +5,8 @@
  *       claims/<key>.<generation>    text, see record.h; key = inode number, 16 hex digits; generation = decimal
  *       tmp/                         records being written
  *       hosts/<host uuid>            text, see src/core/host.h
+ *       marks/<key>-<key>.<generation>   which file (first key) a held image (second key, generation of its claim) needs, see src/core/mark.h. Additive:
+ *                                    made with the first mark; versions that do not know it ignore it, and protect no file below an image
  *       floor                        its size counts, see "Numbers" in src/core/claim.h; absent: 0
  */
 #ifndef DISKGUARD_LAYOUT_H

@@ -369,7 +369,11 @@ int image_restore(struct daemon *d, struct image *img)
     }
     if (r == 0) /* from here on another host may seal it: our record explains nothing any more */
         atomic_store(&img->held, false);
+    bool marked = r == 0 && img->marked;
+    uint64_t generation = img->rec->generation;
     rwlock_write_unlock(&img->header);
+    if (marked)
+        image_chain_drop(d, img->inode->ino, generation);
     if (r == 0) {
         image_end(d, img);
         return 0;

@@ -6,7 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 
-static void set_rival(struct image *img, const struct record *rec)
+void image_set_rival(struct image *img, const struct record *rec)
 {
     mutex_lock(&img->lock);
     struct image_rival *v = &img->rival;
@@ -33,7 +33,7 @@ static void outside_refused(struct image *img)
 
 static int busy_with(struct image *img, const struct record *rec)
 {
-    set_rival(img, rec);
+    image_set_rival(img, rec);
     return -EBUSY;
 }
 
@@ -93,7 +93,7 @@ static int check_ruling(struct daemon *d, struct image *img, const char *what, c
                         const struct io_handle *handle)
 {
     struct inode *i = img->inode;
-    set_rival(img, NULL);
+    image_set_rival(img, NULL);
     if (c->kind == CLAIM_NONE || c->kind == CLAIM_FREE)
         return 0;
     if (c->kind == CLAIM_BAD) {
@@ -284,6 +284,10 @@ static int seal_claimed(struct daemon *d, struct image *img, const struct acquir
         r = claim_check(&d->store, img->rec);
     if (r == 0)
         r = recheck(d, img, a, was);
+    if (r == 0)
+        r = image_chain_needed(d, img, a->who);
+    if (r == 0 && !(a->plan_none && !a->plain_too)) /* not for what removes or empties it */
+        r = image_chain_mark(d, img, a->who, false);
     if (r == 0 && img->rec->plan.n > 0) {
         struct seal s = image_seal(d, img);
         *ret_sealing = true;
@@ -306,9 +310,13 @@ static int free_header(struct daemon *d, struct image *img, const struct acquire
     r = claim_read(&d->store, img->inode->ino, c);
     if (r < 0)
         return r;
-    if (c->generation != generation || c->kind != kind ||
-        (!a->plain_too && !image_is_image(d, img->inode, ret)))
+    if (c->generation != generation || c->kind != kind)
         return -EAGAIN;
+    if (!a->plain_too && !image_is_image(d, img->inode, ret)) {
+        r = image_chain_guards(d, img->inode);
+        if (r <= 0)
+            return r < 0 ? r : -EAGAIN;
+    }
     return judge(d, img->inode, ret, a);
 }
 
@@ -329,6 +337,8 @@ static int make_record(struct daemon *d, struct image *img, const struct acquire
     if (r < 0)
         return r;
     r = free_header(d, img, a, c, ret_header);
+    if (r == 0) /* it decides under the claim; here it saves a generation for each attempt */
+        r = image_chain_needed(d, img, a->who);
     if (r < 0)
         return r;
     struct stat st;
@@ -396,6 +406,8 @@ static int acquire_locked(struct daemon *d, struct image *img, const struct acqu
         undo = image_drop_lost_row(d, img);
     if (undo < 0)
         *ret_stuck = true;
+    else if (img->marked)
+        image_chain_drop(d, rec->ino, rec->generation);
     return r == -ESTALE ? -EBUSY : r;
 }
 
@@ -404,6 +416,8 @@ int image_acquire(struct daemon *d, struct image *img, const struct acquire *a, 
     *ret_stuck = false;
     rwlock_write(&img->header);
     int r = 0;
+    img->marked = false;
+    img->links = 0;
     img->rec = calloc(1, sizeof(*img->rec));
     if (!img->rec)
         r = -ENOMEM;

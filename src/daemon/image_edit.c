@@ -352,6 +352,8 @@ static int edit_held(struct daemon *d, struct image *img, struct handle *h, cons
         if (r == 0)
             image_bytes_follow(d, img);
         if (r == 0)
+            image_chain_edited(d, img, &h->opener);
+        if (r == 0)
             r = sync_if_asked(h, img->fd);
         /* Not repeated, for part of it may have happened: the next one has a descriptor that works. */
         if ((r == -EIO || r == -EBADF || r == -ENOLCK) && atomic_load(&img->io_error) == 0) {

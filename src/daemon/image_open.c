@@ -120,7 +120,7 @@ static int open_plain(struct daemon *d, struct image *img, struct handle *h, boo
     return truncate && ftruncate(h->fd, 0) < 0 ? -errno : 0;
 }
 
-/* Is this file guarded: by its header, by its name, or because somebody holds it although it does not look like an image just now (its holder
+/* Is this file guarded: by its header, by its name, because a held image needs it, or because somebody holds it although it does not look like an image just now (its holder
  * has truncated it, is creating one, or has renamed a raw image)? Another file's claim under the same inode number does not count. */
 int image_guarded_inode(struct daemon *d, struct inode *i, bool *ret)
 {
@@ -134,6 +134,10 @@ int image_guarded_inode(struct daemon *d, struct inode *i, bool *ret)
     *ret = image_is_image(d, i, hd);
     if (*ret || i->dev != d->store.dev)
         return 0;
+    r = image_chain_guards(d, i);
+    *ret = r > 0;
+    if (r != 0)
+        return r < 0 ? r : 0;
     r = claim_read(&d->store, i->ino, c);
     if (r < 0 || c->kind == CLAIM_NONE || c->kind == CLAIM_FREE)
         return r;

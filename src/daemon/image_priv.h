@@ -3,7 +3,8 @@
  *   image_claim.c  taking the claim, the seal    image_probe.c  what a file is, and the lines of refusals
  *   image_edit.c   I/O in the zone               image_mend.c   storage that answers EIO or ESTALE
  *   image_plain.c  the fence of plain files        image_fence.c  the fence of those that write an image
- *   image_tend.c   the keeper's look at each image  image_bytes.c  QEMU's own locks */
+ *   image_tend.c   the keeper's look at each image  image_bytes.c  QEMU's own locks
+ *   image_chain.c  the files that an image needs */
 #ifndef DISKGUARD_IMAGE_PRIV_H
 #define DISKGUARD_IMAGE_PRIV_H
 
@@ -23,6 +24,8 @@ struct image_rival {
     bool restoring;
     bool fenced;  /* nobody's claim: the fence lock was not granted */
     bool outside; /* nobody's claim: a QEMU lock says that a program outside of the views writes it */
+    char needs
+        [320]; /* not this file is held, but one below or above it: "it needs its backing file 'x'", "it is needed by 'y'" */
 };
 
 struct image {
@@ -60,6 +63,8 @@ struct image {
     int fd GUARDED_BY(header);             /* the seal's descriptor, with the fence lock; -1 */
     bool bytes_held GUARDED_BY(header);    /* image_bytes.c: and with the guard's locks on QEMU's bytes */
     struct byte_owner *byte_owners GUARDED_BY(header); /* who of this view has locks there */
+    bool marked GUARDED_BY(header);                    /* this hold has made marks (image_chain.c) */
+    uint64_t links GUARDED_BY(header);                 /* and those are for these links: a hash */
 
     /* Where a write or read must be looked at (struct format_zone), for a look without lock. While the image is held: written under header held for writing. */
     atomic_ullong zone_head, zone_tail;
@@ -154,6 +159,27 @@ struct acquire {
 };
 DG_MUST_CHECK int image_acquire(struct daemon *d, struct image *img, const struct acquire *a,
                                 bool *ret_stuck);
+
+/* ---- image_chain.c ---- */
+
+/* Claimed, and not sealed: marks every file that the image needs, then looks whether somebody writes it. -EBUSY: yes, and the rival says who; -EUCLEAN (logged) or
+ * -errno. late: the image has been written; only where its links changed, and nothing is refused. */
+DG_MUST_CHECK int image_chain_mark(struct daemon *d, struct image *img, const struct opener *who, bool late)
+    REQUIRES(img->header) EXCLUDES(img->lock);
+/* After an edit of a held image: the files that it needs now are marked, too, and those that it needs no more are free. What goes wrong is logged. */
+void image_chain_edited(struct daemon *d, struct image *img, const struct opener *who) REQUIRES(img->header)
+    EXCLUDES(img->lock);
+/* After the claim is free. Best effort. */
+void image_chain_drop(struct daemon *d, uint64_t ino, uint64_t generation);
+/* Does an image need this file that another process, or host, holds? -EBUSY: yes, and the rival says which; 0 or -errno. */
+DG_MUST_CHECK int image_chain_needed(struct daemon *d, struct image *img, const struct opener *who)
+    EXCLUDES(img->lock);
+/* Does any held image need it? 1, 0 or -errno. */
+DG_MUST_CHECK int image_chain_guards(struct daemon *d, const struct inode *i);
+/* Is this the claim of a process that may write with this one? */
+bool image_own_claim(const struct daemon *d, const struct record *rec, const struct opener *who);
+/* Notes for image_refused() who is in the way. NULL: nobody. */
+void image_set_rival(struct image *img, const struct record *rec) EXCLUDES(img->lock);
 
 /* Is the same inode number held through another inode of the view (one that was displaced by a reused number)? */
 bool image_busy_twin(struct daemon *d, const struct image *img);

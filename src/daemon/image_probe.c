@@ -214,6 +214,15 @@ void image_refused(struct daemon *d, struct inode *i, const struct opener *who, 
                           "or lslocks, names it. NFSv3 keeps the lock of a host that is off until that host "
                           "boots again or the server's lock manager is restarted",
                           (unsigned long long)who->pid, raw_path(d, i, raw, sizeof(raw)));
+    else if (state == IMAGE_IDLE && rival.needs[0])
+        image_log_refused(
+            d, i, what,
+            "asked for by pid %llu; %s, which host %s, pid %llu, holds since %s, generation %llu%s. "
+            "It is free when that is closed there; if that host is down for good: fsck.diskguard --takeover "
+            "%s --confirm-host-is-down %s",
+            (unsigned long long)who->pid, rival.needs, rival.host_name, (unsigned long long)rival.pid,
+            rival.since, (unsigned long long)rival.generation, rival.restoring ? ", being released" : "",
+            rival.host, base_quote(d->store.path, quoted, sizeof(quoted)));
     else if (state == IMAGE_IDLE && rival.host_name[0])
         image_log_refused(
             d, i, what,
@@ -255,7 +264,7 @@ bool image_held_elsewhere(struct inode *i)
     if (!img)
         return false;
     mutex_lock(&img->lock);
-    bool r = img->state == IMAGE_IDLE && img->rival.host_name[0];
+    bool r = img->state == IMAGE_IDLE && img->rival.host_name[0] && !img->rival.needs[0];
     mutex_unlock(&img->lock);
     return r;
 }

@@ -10,6 +10,7 @@
 #include <systemd/sd-daemon.h>
 
 #include "core/log.h"
+#include "core/mark.h"
 #include "core/recover.h"
 #include "daemon/control.h"
 #include "daemon/fs.h"
@@ -125,6 +126,11 @@ static int recover(struct daemon *d, struct why *why)
     }
     if (r > 0)
         log_msg(LOG_ERR, "some images stay refused; see: fsck.diskguard -n %s", d->opt.datastore);
+    unsigned marks = 0;
+    r = mark_sweep(&d->store, false, &marks); /* they count for nothing: no reason not to start */
+    if (r < 0 || marks > 0)
+        log_msg(LOG_INFO, "%u marks of images that nobody holds any more were cleared away%s%s", marks,
+                r < 0 ? "; then: " : "", r < 0 ? strerror(-r) : "");
     return 0;
 }
 

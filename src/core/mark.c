@@ -1,0 +1,194 @@
+/* mark.c: see mark.h. */
+#include "core/mark.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "core/hook.h"
+
+#define KEY_DIGITS 16 /* layout.h: an inode number */
+
+static int medium(int r)
+{
+    return r == -ESTALE ? -EIO : r;
+}
+
+/* ---- names ---- */
+
+void mark_name(const struct mark *m, char ret[MARK_NAME_SIZE])
+{
+    snprintf(ret, MARK_NAME_SIZE, "%016llx-%016llx.%llu", (unsigned long long)m->below,
+             (unsigned long long)m->above, (unsigned long long)m->generation);
+}
+
+bool mark_name_parse(const char *name, struct mark *ret)
+{
+    static const char hex[] = "0123456789abcdef";
+    const char *above = name + KEY_DIGITS + 1, *digits = above + KEY_DIGITS + 1;
+    struct mark m;
+
+    if (strspn(name, hex) != KEY_DIGITS || name[KEY_DIGITS] != '-' || strspn(above, hex) != KEY_DIGITS ||
+        above[KEY_DIGITS] != '.' || *digits == '0' || base_u64(digits, &m.generation) < 0)
+        return false;
+    m.below = strtoull(name, NULL, 16);
+    m.above = strtoull(above, NULL, 16);
+    *ret = m;
+    return true;
+}
+
+/* ---- the directory ---- */
+
+/* fd; -ENOENT: nobody has made a mark here yet. */
+static int dir_open(const struct store *s)
+{
+    return medium(io_fresh_open(s->dir_fd, MARK_DIR, O_RDONLY | O_DIRECTORY | O_NOFOLLOW));
+}
+
+static int dir_make(const struct store *s)
+{
+    int fd = dir_open(s);
+    int r = fd == -ENOENT ? HOOK_FAIL("mark.mkdir") : 0;
+
+    if (fd != -ENOENT || r < 0)
+        return fd == -ENOENT ? r : fd;
+    if (mkdirat(s->dir_fd, MARK_DIR, 0700) < 0 && errno != EEXIST)
+        return medium(-errno);
+    fd = dir_open(s);
+    r = fd < 0 ? fd : medium(io_fsync(s->dir_fd));
+    if (r < 0 && fd >= 0)
+        close(fd);
+    return r < 0 ? r : fd;
+}
+
+int mark_make(const struct store *s, const struct mark *m, const char *text)
+{
+    _cleanup_close_ int dir = dir_make(s);
+    char name[MARK_NAME_SIZE];
+    int r;
+
+    if (dir < 0)
+        return dir;
+    mark_name(m, name);
+    r = HOOK_FAIL("mark.create");
+    if (r == 0)
+        r = medium(io_text_create(dir, name, text, strlen(text)));
+    if (r >= 0)
+        close(r); /* fsynced */
+    if (r < 0 && r != -EEXIST)
+        return r;
+    r = HOOK_FAIL("mark.dirsync");
+    return r < 0 ? r : medium(io_fsync(dir));
+}
+
+/* ---- listings ---- */
+
+struct listing {
+    uint64_t below;
+    struct mark *mark;
+    size_t n, room;
+};
+
+static int see(void *arg, const char *name)
+{
+    struct listing *l = arg;
+    struct mark m;
+
+    if (!mark_name_parse(name, &m) || (l->below != 0 && m.below != l->below))
+        return 0;
+    if (l->n == l->room) {
+        size_t room = l->room ? 2 * l->room : 16;
+        struct mark *grown = reallocarray(l->mark, room, sizeof(*grown));
+
+        if (!grown)
+            return -ENOMEM;
+        l->mark = grown;
+        l->room = room;
+    }
+    l->mark[l->n++] = m;
+    return 0;
+}
+
+int mark_list(const struct store *s, uint64_t below, struct mark **ret, size_t *ret_n)
+{
+    _cleanup_close_ int dir = dir_open(s);
+    struct listing l = {.below = below};
+    int r = dir == -ENOENT ? 0 : dir;
+
+    if (dir >= 0)
+        r = medium(io_fresh_dir(dir, see, &l));
+    if (r < 0) {
+        free(l.mark);
+        return r;
+    }
+    *ret = l.mark;
+    *ret_n = l.n;
+    return 0;
+}
+
+int mark_counts(const struct store *s, const struct mark *m, struct claim *ret)
+{
+    int r = claim_read_known(s, m->above, m->generation, ret);
+
+    if (r < 0)
+        return r;
+    return ret->generation == m->generation && (ret->kind == CLAIM_HELD || ret->kind == CLAIM_BAD);
+}
+
+/* ---- removing ---- */
+
+static int remove_mark(int dir, const struct mark *m)
+{
+    char name[MARK_NAME_SIZE];
+    int r = HOOK_FAIL("mark.remove");
+
+    mark_name(m, name);
+    if (r == 0 && unlinkat(dir, name, 0) < 0 && errno != ENOENT)
+        r = medium(-errno);
+    return r;
+}
+
+static bool is_kept(uint64_t below, const uint64_t *keep, size_t n_keep)
+{
+    for (size_t i = 0; keep && i < n_keep; i++)
+        if (keep[i] == below)
+            return true;
+    return false;
+}
+
+int mark_drop(const struct store *s, uint64_t above, uint64_t generation, const uint64_t *keep, size_t n_keep)
+{
+    _cleanup_close_ int dir = dir_open(s);
+    _cleanup_free_ struct mark *m = NULL;
+    size_t n = 0;
+    int r = dir < 0 ? dir : mark_list(s, 0, &m, &n);
+
+    for (size_t i = 0; r == 0 && i < n; i++)
+        if (m[i].above == above && m[i].generation == generation && !is_kept(m[i].below, keep, n_keep))
+            r = remove_mark(dir, &m[i]);
+    return r == -ENOENT ? 0 : r;
+}
+
+int mark_sweep(const struct store *s, bool dry_run, unsigned *ret_void)
+{
+    _cleanup_close_ int dir = dir_open(s);
+    _cleanup_free_ struct claim *c = malloc(sizeof(*c));
+    _cleanup_free_ struct mark *m = NULL;
+    unsigned found = 0;
+    size_t n = 0;
+    int r = !c ? -ENOMEM : dir < 0 ? dir : mark_list(s, 0, &m, &n);
+
+    for (size_t i = 0; r == 0 && i < n; i++) {
+        r = mark_counts(s, &m[i], c);
+        if (r != 0) {
+            r = r < 0 ? r : 0;
+            continue;
+        }
+        found++;
+        r = dry_run ? 0 : remove_mark(dir, &m[i]);
+    }
+    if (r < 0 && r != -ENOENT)
+        return r;
+    *ret_void = found;
+    return 0;
+}

@@ -1,0 +1,489 @@
+/* image_chain.c: the files that an image needs (backing chain, data file, extents) are protected while it is held. The rule and why it is sound: core/mark.h.
+ *
+ * Who holds the other file is read from its claim on the datastore, which names host and process: no other image's lock is ever taken here. */
+#include "daemon/image_priv.h"
+
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+#include "core/hook.h"
+#include "core/mark.h"
+
+#define CHAIN_MAX 256  /* files: more than any chain that QEMU opens in reasonable time */
+#define SYMLINK_MAX 40 /* MAXSYMLINKS, linux/namei.h */
+#define FENCE_TRIES 5
+#define FENCE_PAUSE_MS 20u
+
+/* ---- names ---- */
+
+/* The part of an absolute path below the datastore, seen through this view or past it. NULL: it lies outside. */
+static const char *below_datastore(const struct daemon *d, const char *path)
+{
+    const char *const root[] = {d->opt.mountpoint, d->store.path, d->opt.datastore};
+    for (size_t k = 0; k < sizeof(root) / sizeof(root[0]); k++) {
+        size_t n = root[k] ? strlen(root[k]) : 0;
+        if (n > 0 && strncmp(path, root[k], n) == 0 && (path[n] == '/' || path[n] == '\0'))
+            return path + n;
+    }
+    return NULL;
+}
+
+struct walk {
+    char done[PATH_MAX]; /* below the datastore, without symbolic links; "" is its root */
+    char rest[2 * PATH_MAX];
+};
+
+static int walk_start(const struct daemon *d, const char *dir, const char *name, struct walk *w)
+{
+    const char *rest = name[0] == '/' ? below_datastore(d, name) : name;
+    if (!rest)
+        return -EXDEV;
+    snprintf(w->done, sizeof(w->done), "%s", name[0] == '/' ? "" : dir);
+    return snprintf(w->rest, sizeof(w->rest), "%s", rest) >= PATH_MAX ? -ENAMETOOLONG : 0;
+}
+
+/* The last component of done is a symbolic link: its target takes the place of it. */
+static int walk_follow(const struct daemon *d, int fd, struct walk *w)
+{
+    char target[PATH_MAX], rest[sizeof(w->rest)];
+    ssize_t n = readlinkat(fd, "", target, sizeof(target) - 1);
+    if (n < 0)
+        return -errno;
+    target[n] = '\0';
+    char *slash = strrchr(w->done, '/');
+    *(slash ? slash : w->done) = '\0';
+    const char *first = target;
+    if (target[0] == '/') {
+        first = below_datastore(d, target);
+        w->done[0] = '\0';
+    }
+    if (!first)
+        return -EXDEV;
+    memcpy(rest, w->rest, sizeof(rest));
+    int len = snprintf(w->rest, sizeof(w->rest), "%s/%s", first, rest);
+    return len < 0 || (size_t)len >= sizeof(w->rest) ? -ENAMETOOLONG : 0;
+}
+
+/* Takes one component from rest to done. */
+static int walk_step(const struct daemon *d, struct walk *w, unsigned *links)
+{
+    char name[NAME_MAX + 1];
+    const char *p = w->rest + strspn(w->rest, "/");
+    size_t len = strcspn(p, "/"), at = strlen(w->done);
+    if (len >= sizeof(name) || at + len + 2 > sizeof(w->done))
+        return -ENAMETOOLONG;
+    memcpy(name, p, len);
+    name[len] = '\0';
+    memmove(w->rest, p + len, strlen(p + len) + 1);
+    if (len == 0 || strcmp(name, ".") == 0)
+        return 0;
+    if (strcmp(name, "..") == 0) {
+        char *slash = strrchr(w->done, '/');
+        if (at == 0)
+            return -EXDEV;
+        *(slash ? slash : w->done) = '\0';
+        return 0;
+    }
+    snprintf(w->done + at, sizeof(w->done) - at, "%s%s", at ? "/" : "", name);
+    _cleanup_close_ int fd = io_fresh_open(d->store.root_fd, w->done, O_PATH | O_NOFOLLOW);
+    struct stat st;
+    int r = fd < 0 ? fd : io_fresh_stat(fd, &st);
+    if (r < 0 || !S_ISLNK(st.st_mode))
+        return r;
+    return ++*links > SYMLINK_MAX ? -ELOOP : walk_follow(d, fd, w);
+}
+
+/* The file that a name in an image below the datastore's directory `dir` means, open for reading; its path in w->done. -EXDEV: outside. */
+static int open_link(const struct daemon *d, const char *dir, const char *name, struct walk *w)
+{
+    unsigned links = 0;
+    int r = walk_start(d, dir, name, w);
+    while (r == 0 && w->rest[0])
+        r = walk_step(d, w, &links);
+    return r < 0 ? r : io_fresh_open(d->store.root_fd, w->done, O_RDONLY | O_NOFOLLOW | O_NONBLOCK);
+}
+
+/* Where the kernel last found it: relative names begin there. */
+static void image_dir(struct daemon *d, struct inode *i, char ret[PATH_MAX])
+{
+    char name[NAME_MAX + 1];
+    struct inode *dir = inode_last_place(d->inodes, i, name, sizeof(name));
+    image_path(d, dir ? dir : i, ret, PATH_MAX);
+    char *slash = strrchr(ret, '/');
+    if (!dir)
+        *(slash ? slash : ret) = '\0';
+    else if (strcmp(ret, d->store.path) == 0)
+        ret[0] = '\0';
+    inode_put(d->inodes, dir);
+}
+
+/* ---- the chain ---- */
+
+struct item {
+    struct item *next;
+    char *dir; /* of the image that names it, below the datastore */
+    struct format_link link;
+};
+
+struct chain {
+    struct daemon *d;
+    struct image *img;
+    const struct record *rec; /* of the image above */
+    const struct opener *who;
+    bool late;  /* the image was written already: nothing is refused any more */
+    bool doubt; /* what is below some file could not be told: then no former mark goes */
+    struct item *todo;
+    const char *dir; /* for add_item() */
+    struct item **at;
+    unsigned n;
+    uint64_t seen[CHAIN_MAX];
+};
+
+static const char *role_name(enum link_role role)
+{
+    return role == LINK_BACKING ? "backing file" : role == LINK_DATA ? "data file" : "extent";
+}
+
+static int add_item(void *arg, const struct format_link *link)
+{
+    struct chain *c = arg;
+    struct item *i = calloc(1, sizeof(*i));
+    char *dir = strdup(c->dir);
+    if (!i || !dir) {
+        free(i);
+        free(dir);
+        return -ENOMEM;
+    }
+    *i = (struct item){.next = *c->at, .dir = dir, .link = *link};
+    *c->at = i;
+    c->at = &i->next;
+    return 0;
+}
+
+/* In front of all that is still to do, so that the walk goes into the depth first. */
+static int add_links(struct chain *c, int fd, struct header *h, const struct plan *plan, const char *dir)
+{
+    int r = h->format && h->format->links && (h->verdict == FORMAT_IMAGE || h->verdict == FORMAT_SEALED)
+                ? -EAGAIN
+                : 0;
+    c->dir = dir;
+    c->at = &c->todo;
+    while (r == -EAGAIN) {
+        struct view v = header_view(h);
+        r = h->format->links(&v, add_item, c);
+        if (r != -EAGAIN)
+            break;
+        r = header_add(fd, h, v.want_off, v.want_len);
+        if (r == 0 && plan)
+            header_patch(h, plan, true);
+        r = r == 0 ? -EAGAIN : r;
+    }
+    if (r == -EUCLEAN)
+        c->doubt = true;
+    if (r == -EUCLEAN)
+        log_debug("%s: a name in the image cannot be followed: that file is not protected", c->rec->image);
+    return r == -EUCLEAN ? 0 : r;
+}
+
+bool image_own_claim(const struct daemon *d, const struct record *rec, const struct opener *who)
+{
+    struct opener holder = {.pid = rec->pid, .start = rec->start};
+    return claim_is_of(rec, &d->host) && (d->opt.writers == WRITERS_HOST || cred_same_process(&holder, who));
+}
+
+static void set_needs(struct image *img, const char *how, const char *path)
+{
+    mutex_lock(&img->lock);
+    snprintf(img->rival.needs, sizeof(img->rival.needs), "%.60s '%.200s'", how, path);
+    mutex_unlock(&img->lock);
+}
+
+/* Who has the file below? 0: nobody whom it matters. */
+static int look_below(struct chain *c, int fd, uint64_t ino, const char *path, const char *role)
+{
+    _cleanup_free_ struct claim *claim = malloc(sizeof(*claim));
+    struct io_handle handle;
+    int r = claim ? claim_read(&c->d->store, ino, claim) : -ENOMEM;
+    if (r == 0)
+        r = io_handle_get(fd, &handle);
+    if (r < 0 || claim->kind == CLAIM_NONE || claim->kind == CLAIM_FREE)
+        return r;
+    bool bad = claim->kind == CLAIM_BAD;
+    if (!bad && (!io_handle_equal(&claim->rec.handle, &handle) || image_own_claim(c->d, &claim->rec, c->who)))
+        return 0;
+    if (c->late) {
+        log_image(LOG_ERR, c->rec->image, c->d->host.name, c->rec->generation,
+                  "'%s' was written so that it needs '%s' (%s), which host %s, pid %llu, has open for write "
+                  "since %s: what the image shows may change, or is "
+                  "broken already. Close it there, then check",
+                  c->rec->image, path, role, bad ? "?" : claim->rec.host_name,
+                  bad ? 0ULL : (unsigned long long)claim->rec.pid, bad ? "?" : claim->rec.since);
+        return 0;
+    }
+    if (bad) {
+        image_log_refused(
+            c->d, c->img->inode, "open for write",
+            "it needs '%s' (%s), whose claim %016llx.%llu cannot be read; see fsck.diskguard %s", path, role,
+            (unsigned long long)ino, (unsigned long long)claim->generation, c->d->store.path);
+        return -EUCLEAN;
+    }
+    image_set_rival(c->img, &claim->rec);
+    char how[64];
+    snprintf(how, sizeof(how), "it needs its %s", role);
+    set_needs(c->img, how, path);
+    return -EBUSY;
+}
+
+/* ---- a file below that somebody writes as a plain file: no claim says so, but the fence lock does (image_plain.c) ---- */
+
+struct plain_look {
+    const struct chain *c;
+    uint64_t ino;
+    bool own;   /* a handle of a process that may */
+    bool other; /* of another process of this host */
+};
+
+static void plain_handle(void *arg, struct handle *h)
+{
+    struct plain_look *l = arg;
+    if (!h->writer || h->inode->ino != l->ino || h->inode->dev != l->c->d->store.dev ||
+        atomic_load(&h->guarded) || atomic_load(&h->barred))
+        return;
+    bool may = l->c->d->opt.writers == WRITERS_HOST || cred_same_process(&h->opener, l->c->who);
+    l->own |= may;
+    l->other |= !may;
+}
+
+/* Two holders that look at the same moment refuse each other the lock: so a few times. */
+static int try_fence(const struct daemon *d, int fd)
+{
+    int r = io_fence_exclusive(fd, d->store.fence);
+    for (unsigned k = 1; r == -EAGAIN && k < FENCE_TRIES; k++) {
+        const struct timespec pause = {.tv_nsec = FENCE_PAUSE_MS * 1000000L};
+        nanosleep(&pause, NULL);
+        r = io_fence_exclusive(fd, d->store.fence);
+    }
+    return r;
+}
+
+static int look_plain(struct chain *c, int fd, uint64_t ino, const char *path, const char *role)
+{
+    struct plain_look l = {.c = c, .ino = ino};
+    _cleanup_close_ int lock_fd = io_reopen(fd, O_RDWR);
+    if (lock_fd < 0)
+        return 0; /* who may not write it here cannot ask; the keeper of the writer's host bars him at its next round */
+    handle_each(c->d->handles, plain_handle, &l);
+    int r = l.other ? -EAGAIN : l.own ? 0 : try_fence(c->d, lock_fd);
+    if (r != -EAGAIN)
+        return r;
+    if (c->late) {
+        log_image(LOG_ERR, c->rec->image, c->d->host.name, c->rec->generation,
+                  "'%s' was written so that it needs '%s' (%s), which is open for write as a plain file",
+                  c->rec->image, path, role);
+        return 0;
+    }
+    char how[48];
+    snprintf(how, sizeof(how), "somebody writes its %s", role);
+    image_set_rival(c->img, NULL);
+    set_needs(c->img, how, path);
+    mutex_lock(&c->img->lock);
+    snprintf(c->img->rival.host_name, sizeof(c->img->rival.host_name), "%s",
+             l.other ? c->d->host.name : "(another; look with fuser -v)");
+    mutex_unlock(&c->img->lock);
+    return -EBUSY;
+}
+
+static int make_mark(struct chain *c, uint64_t ino, const char *path, const char *role)
+{
+    struct mark m = {.below = ino, .above = c->rec->ino, .generation = c->rec->generation};
+    char text[2048];
+    snprintf(text, sizeof(text), "diskguard-mark 1\nrole=%s\nbelow=%.800s\nabove=%.800s\nhost=%s\n", role,
+             path, c->rec->image, c->rec->host_name);
+    return mark_make(&c->d->store, &m, text);
+}
+
+static bool seen(struct chain *c, uint64_t ino)
+{
+    for (unsigned k = 0; k < c->n; k++)
+        if (c->seen[k] == ino)
+            return true;
+    if (c->n < CHAIN_MAX)
+        c->seen[c->n++] = ino;
+    return false;
+}
+
+/* Nobody can open such a name, or it is not ours to protect: QEMU will say so itself. */
+static bool is_absent(int err)
+{
+    return err == -ENOENT || err == -ENOTDIR || err == -ELOOP || err == -EACCES || err == -EPERM ||
+           err == -EXDEV || err == -ENAMETOOLONG || err == -ENXIO;
+}
+
+static int do_item(struct chain *c, const struct item *i, struct walk *w)
+{
+    _cleanup_close_ int fd = open_link(c->d, i->dir, i->link.path, w);
+    const char *role = role_name(i->link.role);
+    struct stat st;
+    int r = fd < 0 ? fd : io_fresh_stat(fd, &st);
+    if (r == 0 && (!S_ISREG(st.st_mode) || st.st_dev != c->d->store.dev))
+        r = -EXDEV;
+    if (is_absent(r)) {
+        c->doubt |= r != -EXDEV;
+        log_debug("%s: its %s '%s' is not protected: %s", c->rec->image, role, i->link.path,
+                  r == -EXDEV ? "outside of the datastore" : strerror(-r));
+        return 0;
+    }
+    if (r < 0 || st.st_ino == c->rec->ino || seen(c, st.st_ino))
+        return r;
+    if (c->n == CHAIN_MAX)
+        log_msg(LOG_WARNING, "%s: its chain has more than %u files: those beyond are not protected",
+                c->rec->image, CHAIN_MAX);
+    r = make_mark(c, st.st_ino, w->done, role);
+    HOOK("chain.look");
+    if (r == 0)
+        r = look_below(c, fd, st.st_ino, w->done, role);
+    _cleanup_header_ struct header *h = header_new();
+    if (r == 0 && !h)
+        r = -ENOMEM;
+    if (r == 0)
+        r = header_load(fd, h);
+    if (r == 0 && h->verdict == FORMAT_PLAIN)
+        r = look_plain(c, fd, st.st_ino, w->done, role);
+    if (r < 0)
+        return r;
+    c->doubt |= h->verdict != FORMAT_IMAGE && h->verdict != FORMAT_SEALED && h->verdict != FORMAT_PLAIN;
+    char *slash = strrchr(w->done, '/');
+    *(slash ? slash : w->done) = '\0';
+    return add_links(c, fd, h, NULL, w->done);
+}
+
+static uint64_t links_hash(const struct item *i)
+{
+    uint64_t h = UINT64_C(14695981039346656037); /* FNV-1a */
+    for (; i; i = i->next)
+        for (const char *p = i->link.path; p == i->link.path || p[-1]; p++)
+            h = (h ^ (uint8_t)*p) * UINT64_C(1099511628211);
+    return h;
+}
+
+static int run(struct chain *c)
+{
+    _cleanup_free_ struct walk *w = malloc(sizeof(*w));
+    int r = w ? 0 : -ENOMEM;
+    while (r == 0 && c->todo && c->n < CHAIN_MAX) {
+        struct item *i = c->todo;
+        c->todo = i->next;
+        r = do_item(c, i, w);
+        free(i->dir);
+        free(i);
+    }
+    return r;
+}
+
+/* All that the chain needs now is marked. The files that dropped out of it are free, once no crash can bring back the header that needs them. */
+static void drop_former(struct chain *c)
+{
+    int r = io_fsync(c->img->fd);
+    if (r == 0)
+        r = mark_drop(&c->d->store, c->rec->ino, c->rec->generation, c->seen, c->n);
+    if (r < 0)
+        log_image(LOG_WARNING, c->rec->image, c->d->host.name, c->rec->generation,
+                  "'%s' was written so that it may need fewer files than before: they stay protected until "
+                  "it is closed: %s",
+                  c->rec->image, strerror(-r));
+}
+
+int image_chain_mark(struct daemon *d, struct image *img, const struct opener *who, bool late)
+{
+    struct chain *c = calloc(1, sizeof(*c));
+    _cleanup_header_ struct header *h = header_new();
+    char dir[PATH_MAX];
+    int r = c && h ? header_read(img->fd, &img->rec->plan, h) : -ENOMEM;
+    if (r == 0) {
+        *c = (struct chain){.d = d, .img = img, .rec = img->rec, .who = who, .late = late};
+        header_patch(h, &img->rec->plan, true);
+        header_identify(h);
+        if (h->verdict == FORMAT_MORE)
+            r = header_settle(img->fd, h);
+    }
+    if (r == 0) {
+        c->doubt = h->verdict != FORMAT_IMAGE && h->verdict != FORMAT_SEALED;
+        image_dir(d, img->inode, dir);
+        r = add_links(c, img->fd, h, &img->rec->plan, dir);
+    }
+    uint64_t hash = r == 0 ? links_hash(c->todo) : 0;
+    bool changed = hash != img->links, former = late && changed && img->marked;
+    if (r == 0 && c->todo && (!late || changed)) {
+        img->marked = true;
+        r = run(c);
+    }
+    if (r == 0 && former && !c->doubt && !c->todo)
+        drop_former(c);
+    if (r == 0)
+        img->links = hash;
+    while (c && c->todo) {
+        struct item *i = c->todo;
+        c->todo = i->next;
+        free(i->dir);
+        free(i);
+    }
+    free(c);
+    return r;
+}
+
+void image_chain_edited(struct daemon *d, struct image *img, const struct opener *who)
+{
+    int r = image_chain_mark(d, img, who, true);
+    if (r < 0)
+        log_image(LOG_ERR, img->rec->image, d->host.name, img->rec->generation,
+                  "'%s' was written so that it may need other files than before, and they could not be "
+                  "protected: %s. They are from its next open on",
+                  img->rec->image, strerror(-r));
+}
+
+void image_chain_drop(struct daemon *d, uint64_t ino, uint64_t generation)
+{
+    int r = mark_drop(&d->store, ino, generation, NULL, 0);
+    if (r < 0)
+        log_debug("marks of %016llx.%llu stay, void: %s", (unsigned long long)ino,
+                  (unsigned long long)generation, strerror(-r));
+}
+
+/* ---- the other side ---- */
+
+int image_chain_needed(struct daemon *d, struct image *img, const struct opener *who)
+{
+    _cleanup_free_ struct claim *c = malloc(sizeof(*c));
+    _cleanup_free_ struct mark *m = NULL;
+    size_t n = 0;
+    HOOK("chain.list");
+    int r = c ? mark_list(&d->store, img->inode->ino, &m, &n) : -ENOMEM;
+    for (size_t k = 0; r == 0 && k < n; k++) {
+        r = m[k].above == img->inode->ino ? 0 : mark_counts(&d->store, &m[k], c);
+        if (r <= 0)
+            continue;
+        r = 0;
+        if (c->kind == CLAIM_HELD && image_own_claim(d, &c->rec, who))
+            continue;
+        if (c->kind == CLAIM_BAD)
+            memset(&c->rec, 0, sizeof(c->rec));
+        image_set_rival(img, &c->rec);
+        set_needs(img, "it is needed by", c->kind == CLAIM_BAD ? "?" : c->rec.image);
+        r = -EBUSY;
+    }
+    return r;
+}
+
+int image_chain_guards(struct daemon *d, const struct inode *i)
+{
+    _cleanup_free_ struct claim *c = malloc(sizeof(*c));
+    _cleanup_free_ struct mark *m = NULL;
+    size_t n = 0;
+    int r = !c ? -ENOMEM : i->dev == d->store.dev ? mark_list(&d->store, i->ino, &m, &n) : 0;
+    for (size_t k = 0; r == 0 && k < n; k++)
+        r = mark_counts(&d->store, &m[k], c);
+    return r;
+}
