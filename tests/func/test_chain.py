@@ -247,7 +247,16 @@ def _(build):
                 for v in p.views:
                     writable(v, name)
                 p.ds.wait_free(name)
-                os.unlink(view.path(name))
+                # The claim is free a moment before the daemon that freed it is done, and wait=0 waits for nothing.
+                wait_for(lambda: removed(view.path(name)), name + " is removed")
+
+            def removed(path):
+                try:
+                    os.unlink(path)
+                except OSError as e:
+                    eq(e.errno, errno.EBUSY, "removal of " + path)
+                    return False
+                return True
 
             for name in ("upper.qcow2", "mid.qcow2", "base.qcow2"):
                 for view in p.views:
