@@ -14,8 +14,9 @@
 
 #include "format/plan.h"
 
-/* The part of every file in which a write can make an image of it, or of an image a plain file: each format has its magic there, but for those
- * that are known by a footer alone (fixed VHD), which are found at the next open. It is also the least that is read of a file to find its format. Bytes. */
+/* The part of every plain file in which each write is looked at, for it may make an image of it: most formats have their magic there. Those that have it further
+ * on (ISO) or are known by a footer alone (fixed VHD) are found when the file's size changes, when the keeper looks, or at the next open. It is also the least that
+ * is read of a file to find its format. Bytes. */
 #define FORMAT_REACH 4096u
 
 /* The most that a probe or a plan may want in one piece (the longest there is: a LUKS2 header with its JSON area, 4 MiB). Bytes. */

@@ -2,7 +2,7 @@
  *
  * Hypervisors do not look at it: QEMU opens an ISO as raw, its size is the file's length, also when the descriptor is zeroed (measured). Nothing in
  * such a file can refuse an opener, so its plan has no extents: the claim alone guards it. The descriptor lies beyond FORMAT_REACH, so zone.head
- * covers it: a write there can make a file an ISO or not. Its fields are not judged beyond what identifies it: tools differ, and nothing depends on them. */
+ * covers it: of an image that is held, a write there is looked at. Its fields are not judged beyond what identifies it: tools differ, and nothing depends on them. */
 #include "format/format.h"
 
 #include <string.h>
