@@ -20,6 +20,7 @@
 #include "core/host.h"
 #include "core/overlay.h"
 #include "core/problem.h"
+#include "core/reader.h"
 #include "core/store.h"
 #include "diskguard/exitcodes.h"
 #include "mounts.h"
@@ -59,8 +60,13 @@ struct raw_host {
     unsigned held; /* claims */
 };
 /* One file of the datastore, for show and why. */
+struct raw_reader { /* a host that reads the image and wants no writer beside it */
+    struct reader reader;
+    struct reader_info info;
+};
 struct raw_needs { /* one file that the image needs, or one image that needs this file (host is set then) */
     char role[16], path[RECORD_IMAGE_MAX], format[16], host[RECORD_NAME_MAX];
+    int guarded; /* of a held image: is it kept from other writers? 1, 0; -1: the image is not held */
 };
 struct raw_image {
     int err;         /* why nothing below is filled, negative */
@@ -77,6 +83,8 @@ struct raw_image {
     struct raw_needs *needs;
     size_t nneeds;
     unsigned protects; /* marks of its hold: files of its chain */
+    struct raw_reader *readers;
+    size_t nreaders;
 };
 struct raw {
     int err; /* the datastore cannot be read: why says it, nothing below is filled */
@@ -96,8 +104,8 @@ const struct raw_host *raw_host_of(const struct raw *r, const char *uuid); /* or
 
 /* ---- ctl_chain.c ---- */
 
-/* What the image needs and by what it is needed; claim and header are loaded. fd: the file, for reading. */
-DG_MUST_CHECK int chain_load(const struct store *s, struct raw_image *im, int fd);
+/* What the image needs, by what it is needed, and who reads it; claim and header are loaded. fd: the file, for reading; rel: its path below the datastore. */
+DG_MUST_CHECK int chain_load(const struct store *s, struct raw_image *im, int fd, const char *rel);
 void chain_text(const struct raw_image *im);
 void chain_json(struct json_object *o, const struct raw_image *im);
 

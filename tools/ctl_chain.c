@@ -1,7 +1,10 @@
-/* ctl_chain.c: the files that an image needs, and by which image a file is needed. See ctl.h. */
+/* ctl_chain.c: the files that an image needs, by which image a file is needed, and who reads it and wants no writer beside it. See ctl.h. */
 #include "ctl.h"
 
+#include <inttypes.h>
+#include <linux/magic.h>
 #include <string.h>
+#include <sys/vfs.h>
 
 #include "core/mark.h"
 
@@ -13,6 +16,7 @@ static struct raw_needs *add(struct raw_image *im)
         return NULL;
     im->needs = more;
     memset(&more[im->nneeds], 0, sizeof(*more));
+    more[im->nneeds].guarded = -1;
     return &more[im->nneeds++];
 }
 
@@ -47,7 +51,65 @@ static int load_links(struct raw_image *im, int fd)
     return r == -EUCLEAN ? 0 : r; /* a name that cannot be followed */
 }
 
-int chain_load(const struct store *s, struct raw_image *im, int fd)
+/* The file that a link means, as a program on this host would find it, through the datastore or a view of it (whose inode numbers are the same). false: none. */
+static bool find_link(const struct store *s, const char *rel, const char *link, struct stat *ret)
+{
+    char path[2 * RECORD_IMAGE_MAX];
+    struct statfs fs;
+    const char *slash = strrchr(rel, '/');
+
+    if (link[0] == '/')
+        snprintf(path, sizeof(path), "%s", link);
+    else
+        snprintf(path, sizeof(path), "%.*s/%s", slash ? (int)(slash - rel) : 1, slash ? rel : ".", link);
+    if (fstatat(s->root_fd, path, ret, 0) < 0)
+        return false;
+    return ret->st_dev == s->dev ||
+           (link[0] == '/' && statfs(path, &fs) == 0 && fs.f_type == FUSE_SUPER_MAGIC);
+}
+
+/* Of a held image: which of the files that it names have a mark of this hold? */
+static void match_marks(const struct store *s, struct raw_image *im, const char *rel, const struct mark *m,
+                        size_t n)
+{
+    struct stat st;
+
+    for (size_t k = 0; k < im->nneeds && im->claim.kind == CLAIM_HELD; k++) {
+        struct raw_needs *one = &im->needs[k];
+
+        one->guarded = 0;
+        if (!find_link(s, rel, one->path, &st))
+            continue;
+        for (size_t i = 0; i < n; i++)
+            if (m[i].above == im->st.st_ino && m[i].generation == im->claim.generation &&
+                m[i].below == st.st_ino)
+                one->guarded = 1;
+    }
+}
+
+static int load_readers(const struct store *s, struct raw_image *im)
+{
+    _cleanup_free_ struct reader *rd = NULL;
+    size_t n = 0;
+    int r = reader_list(s, im->st.st_ino, &rd, &n);
+
+    if (r == 0 && n > 0) {
+        im->readers = calloc(n, sizeof(*im->readers));
+        r = im->readers ? 0 : -ENOMEM;
+    }
+    for (size_t i = 0; r == 0 && i < n; i++) {
+        r = reader_counts(s, &rd[i]);
+        if (r <= 0)
+            continue;
+        struct raw_reader *one = &im->readers[im->nreaders++];
+        one->reader = rd[i];
+        reader_look(s, &rd[i], &one->info);
+        r = 0;
+    }
+    return r;
+}
+
+int chain_load(const struct store *s, struct raw_image *im, int fd, const char *rel)
 {
     _cleanup_free_ struct claim *c = malloc(sizeof(*c));
     _cleanup_free_ struct mark *m = NULL;
@@ -55,7 +117,11 @@ int chain_load(const struct store *s, struct raw_image *im, int fd)
     int r = c ? load_links(im, fd) : -ENOMEM;
 
     if (r == 0)
+        r = load_readers(s, im);
+    if (r == 0)
         r = mark_list(s, 0, &m, &n);
+    if (r == 0)
+        match_marks(s, im, rel, m, n);
     for (size_t i = 0; r == 0 && i < n; i++) {
         if (m[i].above == im->st.st_ino && im->claim.kind == CLAIM_HELD &&
             m[i].generation == im->claim.generation)
@@ -84,8 +150,18 @@ void chain_text(const struct raw_image *im)
             out_line("needed by:  %s, held by host %s: nobody else may write this file\n", out_tame(n->path),
                      out_tame(n->host));
         else
-            out_line("needs:      %s %s%s%s\n", n->role, out_tame(n->path), n->format[0] ? ", " : "",
-                     out_tame(n->format));
+            out_line("needs:      %s %s%s%s%s\n", n->role, out_tame(n->path), n->format[0] ? ", " : "",
+                     out_tame(n->format),
+                     n->guarded > 0    ? ", kept from other writers"
+                     : n->guarded == 0 ? ", NOT protected: it is not in this datastore, or not there"
+                                       : "");
+    }
+    for (size_t i = 0; i < im->nreaders; i++) {
+        const struct reader_info *info = &im->readers[i].info;
+
+        out_line("read by:    %s, pid %" PRIu64 ", on host %s since %s: nobody else may write it meanwhile\n",
+                 info->program[0] ? out_tame(info->program) : "a program", info->pid,
+                 out_tame(info->host_name), info->since[0] ? info->since : "an unknown time");
     }
     if (im->protects > 0)
         out_line("protects:   %u files of its chain from other writers\n", im->protects);
@@ -93,7 +169,8 @@ void chain_text(const struct raw_image *im)
 
 void chain_json(struct json_object *o, const struct raw_image *im)
 {
-    struct json_object *needs = json_object_new_array(), *by = json_object_new_array();
+    struct json_object *needs = json_object_new_array(), *by = json_object_new_array(),
+                       *readers = json_object_new_array();
 
     for (size_t i = 0; i < im->nneeds; i++) {
         const struct raw_needs *n = &im->needs[i];
@@ -105,9 +182,23 @@ void chain_json(struct json_object *o, const struct raw_image *im)
         } else {
             out_json_text(one, "role", n->role);
             out_json_text_or_null(one, "format", n->format);
+            if (n->guarded >= 0)
+                out_json_bool(one, "protected", n->guarded > 0);
         }
         json_object_array_add(n->host[0] ? by : needs, one);
     }
+    for (size_t i = 0; i < im->nreaders; i++) {
+        const struct raw_reader *rd = &im->readers[i];
+        struct json_object *one = json_object_new_object();
+
+        out_json_text(one, "host", rd->reader.host);
+        out_json_text(one, "host_name", rd->info.host_name);
+        out_json_text_or_null(one, "program", rd->info.program);
+        out_json_u64(one, "pid", rd->info.pid);
+        out_json_text_or_null(one, "since", rd->info.since);
+        json_object_array_add(readers, one);
+    }
+    json_object_object_add(o, "readers", readers);
     json_object_object_add(o, "needs", needs);
     json_object_object_add(o, "needed_by", by);
     out_json_u64(o, "protects", im->protects);

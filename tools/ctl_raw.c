@@ -19,6 +19,7 @@ void raw_free(struct raw *r)
         header_clear(&r->image->header);
         free(r->image->link);
         free(r->image->needs);
+        free(r->image->readers);
     }
     free(r->image);
     store_close(&r->store);
@@ -188,7 +189,7 @@ static int load_image(const struct store *s, struct raw_image *im, const char *r
         compare_handle(im, reader);
     im->byte_locks = is_locked(reader, 201) && is_locked(reader, 203);
     im->writer_lock = is_locked(reader, 101);
-    return r < 0 || im->header_err < 0 ? r : chain_load(s, im, reader);
+    return r < 0 || im->header_err < 0 ? r : chain_load(s, im, reader, rel);
 }
 
 /* ---- all of it, perhaps on a thread ---- */

@@ -240,6 +240,39 @@ static void why_image(struct answer *a, const struct look *l, const struct raw_i
         say(a, "It was last held by %s, since %s.", out_tame(im->claim.rec.host_name), im->claim.rec.since);
 }
 
+/* Nobody holds it, but an image that is held needs it, or somebody reads it who wants no writer beside him. */
+static bool why_used(struct answer *a, const struct raw_image *im)
+{
+    for (size_t i = 0; i < im->nneeds; i++) {
+        const struct raw_needs *n = &im->needs[i];
+
+        if (!n->host[0])
+            continue;
+        decide(a, "needed", true);
+        say(a, "Refused: %s needs it, which host %s holds. Only the process that holds that may write this.",
+            out_tame(n->path), out_tame(n->host));
+        say(a, "Way out: close the image above, or see: diskguardctl why on it.");
+        return true;
+    }
+    for (size_t i = 0; i < im->nreaders; i++) {
+        const struct reader_info *info = &im->readers[i].info;
+
+        decide(a, "read", true);
+        say(a,
+            "Refused: %s on host %s, pid %" PRIu64
+            ", reads it since %s and wants no writer beside it (QEMU's "
+            "byte locks 100 and 201 say so).",
+            info->program[0] ? out_tame(info->program) : "a program", out_tame(info->host_name), info->pid,
+            info->since[0] ? info->since : "an unknown time");
+        say(a,
+            "Way out: close that program. If its host is down for good: fsck.diskguard --takeover %s "
+            "--confirm-host-is-down.",
+            im->readers[i].reader.host);
+        return true;
+    }
+    return false;
+}
+
 static void why_free(struct answer *a, const struct look *l, const struct raw_image *im)
 {
     bool known, raw = raw_by_name(l, &known);
@@ -252,6 +285,8 @@ static void why_free(struct answer *a, const struct look *l, const struct raw_im
                "write: QEMU's own lock on the file says so.");
         say(a, "Way out: stop that program. On its host, fuser -v on the file of the datastore, or lslocks, "
                "names it.");
+    } else if (!t.code && why_used(a, im)) {
+        ;
     } else if (t.code) {
         decide(a, t.code, true);
         a->repair = true;

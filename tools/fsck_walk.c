@@ -7,6 +7,7 @@
 #include <sys/resource.h>
 
 #include "core/mark.h"
+#include "core/reader.h"
 
 #define DEPTH_MAX 512 /* nested directories; each costs two descriptors while it is read */
 
@@ -229,6 +230,25 @@ static int sweep_gone(struct fsck *f)
     return r < 0 ? r : 0;
 }
 
+/* Names of readers: void ones, those of the host that a person says is down, and, with no daemon of it alive, our own. */
+static int sweep_readers(struct fsck *f)
+{
+    const char *gone[3] = {NULL};
+    unsigned n = 0, at = 0;
+    int r;
+
+    if (f->lock_fd >= 0)
+        gone[at++] = f->host.uuid;
+    if (f->takeover[0])
+        gone[at++] = f->takeover;
+    r = reader_sweep(&f->store, gone, f->dry_run, &n);
+    if (r == 0 && n > 0)
+        report_note(f, "readers", NULL, 0, "%u names of readers that are gone %s", n,
+                    f->dry_run ? "are left; the next start of their hosts' daemons clears them away"
+                               : "were removed");
+    return r;
+}
+
 int walk_sweep(struct fsck *f)
 {
     unsigned left = 0, marks = 0, ignored;
@@ -240,6 +260,8 @@ int walk_sweep(struct fsck *f)
     if (r == 0 && marks > 0)
         report_note(f, "marks", NULL, 0, "%u marks of images that nobody holds any more %s", marks,
                     f->dry_run ? "are left; the next start of a daemon clears them away" : "were removed");
+    if (r == 0)
+        r = sweep_readers(f);
     if (r == 0)
         r = sweep_gone(f);
     if (r < 0 || left == 0)

@@ -1,18 +1,10 @@
 /* mark.c: see mark.h. */
 #include "core/mark.h"
 
-#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 
-#include "core/hook.h"
-
-#define KEY_DIGITS 16 /* layout.h: an inode number */
-
-static int medium(int r)
-{
-    return r == -ESTALE ? -EIO : r;
-}
+#include "core/names.h"
 
 /* ---- names ---- */
 
@@ -24,61 +16,22 @@ void mark_name(const struct mark *m, char ret[MARK_NAME_SIZE])
 
 bool mark_name_parse(const char *name, struct mark *ret)
 {
-    static const char hex[] = "0123456789abcdef";
-    const char *above = name + KEY_DIGITS + 1, *digits = above + KEY_DIGITS + 1;
+    const char *above = name + NAMES_KEY_DIGITS + 1, *digits = above + NAMES_KEY_DIGITS + 1;
     struct mark m;
 
-    if (strspn(name, hex) != KEY_DIGITS || name[KEY_DIGITS] != '-' || strspn(above, hex) != KEY_DIGITS ||
-        above[KEY_DIGITS] != '.' || *digits == '0' || base_u64(digits, &m.generation) < 0)
+    if (!names_key(name, &m.below) || above[-1] != '-' || !names_key(above, &m.above) || digits[-1] != '.' ||
+        *digits == '0' || base_u64(digits, &m.generation) < 0)
         return false;
-    m.below = strtoull(name, NULL, 16);
-    m.above = strtoull(above, NULL, 16);
     *ret = m;
     return true;
 }
 
-/* ---- the directory ---- */
-
-/* fd; -ENOENT: nobody has made a mark here yet. */
-static int dir_open(const struct store *s)
-{
-    return medium(io_fresh_open(s->dir_fd, MARK_DIR, O_RDONLY | O_DIRECTORY | O_NOFOLLOW));
-}
-
-static int dir_make(const struct store *s)
-{
-    int fd = dir_open(s);
-    int r = fd == -ENOENT ? HOOK_FAIL("mark.mkdir") : 0;
-
-    if (fd != -ENOENT || r < 0)
-        return fd == -ENOENT ? r : fd;
-    if (mkdirat(s->dir_fd, MARK_DIR, 0700) < 0 && errno != EEXIST)
-        return medium(-errno);
-    fd = dir_open(s);
-    r = fd < 0 ? fd : medium(io_fsync(s->dir_fd));
-    if (r < 0 && fd >= 0)
-        close(fd);
-    return r < 0 ? r : fd;
-}
-
 int mark_make(const struct store *s, const struct mark *m, const char *text)
 {
-    _cleanup_close_ int dir = dir_make(s);
     char name[MARK_NAME_SIZE];
-    int r;
 
-    if (dir < 0)
-        return dir;
     mark_name(m, name);
-    r = HOOK_FAIL("mark.create");
-    if (r == 0)
-        r = medium(io_text_create(dir, name, text, strlen(text)));
-    if (r >= 0)
-        close(r); /* fsynced */
-    if (r < 0 && r != -EEXIST)
-        return r;
-    r = HOOK_FAIL("mark.dirsync");
-    return r < 0 ? r : medium(io_fsync(dir));
+    return names_make(s, MARK_DIR, name, text);
 }
 
 /* ---- listings ---- */
@@ -111,12 +64,9 @@ static int see(void *arg, const char *name)
 
 int mark_list(const struct store *s, uint64_t below, struct mark **ret, size_t *ret_n)
 {
-    _cleanup_close_ int dir = dir_open(s);
     struct listing l = {.below = below};
-    int r = dir == -ENOENT ? 0 : dir;
+    int r = names_each(s, MARK_DIR, see, &l);
 
-    if (dir >= 0)
-        r = medium(io_fresh_dir(dir, see, &l));
     if (r < 0) {
         free(l.mark);
         return r;
@@ -140,12 +90,9 @@ int mark_counts(const struct store *s, const struct mark *m, struct claim *ret)
 static int remove_mark(int dir, const struct mark *m)
 {
     char name[MARK_NAME_SIZE];
-    int r = HOOK_FAIL("mark.remove");
 
     mark_name(m, name);
-    if (r == 0 && unlinkat(dir, name, 0) < 0 && errno != ENOENT)
-        r = medium(-errno);
-    return r;
+    return names_remove(dir, name);
 }
 
 static bool is_kept(uint64_t below, const uint64_t *keep, size_t n_keep)
@@ -158,7 +105,7 @@ static bool is_kept(uint64_t below, const uint64_t *keep, size_t n_keep)
 
 int mark_drop(const struct store *s, uint64_t above, uint64_t generation, const uint64_t *keep, size_t n_keep)
 {
-    _cleanup_close_ int dir = dir_open(s);
+    _cleanup_close_ int dir = names_open(s, MARK_DIR);
     _cleanup_free_ struct mark *m = NULL;
     size_t n = 0;
     int r = dir < 0 ? dir : mark_list(s, 0, &m, &n);
@@ -171,7 +118,7 @@ int mark_drop(const struct store *s, uint64_t above, uint64_t generation, const 
 
 int mark_sweep(const struct store *s, bool dry_run, unsigned *ret_void)
 {
-    _cleanup_close_ int dir = dir_open(s);
+    _cleanup_close_ int dir = names_open(s, MARK_DIR);
     _cleanup_free_ struct claim *c = malloc(sizeof(*c));
     _cleanup_free_ struct mark *m = NULL;
     unsigned found = 0;

@@ -25,6 +25,7 @@ struct takeover;
 
 enum takeover_mode { TAKEOVER_MANUAL, TAKEOVER_BY_LOCK, TAKEOVER_UNPROVEN };
 enum writers { WRITERS_PROCESS, WRITERS_HOST };
+enum readers { READERS_PROTECT, READERS_IGNORE };
 enum raw_mode { RAW_AUTO, RAW_ALL, RAW_NONE, RAW_GLOBS };
 
 struct options {
@@ -37,6 +38,7 @@ struct options {
     enum raw_mode raw;
     char **raw_globs; /* NULL-terminated; fnmatch(3) on the last path component */
     enum writers writers;
+    enum readers readers;
     bool fence_none;             /* fence=none */
     enum takeover_mode takeover; /* takeover=manual|lock|lock-unproven */
     unsigned takeover_wait_s; /* default 120, 1..86400: instead of wait_s while a takeover may still come */

@@ -19,7 +19,9 @@
 #include "core/log.h"
 #include "daemon/cred.h"
 #include "daemon/fs.h"
+#include "daemon/image.h"
 #include "daemon/image_bytes.h"
+#include "daemon/image_reader.h"
 #include "daemon/park.h"
 
 enum owner_kind { OWNER_BYTES, OWNER_FLOCK };
@@ -29,14 +31,16 @@ struct owner {
     uint64_t id;             /* lock owner of the kernel; for flock: the handle */
     struct handle *via;      /* that introduced it; only compared */
     struct byte_owner bytes; /* what it has of QEMU's bytes, and its pid */
-    atomic_int fd;           /* on the backing file; -1: not opened yet */
-    atomic_int host_fd;      /* on the memfd; -1: not opened yet */
-    atomic_bool forwarded;   /* flock: it went to the handle's descriptor */
-    unsigned refs;           /* under inode_locks.lock: the list has one, each operation under way has one */
+    struct image_reader reader;
+    atomic_int fd;         /* on the backing file; -1: not opened yet */
+    atomic_int host_fd;    /* on the memfd; -1: not opened yet */
+    atomic_bool forwarded; /* flock: it went to the handle's descriptor */
+    unsigned refs;         /* under inode_locks.lock: the list has one, each operation under way has one */
     struct owner *next;
 };
 
 struct inode_locks {
+    struct daemon *d;
     struct inode *inode;
     struct mutex lock;
     struct owner *owners GUARDED_BY(lock);
@@ -46,7 +50,7 @@ struct inode_locks {
     atomic_bool host_only;
 };
 
-static struct inode_locks *locks_get(struct inode *i)
+static struct inode_locks *locks_get(struct daemon *d, struct inode *i)
 {
     struct inode_locks *l = atomic_load(&i->locks);
     if (l)
@@ -54,6 +58,7 @@ static struct inode_locks *locks_get(struct inode *i)
     struct inode_locks *mine = calloc(1, sizeof(*mine));
     if (!mine)
         return NULL;
+    mine->d = d;
     mine->inode = i;
     mutex_init(&mine->lock);
     atomic_store(&mine->memfd, -1);
@@ -91,6 +96,13 @@ void fs_lock_free(struct inode_locks *l)
     free(l);
 }
 
+/* It has none of the bytes any more that mean something to the guard. */
+static void owner_forget(struct inode_locks *l, struct owner *o)
+{
+    image_bytes_forget(l->inode, &o->bytes);
+    image_reader_forget(l->d, l->inode, &o->reader);
+}
+
 static struct owner *owner_get(struct inode_locks *l, enum owner_kind kind, uint64_t id, struct handle *via)
 {
     mutex_lock(&l->lock);
@@ -102,6 +114,7 @@ static struct owner *owner_get(struct inode_locks *l, enum owner_kind kind, uint
         o->id = id;
         o->via = via;
         image_bytes_owner_init(&o->bytes);
+        image_reader_init(l->d, &o->reader, via);
         atomic_store(&o->fd, -1);
         atomic_store(&o->host_fd, -1);
         o->refs = 1;
@@ -121,7 +134,7 @@ static void owner_put(struct inode_locks *l, struct owner *o)
     mutex_unlock(&l->lock);
     if (!last)
         return;
-    image_bytes_forget(l->inode, &o->bytes);
+    owner_forget(l, o);
     owner_destroy(o);
 }
 
@@ -250,6 +263,8 @@ static int set_below(struct inode *i, struct inode_locks *l, struct owner *o, sh
 static int set_lock(struct inode *i, struct inode_locks *l, struct owner *o, const struct flock *lock)
 {
     struct range below, above;
+    if (lock->l_type == F_UNLCK) /* before another program can find that nobody has it */
+        image_reader_locked(l->d, i, &o->reader, F_UNLCK, lock->l_start, lock->l_len);
     bool has_above = part_above(lock, &above);
     int r = has_above ? set_on_host(l, o, lock->l_type, above) : 0;
     if (r < 0 || !part_below(lock, &below))
@@ -257,6 +272,8 @@ static int set_lock(struct inode *i, struct inode_locks *l, struct owner *o, con
     r = set_below(i, l, o, lock->l_type, below);
     if (r < 0 && has_above)
         (void)set_on_host(l, o, F_UNLCK, above);
+    if (r == 0 && lock->l_type != F_UNLCK)
+        image_reader_locked(l->d, i, &o->reader, lock->l_type, lock->l_start, lock->l_len);
     return r;
 }
 
@@ -322,26 +339,63 @@ static pid_t pid_of(struct inode_locks *l, const struct flock *found)
     return pid;
 }
 
+struct get_op {
+    fuse_req_t req;
+    struct daemon *d;
+    struct handle *h; /* stays: the kernel holds the open file for as long as it waits */
+    uint64_t owner;
+    struct flock lock;
+};
+
+/* -EBUSY: somebody whom no lock shows; he may be just letting go. */
+static int try_get(struct get_op *op, bool last, struct flock *ret)
+{
+    struct inode *i = op->h->inode;
+    struct inode_locks *l = locks_get(op->d, i);
+    struct owner *o = l ? owner_get(l, OWNER_BYTES, op->owner, op->h) : NULL;
+    if (!o)
+        return -ENOMEM;
+    pid_t pid;
+    int r = get_lock(i, l, o, &op->lock, ret, &pid);
+    if (r == 0 && ret->l_type != F_UNLCK)
+        ret->l_pid = pid >= 0 ? pid : pid_of(l, ret);
+    else if (r == 0)
+        r = image_reader_ask(op->d, i, &o->reader, op->lock.l_start, op->lock.l_len, ret);
+    if (r == -EBUSY && last) {
+        image_reader_refused(op->d, i, &o->reader);
+        r = 0;
+    }
+    owner_put(l, o);
+    return r;
+}
+
+static bool get_turn(void *arg, enum park_turn turn)
+{
+    struct get_op *op = arg;
+    struct flock found;
+    int r = turn == PARK_INTERRUPTED ? -EINTR : try_get(op, turn == PARK_LAST, &found);
+    if (r == -EBUSY)
+        return false;
+    if (r < 0)
+        fuse_reply_err(op->req, -r);
+    else
+        fuse_reply_lock(op->req, &found);
+    free(op);
+    return true;
+}
+
 void fs_getlk(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi, struct flock *lock)
 {
     (void)ino;
-    struct handle *h = handle_get(daemon_of(req)->handles, fi->fh);
-    struct inode_locks *l = h ? locks_get(h->inode) : NULL;
-    struct owner *o = l ? owner_get(l, OWNER_BYTES, fi->lock_owner, h) : NULL;
-    if (!o) {
+    struct daemon *d = daemon_of(req);
+    struct handle *h = handle_get(d->handles, fi->fh);
+    struct get_op *op = h ? malloc(sizeof(*op)) : NULL;
+    if (!op) {
         fuse_reply_err(req, h ? ENOMEM : EBADF);
         return;
     }
-    struct flock found;
-    pid_t pid;
-    int r = get_lock(h->inode, l, o, lock, &found, &pid);
-    if (r == 0 && found.l_type != F_UNLCK)
-        found.l_pid = pid >= 0 ? pid : pid_of(l, &found);
-    owner_put(l, o);
-    if (r < 0)
-        fuse_reply_err(req, -r);
-    else
-        fuse_reply_lock(req, &found);
+    *op = (struct get_op){.req = req, .d = d, .h = h, .owner = fi->lock_owner, .lock = *lock};
+    park_start(d->park, req, get_turn, op, d->opt.wait_s * UINT64_C(1000));
 }
 
 /* ---- operations that may wait ---- */
@@ -424,7 +478,7 @@ static bool lock_turn(void *arg, enum park_turn turn)
     struct lock_op *op = arg;
     int r = -EINTR;
     if (turn != PARK_INTERRUPTED && turn != PARK_LAST) {
-        struct inode_locks *l = locks_get(op->h->inode);
+        struct inode_locks *l = locks_get(op->d, op->h->inode);
         if (l)
             r = op->is_flock ? try_flock(op, l) : try_bytes(op, l);
         else
@@ -495,7 +549,7 @@ static void drop_owners(struct daemon *d, struct inode_locks *l,
     while (gone) {
         struct owner *o = gone;
         gone = o->next;
-        image_bytes_forget(l->inode, &o->bytes);
+        owner_forget(l, o);
         /* Closing unlocks; but an operation under way on another thread may keep the owner a while. */
         if (atomic_load(&o->fd) >= 0)
             (void)set_range(atomic_load(&o->fd), F_UNLCK, (struct range){0, 0});

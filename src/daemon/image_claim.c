@@ -286,6 +286,8 @@ static int seal_claimed(struct daemon *d, struct image *img, const struct acquir
         r = recheck(d, img, a, was);
     if (r == 0)
         r = image_chain_needed(d, img, a->who);
+    if (r == 0)
+        r = image_reader_in_way(d, img, a->who);
     if (r == 0 && !(a->plan_none && !a->plain_too)) /* not for what removes or empties it */
         r = image_chain_mark(d, img, a->who, false);
     if (r == 0 && img->rec->plan.n > 0) {
@@ -339,6 +341,8 @@ static int make_record(struct daemon *d, struct image *img, const struct acquire
     r = free_header(d, img, a, c, ret_header);
     if (r == 0) /* it decides under the claim; here it saves a generation for each attempt */
         r = image_chain_needed(d, img, a->who);
+    if (r == 0)
+        r = image_reader_in_way(d, img, a->who);
     if (r < 0)
         return r;
     struct stat st;

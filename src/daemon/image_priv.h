@@ -4,7 +4,7 @@
  *   image_edit.c   I/O in the zone               image_mend.c   storage that answers EIO or ESTALE
  *   image_plain.c  the fence of plain files        image_fence.c  the fence of those that write an image
  *   image_tend.c   the keeper's look at each image  image_bytes.c  QEMU's own locks
- *   image_chain.c  the files that an image needs */
+ *   image_chain.c  the files that an image needs  image_reader.c  who reads it and wants no writer */
 #ifndef DISKGUARD_IMAGE_PRIV_H
 #define DISKGUARD_IMAGE_PRIV_H
 
@@ -12,6 +12,7 @@
 #include "daemon/cred.h"
 #include "daemon/image.h"
 #include "daemon/image_bytes.h"
+#include "daemon/image_reader.h"
 #include "daemon/keeper.h"
 #include "daemon/park.h"
 
@@ -24,6 +25,8 @@ struct image_rival {
     bool restoring;
     bool fenced;  /* nobody's claim: the fence lock was not granted */
     bool outside; /* nobody's claim: a QEMU lock says that a program outside of the views writes it */
+    bool
+        reads; /* nobody's claim: that host's program, whose name is in `needs`, reads it and wants no writer beside it */
     char needs
         [320]; /* not this file is held, but one below or above it: "it needs its backing file 'x'", "it is needed by 'y'" */
 };
@@ -63,8 +66,11 @@ struct image {
     int fd GUARDED_BY(header);             /* the seal's descriptor, with the fence lock; -1 */
     bool bytes_held GUARDED_BY(header);    /* image_bytes.c: and with the guard's locks on QEMU's bytes */
     struct byte_owner *byte_owners GUARDED_BY(header); /* who of this view has locks there */
-    bool marked GUARDED_BY(header);                    /* this hold has made marks (image_chain.c) */
-    uint64_t links GUARDED_BY(header);                 /* and those are for these links: a hash */
+    struct image_reader *
+        readers GUARDED_BY(header);       /* who of this view reads it and wants no writer (image_reader.c) */
+    bool reader_named GUARDED_BY(header); /* the datastore says so */
+    bool marked GUARDED_BY(header);       /* this hold has made marks (image_chain.c) */
+    uint64_t links GUARDED_BY(header);    /* and those are for these links: a hash */
 
     /* Where a write or read must be looked at (struct format_zone), for a look without lock. While the image is held: written under header held for writing. */
     atomic_ullong zone_head, zone_tail;
@@ -174,6 +180,9 @@ void image_chain_drop(struct daemon *d, uint64_t ino, uint64_t generation);
 /* Does an image need this file that another process, or host, holds? -EBUSY: yes, and the rival says which; 0 or -errno. */
 DG_MUST_CHECK int image_chain_needed(struct daemon *d, struct image *img, const struct opener *who)
     EXCLUDES(img->lock);
+/* image_reader.c: does another process, or host, read it that wants no writer beside it? -EBUSY: yes, and the rival says who; 0 or -errno. */
+DG_MUST_CHECK int image_reader_in_way(struct daemon *d, struct image *img, const struct opener *who)
+    REQUIRES(img->header) EXCLUDES(img->lock);
 /* Does any held image need it? 1, 0 or -errno. */
 DG_MUST_CHECK int image_chain_guards(struct daemon *d, const struct inode *i);
 /* Is this the claim of a process that may write with this one? */

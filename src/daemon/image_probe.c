@@ -214,6 +214,14 @@ void image_refused(struct daemon *d, struct inode *i, const struct opener *who, 
                           "or lslocks, names it. NFSv3 keeps the lock of a host that is off until that host "
                           "boots again or the server's lock manager is restarted",
                           (unsigned long long)who->pid, raw_path(d, i, raw, sizeof(raw)));
+    else if (state == IMAGE_IDLE && rival.reads)
+        image_log_refused(
+            d, i, what,
+            "asked for by pid %llu; %s on host %s, pid %llu, reads it since %s and wants no writer beside it "
+            "(QEMU's byte locks 100 and 201 say so; option readers=). It is free when that is closed there; "
+            "if that host is down for good: fsck.diskguard --takeover %s --confirm-host-is-down %s",
+            (unsigned long long)who->pid, rival.needs, rival.host_name, (unsigned long long)rival.pid,
+            rival.since, rival.host, base_quote(d->store.path, quoted, sizeof(quoted)));
     else if (state == IMAGE_IDLE && rival.needs[0])
         image_log_refused(
             d, i, what,

@@ -104,6 +104,17 @@ static int set_writers(struct parse *p, const char *value)
     return 0;
 }
 
+static int set_readers(struct parse *p, const char *value)
+{
+    if (strcmp(value, "protect") == 0)
+        p->o->readers = READERS_PROTECT;
+    else if (strcmp(value, "ignore") == 0)
+        p->o->readers = READERS_IGNORE;
+    else
+        return bad(p, "readers=%s: must be protect or ignore", value);
+    return 0;
+}
+
 static int set_fence(struct parse *p, const char *value)
 {
     if (strcmp(value, "auto") != 0 && strcmp(value, "none") != 0)
@@ -192,6 +203,7 @@ static const struct own_option {
     {"seal=", set_seal},         {"raw=", set_raw},
     {"writers=", set_writers},   {"fence=", set_fence},
     {"takeover=", set_takeover}, {"takeover-wait=", set_takeover_wait},
+    {"readers=", set_readers},
 };
 
 /* ---- everybody else's ---- */
@@ -427,6 +439,9 @@ void options_help(void)
           "                     which files without a known header are guarded as raw images\n"
           "  -o writers=process|host\n"
           "                     one process, or any process of this host, may have an image open for write\n"
+          "  -o readers=protect|ignore\n"
+          "                     is an image kept from writers while a program reads it that wants none\n"
+          "                     beside it (QEMU's byte locks 100 and 201 say so)\n"
           "  -o fence=auto|none whether writers hold the fence lock on the storage\n"
           "  -o takeover=manual|lock|lock-unproven\n"
           "                     may an open for write take an image over from a dead host by itself,\n"

@@ -11,6 +11,7 @@
 
 #include "core/log.h"
 #include "core/mark.h"
+#include "core/reader.h"
 #include "core/recover.h"
 #include "daemon/control.h"
 #include "daemon/fs.h"
@@ -105,6 +106,17 @@ static void report(void *arg, const struct record *rec, struct recover_decision 
                   rec->generation, "recovery: %s: left as it is; %s", info->message, info->repair);
 }
 
+/* What daemons of this host left that are gone, and void ones. */
+static void sweep_readers(struct daemon *d)
+{
+    const char *const own[] = {d->host.uuid, NULL};
+    unsigned n = 0;
+    int r = reader_sweep(&d->store, own, false, &n);
+    if (r < 0 || n > 0)
+        log_msg(LOG_INFO, "%u names of readers that are gone were cleared away%s%s", n,
+                r < 0 ? "; then: " : "", r < 0 ? strerror(-r) : "");
+}
+
 static int recover(struct daemon *d, struct why *why)
 {
     unsigned stale = 0;
@@ -126,6 +138,7 @@ static int recover(struct daemon *d, struct why *why)
     }
     if (r > 0)
         log_msg(LOG_ERR, "some images stay refused; see: fsck.diskguard -n %s", d->opt.datastore);
+    sweep_readers(d);
     unsigned marks = 0;
     r = mark_sweep(&d->store, false, &marks); /* they count for nothing: no reason not to start */
     if (r < 0 || marks > 0)
@@ -313,6 +326,8 @@ static unsigned stop(struct daemon *d)
         pool_drain(d->pool);
     }
     unsigned left = d->images && d->journal ? image_shutdown(d) : 0;
+    if (d->images && d->journal)
+        sweep_readers(d); /* of handles that were never closed */
     if (left > 0)
         log_msg(LOG_ERR, "%u images are left sealed: the next start tries again, or run: fsck.diskguard %s",
                 left, d->opt.datastore);

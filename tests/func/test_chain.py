@@ -6,7 +6,7 @@ import os
 import signal
 
 from dgqemu import QemuIo, Vm, make_qcow2
-from dgtest import Proc, Skip, Suite, eq, must, ok, pair, raises, refused, sha, wait_for
+from dgtest import Proc, Skip, Suite, eq, must, ok, pair, raises, refused, run, sha, wait_for
 
 suite = Suite(__file__)
 RDWR, RDONLY = os.O_RDWR, os.O_RDONLY
@@ -33,6 +33,11 @@ def chain(ds):
     overlay(ds.raw("mid.qcow2"), "base.qcow2")
     os.mkdir(ds.raw("vm"))
     overlay(ds.raw("vm/top.qcow2"), "../mid.qcow2")
+
+
+def needs(view, image):
+    show = json.loads(must(*view.build.command(view.build.ctl, "--json", "show", view.path(image))))
+    return [(n["path"], n["protected"]) for n in show["needs"]]
 
 
 def no_writer(view, name):
@@ -75,7 +80,7 @@ def _(build):
                     must("qemu-io", "-r", "-U", "-c", "read -P 7 0 1M", view.path(name))
             p.b.wait_log(r"refused .*of 'mid.qcow2'.*needed by 'vm/top.qcow2', which host .* holds since")
             show = must(*build.command(build.ctl, "show", p.a.path("vm/top.qcow2")))
-            ok("needs:      backing file ../mid.qcow2" in show and "protects:   2 files" in show, "show of the image above: " + show)
+            ok("needs:      backing file ../mid.qcow2, qcow2, kept from other writers" in show and "protects:   2 files" in show, "show of the image above: " + show)
             show = json.loads(must(*build.command(build.ctl, "--json", "show", p.b.path("base.qcow2"))))
             eq([n["path"] for n in show["needed_by"]], ["vm/top.qcow2"], "show of the file below: %s" % show)
             holder.do("write -P 1 0 64k")
@@ -123,12 +128,18 @@ def _(build):
             overlay(p.ds.raw(image), name, "-u")
             fd = os.open(p.a.path(image), RDWR)
             no_writer(p.b, "base.qcow2")
+            eq(needs(p.a, image), [(name, True)], "what show says of " + name)
+            eq(needs(p.b, image), [(name, True)], "what show says of " + name)
+            why = json.loads(run(*build.command(build.ctl, "--json", "why", p.b.path("base.qcow2"))).out)
+            eq((why["refused"], why["reason"]), (True, "needed"), "why: %s" % why)
             os.close(fd)
             p.ds.wait_settled()
         for number, name in enumerate(("missing.qcow2", "/etc/hostname", "../../x", "json:{}", "nbd://localhost/x", "o9.qcow2")):
             image = "o9.qcow2" if name == "o9.qcow2" else "n%d.qcow2" % number
             overlay(p.ds.raw(image), name, "-u")
-            open_close(p.a.path(image))
+            fd = os.open(p.a.path(image), RDWR)
+            ok(needs(p.a, image) in ([], [(name, False)]), "what show says of %s: %s" % (name, needs(p.a, image)))
+            os.close(fd)
         p.ds.wait_settled()
         eq(marks(p.ds), [], "marks of names that lead nowhere")
 

@@ -232,6 +232,14 @@ def lost_locks(lab, site):
     site.wait_claim(IMAGE, ("free",), "B")
 
 
+def answered(call):
+    """Of a daemon that is stopped: did it answer before?"""
+    try:
+        return dgtest.wait_for(call.done, "an answer that is on its way", 2)
+    except dgtest.Fail:
+        return False
+
+
 def wakes_up_late(lab, site, closing):
     """A stops at each step of an open or of the last close; the server forgets it; B takes over and works; A goes on: nothing of B's is hit."""
     header = site.image()
@@ -248,6 +256,9 @@ def wakes_up_late(lab, site, closing):
         stopped = dgtest.wait_for(lambda: "stopped" if a.guest.do("stopped", a.view.pid) else
                                   "done" if call.done() and (not closing or site.claim(IMAGE, "B").get("state") == "free") else None, "stopped or done", 60)
         if stopped == "done" and not a.guest.do("stopped", a.view.pid, 1.0):
+            break
+        # The beat counts as a step, too, and comes on a thread of its own: the answer may have been on its way when it stopped the daemon.
+        if not closing and a.passed()[-1] == "host.beat" and answered(call):
             break
         a.guest.freeze()
         labhost.expire(lab, "A")
@@ -271,6 +282,7 @@ def wakes_up_late(lab, site, closing):
         site.wait_claim(IMAGE, ("free",), "B")
         eq(b.guest.do("header", site.raw(IMAGE, "B")), header, "step %d: the header afterwards" % k)
     a.disarm()
+    a.go_on()
     ok(k > 5, "only %d steps: the hooks are not there" % k)
     if not closing:
         a.guest.do("closed", "x")

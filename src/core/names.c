@@ -1,0 +1,80 @@
+/* names.c: see names.h. */
+#include "core/names.h"
+
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/hook.h"
+
+static int medium(int r)
+{
+    return r == -ESTALE ? -EIO : r;
+}
+
+int names_open(const struct store *s, const char *dir)
+{
+    return medium(io_fresh_open(s->dir_fd, dir, O_RDONLY | O_DIRECTORY | O_NOFOLLOW));
+}
+
+static int open_or_make(const struct store *s, const char *dir)
+{
+    int fd = names_open(s, dir);
+    int r = fd == -ENOENT ? HOOK_FAIL("names.mkdir") : 0;
+
+    if (fd != -ENOENT || r < 0)
+        return fd == -ENOENT ? r : fd;
+    if (mkdirat(s->dir_fd, dir, 0700) < 0 && errno != EEXIST)
+        return medium(-errno);
+    fd = names_open(s, dir);
+    r = fd < 0 ? fd : medium(io_fsync(s->dir_fd));
+    if (r < 0 && fd >= 0)
+        close(fd);
+    return r < 0 ? r : fd;
+}
+
+int names_make(const struct store *s, const char *dir, const char *name, const char *text)
+{
+    _cleanup_close_ int fd = open_or_make(s, dir);
+    int r;
+
+    if (fd < 0)
+        return fd;
+    r = HOOK_FAIL("names.create");
+    if (r == 0)
+        r = medium(io_text_create(fd, name, text, strlen(text)));
+    if (r >= 0)
+        close(r); /* fsynced */
+    if (r < 0 && r != -EEXIST)
+        return r;
+    r = HOOK_FAIL("names.dirsync");
+    return r < 0 ? r : medium(io_fsync(fd));
+}
+
+int names_each(const struct store *s, const char *dir, int (*fn)(void *arg, const char *name), void *arg)
+{
+    _cleanup_close_ int fd = names_open(s, dir);
+
+    if (fd < 0)
+        return fd == -ENOENT ? 0 : fd;
+    return medium(io_fresh_dir(fd, fn, arg));
+}
+
+int names_remove(int dir_fd, const char *name)
+{
+    int r = HOOK_FAIL("names.remove");
+
+    if (r == 0 && unlinkat(dir_fd, name, 0) < 0 && errno != ENOENT)
+        r = medium(-errno);
+    return r;
+}
+
+bool names_key(const char *text, uint64_t *ret)
+{
+    if (strspn(text, "0123456789abcdef") < NAMES_KEY_DIGITS)
+        return false;
+    char digits[NAMES_KEY_DIGITS + 1] = "";
+    memcpy(digits, text, NAMES_KEY_DIGITS);
+    *ret = strtoull(digits, NULL, 16);
+    return true;
+}

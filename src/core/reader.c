@@ -1,0 +1,208 @@
+/* reader.c: see reader.h. */
+#include "core/reader.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/names.h"
+#include "core/text.h"
+
+#define READER_MAGIC "diskguard-reader"
+#define READER_TEXT_MAX 8192
+
+/* ---- names ---- */
+
+void reader_name(const struct reader *rd, char ret[READER_NAME_SIZE])
+{
+    snprintf(ret, READER_NAME_SIZE, "%016" PRIx64 "-%s.%s", rd->ino, rd->host, rd->daemon);
+}
+
+bool reader_name_parse(const char *name, struct reader *ret)
+{
+    struct reader rd = {.ino = 0};
+    char again[READER_NAME_SIZE];
+
+    if (strlen(name) != READER_NAME_SIZE - 1 || !names_key(name, &rd.ino))
+        return false;
+    memcpy(rd.host, name + NAMES_KEY_DIGITS + 1, DG_UUID_LEN);
+    memcpy(rd.daemon, name + NAMES_KEY_DIGITS + 1 + DG_UUID_LEN + 1, DG_UUID_LEN);
+    reader_name(&rd, again);
+    if (strcmp(again, name) != 0 || !base_uuid_ok(rd.host) || !base_uuid_ok(rd.daemon))
+        return false;
+    *ret = rd;
+    return true;
+}
+
+/* ---- text ---- */
+
+struct text {
+    char host[3 * HOST_NAME_SIZE + 1], program[3 * READER_PROGRAM_SIZE + 1], pid[24], since[32];
+    char image[4 * 1024];
+};
+
+#define TEXT_FIELDS(t)                                                                                       \
+    {                                                                                                        \
+        TEXT_FIELD("host", (t)->host), TEXT_FIELD("program", (t)->program), TEXT_FIELD("pid", (t)->pid),     \
+            TEXT_FIELD("since", (t)->since), TEXT_FIELD("image", (t)->image)                                 \
+    }
+
+int reader_make(const struct store *s, const struct reader *rd, const struct reader_info *info,
+                const char *image)
+{
+    _cleanup_free_ struct text *t = calloc(1, sizeof(*t));
+    _cleanup_free_ char *text = malloc(READER_TEXT_MAX);
+    char name[READER_NAME_SIZE];
+    size_t len;
+
+    if (!t || !text)
+        return -ENOMEM;
+    const struct text_field f[] = TEXT_FIELDS(t);
+    int r = base_escape(info->host_name, t->host, sizeof(t->host));
+    if (r == 0)
+        r = base_escape(info->program, t->program, sizeof(t->program));
+    if (r == 0 && base_escape(image, t->image, sizeof(t->image)) < 0)
+        t->image[0] = '\0'; /* too long a path: it is for people */
+    snprintf(t->pid, sizeof(t->pid), "%" PRIu64, info->pid);
+    snprintf(t->since, sizeof(t->since), "%s", info->since);
+    if (r == 0)
+        r = text_emit(READER_MAGIC, DG_FORMAT_VERSION, f, sizeof(f) / sizeof(f[0]), text, READER_TEXT_MAX,
+                      &len);
+    if (r < 0)
+        return r;
+    reader_name(rd, name);
+    return names_make(s, READER_DIR, name, text);
+}
+
+static int decode(const char *text, size_t len, struct reader_info *ret)
+{
+    _cleanup_free_ struct text *t = calloc(1, sizeof(*t));
+    struct reader_info info = {.pid = 0};
+
+    if (!t)
+        return -ENOMEM;
+    const struct text_field f[] = TEXT_FIELDS(t);
+    int r = text_parse(text, len, READER_MAGIC, DG_FORMAT_VERSION, f, sizeof(f) / sizeof(f[0]));
+    if (r == 0)
+        r = base_unescape(t->host, strlen(t->host), info.host_name, sizeof(info.host_name));
+    if (r == 0)
+        r = base_unescape(t->program, strlen(t->program), info.program, sizeof(info.program));
+    if (r == 0)
+        r = base_u64(t->pid, &info.pid);
+    if (r < 0)
+        return r;
+    snprintf(info.since, sizeof(info.since), "%s", t->since);
+    *ret = info;
+    return 0;
+}
+
+void reader_look(const struct store *s, const struct reader *rd, struct reader_info *ret)
+{
+    _cleanup_close_ int dir = names_open(s, READER_DIR);
+    _cleanup_free_ char *text = NULL;
+    struct host_record rec;
+    char name[READER_NAME_SIZE];
+    size_t len;
+
+    reader_name(rd, name);
+    if (dir >= 0 && io_fresh_text(dir, name, READER_TEXT_MAX, &text, &len) == 0 &&
+        decode(text, len, ret) == 0)
+        return;
+    *ret = (struct reader_info){.pid = 0};
+    snprintf(ret->host_name, sizeof(ret->host_name), "%s",
+             host_record_read(s, rd->host, &rec) == 0 ? rec.name : rd->host);
+}
+
+/* ---- making, listing, removing ---- */
+
+int reader_remove(const struct store *s, const struct reader *rd)
+{
+    _cleanup_close_ int dir = names_open(s, READER_DIR);
+    char name[READER_NAME_SIZE];
+
+    if (dir < 0)
+        return dir == -ENOENT ? 0 : dir;
+    reader_name(rd, name);
+    return names_remove(dir, name);
+}
+
+struct listing {
+    uint64_t ino;
+    struct reader *reader;
+    size_t n, room;
+};
+
+static int see(void *arg, const char *name)
+{
+    struct listing *l = arg;
+    struct reader rd;
+
+    if (!reader_name_parse(name, &rd) || (l->ino != 0 && rd.ino != l->ino))
+        return 0;
+    if (l->n == l->room) {
+        size_t room = l->room ? 2 * l->room : 16;
+        struct reader *grown = reallocarray(l->reader, room, sizeof(*grown));
+
+        if (!grown)
+            return -ENOMEM;
+        l->reader = grown;
+        l->room = room;
+    }
+    l->reader[l->n++] = rd;
+    return 0;
+}
+
+int reader_list(const struct store *s, uint64_t ino, struct reader **ret, size_t *ret_n)
+{
+    struct listing l = {.ino = ino};
+    int r = names_each(s, READER_DIR, see, &l);
+
+    if (r < 0) {
+        free(l.reader);
+        return r;
+    }
+    *ret = l.reader;
+    *ret_n = l.n;
+    return 0;
+}
+
+int reader_counts(const struct store *s, const struct reader *rd)
+{
+    struct host_record rec;
+    int r = host_record_read(s, rd->host, &rec);
+
+    if (r == -ENOENT || r == -EBADMSG || r == -EPROTONOSUPPORT)
+        return 1;
+    return r < 0 ? r : strcmp(rec.daemon, rd->daemon) == 0;
+}
+
+static bool is_gone(const struct reader *rd, const char *const *gone)
+{
+    for (; gone && *gone; gone++)
+        if (strcmp(rd->host, *gone) == 0)
+            return true;
+    return false;
+}
+
+int reader_sweep(const struct store *s, const char *const *gone, bool dry_run, unsigned *ret_void)
+{
+    _cleanup_free_ struct reader *rd = NULL;
+    unsigned found = 0;
+    size_t n = 0;
+    int r = reader_list(s, 0, &rd, &n);
+
+    for (size_t i = 0; r == 0 && i < n; i++) {
+        int counts = is_gone(&rd[i], gone) ? 0 : reader_counts(s, &rd[i]);
+        if (counts != 0) {
+            r = counts < 0 ? counts : 0;
+            continue;
+        }
+        found++;
+        r = dry_run ? 0 : reader_remove(s, &rd[i]);
+    }
+    if (r < 0)
+        return r;
+    *ret_void = found;
+    return 0;
+}
