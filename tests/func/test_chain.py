@@ -181,6 +181,25 @@ def _(build):
         p.ds.wait_settled()
 
 
+@suite.case("rebase onto a file that another host writes: refused where QEMU opens it, said loudly where it only writes the name")
+def _(build):
+    with pair(build, "wait=0") as p, Proc() as writer:
+        chain(p.ds)
+        make_qcow2(p.ds.raw("other.qcow2"))
+        fd = writer.call("open", p.b.path("other.qcow2"), RDWR)
+        before = sha(p.ds.raw("vm/top.qcow2"))
+        refused("qemu-img", "rebase", "-F", "qcow2", "-b", "../other.qcow2", p.a.path("vm/top.qcow2"), text='Failed to get shared "write" lock')
+        p.ds.wait_free("vm/top.qcow2")
+        eq(sha(p.ds.raw("vm/top.qcow2")), before, "the overlay")
+        must("qemu-img", "rebase", "-u", "-F", "qcow2", "-b", "../other.qcow2", p.a.path("vm/top.qcow2"))
+        p.a.wait_log("'vm/top.qcow2' was written so that it needs 'other.qcow2' .backing file., which host .*, pid %d, has open for write" % writer.pid)
+        p.ds.wait_free("vm/top.qcow2")
+        raises(errno.EBUSY, open_close, p.a.path("vm/top.qcow2"))
+        writer.call("close", fd)
+        writable(p.a, "vm/top.qcow2")
+        p.ds.wait_settled()
+
+
 @suite.case("an external data file alone cannot be written elsewhere, whatever its name")
 def _(build):
     with pair(build, "wait=0") as p:

@@ -86,6 +86,35 @@ def held_and_killed(h, *options):
     return a, bytes(true)
 
 
+@suite.case("an overlay of a dead host is taken over with the protection of what it needs; until then what it needs stays closed")
+def chain_taken(build):
+    with hosts(build) as h:
+        make_qcow2(h.ds.raw("base.qcow2"))
+        must("qemu-img", "create", "-q", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", h.ds.raw("top.qcow2"))
+        marks = lambda: sorted(os.listdir(h.ds.raw(".diskguard/marks")))
+        a, b, c = h.view("a", "wait=0"), h.view("b", "wait=0", "takeover=lock"), h.view("c", "wait=0", "takeover=lock")
+        with Proc() as p:
+            p.call("open", a.path("top.qcow2"), RDWR)
+            old = marks()
+            a.p.kill()
+            a.wait_end()
+            a.forget()
+            a.unmount_dead()
+        with Proc() as p:
+            raises(errno.EBUSY, os.open, c.path("base.qcow2"), RDWR)
+            fd = p.call("open", b.path("top.qcow2"), RDWR)
+            new = marks()
+            ok(len(old) == 1 and set(new) > set(old), "marks before %s and after %s" % (old, new))
+            raises(errno.EBUSY, os.open, c.path("base.qcow2"), RDWR)
+            a.start()  # sweeps its own, void ones; not its successor's
+            eq(marks(), sorted(set(new) - set(old)), "marks after the former holder's start")
+            raises(errno.EBUSY, os.open, c.path("base.qcow2"), RDWR)
+            p.call("close", fd)
+        h.ds.wait_free("top.qcow2")
+        wait_for(lambda: not marks(), "no mark stays")
+        os.close(os.open(c.path("base.qcow2"), RDWR))
+
+
 @suite.case("a killed host's image is opened for write by another host after its beat stood still: header, data and generation are right")
 def killed(build):
     with hosts(build) as h:
