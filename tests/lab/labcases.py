@@ -176,3 +176,84 @@ def killed(site, repair, reboot):
 def _fsck_done(site):
     r = site.fsck("B", "-y", "--takeover", "A", "--confirm-host-is-down")
     return r if r.code in (0, 1) else None
+
+
+def reads_alone(site):
+    """A reads an image and says by QEMU's bytes that it wants no writer beside it: B can neither write nor remove it until A lets go, and the other way round."""
+    site.image(IMAGE)
+    a, b = (site.view(g, "wait=0") for g in ("A", "B"))
+    b.guest.must("echo other >%s" % b.path("other"))
+    a.hold("r", IMAGE, "r")
+    for turn in range(3):
+        eq(b.guest.attempt("open_write", b.path(IMAGE)), 0, "open for write on B while A only looks (turn %d)" % turn)
+        site.wait_claim(IMAGE, guest="B")
+        for byte in (100, 201):
+            eq(a.guest.do("ofd_lock", "r", byte, 1, "r"), 0, "A's lock on byte %d" % byte)
+        eq(a.guest.do("ofd_found", "r", 101), "u", "A asks whether anybody writes")
+        eq(b.guest.attempt("open_write", b.path(IMAGE)), EBUSY, "open for write on B while A reads")
+        eq(b.guest.attempt("unlink", b.path(IMAGE)), EBUSY, "unlink on B")
+        eq(b.guest.attempt("rename", b.path("other"), b.path(IMAGE)), EBUSY, "rename over it on B")
+        eq(b.guest.attempt("truncate", b.path(IMAGE), 0), EBUSY, "truncate on B")
+        b.guest.must("qemu-img check -q -f qcow2 " + b.path(IMAGE))
+        eq(a.guest.do("ofd_lock", "r", 201, 1, "u"), 0, "A lets byte 201 go")
+    eq(b.guest.attempt("open_write", b.path(IMAGE)), 0, "open for write on B afterwards")
+    site.wait_claim(IMAGE, guest="B")
+    b.hold("w", IMAGE)  # no lock of QEMU's: the claim alone tells
+    r = a.guest.sh("qemu-io -r -c 'read 0 64k' " + a.path(IMAGE))
+    ok(r.code != 0 and 'Failed to get shared "write" lock' in r.out, "A's reader comes too late: %r" % r)
+    a.guest.must("qemu-img info " + a.path(IMAGE))
+    b.guest.do("closed", "w")
+    site.wait_claim(IMAGE, guest="B")
+    a.guest.must("qemu-io -r -c 'read 0 64k' " + a.path(IMAGE))
+    a.guest.do("closed", "r")
+
+
+def chain(site):
+    """While A holds an overlay, B cannot write, remove or replace its base, but may run an overlay of its own; while B has the base, A's overlay is refused."""
+    site.image("base.qcow2")
+    a, b = (site.view(g, "wait=0") for g in ("A", "B"))
+    for name in ("top.qcow2", "own.qcow2"):
+        a.guest.must("qemu-img create -q -f qcow2 -b base.qcow2 -F qcow2 " + site.raw(name, "A"))
+    b.guest.must("echo other >%s" % b.path("other"))
+    for turn in range(3):
+        a.hold("t", "top.qcow2")
+        eq(b.guest.attempt("open_write", b.path("base.qcow2")), EBUSY, "B's open of the base for write (turn %d)" % turn)
+        eq(b.guest.attempt("unlink", b.path("base.qcow2")), EBUSY, "unlink of the base on B")
+        eq(b.guest.attempt("rename", b.path("other"), b.path("base.qcow2")), EBUSY, "rename over the base on B")
+        eq(b.guest.attempt("open_write", b.path("own.qcow2")), 0, "B's own overlay over the same base")
+        site.wait_claim("own.qcow2", guest="B")
+        a.guest.do("closed", "t")
+        site.wait_claim("top.qcow2", guest="B")
+        b.hold("b", "base.qcow2")
+        eq(a.guest.attempt("open_write", a.path("top.qcow2")), EBUSY, "A's open of the overlay while B writes the base")
+        b.guest.do("closed", "b")
+        site.wait_claim("base.qcow2")
+    eq(a.guest.attempt("open_write", a.path("top.qcow2")), 0, "A's overlay afterwards")
+
+
+# Name of the format, options of qemu-img create. VHD's footer moves while the file grows; VHDX has five copies of what is sealed, far from the start.
+FORMATS = (("vpc", ""), ("vpc", "-o subformat=fixed"), ("vhdx", ""), ("vmdk", ""), ("vdi", ""), ("qed", ""), ("parallels", ""))
+
+
+def formats(site):
+    """Made on A, written and grown in turns on both: sealed to raw openers while one holds it, true in the other's view, right at the end, each byte."""
+    a, b = (site.view(g, "wait=60") for g in ("A", "B"))
+    for number, (kind, options) in enumerate(FORMATS):
+        name = "f%d.%s" % (number, kind)
+        a.guest.must("qemu-img create -q -f %s %s %s 32M" % (kind, options, a.path(name)))
+        checks = []
+        for turn in range(6):
+            v, other = (a, b) if turn % 2 == 0 else (b, a)
+            checks.append("-c 'write -P %d %dM 1M'" % (turn + 1, 4 * turn))
+            v.guest.must("qemu-io -f %s %s %s" % (kind, " ".join(c.replace("write", "read") for c in checks[:-1]), v.path(name)))
+            v.guest.must("qemu-io -f %s %s %s" % (kind, checks[-1], v.path(name)))
+            site.wait_claim(name, guest=other.guest.name)
+            v.hold("x", name)
+            true, sealed = other.guest.must("sha256sum <" + other.path(name)), other.guest.must("sha256sum <" + site.raw(name, other.guest.name))
+            ok(true != sealed, "%s turn %d: it is sealed" % (name, turn))
+            r = other.guest.sh("qemu-img info -f %s %s" % (kind, site.raw(name, other.guest.name)))
+            ok(r.code != 0, "%s turn %d: a raw opener is refused: %r" % (name, turn, r))
+            v.guest.do("closed", "x")
+            site.wait_claim(name, guest=other.guest.name)
+            eq(other.guest.must("sha256sum <" + site.raw(name, other.guest.name)), true, "%s turn %d: what the other host's view showed, and the file afterwards" % (name, turn))
+        b.guest.must("qemu-io -r -f %s %s %s" % (kind, " ".join(c.replace("write", "read") for c in checks), site.raw(name, "B")))

@@ -9,6 +9,7 @@ import struct
 import time
 
 BLOCK = 4096
+F_OFD_GETLK = 36
 F_OFD_SETLK = 37
 fds = {}
 
@@ -120,6 +121,12 @@ def ofd_lock(name, start, length, kind="w"):
     except OSError as e:
         return e.errno
     return 0
+
+
+def ofd_found(name, byte):
+    """F_OFD_GETLK for a write lock on a byte: the kind that is in the way, "u" for none."""
+    answer = fcntl.fcntl(fds[name], F_OFD_GETLK, struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, byte, 1, 0))
+    return {fcntl.F_RDLCK: "r", fcntl.F_WRLCK: "w", fcntl.F_UNLCK: "u"}[struct.unpack("hhqqi4x", answer)[0]]
 
 
 def flocked(name, kind="w"):
