@@ -15,6 +15,7 @@ import random
 import socket
 import struct
 import sys
+import threading
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -226,6 +227,28 @@ def io_session(path, seed, count, off, span, flags=os.O_RDWR):
         except OSError:
             pass
         return e.errno, bytes(model), pending
+
+
+begun = []
+
+
+def begin(name, *args):
+    """Starts a call in a thread of this process, for finish()."""
+    def carry_out():
+        slot[0] = call(name, args)
+    slot = [None]
+    thread = threading.Thread(target=carry_out, daemon=True)
+    begun.append((thread, slot))
+    thread.start()
+
+
+def finish():
+    """Waits for all calls that were begun: what each has answered."""
+    for thread, _ in begun:
+        thread.join()
+    answers = [slot[0] for _, slot in begun]
+    begun.clear()
+    return answers
 
 
 def call(name, args):
