@@ -58,8 +58,8 @@ static void *buffer_get(size_t size)
 
 bool fs_data_direct(const struct handle *h, bool write, uint64_t off)
 {
-    (void)write;
-    return image_is_data(h, off);
+    /* An append lands where the file ends now, which only the guarded way may find out. */
+    return image_is_data(h, off) && !(write && h->flags & O_APPEND && atomic_load(&h->guarded));
 }
 
 static ssize_t read_at(struct daemon *d, struct handle *h, void *buf, size_t size, uint64_t off)
@@ -176,8 +176,7 @@ static ssize_t write_at(struct daemon *d, struct handle *h, const void *buf, siz
 {
     *ret_direct = true;
     atomic_store_explicit(&h->dirty, true, memory_order_relaxed);
-    /* An append lands where the file ends now, which only the guarded way may find out. */
-    if (fs_data_direct(h, true, off) && !(h->flags & O_APPEND && atomic_load(&h->guarded)))
+    if (fs_data_direct(h, true, off))
         return write_direct(h, buf, size, off);
     if (!image_data_begin(h, off, size)) {
         *ret_direct = false;

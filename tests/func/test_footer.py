@@ -125,5 +125,30 @@ def ends_after_all(build):
         eq(read_at(raw, os.path.getsize(raw) - 512, 512), footer, "the footer")
 
 
+@suite.case("appends to images whose storage hangs keep no data and no names of others waiting")
+def appends(build):
+    with Proc() as holder, Proc() as other, hanging(build) as (p, flag, waiting):
+        names = ["img%d.qcow2" % k for k in range(40)]  # more than there are threads that read requests (loop.h)
+        for name in (*names, "other.qcow2"):
+            make_qcow2(p.ds.raw(name))
+        sizes = [os.path.getsize(p.ds.raw(name)) for name in names]
+        fds = [holder.call("open", p.a.path(name), RDWR | os.O_APPEND) for name in names]
+        one = other.call("open", p.a.path("other.qcow2"), RDWR)
+        hang(flag, *(p.ds.raw(name) for name in names))
+        for fd in fds:
+            holder.call("begin", "write", fd, fill(1))
+        wait_for(lambda: waiting() >= len(names), "all are on their way")
+        other.call("pwrite", one, fill(2), 1 << 20)
+        eq(other.call("pread", one, BLOCK, 1 << 20), fill(2), "data of another image")
+        other.call("close", one)
+        p.ds.wait_free("other.qcow2")
+        hang(flag)
+        eq(holder.call("finish"), [("ok", BLOCK)] * len(names), "answers")
+        for name, fd, size in zip(names, fds, sizes):
+            holder.call("close", fd)
+            p.ds.wait_free(name)
+            eq(read_at(p.ds.raw(name), size, BLOCK + 1), fill(1), name + ": what was appended")
+
+
 if __name__ == "__main__":
     suite.main()
