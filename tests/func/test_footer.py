@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """test_footer: reads and writes that may meet a header, above all of images with a footer, where every one may: that they keep nobody else waiting when the
-storage hangs. What such images hold is test_far's and test_formats' business."""
+storage hangs, and what copy_file_range(2) makes of such images. What such images hold is test_far's and test_formats' business."""
 import contextlib
 import os
 import signal
 
 from dgqemu import make_qcow2
-from dgtest import Proc, Skip, Suite, eq, mounted_at, must, ok, pair, read_at, run, suite_tmp, wait_for
+from dgtest import Proc, Skip, Suite, eq, mounted_at, must, ok, pair, read_at, run, sha, suite_tmp, wait_for
 
 suite = Suite(__file__)
 RDWR = os.O_RDWR
@@ -148,6 +148,53 @@ def appends(build):
             holder.call("close", fd)
             p.ds.wait_free(name)
             eq(read_at(p.ds.raw(name), size, BLOCK + 1), fill(1), name + ": what was appended")
+
+
+@suite.case("copy_file_range of images with a footer: the same bytes, in bounded steps")
+def copied(build):
+    with pair(build, settled=False) as p, Proc() as worker:
+        source = make(p.ds.raw("source.vhd"), "fixed", "64M")
+        must("qemu-io", "-f", "vpc", "-c", "write -P 5 20M 30M", source)
+        size = os.path.getsize(source)
+        for k, kind in enumerate((None, "fixed", "vmdk")):
+            name = "copy%d" % k
+            if kind:  # over an image that is held while it is copied
+                make(p.ds.raw(name), kind)
+            target = worker.call("open", p.a.path(name), RDWR | os.O_CREAT, 0o644)
+            for flags in (os.O_RDONLY, RDWR):
+                fd = worker.call("open", p.a.path("source.vhd"), flags)
+                ok(worker.call("copy_file_range_once", fd, target, size, 0, 0) <= 4 << 20, "one call copies %s, however long that takes" % name)
+                eq(worker.call("copy_file_range", fd, target, size, 0, 0), size, "how much of it is copied")
+                eq(worker.call("fstat", target)[4], size, name + ": size")
+                eq(sha(p.a.path(name)), sha(p.a.path("source.vhd")), name + ": through the view")
+                worker.call("close", fd)
+            worker.call("close", target)
+            p.ds.wait_free(name)
+            p.ds.wait_free("source.vhd")
+            eq(sha(p.ds.raw(name)), sha(source), name + ": on the datastore")
+        for way in ("auto", "never"):
+            must("cp", "--reflink=" + way, p.a.path("source.vhd"), p.a.path("cp"))
+            p.ds.wait_free("cp")
+            eq(sha(p.ds.raw("cp")), sha(source), "cp --reflink=" + way)
+        # Within one image, onto its own bytes: no two locks of it at the same time.
+        fd = worker.call("open", p.a.path("source.vhd"), RDWR)
+        eq(worker.call("copy_file_range", fd, fd, 8 << 20, 20 << 20, 50 << 20), 8 << 20, "within one image")
+        eq(worker.call("pread", fd, 8 << 20, 50 << 20), bytes([5]) * (8 << 20), "what was copied within one image")
+        worker.call("close", fd)
+
+
+@suite.case("a signal ends a long copy of an image with a footer")
+def interrupted(build):
+    with pair(build, hosts=("a",), settled=False) as p:
+        size = os.path.getsize(make(p.ds.raw("source.vhd"), "fixed", "512M"))
+        copy = p.ds.raw("copy.vhd")
+        with Proc() as worker:
+            source = worker.call("open", p.a.path("source.vhd"), os.O_RDONLY)
+            target = worker.call("open", p.a.path("copy.vhd"), RDWR | os.O_CREAT, 0o644)
+            worker.send("copy_file_range", source, target, size, 0, 0)
+            wait_for(lambda: os.path.getsize(copy) >= 1 << 20, "the copy has begun")
+        p.ds.wait_free("copy.vhd")
+        ok(os.path.getsize(copy) < size // 2, "copied on to the end")
 
 
 if __name__ == "__main__":
