@@ -19,7 +19,9 @@ struct lane { /* all of it under lanes.lock */
     struct lanes *lanes;
     uint64_t key;
     struct lane_job *head, **tail;
-    unsigned runners; /* jobs of the pool; never 0 while a job waits */
+    unsigned queued;
+    unsigned runners;  /* jobs of the pool; never 0 while a job waits */
+    unsigned starting; /* of these: have not looked for a job yet */
     struct lane *next;
 };
 
@@ -83,15 +85,17 @@ static struct lane_job *take_locked(struct lanes *l, struct lane *lane) REQUIRES
     lane->head = j->next;
     if (!lane->head)
         lane->tail = &lane->head;
+    lane->queued--;
     return j;
 }
 
-/* Counts one more runner, where a job waits for it and the share has room: the caller submits it, without the lock. */
+/* Counts one more runner, where a job waits that none is on its way to and the share has room: the caller submits it, without the lock. */
 static bool grow_locked(struct lanes *l, struct lane *lane) REQUIRES(l->lock)
 {
-    if (!lane->head || lane->runners >= share_locked(l))
+    if (lane->queued <= lane->starting || lane->runners >= share_locked(l))
         return false;
     lane->runners++;
+    lane->starting++;
     return true;
 }
 
@@ -110,6 +114,7 @@ static void runner(void *arg)
     struct lanes *l = lane->lanes;
     struct lane_job *j;
     mutex_lock(&l->lock);
+    lane->starting--;
     while (lane->runners <= share_locked(l) && (j = take_locked(l, lane))) {
         bool more = grow_locked(l, lane);
         mutex_unlock(&l->lock);
@@ -133,6 +138,7 @@ void lanes_submit(struct lanes *l, uint64_t key, void (*fn)(void *arg), void *ar
         *j = (struct lane_job){.fn = fn, .arg = arg};
         *lane->tail = j;
         lane->tail = &j->next;
+        lane->queued++;
         more = grow_locked(l, lane);
     }
     mutex_unlock(&l->lock);
