@@ -15,6 +15,7 @@
 struct inode_table;
 struct handle_table;
 struct pool;
+struct lanes;
 struct park;
 struct image_table;
 struct keeper;
@@ -56,7 +57,8 @@ struct daemon {
     struct fuse_session *se;
     struct inode_table *inodes;
     struct handle_table *handles;
-    struct pool *pool; /* threads for everything that may block long */
+    struct pool *pool;   /* threads for everything that may block long */
+    struct lanes *lanes; /* but reads and writes have these */
     struct park *park;
     struct image_table *images;
     struct keeper *_Atomic keeper; /* started last, after requests are served already */

@@ -1,5 +1,5 @@
-/* fs.h: the FUSE operations, in files by kind. Every operation runs on a pool thread except READ and WRITE of guest data and
- * the ones that never touch the datastore (FORGET, INTERRUPT, INIT, DESTROY): see loop.c. */
+/* fs.h: the FUSE operations, in files by kind. Every operation runs on a pool thread except READ and WRITE (on the receiver, or in the lane of the file)
+ * and the ones that never touch the datastore (FORGET, INTERRUPT, INIT, DESTROY): see loop.c. */
 #ifndef DISKGUARD_FS_H
 #define DISKGUARD_FS_H
 
@@ -85,5 +85,7 @@ void fs_lseek(fuse_req_t req, fuse_ino_t ino, off_t off, int whence, struct fuse
 void fs_copy_file_range(fuse_req_t req, fuse_ino_t ino_in, off_t off_in, struct fuse_file_info *fi_in,
                         fuse_ino_t ino_out, off_t off_out, struct fuse_file_info *fi_out, size_t len,
                         int flags);
+/* Does a READ or WRITE that begins here go straight to the handle's descriptor, so that it waits for nothing but its own data? No lock. */
+bool fs_data_direct(const struct handle *h, bool write, uint64_t off);
 
 #endif

@@ -56,9 +56,15 @@ static void *buffer_get(size_t size)
     return b->data;
 }
 
+bool fs_data_direct(const struct handle *h, bool write, uint64_t off)
+{
+    /* An append lands where the file ends now, which only the guarded way may find out. */
+    return image_is_data(h, off) && !(write && h->flags & O_APPEND && atomic_load(&h->guarded));
+}
+
 static ssize_t read_at(struct daemon *d, struct handle *h, void *buf, size_t size, uint64_t off)
 {
-    if (!image_is_data(h, off))
+    if (!fs_data_direct(h, false, off))
         return image_read(d, h, buf, size, off);
     ssize_t n = HOOK_FAIL("data.read");
     return n < 0 ? n : image_pread(h, buf, size, off);
@@ -170,8 +176,7 @@ static ssize_t write_at(struct daemon *d, struct handle *h, const void *buf, siz
 {
     *ret_direct = true;
     atomic_store_explicit(&h->dirty, true, memory_order_relaxed);
-    /* An append lands where the file ends now, which only the guarded way may find out. */
-    if (image_is_data(h, off) && !(h->flags & O_APPEND && atomic_load(&h->guarded)))
+    if (fs_data_direct(h, true, off))
         return write_direct(h, buf, size, off);
     if (!image_data_begin(h, off, size)) {
         *ret_direct = false;
@@ -250,10 +255,12 @@ void fs_lseek(fuse_req_t req, fuse_ino_t ino, off_t off, int whence, struct fuse
         fuse_reply_lseek(req, r);
 }
 
-#define COPY_PIECE (64u << 10)
+/* Of what is not guest data one call copies no more than COPY_MOST, so that a signal ends a long copy: short counts are what callers of
+ * copy_file_range(2) must expect. */
+#define COPY_PIECE (256u << 10)
+#define COPY_MOST (1u << 20)
 
-/* What is not guest data goes through the overlay, piece by piece; short counts are what callers of copy_file_range(2)
- * must expect. */
+/* What is not guest data goes through the overlay, piece by piece. Never under the locks of both images at a time. */
 static ssize_t copy_head(struct daemon *d, struct handle *in, uint64_t off_in, struct handle *out,
                          uint64_t off_out, size_t len)
 {
@@ -261,7 +268,7 @@ static ssize_t copy_head(struct daemon *d, struct handle *in, uint64_t off_in, s
     size_t piece = DG_MAX(off_in, off_out) < FORMAT_REACH ? (size_t)(FORMAT_REACH - DG_MIN(off_in, off_out))
                                                           : COPY_PIECE;
     len = DG_MIN(len, piece);
-    _cleanup_free_ void *buf = aligned_alloc(DATA_ALIGN, COPY_PIECE);
+    void *buf = buffer_get(COPY_PIECE);
     if (!buf)
         return -ENOMEM;
     ssize_t n = read_at(d, in, buf, len, off_in);
@@ -291,12 +298,14 @@ static ssize_t copy_far(struct handle *in, uint64_t off_in, struct handle *out, 
     return n < 0 ? -err : n;
 }
 
-static ssize_t copy_range(struct daemon *d, struct handle *in, uint64_t off_in, struct handle *out,
+static ssize_t copy_range(fuse_req_t req, struct handle *in, uint64_t off_in, struct handle *out,
                           uint64_t off_out, size_t len, unsigned flags)
 {
     size_t done = 0;
     while (done < len && !(image_is_data(in, off_in + done) && image_is_data(out, off_out + done))) {
-        ssize_t n = copy_head(d, in, off_in + done, out, off_out + done, len - done);
+        if (done >= COPY_MOST || (done > 0 && fuse_req_interrupted(req)))
+            return (ssize_t)done;
+        ssize_t n = copy_head(daemon_of(req), in, off_in + done, out, off_out + done, len - done);
         if (n <= 0)
             return done > 0 ? (ssize_t)done : n;
         done += (size_t)n;
@@ -317,7 +326,7 @@ void fs_copy_file_range(fuse_req_t req, fuse_ino_t ino_in, off_t off_in, struct 
     struct handle *in = handle_get(d->handles, fi_in->fh), *out = handle_get(d->handles, fi_out->fh);
     ssize_t n = -EBADF;
     if (in && out)
-        n = copy_range(d, in, (uint64_t)off_in, out, (uint64_t)off_out, len, (unsigned)flags);
+        n = copy_range(req, in, (uint64_t)off_in, out, (uint64_t)off_out, len, (unsigned)flags);
     if (n < 0 && out)
         image_io_failed(d, out, (int)n);
     if (n < 0)

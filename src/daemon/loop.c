@@ -7,7 +7,8 @@
 #include <string.h>
 
 #include "core/log.h"
-#include "daemon/image.h"
+#include "daemon/fs.h"
+#include "daemon/lanes.h"
 #include "daemon/pool.h"
 
 #define MAX_WRITE (1024u * 1024u)
@@ -15,7 +16,7 @@
 #define WRITE_HEAD (sizeof(struct fuse_in_header) + sizeof(struct fuse_write_in))
 /* The kernel wants room for a header and max_write; libfuse counts a page for the header. */
 #define REQUEST_MAX (MAX_WRITE + 4096u)
-/* A request up to this size is copied for the pool; a greater one takes the receiver's buffer along. */
+/* A request up to this size is copied for the other thread; a greater one takes the receiver's buffer along. */
 #define COPY_MAX (32u * 1024u)
 
 /* Memory for one request: `mem` stands WRITE_HEAD bytes before a page boundary. */
@@ -24,7 +25,7 @@ struct buffer {
     char *mem;
 };
 
-struct request { /* on its way to the pool */
+struct request { /* on its way to another thread */
     struct fuse_session *se;
     struct buffer buf;
     size_t size;
@@ -63,8 +64,10 @@ _Static_assert(offsetof(struct fuse_read_in, offset) == offsetof(struct fuse_wri
                    offsetof(struct fuse_read_in, fh) == offsetof(struct fuse_write_in, fh),
                "they begin alike");
 
-/* Does it belong on this thread? READ and WRITE of guest data; what never touches the datastore. */
-static bool runs_here(struct daemon *d, const char *mem, size_t size)
+enum where { ON_RECEIVER, IN_LANE, IN_POOL };
+
+/* Where it belongs. On this thread: READ and WRITE of guest data; what never touches the datastore. *ret_lane: of IN_LANE. */
+static enum where where_to(struct daemon *d, const char *mem, size_t size, uint64_t *ret_lane)
 {
     struct fuse_in_header in;
     struct fuse_read_in io; /* fh, offset and size stand where those of fuse_write_in do */
@@ -73,18 +76,21 @@ static bool runs_here(struct daemon *d, const char *mem, size_t size)
     case FUSE_READ:
     case FUSE_WRITE:
         if (size < sizeof(in) + sizeof(io))
-            return true;
+            return ON_RECEIVER;
         memcpy(&io, mem + sizeof(in), sizeof(io));
         const struct handle *h = handle_get(d->handles, io.fh);
-        return !h || image_is_data(h, io.offset);
+        if (!h || fs_data_direct(h, in.opcode == FUSE_WRITE, io.offset))
+            return ON_RECEIVER;
+        *ret_lane = h->inode->nodeid;
+        return IN_LANE;
     case FUSE_FORGET:
     case FUSE_BATCH_FORGET:
     case FUSE_INTERRUPT:
     case FUSE_INIT:
     case FUSE_DESTROY:
-        return true;
+        return ON_RECEIVER;
     default:
-        return false;
+        return IN_POOL;
     }
 }
 
@@ -102,9 +108,9 @@ static void run_request(void *arg)
     free(r);
 }
 
-/* Hands the request to the pool. *own is what the receiver goes on with: its base is NULL when the buffer
- * went along. */
-static void hand_over(struct daemon *d, struct buffer *own, size_t size)
+/* Hands the request to the pool, or to its lane. *own is what the receiver goes on with: its base is NULL
+ * when the buffer went along. */
+static void hand_over(struct daemon *d, struct buffer *own, size_t size, enum where where, uint64_t lane)
 {
     struct request *r = malloc(sizeof(*r));
     if (!r)
@@ -118,7 +124,10 @@ static void hand_over(struct daemon *d, struct buffer *own, size_t size)
     } else {
         goto here;
     }
-    pool_submit(d->pool, run_request, r);
+    if (where == IN_LANE)
+        lanes_submit(d->lanes, lane, run_request, r);
+    else
+        pool_submit(d->pool, run_request, r);
     return;
 here: /* no memory: late is better than lost */
     free(r);
@@ -150,10 +159,12 @@ static int receive(struct daemon *d, struct buffer *buf)
         }
         if ((size_t)n < sizeof(struct fuse_in_header))
             return -EIO;
-        if (runs_here(d, buf->mem, (size_t)n))
+        uint64_t lane = 0;
+        enum where where = where_to(d, buf->mem, (size_t)n, &lane);
+        if (where == ON_RECEIVER)
             process(d->se, buf->mem, (size_t)n);
         else
-            hand_over(d, buf, (size_t)n);
+            hand_over(d, buf, (size_t)n, where, lane);
     }
     return 0;
 }

@@ -1,7 +1,8 @@
 /* loop.h: reads requests from /dev/fuse and runs them on the right thread.
  *
  * DATA_THREADS receivers read requests into buffers whose write payload is page-aligned (O_DIRECT backing files need that). READ and WRITE of
- * guest data (image_is_data) and requests that never touch the datastore run on the receiver; all else is handed, with its buffer, to the pool. */
+ * guest data (fs_data_direct) and requests that never touch the datastore run on the receiver. All else is handed over with its buffer: other READ and WRITE
+ * to the lane of their file (lanes.h), the rest to the pool (pool.h). */
 #ifndef DISKGUARD_LOOP_H
 #define DISKGUARD_LOOP_H
 

@@ -17,6 +17,7 @@
 #include "daemon/fs.h"
 #include "daemon/image.h"
 #include "daemon/keeper.h"
+#include "daemon/lanes.h"
 #include "daemon/loop.h"
 #include "daemon/options.h"
 #include "daemon/park.h"
@@ -192,10 +193,11 @@ static int make_tables(struct daemon *d, struct why *why)
     d->handles = handle_table_new();
     d->images = image_table_new();
     d->pool = pool_new(POOL_THREADS_MAX);
+    d->lanes = lanes_new();
     d->park = d->pool ? park_new(d->pool) : NULL;
     d->takeover = takeover_new();
     int r = -ENOMEM;
-    if (d->inodes && d->handles && d->images && d->park && d->takeover) {
+    if (d->inodes && d->handles && d->images && d->lanes && d->park && d->takeover) {
         struct stat st;
         int fd = openat(d->store.root_fd, ".", O_PATH | O_DIRECTORY | O_CLOEXEC);
         r = fd < 0 || fstat(fd, &st) < 0 ? -errno : inode_table_root(d->inodes, fd, &st);
@@ -323,6 +325,7 @@ static unsigned stop(struct daemon *d)
     keeper_stop(d->keeper);
     if (d->park) {
         park_stop(d->park);
+        lanes_drain(d->lanes); /* first: what fails there goes on in the pool */
         pool_drain(d->pool);
     }
     unsigned left = d->images && d->journal ? image_shutdown(d) : 0;
@@ -337,6 +340,7 @@ static unsigned stop(struct daemon *d)
         fuse_session_destroy(d->se);
     }
     park_free(d->park);
+    lanes_free(d->lanes);
     pool_free(d->pool);
     keeper_free(d->keeper); /* a release that failed just now has kicked it */
     inode_table_free(d->inodes);

@@ -15,6 +15,7 @@ import random
 import socket
 import struct
 import sys
+import threading
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -79,6 +80,10 @@ def copy_file_range(fd_in, fd_out, count, off_in, off_out):
             break
         total += done
     return total
+
+
+def copy_file_range_once(fd_in, fd_out, count, off_in, off_out):
+    return os.copy_file_range(fd_in, fd_out, count, off_in, off_out)
 
 
 def listdir(path):
@@ -226,6 +231,28 @@ def io_session(path, seed, count, off, span, flags=os.O_RDWR):
         except OSError:
             pass
         return e.errno, bytes(model), pending
+
+
+begun = []
+
+
+def begin(name, *args):
+    """Starts a call in a thread of this process, for finish()."""
+    def carry_out():
+        slot[0] = call(name, args)
+    slot = [None]
+    thread = threading.Thread(target=carry_out, daemon=True)
+    begun.append((thread, slot))
+    thread.start()
+
+
+def finish():
+    """Waits for all calls that were begun: what each has answered."""
+    for thread, _ in begun:
+        thread.join()
+    answers = [slot[0] for _, slot in begun]
+    begun.clear()
+    return answers
 
 
 def call(name, args):
