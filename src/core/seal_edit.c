@@ -141,8 +141,12 @@ static void widen(struct seal *s, const struct work *w)
         s->widened(s->arg, &s->zone);
 }
 
-static void describe(struct record *rec, const struct header *h)
+/* A seal that is kept over a header of no format stays the one of its own: still_refuses() asks for that. */
+static void describe(struct record *rec, const struct work *w)
 {
+    const struct header *h = &w->next;
+    if (!h->format && w->plan.n > 0)
+        return;
     rec->virtual_size = h->info.virtual_size;
     const char *name = h->format ? h->format->name : "raw";
     snprintf(rec->format, sizeof(rec->format), "%s", name);
@@ -330,7 +334,7 @@ static int move(struct seal *s, struct work *w, const struct edit *e)
         return r == -EAGAIN ? -EIO : r;
     s->rec->plan = w->move;
     s->rec->cut = w->next.file_size > w->disk.file_size ? w->disk.file_size : OVERLAY_NO_CUT;
-    describe(s->rec, &w->next);
+    describe(s->rec, w);
     r = seal_record(s);
     if (r < 0)
         return e ? back_out(s, w, r) : r;
@@ -378,7 +382,7 @@ static int edit_in_place(struct seal *s, struct work *w, const struct edit *e)
     bool recorded = !overlay_same_truth(&s->rec->plan, &w->plan);
     if (recorded) {
         s->rec->plan = w->plan;
-        describe(s->rec, &w->next);
+        describe(s->rec, w);
         int r = seal_record(s);
         if (r < 0)
             return back_out(s, w, r);
