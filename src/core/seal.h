@@ -26,7 +26,8 @@ struct seal {
     bool unfence;
     /* seal_edit() only: where the image can be touched, as the holder sees it after the edit; the wider of both, while the edit fails half-way. */
     struct format_zone zone;
-    /* May be NULL: called with the wider zone before anything of an edit is written, so that from then on all I/O there is looked at. */
+    /* May be NULL: called with the wider zone, where it grows, before anything of an edit is written: from then on all I/O there is looked at, and what was
+     * under way has landed when it returns. The header is read anew then. */
     void (*widened)(void *arg, const struct format_zone *zone);
     void *arg;
 };

@@ -132,13 +132,29 @@ static int look_ahead(struct seal *s, struct work *w, const struct edit *e)
     }
 }
 
-/* A write must be looked at where it can touch the image as it was or as it will be, until it is the one or the other. */
-static void widen(struct seal *s, const struct work *w)
+/* A write must be looked at where it can touch the image as it was or as it will be, until it is the one or the other. false: there it was already. */
+static bool widen(struct seal *s, const struct work *w)
 {
-    s->zone.head = DG_MAX(s->zone.head, w->next.info.zone.head);
-    s->zone.tail = DG_MIN(s->zone.tail, w->next.info.zone.tail);
+    const struct format_zone *next = &w->next.info.zone;
+    if (next->head <= s->zone.head && next->tail >= s->zone.tail)
+        return false;
+    s->zone.head = DG_MAX(s->zone.head, next->head);
+    s->zone.tail = DG_MIN(s->zone.tail, next->tail);
     if (s->widened)
         s->widened(s->arg, &s->zone);
+    return true;
+}
+
+/* load() and look_ahead(); once more where the zone grew, for a write that was under way there may have landed since. */
+static int look(struct seal *s, struct work *w, const struct edit *e)
+{
+    int r;
+    do {
+        r = load(s, w);
+        if (r == 0)
+            r = look_ahead(s, w, e);
+    } while (r == 0 && widen(s, w));
+    return r;
 }
 
 /* A seal that is kept over a header of no format stays the one of its own: still_refuses() asks for that. */
@@ -368,13 +384,8 @@ static int truncate_short(struct seal *s, struct work *w, uint64_t size)
     r = io_header_truncate(s->fd, size);
     if (r < 0)
         return back_out(s, w, r);
-    r = load(s, w);
-    if (r == 0)
-        r = look_ahead(s, w, NULL);
-    if (r < 0)
-        return r;
-    widen(s, w);
-    return move(s, w, NULL);
+    r = look(s, w, NULL);
+    return r < 0 ? r : move(s, w, NULL);
 }
 
 static int edit_in_place(struct seal *s, struct work *w, const struct edit *e)
@@ -429,16 +440,15 @@ static bool settled(const struct record *rec)
 
 static int edit(struct seal *s, struct work *w, const struct edit *e)
 {
-    int r = load(s, w);
-    if (r < 0)
-        return r;
+    int r;
     w->old = *s->rec;
-    if (e->kind == EDIT_TRUNCATE && e->off < overlay_end(&s->rec->plan))
-        return truncate_short(s, w, e->off);
-    r = look_ahead(s, w, e);
+    if (e->kind == EDIT_TRUNCATE && e->off < overlay_end(&s->rec->plan)) {
+        r = load(s, w);
+        return r < 0 ? r : truncate_short(s, w, e->off);
+    }
+    r = look(s, w, e);
     if (r < 0)
         return r;
-    widen(s, w);
     w->whole = overlay_same_shape(&s->rec->plan, &w->plan) && is_whole(s->rec, w);
     if (!w->whole && settled(s->rec) && overlay_same_shape(&s->rec->plan, &w->plan) &&
         overlay_same_sealed(&s->rec->plan, &w->plan))

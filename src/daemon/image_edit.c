@@ -566,18 +566,22 @@ int image_fallocate(struct daemon *d, struct handle *h, int mode, uint64_t off, 
     r = image_write_allowed(h);
     if (r < 0)
         return r;
-    if (!image_is_data(h, off)) {
+    unsigned epoch;
+    if (image_direct_begin(h, off, &epoch)) {
+        r = allocate(h->fd, mode, off, len);
+        image_direct_end(h, epoch);
+    } else {
         if (mode & (FALLOC_FL_COLLAPSE_RANGE | FALLOC_FL_INSERT_RANGE))
             return -EOPNOTSUPP; /* would move the header; callers fall back to copying */
         if (mode & (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE))
             return edit_held(d, atomic_load(&h->inode->image), h, &e);
         if (off > INT64_MAX - len)
             return -EFBIG;
+        if (image_zone(atomic_load(&h->inode->image)).tail != UINT64_MAX)
+            r = allocate_and_grow(d, h, mode, off, len);
+        else
+            r = allocate(h->fd, mode, off, len);
     }
-    if (image_zone(atomic_load(&h->inode->image)).tail != UINT64_MAX)
-        r = allocate_and_grow(d, h, mode, off, len);
-    else
-        r = allocate(h->fd, mode, off, len);
     image_wrote(h);
     return r;
 }
