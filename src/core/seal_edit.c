@@ -42,21 +42,6 @@ static int load(struct seal *s, struct work *w)
     return st == HEADER_ALIEN || st == HEADER_SHORT ? -EUCLEAN : 0;
 }
 
-static void apply(struct header *h, const struct edit *e)
-{
-    switch (e->kind) {
-    case EDIT_WRITE:
-        header_write(h, e->off, e->buf, e->len);
-        break;
-    case EDIT_ZERO:
-        header_zero(h, e->off, e->len, e->mode & FALLOC_FL_KEEP_SIZE);
-        break;
-    case EDIT_TRUNCATE:
-        header_truncate(h, e->off);
-        break;
-    }
-}
-
 /* Would the seal that stands still refuse a reader, over what the holder has written since? Over another format's header it may break the magic, and what
  * has none is taken for raw. */
 static bool still_refuses(const struct seal *s, struct work *w)
@@ -91,21 +76,12 @@ static void keep_plan(const struct seal *s, struct work *w)
  * the moment, keeps the seal that it has: the holder is in the middle of something, and unsealing it would let a raw opener in. */
 static int plan_next(struct seal *s, struct work *w)
 {
-    header_identify(&w->next);
-    switch (w->next.verdict) {
-    case FORMAT_MORE:
-        return -EAGAIN;
-    case FORMAT_IMAGE:
+    if (w->next.verdict == FORMAT_IMAGE)
         return header_plan(&w->next, &s->policy, &w->plan);
-    case FORMAT_PLAIN:
+    if (w->next.verdict == FORMAT_PLAIN)
         w->plan.n = 0;
-        return 0;
-    case FORMAT_SEALED:
-    case FORMAT_LIES:
-    case FORMAT_AMBIGUOUS:
-        break;
-    }
-    keep_plan(s, w);
+    else
+        keep_plan(s, w);
     return 0;
 }
 
@@ -113,13 +89,9 @@ static int plan_next(struct seal *s, struct work *w)
 static int look_ahead(struct seal *s, struct work *w, const struct edit *e)
 {
     for (;;) {
-        int r = header_copy(&w->next, &w->disk);
-        if (r < 0)
-            return r;
-        header_patch(&w->next, &s->rec->plan, true);
-        if (e)
-            apply(&w->next, e);
-        r = plan_next(s, w);
+        int r = header_ahead(s->fd, &w->disk, &s->rec->plan, e, &w->next);
+        if (r == 0)
+            r = plan_next(s, w);
         if (r != -EAGAIN)
             return r;
         r = header_add(s->fd, &w->disk, w->next.want_off, w->next.want_len);
@@ -185,6 +157,11 @@ static int edit_gaps(int fd, const struct plan *around, const struct edit *e)
     return 0;
 }
 
+static uint64_t sector_of(uint64_t off)
+{
+    return off / EXTENT_MAX * EXTENT_MAX;
+}
+
 /* Adds the part of a sector that lies in the file as it will be, unless it is there already. */
 static int add_sector(struct work *w, uint64_t off)
 {
@@ -204,7 +181,7 @@ static int add_sector(struct work *w, uint64_t off)
 static int add_sectors(struct work *w, uint64_t begin, uint64_t end)
 {
     int r = 0;
-    for (uint64_t off = begin / EXTENT_MAX * EXTENT_MAX; r == 0 && off < end; off += EXTENT_MAX)
+    for (uint64_t off = sector_of(begin); r == 0 && off < end; off += EXTENT_MAX)
         r = add_sector(w, off);
     return r;
 }
@@ -265,14 +242,13 @@ static int load_move(struct seal *s, struct work *w, const struct edit *e)
     for (unsigned k = 0; k < 2; k++) {
         for (unsigned i = 0; i < plans[k]->n; i++) {
             const struct extent *x = &plans[k]->ext[i];
-            uint64_t begin = x->off / EXTENT_MAX * EXTENT_MAX, end = x->off + x->len;
-            end = (end + EXTENT_MAX - 1) / EXTENT_MAX * EXTENT_MAX;
+            uint64_t begin = sector_of(x->off);
+            size_t len = (size_t)(sector_of(x->off + x->len - 1) - begin) + EXTENT_MAX;
             uint8_t sectors[2 * EXTENT_MAX];
             /* What lies beyond the end of the file on disk may lie in the one that the edit makes. */
-            if (header_get(&w->disk, begin, sectors, (size_t)(end - begin)) &&
-                header_get(&w->next, begin, sectors, (size_t)(end - begin)))
+            if (header_get(&w->disk, begin, sectors, len) && header_get(&w->next, begin, sectors, len))
                 continue;
-            r = header_add(s->fd, &w->disk, begin, (size_t)(end - begin));
+            r = header_add(s->fd, &w->disk, begin, len);
             if (r < 0)
                 return r;
         }

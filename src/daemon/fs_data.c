@@ -170,8 +170,8 @@ static ssize_t write_at(struct daemon *d, struct handle *h, const void *buf, siz
 {
     *ret_direct = true;
     atomic_store_explicit(&h->dirty, true, memory_order_relaxed);
-    /* An append lands where the file ends now, which only the guarded way may find out. */
     unsigned epoch;
+    /* An append lands where the file ends now, which only the guarded way may find out. */
     if (!(h->flags & O_APPEND && atomic_load(&h->guarded)) && image_direct_begin(h, off, &epoch)) {
         ssize_t n = write_direct(h, buf, size, off);
         image_direct_end(h, epoch);

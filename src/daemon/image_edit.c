@@ -385,24 +385,13 @@ static int plain_look(struct daemon *d, struct handle *h)
     return image_plain_check(d, h);
 }
 
-/* Makes of the header what it would be after the write, with all that a format wants to see of it then. */
+/* Makes of the header what it would be after the write. What is too much for any format is for the guarded way to say. */
 static int after_write(const struct inode *i, struct header *hd, uint64_t off, const struct edit *e)
 {
-    _cleanup_header_ struct header *disk = header_new();
+    struct edit at = *e;
+    at.off = off;
     _cleanup_close_ int fd = io_reopen(i->fd, O_RDONLY);
-    int r = !disk ? -ENOMEM : fd < 0 ? fd : header_copy(disk, hd);
-    while (r == 0) {
-        header_write(hd, off, e->buf, e->len);
-        header_identify(hd);
-        if (hd->verdict != FORMAT_MORE)
-            return 0;
-        r = header_add(fd, disk, hd->want_off, hd->want_len);
-        if (r == -EUCLEAN)
-            return 0; /* too much for any format: it is for the guarded way to say so */
-        if (r == 0)
-            r = header_copy(hd, disk);
-    }
-    return r;
+    return fd < 0 ? fd : header_ahead(fd, hd, NULL, &at, hd);
 }
 
 /* What the file would be after the write. Under the header lock, so that two halves of a header cannot pass
