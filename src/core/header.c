@@ -1,6 +1,7 @@
 /* header.c: see header.h. */
 #include "core/header.h"
 
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -319,20 +320,13 @@ int header_plan_load(int fd, struct header *h, const struct seal_policy *policy,
 static int undone(int fd, const struct header *h, const struct plan *plan)
 {
     _cleanup_header_ struct header *after = header_new();
-    _cleanup_header_ struct header *disk = header_new();
-    int r = after && disk ? header_copy(disk, h) : -ENOMEM;
+    int r = after ? header_copy(after, h) : -ENOMEM;
 
-    while (r == 0) {
-        r = header_copy(after, disk);
-        if (r < 0)
-            break;
-        header_patch(after, plan, true);
-        header_identify(after);
-        if (after->verdict != FORMAT_MORE)
-            return after->verdict == FORMAT_IMAGE && after->format == h->format ? 0 : -EUCLEAN;
-        r = header_add(fd, disk, after->want_off, after->want_len);
-    }
-    return r;
+    if (r == 0)
+        r = header_ahead(fd, after, plan, NULL, after);
+    if (r < 0)
+        return r;
+    return after->verdict == FORMAT_IMAGE && after->format == h->format ? 0 : -EUCLEAN;
 }
 
 int header_rescue(int fd, struct header *h, const uint64_t *size, struct rescue *ret_rescue, struct plan *ret)
@@ -420,4 +414,40 @@ void header_zero(struct header *h, uint64_t off, uint64_t len, bool keep_size)
     if (!keep_size && end_of(off, len) > h->file_size)
         header_truncate(h, end_of(off, len));
     put(h, off, end_of(off, len), NULL);
+}
+
+static void apply(struct header *h, const struct edit *e)
+{
+    switch (e->kind) {
+    case EDIT_WRITE:
+        header_write(h, e->off, e->buf, e->len);
+        break;
+    case EDIT_ZERO:
+        header_zero(h, e->off, e->len, e->mode & FALLOC_FL_KEEP_SIZE);
+        break;
+    case EDIT_TRUNCATE:
+        header_truncate(h, e->off);
+        break;
+    }
+}
+
+/* Each round from the start: what was added meanwhile is as it stands in the file. */
+int header_ahead(int fd, struct header *disk, const struct plan *plan, const struct edit *e,
+                 struct header *ret)
+{
+    for (;;) {
+        int r = ret == disk ? 0 : header_copy(ret, disk);
+        if (r < 0)
+            return r;
+        if (plan)
+            header_patch(ret, plan, true);
+        if (e)
+            apply(ret, e);
+        header_identify(ret);
+        if (ret->verdict != FORMAT_MORE)
+            return 0;
+        r = header_add(fd, disk, ret->want_off, ret->want_len);
+        if (r < 0)
+            return r == -EUCLEAN ? 0 : r;
+    }
 }

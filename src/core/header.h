@@ -85,4 +85,20 @@ void header_write(struct header *h, uint64_t off, const void *buf, size_t len);
 void header_zero(struct header *h, uint64_t off, uint64_t len, bool keep_size);
 void header_truncate(struct header *h, uint64_t size);
 
+enum edit_kind {
+    EDIT_WRITE,   /* buf, len at off */
+    EDIT_ZERO,    /* fallocate(mode, off, len): punch hole or zero range */
+    EDIT_TRUNCATE /* to off */
+};
+struct edit {
+    enum edit_kind kind;
+    uint64_t off, len;
+    const void *buf;
+    int mode; /* fallocate mode of EDIT_ZERO */
+};
+/* What the true bytes of a plan and then an edit (NULL: without) make of `disk`, identified: what a format wants to see of that is added to `disk` as it
+ * stands in the file. ret may be disk itself. 0 (verdict MORE: no format wants that much) or -errno. */
+DG_MUST_CHECK int header_ahead(int fd, struct header *disk, const struct plan *plan, const struct edit *e,
+                               struct header *ret);
+
 #endif

@@ -24,7 +24,7 @@ struct point {
     atomic_ulong seen;
 };
 
-static struct point point_kill, point_stop, point_fail, point_fail2;
+static struct point point_kill, point_stop, point_wait, point_fail, point_fail2;
 static const char *arm_file, *log_file;
 static atomic_ulong steps;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -64,6 +64,7 @@ static void read_environment(void)
 {
     parse_point("DISKGUARD_HOOK_KILL", false, &point_kill);
     parse_point("DISKGUARD_HOOK_STOP", false, &point_stop);
+    parse_point("DISKGUARD_HOOK_WAIT", false, &point_wait);
     parse_point("DISKGUARD_HOOK_FAIL", true, &point_fail);
     parse_point("DISKGUARD_HOOK_FAIL2", true, &point_fail2);
     arm_file = getenv("DISKGUARD_HOOK_ARM");
@@ -104,6 +105,9 @@ int hook_step(const char *name)
             _exit(137); /* as after SIGKILL: no destructor, no flush */
         if (reached(&point_stop, name))
             raise(SIGSTOP);
+        if (reached(&point_wait, name))
+            while (arm_file && access(arm_file, F_OK) == 0)
+                usleep(1000);
         if (reached(&point_fail, name))
             r = -point_fail.error;
         if (reached(&point_fail2, name))

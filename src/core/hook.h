@@ -5,6 +5,7 @@
  *   DISKGUARD_HOOK_KILL=k         _exit(137) at the k-th hook (1-based) counted since start
  *   DISKGUARD_HOOK_KILL=name:k    the same, counting only hooks of that name
  *   DISKGUARD_HOOK_STOP=name:k    raise(SIGSTOP) there
+ *   DISKGUARD_HOOK_WAIT=name:k    the thread, it alone, goes on when the file of _ARM is gone
  *   DISKGUARD_HOOK_FAIL=name:k:E  the operation after it is not done and fails with errno E (HOOK_FAIL only)
  *   DISKGUARD_HOOK_FAIL2          one more of these
  *   DISKGUARD_HOOK_ARM=file       count and act only while that file exists

@@ -26,7 +26,8 @@ struct seal {
     bool unfence;
     /* seal_edit() only: where the image can be touched, as the holder sees it after the edit; the wider of both, while the edit fails half-way. */
     struct format_zone zone;
-    /* May be NULL: called with the wider zone before anything of an edit is written, so that from then on all I/O there is looked at. */
+    /* May be NULL: called with the wider zone, where it grows, before anything of an edit is written: from then on all I/O there is looked at, and what was
+     * under way has landed when it returns. The header is read anew then. */
     void (*widened)(void *arg, const struct format_zone *zone);
     void *arg;
 };
@@ -38,17 +39,6 @@ DG_MUST_CHECK int seal_record(struct seal *s);
  * was written. The caller restores on failure. */
 DG_MUST_CHECK int seal_write(struct seal *s);
 
-enum edit_kind {
-    EDIT_WRITE,   /* buf, len at off */
-    EDIT_ZERO,    /* fallocate(mode, off, len): punch hole or zero range */
-    EDIT_TRUNCATE /* to off */
-};
-struct edit {
-    enum edit_kind kind;
-    uint64_t off, len;
-    const void *buf;
-    int mode; /* fallocate mode of EDIT_ZERO */
-};
 /* Carries out a holder's edit that reaches into s->zone, which is the image's as it is now (format.h). The bytes outside the extents land on disk, those inside in the record; if the header
  * becomes another one, the new plan is journalled and claimed first and then written. The record is durable on return; bytes outside the extents are as
  * durable as any write. 0 or -errno, -EUCLEAN: somebody else wrote to the header; after

@@ -42,21 +42,6 @@ static int load(struct seal *s, struct work *w)
     return st == HEADER_ALIEN || st == HEADER_SHORT ? -EUCLEAN : 0;
 }
 
-static void apply(struct header *h, const struct edit *e)
-{
-    switch (e->kind) {
-    case EDIT_WRITE:
-        header_write(h, e->off, e->buf, e->len);
-        break;
-    case EDIT_ZERO:
-        header_zero(h, e->off, e->len, e->mode & FALLOC_FL_KEEP_SIZE);
-        break;
-    case EDIT_TRUNCATE:
-        header_truncate(h, e->off);
-        break;
-    }
-}
-
 /* Would the seal that stands still refuse a reader, over what the holder has written since? Over another format's header it may break the magic, and what
  * has none is taken for raw. */
 static bool still_refuses(const struct seal *s, struct work *w)
@@ -91,21 +76,12 @@ static void keep_plan(const struct seal *s, struct work *w)
  * the moment, keeps the seal that it has: the holder is in the middle of something, and unsealing it would let a raw opener in. */
 static int plan_next(struct seal *s, struct work *w)
 {
-    header_identify(&w->next);
-    switch (w->next.verdict) {
-    case FORMAT_MORE:
-        return -EAGAIN;
-    case FORMAT_IMAGE:
+    if (w->next.verdict == FORMAT_IMAGE)
         return header_plan(&w->next, &s->policy, &w->plan);
-    case FORMAT_PLAIN:
+    if (w->next.verdict == FORMAT_PLAIN)
         w->plan.n = 0;
-        return 0;
-    case FORMAT_SEALED:
-    case FORMAT_LIES:
-    case FORMAT_AMBIGUOUS:
-        break;
-    }
-    keep_plan(s, w);
+    else
+        keep_plan(s, w);
     return 0;
 }
 
@@ -113,13 +89,9 @@ static int plan_next(struct seal *s, struct work *w)
 static int look_ahead(struct seal *s, struct work *w, const struct edit *e)
 {
     for (;;) {
-        int r = header_copy(&w->next, &w->disk);
-        if (r < 0)
-            return r;
-        header_patch(&w->next, &s->rec->plan, true);
-        if (e)
-            apply(&w->next, e);
-        r = plan_next(s, w);
+        int r = header_ahead(s->fd, &w->disk, &s->rec->plan, e, &w->next);
+        if (r == 0)
+            r = plan_next(s, w);
         if (r != -EAGAIN)
             return r;
         r = header_add(s->fd, &w->disk, w->next.want_off, w->next.want_len);
@@ -132,17 +104,37 @@ static int look_ahead(struct seal *s, struct work *w, const struct edit *e)
     }
 }
 
-/* A write must be looked at where it can touch the image as it was or as it will be, until it is the one or the other. */
-static void widen(struct seal *s, const struct work *w)
+/* A write must be looked at where it can touch the image as it was or as it will be, until it is the one or the other. false: there it was already. */
+static bool widen(struct seal *s, const struct work *w)
 {
-    s->zone.head = DG_MAX(s->zone.head, w->next.info.zone.head);
-    s->zone.tail = DG_MIN(s->zone.tail, w->next.info.zone.tail);
+    const struct format_zone *next = &w->next.info.zone;
+    if (next->head <= s->zone.head && next->tail >= s->zone.tail)
+        return false;
+    s->zone.head = DG_MAX(s->zone.head, next->head);
+    s->zone.tail = DG_MIN(s->zone.tail, next->tail);
     if (s->widened)
         s->widened(s->arg, &s->zone);
+    return true;
 }
 
-static void describe(struct record *rec, const struct header *h)
+/* load() and look_ahead(); once more where the zone grew, for a write that was under way there may have landed since. */
+static int look(struct seal *s, struct work *w, const struct edit *e)
 {
+    int r;
+    do {
+        r = load(s, w);
+        if (r == 0)
+            r = look_ahead(s, w, e);
+    } while (r == 0 && widen(s, w));
+    return r;
+}
+
+/* A seal that is kept over a header of no format stays the one of its own: still_refuses() asks for that. */
+static void describe(struct record *rec, const struct work *w)
+{
+    const struct header *h = &w->next;
+    if (!h->format && w->plan.n > 0)
+        return;
     rec->virtual_size = h->info.virtual_size;
     const char *name = h->format ? h->format->name : "raw";
     snprintf(rec->format, sizeof(rec->format), "%s", name);
@@ -165,6 +157,11 @@ static int edit_gaps(int fd, const struct plan *around, const struct edit *e)
     return 0;
 }
 
+static uint64_t sector_of(uint64_t off)
+{
+    return off / EXTENT_MAX * EXTENT_MAX;
+}
+
 /* Adds the part of a sector that lies in the file as it will be, unless it is there already. */
 static int add_sector(struct work *w, uint64_t off)
 {
@@ -184,7 +181,7 @@ static int add_sector(struct work *w, uint64_t off)
 static int add_sectors(struct work *w, uint64_t begin, uint64_t end)
 {
     int r = 0;
-    for (uint64_t off = begin / EXTENT_MAX * EXTENT_MAX; r == 0 && off < end; off += EXTENT_MAX)
+    for (uint64_t off = sector_of(begin); r == 0 && off < end; off += EXTENT_MAX)
         r = add_sector(w, off);
     return r;
 }
@@ -245,14 +242,13 @@ static int load_move(struct seal *s, struct work *w, const struct edit *e)
     for (unsigned k = 0; k < 2; k++) {
         for (unsigned i = 0; i < plans[k]->n; i++) {
             const struct extent *x = &plans[k]->ext[i];
-            uint64_t begin = x->off / EXTENT_MAX * EXTENT_MAX, end = x->off + x->len;
-            end = (end + EXTENT_MAX - 1) / EXTENT_MAX * EXTENT_MAX;
+            uint64_t begin = sector_of(x->off);
+            size_t len = (size_t)(sector_of(x->off + x->len - 1) - begin) + EXTENT_MAX;
             uint8_t sectors[2 * EXTENT_MAX];
             /* What lies beyond the end of the file on disk may lie in the one that the edit makes. */
-            if (header_get(&w->disk, begin, sectors, (size_t)(end - begin)) &&
-                header_get(&w->next, begin, sectors, (size_t)(end - begin)))
+            if (header_get(&w->disk, begin, sectors, len) && header_get(&w->next, begin, sectors, len))
                 continue;
-            r = header_add(s->fd, &w->disk, begin, (size_t)(end - begin));
+            r = header_add(s->fd, &w->disk, begin, len);
             if (r < 0)
                 return r;
         }
@@ -330,7 +326,7 @@ static int move(struct seal *s, struct work *w, const struct edit *e)
         return r == -EAGAIN ? -EIO : r;
     s->rec->plan = w->move;
     s->rec->cut = w->next.file_size > w->disk.file_size ? w->disk.file_size : OVERLAY_NO_CUT;
-    describe(s->rec, &w->next);
+    describe(s->rec, w);
     r = seal_record(s);
     if (r < 0)
         return e ? back_out(s, w, r) : r;
@@ -364,13 +360,8 @@ static int truncate_short(struct seal *s, struct work *w, uint64_t size)
     r = io_header_truncate(s->fd, size);
     if (r < 0)
         return back_out(s, w, r);
-    r = load(s, w);
-    if (r == 0)
-        r = look_ahead(s, w, NULL);
-    if (r < 0)
-        return r;
-    widen(s, w);
-    return move(s, w, NULL);
+    r = look(s, w, NULL);
+    return r < 0 ? r : move(s, w, NULL);
 }
 
 static int edit_in_place(struct seal *s, struct work *w, const struct edit *e)
@@ -378,7 +369,7 @@ static int edit_in_place(struct seal *s, struct work *w, const struct edit *e)
     bool recorded = !overlay_same_truth(&s->rec->plan, &w->plan);
     if (recorded) {
         s->rec->plan = w->plan;
-        describe(s->rec, &w->next);
+        describe(s->rec, w);
         int r = seal_record(s);
         if (r < 0)
             return back_out(s, w, r);
@@ -425,16 +416,15 @@ static bool settled(const struct record *rec)
 
 static int edit(struct seal *s, struct work *w, const struct edit *e)
 {
-    int r = load(s, w);
-    if (r < 0)
-        return r;
+    int r;
     w->old = *s->rec;
-    if (e->kind == EDIT_TRUNCATE && e->off < overlay_end(&s->rec->plan))
-        return truncate_short(s, w, e->off);
-    r = look_ahead(s, w, e);
+    if (e->kind == EDIT_TRUNCATE && e->off < overlay_end(&s->rec->plan)) {
+        r = load(s, w);
+        return r < 0 ? r : truncate_short(s, w, e->off);
+    }
+    r = look(s, w, e);
     if (r < 0)
         return r;
-    widen(s, w);
     w->whole = overlay_same_shape(&s->rec->plan, &w->plan) && is_whole(s->rec, w);
     if (!w->whole && settled(s->rec) && overlay_same_shape(&s->rec->plan, &w->plan) &&
         overlay_same_sealed(&s->rec->plan, &w->plan))

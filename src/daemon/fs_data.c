@@ -176,8 +176,12 @@ static ssize_t write_at(struct daemon *d, struct handle *h, const void *buf, siz
 {
     *ret_direct = true;
     atomic_store_explicit(&h->dirty, true, memory_order_relaxed);
-    if (fs_data_direct(h, true, off))
-        return write_direct(h, buf, size, off);
+    unsigned epoch;
+    if (fs_data_direct(h, true, off) && image_direct_begin(h, off, &epoch)) {
+        ssize_t n = write_direct(h, buf, size, off);
+        image_direct_end(h, epoch);
+        return n;
+    }
     if (!image_data_begin(h, off, size)) {
         *ret_direct = false;
         return image_write(d, h, buf, size, off);
@@ -292,8 +296,12 @@ static ssize_t copy_far(struct handle *in, uint64_t off_in, struct handle *out, 
     }
     atomic_store(&out->dirty, true);
     off_t from = (off_t)off_in, to = (off_t)off_out;
+    unsigned epoch;
+    if (!image_direct_begin(out, off_out, &epoch))
+        return -EXDEV; /* has become a part of the header just now: the kernel copies by itself then */
     ssize_t n = copy_file_range(in->fd, &from, out->fd, &to, len, flags);
     int err = errno;
+    image_direct_end(out, epoch);
     image_wrote(out);
     return n < 0 ? -err : n;
 }

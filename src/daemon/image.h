@@ -49,6 +49,10 @@ DG_MUST_CHECK int image_truncate(struct daemon *d, struct inode *i, const struct
 /* Is this guest data, which no plan looks at (struct format_zone): may I/O that begins here go straight to handle->fd? Of an image with a footer nothing
  * may, for its zone moves while the file grows. No lock. */
 bool image_is_data(const struct handle *h, uint64_t off);
+/* The same of a change of guest data through a handle that is open for write: true: whoever is about to seal something there waits until
+ * image_direct_end(). Two atomics; takes no lock in between, for it would wait for that one. */
+bool image_direct_begin(struct handle *h, uint64_t off, unsigned *ret_epoch);
+void image_direct_end(struct handle *h, unsigned epoch);
 /* A write of guest data to a guarded image with a footer: true: the image stays as it is until image_data_end(). */
 bool image_data_begin(struct handle *h, uint64_t off, uint64_t len);
 void image_data_end(struct handle *h);

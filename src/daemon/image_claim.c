@@ -250,6 +250,7 @@ static int recheck(struct daemon *d, struct image *img, const struct acquire *a,
     int r = io_cache_drop(img->fd);
     if (r < 0)
         return r;
+    image_drain(img); /* plain writers of this host: they may have passed a look at a narrower zone */
     _cleanup_header_ struct header *h = header_new();
     if (!h)
         return -ENOMEM;
@@ -258,7 +259,9 @@ static int recheck(struct daemon *d, struct image *img, const struct acquire *a,
         return r;
     if (header_same(h, was))
         return 0;
-    if (h->verdict != was->verdict || h->format != was->format)
+    struct format_zone zone = image_zone(img), now = h->info.zone;
+    if (h->verdict != was->verdict || h->format != was->format || now.head > zone.head ||
+        now.tail < zone.tail)
         return -EAGAIN; /* another file than the one that was judged: from the start */
     struct stat st;
     r = io_fresh_stat(img->fd, &st);

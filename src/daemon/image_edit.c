@@ -385,24 +385,13 @@ static int plain_look(struct daemon *d, struct handle *h)
     return image_plain_check(d, h);
 }
 
-/* Makes of the header what it would be after the write, with all that a format wants to see of it then. */
+/* Makes of the header what it would be after the write. What is too much for any format is for the guarded way to say. */
 static int after_write(const struct inode *i, struct header *hd, uint64_t off, const struct edit *e)
 {
-    _cleanup_header_ struct header *disk = header_new();
+    struct edit at = *e;
+    at.off = off;
     _cleanup_close_ int fd = io_reopen(i->fd, O_RDONLY);
-    int r = !disk ? -ENOMEM : fd < 0 ? fd : header_copy(disk, hd);
-    while (r == 0) {
-        header_write(hd, off, e->buf, e->len);
-        header_identify(hd);
-        if (hd->verdict != FORMAT_MORE)
-            return 0;
-        r = header_add(fd, disk, hd->want_off, hd->want_len);
-        if (r == -EUCLEAN)
-            return 0; /* too much for any format: it is for the guarded way to say so */
-        if (r == 0)
-            r = header_copy(hd, disk);
-    }
-    return r;
+    return fd < 0 ? fd : header_ahead(fd, hd, NULL, &at, hd);
 }
 
 /* What the file would be after the write. Under the header lock, so that two halves of a header cannot pass
@@ -566,18 +555,22 @@ int image_fallocate(struct daemon *d, struct handle *h, int mode, uint64_t off, 
     r = image_write_allowed(h);
     if (r < 0)
         return r;
-    if (!image_is_data(h, off)) {
+    unsigned epoch;
+    if (image_direct_begin(h, off, &epoch)) {
+        r = allocate(h->fd, mode, off, len);
+        image_direct_end(h, epoch);
+    } else {
         if (mode & (FALLOC_FL_COLLAPSE_RANGE | FALLOC_FL_INSERT_RANGE))
             return -EOPNOTSUPP; /* would move the header; callers fall back to copying */
         if (mode & (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE))
             return edit_held(d, atomic_load(&h->inode->image), h, &e);
         if (off > INT64_MAX - len)
             return -EFBIG;
+        if (image_zone(atomic_load(&h->inode->image)).tail != UINT64_MAX)
+            r = allocate_and_grow(d, h, mode, off, len);
+        else
+            r = allocate(h->fd, mode, off, len);
     }
-    if (image_zone(atomic_load(&h->inode->image)).tail != UINT64_MAX)
-        r = allocate_and_grow(d, h, mode, off, len);
-    else
-        r = allocate(h->fd, mode, off, len);
     image_wrote(h);
     return r;
 }

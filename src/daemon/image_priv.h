@@ -4,7 +4,8 @@
  *   image_edit.c   I/O in the zone               image_mend.c   storage that answers EIO or ESTALE
  *   image_plain.c  the fence of plain files        image_fence.c  the fence of those that write an image
  *   image_tend.c   the keeper's look at each image  image_bytes.c  QEMU's own locks
- *   image_chain.c  the files that an image needs  image_reader.c  who reads it and wants no writer */
+ *   image_chain.c  the files that an image needs    image_reader.c  who reads it and wants no writer
+ *   image_zone.c   the zone, and direct changes under way */
 #ifndef DISKGUARD_IMAGE_PRIV_H
 #define DISKGUARD_IMAGE_PRIV_H
 
@@ -74,6 +75,9 @@ struct image {
 
     /* Where a write or read must be looked at (struct format_zone), for a look without lock. While the image is held: written under header held for writing. */
     atomic_ullong zone_head, zone_tail;
+    /* image_zone.c: direct changes under way, by the epoch in which they began. epoch and draining: written under header held for writing. */
+    atomic_uint n_direct[2], epoch;
+    atomic_bool draining;
     atomic_bool held;          /* rec != NULL, for a look without lock */
     atomic_int io_error;       /* 0, or the positive errno that writes get (FENCED, shutdown) */
     atomic_int sync_error;     /* 0, or the positive errno of the first failed fsync */
@@ -253,7 +257,11 @@ DG_MUST_CHECK int image_guarded_file(struct daemon *d, struct handle *h, bool *r
 
 /* What the header says of where the image can be touched: of one that nobody here holds, and that only ever grows wider; and of a held one, exactly. */
 void image_zone_seen(struct image *img, const struct format_zone *zone) EXCLUDES(img->lock);
-void image_zone_set(struct image *img, const struct format_zone *zone) REQUIRES(img->header);
+/* Where the zone grows, waits for the direct changes that have seen the old one: what was read of the file before may be older than they. */
+void image_zone_set(struct image *img, const struct format_zone *zone) REQUIRES(img->header)
+    EXCLUDES(img->lock);
+/* Waits for the direct changes under way; those that begin after it was called may go on. */
+void image_drain(struct image *img) REQUIRES(img->header) EXCLUDES(img->lock);
 struct format_zone image_zone(const struct image *img);
 
 /* Reads and identifies the header as it stands. -EACCES, -EPERM: the daemon itself may not read the file, so nobody may do anything with it that would

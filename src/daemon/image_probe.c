@@ -59,28 +59,6 @@ int image_header(struct daemon *d, struct inode *i, struct header *ret)
     return r;
 }
 
-void image_zone_set(struct image *img, const struct format_zone *zone)
-{
-    atomic_store(&img->zone_head, zone->head);
-    atomic_store(&img->zone_tail, zone->tail);
-}
-
-void image_zone_seen(struct image *img, const struct format_zone *zone)
-{
-    mutex_lock(&img->lock); /* while it is held, its holder's own edits say what it is */
-    if (img->state == IMAGE_IDLE) {
-        atomic_store(&img->zone_head, DG_MAX(atomic_load(&img->zone_head), zone->head));
-        atomic_store(&img->zone_tail, DG_MIN(atomic_load(&img->zone_tail), zone->tail));
-    }
-    mutex_unlock(&img->lock);
-}
-
-struct format_zone image_zone(const struct image *img)
-{
-    return (struct format_zone){.head = atomic_load_explicit(&img->zone_head, memory_order_relaxed),
-                                .tail = atomic_load_explicit(&img->zone_tail, memory_order_relaxed)};
-}
-
 bool image_name_is_raw(const struct daemon *d, const char *name)
 {
     static const char *const usual[] = {"*.img", "*.raw", NULL};

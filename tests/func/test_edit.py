@@ -195,6 +195,23 @@ for title, action in EDITS:
         add_edit(title, action, compat)
 
 
+@suite.case("a header that contradicts itself in one way after another keeps its seal")
+def _(build):
+    with pair(build, "wait=0") as p:
+        make_qcow2(p.ds.raw("img.qcow2"), SIZE)
+        fd = os.open(p.a.path("img.qcow2"), RDWR)
+        edits = (("a partition table, too", 446, partitioned(0x83, 2048)[446:512]), ("and clusters that no qcow2 has", 20, bytes([0, 0, 0, 99])),
+                 ("those alone", 510, bytes(2)), ("another size", 24, (SIZE * 2).to_bytes(8, "big")))
+        for what, off, data in edits:
+            os.pwrite(fd, data, off)
+            ok(is_sealed(p.ds.raw("img.qcow2")), "no seal on the datastore: " + what)
+            eq(os.pread(fd, len(data), off), data, what)
+        true = os.pread(fd, 65536, 0)
+        os.close(fd)
+        p.ds.wait_free("img.qcow2")
+        eq(read_at(p.ds.raw("img.qcow2"), 0, 65536), true, "afterwards")
+
+
 def random_edit(rng, size, base):
     """One random operation on a held image, mostly near its header: (function, description)."""
     near = rng.random() < 0.7

@@ -68,6 +68,24 @@ static inline const char *scratch_path(const char *name)
     return p;
 }
 
+/* A copy of a view in this namespace would keep it alive: its own umount(8) leaves copies where propagation is private, and its daemon waits for them. */
+static inline void scratch_forget_views(void)
+{
+    char line[4096], path[1024], type[64];
+    FILE *f = fopen("/proc/self/mountinfo", "re");
+
+    while (f && fgets(line, sizeof(line),
+                      f)) { /* proc(5): ID PARENT MAJ:MIN ROOT MOUNTPOINT OPTIONS [FIELDS] - TYPE ... */
+        const char *tail = strstr(line, " - ");
+
+        if (tail && sscanf(tail, " - %63s", type) == 1 && strncmp(type, "fuse.", 5) == 0 &&
+            sscanf(line, "%*s %*s %*s %*s %1023s", path) == 1)
+            (void)umount2(path, MNT_DETACH);
+    }
+    if (f)
+        fclose(f);
+}
+
 /* Mounts a tmpfs with these options at SCRATCH/small, in a mount namespace of this process, so that nothing
  * is left whatever becomes of the test. false: not permitted. */
 static inline bool scratch_mount(const char *options)
@@ -76,6 +94,7 @@ static inline bool scratch_mount(const char *options)
 
     if (unshare(CLONE_NEWNS) < 0 || mount("none", "/", "none", MS_REC | MS_PRIVATE, NULL) < 0)
         return false;
+    scratch_forget_views();
     return mkdir(path, 0700) == 0 && mount("diskguard-unit", path, "tmpfs", 0, options) == 0;
 }
 

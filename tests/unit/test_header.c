@@ -51,6 +51,40 @@ static int temporary(void)
     return fd;
 }
 
+/* A plan that unseals, an edit on top, and a window that is only wanted then. */
+Test(header, ahead)
+{
+    struct header *sealed = qcow2(1u << 20), *disk = new_header(), *after = new_header();
+    struct plan *plan = calloc(1, sizeof *plan);
+    const uint8_t size[8] = {0, 0, 0, 0, 0, 16};
+    const struct edit e = {.kind = EDIT_WRITE, .off = 24, .len = sizeof size, .buf = size};
+    int fd = temporary();
+
+    cr_assert_eq(header_plan(sealed, &(struct seal_policy){SEAL_REFUSE, "node"}, plan), 0);
+    header_patch(sealed, plan, false);
+    cr_assert_eq(pwrite(fd, sealed->bytes, sealed->n, 0), (ssize_t)sealed->n);
+    cr_assert_eq(ftruncate(fd, 1 << 20), 0);
+    cr_assert_eq(header_read(fd, plan, disk), 0);
+    cr_assert_eq(header_ahead(fd, disk, plan, &e, after), 0);
+    cr_assert_eq(after->verdict, FORMAT_IMAGE);
+    cr_assert_eq(after->info.virtual_size, 16u << 16);
+    cr_assert(memcmp(disk->bytes, sealed->bytes, sealed->n) == 0, "the disk stays as it is");
+    cr_assert_eq(header_ahead(fd, disk, plan, &e, disk), 0);
+    cr_assert(header_same(disk, after), "in place it is the same");
+
+    const struct edit other = {.kind = EDIT_WRITE, .off = 0, .len = 8, .buf = "vhdxfile"};
+    cr_assert_eq(header_read(fd, plan, disk), 0);
+    cr_assert_eq(header_ahead(fd, disk, NULL, &other, after), 0);
+    cr_assert_neq(after->verdict, FORMAT_MORE);
+    cr_assert_gt(disk->n_far, 0u, "what is wanted is added to the disk, too");
+    cr_assert_eq(disk->n_far, after->n_far);
+    close(fd);
+    free(plan);
+    header_free(sealed);
+    header_free(disk);
+    header_free(after);
+}
+
 Test(header, loads)
 {
     static const uint64_t sizes[] = {0, 1, 511, FORMAT_REACH - 1, FORMAT_REACH, FORMAT_REACH + 1, 1u << 20};
