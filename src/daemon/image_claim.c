@@ -439,6 +439,7 @@ int image_acquire(struct daemon *d, struct image *img, const struct acquire *a, 
         image_note(img);
         if (r == 0 && a->judge)
             image_bytes_follow(d, img); /* the header that stands there now may have another plan */
+        atomic_fetch_add(&img->holds, 1);
         atomic_store(&img->held, true);
     } else { /* at once, under the lock: a record without a claim must explain nothing to a reader */
         image_bytes_drop(img);

@@ -1,7 +1,8 @@
 /* loop.h: reads requests from /dev/fuse and runs them on the right thread.
  *
  * DATA_THREADS receivers read requests into buffers whose write payload is page-aligned (O_DIRECT backing files need that). READ and WRITE of
- * guest data (image_is_data) and requests that never touch the datastore run on the receiver; all else is handed, with its buffer, to the pool. */
+ * guest data (image_is_data) and requests that never touch the datastore run on the receiver; all else is handed, with its buffer, to the pool, and so
+ * is a read whose bytes may be sealed ones, to be repeated there with care (fs_data.c). */
 #ifndef DISKGUARD_LOOP_H
 #define DISKGUARD_LOOP_H
 
