@@ -259,6 +259,13 @@ void header_zone_cover(struct format_zone *zone, const struct plan *plan)
                 (plan->ext[i].off + plan->ext[i].len + FORMAT_REACH - 1) / FORMAT_REACH * FORMAT_REACH;
 }
 
+/* Other hosts count on it (image_sound.c). */
+static bool in_reach(const struct header *h, const struct extent *e)
+{
+    return e->off + e->len <= FORMAT_HEAD_MAX || h->file_size < FORMAT_TAIL_MAX ||
+           e->off >= h->file_size - FORMAT_TAIL_MAX;
+}
+
 /* A plan is carried out blindly later on: every extent must lie in the bytes that were read, hold what they
  * hold, meet no other, and lie where a write is looked at. */
 static bool plan_fits(const struct header *h, struct view *v, const struct plan *plan, bool sealed)
@@ -272,7 +279,7 @@ static bool plan_fits(const struct header *h, struct view *v, const struct plan 
         const uint8_t *p = e->len < 1 || e->len > EXTENT_MAX ? NULL : view_get(v, e->off, e->len);
         if (!p || memcmp(p, sealed ? e->sealed : e->truth, e->len) != 0)
             return false;
-        if (!in_zone(zone, e))
+        if (!in_zone(zone, e) || !in_reach(h, e))
             return false;
         for (unsigned j = 0; j < i; j++)
             if (e->off < plan->ext[j].off + plan->ext[j].len && plan->ext[j].off < e->off + e->len)

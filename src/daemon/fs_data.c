@@ -1,5 +1,5 @@
-/* fs_data.c: the data path. Guest data (image_is_data) goes straight to the handle's descriptor: no
- * lock, no copy, no allocation. */
+/* fs_data.c: the data path. Guest data (image_is_data) goes straight to the handle's descriptor: no lock, no copy, no allocation. What a host reads
+ * that does not hold the image is only answered when it cannot be sealed bytes (image_read_sound). */
 #include "daemon/fs.h"
 
 #include <fcntl.h>
@@ -7,6 +7,7 @@
 
 #include "core/hook.h"
 #include "daemon/image.h"
+#include "daemon/pool.h"
 
 /* Alignment that every O_DIRECT backing file accepts (open(2), O_DIRECT: logical block size, at most a page).
  */
@@ -62,21 +63,35 @@ bool fs_data_direct(const struct handle *h, bool write, uint64_t off)
     return image_is_data(h, off) && !(write && h->flags & O_APPEND && atomic_load(&h->guarded));
 }
 
-static ssize_t read_at(struct daemon *d, struct handle *h, void *buf, size_t size, uint64_t off)
+/* As guest data. *ret_sound false: what was read must be forgotten, and be read by image_read(). */
+static ssize_t read_direct(struct daemon *d, struct handle *h, void *buf, size_t size, uint64_t off,
+                           bool *ret_sound)
 {
-    if (!fs_data_direct(h, false, off))
-        return image_read(d, h, buf, size, off);
+    unsigned hold = image_read_hold(h);
     ssize_t n = HOOK_FAIL("data.read");
-    return n < 0 ? n : image_pread(h, buf, size, off);
+    if (n == 0)
+        n = image_pread(h, buf, size, off);
+    *ret_sound = n <= 0 || image_read_sound(d, h, hold, off, (uint64_t)n) >= (uint64_t)n;
+    return n;
 }
 
-/* ---- a request that the storage refused, on its way to the pool (image_mend.c) ---- */
+/* May look at claims: not on a thread that reads requests. */
+static ssize_t read_at(struct daemon *d, struct handle *h, void *buf, size_t size, uint64_t off)
+{
+    bool sound;
+    if (!fs_data_direct(h, false, off))
+        return image_read(d, h, buf, size, off, false);
+    ssize_t n = read_direct(d, h, buf, size, off, &sound);
+    return sound ? n : image_read(d, h, buf, size, off, true);
+}
 
-struct failed {
+/* ---- a request on its way to the pool: the storage refused it (image_mend.c), or a read must be done with care ---- */
+
+struct later {
     struct daemon *d;
     fuse_req_t req;
     struct handle *h;
-    int error; /* of the first try, negative */
+    int error; /* of the first try, negative; 0: none */
     bool write;
     size_t size;
     uint64_t off;
@@ -85,47 +100,77 @@ struct failed {
 static ssize_t write_at(struct daemon *d, struct handle *h, const void *buf, size_t size, uint64_t off,
                         bool *ret_direct);
 
+/* n: the outcome. */
+static void later_reply(struct later *l, ssize_t n)
+{
+    if (n < 0)
+        fuse_reply_err(l->req, n == l->error ? EIO : (int)-n);
+    else if (l->write)
+        fuse_reply_write(l->req, (size_t)n);
+    else
+        fuse_reply_buf(l->req, l->buf, (size_t)n);
+    free(l->buf);
+    free(l);
+}
+
 static void failed_again(void *arg, bool mended)
 {
-    struct failed *f = arg;
-    ssize_t n = f->error;
+    struct later *l = arg;
+    ssize_t n = l->error;
     bool direct;
     if (mended)
-        n = f->write ? write_at(f->d, f->h, f->buf, f->size, f->off, &direct)
-                     : read_at(f->d, f->h, f->buf, f->size, f->off);
-    if (n < 0)
-        fuse_reply_err(f->req, n == f->error ? EIO : (int)-n);
-    else if (f->write)
-        fuse_reply_write(f->req, (size_t)n);
-    else
-        fuse_reply_buf(f->req, f->buf, (size_t)n);
-    free(f->buf);
-    free(f);
+        n = l->write ? write_at(l->d, l->h, l->buf, l->size, l->off, &direct)
+                     : read_at(l->d, l->h, l->buf, l->size, l->off);
+    later_reply(l, n);
+}
+
+static void doubt_again(void *arg)
+{
+    struct later *l = arg;
+    later_reply(l, image_read(l->d, l->h, l->buf, l->size, l->off, true));
+}
+
+/* NULL: out of memory. */
+static struct later *later_new(struct daemon *d, fuse_req_t req, struct handle *h, const void *payload,
+                               size_t size, uint64_t off)
+{
+    struct later *l = malloc(sizeof(*l));
+    void *buf = aligned_alloc(DATA_ALIGN, (size + DATA_ALIGN - 1) / DATA_ALIGN * DATA_ALIGN);
+    if (!l || !buf) {
+        free(l);
+        free(buf);
+        return NULL;
+    }
+    *l = (struct later){
+        .d = d, .req = req, .h = h, .write = payload != NULL, .size = size, .off = off, .buf = buf};
+    if (payload)
+        memcpy(buf, payload, size);
+    return l;
 }
 
 /* true: it will be answered later. */
 static bool failed_later(struct daemon *d, fuse_req_t req, struct handle *h, ssize_t err, const void *payload,
                          size_t size, uint64_t off)
 {
-    struct failed *f = malloc(sizeof(*f));
-    void *buf = aligned_alloc(DATA_ALIGN, (size + DATA_ALIGN - 1) / DATA_ALIGN * DATA_ALIGN);
-    if (f && buf) {
-        *f = (struct failed){.d = d,
-                             .req = req,
-                             .h = h,
-                             .error = (int)err,
-                             .write = payload != NULL,
-                             .size = size,
-                             .off = off,
-                             .buf = buf};
-        if (payload)
-            memcpy(buf, payload, size);
-        if (image_failed_later(d, h, (int)err, failed_again, f))
-            return true;
-    }
-    free(buf);
-    free(f);
+    struct later *l = later_new(d, req, h, payload, size, off);
+    if (!l)
+        return false;
+    l->error = (int)err;
+    if (image_failed_later(d, h, (int)err, failed_again, l))
+        return true;
+    free(l->buf);
+    free(l);
     return false;
+}
+
+/* Reads again, where looks at claims may block. */
+static void doubt_later(struct daemon *d, fuse_req_t req, struct handle *h, size_t size, uint64_t off)
+{
+    struct later *l = later_new(d, req, h, NULL, size, off);
+    if (l)
+        pool_submit(d->pool, doubt_again, l);
+    else
+        fuse_reply_err(req, ENOMEM);
 }
 
 void fs_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi)
@@ -138,7 +183,13 @@ void fs_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse
         fuse_reply_err(req, h ? ENOMEM : EBADF);
         return;
     }
-    ssize_t n = read_at(d, h, buf, size, (uint64_t)off);
+    bool sound = true;
+    ssize_t n = image_is_data(h, (uint64_t)off) ? read_direct(d, h, buf, size, (uint64_t)off, &sound)
+                                                : image_read(d, h, buf, size, (uint64_t)off, false);
+    if (!sound) {
+        doubt_later(d, req, h, size, (uint64_t)off);
+        return;
+    }
     if (n < 0 && failed_later(d, req, h, n, NULL, size, (uint64_t)off))
         return;
     if (n < 0)
@@ -306,22 +357,40 @@ static ssize_t copy_far(struct handle *in, uint64_t off_in, struct handle *out, 
     return n < 0 ? -err : n;
 }
 
+/* Lets the storage copy as much from here on as neither side must look at. 0: nothing was copied, or sealed bytes may have been: copy_head()
+ * writes the right ones over them. *ret_end: that is all, a count of 0 the end of the file. */
+static ssize_t copy_sound(struct daemon *d, struct handle *in, uint64_t off_in, struct handle *out,
+                          uint64_t off_out, size_t len, unsigned flags, bool *ret_end)
+{
+    *ret_end = false;
+    if (!image_is_data(in, off_in) || !image_is_data(out, off_out))
+        return 0;
+    unsigned hold = image_read_hold(in);
+    size_t far = (size_t)image_read_sound(d, in, hold, off_in, len);
+    ssize_t n = far > 0 ? copy_far(in, off_in, out, off_out, far, flags) : 0;
+    if (n > 0 && image_read_sound(d, in, hold, off_in, (uint64_t)n) < (uint64_t)n)
+        return 0;
+    *ret_end = far > 0 && (n <= 0 || (size_t)n < far);
+    return n;
+}
+
 static ssize_t copy_range(fuse_req_t req, struct handle *in, uint64_t off_in, struct handle *out,
                           uint64_t off_out, size_t len, unsigned flags)
 {
-    size_t done = 0;
-    while (done < len && !(image_is_data(in, off_in + done) && image_is_data(out, off_out + done))) {
-        if (done >= COPY_MOST || (done > 0 && fuse_req_interrupted(req)))
-            return (ssize_t)done;
-        ssize_t n = copy_head(daemon_of(req), in, off_in + done, out, off_out + done, len - done);
-        if (n <= 0)
-            return done > 0 ? (ssize_t)done : n;
-        done += (size_t)n;
+    struct daemon *d = daemon_of(req);
+    size_t done = 0, slow = 0; /* slow: of these, by copy_head() */
+    ssize_t n = 0;
+    for (bool end = false; done < len && !end; done += n > 0 ? (size_t)n : 0) {
+        n = copy_sound(d, in, off_in + done, out, off_out + done, len - done, flags, &end);
+        if (n != 0 || end)
+            continue;
+        if (slow >= COPY_MOST || (slow > 0 && fuse_req_interrupted(req)))
+            break;
+        n = copy_head(d, in, off_in + done, out, off_out + done, len - done);
+        end = n <= 0;
+        slow += n > 0 ? (size_t)n : 0;
     }
-    if (done == len)
-        return (ssize_t)done;
-    ssize_t n = copy_far(in, off_in + done, out, off_out + done, len - done, flags);
-    return n >= 0 ? (ssize_t)done + n : done > 0 ? (ssize_t)done : n;
+    return done > 0 ? (ssize_t)done : n;
 }
 
 void fs_copy_file_range(fuse_req_t req, fuse_ino_t ino_in, off_t off_in, struct fuse_file_info *fi_in,

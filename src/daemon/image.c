@@ -111,8 +111,10 @@ bool image_begin(struct daemon *d, struct image *img)
 {
     mutex_lock(&img->lock);
     bool idle = img->state == IMAGE_IDLE && !img->plain_busy;
-    if (idle)
+    if (idle) {
         image_move_locked(d, img, IMAGE_SEALING, 0);
+        img->look.valid = false; /* from now on this host knows better */
+    }
     mutex_unlock(&img->lock);
     if (idle)
         busy_add(d, img);

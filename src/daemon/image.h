@@ -61,11 +61,20 @@ void image_data_end(struct handle *h);
  * else straight to handle->fd. */
 DG_MUST_CHECK int image_ftruncate(struct daemon *d, struct handle *h, uint64_t size);
 DG_MUST_CHECK int image_fallocate(struct daemon *d, struct handle *h, int mode, uint64_t off, uint64_t len);
-DG_MUST_CHECK ssize_t image_read(struct daemon *d, struct handle *h, void *buf, size_t len, uint64_t off);
+/* doubt: it was read as guest data, and image_read_sound() was not content: looks at claim and header in any case. */
+DG_MUST_CHECK ssize_t image_read(struct daemon *d, struct handle *h, void *buf, size_t len, uint64_t off,
+                                 bool doubt);
 DG_MUST_CHECK ssize_t image_write(struct daemon *d, struct handle *h, const void *buf, size_t len,
                                   uint64_t off);
 /* Guest data, as pread(2). Past the cache where it may be stale: see image_past_cache(). No lock. */
 DG_MUST_CHECK ssize_t image_pread(const struct handle *h, void *buf, size_t len, uint64_t off);
+/* How many of the len bytes at off, which were just read straight from the datastore as guest data, cannot be sealed ones (image_sound.c); all the others
+ * must be forgotten, and read by image_read(). hold: what image_read_hold() said before they were read. Asks the storage for attributes, of a file that this host
+ * holds not even that. */
+uint64_t image_read_sound(struct daemon *d, const struct handle *h, unsigned hold, uint64_t off,
+                          uint64_t len);
+/* Not 0: this host holds the image, or its readers keep everybody from claiming it; as long as that is the answer it has been so. No lock. */
+unsigned image_read_hold(const struct handle *h);
 /* May this host's cache of the file show what another host has changed since? On NFS it may, without limit in time (io.h), for every handle but those
  * of an image that this host holds, whose cache was dropped under the fence lock when it was claimed, and those that write a plain file. */
 bool image_past_cache(const struct handle *h);

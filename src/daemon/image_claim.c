@@ -364,6 +364,7 @@ static int acquire_locked(struct daemon *d, struct image *img, const struct acqu
     _cleanup_header_ struct header *h = header_new();
     if (!h)
         return -ENOMEM;
+    atomic_store(&img->alone, 0);
     if (atomic_load(&d->host_lost)) {
         image_log_refused(d, img->inode, a->what,
                           "this host has lost the lock on its record on the datastore, so another process "
@@ -446,6 +447,7 @@ int image_acquire(struct daemon *d, struct image *img, const struct acquire *a, 
         image_note(img);
         if (r == 0 && a->judge)
             image_bytes_follow(d, img); /* the header that stands there now may have another plan */
+        atomic_fetch_add(&img->holds, 1);
         atomic_store(&img->held, true);
     } else { /* at once, under the lock: a record without a claim must explain nothing to a reader */
         image_bytes_drop(img);

@@ -1,7 +1,8 @@
 /* image_priv.h: what the files of the guard share; nobody else includes it.
  *   image.c        states, writers, restore      image_open.c   open for write, namespace operations
  *   image_claim.c  taking the claim, the seal    image_probe.c  what a file is, and the lines of refusals
- *   image_edit.c   I/O in the zone               image_mend.c   storage that answers EIO or ESTALE
+ *   image_edit.c   changes in the zone           image_mend.c   storage that answers EIO or ESTALE
+ *   image_read.c   reads in the zone             image_sound.c  may bytes that were read be sealed ones?
  *   image_plain.c  the fence of plain files        image_fence.c  the fence of those that write an image
  *   image_tend.c   the keeper's look at each image  image_bytes.c  QEMU's own locks
  *   image_chain.c  the files that an image needs    image_reader.c  who reads it and wants no writer
@@ -32,6 +33,22 @@ struct image_rival {
         [320]; /* not this file is held, but one below or above it: "it needs its backing file 'x'", "it is needed by 'y'" */
 };
 
+/* image_sound.c: a ctime, and since when this host knows it. */
+struct image_stamp {
+    struct timespec ctime;
+    uint64_t since_ms; /* CLOCK_MONOTONIC; 0: none */
+};
+
+/* image_sound.c: what file and claims/ were when claim and header of a file that this host does not hold were read last. */
+struct image_look {
+    bool valid;
+    bool clean;          /* nothing was sealed */
+    bool settled;        /* a change since then shows in ctime */
+    bool claims_settled; /* in claims_ctime */
+    uint64_t size;
+    struct timespec ctime, claims_ctime;
+};
+
 struct image {
     struct inode *inode; /* owner; pinned while the image is not IDLE */
     struct mutex lock;
@@ -52,7 +69,9 @@ struct image {
     bool plain_borrowed GUARDED_BY(lock);    /* it is a handle's own: not to be claimed with */
     bool plain_lost GUARDED_BY(lock);        /* its lock may be lost: the keeper mends it */
     bool plain_busy GUARDED_BY(lock);        /* it is just being opened or closed: nobody may claim */
-    struct timespec mtime GUARDED_BY(lock);  /* to put back when the holder wrote nothing */
+    struct image_look look GUARDED_BY(lock);
+    struct image_stamp stamp GUARDED_BY(lock);
+    struct timespec mtime GUARDED_BY(lock); /* to put back when the holder wrote nothing */
     /* image_mend.c: requests that the storage refused, for one job of the pool; and that job is under way */
     struct image_failed *failed GUARDED_BY(lock);
     bool mending GUARDED_BY(lock);
@@ -70,8 +89,12 @@ struct image {
     struct image_reader *
         readers GUARDED_BY(header);       /* who of this view reads it and wants no writer (image_reader.c) */
     bool reader_named GUARDED_BY(header); /* the datastore says so */
-    bool marked GUARDED_BY(header);       /* this hold has made marks (image_chain.c) */
-    uint64_t links GUARDED_BY(header);    /* and those are for these links: a hash */
+    /* Not 0: no host can seal it, nor has since this number was set, for readers keep writers away (image_reader.c). Set under header; gone before this host
+     * claims it. */
+    atomic_uint alone;
+    unsigned alone_last GUARDED_BY(header);
+    bool marked GUARDED_BY(header);    /* this hold has made marks (image_chain.c) */
+    uint64_t links GUARDED_BY(header); /* and those are for these links: a hash */
 
     /* Where a write or read must be looked at (struct format_zone), for a look without lock. While the image is held: written under header held for writing. */
     atomic_ullong zone_head, zone_tail;
@@ -79,6 +102,7 @@ struct image {
     atomic_uint n_direct[2], epoch;
     atomic_bool draining;
     atomic_bool held;          /* rec != NULL, for a look without lock */
+    atomic_uint holds;         /* how often it became so */
     atomic_int io_error;       /* 0, or the positive errno that writes get (FENCED, shutdown) */
     atomic_int sync_error;     /* 0, or the positive errno of the first failed fsync */
     atomic_bool wrote;         /* the holder changed the file since the seal */
@@ -91,6 +115,7 @@ struct image {
 struct image_table {
     struct mutex lock;
     struct image *busy GUARDED_BY(lock);
+    struct image_stamp claims GUARDED_BY(lock); /* image_sound.c: of claims/ */
 };
 
 /* The image of a regular file's inode, made when it is first asked for. NULL: out of memory. */
@@ -263,6 +288,23 @@ void image_zone_set(struct image *img, const struct format_zone *zone) REQUIRES(
 /* Waits for the direct changes under way; those that begin after it was called may go on. */
 void image_drain(struct image *img) REQUIRES(img->header) EXCLUDES(img->lock);
 struct format_zone image_zone(const struct image *img);
+
+/* ---- image_sound.c: a look at claim and header ---- */
+
+/* Before claim and header are read; what cannot be fetched makes a look that counts for nothing. */
+void image_look_begin(struct daemon *d, struct image *img, struct image_look *ret) EXCLUDES(img->lock);
+/* After they were, the claim after the header, or before and after it: remembers it, unless this host holds the image meanwhile. */
+void image_look_end(struct image *img, struct image_look *look, const struct header *h, const struct claim *c)
+    EXCLUDES(img->lock);
+/* Where bytes can be sealed, by both. */
+struct format_zone image_look_zone(const struct header *h, const struct claim *c);
+bool image_zone_touched(const struct format_zone *zone, uint64_t off, uint64_t len);
+/* Does the last look say that nothing is sealed in this range? Whether it still counts, image_read_sound() says after the read. */
+bool image_look_covers(struct image *img, uint64_t off, uint64_t len) EXCLUDES(img->lock);
+/* No header that could be sealed: plain, or a partition table. */
+bool image_is_headless(const struct header *h);
+/* Was there ever anything to be looked at beyond the start of the file? */
+bool image_zone_is_far(const struct image *img);
 
 /* Reads and identifies the header as it stands. -EACCES, -EPERM: the daemon itself may not read the file, so nobody may do anything with it that would
  * need to know what it is; logged once for each file. */

@@ -112,30 +112,26 @@ bool image_is_image(struct daemon *d, struct inode *i, const struct header *h)
     }
 }
 
-/* A file whose holder died while its footer was on the move looks plain, and yet has sealed bytes: where, its claim says. */
-static int see_claim(struct daemon *d, struct inode *i)
-{
-    _cleanup_free_ struct claim *c = malloc(sizeof(*c));
-    int r = c ? claim_read(&d->store, i->ino, c) : -ENOMEM;
-    if (r < 0 || c->kind != CLAIM_HELD)
-        return r;
-    struct format_zone zone = {.head = FORMAT_REACH, .tail = UINT64_MAX};
-    header_zone_cover(&zone, &c->rec.plan);
-    image_zone_seen(image_get(i), &zone);
-    return 0;
-}
-
 int image_probe(struct daemon *d, struct inode *i, enum image_what *ret)
 {
     _cleanup_header_ struct header *h = header_new();
-    if (!h || !image_get(i)) /* image_get: what is read here is to be remembered */
+    _cleanup_free_ struct claim *c = malloc(sizeof(*c));
+    struct image *img = image_get(i); /* what is read here is to be remembered */
+    struct image_look look;
+    if (!h || !c || !img)
         return -ENOMEM;
+    image_look_begin(d, img, &look);
     int r = image_header(d, i, h);
     if (r < 0)
         return r;
     *ret = image_is_image(d, i, h) ? IMAGE_WHAT_IMAGE : IMAGE_WHAT_PLAIN;
-    bool headless = h->verdict == FORMAT_PLAIN || (h->format && h->format->weak);
-    return headless && i->dev == d->store.dev ? see_claim(d, i) : 0;
+    if (i->dev != d->store.dev)
+        return 0;
+    /* While a footer or a whole header is on the move, and where its holder died then, sealed bytes lie where the header does not say: the claim does. */
+    r = claim_read(&d->store, i->ino, c);
+    if (r == 0)
+        image_look_end(img, &look, h, c);
+    return r;
 }
 
 /* ---- refusals ---- */

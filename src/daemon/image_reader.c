@@ -108,8 +108,10 @@ static void unlist(struct daemon *d, struct image *img, struct image_reader *rd)
     if (*at)
         *at = rd->next;
     rd->listed = false;
-    if (!img->readers)
+    if (!img->readers) {
+        atomic_store(&img->alone, 0);
         remove_name(d, img);
+    }
 }
 
 void image_reader_locked(struct daemon *d, struct inode *i, struct image_reader *rd, short type, off_t start,
@@ -158,7 +160,8 @@ static int ask_here(struct daemon *d, struct image *img, const struct image_read
     return may ? 0 : -EBUSY;
 }
 
-static int ask_datastore(struct daemon *d, struct image *img, const struct image_reader *rd)
+/* *ret_nobody: there is no claim at all that holds it. */
+static int ask_datastore(struct daemon *d, struct image *img, const struct image_reader *rd, bool *ret_nobody)
 {
     _cleanup_free_ struct claim *c = malloc(sizeof(*c));
     struct io_handle handle;
@@ -166,13 +169,25 @@ static int ask_datastore(struct daemon *d, struct image *img, const struct image
     int r = c ? claim_read(&d->store, img->inode->ino, c) : -ENOMEM;
     if (r == 0)
         r = io_handle_get(img->inode->fd, &handle);
-    if (r < 0 || c->kind == CLAIM_NONE || c->kind == CLAIM_FREE)
+    *ret_nobody = r == 0 && (c->kind == CLAIM_NONE || c->kind == CLAIM_FREE);
+    if (r < 0 || *ret_nobody)
         return r;
     if (c->kind == CLAIM_HELD &&
         (!io_handle_equal(&c->rec.handle, &handle) || image_own_claim(d, &c->rec, &rd->who)))
         return 0;
     image_set_rival(img, c->kind == CLAIM_HELD ? &c->rec : NULL);
     return -EBUSY;
+}
+
+/* Nobody has it, and nobody can get it: reads need not ask whether it has been sealed (image_sound.c). */
+static void note_alone(struct image *img, const struct image_reader *rd)
+{
+    rwlock_write(&img->header);
+    if (rd->listed && img->reader_named && !img->rec && atomic_load(&img->alone) == 0) {
+        img->alone_last = img->alone_last % (UINT_MAX / 2) + 1;
+        atomic_store(&img->alone, img->alone_last);
+    }
+    rwlock_write_unlock(&img->header);
 }
 
 int image_reader_ask(struct daemon *d, struct inode *i, const struct image_reader *rd, off_t start, off_t len,
@@ -186,8 +201,12 @@ int image_reader_ask(struct daemon *d, struct inode *i, const struct image_reade
     bool listed = rd->listed;
     rwlock_read_unlock(&img->header);
     int r = listed ? ask_here(d, img, rd, &pid) : 0;
-    if (r == -ENOENT)
-        r = ask_datastore(d, img, rd);
+    if (r == -ENOENT) {
+        bool nobody = false;
+        r = ask_datastore(d, img, rd, &nobody);
+        if (nobody)
+            note_alone(img, rd);
+    }
     if (r == -EBUSY)
         *ret = (struct flock){
             .l_type = F_RDLCK, .l_whence = SEEK_SET, .l_start = BYTE_WRITES, .l_len = 1, .l_pid = pid};

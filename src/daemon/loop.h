@@ -2,7 +2,8 @@
  *
  * DATA_THREADS receivers read requests into buffers whose write payload is page-aligned (O_DIRECT backing files need that). READ and WRITE of
  * guest data (fs_data_direct) and requests that never touch the datastore run on the receiver. All else is handed over with its buffer: other READ and WRITE
- * to the lane of their file (lanes.h), the rest to the pool (pool.h). */
+ * to the lane of their file (lanes.h), the rest to the pool (pool.h), and so is a read whose bytes may be sealed ones, to be repeated there with care
+ * (fs_data.c). */
 #ifndef DISKGUARD_LOOP_H
 #define DISKGUARD_LOOP_H
 

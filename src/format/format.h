@@ -22,6 +22,11 @@
 /* The most that a probe or a plan may want in one piece (the longest there is: a LUKS2 header with its JSON area, 4 MiB). Bytes. */
 #define FORMAT_WINDOW_MAX (4u << 20)
 
+/* Where a seal can lie at all: no extent, and no zone.head, goes beyond the first of these (the longest there is: LUKS2's secondary header, after 4 MiB), and no
+ * zone.tail, with what an extent may change there, begins before the last so many bytes of the file (VMDK streamOptimized: footer and markers). Bytes. */
+#define FORMAT_HEAD_MAX (FORMAT_WINDOW_MAX + 4096u)
+#define FORMAT_TAIL_MAX 1536u
+
 #define VIEW_WINDOWS 16
 #define FORMAT_WHY 160
 

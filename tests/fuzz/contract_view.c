@@ -116,7 +116,7 @@ static void ask(struct look *l, const struct subject *s, struct answer *ret)
     ret->format = ret->probe == PROBE_NO ? NULL : s->format;
 }
 
-static void check_info(const struct answer *a)
+static void check_info(const struct subject *s, const struct answer *a)
 {
     const char *end = memchr(a->info.why, '\0', sizeof(a->info.why));
 
@@ -129,6 +129,11 @@ static void check_info(const struct answer *a)
         MUST((unsigned char)*p >= 0x20 && (unsigned char)*p != 0x7f, "info->why has a control character");
     MUST(a->info.zone.head >= FORMAT_REACH, "a zone whose head is only %llu",
          (unsigned long long)a->info.zone.head);
+    MUST(a->info.zone.head <= FORMAT_HEAD_MAX, "a zone that goes on to %llu",
+         (unsigned long long)a->info.zone.head);
+    MUST(a->info.zone.tail == UINT64_MAX || s->file.size < FORMAT_TAIL_MAX ||
+             a->info.zone.tail >= s->file.size - FORMAT_TAIL_MAX,
+         "a zone that begins at %llu", (unsigned long long)a->info.zone.tail);
 }
 
 /* Asks until the answer is final. */
@@ -142,7 +147,7 @@ void contract_probe(struct look *l, const struct subject *s, struct answer *ret)
         look_load(l, s, "probe", s->format ? VIEW_WINDOWS - 2 : VIEW_WINDOWS);
     }
     look_done(l, "probe");
-    check_info(ret);
+    check_info(s, ret);
 }
 
 void contract_probe_twice(struct look *l, const struct subject *s, struct answer *ret)

@@ -36,6 +36,8 @@ enum breach {
     LONG_WHY,
     CONTROL_WHY,
     SMALL_ZONE,
+    GREAT_ZONE,
+    EARLY_TAIL,
     WEAK_EXTENTS,
     PLAN_CODE,
     PLAN_MANY,
@@ -94,6 +96,8 @@ static const char *const messages[BREACHES] = {
     [LONG_WHY] = "does not end",
     [CONTROL_WHY] = "control character",
     [SMALL_ZONE] = "a zone whose head",
+    [GREAT_ZONE] = "a zone that goes on to",
+    [EARLY_TAIL] = "a zone that begins at",
     [WEAK_EXTENTS] = "without a header has extents",
     [PLAN_CODE] = "plan answers",
     [PLAN_MANY] = "plan: 25 extents",
@@ -195,6 +199,12 @@ static void breaks_info(struct view *v, struct format_info *info, enum probe ans
         break;
     case SMALL_ZONE:
         info->zone.head = HEAD;
+        break;
+    case GREAT_ZONE:
+        info->zone.head = FORMAT_HEAD_MAX + 1;
+        break;
+    case EARLY_TAIL:
+        info->zone.tail = v->file_size - FORMAT_TAIL_MAX - 1;
         break;
     case SEAL_ZONE:
         info->zone.head += answer == PROBE_SEALED;
