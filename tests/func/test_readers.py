@@ -117,6 +117,39 @@ def _(build):
         writable(p.b, "disk.img")
 
 
+@suite.case("commit into what another host reads is refused, rebase over it is not; a VM's own block-commit writes what it reads itself", limit=200)
+def _(build):
+    with pair(build, "wait=0") as p:
+        image(p.ds)
+        for top in ("own.qcow2", "other.qcow2"):
+            must("qemu-img", "create", "-q", "-f", "qcow2", "-b", NAME, "-F", "qcow2", p.ds.raw(top), "64M")
+        must("qemu-io", "-c", "write -P 9 2M 64k", p.ds.raw("own.qcow2"))
+        must("qemu-io", "-c", "write -P 8 3M 64k", p.ds.raw("other.qcow2"))
+        with Vm(p.ds.base, "reads", ("-drive", "file=%s,format=qcow2,if=none,id=d,readonly=on" % p.a.path(NAME), "-device", "virtio-blk,drive=d")) as vm:
+            ok(vm.connect(), "VM starts: " + vm.error())
+            refused("qemu-img", "commit", "-q", p.b.path("other.qcow2"), text="Device or resource busy")
+            p.ds.wait_free("other.qcow2")
+            must("qemu-img", "rebase", "-u", "-b", NAME, "-F", "qcow2", p.b.path("other.qcow2"))
+            p.ds.wait_free("other.qcow2")
+            must("qemu-img", "convert", "-O", "raw", p.b.path("other.qcow2"), os.path.join(p.ds.base, "copy"))
+            vm.quit()
+        drive = ("-drive", "file=%s,format=qcow2,node-name=disk,id=d0,if=none" % p.a.path("own.qcow2"), "-device", "virtio-blk,drive=d0")
+        with Vm(p.ds.base, "writes", drive) as vm:
+            ok(vm.connect(), "VM starts: " + vm.error())
+            ok(any(n.startswith("%016x-" % os.stat(p.ds.raw(NAME)).st_ino) for n in names(p.ds)), "it reads its backing file, and wants no writer: %s" % names(p.ds))
+            vm.qmp("block-commit", **{"job-id": "j", "device": "disk"})
+            wait_for(lambda: any(j["status"] == "ready" for j in vm.qmp("query-jobs")), "commit is ready", 60)
+            raises(errno.EBUSY, open_close, p.b.path(NAME))
+            vm.qmp("job-complete", id="j")
+            wait_for(lambda: not vm.qmp("query-jobs"), "commit is done", 60)
+            vm.quit()
+        p.ds.wait_settled()
+        wait_for(lambda: not names(p.ds), "the names go")
+        must("qemu-img", "commit", "-q", p.b.path("other.qcow2"))
+        p.ds.wait_settled()
+        must("qemu-io", "-r", "-c", "read -P 9 2M 64k", "-c", "read -P 8 3M 64k", p.ds.raw(NAME))
+
+
 @suite.case("who only looks keeps nobody away: by the locks that a program has, byte by byte")
 def _(build):
     with pair(build, "wait=0") as p, Proc() as reader:
