@@ -43,12 +43,17 @@ int names_make(const struct store *s, const char *dir, const char *name, const c
     r = HOOK_FAIL("names.create");
     if (r == 0)
         r = medium(io_text_create(fd, name, text, strlen(text)));
-    if (r >= 0)
+    bool made = r >= 0;
+    if (made)
         close(r); /* fsynced */
-    if (r < 0 && r != -EEXIST)
+    if (!made && r != -EEXIST)
         return r;
     r = HOOK_FAIL("names.dirsync");
-    return r < 0 ? r : medium(io_fsync(fd));
+    if (r == 0)
+        r = medium(io_fsync(fd));
+    if (r < 0 && made)
+        (void)unlinkat(fd, name, 0); /* the caller was told that there is none */
+    return r;
 }
 
 int names_each(const struct store *s, const char *dir, int (*fn)(void *arg, const char *name), void *arg)

@@ -16,7 +16,8 @@
 
 void reader_name(const struct reader *rd, char ret[READER_NAME_SIZE])
 {
-    snprintf(ret, READER_NAME_SIZE, "%016" PRIx64 "-%s.%s", rd->ino, rd->host, rd->daemon);
+    snprintf(ret, READER_NAME_SIZE, "%016" PRIx64 "-%s.%s.%" PRIu64, rd->ino, rd->host, rd->daemon,
+             rd->serial);
 }
 
 bool reader_name_parse(const char *name, struct reader *ret)
@@ -24,10 +25,14 @@ bool reader_name_parse(const char *name, struct reader *ret)
     struct reader rd = {.ino = 0};
     char again[READER_NAME_SIZE];
 
-    if (strlen(name) != READER_NAME_SIZE - 1 || !names_key(name, &rd.ino))
+    const char *host = name + NAMES_KEY_DIGITS + 1, *daemon = host + DG_UUID_LEN + 1,
+               *serial = daemon + DG_UUID_LEN + 1;
+
+    if (strlen(name) <= (size_t)(serial - name) || strlen(name) >= READER_NAME_SIZE ||
+        !names_key(name, &rd.ino) || base_u64(serial, &rd.serial) < 0 || rd.serial == 0)
         return false;
-    memcpy(rd.host, name + NAMES_KEY_DIGITS + 1, DG_UUID_LEN);
-    memcpy(rd.daemon, name + NAMES_KEY_DIGITS + 1 + DG_UUID_LEN + 1, DG_UUID_LEN);
+    memcpy(rd.host, host, DG_UUID_LEN);
+    memcpy(rd.daemon, daemon, DG_UUID_LEN);
     reader_name(&rd, again);
     if (strcmp(again, name) != 0 || !base_uuid_ok(rd.host) || !base_uuid_ok(rd.daemon))
         return false;
@@ -39,14 +44,49 @@ bool reader_name_parse(const char *name, struct reader *ret)
 
 struct text {
     char host[3 * HOST_NAME_SIZE + 1], program[3 * READER_PROGRAM_SIZE + 1], pid[24], since[32];
+    char handle[16 + 2 * IO_HANDLE_MAX + 1]; /* "<type> <hex digits>", or "-" */
     char image[4 * 1024];
 };
 
 #define TEXT_FIELDS(t)                                                                                       \
     {                                                                                                        \
         TEXT_FIELD("host", (t)->host), TEXT_FIELD("program", (t)->program), TEXT_FIELD("pid", (t)->pid),     \
-            TEXT_FIELD("since", (t)->since), TEXT_FIELD("image", (t)->image)                                 \
+            TEXT_FIELD("since", (t)->since), TEXT_FIELD("handle", (t)->handle),                              \
+            TEXT_FIELD("image", (t)->image)                                                                  \
     }
+
+static void handle_text(const struct io_handle *h, char *ret, size_t size)
+{
+    char hex[2 * IO_HANDLE_MAX + 1];
+
+    base_hex(h->bytes, h->len, hex);
+    snprintf(ret, size, h->len ? "%d %s" : "-", h->type, hex);
+}
+
+static int handle_parse(const char *text, struct io_handle *ret)
+{
+    const char *hex = strchr(text, ' ');
+    char type[16] = "";
+    uint64_t number;
+    size_t n = hex ? strlen(hex + 1) / 2 : 0;
+
+    if (strcmp(text, "-") == 0)
+        return 0;
+    if (!hex || (size_t)(hex - text) >= sizeof(type) || n < 1 || n > IO_HANDLE_MAX ||
+        strlen(hex + 1) != 2 * n)
+        return -EBADMSG;
+    memcpy(type, text, (size_t)(hex - text));
+    if (base_u64(type, &number) < 0 || number > INT32_MAX || base_unhex(hex + 1, n, ret->bytes) < 0)
+        return -EBADMSG;
+    ret->type = (int)number;
+    ret->len = (unsigned)n;
+    return 0;
+}
+
+bool reader_is_of(const struct reader_info *info, const struct io_handle *h)
+{
+    return info->handle.len == 0 || h->len == 0 || io_handle_equal(&info->handle, h);
+}
 
 int reader_make(const struct store *s, const struct reader *rd, const struct reader_info *info,
                 const char *image)
@@ -66,6 +106,7 @@ int reader_make(const struct store *s, const struct reader *rd, const struct rea
         t->image[0] = '\0'; /* too long a path: it is for people */
     snprintf(t->pid, sizeof(t->pid), "%" PRIu64, info->pid);
     snprintf(t->since, sizeof(t->since), "%s", info->since);
+    handle_text(&info->handle, t->handle, sizeof(t->handle));
     if (r == 0)
         r = text_emit(READER_MAGIC, DG_FORMAT_VERSION, f, sizeof(f) / sizeof(f[0]), text, READER_TEXT_MAX,
                       &len);
@@ -90,6 +131,8 @@ static int decode(const char *text, size_t len, struct reader_info *ret)
         r = base_unescape(t->program, strlen(t->program), info.program, sizeof(info.program));
     if (r == 0)
         r = base_u64(t->pid, &info.pid);
+    if (r == 0)
+        r = handle_parse(t->handle, &info.handle);
     if (r < 0)
         return r;
     snprintf(info.since, sizeof(info.since), "%s", t->since);
@@ -124,7 +167,8 @@ int reader_remove(const struct store *s, const struct reader *rd)
     if (dir < 0)
         return dir == -ENOENT ? 0 : dir;
     reader_name(rd, name);
-    return names_remove(dir, name);
+    int r = names_remove(dir, name);
+    return r < 0 ? r : io_fsync(dir);
 }
 
 struct listing {
@@ -175,6 +219,18 @@ int reader_counts(const struct store *s, const struct reader *rd)
     if (r == -ENOENT || r == -EBADMSG || r == -EPROTONOSUPPORT)
         return 1;
     return r < 0 ? r : strcmp(rec.daemon, rd->daemon) == 0;
+}
+
+int reader_drop(const struct store *s, const struct host *h)
+{
+    _cleanup_free_ struct reader *rd = NULL;
+    size_t n = 0;
+    int r = reader_list(s, 0, &rd, &n);
+
+    for (size_t i = 0; r == 0 && i < n; i++)
+        if (strcmp(rd[i].host, h->uuid) == 0 && strcmp(rd[i].daemon, h->daemon) == 0)
+            r = reader_remove(s, &rd[i]);
+    return r;
 }
 
 static bool is_gone(const struct reader *rd, const char *const *gone)

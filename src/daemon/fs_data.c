@@ -64,24 +64,24 @@ bool fs_data_direct(const struct handle *h, bool write, uint64_t off)
 }
 
 /* As guest data. *ret_sound false: what was read must be forgotten, and be read by image_read(). */
-static ssize_t read_direct(struct daemon *d, struct handle *h, void *buf, size_t size, uint64_t off,
-                           bool *ret_sound)
+static ssize_t read_direct(struct daemon *d, struct handle *h, const struct image_read *began, void *buf,
+                           size_t size, uint64_t off, bool *ret_sound)
 {
-    unsigned hold = image_read_hold(h);
     ssize_t n = HOOK_FAIL("data.read");
     if (n == 0)
         n = image_pread(h, buf, size, off);
-    *ret_sound = n <= 0 || image_read_sound(d, h, hold, off, (uint64_t)n) >= (uint64_t)n;
+    *ret_sound = n <= 0 || image_read_sound(d, h, began, off, (uint64_t)n) >= (uint64_t)n;
     return n;
 }
 
 /* May look at claims: not on a thread that reads requests. */
 static ssize_t read_at(struct daemon *d, struct handle *h, void *buf, size_t size, uint64_t off)
 {
+    struct image_read began = image_read_begin(h);
     bool sound;
     if (!fs_data_direct(h, false, off))
         return image_read(d, h, buf, size, off, false);
-    ssize_t n = read_direct(d, h, buf, size, off, &sound);
+    ssize_t n = read_direct(d, h, &began, buf, size, off, &sound);
     return sound ? n : image_read(d, h, buf, size, off, true);
 }
 
@@ -183,8 +183,10 @@ void fs_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse
         fuse_reply_err(req, h ? ENOMEM : EBADF);
         return;
     }
+    struct image_read began = image_read_begin(h);
     bool sound = true;
-    ssize_t n = image_is_data(h, (uint64_t)off) ? read_direct(d, h, buf, size, (uint64_t)off, &sound)
+    HOOK("read.look");
+    ssize_t n = image_is_data(h, (uint64_t)off) ? read_direct(d, h, &began, buf, size, (uint64_t)off, &sound)
                                                 : image_read(d, h, buf, size, (uint64_t)off, false);
     if (!sound) {
         doubt_later(d, req, h, size, (uint64_t)off);
@@ -357,19 +359,23 @@ static ssize_t copy_far(struct handle *in, uint64_t off_in, struct handle *out, 
     return n < 0 ? -err : n;
 }
 
-/* Lets the storage copy as much from here on as neither side must look at. 0: nothing was copied, or sealed bytes may have been: copy_head()
- * writes the right ones over them. *ret_end: that is all, a count of 0 the end of the file. */
+/* Lets the storage copy as much from here on as neither side must look at. 0: nothing was copied, or *ret_doubt bytes that may be sealed ones: copy_head()
+ * must write the right ones over them. *ret_end: that is all, a count of 0 the end of the file. */
 static ssize_t copy_sound(struct daemon *d, struct handle *in, uint64_t off_in, struct handle *out,
-                          uint64_t off_out, size_t len, unsigned flags, bool *ret_end)
+                          uint64_t off_out, size_t len, unsigned flags, bool *ret_end, size_t *ret_doubt)
 {
+    struct image_read began = image_read_begin(in);
     *ret_end = false;
     if (!image_is_data(in, off_in) || !image_is_data(out, off_out))
         return 0;
-    unsigned hold = image_read_hold(in);
-    size_t far = (size_t)image_read_sound(d, in, hold, off_in, len);
+    if (began.hold == 0) /* so much may have to be written again */
+        len = DG_MIN(len, COPY_MOST);
+    size_t far = (size_t)image_read_sound(d, in, &began, off_in, len);
     ssize_t n = far > 0 ? copy_far(in, off_in, out, off_out, far, flags) : 0;
-    if (n > 0 && image_read_sound(d, in, hold, off_in, (uint64_t)n) < (uint64_t)n)
+    if (n > 0 && image_read_sound(d, in, &began, off_in, (uint64_t)n) < (uint64_t)n) {
+        *ret_doubt = (size_t)n;
         return 0;
+    }
     *ret_end = far > 0 && (n <= 0 || (size_t)n < far);
     return n;
 }
@@ -378,13 +384,18 @@ static ssize_t copy_range(fuse_req_t req, struct handle *in, uint64_t off_in, st
                           uint64_t off_out, size_t len, unsigned flags)
 {
     struct daemon *d = daemon_of(req);
-    size_t done = 0, slow = 0; /* slow: of these, by copy_head() */
+    size_t done = 0, slow = 0,
+           must = 0; /* slow: of these, by copy_head(); must: up to where that may not stop */
     ssize_t n = 0;
     for (bool end = false; done < len && !end; done += n > 0 ? (size_t)n : 0) {
-        n = copy_sound(d, in, off_in + done, out, off_out + done, len - done, flags, &end);
+        size_t doubt = 0;
+        n = done >= must
+                ? copy_sound(d, in, off_in + done, out, off_out + done, len - done, flags, &end, &doubt)
+                : 0;
+        must = DG_MAX(must, done + doubt);
         if (n != 0 || end)
             continue;
-        if (slow >= COPY_MOST || (slow > 0 && fuse_req_interrupted(req)))
+        if (done >= must && (slow >= COPY_MOST || (slow > 0 && fuse_req_interrupted(req))))
             break;
         n = copy_head(d, in, off_in + done, out, off_out + done, len - done);
         end = n <= 0;

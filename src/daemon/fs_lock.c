@@ -360,7 +360,7 @@ static int try_get(struct get_op *op, bool last, struct flock *ret)
     if (r == 0 && ret->l_type != F_UNLCK)
         ret->l_pid = pid >= 0 ? pid : pid_of(l, ret);
     else if (r == 0)
-        r = image_reader_ask(op->d, i, &o->reader, op->lock.l_start, op->lock.l_len, ret);
+        r = image_reader_ask(op->d, i, &o->reader, op->lock.l_type, op->lock.l_start, op->lock.l_len, ret);
     if (r == -EBUSY && last) {
         image_reader_refused(op->d, i, &o->reader);
         r = 0;

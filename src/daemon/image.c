@@ -352,6 +352,7 @@ static int restore_mended(struct daemon *d, struct image *img) REQUIRES(img->hea
 int image_restore(struct daemon *d, struct image *img)
 {
     rwlock_write(&img->header);
+    image_reader_follow(d, img);
     int r = restore_mended(d, img);
     if (r == -ESTALE) {
         image_log_state(d, img, LOG_CRIT,

@@ -68,13 +68,28 @@ DG_MUST_CHECK ssize_t image_write(struct daemon *d, struct handle *h, const void
                                   uint64_t off);
 /* Guest data, as pread(2). Past the cache where it may be stale: see image_past_cache(). No lock. */
 DG_MUST_CHECK ssize_t image_pread(const struct handle *h, void *buf, size_t len, uint64_t off);
-/* How many of the len bytes at off, which were just read straight from the datastore as guest data, cannot be sealed ones (image_sound.c); all the others
- * must be forgotten, and read by image_read(). hold: what image_read_hold() said before they were read. Asks the storage for attributes, of a file that this host
- * holds not even that. */
-uint64_t image_read_sound(struct daemon *d, const struct handle *h, unsigned hold, uint64_t off,
-                          uint64_t len);
-/* Not 0: this host holds the image, or its readers keep everybody from claiming it; as long as that is the answer it has been so. No lock. */
-unsigned image_read_hold(const struct handle *h);
+/* What file and claims/ were when claim and header of a file that this host does not hold were read last. */
+struct image_look {
+    bool valid;
+    bool clean;          /* nothing was sealed */
+    bool settled;        /* a change since then shows in ctime */
+    bool claims_settled; /* in claims_ctime */
+    uint64_t size;
+    struct timespec ctime, claims_ctime;
+};
+
+/* Before anything else about a read that may go straight to the datastore, the look at the zone (image_is_data) too: what is known of the file. */
+struct image_read {
+    unsigned
+        hold; /* not 0: this host holds the image, or its readers keep everybody from claiming it; as long as the number is the same it has been so */
+    unsigned zones;         /* and as long as this one is, the zone has not become wider */
+    struct image_look look; /* where hold is 0: the last one */
+};
+struct image_read image_read_begin(const struct handle *h);
+/* And afterwards: how many of the len bytes at off cannot be sealed ones (image_sound.c); all the others must be forgotten, and read by image_read(). Asks the
+ * storage for attributes; where hold is not 0 and still true, not even that. */
+uint64_t image_read_sound(struct daemon *d, const struct handle *h, const struct image_read *began,
+                          uint64_t off, uint64_t len);
 /* May this host's cache of the file show what another host has changed since? On NFS it may, without limit in time (io.h), for every handle but those
  * of an image that this host holds, whose cache was dropped under the fence lock when it was claimed, and those that write a plain file. */
 bool image_past_cache(const struct handle *h);

@@ -364,7 +364,6 @@ static int acquire_locked(struct daemon *d, struct image *img, const struct acqu
     _cleanup_header_ struct header *h = header_new();
     if (!h)
         return -ENOMEM;
-    atomic_store(&img->alone, 0);
     if (atomic_load(&d->host_lost)) {
         image_log_refused(d, img->inode, a->what,
                           "this host has lost the lock on its record on the datastore, so another process "
@@ -388,6 +387,7 @@ static int acquire_locked(struct daemon *d, struct image *img, const struct acqu
     if (r < 0)
         return r;
     struct record *rec = img->rec;
+    atomic_store(&img->alone, 0);
     r = journal_put(d->journal, rec);
     if (r < 0)
         return r;

@@ -61,6 +61,16 @@ static void wait_idle(struct image *img, unsigned seconds)
     mutex_unlock(&img->lock);
 }
 
+/* So often a file may change under the claim that is just taken for it (another write of its own was under way), before its writer is told. */
+#define CHANGED_MAX 16u
+
+static int changed_too_often(struct daemon *d, struct image *img)
+{
+    image_log_refused(d, img->inode, "write of an image header",
+                      "the file changes again and again meanwhile");
+    return -EIO;
+}
+
 int image_convert(struct daemon *d, struct image *img, const struct opener *who)
 {
     if (!image_begin(d, img)) {
@@ -72,7 +82,7 @@ int image_convert(struct daemon *d, struct image *img, const struct opener *who)
     int r = image_acquire(d, img, &a, &stuck);
     if (r < 0) {
         image_acquire_failed(d, img, &a, stuck, r);
-        return r == -EAGAIN ? -EIO : r;
+        return r;
     }
     mutex_lock(&img->lock);
     img->holder = *who;
@@ -242,7 +252,7 @@ ssize_t image_write(struct daemon *d, struct handle *h, const void *buf, size_t 
     if (!img)
         return -ENOMEM;
     struct edit e = {.kind = EDIT_WRITE, .off = off, .len = len, .buf = buf};
-    unsigned tries = 0;
+    unsigned tries = 0, changed = 0;
     uint64_t until = base_now_ms() + DG_MAX(seconds_to_wait(d), FENCE_WAIT_MIN_S) * UINT64_C(1000);
     for (;;) {
         if (h->guarded) {
@@ -263,6 +273,8 @@ ssize_t image_write(struct daemon *d, struct handle *h, const void *buf, size_t 
         if (!becomes)
             return r;
         r = image_convert(d, img, &h->opener);
+        if (r == -EAGAIN && ++changed > CHANGED_MAX)
+            return changed_too_often(d, img);
         if (r == -EBUSY && base_now_ms() < until && wait_fence(img))
             continue;
         if (r == -EBUSY)
@@ -304,7 +316,11 @@ static int change_unguarded(struct daemon *d, struct handle *h, const struct edi
         image_log_foreign(d, h->inode, "change of an image's size");
         return -EXDEV;
     }
-    r = image_convert(d, img, &h->opener);
+    for (unsigned changed = 0; changed < CHANGED_MAX; changed++) {
+        r = image_convert(d, img, &h->opener);
+        if (r != -EAGAIN || atomic_load(&h->guarded))
+            break;
+    }
     if (r == -EBUSY)
         image_refused(d, h->inode, &h->opener, "change of an image's size", r);
     if (r == 0 || r == -EAGAIN)

@@ -39,16 +39,6 @@ struct image_stamp {
     uint64_t since_ms; /* CLOCK_MONOTONIC; 0: none */
 };
 
-/* image_sound.c: what file and claims/ were when claim and header of a file that this host does not hold were read last. */
-struct image_look {
-    bool valid;
-    bool clean;          /* nothing was sealed */
-    bool settled;        /* a change since then shows in ctime */
-    bool claims_settled; /* in claims_ctime */
-    uint64_t size;
-    struct timespec ctime, claims_ctime;
-};
-
 struct image {
     struct inode *inode; /* owner; pinned while the image is not IDLE */
     struct mutex lock;
@@ -87,8 +77,10 @@ struct image {
     bool bytes_held GUARDED_BY(header);    /* image_bytes.c: and with the guard's locks on QEMU's bytes */
     struct byte_owner *byte_owners GUARDED_BY(header); /* who of this view has locks there */
     struct image_reader *
-        readers GUARDED_BY(header);       /* who of this view reads it and wants no writer (image_reader.c) */
-    bool reader_named GUARDED_BY(header); /* the datastore says so */
+        readers GUARDED_BY(header); /* who of this view reads it and wants no writer (image_reader.c) */
+    struct image *next_reading;     /* image_table: list of images that have readers */
+    atomic_ullong
+        reader_serial; /* of the name that says so on the datastore; 0: there is none. Changed under header */
     /* Not 0: no host can seal it, nor has since this number was set, for readers keep writers away (image_reader.c). Set under header; gone before this host
      * claims it. */
     atomic_uint alone;
@@ -98,6 +90,7 @@ struct image {
 
     /* Where a write or read must be looked at (struct format_zone), for a look without lock. While the image is held: written under header held for writing. */
     atomic_ullong zone_head, zone_tail;
+    atomic_uint zones; /* how often it was made wider */
     /* image_zone.c: direct changes under way, by the epoch in which they began. epoch and draining: written under header held for writing. */
     atomic_uint n_direct[2], epoch;
     atomic_bool draining;
@@ -109,12 +102,16 @@ struct image {
     atomic_bool raw_named;     /* a name made it a raw image once */
     atomic_bool closed_logged; /* that the daemon may not open the file was reported */
     atomic_bool eio_logged;    /* an unexplained seal was reported */
+    atomic_bool reader_logged; /* that its readers' name cannot be made was reported */
     atomic_bool bytes_logged;  /* that somebody outside writes during this hold was reported */
 };
 
 struct image_table {
     struct mutex lock;
     struct image *busy GUARDED_BY(lock);
+    struct image *reading GUARDED_BY(lock);     /* image_reader.c: images that have readers */
+    atomic_ullong reader_serial;                /* the last number that a reader's name got */
+    atomic_bool readers_left;                   /* a name could not be removed */
     struct image_stamp claims GUARDED_BY(lock); /* image_sound.c: of claims/ */
 };
 
@@ -141,7 +138,8 @@ bool image_writer_add(struct image *img, struct handle *h, bool plain) EXCLUDES(
  * was lost before they had it; none is guarded, plain ones are barred. */
 DG_MUST_CHECK int image_adopt_writers(struct daemon *d, struct image *img) EXCLUDES(img->lock, img->header);
 
-/* A plain file is about to become an image under its writers' hands: claims it, without a seal yet, for all of them. */
+/* A plain file is about to become an image under its writers' hands: claims it, without a seal yet, for all of them. -EAGAIN: it changed meanwhile, or another
+ * thread is at it: look again. */
 DG_MUST_CHECK int image_convert(struct daemon *d, struct image *img, const struct opener *who)
     EXCLUDES(img->lock, img->header);
 
@@ -212,6 +210,10 @@ DG_MUST_CHECK int image_chain_needed(struct daemon *d, struct image *img, const 
 /* image_reader.c: does another process, or host, read it that wants no writer beside it? -EBUSY: yes, and the rival says who; 0 or -errno. */
 DG_MUST_CHECK int image_reader_in_way(struct daemon *d, struct image *img, const struct opener *who)
     REQUIRES(img->header) EXCLUDES(img->lock);
+/* Before the claim is freed: what its readers need then, a name on the datastore, which no other host could have wanted to see before. */
+void image_reader_follow(struct daemon *d, struct image *img) REQUIRES(img->header) EXCLUDES(img->lock);
+/* Keeper: names that are missing are made, those that nobody needs any more removed; notes where reads need not be checked. */
+void image_reader_tend(struct daemon *d);
 /* Does any held image need it? 1, 0 or -errno. */
 DG_MUST_CHECK int image_chain_guards(struct daemon *d, const struct inode *i);
 /* Is this the claim of a process that may write with this one? */
@@ -299,8 +301,10 @@ void image_look_end(struct image *img, struct image_look *look, const struct hea
 /* Where bytes can be sealed, by both. */
 struct format_zone image_look_zone(const struct header *h, const struct claim *c);
 bool image_zone_touched(const struct format_zone *zone, uint64_t off, uint64_t len);
-/* Does the last look say that nothing is sealed in this range? Whether it still counts, image_read_sound() says after the read. */
-bool image_look_covers(struct image *img, uint64_t off, uint64_t len) EXCLUDES(img->lock);
+/* In image_read.hold: by image.alone, not by a hold of this host. */
+#define IMAGE_ALONE 0x80000000u
+/* Does this look say that nothing is sealed in this range? Whether it still counts, image_read_sound() says after the read. */
+bool image_look_covers(const struct image *img, const struct image_look *look, uint64_t off, uint64_t len);
 /* No header that could be sealed: plain, or a partition table. */
 bool image_is_headless(const struct header *h);
 /* Was there ever anything to be looked at beyond the start of the file? */

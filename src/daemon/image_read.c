@@ -1,4 +1,5 @@
 /* image_read.c: reads in the zone of an image (format.h), and of files that may be one: the overlay of this host, headers that other hosts hold. */
+#include "core/hook.h"
 #include "daemon/image_priv.h"
 
 #include <fcntl.h>
@@ -174,9 +175,13 @@ static ssize_t read_foreign(struct daemon *d, struct handle *h, void *buf, size_
         return -ENOMEM;
     if (i->dev != d->store.dev)
         return image_pread(h, buf, len, off);
-    if (!doubt && image_look_covers(img, off, len)) {
+    struct image_read began = image_read_begin(h);
+    /* A hold that just ends here explains nothing. */
+    bool may = began.hold == 0 || (began.hold & IMAGE_ALONE);
+    if (!doubt && may && (began.hold || image_look_covers(img, &began.look, off, len))) {
         ssize_t n = image_pread(h, buf, len, off);
-        if (n <= 0 || image_read_sound(d, h, 0, off, (uint64_t)n) >= (uint64_t)n)
+        HOOK("read.check");
+        if (n <= 0 || image_read_sound(d, h, &began, off, (uint64_t)n) >= (uint64_t)n)
             return n;
     }
     __attribute__((cleanup(foreign_freep))) struct foreign *w = calloc(1, sizeof(*w));

@@ -21,21 +21,20 @@
 struct image_reader {
     bool may; /* through a read-only handle of a view with readers=protect */
     struct opener who;
-    /* under image->header: */
-    bool reads, denies; /* has locked 100, 201 */
-    bool listed;
+    atomic_bool reads, denies; /* has locked 100, 201; changed under image->header */
+    bool listed;               /* under image->header, as the rest */
     struct image_reader *next;
 };
 
 /* via: the handle that introduced the owner. */
 void image_reader_init(struct daemon *d, struct image_reader *rd, const struct handle *via);
 /* The owner has been granted this lock, or unlock (len 0: to the end), of a regular file. Blocks on the datastore when it becomes a reader, or is none any more. A name that
- * cannot be made is logged, and the program goes on: what it does harms no image. */
+ * cannot be made is logged, tried again by the keeper, and the program goes on: what it does harms no image. */
 void image_reader_locked(struct daemon *d, struct inode *i, struct image_reader *rd, short type, off_t start,
                          off_t len);
-/* It asks whether anybody has a lock in this range. 0: nobody that is known here; -EBUSY: the range has byte 101, and another process or host has the image for
+/* It asks whether anybody has a lock in this range that is in the way of one of this type. 0: nobody that is known here; -EBUSY: the range has byte 101, and another process or host has the image for
  * write; *ret: the byte as a lock that is in the way, with the holder's pid where it is one of this host. Or -errno. */
-DG_MUST_CHECK int image_reader_ask(struct daemon *d, struct inode *i, const struct image_reader *rd,
+DG_MUST_CHECK int image_reader_ask(struct daemon *d, struct inode *i, struct image_reader *rd, short type,
                                    off_t start, off_t len, struct flock *ret);
 /* The one log line of a reader that gives up. */
 void image_reader_refused(struct daemon *d, struct inode *i, const struct image_reader *rd);

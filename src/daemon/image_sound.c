@@ -1,6 +1,6 @@
 /* image_sound.c: may bytes that a read took straight from the datastore be sealed ones? A host that does not hold an image knows where it can be sealed
  * (the zone) from its last look at claim and header; meanwhile another host may have made an image of the file, or another image. So the bytes are read
- * first, and then it is asked whether that look still counts.
+ * first, and then it is asked whether that look, the last one before the read, still counts.
  *
  * Why that is enough. A seal is written after its claim says where (design, invariant 1), a claim is changed by link(2) and rename(2) in claims/, and both, and
  * each write of the file, set a ctime. So while the ctime of claims/ is what it was before the look, no claim has changed, and what is sealed lies where the
@@ -85,17 +85,23 @@ void image_look_end(struct image *img, struct image_look *look, const struct hea
     mutex_unlock(&img->lock);
 }
 
-#define ALONE 0x80000000u /* in the answer: by image.alone */
-
-unsigned image_read_hold(const struct handle *h)
+struct image_read image_read_begin(const struct handle *h)
 {
-    const struct image *img = atomic_load(&h->inode->image);
+    struct image *img = atomic_load(&h->inode->image);
+    struct image_read r = {.zones = img ? atomic_load(&img->zones) : 0};
     if (!img)
-        return 0;
+        return r;
     unsigned holds = atomic_load(&img->holds), alone = atomic_load(&img->alone);
-    if (alone != 0)
-        return alone | ALONE;
-    return atomic_load(&img->held) && atomic_load(&img->io_error) == 0 ? holds & ~ALONE : 0;
+    if (alone != 0) {
+        r.hold = alone | IMAGE_ALONE;
+    } else if (atomic_load(&img->held) && atomic_load(&img->io_error) == 0) {
+        r.hold = holds & ~IMAGE_ALONE;
+    } else {
+        mutex_lock(&img->lock);
+        r.look = img->look;
+        mutex_unlock(&img->lock);
+    }
+    return r;
 }
 
 /* How much from `off` on lies where no seal can be, in a file of that size. */
@@ -111,42 +117,38 @@ bool image_zone_touched(const struct format_zone *zone, uint64_t off, uint64_t l
     return off < zone->head || off > zone->tail || len > zone->tail - off;
 }
 
-bool image_look_covers(struct image *img, uint64_t off, uint64_t len)
+bool image_look_covers(const struct image *img, const struct image_look *look, uint64_t off, uint64_t len)
 {
     struct format_zone zone = image_zone(img);
-    if (!image_zone_touched(&zone, off, len))
-        return true;
-    mutex_lock(&img->lock);
-    bool clean = img->look.valid && img->look.clean;
-    mutex_unlock(&img->lock);
-    return clean;
+    return !image_zone_touched(&zone, off, len) || (look->valid && look->clean);
 }
 
-uint64_t image_read_sound(struct daemon *d, const struct handle *h, unsigned hold, uint64_t off, uint64_t len)
+uint64_t image_read_sound(struct daemon *d, const struct handle *h, const struct image_read *began,
+                          uint64_t off, uint64_t len)
 {
     const struct inode *i = h->inode;
-    struct image *img = atomic_load(&i->image);
+    const struct image *img = atomic_load(&i->image);
+    const struct image_look *look = &began->look;
+    struct stat st;
     if (i->dev != d->store.dev)
         return len; /* nothing is sealed there */
-    if (hold != 0 && image_read_hold(h) == hold)
-        return len;
+    if (began->hold != 0) {
+        struct image_read now = image_read_begin(h);
+        return now.hold == began->hold && now.zones == began->zones ? len : 0;
+    }
     /* A plain writer has the fence: nobody can have claimed the file. */
     if (h->writer && h->plain && !atomic_load(&h->guarded) && !atomic_load(&h->barred))
         return len;
-    if (!img || !image_look_covers(img, off, len))
+    if (!img || !image_look_covers(img, look, off, len))
         return 0;
-
-    struct stat st;
+    HOOK("read.stat"); /* so that tests can count them */
     if (io_fresh_stat(h->fd, &st) < 0)
         return 0;
-    mutex_lock(&img->lock);
-    struct image_look look = img->look;
-    mutex_unlock(&img->lock);
-    bool same = look.valid && (uint64_t)st.st_size == look.size && same_time(&st.st_ctim, &look.ctime);
-    if (same && look.settled)
+    bool same = look->valid && (uint64_t)st.st_size == look->size && same_time(&st.st_ctim, &look->ctime);
+    if (same && look->settled)
         return len;
     uint64_t good = same ? len : beyond_seals(off, len, (uint64_t)st.st_size);
-    if (good == 0 || !look.valid || !look.claims_settled || io_fresh_stat(d->store.claims_fd, &st) < 0)
+    if (good == 0 || !look->valid || !look->claims_settled || io_fresh_stat(d->store.claims_fd, &st) < 0)
         return 0;
-    return same_time(&st.st_ctim, &look.claims_ctime) ? good : 0;
+    return same_time(&st.st_ctim, &look->claims_ctime) ? good : 0;
 }

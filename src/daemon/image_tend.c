@@ -173,10 +173,12 @@ static void runner(void *arg)
     mutex_lock(&t->lock);
     while (due_take_locked(t, &img)) {
         mutex_unlock(&t->lock);
-        if (img)
+        if (img) {
             tend_one(t->d, img);
-        else
+        } else {
             image_tend_plain(t->d);
+            image_reader_tend(t->d);
+        }
         mutex_lock(&t->lock);
         *(img ? &img->tended : &t->plain_tended) = false;
         mutex_unlock(&t->lock);

@@ -58,8 +58,10 @@ void image_zone_set(struct image *img, const struct format_zone *zone)
     struct format_zone was = image_zone(img);
     atomic_store(&img->zone_head, zone->head);
     atomic_store(&img->zone_tail, zone->tail);
-    if (zone->head > was.head || zone->tail < was.tail)
+    if (zone->head > was.head || zone->tail < was.tail) {
+        atomic_fetch_add(&img->zones, 1); /* for reads under way: image_read_sound() */
         image_drain(img);
+    }
 }
 
 void image_zone_seen(struct image *img, const struct format_zone *zone)

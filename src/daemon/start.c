@@ -329,8 +329,10 @@ static unsigned stop(struct daemon *d)
         pool_drain(d->pool);
     }
     unsigned left = d->images && d->journal ? image_shutdown(d) : 0;
-    if (d->images && d->journal)
-        sweep_readers(d); /* of handles that were never closed */
+    int names = d->images && d->journal ? reader_drop(&d->store, &d->host)
+                                        : 0; /* of handles that were never closed */
+    if (names < 0)
+        log_msg(LOG_INFO, "names of readers stay until this host's next start: %s", strerror(-names));
     if (left > 0)
         log_msg(LOG_ERR, "%u images are left sealed: the next start tries again, or run: fsck.diskguard %s",
                 left, d->opt.datastore);

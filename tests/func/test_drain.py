@@ -107,5 +107,45 @@ def becomes(build):
     overtaken(build, write_back, plain)
 
 
+@suite.case("the write that is waited for makes another image of the file than the one that was about to be claimed: both writes are done")
+def changed(build):
+    """A parallel copy of a fixed VHD with a partition table: its footer is under way when its first block is written."""
+    hooked(build)
+    with pair(build, "wait=0", "raw=auto", settled=False) as p:
+        vhd = os.path.join(p.ds.base, "vhd")
+        must("qemu-img", "create", "-q", "-f", "vpc", "-o", "subformat=fixed,force_size=on", vhd, "8M")
+        full = bytearray(read_at(vhd, 0, os.path.getsize(vhd)))
+        full[446:462] = bytes((0, 0, 0, 0, 0x83, 0, 0, 0, 1, 0, 0, 0, 0, 16, 0, 0))
+        full[510:512] = b"\x55\xaa"
+        end, page = len(full), (len(full) - 512) // LENGTH * LENGTH
+        with open(p.ds.raw("file"), "wb") as f:
+            f.truncate(end)
+        arm, log = os.path.join(p.ds.base, "arm"), os.path.join(p.ds.base, "log")
+        p.a.stop()
+        p.a.start(DISKGUARD_HOOK_ARM=arm, DISKGUARD_HOOK_WAIT=HOOK + ":1", DISKGUARD_HOOK_LOG=log)
+        fd = os.open(p.a.path("file"), RDWR)
+        direct = os.open(p.a.path("file"), RDWR | os.O_DIRECT)
+
+        def footer():
+            with mmap.mmap(fd, end - page, offset=page) as m:
+                m[:] = bytes(full[page:])
+            eq(dgops.libc.sync_file_range(fd, ctypes.c_int64(page), ctypes.c_int64(end - page), WRITE_AND_WAIT), 0, "sync_file_range")
+        open(arm, "wb").close()
+        try:
+            first = Other(footer)
+            wait_for(lambda: HOOK in hooks_of(log), "the footer waits")
+            second = Other(os.pwrite, fd, bytes(full[:LENGTH]), 0)
+            wait_for(lambda: not second.is_alive() or "image.drain" in hooks_of(log), "the first block waits for it, or is done")
+        finally:
+            os.unlink(arm)
+        first.result()
+        second.result()
+        os.fsync(fd)
+        os.close(direct)
+        os.close(fd)
+        p.ds.wait_settled()
+        ok(read_at(p.ds.raw("file"), 0, end) == bytes(full), "the file afterwards")
+
+
 if __name__ == "__main__":
     suite.main()

@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 import threading
+import zlib
 
 from dgqemu import QemuIo, Vm, make_qcow2
 from dgtest import Proc, Skip, Suite, eq, must, ok, pair, raises, refused, run, wait_for
@@ -193,11 +194,6 @@ def _(build):
 
 @suite.case("the reader's own process may write, others of its host with writers=host; readers=ignore keeps nobody away")
 def _(build):
-    def declare(proc, view):
-        fd = proc.call("open", view.path(NAME), RDONLY)
-        for byte in (100, 201):
-            proc.call("lock", fd, READ, byte, 1)
-        return fd
     with pair(build, "wait=0") as p, Proc() as one:
         image(p.ds)
         declare(one, p.a)
@@ -285,11 +281,11 @@ def _(build):
                 writable(view)
                 p.ds.wait_free(NAME)
         # Of a daemon of that host that is gone.
-        with open(p.ds.raw(".diskguard/readers/%016x-%s.%s" % (os.stat(p.ds.raw(NAME)).st_ino, p.a.host.uuid, "0" * 8 + "-0000-4000-8000-" + "0" * 12)), "w"):
+        with open(p.ds.raw(".diskguard/readers/%016x-%s.%s.1" % (os.stat(p.ds.raw(NAME)).st_ino, p.a.host.uuid, "0" * 8 + "-0000-4000-8000-" + "0" * 12)), "w"):
             pass
         writable(p.b)
         # Of a host that nobody knows, with a text that does not decode: nobody can tell, so it counts.
-        unknown = p.ds.raw(".diskguard/readers/%016x-%s.%s" % (os.stat(p.ds.raw(NAME)).st_ino, "00000000-0000-4000-8000-00000000000a", "00000000-0000-4000-8000-00000000000b"))
+        unknown = p.ds.raw(".diskguard/readers/%016x-%s.%s.1" % (os.stat(p.ds.raw(NAME)).st_ino, "00000000-0000-4000-8000-00000000000a", "00000000-0000-4000-8000-00000000000b"))
         with open(unknown, "w") as f:
             f.write("torn")
         for view in p.views:
@@ -332,6 +328,118 @@ def _(build):
             reader.do("read -P 7 0 1M")
             reader.close()
         writable(p.b)
+
+
+def declare(proc, view, name=NAME):
+    fd = proc.call("open", view.path(name), RDONLY)
+    for byte in (100, 201):
+        proc.call("lock", fd, READ, byte, 1)
+    return fd
+
+
+@suite.case("a name that could not be made, or removed, the first time: nobody is locked out for ever, and nobody left unprotected")
+def _(build):
+    if not build.hooks:
+        raise Skip("needs -Dhooks=true")
+    for hook in ("names.create", "names.dirsync", "names.remove"):
+        with pair(build, "wait=0") as p, Proc() as one, Proc() as two:
+            image(p.ds)
+            p.a.stop()
+            p.a.start(DISKGUARD_HOOK_FAIL="%s:1:%d" % (hook, errno.EIO))
+            fd = declare(one, p.a)
+            if hook == "names.dirsync":
+                eq(names(p.ds), [], "what could not be made durable is not there")
+            if hook != "names.remove":
+                declare(two, p.a)  # the first one has none: this one gets one
+                eq(len(names(p.ds)), 1, hook)
+                raises(errno.EBUSY, open_close, p.b.path(NAME))
+                one.call("close", fd)
+                raises(errno.EBUSY, open_close, p.b.path(NAME))
+                two.kill()
+            else:
+                one.call("close", fd)
+                p.a.wait_log("the name of a reader of inode .* could not be removed")
+            wait_for(lambda: not names(p.ds), "the keeper removes what is left")
+            writable(p.b)
+
+
+@suite.case("a name that was taken away by mistake is made again, loudly; one of another daemon of this host is left alone at the end")
+def _(build):
+    with pair(build, "wait=0") as p, Proc() as one:
+        image(p.ds)
+        declare(one, p.a)
+        os.unlink(p.ds.raw(".diskguard/readers/" + names(p.ds)[0]))
+        p.a.wait_log("'disk.qcow2' is read by pid %d, which wants no writer beside it, and the name that says so was removed.*protected again" % one.pid)
+        eq(len(names(p.ds)), 1, "names")
+        raises(errno.EBUSY, open_close, p.b.path(NAME))
+        os.unlink(p.ds.raw(".diskguard/readers/" + names(p.ds)[0]))
+        with Proc() as writer:
+            fd = writer.call("open", p.b.path(NAME), RDWR)
+            p.a.wait_log("another host has it for write now: what is read here may be wrong")
+            writer.call("close", fd)
+        other = re.sub(r"\.[0-9a-f-]{36}\.[0-9]+$", ".00000000-0000-4000-8000-00000000000b.1", names(p.ds)[0])
+        with open(p.ds.raw(".diskguard/readers/" + other), "w"):
+            pass
+        one.kill()
+        p.a.stop()
+        eq(names(p.ds), [other], "names")
+        p.a.start()
+        eq(names(p.ds), [], "names after a start, which alone knows that no other daemon of this host lives")
+
+
+@suite.case("a name is of one file, not of the next one that gets its inode number")
+def _(build):
+    with pair(build, "wait=0") as p, Proc() as one:
+        image(p.ds)
+        declare(one, p.a)
+        with open(p.ds.raw(".diskguard/readers/" + names(p.ds)[0]), "rb") as f:
+            text = f.read()
+        name = names(p.ds)[0].rsplit(".", 1)[0] + ".99"
+        one.kill()
+        wait_for(lambda: not names(p.ds), "the name goes")
+        lines = text.split(b"\n")
+        at = next(i for i, line in enumerate(lines) if line.startswith(b"handle="))
+        for handle, free in ((lines[at], False), (lines[at][:-2] + (b"00" if lines[at][-2:] != b"00" else b"01"), True)):
+            lines[at] = handle
+            body = b"\n".join(lines[:-2]) + b"\n"
+            with open(p.ds.raw(".diskguard/readers/" + name), "wb") as f:
+                f.write(body + b"sum=%08x\n" % zlib.crc32(body))
+            if free:
+                writable(p.b)
+            else:
+                raises(errno.EBUSY, open_close, p.b.path(NAME))
+            os.unlink(p.ds.raw(".diskguard/readers/" + name))
+
+
+@suite.case("reading alone costs no look: also after a refused open here, and of what this host has held before")
+def _(build):
+    if not build.hooks:
+        raise Skip("needs -Dhooks=true")
+    with pair(build, "wait=0") as p, Proc() as one:
+        image(p.ds)
+        log = os.path.join(p.ds.base, "log")
+        p.a.stop()
+        p.a.start(DISKGUARD_HOOK_LOG=log, DISKGUARD_HOOK_ARM=p.ds.base)
+        count = lambda: sum(line.endswith(" read.stat\n") for line in open(log))
+
+        def free_of_cost():
+            fd = os.open(p.a.path(NAME), RDONLY)
+            before = count()
+            for k in range(50):
+                os.pread(fd, 4096, (k + 16) * 4096)
+            after = count()
+            os.close(fd)
+            return after == before
+        ok(not free_of_cost(), "who only looks pays")
+        rw = one.call("open", p.a.path(NAME), RDWR)
+        declare(one, p.a)
+        eq(names(p.ds), [], "no name while its own process holds it")
+        one.call("close", rw)
+        wait_for(lambda: len(names(p.ds)) == 1, "a name before it is free")
+        p.ds.wait_settled()
+        wait_for(free_of_cost, "reads that cost nothing")
+        raises(errno.EBUSY, open_close, p.a.path(NAME))
+        ok(free_of_cost(), "after an open that was refused")
 
 
 @suite.case("of a reader and a writer that race one sees the other, wherever that one stops")

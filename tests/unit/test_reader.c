@@ -19,7 +19,7 @@ static void setup(void)
     cr_assert_eq(tempstore_make(&temp), 0);
     a = tempstore_host(0xa);
     b = tempstore_host(0xb);
-    one = (struct reader){.ino = INO};
+    one = (struct reader){.ino = INO, .serial = 70};
     memcpy(one.host, a.uuid, sizeof(one.host));
     memcpy(one.daemon, a.daemon, sizeof(one.daemon));
 }
@@ -29,8 +29,11 @@ static void teardown(void)
     tempstore_remove(&temp);
 }
 
-static const struct reader_info info = {
-    .host_name = "the host", .program = "a b%", .since = "2026-01-02T03:04:05Z", .pid = 4711};
+static const struct reader_info info = {.handle = {.type = 129, .len = 3, .bytes = {1, 0xfe, 3}},
+                                        .host_name = "the host",
+                                        .program = "a b%",
+                                        .since = "2026-01-02T03:04:05Z",
+                                        .pid = 4711};
 
 static size_t count(uint64_t ino)
 {
@@ -58,9 +61,9 @@ Test(reader, names, .init = setup, .fini = teardown)
     struct reader rd = {.ino = 0};
 
     reader_name(&one, good);
-    cr_assert_eq(strlen(good), READER_NAME_SIZE - 1);
     cr_assert(reader_name_parse(good, &rd));
-    cr_assert(rd.ino == INO && strcmp(rd.host, a.uuid) == 0 && strcmp(rd.daemon, a.daemon) == 0);
+    cr_assert(rd.ino == INO && rd.serial == 70 && strcmp(rd.host, a.uuid) == 0 &&
+              strcmp(rd.daemon, a.daemon) == 0);
     for (size_t i = 0; i < strlen(good); i++) { /* one spelling: no other byte anywhere, no other length */
         static const char other[] = "gG-.Z/ ";
         for (const char *p = other; *p; p++) {
@@ -72,10 +75,17 @@ Test(reader, names, .init = setup, .fini = teardown)
         }
         memcpy(bad, good, sizeof(good));
         bad[i] = '\0';
+        cr_assert(i == strlen(good) - 1 || !reader_name_parse(bad, &rd), "%s", bad);
+    }
+    static const char *const tail[] = {"x", " ", ".1", "99999999999999999999"};
+    for (size_t i = 0; i < sizeof(tail) / sizeof(tail[0]); i++) {
+        snprintf(bad, sizeof(bad), "%s%s", good, tail[i]);
         cr_assert(!reader_name_parse(bad, &rd), "%s", bad);
     }
-    snprintf(bad, sizeof(bad), "%sx", good);
-    cr_assert(!reader_name_parse(bad, &rd));
+    for (size_t cut = 1; cut <= 2; cut++) { /* without a number; a number that begins with 0 */
+        snprintf(bad, sizeof(bad), "%.*s%s", (int)(strlen(good) - 2), good, cut == 1 ? "" : "070");
+        cr_assert(!reader_name_parse(bad, &rd), "%s", bad);
+    }
 }
 
 Test(reader, made_listed_looked_at_and_removed, .init = setup, .fini = teardown)
@@ -95,6 +105,10 @@ Test(reader, made_listed_looked_at_and_removed, .init = setup, .fini = teardown)
     reader_look(S, &one, &got);
     cr_assert(strcmp(got.host_name, info.host_name) == 0 && strcmp(got.program, info.program) == 0 &&
               strcmp(got.since, info.since) == 0 && got.pid == info.pid);
+    struct io_handle other = info.handle, none = {.len = 0};
+    cr_assert(reader_is_of(&got, &info.handle) && reader_is_of(&got, &none));
+    other.bytes[2]++;
+    cr_assert(!reader_is_of(&got, &other));
     cr_assert_eq(reader_remove(S, &one), 0);
     cr_assert_eq(count(INO), 0);
     cr_assert_eq(reader_remove(S, &one), 0);
@@ -113,6 +127,7 @@ Test(reader, a_text_that_does_not_decode_names_the_host, .init = setup, .fini = 
     close(dir);
     reader_look(S, &one, &got);
     cr_assert_str_eq(got.host_name, a.uuid);
+    cr_assert(reader_is_of(&got, &info.handle)); /* nobody can tell */
     cr_assert(got.pid == 0 && got.program[0] == '\0' && got.since[0] == '\0');
     run_daemon(&a);
     reader_look(S, &one, &got);
@@ -159,4 +174,19 @@ Test(reader, sweep, .init = setup, .fini = teardown)
     run_daemon(&again);
     cr_assert_eq(reader_sweep(S, NULL, false, &n), 0);
     cr_assert(n == 1 && count(0) == 1);
+}
+
+Test(reader, a_daemon_that_ends_drops_its_own, .init = setup, .fini = teardown)
+{
+    struct reader later = one, other = one;
+
+    later.serial++;
+    other.daemon[0] = other.daemon[0] == '1' ? '2' : '1';
+    cr_assert_eq(reader_make(S, &one, &info, "x"), 0);
+    cr_assert_eq(reader_make(S, &later, &info, "x"), 0);
+    cr_assert_eq(reader_make(S, &other, &info, "x"), 0);
+    cr_assert_eq(reader_drop(S, &a), 0);
+    cr_assert_eq(count(0), 1);
+    cr_assert_eq(reader_remove(S, &other), 0);
+    cr_assert_eq(count(0), 0);
 }
