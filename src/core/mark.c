@@ -36,44 +36,23 @@ int mark_make(const struct store *s, const struct mark *m, const char *text)
 
 /* ---- listings ---- */
 
-struct listing {
-    uint64_t below;
-    struct mark *mark;
-    size_t n, room;
-};
-
-static int see(void *arg, const char *name)
+/* arg: the file below that is wanted, or 0. */
+static bool take(void *arg, const char *name, void *ret)
 {
-    struct listing *l = arg;
-    struct mark m;
+    const uint64_t *below = arg;
+    struct mark *one = ret;
 
-    if (!mark_name_parse(name, &m) || (l->below != 0 && m.below != l->below))
-        return 0;
-    if (l->n == l->room) {
-        size_t room = l->room ? 2 * l->room : 16;
-        struct mark *grown = reallocarray(l->mark, room, sizeof(*grown));
-
-        if (!grown)
-            return -ENOMEM;
-        l->mark = grown;
-        l->room = room;
-    }
-    l->mark[l->n++] = m;
-    return 0;
+    return mark_name_parse(name, one) && (*below == 0 || one->below == *below);
 }
 
 int mark_list(const struct store *s, uint64_t below, struct mark **ret, size_t *ret_n)
 {
-    struct listing l = {.below = below};
-    int r = names_each(s, MARK_DIR, see, &l);
+    void *items = NULL;
+    int r = names_list(s, MARK_DIR, sizeof(**ret), take, &below, &items, ret_n);
 
-    if (r < 0) {
-        free(l.mark);
-        return r;
-    }
-    *ret = l.mark;
-    *ret_n = l.n;
-    return 0;
+    if (r == 0)
+        *ret = items;
+    return r;
 }
 
 int mark_counts(const struct store *s, const struct mark *m, struct claim *ret)

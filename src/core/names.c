@@ -65,6 +65,46 @@ int names_each(const struct store *s, const char *dir, int (*fn)(void *arg, cons
     return medium(io_fresh_dir(fd, fn, arg));
 }
 
+struct listing {
+    size_t item, n, room;
+    bool (*take)(void *arg, const char *name, void *ret);
+    void *arg;
+    char *items;
+};
+
+static int see(void *arg, const char *name)
+{
+    struct listing *l = arg;
+
+    if (l->n == l->room) {
+        size_t room = l->room ? 2 * l->room : 16;
+        char *grown = reallocarray(l->items, room, l->item);
+
+        if (!grown)
+            return -ENOMEM;
+        l->items = grown;
+        l->room = room;
+    }
+    if (l->take(l->arg, name, l->items + l->n * l->item))
+        l->n++;
+    return 0;
+}
+
+int names_list(const struct store *s, const char *dir, size_t item,
+               bool (*take)(void *arg, const char *name, void *ret), void *arg, void **ret, size_t *ret_n)
+{
+    struct listing l = {.item = item, .take = take, .arg = arg};
+    int r = names_each(s, dir, see, &l);
+
+    if (r < 0) {
+        free(l.items);
+        return r;
+    }
+    *ret = l.items;
+    *ret_n = l.n;
+    return 0;
+}
+
 int names_remove(int dir_fd, const char *name)
 {
     int r = HOOK_FAIL("names.remove");

@@ -18,6 +18,11 @@ DG_MUST_CHECK int names_make(const struct store *s, const char *dir, const char 
 DG_MUST_CHECK int names_each(const struct store *s, const char *dir, int (*fn)(void *arg, const char *name),
                              void *arg);
 
+/* An array of what take() makes of each name (item: size of one): true: it is in. *ret is freed by the caller. 0 or -errno. */
+DG_MUST_CHECK int names_list(const struct store *s, const char *dir, size_t item,
+                             bool (*take)(void *arg, const char *name, void *ret), void *arg, void **ret,
+                             size_t *ret_n);
+
 /* dir_fd from names_open(). Not made durable. 0, also where it is gone already, or -errno. */
 DG_MUST_CHECK int names_remove(int dir_fd, const char *name);
 

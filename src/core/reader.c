@@ -171,44 +171,23 @@ int reader_remove(const struct store *s, const struct reader *rd)
     return r < 0 ? r : io_fsync(dir);
 }
 
-struct listing {
-    uint64_t ino;
-    struct reader *reader;
-    size_t n, room;
-};
-
-static int see(void *arg, const char *name)
+/* arg: the inode number that is wanted, or 0. */
+static bool take(void *arg, const char *name, void *ret)
 {
-    struct listing *l = arg;
-    struct reader rd;
+    const uint64_t *ino = arg;
+    struct reader *one = ret;
 
-    if (!reader_name_parse(name, &rd) || (l->ino != 0 && rd.ino != l->ino))
-        return 0;
-    if (l->n == l->room) {
-        size_t room = l->room ? 2 * l->room : 16;
-        struct reader *grown = reallocarray(l->reader, room, sizeof(*grown));
-
-        if (!grown)
-            return -ENOMEM;
-        l->reader = grown;
-        l->room = room;
-    }
-    l->reader[l->n++] = rd;
-    return 0;
+    return reader_name_parse(name, one) && (*ino == 0 || one->ino == *ino);
 }
 
 int reader_list(const struct store *s, uint64_t ino, struct reader **ret, size_t *ret_n)
 {
-    struct listing l = {.ino = ino};
-    int r = names_each(s, READER_DIR, see, &l);
+    void *items = NULL;
+    int r = names_list(s, READER_DIR, sizeof(**ret), take, &ino, &items, ret_n);
 
-    if (r < 0) {
-        free(l.reader);
-        return r;
-    }
-    *ret = l.reader;
-    *ret_n = l.n;
-    return 0;
+    if (r == 0)
+        *ret = items;
+    return r;
 }
 
 int reader_counts(const struct store *s, const struct reader *rd)

@@ -12,6 +12,7 @@ import zlib
 
 from dgqemu import QemuIo, Vm, make_qcow2
 from dgtest import Proc, Skip, Suite, eq, must, ok, pair, raises, refused, run, wait_for
+from test_chain import open_close, writable
 from test_fence import stopped
 
 suite = Suite(__file__)
@@ -25,10 +26,6 @@ NAME = "disk.qcow2"
 def names(ds):
     folder = ds.raw(".diskguard/readers")
     return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-
-
-def open_close(path, flags=RDWR):
-    os.close(os.open(path, flags))
 
 
 def kept(view, name=NAME):
@@ -46,17 +43,6 @@ def kept(view, name=NAME):
     must("qemu-img", "info", path)
     if name == NAME:
         must("qemu-img", "check", "-q", "-f", "qcow2", path)
-
-
-def writable(view, name=NAME):
-    def tried():
-        try:
-            open_close(view.path(name))
-            return True
-        except OSError as e:
-            eq(e.errno, errno.EBUSY, "errno")
-            return False
-    wait_for(tried, "%s can be opened for write on %s again" % (name, view.host.name))
 
 
 def image(ds, name=NAME):
@@ -92,7 +78,7 @@ def _(build):
             second.close()
         wait_for(lambda: not names(p.ds), "the name goes")
         for view in p.views:
-            writable(view)
+            writable(view, NAME)
         eq(ctl(p.b, "show", p.b.path(NAME))["readers"], [], "readers afterwards")
 
 
@@ -156,7 +142,7 @@ def _(build):
     with pair(build, "wait=0") as p, Proc() as reader:
         image(p.ds)
         fd = reader.call("open", p.a.path(NAME), RDONLY)
-        writable(p.b)
+        writable(p.b, NAME)
         for bytes_, protects in (((201, 203), False), ((100,), False), ((100, 201), True), ((201, 100), True), ((100, 203), False), ((100, 200, 202), False)):
             for byte in bytes_:
                 reader.call("lock", fd, READ, byte, 1)
@@ -165,7 +151,7 @@ def _(build):
                 raises(errno.EBUSY, open_close, p.b.path(NAME))
                 reader.call("lock", fd, NONE, bytes_[1], 1)
                 eq(names(p.ds), [], "names after the unlock of %d" % bytes_[1])
-            writable(p.b)
+            writable(p.b, NAME)
             for byte in bytes_:
                 reader.call("lock", fd, NONE, byte, 1)
         # A handle that is open for write is no reader: its claim says more.
@@ -189,7 +175,7 @@ def _(build):
                 must(*command, p.a.path(NAME))
                 writer.call("close", w)
             p.ds.wait_settled()
-        writable(p.b)
+        writable(p.b, NAME)
 
 
 @suite.case("the reader's own process may write, others of its host with writers=host; readers=ignore keeps nobody away")
@@ -204,7 +190,7 @@ def _(build):
     with pair(build, "wait=0", "writers=host") as p, Proc() as one:
         image(p.ds)
         declare(one, p.a)
-        writable(p.a)
+        writable(p.a, NAME)
         p.ds.wait_free(NAME)
         raises(errno.EBUSY, open_close, p.b.path(NAME))
     with pair(build, "wait=0", "readers=ignore") as p, Proc() as one:
@@ -212,7 +198,7 @@ def _(build):
         declare(one, p.a)
         eq(names(p.ds), [], "names")
         for view in p.views:
-            writable(view)
+            writable(view, NAME)
             p.ds.wait_free(NAME)
     refused(*build.command(build.diskguard, "-o", "readers=perhaps", "/", "/"), text="readers=perhaps: must be protect or ignore")
 
@@ -278,12 +264,12 @@ def _(build):
             p.a.start()
             eq(names(p.ds), [], "after the start of its own host")
             for view in p.views:
-                writable(view)
+                writable(view, NAME)
                 p.ds.wait_free(NAME)
         # Of a daemon of that host that is gone.
         with open(p.ds.raw(".diskguard/readers/%016x-%s.%s.1" % (os.stat(p.ds.raw(NAME)).st_ino, p.a.host.uuid, "0" * 8 + "-0000-4000-8000-" + "0" * 12)), "w"):
             pass
-        writable(p.b)
+        writable(p.b, NAME)
         # Of a host that nobody knows, with a text that does not decode: nobody can tell, so it counts.
         unknown = p.ds.raw(".diskguard/readers/%016x-%s.%s.1" % (os.stat(p.ds.raw(NAME)).st_ino, "00000000-0000-4000-8000-00000000000a", "00000000-0000-4000-8000-00000000000b"))
         with open(unknown, "w") as f:
@@ -292,7 +278,7 @@ def _(build):
             raises(errno.EBUSY, open_close, view.path(NAME))
         os.unlink(unknown)
         for view in p.views:
-            writable(view)
+            writable(view, NAME)
             p.ds.wait_free(NAME)
 
 
@@ -308,7 +294,7 @@ def _(build):
         p.a.signal(signal.SIGTERM)
         p.a.wait_end()
         eq(names(p.ds), [], "names of a view that is gone")
-        writable(p.b)
+        writable(p.b, NAME)
         one.kill()
         p.a.forget()
         p.a.start()
@@ -327,7 +313,7 @@ def _(build):
             raises(errno.EBUSY, open_close, p.a.path(NAME))
             reader.do("read -P 7 0 1M")
             reader.close()
-        writable(p.b)
+        writable(p.b, NAME)
 
 
 def declare(proc, view, name=NAME):
@@ -360,7 +346,7 @@ def _(build):
                 one.call("close", fd)
                 p.a.wait_log("the name of a reader of inode .* could not be removed")
             wait_for(lambda: not names(p.ds), "the keeper removes what is left")
-            writable(p.b)
+            writable(p.b, NAME)
 
 
 @suite.case("a name that was taken away by mistake is made again, loudly; one of another daemon of this host is left alone at the end")
@@ -405,7 +391,7 @@ def _(build):
             with open(p.ds.raw(".diskguard/readers/" + name), "wb") as f:
                 f.write(body + b"sum=%08x\n" % zlib.crc32(body))
             if free:
-                writable(p.b)
+                writable(p.b, NAME)
             else:
                 raises(errno.EBUSY, open_close, p.b.path(NAME))
             os.unlink(p.ds.raw(".diskguard/readers/" + name))
