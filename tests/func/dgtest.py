@@ -154,13 +154,7 @@ def is_sealed(path):
 class Proc:
     """A process that carries out file-system calls one at a time (dgops.py)."""
 
-    def __init__(self, uid=None, gid=None, groups=(), name=None):
-        """name: that of its executable, a copy of the interpreter."""
-        program, env = [sys.executable, "-S", "-E"], None
-        if name:
-            copy = os.path.join(suite_tmp(), name)
-            shutil.copy(os.path.realpath(sys.executable), copy)
-            program, env = [copy, "-S"], dict(os.environ, PYTHONHOME=sys.base_prefix)
+    def __init__(self, uid=None, gid=None, groups=(), program=(sys.executable, "-S", "-E"), env=None):
         self.p = subprocess.Popen([*program, os.path.join(HERE, "dgops.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
         guardian.process(self.p.pid)
         self.pid = self.p.pid

@@ -4,9 +4,12 @@ for a holder, and for how long."""
 import errno
 import fcntl
 import os
+import shutil
+import sys
 import time
 
-from dgtest import Fail, Proc, SharedPair, Suite, View, Host, Datastore, eq, is_sealed, must, ok, pair, raises, read_at, wait_for
+import guardian
+from dgtest import Datastore, Host, Proc, SharedPair, Suite, View, eq, is_sealed, must, ok, pair, raises, read_at, suite_tmp, wait_for
 
 suite = Suite(__file__)
 shared = SharedPair()
@@ -23,8 +26,15 @@ def claim(ds, name):
     return ds.claims().get(os.stat(ds.raw(name)).st_ino)
 
 
+def named(name, **kw):
+    """A process whose executable has this name: a copy of the interpreter."""
+    copy = os.path.join(suite_tmp(), name)
+    shutil.copy(os.path.realpath(sys.executable), copy)
+    return Proc(program=[copy, "-S"], env=dict(os.environ, PYTHONHOME=sys.base_prefix), **kw)
+
+
 def manager():
-    return Proc(name=NAME)
+    return named(NAME)
 
 
 @suite.case("a manager's handle claims nothing: idle image, open, lock, read, close")
@@ -192,7 +202,7 @@ def who(build):
         ds.wait_free(name)
         return sealed
 
-    with Proc(name="keeper") as m, Proc(name="keeper", uid=65534) as user, Proc() as other:
+    with named("keeper") as m, named("keeper", uid=65534) as user, Proc() as other:
         exe = os.readlink("/proc/%d/exe" % m.pid)
         for option, wanted in (("managers=keeper", False), ("managers=x:%s" % exe, False), ("managers=/opt%s" % exe, True), ("managers=none", True), (None, True)):
             view = View(ds, Host(ds.base, "h"), [option] if option else [])
@@ -288,7 +298,6 @@ def subtype(build):
     ds = Datastore(build)
     view = View(ds, Host(ds.base, "a"), ["subtype=glusterfs"])
     name = image(ds, "typed.qcow2")
-    import guardian  # pylint: disable=import-outside-toplevel
     eq(guardian.mounts()[view.mnt][1], "fuse.glusterfs", "type of the mount")
     with Proc() as holder, Proc() as other:
         holder.call("open", view.path(name), WRITE)
