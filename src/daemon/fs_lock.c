@@ -8,7 +8,7 @@
  *   - flock where the fence lock itself is one (OCFS2), and on GFS2, where it hangs (design section 6),
  *   - everything where the backing file system has no locks.
  * flock where it is one name space with byte locks (NFS): a byte lock of all that lies below the fence, on the owner's own descriptor, which never
- * carries the fence. It meets the flock of other hosts and views as a flock would. Elsewhere it goes to the handle's descriptor.
+ * carries the fence. It meets the flock of other hosts and views as a flock would. Elsewhere it is an flock of that descriptor: the handle's own may be replaced.
  * Not as on a plain file: no EDEADLK, and l_pid is 0 for a lock of another host or of a program outside the
  * view. */
 #include <fcntl.h>
@@ -35,7 +35,7 @@ struct owner {
     struct image_reader reader;
     atomic_int fd;         /* on the backing file; -1: not opened yet */
     atomic_int host_fd;    /* on the memfd; -1: not opened yet */
-    atomic_bool forwarded; /* flock: it went to the handle's descriptor */
+    atomic_bool forwarded; /* flock: it went to the backing file */
     unsigned refs;         /* under inode_locks.lock: the list has one, each operation under way has one */
     struct owner *next;
 };
@@ -420,14 +420,14 @@ static int flock_fd(int fd, int op)
 }
 
 /* Where an flock goes. The same for plain files and images, so that one which becomes the other takes its locks along. */
-enum flock_way { FLOCK_HOST, FLOCK_BYTES, FLOCK_HANDLE };
+enum flock_way { FLOCK_HOST, FLOCK_BYTES, FLOCK_FILE };
 
 static enum flock_way flock_way(const struct daemon *d)
 {
     const struct io_fstype *fs = d->store.fs;
     if (strcmp(fs->name, "gfs2") == 0 || d->store.fence == FENCE_FLOCK)
         return FLOCK_HOST;
-    return fs->flock_meets_fence && d->store.fence == FENCE_OFD ? FLOCK_BYTES : FLOCK_HANDLE;
+    return fs->flock_meets_fence && d->store.fence == FENCE_OFD ? FLOCK_BYTES : FLOCK_FILE;
 }
 
 static short flock_type(int kind)
@@ -444,13 +444,13 @@ static int try_flock(struct lock_op *op, struct inode_locks *l)
     int kind = op->op & ~LOCK_NB;
     int r = 0;
     enum flock_way way = flock_way(op->d);
-    if (way == FLOCK_HANDLE && atomic_load(&l->host_only) && !atomic_load(&o->forwarded))
+    if (way == FLOCK_FILE && atomic_load(&l->host_only) && !atomic_load(&o->forwarded))
         way = FLOCK_HOST;
     bool here = way == FLOCK_HOST;
     if (way == FLOCK_BYTES) {
         r = set_below(i, l, o, flock_type(kind), (struct range){0, DG_FENCE_OFFSET});
-    } else if (way == FLOCK_HANDLE) {
-        r = flock_fd(op->h->fd, kind);
+    } else if (way == FLOCK_FILE) {
+        r = flock_fd(backing_fd(i, o), kind);
         if (r == 0)
             atomic_store(&o->forwarded, kind != LOCK_UN);
         if (r == 0 && kind != LOCK_UN)
@@ -556,7 +556,7 @@ static void drop_owners(struct daemon *d, struct inode_locks *l,
         if (atomic_load(&o->fd) >= 0)
             (void)set_range(atomic_load(&o->fd), F_UNLCK, (struct range){0, 0});
         if (atomic_load(&o->forwarded))
-            (void)flock_fd(o->via->fd, LOCK_UN);
+            (void)flock_fd(atomic_load(&o->fd), LOCK_UN);
         owner_put(l, o);
     }
     if (any)

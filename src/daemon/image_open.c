@@ -263,7 +263,11 @@ int image_open(struct daemon *d, struct handle *h, bool truncate)
             return r;
         if (!guarded)
             return open_plain(d, img, h, truncate);
-        if (others_write(d, img, &h->opener) || !image_begin(d, img))
+        if (others_write(d, img, &h->opener)) {
+            image_set_rival(img, NULL);
+            return -EBUSY;
+        }
+        if (!image_begin(d, img))
             return -EBUSY;
         r = open_first(d, img, h, truncate);
         if (r == -EAGAIN)

@@ -97,6 +97,25 @@ def locks_meet(build):
         two.call("lock", b, fcntl.F_WRLCK, 1, 1, False)
 
 
+@suite.case("what a manager has locked stays locked over its first change: fcntl, OFD and flock")
+def locks_stay(build):
+    p = shared.get(build)
+    name = image(p.ds, "stay.qcow2")
+    with manager() as m, Proc() as other:
+        fd = m.call("open", p.a.path(name), WRITE)
+        theirs = other.call("open", p.a.path(name), os.O_RDONLY)
+        m.call("lock", fd, fcntl.F_WRLCK, 1, 1, False)
+        m.call("lock", fd, fcntl.F_WRLCK, 2, 1)
+        m.call("flock", fd, fcntl.LOCK_EX)
+        m.call("pwrite", fd, b"k", 1 << 20)
+        for byte, ofd in ((1, False), (2, True)):
+            eq(other.call("getlock", theirs, fcntl.F_RDLCK, byte, 1, ofd), fcntl.F_WRLCK, "lock on byte %d" % byte)
+        raises(errno.EAGAIN, other.call, "flock", theirs, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        m.call("close", fd)
+        other.call("flock", theirs, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    p.ds.wait_free(name)
+
+
 @suite.case("a manager is in nobody's way: others claim, write, resize, truncate and remove beside its handle")
 def in_nobodys_way(build):
     p = shared.get(build)
