@@ -168,6 +168,12 @@ void cred_opener(fuse_req_t req, struct opener *ret)
     }
 }
 
+uint64_t cred_thread_group(fuse_req_t req)
+{
+    pid_t tid = fuse_req_ctx(req)->pid;
+    return tid > 0 ? thread_group(tid) : 0;
+}
+
 bool cred_process(uint64_t pid, struct opener *ret)
 {
     uint64_t start = pid > 0 ? start_time(pid) : 0;

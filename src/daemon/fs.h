@@ -65,7 +65,7 @@ void fs_getlk(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi, struct 
 void fs_setlk(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi, struct flock *lock, int sleep);
 void fs_flock(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi, int op);
 /* FLUSH of an owner (close(2) drops all its POSIX locks) and release of a handle (its OFD and flock locks go). */
-void fs_lock_flush(struct daemon *d, struct handle *h, uint64_t owner);
+void fs_lock_flush(struct daemon *d, fuse_req_t req, struct handle *h, uint64_t owner);
 void fs_lock_release(struct daemon *d, struct handle *h);
 void fs_lock_free(struct inode_locks *locks);
 

@@ -9,6 +9,8 @@
  *   - everything where the backing file system has no locks.
  * flock where it is one name space with byte locks (NFS): a byte lock of all that lies below the fence, on the owner's own descriptor, which never
  * carries the fence. It meets the flock of other hosts and views as a flock would. Elsewhere it is an flock of that descriptor: the handle's own may be replaced.
+ * The kernel tells an open file by its address, which the next file that is opened may have as soon as the last descriptor is closed, and so before our release of the former one. Then
+ * the same number means two owners. That it is an open file's, and which, is known by the handle and by who locks and closes: owner_is().
  * Not as on a plain file: no EDEADLK, and l_pid is 0 for a lock of another host or of a program outside the
  * view. */
 #include <fcntl.h>
@@ -16,6 +18,7 @@
 #include <sys/file.h>
 #include <sys/mman.h>
 
+#include "core/hook.h"
 #include "core/log.h"
 #include "daemon/cred.h"
 #include "daemon/fs.h"
@@ -29,8 +32,10 @@ enum owner_kind { OWNER_BYTES, OWNER_FLOCK };
 
 struct owner {
     enum owner_kind kind;
-    uint64_t id;             /* lock owner of the kernel; for flock: the handle */
-    struct handle *via;      /* that introduced it; only compared */
+    uint64_t id;         /* lock owner of the kernel; for flock: the handle */
+    struct handle *via;  /* that introduced it; only compared. Under inode_locks.lock, as the next two */
+    struct handle *also; /* another one that used it, and may be of an open file that came after via's */
+    bool is_file;        /* it is an open file, not a process: its process has closed it as another owner */
     struct byte_owner bytes; /* what it has of QEMU's bytes, and its pid */
     struct image_reader reader;
     atomic_int fd;         /* on the backing file; -1: not opened yet */
@@ -104,15 +109,50 @@ static void owner_forget(struct inode_locks *l, struct owner *o)
     image_reader_forget(l->d, l->inode, &o->reader);
 }
 
-static struct owner *owner_get(struct inode_locks *l, enum owner_kind kind, uint64_t id, struct handle *via)
+/* One who asks or locks through a handle. */
+struct asker {
+    fuse_req_t req;
+    struct handle *h;
+    enum owner_kind kind;
+    uint64_t id;
+    uint64_t pid; /* thread group; 0: not looked up, or unknown */
+    bool looked;
+};
+
+/* Is this owner the asker? An open file has one handle; a process may have several, and never asks through the handle of another one's open file. */
+static bool owner_is(const struct owner *o, const struct asker *a)
+{
+    if (o->kind != a->kind || o->id != a->id)
+        return false;
+    uint64_t pid = atomic_load(&o->bytes.pid);
+    return o->via == a->h || !(o->is_file || (pid && a->pid && pid != a->pid));
+}
+
+static struct owner *owner_find_locked(struct inode_locks *l, const struct asker *a) REQUIRES(l->lock)
+{
+    struct owner *o = l->owners;
+    while (o && !owner_is(o, a))
+        o = o->next;
+    return o;
+}
+
+static struct owner *owner_get(struct inode_locks *l, struct asker *a, bool make)
 {
     mutex_lock(&l->lock);
-    struct owner *o = l->owners;
-    while (o && (o->kind != kind || o->id != id))
-        o = o->next;
+    struct owner *o = owner_find_locked(l, a);
+    if (o && o->via != a->h && !a->looked) {
+        mutex_unlock(&l->lock);
+        a->pid = cred_thread_group(a->req);
+        a->looked = true;
+        mutex_lock(&l->lock);
+        o = owner_find_locked(l, a);
+    }
+    struct handle *via = make ? a->h : NULL;
+    if (o && o->via != a->h)
+        o->also = a->h;
     if (!o && via && (o = calloc(1, sizeof(*o)))) {
-        o->kind = kind;
-        o->id = id;
+        o->kind = a->kind;
+        o->id = a->id;
         o->via = via;
         image_bytes_owner_init(&o->bytes);
         image_reader_init(l->d, &o->reader, via);
@@ -353,7 +393,8 @@ static int try_get(struct get_op *op, bool last, struct flock *ret)
 {
     struct inode *i = op->h->inode;
     struct inode_locks *l = locks_get(op->d, i);
-    struct owner *o = l ? owner_get(l, OWNER_BYTES, op->owner, op->h) : NULL;
+    struct asker a = {.req = op->req, .h = op->h, .kind = OWNER_BYTES, .id = op->owner};
+    struct owner *o = l ? owner_get(l, &a, true) : NULL;
     if (!o)
         return -ENOMEM;
     pid_t pid;
@@ -438,7 +479,8 @@ static short flock_type(int kind)
 static int try_flock(struct lock_op *op, struct inode_locks *l)
 {
     struct inode *i = op->h->inode;
-    struct owner *o = owner_get(l, OWNER_FLOCK, op->h->fh, op->h);
+    struct asker a = {.req = op->req, .h = op->h, .kind = OWNER_FLOCK, .id = op->h->fh};
+    struct owner *o = owner_get(l, &a, true);
     if (!o)
         return -ENOMEM;
     int kind = op->op & ~LOCK_NB;
@@ -465,7 +507,8 @@ static int try_flock(struct lock_op *op, struct inode_locks *l)
 
 static int try_bytes(struct lock_op *op, struct inode_locks *l)
 {
-    struct owner *o = owner_get(l, OWNER_BYTES, op->owner, op->lock.l_type == F_UNLCK ? NULL : op->h);
+    struct asker a = {.req = op->req, .h = op->h, .kind = OWNER_BYTES, .id = op->owner};
+    struct owner *o = owner_get(l, &a, op->lock.l_type != F_UNLCK);
     if (!o)
         return op->lock.l_type == F_UNLCK ? 0 : -ENOMEM; /* an owner that is unknown has nothing to unlock */
     if (op->lock.l_pid > 0)
@@ -568,21 +611,52 @@ static bool match_process(const struct owner *o, const void *arg)
     return o->kind == OWNER_BYTES && o->id == *(const uint64_t *)arg;
 }
 
+/* One that another handle uses, too, without that being told from an open file that came after this one's, keeps what it has: no live lock is ever dropped. */
 static bool match_handle(const struct owner *o, const void *arg)
 {
-    return o->via == arg;
+    return o->via == arg && !o->also;
 }
 
-void fs_lock_flush(struct daemon *d, struct handle *h, uint64_t owner)
+/* A process closes a descriptor: what it has locked through this handle as another owner is its open file's. */
+static void note_files(struct inode_locks *l, const struct handle *h, uint64_t owner, fuse_req_t req)
+{
+    bool any = false;
+    mutex_lock(&l->lock);
+    for (const struct owner *o = l->owners; o; o = o->next)
+        any |= o->kind == OWNER_BYTES && o->via == h && o->id != owner && !o->is_file;
+    mutex_unlock(&l->lock);
+    if (!any)
+        return;
+    uint64_t pid = cred_thread_group(req);
+    mutex_lock(&l->lock);
+    for (struct owner *o = l->owners; o && pid; o = o->next)
+        o->is_file |=
+            o->kind == OWNER_BYTES && o->via == h && o->id != owner && atomic_load(&o->bytes.pid) == pid;
+    mutex_unlock(&l->lock);
+}
+
+void fs_lock_flush(struct daemon *d, fuse_req_t req, struct handle *h, uint64_t owner)
 {
     struct inode_locks *l = atomic_load(&h->inode->locks);
-    if (l)
-        drop_owners(d, l, match_process, &owner);
+    if (!l)
+        return;
+    note_files(l, h, owner, req);
+    drop_owners(d, l, match_process, &owner);
 }
 
 void fs_lock_release(struct daemon *d, struct handle *h)
 {
     struct inode_locks *l = atomic_load(&h->inode->locks);
-    if (l)
-        drop_owners(d, l, match_handle, h);
+    if (!l)
+        return;
+    HOOK("lock.release");
+    drop_owners(d, l, match_handle, h);
+    mutex_lock(&l->lock);
+    for (struct owner *o = l->owners; o; o = o->next) {
+        if (o->via == h)
+            o->via = o->also;
+        if (o->also == h || o->via == o->also)
+            o->also = NULL;
+    }
+    mutex_unlock(&l->lock);
 }

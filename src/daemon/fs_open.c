@@ -386,7 +386,7 @@ void fs_flush(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
         fuse_reply_err(req, EBADF);
         return;
     }
-    fs_lock_flush(d, h, fi->lock_owner);
+    fs_lock_flush(d, req, h, fi->lock_owner);
     int r = 0;
     if (h->writer && atomic_exchange(&h->dirty, false)) {
         if (atomic_load(&h->guarded)) {
