@@ -20,10 +20,11 @@ static void look_for_reader(void *arg, struct handle *h)
                 h->opened_ms <= p->before_ms && cred_same_process(&h->opener, p->who);
 }
 
-/* Has this process had the image open read-only for a while? */
-static bool reads_already(struct daemon *d, const struct inode *i, const struct opener *who, uint64_t now)
+/* Had this process the image open read-only for a while, when it began to wait? */
+static bool reads_already(struct daemon *d, const struct inode *i, const struct opener *who,
+                          uint64_t since_ms)
 {
-    struct patience p = {.inode = i, .who = who, .before_ms = now - IMAGE_WAIT_GRACE_MS};
+    struct patience p = {.inode = i, .who = who, .before_ms = since_ms - IMAGE_WAIT_GRACE_MS};
     handle_each(d->handles, look_for_reader, &p);
     return p.found;
 }
@@ -37,8 +38,7 @@ static bool is_process(uint64_t pid)
 bool image_wait_is_vain(struct daemon *d, struct inode *i, const struct opener *who, uint64_t since_ms)
 {
     struct image *img = atomic_load(&i->image);
-    uint64_t now = base_now_ms();
-    if (d->opt.wait_set || !img || now - since_ms < IMAGE_WAIT_GRACE_MS)
+    if (d->opt.wait_set || !img || base_now_ms() - since_ms < IMAGE_WAIT_GRACE_MS)
         return false;
     struct opener there = {0};
     mutex_lock(&img->lock);
@@ -52,7 +52,7 @@ bool image_wait_is_vain(struct daemon *d, struct inode *i, const struct opener *
     dg_uuid host;
     memcpy(host, v->host, sizeof(host));
     mutex_unlock(&img->lock);
-    if ((!here && !elsewhere) || reads_already(d, i, who, now))
+    if ((!here && !elsewhere) || reads_already(d, i, who, since_ms))
         return false;
     if (elsewhere && !own && d->opt.takeover != TAKEOVER_MANUAL)
         return false; /* the record of a host that died a moment ago is still locked */

@@ -296,6 +296,20 @@ def destination(build):
         target.recv()
 
 
+@suite.case("a start on the wrong host does not wait: opened read-only a moment before")
+def wrong_host(build):
+    p = shared.get(build)
+    name = image(p.ds, "wrong.qcow2")
+    with Proc() as holder, Proc() as other:
+        fd = holder.call("open", p.a.path(name), WRITE)
+        for view in (p.a, p.b):
+            began = time.monotonic()
+            other.call("open", view.path(name), os.O_RDONLY)
+            raises(errno.EBUSY, other.call, "open", view.path(name), WRITE)
+            ok(time.monotonic() - began < 3, "it waited %.1f s" % (time.monotonic() - began))
+        holder.call("close", fd)
+
+
 @suite.case("a holder whose daemon is dead is waited for as ever")
 def dead(build):
     with pair(build, settled=False) as p:
