@@ -1,5 +1,6 @@
 /* image_edit.c: what changes an image in its zone (format.h): headers that change, plain files that become images. */
 #include "daemon/image_priv.h"
+#include "daemon/maker.h"
 
 #include <fcntl.h>
 #include <limits.h>
@@ -184,6 +185,18 @@ static int sync_if_asked(struct handle *h, int fd)
     return h->flags & (O_SYNC | O_DSYNC) ? io_fsync(fd) : 0;
 }
 
+/* Who wrote a size as small as threshold= refuses is just making the image. */
+static void note_maker(struct daemon *d, const struct image *img, const struct handle *h)
+    REQUIRES(img->header)
+{
+    if (!d->makers)
+        return;
+    if (img->rec->virtual_size > d->opt.threshold)
+        maker_forget(d->makers, h->inode);
+    else
+        maker_note(d->makers, h->inode, &h->opener);
+}
+
 /* One edit of a held image, in the durable order of seal.h. */
 static int edit_held(struct daemon *d, struct image *img, struct handle *h, const struct edit *e)
 {
@@ -194,6 +207,7 @@ static int edit_held(struct daemon *d, struct image *img, struct handle *h, cons
     if (img->rec && image_write_allowed(h) == 0) {
         struct seal s = image_seal(d, img);
         struct edit at_end = *e;
+        uint64_t size = img->rec->virtual_size;
         if (e->kind == EDIT_WRITE && h->flags & O_APPEND) {
             struct stat st;
             r = io_fresh_stat(img->fd, &st);
@@ -206,6 +220,8 @@ static int edit_held(struct daemon *d, struct image *img, struct handle *h, cons
         image_zone_set(img, &s.zone);
         r = image_lost(d, img, r);
         image_note(img);
+        if (r == 0 && (img->rec->virtual_size != size || size <= d->opt.threshold))
+            note_maker(d, img, h);
         if (r == 0)
             image_bytes_follow(d, img);
         if (r == 0)

@@ -1,6 +1,7 @@
 /* image_open.c: opens for write: the first one, one that joins, one of a plain file; holds for namespace
  * operations. */
 #include "core/hook.h"
+#include "daemon/maker.h"
 #include "daemon/image_priv.h"
 
 #include <fcntl.h>
@@ -287,6 +288,8 @@ int image_open(struct daemon *d, struct handle *h, bool truncate)
             r = -EBUSY; /* the file changed under us: another try, from the start */
     }
     if (r == 0) {
+        if (truncate && d->makers)
+            maker_note(d->makers, h->inode, &h->opener);
         (void)image_writer_add(img, h, false);
         image_let_go(img); /* if it was FENCED before the handle was listed */
     }

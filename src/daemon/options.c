@@ -79,7 +79,13 @@ static int set_threshold(struct parse *p, const char *value)
 {
     if (base_size(value, &p->o->threshold) < 0)
         return bad(p, "threshold=%s: must be a number of bytes, with an optional K, M, G or T", value);
+    p->o->threshold_set = true;
     return 0;
+}
+
+bool options_threshold_rules(const struct options *o)
+{
+    return o->threshold_set || o->seal == SEAL_SIZE;
 }
 
 static int set_seal(struct parse *p, const char *value)
@@ -112,6 +118,17 @@ static int set_readers(struct parse *p, const char *value)
         p->o->readers = READERS_IGNORE;
     else
         return bad(p, "readers=%s: must be protect or ignore", value);
+    return 0;
+}
+
+static int set_damaged(struct parse *p, const char *value)
+{
+    if (strcmp(value, "claim") == 0)
+        p->o->damaged = DAMAGED_CLAIM;
+    else if (strcmp(value, "refuse") == 0)
+        p->o->damaged = DAMAGED_REFUSE;
+    else
+        return bad(p, "damaged=%s: must be claim or refuse", value);
     return 0;
 }
 
@@ -203,7 +220,7 @@ static const struct own_option {
     {"seal=", set_seal},         {"raw=", set_raw},
     {"writers=", set_writers},   {"fence=", set_fence},
     {"takeover=", set_takeover}, {"takeover-wait=", set_takeover_wait},
-    {"readers=", set_readers},
+    {"readers=", set_readers},   {"damaged=", set_damaged},
 };
 
 /* ---- everybody else's ---- */
@@ -432,7 +449,11 @@ void options_help(void)
           "  -o host-id=UUID    identity of this host (default: derived from /etc/machine-id)\n"
           "  -o state-dir=DIR   where the journal is kept (default: " STATE_DIR_DEFAULT ")\n"
           "  -o wait=SECONDS    how long an open waits for another holder (default: 5)\n"
-          "  -o threshold=BYTES refuse images of this virtual size or less (default: 0)\n"
+          "  -o threshold=BYTES refuse images of this virtual size or less, but for the process that\n"
+          "                     makes them (default: 0 with seal=size, else none is refused)\n"
+          "  -o damaged=claim|refuse\n"
+          "                     is an image whose header contradicts itself claimed without a seal, so\n"
+          "                     that it can be repaired, or refused\n"
           "  -o seal=refuse|size\n"
           "                     seal images so that QEMU's tools refuse them, or by a size of 0 alone\n"
           "  -o raw=auto|all|none|GLOB:GLOB...\n"

@@ -138,7 +138,7 @@ static enum probe qcow_probe(struct view *v, struct format_info *ret_info)
         return PROBE_SEALED;
     }
     if (!check_bits(&h, ret_info) || !check_size(&h, h.size, ret_info) || !check_others(&h, ret_info))
-        return PROBE_LIES;
+        return ret_info->maybe_sealed = h.size == 0, PROBE_LIES;
     ret_info->virtual_size = h.size;
     return PROBE_YES;
 }

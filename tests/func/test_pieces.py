@@ -184,6 +184,7 @@ def _(build):
             holds(p.ds.raw(file), data, name)
             os.close(os.open(p.b.path(file), RDWR))
             p.ds.wait_free(file)
+            os.unlink(p.b.path(file))
 
 
 @suite.case("a plain file that has become another host's image: the writer gets EBUSY, and one line says who holds it")

@@ -137,7 +137,7 @@ static void check_zone(struct subject *s, const struct answer *a, enum seal_mode
 
 /* One state on the way, of a seal or of a restore: `done` of the plan's extents are sealed. It is SEALED, and never LIES: without a claim such a header is an
  * orphan, and may not pass for one that is merely damaged (option damaged=). With SEAL_SIZE nothing refuses but where the format has no size; it stays this
- * format, and does not lie either. */
+ * format, and where it lies then it says that it may be sealed. */
 static void check_state(struct subject *s, const struct answer *whole, enum seal_mode mode, unsigned done,
                         unsigned of)
 {
@@ -152,7 +152,7 @@ static void check_state(struct subject *s, const struct answer *whole, enum seal
     if (mode == SEAL_REFUSE)
         MUST(a.probe == PROBE_SEALED, "with %u of %u extents sealed probe answers %d (%s)", done, of, (int)a.probe, a.info.why);
     else
-        MUST(a.probe != PROBE_LIES, "with %u of %u extents sealed by size it lies: %s", done, of, a.info.why);
+        MUST(a.probe != PROBE_LIES || a.info.maybe_sealed, "with %u of %u extents sealed by size it lies: %s", done, of, a.info.why);
     MUST(a.info.zone.head == whole->info.zone.head && a.info.zone.tail == whole->info.zone.tail,
          "with %u of %u extents sealed the zone is another one", done, of);
     MUST(a.info.guest_at_start == whole->info.guest_at_start,
@@ -233,6 +233,8 @@ static void check_file(struct subject *s)
     } else if (a.probe == PROBE_SEALED) {
         contract_links(&l, s, &a);
         contract_rescue(&l, s, &a);
+    } else if (a.probe == PROBE_LIES && a.format) {
+        contract_links(&l, s, &a);
     }
     look_free(&l);
 }
