@@ -154,6 +154,7 @@ static void say_takeover(struct answer *a, const struct look *l)
 static void why_held(struct answer *a, const struct look *l)
 {
     const struct item *i = &l->item;
+    const struct raw_image *im = look_image(l);
     const char *state = item_state(i),
                *since = i->live ? out_json_get_text(i->live, "since", "") : i->claim->since;
     int64_t s = out_age(since);
@@ -165,6 +166,8 @@ static void why_held(struct answer *a, const struct look *l)
         i->live ? "this host" : out_tame(item_holder(&l->source, i)), since[0] ? since : "an unknown time",
         s < 0 ? "" : " (", s < 0 ? "" : out_duration((uint64_t)s, age), s < 0 ? "" : ")");
     say_process(a, i);
+    if (im && im->header.verdict == FORMAT_LIES && !item_sealed(i))
+        say(a, "It is not sealed, for its header contradicts itself: %s.", out_tame(im->header.info.why));
     say_fenced(a, l);
     say_evidence(a, l);
     look_trouble(l, &t);
