@@ -259,7 +259,8 @@ static void why_damaged(struct answer *a, const struct look *l, const struct raw
 
     decide(a, "damaged", false);
     say(a,
-        "Granted, without a seal: its %s header contradicts itself: %s. Its claim and QEMU's byte locks guard "
+        "Granted, without a seal: its %s header contradicts itself: %s. Its claim and QEMU's byte locks "
+        "guard "
         "it until it is repaired%s.",
         h->format->name, out_tame(h->info.why),
         options_of(l) ? "" : " (if the view has damaged=claim, the default)");

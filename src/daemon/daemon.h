@@ -43,7 +43,7 @@ struct options {
     char **raw_globs; /* NULL-terminated; fnmatch(3) on the last path component */
     enum writers writers;
     enum readers readers;
-    enum damaged damaged; /* an image whose header contradicts itself */
+    enum damaged damaged;        /* an image whose header contradicts itself */
     bool fence_none;             /* fence=none */
     enum takeover_mode takeover; /* takeover=manual|lock|lock-unproven */
     unsigned takeover_wait_s; /* default 120, 1..86400: instead of wait_s while a takeover may still come */

@@ -150,19 +150,22 @@ static int judge_damaged(struct daemon *d, struct inode *i, const struct header 
         return -EUCLEAN;
     }
     if (h->info.maybe_sealed) {
-        image_log_refused(d, i, a->what,
-                          "its %s header contradicts itself: %s. That is what seal=size leaves of an image, and no claim on "
-                          "the datastore says by whom: see fsck.diskguard %s on the hosts that may have held it, else "
-                          "restore its size from a backup",
-                          h->format->name, h->info.why, d->store.path);
+        image_log_refused(
+            d, i, a->what,
+            "its %s header contradicts itself: %s. That is what seal=size leaves of an image, and no claim "
+            "on "
+            "the datastore says by whom: see fsck.diskguard %s on the hosts that may have held it, else "
+            "restore its size from a backup",
+            h->format->name, h->info.why, d->store.path);
         return -EUCLEAN;
     }
     if (d->opt.damaged == DAMAGED_CLAIM)
         return 0;
-    image_log_refused(d, i, a->what,
-                      "its %s header contradicts itself: %s. With damaged=claim it can be repaired through the view "
-                      "(qemu-img check -r all)",
-                      h->format->name, h->info.why);
+    image_log_refused(
+        d, i, a->what,
+        "its %s header contradicts itself: %s. With damaged=claim it can be repaired through the view "
+        "(qemu-img check -r all)",
+        h->format->name, h->info.why);
     return -EUCLEAN;
 }
 
@@ -172,7 +175,8 @@ static int judge_size(struct daemon *d, struct inode *i, const struct header *h,
         return 0;
     image_log_refused(
         d, i, a->what,
-        "its virtual size is %llu bytes, not above the threshold of %llu, and pid %llu did not make it. If it "
+        "its virtual size is %llu bytes, not above the threshold of %llu, and pid %llu did not make it. If "
+        "it "
         "was sealed by a tool that wrote the size away: fsck.diskguard %s; if it is right: lower threshold=, "
         "or grow it with qemu-img resize on the raw datastore",
         (unsigned long long)h->info.virtual_size, (unsigned long long)d->opt.threshold,
@@ -447,10 +451,10 @@ static void log_damage(struct daemon *d, const struct image *img) REQUIRES(img->
 {
     const struct record *rec = img->rec;
     log_image(LOG_WARNING, rec->image, d->host.name, rec->generation,
-              "'%s' is open for write and not sealed, for its %s header contradicts itself: %s. Its claim guards it against "
+              "'%s' is open for write and not sealed, for its %s header contradicts itself: %s. Its claim "
+              "guards it against "
               "the views, %s against a program outside of them. It is sealed when its header is whole again",
-              rec->image, rec->format, img->damage,
-              img->bytes_held ? "locks on QEMU's bytes" : "nothing");
+              rec->image, rec->format, img->damage, img->bytes_held ? "locks on QEMU's bytes" : "nothing");
 }
 
 int image_acquire(struct daemon *d, struct image *img, const struct acquire *a, bool *ret_stuck)

@@ -116,8 +116,7 @@ struct becoming {
 static struct becoming becoming(const struct daemon *d, const char *what)
 {
     return (struct becoming){
-        .what = what,
-        .until = base_now_ms() + DG_MAX(seconds_to_wait(d), FENCE_WAIT_MIN_S) * UINT64_C(1000)};
+        .what = what, .until = base_now_ms() + DG_MAX(seconds_to_wait(d), FENCE_WAIT_MIN_S) * UINT64_C(1000)};
 }
 
 /* A handle that may not write any more, for the file is somebody else's image: one line for each, for its program may go on trying. */

@@ -1,8 +1,8 @@
 /* image_open.c: opens for write: the first one, one that joins, one of a plain file; holds for namespace
  * operations. */
 #include "core/hook.h"
-#include "daemon/maker.h"
 #include "daemon/image_priv.h"
+#include "daemon/maker.h"
 
 #include <fcntl.h>
 #include <string.h>

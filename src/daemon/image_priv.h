@@ -85,7 +85,8 @@ struct image {
      * claims it. */
     atomic_uint alone;
     unsigned alone_last GUARDED_BY(header);
-    char damage[FORMAT_WHY] GUARDED_BY(header); /* when it was claimed: what its header contradicts; "": nothing */
+    char damage[FORMAT_WHY] GUARDED_BY(
+        header);                       /* when it was claimed: what its header contradicts; "": nothing */
     bool marked GUARDED_BY(header);    /* this hold has made marks (image_chain.c) */
     uint64_t links GUARDED_BY(header); /* and those are for these links: a hash */
 

@@ -11,7 +11,7 @@
 
 struct maker_table;
 
-struct maker_table *maker_table_new(void); /* NULL: out of memory */
+struct maker_table *maker_table_new(void);    /* NULL: out of memory */
 void maker_table_free(struct maker_table *t); /* NULL is fine */
 
 /* Notes that `who` makes this file; whoever did before does no more. Best effort. */

@@ -388,7 +388,9 @@ static int qcow2_plan(struct view *v, const struct seal_policy *policy, struct p
         r = plan_add(ret_plan, (uint64_t)(old_row - h.p), old_row, row, sizeof(row));
     }
     put_be(word, h.incompatible | SEALED_INCOMPAT, sizeof(word));
-    return r < 0 || own_bit ? r : plan_add(ret_plan, OFF_INCOMPATIBLE, h.p + OFF_INCOMPATIBLE, word, sizeof(word));
+    return r < 0 || own_bit
+               ? r
+               : plan_add(ret_plan, OFF_INCOMPATIBLE, h.p + OFF_INCOMPATIBLE, word, sizeof(word));
 }
 
 const struct format format_qcow2 = {

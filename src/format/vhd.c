@@ -107,7 +107,6 @@ static bool has_mark(const uint8_t *f)
     return memcmp(f + OFF_MARK, MARK, MARK_LEN) == 0;
 }
 
-
 static void invert_checksum(uint8_t *f)
 {
     put_be(f + OFF_CHECKSUM, ~be32(f + OFF_CHECKSUM), 4);

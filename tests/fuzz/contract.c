@@ -150,9 +150,11 @@ static void check_state(struct subject *s, const struct answer *whole, enum seal
          "with %u of %u extents sealed it is no %s any more (%d: %s)", done, of, whole->format->name,
          (int)a.probe, a.info.why);
     if (mode == SEAL_REFUSE)
-        MUST(a.probe == PROBE_SEALED, "with %u of %u extents sealed probe answers %d (%s)", done, of, (int)a.probe, a.info.why);
+        MUST(a.probe == PROBE_SEALED, "with %u of %u extents sealed probe answers %d (%s)", done, of,
+             (int)a.probe, a.info.why);
     else
-        MUST(a.probe != PROBE_LIES || a.info.maybe_sealed, "with %u of %u extents sealed by size it lies: %s", done, of, a.info.why);
+        MUST(a.probe != PROBE_LIES || a.info.maybe_sealed, "with %u of %u extents sealed by size it lies: %s",
+             done, of, a.info.why);
     MUST(a.info.zone.head == whole->info.zone.head && a.info.zone.tail == whole->info.zone.tail,
          "with %u of %u extents sealed the zone is another one", done, of);
     MUST(a.info.guest_at_start == whole->info.guest_at_start,
