@@ -37,9 +37,7 @@ static int add_link(void *arg, const struct format_link *link)
 static int load_links(struct raw_image *im, int fd)
 {
     struct header *h = &im->header;
-    int r = h->format && h->format->links && (h->verdict == FORMAT_IMAGE || h->verdict == FORMAT_SEALED)
-                ? -EAGAIN
-                : 0;
+    int r = h->format && h->format->links && h->verdict != FORMAT_MORE ? -EAGAIN : 0;
 
     while (r == -EAGAIN) {
         struct view v = header_view(h);

@@ -93,8 +93,14 @@ static void header_trouble(const struct look *l, const struct raw_image *im, str
     else if (!item_is_held(&l->item) && im->header.verdict == FORMAT_SEALED)
         trouble_from(ret, PROBLEM_ORPHAN);
     else if (!item_is_held(&l->item) && im->header.verdict == FORMAT_LIES)
-        trouble_set(ret, "lies", "repair the image with its own tools on a copy, or restore it from a backup",
-                    "the header contradicts itself: %s", im->header.info.why);
+        trouble_set(
+            ret, "lies",
+            im->header.info.maybe_sealed
+                ? "fsck.diskguard on the hosts that may have held it; else restore the size from a backup"
+                : "repair the image through a view with its own tools (qemu-img check -r all), or restore it "
+                  "from a backup",
+            "the header contradicts itself%s: %s",
+            im->header.info.maybe_sealed ? ", as seal=size leaves it" : "", im->header.info.why);
     else if (!item_is_held(&l->item) && im->header.verdict == FORMAT_AMBIGUOUS)
         trouble_set(ret, "ambiguous",
                     "find out what the file is; a convert of it into a new image is never ambiguous", "%s",

@@ -154,6 +154,7 @@ static void say_takeover(struct answer *a, const struct look *l)
 static void why_held(struct answer *a, const struct look *l)
 {
     const struct item *i = &l->item;
+    const struct raw_image *im = look_image(l);
     const char *state = item_state(i),
                *since = i->live ? out_json_get_text(i->live, "since", "") : i->claim->since;
     int64_t s = out_age(since);
@@ -165,6 +166,8 @@ static void why_held(struct answer *a, const struct look *l)
         i->live ? "this host" : out_tame(item_holder(&l->source, i)), since[0] ? since : "an unknown time",
         s < 0 ? "" : " (", s < 0 ? "" : out_duration((uint64_t)s, age), s < 0 ? "" : ")");
     say_process(a, i);
+    if (im && im->header.verdict == FORMAT_LIES && !item_sealed(i))
+        say(a, "It is not sealed, for its header contradicts itself: %s.", out_tame(im->header.info.why));
     say_fenced(a, l);
     say_evidence(a, l);
     look_trouble(l, &t);
@@ -219,12 +222,13 @@ static bool raw_by_name(const struct look *l, bool *ret_known)
 static void why_image(struct answer *a, const struct look *l, const struct raw_image *im)
 {
     uint64_t size = im->header.info.virtual_size, threshold = out_json_get_u64(options_of(l), "threshold");
-    bool has_size = strcmp(im->header.format->name, "raw") != 0;
+    bool has_size = !im->header.format->weak && out_json_get_bool(options_of(l), "threshold_rules");
 
     if (has_size && size <= threshold) {
         decide(a, "too-small", true);
         say(a,
-            "Refused: its virtual size, %" PRIu64 " bytes, is not above the threshold of %" PRIu64 " bytes.",
+            "Refused: its virtual size, %" PRIu64 " bytes, is not above the threshold of %" PRIu64
+            " bytes. Only the process that makes the image may write it still.",
             size, threshold);
         if (size == 0)
             say(a, "A size of 0 is also what seal=size leaves on the datastore; nobody holds a claim on the "
@@ -238,6 +242,29 @@ static void why_image(struct answer *a, const struct look *l, const struct raw_i
         im->header.format->name);
     if (im->claim.kind == CLAIM_FREE)
         say(a, "It was last held by %s, since %s.", out_tame(im->claim.rec.host_name), im->claim.rec.since);
+}
+
+/* Does its header contradict itself, and is it claimed nevertheless? As the daemon's option damaged= has it. */
+static bool is_claimed_damaged(const struct look *l, const struct raw_image *im)
+{
+    const struct header *h = &im->header;
+
+    return h->verdict == FORMAT_LIES && h->format && !h->info.maybe_sealed &&
+           strcmp(out_json_get_text(options_of(l), "damaged", "claim"), "claim") == 0;
+}
+
+static void why_damaged(struct answer *a, const struct look *l, const struct raw_image *im)
+{
+    const struct header *h = &im->header;
+
+    decide(a, "damaged", false);
+    say(a,
+        "Granted, without a seal: its %s header contradicts itself: %s. Its claim and QEMU's byte locks "
+        "guard "
+        "it until it is repaired%s.",
+        h->format->name, out_tame(h->info.why),
+        options_of(l) ? "" : " (if the view has damaged=claim, the default)");
+    say(a, "To repair it, go through a view: qemu-img check -r all, or its own tools.");
 }
 
 /* Nobody holds it, but an image that is held needs it, or somebody reads it who wants no writer beside him. */
@@ -275,11 +302,13 @@ static bool why_used(struct answer *a, const struct raw_image *im)
 
 static void why_free(struct answer *a, const struct look *l, const struct raw_image *im)
 {
-    bool known, raw = raw_by_name(l, &known);
+    bool known, raw = raw_by_name(l, &known), damaged = is_claimed_damaged(l, im);
     struct trouble t;
 
     look_trouble(l, &t);
-    if (!t.code && im->writer_lock && (raw || im->header.verdict == FORMAT_IMAGE)) {
+    if (damaged && t.code && strcmp(t.code, "lies") == 0)
+        t.code = NULL;
+    if (!t.code && im->writer_lock && (raw || damaged || im->header.verdict == FORMAT_IMAGE)) {
         decide(a, "outside-writer", true);
         say(a, "Refused: nobody holds a claim, but a program that goes around the views has it open for "
                "write: QEMU's own lock on the file says so.");
@@ -296,6 +325,8 @@ static void why_free(struct answer *a, const struct look *l, const struct raw_im
         say(a, "Way out: %s.", t.out);
     } else if (im->header.verdict == FORMAT_IMAGE) {
         why_image(a, l, im);
+    } else if (damaged) {
+        why_damaged(a, l, im);
     } else if (raw) {
         decide(a, "free", false);
         say(a,

@@ -131,6 +131,8 @@ static struct json_object *options_object(const struct options *opt)
 
     add_u64(o, "wait", opt->wait_s);
     add_u64(o, "threshold", opt->threshold);
+    add_bool(o, "threshold_rules", options_threshold_rules(opt));
+    add_text(o, "damaged", opt->damaged == DAMAGED_CLAIM ? "claim" : "refuse");
     add_text(o, "writers", opt->writers == WRITERS_HOST ? "host" : "process");
     add_text(o, "seal", opt->seal == SEAL_SIZE ? "size" : "refuse");
     add_text(o, "raw", raw[opt->raw]);

@@ -12,6 +12,7 @@
 #include "daemon/image.h"
 #include "daemon/image_first.h"
 #include "daemon/image_wait.h"
+#include "daemon/maker.h"
 #include "daemon/park.h"
 #include "daemon/takeover.h"
 
@@ -25,6 +26,7 @@ struct open_op {
     bool truncate;
     bool later;  /* it claims at its first change (image_first.h) */
     bool create; /* entry is to be answered too */
+    bool made;   /* the file is new */
     struct fuse_entry_param entry;
     unsigned more_s; /* waited beyond wait= */
     uint64_t since_ms,
@@ -225,6 +227,8 @@ static void open_start(struct open_op *op)
     if (op->later)
         image_first_expect(op->h);
     past_cache(op->d, op->h);
+    if (op->made && op->d->makers)
+        maker_note(op->d->makers, op->h->inode, &op->h->opener);
     if (op->h->writer)
         park_start(op->d->park, op->req, open_turn, op, op->d->opt.wait_s * UINT64_C(1000));
     else
@@ -340,6 +344,7 @@ void fs_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode,
     struct inode *dir = inode_get(d->inodes, parent), *i = NULL;
     struct fuse_entry_param e = {0};
     int flags = fi->flags, fd = -1, r = 0;
+    bool made = false;
     if (!dir)
         r = -ESTALE;
     else if (fs_name_hidden(d, dir, name))
@@ -350,6 +355,7 @@ void fs_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode,
         fd = r = create_file(req, dir, name, flags, mode);
     if (r >= 0) {
         flags &= ~O_TRUNC; /* it is new: nothing to truncate, and set-id bits of `mode` stay */
+        made = true;
         r = create_enter(d, dir, name, fd, &e, &i);
     } else if (r == -EEXIST && !(flags & O_EXCL)) {
         r = fs_name_lookup(d, dir, name, true, &e, &i);
@@ -365,6 +371,7 @@ void fs_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode,
         op->entry = e;
         op->h->fd = fd;
         inode_put(d->inodes, i);
+        op->made = made;
         open_start(op);
         return;
     }

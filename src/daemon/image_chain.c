@@ -166,9 +166,7 @@ static int add_item(void *arg, const struct format_link *link)
 /* In front of all that is still to do, so that the walk goes into the depth first. */
 static int add_links(struct chain *c, int fd, struct header *h, const struct plan *plan, const char *dir)
 {
-    int r = h->format && h->format->links && (h->verdict == FORMAT_IMAGE || h->verdict == FORMAT_SEALED)
-                ? -EAGAIN
-                : 0;
+    int r = h->format && h->format->links && h->verdict != FORMAT_MORE ? -EAGAIN : 0;
     c->dir = dir;
     c->at = &c->todo;
     while (r == -EAGAIN) {

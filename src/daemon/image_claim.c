@@ -1,6 +1,7 @@
 /* image_claim.c: who may have an image, and how it is claimed and sealed. */
 #include "core/recover.h"
 #include "daemon/image_priv.h"
+#include "daemon/maker.h"
 
 #include <fcntl.h>
 #include <stdio.h>
@@ -140,6 +141,49 @@ void image_log_foreign(struct daemon *d, struct inode *i, const char *what)
                       "file system instead");
 }
 
+/* It may hold the only copy of guest data and be repaired by its own tools alone, so it is claimed, as a raw image is: without a seal. Not what a seal of ours may
+ * have left, and not what reaches further than any format, where a change would not be seen. */
+static int judge_damaged(struct daemon *d, struct inode *i, const struct header *h, const struct acquire *a)
+{
+    if (!h->format) {
+        image_log_refused(d, i, a->what, "its header contradicts itself: %s", h->info.why);
+        return -EUCLEAN;
+    }
+    if (h->info.maybe_sealed) {
+        image_log_refused(
+            d, i, a->what,
+            "its %s header contradicts itself: %s. That is what seal=size leaves of an image, and no claim "
+            "on "
+            "the datastore says by whom: see fsck.diskguard %s on the hosts that may have held it, else "
+            "restore its size from a backup",
+            h->format->name, h->info.why, d->store.path);
+        return -EUCLEAN;
+    }
+    if (d->opt.damaged == DAMAGED_CLAIM)
+        return 0;
+    image_log_refused(
+        d, i, a->what,
+        "its %s header contradicts itself: %s. With damaged=claim it can be repaired through the view "
+        "(qemu-img check -r all)",
+        h->format->name, h->info.why);
+    return -EUCLEAN;
+}
+
+static int judge_size(struct daemon *d, struct inode *i, const struct header *h, const struct acquire *a)
+{
+    if (h->info.virtual_size > d->opt.threshold || !d->makers || maker_is(d->makers, i, a->who))
+        return 0;
+    image_log_refused(
+        d, i, a->what,
+        "its virtual size is %llu bytes, not above the threshold of %llu, and pid %llu did not make it. If "
+        "it "
+        "was sealed by a tool that wrote the size away: fsck.diskguard %s; if it is right: lower threshold=, "
+        "or grow it with qemu-img resize on the raw datastore",
+        (unsigned long long)h->info.virtual_size, (unsigned long long)d->opt.threshold,
+        (unsigned long long)a->who->pid, d->store.path);
+    return -EPERM;
+}
+
 /* Header rules of an open for write: exactly one format, a size above the threshold, on the datastore's own
  * file system. */
 static int judge(struct daemon *d, struct inode *i, const struct header *h, const struct acquire *a)
@@ -163,15 +207,7 @@ static int judge(struct daemon *d, struct inode *i, const struct header *h, cons
             h->info.why, d->store.path);
         return -EUCLEAN;
     case FORMAT_LIES:
-        if (a->plan_none) /* about to be truncated */
-            return 0;
-        image_log_refused(
-            d, i, a->what,
-            "its %s header contradicts itself: %s. Repair it on the raw datastore (qemu-img check -r "
-            "all) while "
-            "nobody uses it",
-            h->format ? h->format->name : "image", h->info.why);
-        return -EUCLEAN;
+        return a->plan_none ? 0 /* about to be truncated */ : judge_damaged(d, i, h, a);
     case FORMAT_AMBIGUOUS:
     case FORMAT_MORE:
         if (a->plan_none)
@@ -186,17 +222,7 @@ static int judge(struct daemon *d, struct inode *i, const struct header *h, cons
     case FORMAT_IMAGE:
         break;
     }
-    if (!a->plan_none && !h->format->weak && h->info.virtual_size <= d->opt.threshold) {
-        image_log_refused(
-            d, i, a->what,
-            "its virtual size is %llu bytes, not above the threshold of %llu. If it was sealed by a "
-            "tool that wrote "
-            "the size away: fsck.diskguard %s; if it is right: lower threshold=, or grow it with "
-            "qemu-img resize on the raw datastore",
-            (unsigned long long)h->info.virtual_size, (unsigned long long)d->opt.threshold, d->store.path);
-        return -EPERM;
-    }
-    return 0;
+    return a->plan_none || h->format->weak ? 0 : judge_size(d, i, h, a);
 }
 
 static void fill_record(struct daemon *d, struct image *img, const struct acquire *a, const struct stat *st,
@@ -233,6 +259,8 @@ static int fill_plan(struct daemon *d, struct image *img, const struct acquire *
              a->format_name ? a->format_name
              : h->format    ? h->format->name
                             : "raw");
+    bool damaged = !a->plan_none && h->verdict == FORMAT_LIES;
+    snprintf(img->damage, sizeof(img->damage), "%s", damaged ? h->info.why : "");
     if (a->plan_none || h->verdict != FORMAT_IMAGE)
         return 0;
     int r = header_plan_load(img->fd, h, &d->policy, &rec->plan);
@@ -419,6 +447,16 @@ static int acquire_locked(struct daemon *d, struct image *img, const struct acqu
     return r == -ESTALE ? -EBUSY : r;
 }
 
+static void log_damage(struct daemon *d, const struct image *img) REQUIRES(img->header)
+{
+    const struct record *rec = img->rec;
+    log_image(LOG_WARNING, rec->image, d->host.name, rec->generation,
+              "'%s' is open for write and not sealed, for its %s header contradicts itself: %s. Its claim "
+              "guards it against "
+              "the views, %s against a program outside of them. It is sealed when its header is whole again",
+              rec->image, rec->format, img->damage, img->bytes_held ? "locks on QEMU's bytes" : "nothing");
+}
+
 int image_acquire(struct daemon *d, struct image *img, const struct acquire *a, bool *ret_stuck)
 {
     *ret_stuck = false;
@@ -447,6 +485,8 @@ int image_acquire(struct daemon *d, struct image *img, const struct acquire *a, 
         image_note(img);
         if (r == 0 && a->judge)
             image_bytes_follow(d, img); /* the header that stands there now may have another plan */
+        if (r == 0 && a->judge && img->damage[0])
+            log_damage(d, img);
         atomic_fetch_add(&img->holds, 1);
         atomic_store(&img->held, true);
     } else { /* at once, under the lock: a record without a claim must explain nothing to a reader */

@@ -1,5 +1,6 @@
 /* image_edit.c: what changes an image in its zone (format.h): headers that change, plain files that become images. */
 #include "daemon/image_priv.h"
+#include "daemon/maker.h"
 
 #include <fcntl.h>
 #include <limits.h>
@@ -55,27 +56,18 @@ static void wait_idle(struct image *img, unsigned seconds)
     clock_gettime(CLOCK_MONOTONIC, &until);
     until.tv_sec += seconds;
     mutex_lock(&img->lock);
-    while (img->state == IMAGE_SEALING || img->state == IMAGE_RESTORING || img->plain_busy)
+    while (img->state == IMAGE_SEALING || img->state == IMAGE_RESTORING || img->plain_busy ||
+           (img->state == IMAGE_SEALED && img->closed))
         if (pthread_cond_timedwait(&img->moved, &img->lock.m, &until) != 0)
             break;
     mutex_unlock(&img->lock);
-}
-
-/* So often a file may change under the claim that is just taken for it (another write of its own was under way), before its writer is told. */
-#define CHANGED_MAX 16u
-
-static int changed_too_often(struct daemon *d, struct image *img)
-{
-    image_log_refused(d, img->inode, "write of an image header",
-                      "the file changes again and again meanwhile");
-    return -EIO;
 }
 
 int image_convert(struct daemon *d, struct image *img, const struct opener *who)
 {
     if (!image_begin(d, img)) {
         wait_idle(img, seconds_to_wait(d) + 1); /* another thread is at it; the caller looks again */
-        return -EAGAIN;
+        return -EALREADY;
     }
     struct acquire a = {.who = who, .what = "write of an image header", .plan_none = true, .plain_too = true};
     bool stuck;
@@ -97,6 +89,63 @@ int image_convert(struct daemon *d, struct image *img, const struct opener *who)
     }
     image_unguard(d, img);
     return r;
+}
+
+/* Was it the fence that was refused? Then pauses. */
+static bool wait_fence(struct image *img)
+{
+    mutex_lock(&img->lock);
+    bool fenced = img->rival.fenced;
+    mutex_unlock(&img->lock);
+    const struct timespec pause = {.tv_nsec = FENCE_PAUSE_MS * 1000000L};
+    if (fenced)
+        nanosleep(&pause, NULL);
+    return fenced;
+}
+
+/* So often somebody else may be at the file before its writer is told. */
+#define BUSY_MAX 2u
+
+/* One change of a plain file, on its way to the guarded way. */
+struct becoming {
+    const char *what; /* for the log line */
+    unsigned busy, changed;
+    uint64_t until; /* CLOCK_MONOTONIC, ms: so long the fence is waited for */
+};
+
+static struct becoming becoming(const struct daemon *d, const char *what)
+{
+    return (struct becoming){
+        .what = what, .until = base_now_ms() + DG_MAX(seconds_to_wait(d), FENCE_WAIT_MIN_S) * UINT64_C(1000)};
+}
+
+/* A handle that may not write any more, for the file is somebody else's image: one line for each, for its program may go on trying. */
+static int refused(struct daemon *d, struct handle *h, const char *what)
+{
+    if (!atomic_exchange(&h->refusal_logged, true))
+        image_refused(d, h->inode, &h->opener, what, -EBUSY);
+    return -EBUSY;
+}
+
+/* The plain file has become an image, or is just about to: claims it for its writers. 0: look again, it may be guarded now; or -errno, logged. */
+static int become(struct daemon *d, struct image *img, struct handle *h, struct becoming *b)
+{
+    if (h->inode->dev != d->store.dev) {
+        image_log_foreign(d, h->inode, b->what);
+        return -EXDEV;
+    }
+    int r = image_convert(d, img, &h->opener);
+    if (r == 0 || atomic_load(&h->guarded))
+        return 0;
+    if (r == -EALREADY)
+        return ++b->busy > BUSY_MAX ? refused(d, h, b->what) : 0;
+    if (r == -EAGAIN && ++b->changed > IMAGE_CHANGED_MAX) {
+        image_log_refused(d, h->inode, b->what, "the file changes again and again meanwhile");
+        return -EIO;
+    }
+    if (r == -EAGAIN || (r == -EBUSY && base_now_ms() < b->until && wait_fence(img)))
+        return 0;
+    return r == -EBUSY ? refused(d, h, b->what) : r;
 }
 
 /* ---- writes ---- */
@@ -135,6 +184,18 @@ static int sync_if_asked(struct handle *h, int fd)
     return h->flags & (O_SYNC | O_DSYNC) ? io_fsync(fd) : 0;
 }
 
+/* Who wrote a size as small as threshold= refuses is just making the image. */
+static void note_maker(struct daemon *d, const struct image *img, const struct handle *h)
+    REQUIRES(img->header)
+{
+    if (!d->makers)
+        return;
+    if (img->rec->virtual_size > d->opt.threshold)
+        maker_forget(d->makers, h->inode);
+    else
+        maker_note(d->makers, h->inode, &h->opener);
+}
+
 /* One edit of a held image, in the durable order of seal.h. */
 static int edit_held(struct daemon *d, struct image *img, struct handle *h, const struct edit *e)
 {
@@ -145,6 +206,7 @@ static int edit_held(struct daemon *d, struct image *img, struct handle *h, cons
     if (img->rec && image_write_allowed(h) == 0) {
         struct seal s = image_seal(d, img);
         struct edit at_end = *e;
+        uint64_t size = img->rec->virtual_size;
         if (e->kind == EDIT_WRITE && h->flags & O_APPEND) {
             struct stat st;
             r = io_fresh_stat(img->fd, &st);
@@ -157,6 +219,8 @@ static int edit_held(struct daemon *d, struct image *img, struct handle *h, cons
         image_zone_set(img, &s.zone);
         r = image_lost(d, img, r);
         image_note(img);
+        if (r == 0 && (img->rec->virtual_size != size || size <= d->opt.threshold))
+            note_maker(d, img, h);
         if (r == 0)
             image_bytes_follow(d, img);
         if (r == 0)
@@ -234,16 +298,34 @@ static int write_plain(struct daemon *d, struct image *img, struct handle *h, co
     return n < 0 ? -err : (int)n;
 }
 
-/* Was it the fence that was refused? Then pauses. */
-static bool wait_fence(struct image *img)
+/* A write of a handle that is not guarded. *ret_again: it is guarded now, or must be looked at again. */
+static ssize_t write_unguarded(struct daemon *d, struct image *img, struct handle *h, const struct edit *e,
+                               struct becoming *b, bool *ret_again)
 {
-    mutex_lock(&img->lock);
-    bool fenced = img->rival.fenced;
-    mutex_unlock(&img->lock);
-    const struct timespec pause = {.tv_nsec = FENCE_PAUSE_MS * 1000000L};
-    if (fenced)
-        nanosleep(&pause, NULL);
-    return fenced;
+    bool becomes = false;
+    int r = plain_look(d, h);
+    *ret_again = false;
+    if (r < 0 && atomic_load(&h->barred))
+        return r == -EBUSY ? refused(d, h, b->what) : r;
+    if (r == -EBUSY) /* it is an image: by its content, its name, or a claim */
+        becomes = true;
+    else if (r < 0)
+        return r;
+    else
+        r = write_plain(d, img, h, e, &becomes);
+    if (r == -EAGAIN) {
+        wait_idle(img, seconds_to_wait(d) + 1);
+        if (++b->busy > BUSY_MAX && !atomic_load(&h->guarded))
+            return refused(d, h, b->what); /* held by somebody else, and not about to be let go */
+    } else if (becomes) {
+        r = become(d, img, h, b);
+        if (r < 0)
+            return r;
+    } else {
+        return r;
+    }
+    *ret_again = true;
+    return 0;
 }
 
 ssize_t image_write(struct daemon *d, struct handle *h, const void *buf, size_t len, uint64_t off)
@@ -252,35 +334,16 @@ ssize_t image_write(struct daemon *d, struct handle *h, const void *buf, size_t 
     if (!img)
         return -ENOMEM;
     struct edit e = {.kind = EDIT_WRITE, .off = off, .len = len, .buf = buf};
-    unsigned tries = 0, changed = 0;
-    uint64_t until = base_now_ms() + DG_MAX(seconds_to_wait(d), FENCE_WAIT_MIN_S) * UINT64_C(1000);
+    struct becoming b = becoming(d, "write of an image header");
     for (;;) {
-        if (h->guarded) {
+        bool again;
+        if (atomic_load(&h->guarded)) {
             int r = edit_held(d, img, h, &e);
             return r < 0 ? r : (ssize_t)len;
         }
-        bool becomes = false;
-        int r = plain_look(d, h);
-        if (r < 0 && !h->guarded)
-            return r;
-        r = write_plain(d, img, h, &e, &becomes);
-        if (r == -EAGAIN) {
-            wait_idle(img, seconds_to_wait(d) + 1);
-            if (++tries > 2 && !h->guarded)
-                return -EBUSY; /* held by somebody else, and not about to be let go */
-            continue;
-        }
-        if (!becomes)
-            return r;
-        r = image_convert(d, img, &h->opener);
-        if (r == -EAGAIN && ++changed > CHANGED_MAX)
-            return changed_too_often(d, img);
-        if (r == -EBUSY && base_now_ms() < until && wait_fence(img))
-            continue;
-        if (r == -EBUSY)
-            image_refused(d, img->inode, &h->opener, "write of an image header", r);
-        if (r < 0 && r != -EAGAIN)
-            return r;
+        ssize_t n = write_unguarded(d, img, h, &e, &b, &again);
+        if (!again)
+            return n;
     }
 }
 
@@ -309,23 +372,22 @@ static int change_plain(struct daemon *d, struct handle *h, const struct edit *e
 static int change_unguarded(struct daemon *d, struct handle *h, const struct edit *e)
 {
     struct image *img = image_get(h->inode);
-    int r = change_plain(d, h, e);
-    if (r != -EBUSY || !img)
-        return r;
-    if (h->inode->dev != d->store.dev) {
-        image_log_foreign(d, h->inode, "change of an image's size");
-        return -EXDEV;
+    struct becoming b = becoming(d, "change of an image's size");
+    if (!img)
+        return -ENOMEM;
+    for (;;) {
+        if (atomic_load(&h->guarded))
+            return -EAGAIN;
+        int barred = atomic_load(&h->barred);
+        if (barred)
+            return barred == EBUSY ? refused(d, h, b.what) : -barred;
+        int r = change_plain(d, h, e);
+        if (r != -EBUSY)
+            return r;
+        r = become(d, img, h, &b);
+        if (r < 0)
+            return r;
     }
-    for (unsigned changed = 0; changed < CHANGED_MAX; changed++) {
-        r = image_convert(d, img, &h->opener);
-        if (r != -EAGAIN || atomic_load(&h->guarded))
-            break;
-    }
-    if (r == -EBUSY)
-        image_refused(d, h->inode, &h->opener, "change of an image's size", r);
-    if (r == 0 || r == -EAGAIN)
-        r = atomic_load(&h->guarded) ? -EAGAIN : -EBUSY;
-    return r;
 }
 
 int image_ftruncate(struct daemon *d, struct handle *h, uint64_t size)

@@ -2,6 +2,7 @@
  * operations. */
 #include "core/hook.h"
 #include "daemon/image_priv.h"
+#include "daemon/maker.h"
 
 #include <fcntl.h>
 #include <string.h>
@@ -53,12 +54,21 @@ static int open_first(struct daemon *d, struct image *img, struct handle *h, boo
     return r;
 }
 
+/* The holder, or one that has it open as well since it was a plain file and the holder's write made it an image. */
+static bool may_join(const struct image *img, const struct opener *who) REQUIRES(img->lock)
+{
+    bool r = cred_same_process(&img->holder, who);
+    for (const struct handle *h = img->writers; h && !r; h = h->next_writer)
+        r = atomic_load(&h->guarded) && cred_same_process(&h->opener, who);
+    return r;
+}
+
 /* -EBUSY: not ours to join. */
 static int open_join(struct daemon *d, struct image *img, struct handle *h, bool truncate)
 {
     mutex_lock(&img->lock);
     bool may = img->state == IMAGE_SEALED && !img->closed &&
-               (d->opt.writers == WRITERS_HOST || cred_same_process(&img->holder, &h->opener));
+               (d->opt.writers == WRITERS_HOST || may_join(img, &h->opener));
     if (may)
         img->n_guarded++; /* a reservation: no restore begins under us */
     mutex_unlock(&img->lock);
@@ -187,16 +197,20 @@ static void plain_writer(void *arg, struct handle *h)
     w->inode[w->n++] = h->inode;
 }
 
-/* Nobody else holds it (it was renamed to a raw image's name, say): its writers do, then. */
-static bool adopt_idle(struct daemon *d, struct image *img)
+/* Nobody else holds it (it was renamed to a raw image's name, or got its footer where no write is looked at): its writers do, then. -EAGAIN, -EALREADY: they
+ * are just changing it, or another thread is at it; any other -errno: it is not theirs. */
+static int adopt_idle(struct daemon *d, struct image *img)
 {
     struct opener who = {0};
+    int r = -EAGAIN;
     mutex_lock(&img->lock);
     bool any = img->writers != NULL;
     if (any)
         who = img->writers->opener;
     mutex_unlock(&img->lock);
-    return any && image_convert(d, img, &who) == 0;
+    for (unsigned n = 0; any && r == -EAGAIN && n < IMAGE_CHANGED_MAX; n++)
+        r = image_convert(d, img, &who);
+    return r;
 }
 
 static void bar_writers(struct daemon *d, struct inode *i)
@@ -205,12 +219,16 @@ static void bar_writers(struct daemon *d, struct inode *i)
     bool guarded, news = false;
     if (!img || !is_idle(img) || image_plain_mend(d, img) < 0 || image_guarded_inode(d, i, &guarded) < 0)
         return;
-    if (guarded && adopt_idle(d, img))
-        return;
+    int r = guarded ? adopt_idle(d, img) : 0;
+    if (guarded && (r == 0 || r == -EAGAIN || r == -EALREADY))
+        return; /* nobody else can claim it while they have the fence: the next round looks again */
     mutex_lock(&img->lock);
-    for (struct handle *h = img->state == IMAGE_IDLE ? img->writers : NULL; h; h = h->next_writer)
-        if (!atomic_load(&h->guarded))
-            news |= atomic_exchange(&h->barred, guarded ? EBUSY : 0) != EBUSY && guarded;
+    for (struct handle *h = img->state == IMAGE_IDLE ? img->writers : NULL; h; h = h->next_writer) {
+        if (atomic_load(&h->guarded))
+            continue;
+        atomic_store(&h->barred, guarded ? EBUSY : 0);
+        news |= !atomic_exchange(&h->refusal_logged, guarded) && guarded;
+    }
     mutex_unlock(&img->lock);
     if (news)
         image_log_refused(d, i, "further writes",
@@ -274,6 +292,8 @@ int image_open(struct daemon *d, struct handle *h, bool truncate)
             r = -EBUSY; /* the file changed under us: another try, from the start */
     }
     if (r == 0) {
+        if (truncate && d->makers)
+            maker_note(d->makers, h->inode, &h->opener);
         (void)image_writer_add(img, h, false);
         image_let_go(img); /* if it was FENCED before the handle was listed */
     }

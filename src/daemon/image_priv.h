@@ -86,6 +86,8 @@ struct image {
      * claims it. */
     atomic_uint alone;
     unsigned alone_last GUARDED_BY(header);
+    char damage[FORMAT_WHY] GUARDED_BY(
+        header);                       /* when it was claimed: what its header contradicts; "": nothing */
     bool marked GUARDED_BY(header);    /* this hold has made marks (image_chain.c) */
     uint64_t links GUARDED_BY(header); /* and those are for these links: a hash */
 
@@ -139,8 +141,11 @@ bool image_writer_add(struct image *img, struct handle *h, bool plain) EXCLUDES(
  * was lost before they had it; none is guarded, plain ones are barred. */
 DG_MUST_CHECK int image_adopt_writers(struct daemon *d, struct image *img) EXCLUDES(img->lock, img->header);
 
-/* A plain file is about to become an image under its writers' hands: claims it, without a seal yet, for all of them. -EAGAIN: it changed meanwhile, or another
- * thread is at it: look again. */
+/* So often a file may change under the claim that is just taken for it (another write of its own was under way), before its writer is told. */
+#define IMAGE_CHANGED_MAX 16u
+
+/* A plain file is about to become an image under its writers' hands: claims it, without a seal yet, for all of them. -EAGAIN: it changed meanwhile; -EALREADY:
+ * another thread is at it: look again. -EBUSY: another host holds it (image_refused says who). */
 DG_MUST_CHECK int image_convert(struct daemon *d, struct image *img, const struct opener *who)
     EXCLUDES(img->lock, img->header);
 

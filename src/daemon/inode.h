@@ -91,6 +91,7 @@ struct handle {
     atomic_bool dirty; /* wrote since the last fsync of this handle */
     /* image.c: 0, or EBUSY: the plain file that it was opened on is somebody's image now; and when that was looked at last, CLOCK_MONOTONIC. */
     atomic_int barred;
+    atomic_bool refusal_logged; /* image_edit.c: that it may not write any more was reported */
     atomic_ullong looked_ms;
     /* image_mend.c: when a new descriptor was last asked for, and whether that went well. */
     atomic_ullong mended_ms;

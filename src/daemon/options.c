@@ -82,7 +82,13 @@ static int set_threshold(struct parse *p, const char *value)
 {
     if (base_size(value, &p->o->threshold) < 0)
         return bad(p, "threshold=%s: must be a number of bytes, with an optional K, M, G or T", value);
+    p->o->threshold_set = true;
     return 0;
+}
+
+bool options_threshold_rules(const struct options *o)
+{
+    return o->threshold_set || o->seal == SEAL_SIZE;
 }
 
 static int set_seal(struct parse *p, const char *value)
@@ -115,6 +121,17 @@ static int set_readers(struct parse *p, const char *value)
         p->o->readers = READERS_IGNORE;
     else
         return bad(p, "readers=%s: must be protect or ignore", value);
+    return 0;
+}
+
+static int set_damaged(struct parse *p, const char *value)
+{
+    if (strcmp(value, "claim") == 0)
+        p->o->damaged = DAMAGED_CLAIM;
+    else if (strcmp(value, "refuse") == 0)
+        p->o->damaged = DAMAGED_REFUSE;
+    else
+        return bad(p, "damaged=%s: must be claim or refuse", value);
     return 0;
 }
 
@@ -257,7 +274,7 @@ static const struct own_option {
     {"writers=", set_writers},   {"fence=", set_fence},
     {"takeover=", set_takeover}, {"takeover-wait=", set_takeover_wait},
     {"readers=", set_readers},   {"managers=", set_managers},
-    {"subtype=", set_subtype},
+    {"subtype=", set_subtype},   {"damaged=", set_damaged},
 };
 
 /* ---- everybody else's ---- */
@@ -494,7 +511,11 @@ void options_help(void)
         "  -o state-dir=DIR   where the journal is kept (default: " STATE_DIR_DEFAULT ")\n"
         "  -o wait=SECONDS    how long an open waits for another holder (default: 5, and no longer than\n"
         "                     half a second where that one is known to be alive and is not letting go)\n"
-        "  -o threshold=BYTES refuse images of this virtual size or less (default: 0)\n"
+        "  -o threshold=BYTES refuse images of this virtual size or less, but for the process that\n"
+        "                     makes them (default: 0 with seal=size, else none is refused)\n"
+        "  -o damaged=claim|refuse\n"
+        "                     is an image whose header contradicts itself claimed without a seal, so\n"
+        "                     that it can be repaired, or refused\n"
         "  -o seal=refuse|size\n"
         "                     seal images so that QEMU's tools refuse them, or by a size of 0 alone\n"
         "  -o raw=auto|all|none|GLOB:GLOB...\n"

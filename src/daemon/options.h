@@ -23,6 +23,9 @@ bool options_view_exists(const char *datastore);
 /* Hands "name" or "name=value" on to libfuse. 0 or -ENOMEM. */
 DG_MUST_CHECK int options_to_fuse(struct options *o, const char *name, const char *value);
 
+/* Are images of the size threshold= or less refused? A seal that refuses says by itself that it is one, so that a size of 0 is the image's own. */
+bool options_threshold_rules(const struct options *o);
+
 /* The word of takeover=. */
 const char *options_takeover_name(enum takeover_mode t);
 

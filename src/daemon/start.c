@@ -19,6 +19,7 @@
 #include "daemon/keeper.h"
 #include "daemon/lanes.h"
 #include "daemon/loop.h"
+#include "daemon/maker.h"
 #include "daemon/options.h"
 #include "daemon/park.h"
 #include "daemon/pool.h"
@@ -196,8 +197,11 @@ static int make_tables(struct daemon *d, struct why *why)
     d->lanes = lanes_new();
     d->park = d->pool ? park_new(d->pool) : NULL;
     d->takeover = takeover_new();
+    if (options_threshold_rules(&d->opt))
+        d->makers = maker_table_new();
     int r = -ENOMEM;
-    if (d->inodes && d->handles && d->images && d->lanes && d->park && d->takeover) {
+    if (d->inodes && d->handles && d->images && d->lanes && d->park && d->takeover &&
+        (d->makers || !options_threshold_rules(&d->opt))) {
         struct stat st;
         int fd = openat(d->store.root_fd, ".", O_PATH | O_DIRECTORY | O_CLOEXEC);
         r = fd < 0 || fstat(fd, &st) < 0 ? -errno : inode_table_root(d->inodes, fd, &st);
@@ -349,6 +353,7 @@ static unsigned stop(struct daemon *d)
     handle_table_free(d->handles);
     image_table_free(d->images);
     takeover_free(d->takeover);
+    maker_table_free(d->makers);
     journal_close(d->journal);
     if (d->host_lock_fd >= 0)
         close(d->host_lock_fd);

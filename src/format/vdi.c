@@ -169,10 +169,13 @@ static int vdi_rescue(struct view *v, const uint64_t *size, struct rescue *ret_r
     if (answer != PROBE_YES || h.size != SEALED_SIZE || !check_tables(&h, &info))
         return -EUCLEAN; /* the seal is not all that is wrong with it */
     lower = h.blocks ? size_max(&h) - h.block_size + 1 : 0;
+    if (h.blocks == 0)
+        rescue_add(ret_rescue, RESCUE_EXACT, 0, "it has no blocks");
     rescue_add(ret_rescue, RESCUE_UPPER, size_max(&h), "blocks x block size");
     rescue_add(ret_rescue, RESCUE_LOWER, lower, "(blocks - 1) x block size");
-    if (!size)
+    if (!size && h.blocks != 0)
         return -ENODATA;
+    size = size ? size : &lower;
     if (*size < lower || *size > size_max(&h))
         return -ERANGE;
     put_le(word, *size, sizeof(word));

@@ -168,7 +168,7 @@ def show_of_all_kinds(lab):
 @test
 def why_of_all_kinds(lab):
     cases = {"free.qcow2": (0, "free", False), "notes.txt": (0, "not-an-image", False), "disk.raw": (0, "free", False),
-             "zero.qcow2": (0, "too-small", True), "lies.qcow2": (4, "lies", True), "orphan.qcow2": (4, "orphan", True),
+             "zero.qcow2": (0, "free", False), "lies.qcow2": (0, "damaged", False), "orphan.qcow2": (4, "orphan", True),
              "left.qcow2": (4, "holder-down", True)}
     for name in cases:
         if name.endswith("qcow2"):
