@@ -79,6 +79,7 @@ RAW_ALLOWED = [
     ("src/daemon/fs_name.c", "io_open_beneath(dir->fd, name", "plain lookup: decides nothing, an open looks again"),
     ("src/daemon/fs_name.c", 'fstatat(fd, ""', "identity, and what a user is shown"),
     ("src/daemon/fs_name.c", 'fstatat(dir->fd, ""', "identity, and what a user is shown"),
+    ("src/daemon/fs_remove.c", "io_reopen(op->dir[s]->fd", "the directory of an open descriptor, to sync it"),
     ("src/daemon/image_plain.c", "io_reopen(img->inode->fd, flags", "the file of an open handle: a handle, not a name"),
     ("src/daemon/image_fence.c", "io_reopen(", "the file of a handle, to read it on without the fence: decides nothing"),
     ("src/daemon/fs_open.c", "io_reopen(", "the file of an open descriptor; fs_name_moved has looked at its name"),

@@ -169,7 +169,7 @@ void image_end(struct daemon *d, struct image *img)
         close(fd); /* synced by the restore; the fence lock goes with it */
     busy_remove(d, img);
     mutex_lock(&img->lock);
-    img->closed = img->vanished = false;
+    img->closed = img->vanished = img->unlinked = false;
     image_move_locked(d, img, IMAGE_IDLE, 0);
     mutex_unlock(&img->lock);
     inode_put(d->inodes, i);
@@ -294,7 +294,8 @@ static int restore_steps(struct daemon *d, struct image *img) REQUIRES(img->head
         return -EIO; /* also where it is not known: a new descriptor is tried, and the keeper tries again */
     if (r == 1) {
         mutex_lock(&img->lock);
-        bool expected = img->closed || img->vanished; /* our own unlink or rename over it; or it was said */
+        /* Our own unlink or rename over it, its holder's, or it was said. */
+        bool expected = img->closed || img->unlinked || img->vanished;
         mutex_unlock(&img->lock);
         if (!expected)
             image_log_state(d, img, LOG_WARNING,

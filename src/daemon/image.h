@@ -26,12 +26,14 @@ const char *image_state_name(enum image_state s);
 
 /* ---- for namespace operations (fs_name.c) and truncation by path (fs_attr.c) ---- */
 
-/* Keeps everybody else, here and on other hosts, from opening the file for write while a namespace operation removes or replaces it.
+/* Keeps everybody else, here and on other hosts, from opening the file for write while a namespace operation removes or replaces it. Whoever holds the
+ * image himself (the process, or with writers=host any process of this host) may: QEMU removes a file whose creation failed before it closes it.
  * 0: go on (*ret is held, or the file is no image and nothing need be held); -EBUSY: held by another: park and try again; any other -errno: final.
  * The refusal is logged by image_refused(), once, by the caller that gives up. */
 struct hold {
     struct inode *inode; /* pinned while held; NULL: nothing held */
     bool claimed;
+    bool joined; /* the claim is that of the opener's own handles, and so is the seal: they stay */
 };
 DG_MUST_CHECK int image_hold(struct daemon *d, struct inode *i, const struct opener *who, const char *what,
                              struct hold *ret);

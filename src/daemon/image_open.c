@@ -53,16 +53,27 @@ static int open_first(struct daemon *d, struct image *img, struct handle *h, boo
     return r;
 }
 
+/* A reservation in the hold of the process itself: no restore begins under us. false: not ours to join. */
+static bool join(struct daemon *d, struct image *img, const struct opener *who, bool names)
+{
+    mutex_lock(&img->lock);
+    bool sealed = img->state == IMAGE_SEALED,
+         may = sealed && !img->closed &&
+               (d->opt.writers == WRITERS_HOST || cred_same_process(&img->holder, who));
+    if (may) {
+        img->n_guarded++;
+        img->n_names += names;
+    } else if (sealed) {
+        img->rival = (struct image_rival){0}; /* its holder is in the way, and nothing else */
+    }
+    mutex_unlock(&img->lock);
+    return may;
+}
+
 /* -EBUSY: not ours to join. */
 static int open_join(struct daemon *d, struct image *img, struct handle *h, bool truncate)
 {
-    mutex_lock(&img->lock);
-    bool may = img->state == IMAGE_SEALED && !img->closed &&
-               (d->opt.writers == WRITERS_HOST || cred_same_process(&img->holder, &h->opener));
-    if (may)
-        img->n_guarded++; /* a reservation: no restore begins under us */
-    mutex_unlock(&img->lock);
-    if (!may)
+    if (!join(d, img, &h->opener, false))
         return -EBUSY;
     HOOK("image.fence.join");
     int r = image_fence_fd(d, img, h->fd);
@@ -278,6 +289,38 @@ int image_open(struct daemon *d, struct handle *h, bool truncate)
 
 /* ---- holds ---- */
 
+/* By the holder himself: claim and seal stay as they are until his last handle is closed. But not of a file that another image needs, or another process's
+ * reader wants as it is: that he may write it does not change what he may take from others. */
+static int hold_own(struct daemon *d, struct image *img, const struct opener *who, struct hold *ret)
+{
+    if (!join(d, img, who, true))
+        return -EBUSY;
+    inode_pin(d->inodes, img->inode);
+    *ret = (struct hold){.inode = img->inode, .claimed = true, .joined = true};
+    image_set_rival(img, NULL);
+    int r = image_chain_needed(d, img, who);
+    if (r == 0) {
+        rwlock_write(&img->header);
+        r = image_reader_in_way(d, img, who);
+        rwlock_write_unlock(&img->header);
+    }
+    if (r < 0)
+        image_unhold(d, ret);
+    return r;
+}
+
+/* Ends what hold_own() began; says that the image has no name left, before the keeper finds out, or the last close. */
+static void own_done(struct daemon *d, struct image *img)
+{
+    rwlock_read(&img->header);
+    bool gone = img->rec && img->fd >= 0 && store_gone(&d->store, img->fd, &img->rec->handle) == 1;
+    rwlock_read_unlock(&img->header);
+    mutex_lock(&img->lock);
+    img->unlinked |= gone;
+    img->n_names--;
+    mutex_unlock(&img->lock);
+}
+
 int image_hold(struct daemon *d, struct inode *i, const struct opener *who, const char *what,
                struct hold *ret)
 {
@@ -287,8 +330,10 @@ int image_hold(struct daemon *d, struct inode *i, const struct opener *who, cons
     struct image *img = image_get(i);
     if (!img)
         return -ENOMEM;
-    if (atomic_load(&d->stopping) || !is_idle(img))
+    if (atomic_load(&d->stopping))
         return -EBUSY;
+    if (!is_idle(img))
+        return hold_own(d, img, who, ret);
     bool guarded;
     int r = image_guarded_inode(d, i, &guarded);
     if (r == -ESTALE || r == -ENOENT)
@@ -322,9 +367,10 @@ void image_unhold(struct daemon *d, struct hold *h)
 {
     if (!h->inode)
         return;
-    image_unguard(
-        d,
-        atomic_load(&h->inode->image)); /* a file without links is forgotten there: restore_steps, gone() */
+    struct image *img = atomic_load(&h->inode->image);
+    if (h->joined)
+        own_done(d, img);
+    image_unguard(d, img); /* a file without links is forgotten there: restore_steps, store_gone() */
     inode_put(d->inodes, h->inode);
     *h = (struct hold){0};
 }
@@ -397,7 +443,9 @@ int image_truncate(struct daemon *d, struct inode *i, const struct opener *who, 
     r = image_hold(d, i, who, "truncation", &hold);
     if (r < 0)
         return r;
-    r = hold.claimed ? truncate_held(d, &hold, size) : truncate_plain(d, i, size);
+    r = hold.joined    ? image_truncate_own(d, atomic_load(&i->image), who, size)
+        : hold.claimed ? truncate_held(d, &hold, size)
+                       : truncate_plain(d, i, size);
     image_unhold(d, &hold);
     return r;
 }

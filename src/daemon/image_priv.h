@@ -51,6 +51,8 @@ struct image {
     bool closed GUARDED_BY(lock);
     /* this hold was called VANISHED in the log */
     bool vanished GUARDED_BY(lock);
+    unsigned n_names GUARDED_BY(lock); /* operations on its names by its own holder under way */
+    bool unlinked GUARDED_BY(lock);    /* one of them took its last name: that is no VANISHED */
     struct image_rival rival GUARDED_BY(lock);
     struct image_info info GUARDED_BY(lock); /* what control.c shows, so that it never waits for `header` */
     char *path GUARDED_BY(lock);             /* of info: most files never need one */
@@ -130,6 +132,10 @@ void image_end(struct daemon *d, struct image *img) EXCLUDES(img->lock, img->hea
 void image_note(struct image *img) REQUIRES(img->header) EXCLUDES(img->lock);
 /* One guard less; the last one restores (or, fenced, drops). */
 void image_unguard(struct daemon *d, struct image *img) EXCLUDES(img->lock, img->header);
+
+/* truncate(2) by path, by the holder himself. 0 or -errno. */
+DG_MUST_CHECK int image_truncate_own(struct daemon *d, struct image *img, const struct opener *who,
+                                     uint64_t size) EXCLUDES(img->lock, img->header);
 
 /* Lists a handle that is open for write. plain: only while the image is IDLE, else false. */
 bool image_writer_add(struct image *img, struct handle *h, bool plain) EXCLUDES(img->lock);

@@ -37,7 +37,8 @@ static void check_claim(struct daemon *d, struct image *img)
     mutex_lock(&img->lock);
     /* A release or a new hold in between has another generation, or another state: then this look says
      * nothing. */
-    bool same = !img->closed && img->info.generation == l->rec.generation;
+    bool same = !img->closed && !img->unlinked && img->n_names == 0 &&
+                img->info.generation == l->rec.generation;
     bool vanished = same && img->state == IMAGE_SEALED && l->gone == 1;
     bool back = same && img->state == IMAGE_VANISHED && l->gone == 0;
     if (vanished)
