@@ -25,7 +25,7 @@ ALLOWED = {
 HEADERS = [
     ("only the journal knows sqlite", r"sqlite3\.h", r"src/core/journal\w*\.c"),
     ("only the daemon knows FUSE", r"(fuse3/)?fuse\w*\.h|linux/fuse\.h", r"src/daemon/\w+\.[ch]|tests/stress/\w+\.c|tests/func/stalefs\.c"),
-    ("JSON is spoken by the control channel and the tools", r"json(-c/\w+|_\w+)?\.h", r"src/daemon/control\w*\.c|tools/\w+\.[ch]"),
+    ("JSON is spoken by the control channel, the tools and names in images", r"json(-c/\w+|_\w+)?\.h", r"src/daemon/control\w*\.c|src/core/link_name\.c|tools/\w+\.[ch]"),
     ("a format has no descriptor, no lock and no log", r"unistd\.h|fcntl\.h|pthread\.h|syslog\.h|stdio_ext\.h|sys/.*", r"(?!src/format/).*"),
 ]
 # Name that is called -> which files may.
@@ -93,6 +93,7 @@ RAW_ALLOWED = [
     ("src/daemon/image_mend.c", "io_reopen(", "the file of an open descriptor: a handle, not a name"),
     ("src/daemon/image_plain.c", "io_reopen(", "the file of an open descriptor: a handle, not a name"),
     ("src/daemon/image_open.c", "io_reopen(", "the file of an open descriptor: a handle, not a name"),
+    ("src/daemon/image_walk.c", "", "mounts and paths of this host; below the datastore io_fresh_open"),
     ("src/daemon/image_chain.c", "io_reopen(fd, O_RDWR", "the file that io_fresh_open found, for its lock"),
     ("src/daemon/image_read.c", "pread(fd, buf", "guest data; the header is laid over it by image_read"),
     ("tools/ctl_item.c", "fopen(\"/proc", "/proc of this host"),

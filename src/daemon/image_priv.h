@@ -6,7 +6,7 @@
  *   image_plain.c  the fence of plain files        image_fence.c  the fence of those that write an image
  *   image_tend.c   the keeper's look at each image  image_bytes.c  QEMU's own locks
  *   image_chain.c  the files that an image needs    image_reader.c  who reads it and wants no writer
- *   image_zone.c   the zone, and direct changes under way */
+ *   image_zone.c   the zone, and direct changes under way   image_walk.c   names in images */
 #ifndef DISKGUARD_IMAGE_PRIV_H
 #define DISKGUARD_IMAGE_PRIV_H
 
@@ -108,8 +108,13 @@ struct image {
     atomic_bool bytes_logged;  /* that somebody outside writes during this hold was reported */
 };
 
+#define IMAGE_TOLD_MAX 256u
+
 struct image_table {
     struct mutex lock;
+    /* image_chain.c: hashes of names that lead out of the datastore, as far as that was said */
+    uint64_t told[IMAGE_TOLD_MAX] GUARDED_BY(lock);
+    unsigned n_told GUARDED_BY(lock);
     struct image *busy GUARDED_BY(lock);
     struct image *reading GUARDED_BY(lock);     /* image_reader.c: images that have readers */
     atomic_ullong reader_serial;                /* the last number that a reader's name got */
