@@ -8,6 +8,7 @@
 
 #include "core/link_name.h"
 #include "core/mark.h"
+#include "core/whereis.h"
 
 static struct raw_needs *add(struct raw_image *im)
 {
@@ -152,7 +153,9 @@ int chain_load(const struct store *s, struct raw_image *im, int fd, const char *
         struct raw_needs *one = add(im);
         if (!one)
             return -ENOMEM;
-        snprintf(one->path, sizeof(one->path), "%s", c->kind == CLAIM_HELD ? c->rec.image : "?");
+        snprintf(one->path, sizeof(one->path), "?");
+        if (c->kind == CLAIM_HELD)
+            whereis_name(s, c->rec.ino, &c->rec.handle, c->rec.image, one->path, sizeof(one->path));
         snprintf(one->host, sizeof(one->host), "%s", c->kind == CLAIM_HELD ? c->rec.host_name : "?");
     }
     return r;

@@ -1,5 +1,6 @@
 /* fs_remove.c: names that go or move: unlink, rmdir, rename, exchange. See fs.h. */
 #include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -185,9 +186,91 @@ static void sync_removal(const struct removal *op, const struct victims *v)
     }
 }
 
+/* ---- what moves away ---- */
+
+struct beneath {
+    struct removal *op;
+    const struct inode *dir;
+    struct inode **busy;
+};
+
+/* Is this needed file in the directory that is about to move? */
+static int look_beneath(void *arg, const char *path)
+{
+    struct beneath *b = arg;
+    struct daemon *d = b->op->d;
+    char up[PATH_MAX];
+    struct stat st;
+    snprintf(up, sizeof(up), "%s", path);
+    char *slash = strrchr(up, '/');
+    if (!slash)
+        return 0;
+    *slash = '\0';
+    _cleanup_close_ int dir_fd = io_fresh_open(d->store.root_fd, up, O_PATH | O_DIRECTORY);
+    if (dir_fd < 0 || !fs_name_beneath(dir_fd, b->dir))
+        return 0;
+    int fd = io_fresh_open(d->store.root_fd, path, O_PATH | O_NOFOLLOW);
+    if (fd >= 0 && fstat(fd, &st) < 0) {
+        close(fd);
+        fd = -1;
+    }
+    struct inode *i = fd < 0 ? NULL : inode_enter(d->inodes, fd, &st, false);
+    int r = i ? image_moving(d, i, &b->op->who) : 0;
+    if (r == -EBUSY)
+        *b->busy = i;
+    else
+        inode_put(d->inodes, i);
+    return r;
+}
+
+/* A file that a held image needs does not leave its name either, alone or with its directory. Those of an exchange are held, as what is removed. */
+static int source_moving(struct removal *op, unsigned slot, struct inode **ret_busy)
+{
+    struct inode *i = NULL;
+    int r = victim_find(op, slot, &i);
+    if (r < 0)
+        return 0; /* the rename itself will say so */
+    if (S_ISDIR(i->type)) {
+        struct beneath b = {.op = op, .dir = i, .busy = ret_busy};
+        r = image_each_needed(op->d, &op->who, look_beneath, &b);
+    } else if (!(op->flags & RENAME_EXCHANGE)) {
+        r = image_moving(op->d, i, &op->who);
+        if (r == -EBUSY) {
+            *ret_busy = i;
+            return r;
+        }
+    }
+    inode_put(op->d->inodes, i);
+    return r;
+}
+
+static int sources_moving(struct removal *op, struct inode **ret_busy)
+{
+    int r = op->rename ? source_moving(op, 0, ret_busy) : 0;
+    if (r == 0 && op->rename && op->flags & RENAME_EXCHANGE)
+        r = source_moving(op, 1, ret_busy);
+    return r;
+}
+
+/* After a rename: what was moved. */
+static void tell_renamed(struct removal *op)
+{
+    for (unsigned slot = 0; slot < 2 && op->rename; slot++) {
+        struct inode *i = NULL;
+        if (slot == 0 && !(op->flags & RENAME_EXCHANGE))
+            continue;
+        if (victim_find(op, slot, &i) == 0 && (S_ISREG(i->type) || S_ISDIR(i->type)))
+            image_renamed(op->d, i);
+        inode_put(op->d->inodes, i);
+    }
+}
+
 /* *ret_busy: the image that is in the way, pinned, for -EBUSY. */
 static int removal_try(struct removal *op, struct inode **ret_busy)
 {
+    int moving = sources_moving(op, ret_busy);
+    if (moving < 0)
+        return moving;
     for (int chase = 0; chase < CHASE_MAX; chase++) {
         struct victims v;
         unsigned failed = 0;
@@ -213,6 +296,8 @@ static int removal_try(struct removal *op, struct inode **ret_busy)
             sync_removal(op, &v);
         victims_unhold(op, &v, v.n);
         victims_put(op, &v);
+        if (same && r == 0)
+            tell_renamed(op);
         bool appeared = r == -EEXIST && op->rename && !(op->flags & RENAME_NOREPLACE) && v.absent;
         if (same && !appeared)
             return r;
@@ -298,7 +383,7 @@ void fs_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name)
 void fs_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t newparent, const char *newname,
                unsigned flags)
 {
-    const char *what = flags & RENAME_EXCHANGE ? "exchange" : "rename over it";
+    const char *what = flags & RENAME_EXCHANGE ? "exchange" : "rename";
     struct removal *op = removal_new(req, what, parent, name);
     if (op) {
         op->rename = true;

@@ -442,6 +442,48 @@ void image_release(struct daemon *d, struct handle *h)
         image_unguard(d, img);
 }
 
+/* Without asking anybody: does this host's kernel know another name of it? */
+static bool has_new_name(struct daemon *d, struct image *img)
+{
+    char now[RECORD_IMAGE_MAX];
+    image_path(d, img->inode, now, sizeof(now));
+    mutex_lock(&img->lock);
+    bool other = img->path && strcmp(now, img->path) != 0;
+    mutex_unlock(&img->lock);
+    return other;
+}
+
+void image_follow_name(struct daemon *d, struct image *img)
+{
+    char now[RECORD_IMAGE_MAX];
+    if (!has_new_name(d, img))
+        return;
+    rwlock_write(&img->header);
+    bool held = img->rec && img->fd >= 0 && atomic_load(&img->held) && img->rec->step <= STEP_SEALED &&
+                atomic_load(&img->io_error) == 0;
+    if (held && image_path_now(d, img->inode, now, sizeof(now)) && strcmp(now, img->rec->image) != 0) {
+        struct seal s = image_seal(d, img);
+        snprintf(img->rec->image, sizeof(img->rec->image), "%s", now);
+        image_note(img);
+        int r = seal_record(&s);
+        if (r < 0) /* a claim that is lost is for the keeper to find */
+            log_debug("'%s' is not told under its new name: %s", now, strerror(-r));
+    }
+    rwlock_write_unlock(&img->header);
+}
+
+void image_renamed(struct daemon *d, const struct inode *i)
+{
+    unsigned n;
+    struct image **list = S_ISREG(i->type) && !atomic_load(&i->image) ? NULL : image_busy_list(d, &n);
+    for (unsigned k = 0; list && k < n; k++) {
+        if (!S_ISREG(i->type) || list[k]->inode == i)
+            image_follow_name(d, list[k]);
+        inode_put(d->inodes, list[k]->inode);
+    }
+    free(list);
+}
+
 struct image **image_busy_list(struct daemon *d, unsigned *ret_n)
 {
     unsigned n = 0, max = 0;

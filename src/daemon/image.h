@@ -40,6 +40,13 @@ DG_MUST_CHECK int image_hold(struct daemon *d, struct inode *i, const struct ope
 /* Right before the operation: does the claim still rule? 0; -EIO: this host was taken for dead and lost it meanwhile (the image is FENCED), touch nothing; or
  * another -errno. Narrows the window, no more: the storage does not fence what changes names (core/takeover.h). */
 DG_MUST_CHECK int image_hold_check(struct daemon *d, const struct hold *h);
+/* Before its name is moved elsewhere: does an image need it that another process, or host, holds? -EBUSY, as above; 0 or -errno. */
+DG_MUST_CHECK int image_moving(struct daemon *d, struct inode *i, const struct opener *who);
+/* The same for whatever lies in a directory: calls fn with the path, below the datastore, of each such file. A non-zero return of fn stops and is returned. */
+DG_MUST_CHECK int image_each_needed(struct daemon *d, const struct opener *who,
+                                    int (*fn)(void *arg, const char *path), void *arg);
+/* A file, or a directory somewhere above images, has another name now: what is held here, is told under that name from now on. Best effort. */
+void image_renamed(struct daemon *d, const struct inode *i);
 /* Ends it. The claim is dropped altogether when the file is gone (link count 0), else freed. */
 void image_unhold(struct daemon *d, struct hold *h);
 /* The one log line of a refused open or operation: image, holder host, pid, since, way out. */

@@ -12,10 +12,13 @@
 #include "core/hook.h"
 #include "core/link_name.h"
 #include "core/mark.h"
+#include "core/whereis.h"
 #include "daemon/image_walk.h"
 
 #define CHAIN_MAX 256 /* files: more than any chain that QEMU opens in reasonable time */
 #define HASH_START UINT64_C(14695981039346656037)
+#define NEEDED_NAMES_MAX 20000u /* looked at for a file below that has moved, when a directory is renamed */
+#define NEEDED_MS 1000u
 #define FENCE_TRIES 5
 #define FENCE_PAUSE_MS 20u
 
@@ -470,9 +473,43 @@ int image_chain_needed(struct daemon *d, struct image *img, const struct opener 
             continue;
         if (c->kind == CLAIM_BAD)
             memset(&c->rec, 0, sizeof(c->rec));
+        char above[RECORD_IMAGE_MAX + 16] = "?";
+        if (c->kind == CLAIM_HELD)
+            whereis_name(&d->store, c->rec.ino, &c->rec.handle, c->rec.image, above, sizeof(above));
         image_set_rival(img, &c->rec);
-        set_needs(img, "it is needed by", c->kind == CLAIM_BAD ? "?" : c->rec.image);
+        set_needs(img, "it is needed by", above);
         r = -EBUSY;
+    }
+    return r;
+}
+
+/* A rename loses nothing, so nobody need be kept out for it: whoever comes to need the file between this look and the rename finds no file, or has opened it
+ * already; the name can be given back. */
+int image_moving(struct daemon *d, struct inode *i, const struct opener *who)
+{
+    struct image *img = S_ISREG(i->type) && i->dev == d->store.dev ? image_get(i) : NULL;
+    return img ? image_chain_needed(d, img, who) : 0;
+}
+
+int image_each_needed(struct daemon *d, const struct opener *who, int (*fn)(void *arg, const char *path),
+                      void *arg)
+{
+    _cleanup_free_ struct claim *c = malloc(sizeof(*c));
+    _cleanup_free_ struct mark *m = NULL;
+    size_t n = 0;
+    int r = c ? mark_list(&d->store, 0, &m, &n) : -ENOMEM;
+    for (size_t k = 0; r == 0 && k < n; k++) {
+        char was[PATH_MAX];
+        r = mark_counts(&d->store, &m[k], c);
+        if (r <= 0 || (c->kind == CLAIM_HELD && image_own_claim(d, &c->rec, who)) ||
+            mark_path(&d->store, &m[k], was, sizeof(was)) < 0) {
+            r = r < 0 ? r : 0;
+            continue;
+        }
+        struct whereis w = {.ino = m[k].below, .was = was};
+        whereis(&d->store, &w, 1, NEEDED_NAMES_MAX, NEEDED_MS);
+        r = w.now ? fn(arg, w.now) : 0; /* where it is cannot be told: the rename loses nothing */
+        free(w.now);
     }
     return r;
 }

@@ -138,6 +138,8 @@ void image_note(struct image *img) REQUIRES(img->header) EXCLUDES(img->lock);
 /* One guard less; the last one restores (or, fenced, drops). */
 void image_unguard(struct daemon *d, struct image *img) EXCLUDES(img->lock, img->header);
 
+/* Journal and claim of a held image say its name of now: after a rename here; and the keeper, for those past this view. What fails is left at that. */
+void image_follow_name(struct daemon *d, struct image *img) EXCLUDES(img->lock, img->header);
 /* truncate(2) by path, by the holder himself. 0 or -errno. */
 DG_MUST_CHECK int image_truncate_own(struct daemon *d, struct image *img, const struct opener *who,
                                      uint64_t size) EXCLUDES(img->lock, img->header);
@@ -328,6 +330,8 @@ DG_MUST_CHECK int image_header(struct daemon *d, struct inode *i, struct header 
 void image_log_closed(struct daemon *d, struct inode *i, const char *verb);
 /* By content or, for a raw image, by name. */
 bool image_is_image(struct daemon *d, struct inode *i, const struct header *h);
+/* The same, if the file has that name: not where that was removed. */
+bool image_path_now(struct daemon *d, const struct inode *i, char *ret, size_t size);
 /* Path below the datastore, for people. */
 void image_path(struct daemon *d, const struct inode *i, char *ret, size_t size);
 

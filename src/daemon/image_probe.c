@@ -20,6 +20,14 @@ void image_path(struct daemon *d, const struct inode *i, char *ret, size_t size)
     snprintf(ret, size, "%.*s", (int)size - 1, p);
 }
 
+bool image_path_now(struct daemon *d, const struct inode *i, char *ret, size_t size)
+{
+    struct stat st;
+    image_path(d, i, ret, size);
+    _cleanup_close_ int fd = ret[0] == '/' ? -1 : io_fresh_open(d->store.root_fd, ret, O_PATH | O_NOFOLLOW);
+    return fd >= 0 && io_fresh_stat(fd, &st) == 0 && st.st_ino == i->ino && st.st_dev == i->dev;
+}
+
 void image_log_closed(struct daemon *d, struct inode *i, const char *verb)
 {
     struct image *img = image_get(i);

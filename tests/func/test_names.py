@@ -253,5 +253,154 @@ def _(build):
         forgotten(p)
 
 
+
+# ---- the name of now ----
+
+def ctl(build, *args):
+    return json.loads(run(*build.command(build.ctl, "--json", *args)).out)
+
+
+def listed(build, *args):
+    """{name, or "was NAME": state} of what list shows."""
+    return {i["image"] or "was " + i["was"]: i["state"] for v in ctl(build, "list", *args)["views"] for i in v["images"]}
+
+
+def claimed_names(ds):
+    return sorted(c["image"] for c in ds.claims().values() if c["state"] != "free")
+
+
+@suite.case("an image that is renamed while it is held is told under its name of now, by list, why, show and its claim; a new file of the old name is that file")
+def _(build):
+    with pair(build, "wait=0") as p, Proc() as holder:
+        make_qcow2(p.ds.raw("one"), SIZE)
+        fd = holder.call("open", p.a.path("one"), RDWR)
+        os.rename(p.a.path("one"), p.a.path("two"))
+        eq(claimed_names(p.ds), ["two"], "the claim")
+        make_qcow2(p.ds.raw("one"), 2 * SIZE)
+        for view in p.views:
+            eq(listed(build, view.mnt), {"two": "sealed"})
+            ok(not ctl(build, "why", view.path("one"))["refused"], "why of the new one")
+            why = ctl(build, "why", view.path("two"))
+            eq((why["image"], why["refused"], why["reason"]), ("two", True, "held"))
+        ok(" two " in must(*build.command(build.ctl, "list", p.b.mnt)).replace("\n", " "), "list in words")
+        holder.call("pwrite", fd, b"x" * 512, 1 << 20)
+        p.a.kill9()
+        holder.kill()
+        p.a.start()
+        p.ds.wait_free("two")
+        eq(qcow2_size(p.ds.raw("two")), SIZE)
+        eq(qcow2_size(p.ds.raw("one")), 2 * SIZE)
+
+
+@suite.case("so is one whose directory is renamed, that is exchanged, or renamed past the views")
+def _(build):
+    with pair(build, "wait=0") as p, Proc() as holder:
+        os.makedirs(p.ds.raw("d/e"))
+        for name in ("d/e/one", "other", "third"):
+            make_qcow2(p.ds.raw(name), SIZE)
+        fds = [holder.call("open", p.a.path(name), RDWR) for name in ("d/e/one", "third")]
+        os.rename(p.a.path("d"), p.a.path("f"))
+        eq(claimed_names(p.ds), ["f/e/one", "third"])
+        os.rename(p.a.path("f/e/one"), p.a.path("f/two"))
+        eq(claimed_names(p.ds), ["f/two", "third"])
+        holder.call("rename2", p.a.path("f/two"), p.a.path("third"), EXCHANGE)
+        eq(claimed_names(p.ds), ["f/two", "third"])
+        holder.call("rename2", p.a.path("other"), p.a.path("third"), EXCHANGE)
+        eq(claimed_names(p.ds), ["f/two", "other"])
+        os.rename(p.ds.raw("other"), p.ds.raw("raw"))  # the keeper finds out
+        wait_for(lambda: claimed_names(p.ds) == ["f/two", "raw"], "the keeper follows the name")
+        for fd in fds:
+            holder.call("close", fd)
+        p.ds.wait_settled()
+        for name in ("f/two", "raw", "third"):
+            must("qemu-img", "check", "-q", p.ds.raw(name))
+
+
+@suite.case("an image that was renamed behind its record is looked for; where it is not found, its former name is called that")
+def _(build):
+    with pair(build, "wait=0") as p, Proc() as holder:
+        for name in ("one", "two"):
+            make_qcow2(p.ds.raw(name), SIZE)
+        for name in ("one", "two"):
+            holder.call("open", p.a.path(name), RDWR)
+        p.a.kill9()  # nobody writes its records any more
+        os.makedirs(p.ds.raw("deep/er"))
+        os.rename(p.ds.raw("one"), p.ds.raw("deep/er/moved"))
+        make_qcow2(p.ds.raw("one"), SIZE)
+        away = os.path.join(p.ds.base, "away")
+        os.rename(p.ds.raw("two"), away)
+        make_qcow2(p.ds.raw("two"), SIZE)
+        for where in (("--datastore", p.ds.path, "list"), ("list", p.b.mnt)):
+            show = json.loads(run(*build.command(build.ctl, "--json", *where)).out)["views"][0]["images"]
+            eq(sorted((i["image"], i.get("was")) for i in show if i["image"]), [("deep/er/moved", None)])
+            eq([(i["image"], i["was"]) for i in show if not i["image"]], [(None, "two")])
+            text = run(*build.command(build.ctl, *where)).out
+            ok("deep/er/moved" in text and "was 'two'" in text and not any(line.split()[:1] in (["one"], ["two"]) for line in text.splitlines()), text)
+        for name in ("one", "two"):
+            why = ctl(build, "why", p.b.path(name))
+            eq((why["refused"], why["state"]), (False, "free"), "the new %s: %s" % (name, why))
+        why = ctl(build, "why", p.b.path("deep/er/moved"))
+        eq((why["image"], why["refused"]), ("deep/er/moved", True))
+        os.unlink(p.ds.raw("two"))
+        os.rename(away, p.ds.raw("two"))
+        holder.kill()
+        p.a.start()
+        p.ds.wait_settled()
+        eq(qcow2_size(p.ds.raw("deep/er/moved")), SIZE)
+
+
+# ---- what a held image needs does not move away ----
+
+@suite.case("the base of a held image is not renamed away, alone, by exchange or with its directory, from any host; its holder may")
+def _(build):
+    with pair(build, "wait=0") as p, Proc() as holder, Proc() as other:
+        os.makedirs(p.ds.raw("pool/bases"))
+        os.mkdir(p.ds.raw("elsewhere"))
+        make_qcow2(p.ds.raw("pool/bases/base.qcow2"), SIZE)
+        make_qcow2(p.ds.raw("pool/bases/free.qcow2"), SIZE)
+        must("qemu-img", "create", "-q", "-f", "qcow2", "-b", "pool/bases/base.qcow2", "-F", "qcow2", p.ds.raw("top.qcow2"))
+        fd = holder.call("open", p.a.path("top.qcow2"), RDWR)
+        for view in p.views:
+            base, free, there = view.path("pool/bases/base.qcow2"), view.path("pool/bases/free.qcow2"), view.path("elsewhere/x")
+            since = view.log_size()
+            for old, new, flags in ((base, there, 0), (base, there, dgops.RENAME_NOREPLACE), (base, free, 0), (base, free, EXCHANGE), (free, base, EXCHANGE),
+                                    (free, base, 0), (view.path("pool/bases"), there, 0), (view.path("pool"), there, 0),
+                                    (view.path("pool"), view.path("elsewhere"), EXCHANGE), (view.path("elsewhere"), view.path("pool"), EXCHANGE)):
+                raises(errno.EBUSY, other.call, "rename2", old, new, flags)
+            view.wait_log(r"refused rename of 'pool/bases/base\.qcow2'.*needed by 'top\.qcow2', which host .* holds since", since)
+            ok(os.path.exists(base), "where it was")
+            other.call("rename2", free, there, 0)  # what nobody needs moves
+            other.call("rename2", there, free, 0)
+            other.call("rename2", view.path("elsewhere"), view.path("pool/elsewhere"), 0)
+            other.call("rename2", view.path("pool/elsewhere"), view.path("elsewhere"), 0)
+        raises(errno.EBUSY, holder.call, "rename", p.b.path("pool"), p.b.path("pool2"))  # another host, whatever the process
+        other.call("rename2", p.b.path("top.qcow2"), p.b.path("elsewhere/top.qcow2"), 0)  # a held image itself moves
+        other.call("rename2", p.b.path("elsewhere/top.qcow2"), p.b.path("top.qcow2"), 0)
+        holder.call("rename", p.a.path("pool"), p.a.path("pool2"))
+        holder.call("rename", p.a.path("pool2/bases/base.qcow2"), p.a.path("pool2/bases/base2.qcow2"))
+        for old in ("pool2", "pool2/bases", "pool2/bases/base2.qcow2"):
+            raises(errno.EBUSY, other.call, "rename", p.b.path(old), p.b.path("elsewhere/y"))
+        holder.call("close", fd)
+        p.ds.wait_settled()
+        wait_for(lambda: not os.listdir(p.ds.raw(".diskguard/marks")), "marks are gone")
+        other.call("rename", p.b.path("pool2"), p.b.path("pool"))
+
+
+@suite.case("a rename of what a held image needs waits for its close, at most wait= seconds")
+def _(build):
+    with pair(build, "wait=30") as p, Proc() as holder, Proc() as other:
+        os.mkdir(p.ds.raw("pool"))
+        make_qcow2(p.ds.raw("pool/base.qcow2"), SIZE)
+        must("qemu-img", "create", "-q", "-f", "qcow2", "-b", "pool/base.qcow2", "-F", "qcow2", p.ds.raw("top.qcow2"))
+        for old in ("pool/base.qcow2", "pool"):
+            fd = holder.call("open", p.a.path("top.qcow2"), RDWR)
+            other.send("rename", p.b.path(old), p.b.path("new"))
+            ok(not other.ready(0.5), "it waits")
+            holder.call("close", fd)
+            other.recv(30)
+            os.rename(p.ds.raw("new"), p.ds.raw(old))
+            p.ds.wait_settled()
+
+
 if __name__ == "__main__":
     suite.main()

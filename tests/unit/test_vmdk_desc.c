@@ -226,7 +226,7 @@ Test(vmdk_desc, links)
     cr_assert_eq(seen.n, 6);
     check_link(&seen, 0, LINK_EXTENT, "a b.vmdk", "raw");
     check_link(&seen, 1, LINK_EXTENT, "/x:y/b", "vmdk");
-    check_link(&seen, 2, LINK_EXTENT, "c", "raw");
+    check_link(&seen, 2, LINK_EXTENT, "file:c", "raw");
     check_link(&seen, 3, LINK_EXTENT, "d", "vmdk");
     check_link(&seen, 4, LINK_EXTENT, "e", "");
     check_link(&seen, 5, LINK_BACKING, "../p.vmdk", "vmdk");
