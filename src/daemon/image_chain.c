@@ -495,21 +495,29 @@ int image_each_needed(struct daemon *d, const struct opener *who, int (*fn)(void
                       void *arg)
 {
     _cleanup_free_ struct claim *c = malloc(sizeof(*c));
+    _cleanup_free_ struct whereis *w = NULL;
     _cleanup_free_ struct mark *m = NULL;
-    size_t n = 0;
+    char was[PATH_MAX];
+    size_t n = 0, n_w = 0;
     int r = c ? mark_list(&d->store, 0, &m, &n) : -ENOMEM;
+    if (r == 0 && n > 0)
+        r = (w = calloc(n, sizeof(*w))) ? 0 : -ENOMEM;
     for (size_t k = 0; r == 0 && k < n; k++) {
-        char was[PATH_MAX];
         r = mark_counts(&d->store, &m[k], c);
-        if (r <= 0 || (c->kind == CLAIM_HELD && image_own_claim(d, &c->rec, who)) ||
-            mark_path(&d->store, &m[k], was, sizeof(was)) < 0) {
-            r = r < 0 ? r : 0;
+        bool other = r > 0 && !(c->kind == CLAIM_HELD && image_own_claim(d, &c->rec, who));
+        r = r < 0 ? r : 0;
+        if (!other || mark_path(&d->store, &m[k], was, sizeof(was)) < 0)
             continue;
-        }
-        struct whereis w = {.ino = m[k].below, .was = was};
-        whereis(&d->store, &w, 1, NEEDED_NAMES_MAX, NEEDED_MS);
-        r = w.now ? fn(arg, w.now) : 0; /* where it is cannot be told: the rename loses nothing */
-        free(w.now);
+        w[n_w] = (struct whereis){.ino = m[k].below, .was = strdup(was)};
+        r = w[n_w++].was ? 0 : -ENOMEM;
+    }
+    if (r == 0 && n_w > 0)
+        whereis(&d->store, w, n_w, NEEDED_NAMES_MAX, NEEDED_MS);
+    for (size_t k = 0; k < n_w; k++) {
+        if (r == 0 && w[k].now) /* where one is that was not found cannot be told: the rename loses nothing */
+            r = fn(arg, w[k].now);
+        free((char *)w[k].was);
+        free(w[k].now);
     }
     return r;
 }

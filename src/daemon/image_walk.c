@@ -74,6 +74,7 @@ struct outside {
     /* out */
     int r;               /* 0: it is in the datastore, at */
     char done[PATH_MAX]; /* this path, which it entered from the directory `at` */
+    bool up;             /* or by a ".." from a mount within a view */
     /* in the walk */
     unsigned long mount; /* that `at` is on */
     /* between the two threads */
@@ -248,6 +249,7 @@ static int walk_outside(struct outside *o)
         int fd = openat(o->at, name, O_PATH | O_NOFOLLOW | O_CLOEXEC | (last ? 0 : O_DIRECTORY));
         if (fd < 0 && errno == ENOTDIR && !last)
             fd = openat(o->at, name, O_PATH | O_NOFOLLOW | O_CLOEXEC); /* a symbolic link, perhaps */
+        o->up = strcmp(name, "..") == 0;
         r = fd < 0 ? -errno : arrive(o, fd);
     }
     return r < 0 ? r : 0;
@@ -343,10 +345,10 @@ static int leave(const struct daemon *d, struct walk *w, bool from_root)
         memcpy(w->rest, o->rest, sizeof(w->rest));
         memcpy(w->done, o->done, sizeof(w->done));
         w->links = o->links;
-        w->entry = strlen(w->done);
+        w->entry = o->up ? 0 : strlen(w->done);
         if (w->out >= 0)
             close(w->out);
-        w->out = base_steal_fd(&o->at);
+        w->out = o->up ? -1 : base_steal_fd(&o->at);
     }
     outside_free(o);
     return r;
