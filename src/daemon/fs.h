@@ -28,8 +28,8 @@ bool fs_name_hidden(const struct daemon *d, const struct inode *dir, const char 
 DG_MUST_CHECK int fs_name_lookup(struct daemon *d, struct inode *dir, const char *name, bool fresh,
                                  struct fuse_entry_param *ret, struct inode **ret_inode);
 /* The inode of a name, pinned; *ret_st as on the datastore. lookup: counted; fresh: as above. 0 or -errno. */
-DG_MUST_CHECK int fs_name_inode(struct daemon *d, struct inode *dir, const char *name, bool lookup, bool fresh,
-                                struct stat *ret_st, struct inode **ret);
+DG_MUST_CHECK int fs_name_inode(struct daemon *d, struct inode *dir, const char *name, bool lookup,
+                                bool fresh, struct stat *ret_st, struct inode **ret);
 /* Is this directory `top`, or below it? */
 bool fs_name_beneath(int dir_fd, const struct inode *top);
 /* Does the name under which the kernel found this file lead to another one now, or nowhere? Asked freshly, for an open or truncation by path: the

@@ -115,8 +115,8 @@ int fs_name_lookup(struct daemon *d, struct inode *dir, const char *name, bool f
 {
     struct inode *i;
     struct stat st;
-    int r =
-        strcmp(name, ".") == 0 ? self_inode(d, dir, &st, &i) : fs_name_inode(d, dir, name, true, fresh, &st, &i);
+    int r = strcmp(name, ".") == 0 ? self_inode(d, dir, &st, &i)
+                                   : fs_name_inode(d, dir, name, true, fresh, &st, &i);
     if (r < 0)
         return r;
     fs_attr_show(d, i, &st);
