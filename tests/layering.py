@@ -25,7 +25,7 @@ ALLOWED = {
 HEADERS = [
     ("only the journal knows sqlite", r"sqlite3\.h", r"src/core/journal\w*\.c"),
     ("only the daemon knows FUSE", r"(fuse3/)?fuse\w*\.h|linux/fuse\.h", r"src/daemon/\w+\.[ch]|tests/stress/\w+\.c|tests/func/stalefs\.c"),
-    ("JSON is spoken by the control channel and the tools", r"json(-c/\w+|_\w+)?\.h", r"src/daemon/control\w*\.c|tools/\w+\.[ch]"),
+    ("JSON is spoken by the control channel, the tools and names in images", r"json(-c/\w+|_\w+)?\.h", r"src/daemon/control\w*\.c|src/core/link_name\.c|tools/\w+\.[ch]"),
     ("a format has no descriptor, no lock and no log", r"unistd\.h|fcntl\.h|pthread\.h|syslog\.h|stdio_ext\.h|sys/.*", r"(?!src/format/).*"),
 ]
 # Name that is called -> which files may.
@@ -52,6 +52,8 @@ RAW_ALLOWED = [
     ("src/core/store.c", "open(s->path", "the admin's word; what it leads to is checked by its file handle (root_compare)"),
     ("src/core/store.c", "fstatvfs(s->root_fd", "read-only is a flag of this host's mount"),
     ("src/daemon/image_reader.c", "fopen(path", "/proc of this host"),
+    ("src/core/whereis.c", "", "a look for people; what is found is looked at freshly"),
+    ("src/daemon/fs_remove.c", "fstat(fd, &st)", "identity: never changes"),
     ("tools/ctl_chain.c", "(s->root_fd, path, ret, 0)", "shown to a person; nothing is decided by it"),
     ("tools/ctl_chain.c", "statfs(path", "what is mounted on this host"),
     ("src/core/views.c", "lstat(path", "a socket of this host"),
@@ -81,6 +83,7 @@ RAW_ALLOWED = [
     ("src/daemon/fs_name.c", "io_open_beneath(dir->fd, name", "plain lookup: decides nothing, an open looks again"),
     ("src/daemon/fs_name.c", 'fstatat(fd, ""', "identity, and what a user is shown"),
     ("src/daemon/fs_name.c", 'fstatat(dir->fd, ""', "identity, and what a user is shown"),
+    ("src/daemon/fs_remove.c", "io_reopen(op->dir[s]->fd", "the directory of an open descriptor, to sync it"),
     ("src/daemon/image_plain.c", "io_reopen(img->inode->fd, flags", "the file of an open handle: a handle, not a name"),
     ("src/daemon/image_fence.c", "io_reopen(", "the file of a handle, to read it on without the fence: decides nothing"),
     ("src/daemon/fs_open.c", "io_reopen(", "the file of an open descriptor; fs_name_moved has looked at its name"),
@@ -94,6 +97,7 @@ RAW_ALLOWED = [
     ("src/daemon/image_mend.c", "io_reopen(", "the file of an open descriptor: a handle, not a name"),
     ("src/daemon/image_plain.c", "io_reopen(", "the file of an open descriptor: a handle, not a name"),
     ("src/daemon/image_open.c", "io_reopen(", "the file of an open descriptor: a handle, not a name"),
+    ("src/daemon/image_walk.c", "", "mounts and paths of this host; below the datastore io_fresh_open"),
     ("src/daemon/image_chain.c", "io_reopen(fd, O_RDWR", "the file that io_fresh_open found, for its lock"),
     ("src/daemon/image_read.c", "pread(fd, buf", "guest data; the header is laid over it by image_read"),
     ("tools/ctl_item.c", "fopen(\"/proc", "/proc of this host"),

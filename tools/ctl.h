@@ -26,6 +26,9 @@
 #include "mounts.h"
 #include "out.h"
 
+/* For images that have moved since they were claimed: names of the datastore looked at, and time. */
+#define CTL_FIND_NAMES 200000u
+#define CTL_FIND_MS 3000u
 #define CTL_DAEMON_MS 5000u /* a daemon answers from memory; longer means that it does not answer */
 #define CTL_RAW_MS 15000u   /* storage that needs longer is reported as not answering */
 
@@ -45,7 +48,10 @@ struct raw_claim {
     int error;
     enum claim_step step;
     unsigned extents;
-    char *path;
+    char *path; /* as recorded */
+    char *now;  /* where the file is now, or NULL: that was not looked for, or (lost) not found */
+    bool lost;
+    struct io_handle handle; /* of a held one */
     char format[RECORD_FORMAT_MAX];
     uint64_t virtual_size, pid, start, uid, gid;
     char since[32];
@@ -154,7 +160,10 @@ void items_free(struct items *i);
 /* The item of one inode number; a zeroed item when there is none. */
 struct item items_find(const struct items *i, uint64_t ino);
 
+/* The name of now, if it was looked for, else the recorded one. */
 const char *item_path(const struct item *i);
+/* The recorded name leads elsewhere, and the file was not found. */
+bool item_lost(const struct item *i);
 const char *item_state(const struct item *i); /* free claimed sealed restoring stuck fenced ... unreadable */
 const char *item_holder(const struct source *s, const struct item *i);
 bool item_sealed(const struct item *i); /* false: protected by its claim, and */

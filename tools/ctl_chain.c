@@ -6,7 +6,9 @@
 #include <string.h>
 #include <sys/vfs.h>
 
+#include "core/link_name.h"
 #include "core/mark.h"
+#include "core/whereis.h"
 
 static struct raw_needs *add(struct raw_image *im)
 {
@@ -66,22 +68,38 @@ static bool find_link(const struct store *s, const char *rel, const char *link, 
            (link[0] == '/' && statfs(path, &fs) == 0 && fs.f_type == FUSE_SUPER_MAGIC);
 }
 
+struct guard_look {
+    const struct store *s;
+    const struct raw_image *im;
+    const char *rel;
+    const struct mark *m;
+    size_t n;
+    bool all; /* each file so far has a mark */
+};
+
+static int look_guarded(void *arg, const char *path, bool from_cwd)
+{
+    struct guard_look *g = arg;
+    struct stat st;
+    bool found = false;
+
+    (void)from_cwd; /* the working directory of its holder is not known here */
+    for (size_t i = 0; i < g->n && find_link(g->s, g->rel, path, &st); i++)
+        found |= g->m[i].above == g->im->st.st_ino && g->m[i].generation == g->im->claim.generation &&
+                 g->m[i].below == st.st_ino;
+    g->all &= found;
+    return 0;
+}
+
 /* Of a held image: which of the files that it names have a mark of this hold? */
 static void match_marks(const struct store *s, struct raw_image *im, const char *rel, const struct mark *m,
                         size_t n)
 {
-    struct stat st;
-
     for (size_t k = 0; k < im->nneeds && im->claim.kind == CLAIM_HELD; k++) {
         struct raw_needs *one = &im->needs[k];
+        struct guard_look g = {.s = s, .im = im, .rel = rel, .m = m, .n = n, .all = true};
 
-        one->guarded = 0;
-        if (!find_link(s, rel, one->path, &st))
-            continue;
-        for (size_t i = 0; i < n; i++)
-            if (m[i].above == im->st.st_ino && m[i].generation == im->claim.generation &&
-                m[i].below == st.st_ino)
-                one->guarded = 1;
+        one->guarded = link_name(one->path, look_guarded, &g) == 0 && g.all;
     }
 }
 
@@ -133,7 +151,9 @@ int chain_load(const struct store *s, struct raw_image *im, int fd, const char *
         struct raw_needs *one = add(im);
         if (!one)
             return -ENOMEM;
-        snprintf(one->path, sizeof(one->path), "%s", c->kind == CLAIM_HELD ? c->rec.image : "?");
+        snprintf(one->path, sizeof(one->path), "?");
+        if (c->kind == CLAIM_HELD)
+            whereis_name(s, c->rec.ino, &c->rec.handle, c->rec.image, one->path, sizeof(one->path));
         snprintf(one->host, sizeof(one->host), "%s", c->kind == CLAIM_HELD ? c->rec.host_name : "?");
     }
     return r;

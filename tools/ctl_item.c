@@ -109,9 +109,16 @@ const char *item_path(const struct item *i)
 {
     const char *path = out_json_get_text(i->live, "image", "");
 
+    if (i->claim && i->claim->now)
+        return i->claim->now;
     if (path[0])
         return path;
     return i->claim && i->claim->path ? i->claim->path : "";
+}
+
+bool item_lost(const struct item *i)
+{
+    return i->claim && i->claim->lost;
 }
 
 static const char *claim_state(const struct raw_claim *c)
@@ -321,7 +328,7 @@ void item_trouble(const struct source *s, const struct item *i, struct trouble *
                         "guest data was lost by the storage: check the guest's file systems, then restart it",
                         "an fsync of guest data failed: %s", strerror(i->claim->sync_error));
     }
-    trouble_finish(ret, s, item_path(i));
+    trouble_finish(ret, s, item_lost(i) ? "" : item_path(i));
 }
 
 /* ---- JSON ---- */
@@ -351,7 +358,9 @@ struct json_object *item_json(const struct source *s, const struct item *i)
     const struct raw_claim *c = i->claim;
     struct trouble trouble;
 
-    out_json_text_or_null(o, "image", item_path(i));
+    out_json_text_or_null(o, "image", item_lost(i) ? NULL : item_path(i));
+    if (item_lost(i))
+        out_json_text(o, "was", item_path(i));
     out_json_u64(o, "inode", c ? c->ino : out_json_get_u64(i->live, "inode"));
     out_json_u64(o, "generation", c ? c->generation : out_json_get_u64(i->live, "generation"));
     out_json_text(o, "state", item_state(i));

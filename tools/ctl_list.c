@@ -52,17 +52,28 @@ struct listing {
 
 /* ---- list ---- */
 
+/* Its name of now; never one that is another file's. */
+static void list_name(const struct item *i, char *ret, size_t size)
+{
+    if (!item_path(i)[0])
+        snprintf(ret, size, "inode %llu", i->claim ? (unsigned long long)i->claim->ino : 0);
+    else if (item_lost(i))
+        snprintf(ret, size, "was '%s'", item_path(i));
+    else
+        snprintf(ret, size, "%s", item_path(i));
+}
+
 static void list_row(struct out_table *t, const struct source *s, const struct item *i)
 {
     const struct raw_claim *c = i->claim;
     uint64_t size = i->live ? out_json_get_u64(i->live, "size") : c ? c->virtual_size : 0;
     uint64_t pid = i->live ? out_json_get_u64(i->live, "pid") : c && c->kind == CLAIM_HELD ? c->pid : 0;
     bool held = item_is_held(i), known = !c || c->kind != CLAIM_BAD;
-    char human[32], number[32], path[64];
+    char human[32], number[32], path[RECORD_IMAGE_MAX + 8];
 
     snprintf(number, sizeof(number), "%llu", (unsigned long long)pid);
-    snprintf(path, sizeof(path), "inode %llu", c ? (unsigned long long)c->ino : 0);
-    out_table_row(t, (const char *[]){item_path(i)[0] ? item_path(i) : path, item_state(i),
+    list_name(i, path, sizeof(path));
+    out_table_row(t, (const char *[]){path, item_state(i),
                                       i->live ? out_json_get_text(i->live, "format", "")
                                       : c     ? c->format
                                               : "",
@@ -79,6 +90,7 @@ static void list_row(struct out_table *t, const struct source *s, const struct i
 
 static unsigned list_troubles(const struct ctl *ctl, const struct source *s, const struct items *items)
 {
+    char name[RECORD_IMAGE_MAX + 8];
     struct trouble t;
     unsigned n = 0;
 
@@ -89,10 +101,8 @@ static unsigned list_troubles(const struct ctl *ctl, const struct source *s, con
         if (!ctl->json) {
             if (n == 0)
                 out_line("\n");
-            if (item_path(&items->item[i])[0])
-                out_line("%s: ", out_tame(item_path(&items->item[i])));
-            else
-                out_line("inode %llu: ", (unsigned long long)items->item[i].claim->ino);
+            list_name(&items->item[i], name, sizeof(name));
+            out_line("%s: ", out_tame(name));
             out_line("%s.\n    %s\n", t.text, t.out);
         }
         n++;

@@ -169,7 +169,7 @@ void image_end(struct daemon *d, struct image *img)
         close(fd); /* synced by the restore; the fence lock goes with it */
     busy_remove(d, img);
     mutex_lock(&img->lock);
-    img->closed = img->vanished = false;
+    img->closed = img->vanished = img->unlinked = false;
     image_move_locked(d, img, IMAGE_IDLE, 0);
     mutex_unlock(&img->lock);
     inode_put(d->inodes, i);
@@ -294,7 +294,8 @@ static int restore_steps(struct daemon *d, struct image *img) REQUIRES(img->head
         return -EIO; /* also where it is not known: a new descriptor is tried, and the keeper tries again */
     if (r == 1) {
         mutex_lock(&img->lock);
-        bool expected = img->closed || img->vanished; /* our own unlink or rename over it; or it was said */
+        /* Our own unlink or rename over it, its holder's, or it was said. */
+        bool expected = img->closed || img->unlinked || img->vanished;
         mutex_unlock(&img->lock);
         if (!expected)
             image_log_state(d, img, LOG_WARNING,
@@ -439,6 +440,48 @@ void image_release(struct daemon *d, struct handle *h)
         image_plain_leave(d, img, h);
     if (atomic_exchange(&h->guarded, false))
         image_unguard(d, img);
+}
+
+/* Without asking anybody: does this host's kernel know another name of it? */
+static bool has_new_name(struct daemon *d, struct image *img)
+{
+    char now[RECORD_IMAGE_MAX];
+    image_path(d, img->inode, now, sizeof(now));
+    mutex_lock(&img->lock);
+    bool other = img->path && strcmp(now, img->path) != 0;
+    mutex_unlock(&img->lock);
+    return other;
+}
+
+void image_follow_name(struct daemon *d, struct image *img)
+{
+    char now[RECORD_IMAGE_MAX];
+    if (!has_new_name(d, img))
+        return;
+    rwlock_write(&img->header);
+    bool held = img->rec && img->fd >= 0 && atomic_load(&img->held) && img->rec->step <= STEP_SEALED &&
+                atomic_load(&img->io_error) == 0;
+    if (held && image_path_now(d, img->inode, now, sizeof(now)) && strcmp(now, img->rec->image) != 0) {
+        struct seal s = image_seal(d, img);
+        snprintf(img->rec->image, sizeof(img->rec->image), "%s", now);
+        image_note(img);
+        int r = seal_record(&s);
+        if (r < 0) /* a claim that is lost is for the keeper to find */
+            log_debug("'%s' is not told under its new name: %s", now, strerror(-r));
+    }
+    rwlock_write_unlock(&img->header);
+}
+
+void image_renamed(struct daemon *d, const struct inode *i)
+{
+    unsigned n;
+    struct image **list = S_ISREG(i->type) && !atomic_load(&i->image) ? NULL : image_busy_list(d, &n);
+    for (unsigned k = 0; list && k < n; k++) {
+        if (!S_ISREG(i->type) || list[k]->inode == i)
+            image_follow_name(d, list[k]);
+        inode_put(d->inodes, list[k]->inode);
+    }
+    free(list);
 }
 
 struct image **image_busy_list(struct daemon *d, unsigned *ret_n)

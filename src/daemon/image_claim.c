@@ -508,7 +508,8 @@ int image_acquire(struct daemon *d, struct image *img, const struct acquire *a, 
  * are logged where they are decided, -EBUSY by whoever gives up waiting. */
 void image_acquire_failed(struct daemon *d, struct image *img, const struct acquire *a, bool stuck, int err)
 {
-    if (err != -EBUSY && err != -EAGAIN && err != -EUCLEAN && err != -EPERM && err != -EXDEV)
+    if (err != -EBUSY && err != -EAGAIN && err != -EUCLEAN && err != -EPERM && err != -EXDEV &&
+        err != -ETIMEDOUT)
         image_log_refused(d, img->inode, a->what, "it could not be claimed and sealed: %s%s", strerror(-err),
                           stuck ? "; undoing that failed too: the image is STUCK and is tried again" : "");
     if (stuck)

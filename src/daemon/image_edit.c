@@ -185,29 +185,35 @@ static int sync_if_asked(struct handle *h, int fd)
 }
 
 /* Who wrote a size as small as threshold= refuses is just making the image. */
-static void note_maker(struct daemon *d, const struct image *img, const struct handle *h)
+static void note_maker(struct daemon *d, const struct image *img, const struct opener *who)
     REQUIRES(img->header)
 {
     if (!d->makers)
         return;
     if (img->rec->virtual_size > d->opt.threshold)
-        maker_forget(d->makers, h->inode);
+        maker_forget(d->makers, img->inode);
     else
-        maker_note(d->makers, h->inode, &h->opener);
+        maker_note(d->makers, img->inode, who);
 }
 
-/* One edit of a held image, in the durable order of seal.h. */
-static int edit_held(struct daemon *d, struct image *img, struct handle *h, const struct edit *e)
+static bool edit_allowed(const struct image *img, const struct handle *h)
 {
-    if (image_write_allowed(h) < 0)
+    return h ? image_write_allowed(h) == 0 : atomic_load(&img->io_error) == 0;
+}
+
+/* One edit of a held image, in the durable order of seal.h. h NULL: by path. */
+static int edit_held(struct daemon *d, struct image *img, struct handle *h, const struct opener *who,
+                     const struct edit *e)
+{
+    if (!edit_allowed(img, h))
         return -EIO;
     rwlock_write(&img->header);
     int r = -EIO;
-    if (img->rec && image_write_allowed(h) == 0) {
+    if (img->rec && edit_allowed(img, h)) {
         struct seal s = image_seal(d, img);
         struct edit at_end = *e;
         uint64_t size = img->rec->virtual_size;
-        if (e->kind == EDIT_WRITE && h->flags & O_APPEND) {
+        if (e->kind == EDIT_WRITE && h && h->flags & O_APPEND) {
             struct stat st;
             r = io_fresh_stat(img->fd, &st);
             at_end.off = r == 0 ? (uint64_t)st.st_size : e->off;
@@ -220,12 +226,12 @@ static int edit_held(struct daemon *d, struct image *img, struct handle *h, cons
         r = image_lost(d, img, r);
         image_note(img);
         if (r == 0 && (img->rec->virtual_size != size || size <= d->opt.threshold))
-            note_maker(d, img, h);
+            note_maker(d, img, who);
         if (r == 0)
             image_bytes_follow(d, img);
         if (r == 0)
-            image_chain_edited(d, img, &h->opener);
-        if (r == 0)
+            image_chain_edited(d, img, who);
+        if (r == 0 && h)
             r = sync_if_asked(h, img->fd);
         /* Not repeated, for part of it may have happened: the next one has a descriptor that works. */
         if ((r == -EIO || r == -EBADF || r == -ENOLCK) && atomic_load(&img->io_error) == 0) {
@@ -235,7 +241,7 @@ static int edit_held(struct daemon *d, struct image *img, struct handle *h, cons
         }
     }
     rwlock_write_unlock(&img->header);
-    image_wrote(h);
+    atomic_store(&img->wrote, true);
     if (r == -ESTALE) {
         image_fence(d, img);
         r = -EIO;
@@ -338,7 +344,7 @@ ssize_t image_write(struct daemon *d, struct handle *h, const void *buf, size_t 
     for (;;) {
         bool again;
         if (atomic_load(&h->guarded)) {
-            int r = edit_held(d, img, h, &e);
+            int r = edit_held(d, img, h, &h->opener, &e);
             return r < 0 ? r : (ssize_t)len;
         }
         ssize_t n = write_unguarded(d, img, h, &e, &b, &again);
@@ -398,7 +404,13 @@ int image_ftruncate(struct daemon *d, struct handle *h, uint64_t size)
         if (r != -EAGAIN)
             return r;
     }
-    return edit_held(d, atomic_load(&h->inode->image), h, &e);
+    return edit_held(d, atomic_load(&h->inode->image), h, &h->opener, &e);
+}
+
+int image_truncate_own(struct daemon *d, struct image *img, const struct opener *who, uint64_t size)
+{
+    struct edit e = {.kind = EDIT_TRUNCATE, .off = size};
+    return edit_held(d, img, NULL, who, &e);
 }
 
 static int allocate(int fd, int mode, uint64_t off, uint64_t len)
@@ -439,7 +451,7 @@ int image_fallocate(struct daemon *d, struct handle *h, int mode, uint64_t off, 
         if (mode & (FALLOC_FL_COLLAPSE_RANGE | FALLOC_FL_INSERT_RANGE))
             return -EOPNOTSUPP; /* would move the header; callers fall back to copying */
         if (mode & (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE))
-            return edit_held(d, atomic_load(&h->inode->image), h, &e);
+            return edit_held(d, atomic_load(&h->inode->image), h, &h->opener, &e);
         if (off > INT64_MAX - len)
             return -EFBIG;
         if (image_zone(atomic_load(&h->inode->image)).tail != UINT64_MAX)

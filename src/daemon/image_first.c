@@ -17,11 +17,11 @@ enum { FIRST_DONE, FIRST_DUE, FIRST_UNDER_WAY };
 /* No longer than this, whatever wait= says: it waits on a thread of a lane or of the pool. */
 #define WAIT_MAX_S 10u
 
-bool image_first_waits(const struct daemon *d, const struct opener *who, int flags)
+bool image_first_is_manager(const struct daemon *d, const struct opener *who)
 {
     static const char deleted[] = " (deleted)"; /* proc(5): the package was upgraded meanwhile */
     char link[48], path[PATH_MAX];
-    if ((flags & O_ACCMODE) == O_RDONLY || flags & O_TRUNC || who->uid != 0 || who->pid == 0)
+    if (who->uid != 0 || who->pid == 0)
         return false;
     snprintf(link, sizeof(link), "/proc/%llu/exe", (unsigned long long)who->pid);
     ssize_t n = readlink(link, path, sizeof(path) - 1);
@@ -36,6 +36,11 @@ bool image_first_waits(const struct daemon *d, const struct opener *who, int fla
         if (strcmp(*m, **m == '/' || !slash ? path : slash + 1) == 0)
             return true;
     return false;
+}
+
+bool image_first_waits(const struct daemon *d, const struct opener *who, int flags)
+{
+    return (flags & O_ACCMODE) != O_RDONLY && !(flags & O_TRUNC) && image_first_is_manager(d, who);
 }
 
 void image_first_expect(struct handle *h)

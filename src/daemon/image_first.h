@@ -9,6 +9,7 @@
 
 #include "daemon/inode.h"
 
+bool image_first_is_manager(const struct daemon *d, const struct opener *who);
 /* An open by this process, with these flags (open(2)): is its claim to wait for the first change? Not with O_TRUNC, which is one. */
 bool image_first_waits(const struct daemon *d, const struct opener *who, int flags);
 /* Before the handle is published; its descriptor may be one that cannot write. */

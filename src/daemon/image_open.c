@@ -1,6 +1,7 @@
 /* image_open.c: opens for write: the first one, one that joins, one of a plain file; holds for namespace
  * operations. */
 #include "core/hook.h"
+#include "daemon/image_first.h"
 #include "daemon/image_priv.h"
 #include "daemon/maker.h"
 
@@ -63,16 +64,30 @@ static bool may_join(const struct image *img, const struct opener *who) REQUIRES
     return r;
 }
 
+enum join { JOIN_TO_WRITE, JOIN_FOR_NAMES, JOIN_FOR_NAMES_ALONE /* not a byte changes */ };
+
+/* A reservation in the hold of the process itself: no restore begins under us. What manages the machines of this host may take a name from what one of them holds, as on
+ * the raw datastore (libvirt removes the scratch file of a backup before QEMU closes it). false: not ours to join. */
+static bool join(struct daemon *d, struct image *img, const struct opener *who, enum join how)
+{
+    bool manager = how == JOIN_FOR_NAMES_ALONE && image_first_is_manager(d, who);
+    mutex_lock(&img->lock);
+    bool sealed = img->state == IMAGE_SEALED,
+         may = sealed && !img->closed && (d->opt.writers == WRITERS_HOST || manager || may_join(img, who));
+    if (may) {
+        img->n_guarded++;
+        img->n_names += how != JOIN_TO_WRITE;
+    } else if (sealed) {
+        img->rival = (struct image_rival){0}; /* its holder is in the way, and nothing else */
+    }
+    mutex_unlock(&img->lock);
+    return may;
+}
+
 /* -EBUSY: not ours to join. */
 static int open_join(struct daemon *d, struct image *img, struct handle *h, bool truncate)
 {
-    mutex_lock(&img->lock);
-    bool may = img->state == IMAGE_SEALED && !img->closed &&
-               (d->opt.writers == WRITERS_HOST || may_join(img, &h->opener));
-    if (may)
-        img->n_guarded++; /* a reservation: no restore begins under us */
-    mutex_unlock(&img->lock);
-    if (!may)
+    if (!join(d, img, &h->opener, JOIN_TO_WRITE))
         return -EBUSY;
     HOOK("image.fence.join");
     int r = image_fence_fd(d, img, h->fd);
@@ -302,7 +317,40 @@ int image_open(struct daemon *d, struct handle *h, bool truncate)
 
 /* ---- holds ---- */
 
-int image_hold(struct daemon *d, struct inode *i, const struct opener *who, const char *what,
+/* By the holder himself: claim and seal stay as they are until his last handle is closed. But not of a file that another image needs, or another process's
+ * reader wants as it is: that he may write it does not change what he may take from others. */
+static int hold_own(struct daemon *d, struct image *img, const struct opener *who, bool data,
+                    struct hold *ret)
+{
+    if (!join(d, img, who, data ? JOIN_FOR_NAMES : JOIN_FOR_NAMES_ALONE))
+        return -EBUSY;
+    inode_pin(d->inodes, img->inode);
+    *ret = (struct hold){.inode = img->inode, .claimed = true, .joined = true};
+    image_set_rival(img, NULL);
+    int r = image_chain_needed(d, img, who);
+    if (r == 0) {
+        rwlock_write(&img->header);
+        r = image_reader_in_way(d, img, who);
+        rwlock_write_unlock(&img->header);
+    }
+    if (r < 0)
+        image_unhold(d, ret);
+    return r;
+}
+
+/* Ends what hold_own() began; says that the image has no name left, before the keeper finds out, or the last close. */
+static void own_done(struct daemon *d, struct image *img)
+{
+    rwlock_read(&img->header);
+    bool gone = img->rec && img->fd >= 0 && store_gone(&d->store, img->fd, &img->rec->handle) == 1;
+    rwlock_read_unlock(&img->header);
+    mutex_lock(&img->lock);
+    img->unlinked |= gone;
+    img->n_names--;
+    mutex_unlock(&img->lock);
+}
+
+int image_hold(struct daemon *d, struct inode *i, const struct opener *who, const char *what, bool data,
                struct hold *ret)
 {
     *ret = (struct hold){0};
@@ -311,8 +359,10 @@ int image_hold(struct daemon *d, struct inode *i, const struct opener *who, cons
     struct image *img = image_get(i);
     if (!img)
         return -ENOMEM;
-    if (atomic_load(&d->stopping) || !is_idle(img))
+    if (atomic_load(&d->stopping))
         return -EBUSY;
+    if (!is_idle(img))
+        return hold_own(d, img, who, data, ret);
     bool guarded;
     int r = image_guarded_inode(d, i, &guarded);
     if (r == -ESTALE || r == -ENOENT)
@@ -346,9 +396,10 @@ void image_unhold(struct daemon *d, struct hold *h)
 {
     if (!h->inode)
         return;
-    image_unguard(
-        d,
-        atomic_load(&h->inode->image)); /* a file without links is forgotten there: restore_steps, gone() */
+    struct image *img = atomic_load(&h->inode->image);
+    if (h->joined)
+        own_done(d, img);
+    image_unguard(d, img); /* a file without links is forgotten there: restore_steps, store_gone() */
     inode_put(d->inodes, h->inode);
     *h = (struct hold){0};
 }
@@ -418,10 +469,12 @@ int image_truncate(struct daemon *d, struct inode *i, const struct opener *who, 
         image_log_foreign(d, i, "truncation");
         return -EXDEV;
     }
-    r = image_hold(d, i, who, "truncation", &hold);
+    r = image_hold(d, i, who, "truncation", true, &hold);
     if (r < 0)
         return r;
-    r = hold.claimed ? truncate_held(d, &hold, size) : truncate_plain(d, i, size);
+    r = hold.joined    ? image_truncate_own(d, atomic_load(&i->image), who, size)
+        : hold.claimed ? truncate_held(d, &hold, size)
+                       : truncate_plain(d, i, size);
     image_unhold(d, &hold);
     return r;
 }

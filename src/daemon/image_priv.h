@@ -7,7 +7,7 @@
  *   image_tend.c   the keeper's look at each image  image_bytes.c  QEMU's own locks
  *   image_chain.c  the files that an image needs    image_reader.c  who reads it and wants no writer
  *   image_first.c  handles that claim at their first change   image_wait.c   is waiting for a holder in vain?
- *   image_zone.c   the zone, and direct changes under way */
+ *   image_zone.c   the zone, and direct changes under way   image_walk.c   names in images */
 #ifndef DISKGUARD_IMAGE_PRIV_H
 #define DISKGUARD_IMAGE_PRIV_H
 
@@ -52,6 +52,8 @@ struct image {
     bool closed GUARDED_BY(lock);
     /* this hold was called VANISHED in the log */
     bool vanished GUARDED_BY(lock);
+    unsigned n_names GUARDED_BY(lock); /* operations on its names by its own holder under way */
+    bool unlinked GUARDED_BY(lock);    /* one of them took its last name: that is no VANISHED */
     struct image_rival rival GUARDED_BY(lock);
     struct image_info info GUARDED_BY(lock); /* what control.c shows, so that it never waits for `header` */
     char *path GUARDED_BY(lock);             /* of info: most files never need one */
@@ -109,8 +111,13 @@ struct image {
     atomic_bool bytes_logged;  /* that somebody outside writes during this hold was reported */
 };
 
+#define IMAGE_TOLD_MAX 256u
+
 struct image_table {
     struct mutex lock;
+    /* image_chain.c: hashes of names that lead out of the datastore, as far as that was said */
+    uint64_t told[IMAGE_TOLD_MAX] GUARDED_BY(lock);
+    unsigned n_told GUARDED_BY(lock);
     struct image *busy GUARDED_BY(lock);
     struct image *reading GUARDED_BY(lock);     /* image_reader.c: images that have readers */
     atomic_ullong reader_serial;                /* the last number that a reader's name got */
@@ -133,6 +140,12 @@ void image_end(struct daemon *d, struct image *img) EXCLUDES(img->lock, img->hea
 void image_note(struct image *img) REQUIRES(img->header) EXCLUDES(img->lock);
 /* One guard less; the last one restores (or, fenced, drops). */
 void image_unguard(struct daemon *d, struct image *img) EXCLUDES(img->lock, img->header);
+
+/* Journal and claim of a held image say its name of now: after a rename here; and the keeper, for those past this view. What fails is left at that. */
+void image_follow_name(struct daemon *d, struct image *img) EXCLUDES(img->lock, img->header);
+/* truncate(2) by path, by the holder himself. 0 or -errno. */
+DG_MUST_CHECK int image_truncate_own(struct daemon *d, struct image *img, const struct opener *who,
+                                     uint64_t size) EXCLUDES(img->lock, img->header);
 
 /* Lists a handle that is open for write. plain: only while the image is IDLE, else false. */
 bool image_writer_add(struct image *img, struct handle *h, bool plain) EXCLUDES(img->lock);
@@ -325,6 +338,8 @@ DG_MUST_CHECK int image_header(struct daemon *d, struct inode *i, struct header 
 void image_log_closed(struct daemon *d, struct inode *i, const char *verb);
 /* By content or, for a raw image, by name. */
 bool image_is_image(struct daemon *d, struct inode *i, const struct header *h);
+/* The same, if the file has that name: not where that was removed. */
+bool image_path_now(struct daemon *d, const struct inode *i, char *ret, size_t size);
 /* Path below the datastore, for people. */
 void image_path(struct daemon *d, const struct inode *i, char *ret, size_t size);
 

@@ -20,6 +20,14 @@ void image_path(struct daemon *d, const struct inode *i, char *ret, size_t size)
     snprintf(ret, size, "%.*s", (int)size - 1, p);
 }
 
+bool image_path_now(struct daemon *d, const struct inode *i, char *ret, size_t size)
+{
+    struct stat st;
+    image_path(d, i, ret, size);
+    _cleanup_close_ int fd = ret[0] == '/' ? -1 : io_fresh_open(d->store.root_fd, ret, O_PATH | O_NOFOLLOW);
+    return fd >= 0 && io_fresh_stat(fd, &st) == 0 && st.st_ino == i->ino && st.st_dev == i->dev;
+}
+
 void image_log_closed(struct daemon *d, struct inode *i, const char *verb)
 {
     struct image *img = image_get(i);
@@ -188,7 +196,7 @@ void image_refused(struct daemon *d, struct inode *i, const struct opener *who, 
                           "or lslocks, names it. NFSv3 keeps the lock of a host that is off until that host "
                           "boots again or the server's lock manager is restarted",
                           (unsigned long long)who->pid, raw_path(d, i, raw, sizeof(raw)));
-    else if (state == IMAGE_IDLE && rival.reads)
+    else if ((state == IMAGE_IDLE || state == IMAGE_SEALED) && rival.reads)
         image_log_refused(
             d, i, what,
             "asked for by pid %llu; %s on host %s, pid %llu, reads it since %s and wants no writer beside it "
@@ -196,7 +204,7 @@ void image_refused(struct daemon *d, struct inode *i, const struct opener *who, 
             "if that host is down for good: fsck.diskguard --takeover %s --confirm-host-is-down %s",
             (unsigned long long)who->pid, rival.needs, rival.host_name, (unsigned long long)rival.pid,
             rival.since, rival.host, base_quote(d->store.path, quoted, sizeof(quoted)));
-    else if (state == IMAGE_IDLE && rival.needs[0])
+    else if ((state == IMAGE_IDLE || state == IMAGE_SEALED) && rival.needs[0])
         image_log_refused(
             d, i, what,
             "asked for by pid %llu; %s, which host %s, pid %llu, holds since %s, generation %llu%s. "

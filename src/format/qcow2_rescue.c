@@ -231,28 +231,7 @@ int qcow2_rescue(struct view *v, const uint64_t *size, struct rescue *ret_rescue
 
 /* ---- links ---- */
 
-/* A name as it stands in the image -> link->path. QEMU, block.c, path_has_protocol(): a colon before the first slash. */
-static int take_path(const uint8_t *name, size_t len, struct format_link *link)
-{
-    static const char file[] = "file:";
-
-    if (memchr(name, '\0', len))
-        return -EUCLEAN;
-    if (len >= strlen(file) && memcmp(name, file, strlen(file)) == 0) {
-        name += strlen(file);
-        len -= strlen(file);
-    } else {
-        for (size_t i = 0; i < len && name[i] != '/'; i++)
-            if (name[i] == ':')
-                return -EUCLEAN;
-    }
-    if (len == 0 || len >= sizeof(link->path))
-        return -EUCLEAN;
-    memcpy(link->path, name, len);
-    return 0;
-}
-
-/* A name at off, maybe beyond what is visible of the header. */
+/* A name at off -> link->path, maybe beyond what is visible of the header. */
 static int load_path(struct view *v, uint64_t off, size_t len, struct format_link *link)
 {
     const uint8_t *name;
@@ -260,7 +239,12 @@ static int load_path(struct view *v, uint64_t off, size_t len, struct format_lin
     if (len == 0 || len >= sizeof(link->path) || off > v->file_size || len > v->file_size - off)
         return -EUCLEAN;
     name = view_get(v, off, len);
-    return name ? take_path(name, len, link) : -EAGAIN;
+    if (!name)
+        return -EAGAIN;
+    if (memchr(name, '\0', len))
+        return -EUCLEAN;
+    memcpy(link->path, name, len);
+    return 0;
 }
 
 static void take_format(const struct header_view *h, const struct extension *ext, struct format_link *link)

@@ -252,6 +252,29 @@ def crash(build):
         eq(read_at(p.ds.raw(name), 0, 512), whole, "the header")
 
 
+@suite.case("a manager takes names from what its own host holds, and the holder goes on; it changes no byte, and nothing of another host")
+def takes_names(build):
+    p = shared.get(build)
+    for what in ("unlink", "rename"):
+        name = image(p.ds, "scratch-%s.qcow2" % what)
+        with open(p.ds.raw("spare"), "w") as f:
+            f.write("new")
+        args = ("unlink", p.a.path(name)) if what == "unlink" else ("rename", p.a.path("spare"), p.a.path(name))
+        there = tuple(a.replace(p.a.mnt, p.b.mnt) for a in args)
+        with Proc() as holder, Proc() as other, manager() as m:
+            fd = holder.call("open", p.a.path(name), WRITE)
+            raises(errno.EBUSY, other.call, *args)
+            raises(errno.EBUSY, m.call, *there)
+            raises(errno.EBUSY, m.call, "truncate", p.a.path(name), 0)
+            ok(is_sealed(p.ds.raw(name)), "sealed")
+            m.call(*args)
+            holder.call("pwrite", fd, b"on", 1 << 20)
+            eq(holder.call("pread", fd, 2, 1 << 20), b"on", "what the holder reads")
+            holder.call("close", fd)
+        p.ds.wait_settled()
+        ok(not os.path.exists(p.ds.raw(name)) if what == "unlink" else read_at(p.ds.raw(name), 0, 3) == b"new", "what the name leads to")
+
+
 # ---- waiting ----
 
 @suite.case("without wait= a holder that is alive and does not let go is not waited for: open, unlink, truncate, here and elsewhere")
