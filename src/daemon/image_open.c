@@ -241,8 +241,9 @@ static void bar_writers(struct daemon *d, struct inode *i)
     for (struct handle *h = img->state == IMAGE_IDLE ? img->writers : NULL; h; h = h->next_writer) {
         if (atomic_load(&h->guarded))
             continue;
-        atomic_store(&h->barred, guarded ? EBUSY : 0);
-        news |= !atomic_exchange(&h->refusal_logged, guarded) && guarded;
+        bool was = atomic_exchange(&h->barred, guarded ? EBUSY : 0) == EBUSY;
+        bool said = atomic_exchange(&h->refusal_logged, guarded);
+        news |= guarded && !(was && said);
     }
     mutex_unlock(&img->lock);
     if (news)

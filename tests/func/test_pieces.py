@@ -247,7 +247,7 @@ def _(build):
         for _ in range(20):
             raises(errno.EBUSY, os.pwrite, fd, b"x", 0)
         p.a.wait_log(r"refused .*'file'", mark)
-        lines = [line for line in p.a.log()[mark:].splitlines() if "refused" in line and "'file'" in line]
+        lines = [line for line in p.a.log()[mark:].splitlines() if "refused write" in line and "'file'" in line]
         eq(len(lines), 1, "lines: %r" % lines)
         os.close(fd)
         other.call("close", held)
