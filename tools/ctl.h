@@ -131,6 +131,9 @@ struct json_object *daemon_ask(const struct mount *m, const char *command, const
 /* The same with more members than the command; consumes request. */
 struct json_object *daemon_request(const struct mount *m, const char *command, struct json_object *request,
                                    struct why *why);
+/* Which process serves the view: who made its control socket. *ret_pid 0: one of another pid namespace; *ret_pidfd is -1 then. 0 or -errno
+ * with why: -ENOENT no socket, -ECONNREFUSED it is dead, -EAGAIN it answers nobody. */
+DG_MUST_CHECK int daemon_peer(const struct mount *m, pid_t *ret_pid, int *ret_pidfd, struct why *why);
 /* Fills all but raw. */
 void source_open(struct source *s, const struct mount *m, const char *dir);
 /* Reads the datastore, once; it must be the one that the daemon serves. */

@@ -3,6 +3,7 @@
 
 #include <poll.h>
 #include <string.h>
+#include <sys/pidfd.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 
@@ -35,6 +36,28 @@ static int connect_to(const struct mount *m, struct why *why)
     else
         why_set(why, "cannot ask diskguard on %.200s (%s): %s", m->point, a.sun_path, strerror(-r));
     return r;
+}
+
+int daemon_peer(const struct mount *m, pid_t *ret_pid, int *ret_pidfd, struct why *why)
+{
+    _cleanup_close_ int fd = connect_to(m, why);
+    struct ucred peer = {0};
+    socklen_t size = sizeof(peer);
+    struct pollfd p = {fd, POLLIN, 0};
+
+    if (fd < 0)
+        return fd;
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) < 0)
+        return -errno;
+    *ret_pid = peer.pid;
+    *ret_pidfd = peer.pid > 0 ? pidfd_open(peer.pid, 0) : -1;
+    /* Who listened lives as long as the connection: only then the number is still his. */
+    if (*ret_pidfd < 0 || (poll(&p, 1, 0) >= 0 && !(p.revents & (POLLHUP | POLLERR))))
+        return 0;
+    base_closep(ret_pidfd);
+    *ret_pidfd = -1;
+    why_set(why, "diskguard on %.200s has just ended", m->point);
+    return -ECONNREFUSED;
 }
 
 /* Reads to the end of file. NULL: too late, too long, or an error. */

@@ -12,6 +12,7 @@ static void mount_clear(struct mount *m)
 {
     free(m->point);
     free(m->source);
+    free(m->type);
     memset(m, 0, sizeof(*m));
 }
 
@@ -48,11 +49,11 @@ static int add(struct mounts *m, const struct mount *one)
 }
 
 /* "36 35 98:0 /root /point options optional - type source options" */
-static int parse_line(struct mounts *m, const char *line)
+static int parse_line(struct mounts *m, const char *line, bool any)
 {
     struct mount one = {0};
     const char *dash = strstr(line, " - ");
-    char *type = NULL, device[32];
+    char device[32];
     int r = 0;
 
     if (!dash || sscanf(line, "%*u %*u %u:%u %*s %ms", &one.major, &one.minor, &one.point) != 3)
@@ -60,7 +61,8 @@ static int parse_line(struct mounts *m, const char *line)
     base_unescape_octal(one.point);
     hide(m, one.point);
     snprintf(device, sizeof(device), "%u:%u", one.major, one.minor);
-    if (sscanf(dash, " - %ms %ms", &type, &one.source) != 2 || !views_is_view(type, device))
+    if (sscanf(dash, " - %ms %ms", &one.type, &one.source) != 2 ||
+        !(any ? strncmp(one.type, "fuse", 4) == 0 : views_is_view(one.type, device)))
         goto out;
     base_unescape_octal(one.source);
     r = add(m, &one);
@@ -68,11 +70,10 @@ static int parse_line(struct mounts *m, const char *line)
         memset(&one, 0, sizeof(one));
 out:
     mount_clear(&one);
-    free(type);
     return r;
 }
 
-int mounts_load(struct mounts *ret)
+static int load(bool any, struct mounts *ret)
 {
     struct mounts m = {0};
     char *line = NULL;
@@ -83,7 +84,7 @@ int mounts_load(struct mounts *ret)
     if (!f)
         return -errno;
     while (r == 0 && getline(&line, &size, f) >= 0)
-        r = parse_line(&m, line);
+        r = parse_line(&m, line, any);
     if (r == 0 && ferror(f))
         r = -EIO;
     free(line);
@@ -93,6 +94,16 @@ int mounts_load(struct mounts *ret)
     else
         *ret = m;
     return r;
+}
+
+int mounts_load(struct mounts *ret)
+{
+    return load(false, ret);
+}
+
+int mounts_load_fuse(struct mounts *ret)
+{
+    return load(true, ret);
 }
 
 const struct mount *mounts_of_path(const struct mounts *m, const char *path, const char **ret_rel)

@@ -10,6 +10,7 @@ struct mount {
     unsigned major, minor;
     char *point;  /* mount point */
     char *source; /* the datastore's directory, as the daemon named it */
+    char *type;   /* as the kernel names it: fuse, fuse.NAME */
 };
 struct mounts {
     size_t n;
@@ -18,6 +19,7 @@ struct mounts {
 
 /* 0 or -errno. Of several mounts on one point only the topmost is kept. */
 DG_MUST_CHECK int mounts_load(struct mounts *ret);
+DG_MUST_CHECK int mounts_load_fuse(struct mounts *ret); /* FUSE mounts of any type */
 void mounts_free(struct mounts *m);
 
 /* The view that an absolute, normalised path is in, or NULL. *ret_rel: the path below its mount point, "" for

@@ -8,7 +8,9 @@
  * {"command":"takeover","image":"path","unproven":true|false} begins one attempt to take an image over by the fence lock (src/daemon/takeover.h) and
  * answers {"ticket":n}; {"command":"takeover-result","ticket":n} answers {"ended":false}, or, once, {"ended":true,"result":"free"|"wait"|"held"|
  * "refused"|"failed","text":"why"}: free: nobody holds it now; wait: ask for another attempt in a second; held: its holder lives. Commands that change
- * anything need root or the daemon's user (SO_PEERCRED). The daemon answers from memory: it never waits on the datastore. */
+ * anything need root or the daemon's user (SO_PEERCRED). The daemon answers from memory: it never waits on the datastore. It answers until every image is
+ * restored, or cannot be; "mounted" of status: the kernel has the view mounted somewhere (false: it was unmounted, or aborted); "stopping": no request is
+ * served any more. */
 #ifndef DISKGUARD_CONTROL_H
 #define DISKGUARD_CONTROL_H
 

@@ -97,6 +97,7 @@ static struct json_object *answer_list(struct daemon *d)
 {
     struct json_object *o = answer_new(true), *images = json_object_new_array();
 
+    add_text(o, "daemon", d->host.daemon);
     image_each(d, list_one, images);
     json_object_object_add(o, "images", images);
     return o;
@@ -151,6 +152,14 @@ static void count_one(void *arg, const struct image_info *info)
     ((unsigned *)arg)[info->state]++;
 }
 
+/* Has the kernel the view still mounted, here or in another mount namespace? fuse(4): a device whose connection is gone has POLLERR. */
+static bool is_mounted(const struct daemon *d)
+{
+    struct pollfd p = {fuse_session_fd(d->se), POLLIN, 0};
+
+    return poll(&p, 1, 0) >= 0 && !(p.revents & (POLLERR | POLLNVAL));
+}
+
 static struct json_object *answer_status(struct daemon *d)
 {
     struct json_object *o = answer_new(true), *counts = json_object_new_object();
@@ -165,6 +174,7 @@ static struct json_object *answer_status(struct daemon *d)
     add_text(o, "uuid", d->store.uuid);
     add_text(o, "mountpoint", d->opt.mountpoint);
     add_bool(o, "read_only", d->store.read_only || d->opt.read_only);
+    add_bool(o, "mounted", is_mounted(d));
     add_bool(o, "stopping", atomic_load(&d->stopping));
     json_object_object_add(o, "host", host_object(&d->host));
     json_object_object_add(o, "options", options_object(&d->opt));

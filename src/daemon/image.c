@@ -1,6 +1,7 @@
 #include "daemon/image_priv.h"
 
 #include "daemon/keeper.h"
+#include "daemon/pool.h"
 
 #include <assert.h>
 #include <stdio.h>
@@ -502,13 +503,29 @@ struct image **image_busy_list(struct daemon *d, unsigned *ret_n)
     return list;
 }
 
+struct ending {
+    struct daemon *d;
+    struct image *img;
+    atomic_uint *left;
+};
+
+static void restore_at_end(void *arg)
+{
+    struct ending *e = arg;
+    if (image_restore(e->d, e->img) < 0)
+        atomic_fetch_add(e->left, 1);
+}
+
+/* Side by side: on slow storage one after the other takes minutes, and one that hangs stops all others. */
 unsigned image_shutdown(struct daemon *d)
 {
-    unsigned n, left = 0;
+    unsigned n;
+    atomic_uint left = 0;
     struct image **list = image_busy_list(d, &n);
+    struct ending *all = calloc(n + 1, sizeof(*all)), here;
     for (unsigned k = 0; k < n; k++) {
         struct image *img = list[k];
-        struct inode *i = img->inode;
+        struct ending *e = all ? &all[k] : &here;
         mutex_lock(&img->lock);
         enum image_state state = img->state;
         atomic_store(&img->io_error, EIO);
@@ -516,10 +533,17 @@ unsigned image_shutdown(struct daemon *d)
         if (guarded)
             image_move_locked(d, img, IMAGE_RESTORING, 0);
         mutex_unlock(&img->lock);
-        if (guarded)
-            left += image_restore(d, img) < 0;
-        inode_put(d->inodes, i);
+        *e = (struct ending){d, img, &left};
+        if (guarded && all)
+            pool_submit(d->pool, restore_at_end, e);
+        else if (guarded)
+            restore_at_end(e);
     }
+    if (n > 0)
+        pool_drain(d->pool);
+    for (unsigned k = 0; k < n; k++)
+        inode_put(d->inodes, list[k]->inode);
+    free(all);
     free(list);
     return left;
 }

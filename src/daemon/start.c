@@ -325,7 +325,6 @@ static bool serve(struct daemon *d, const sigset_t *set, void (*ready)(void *arg
 /* Returns how many images stay sealed. */
 static unsigned stop(struct daemon *d)
 {
-    control_free(d->control);
     keeper_stop(d->keeper);
     if (d->park) {
         park_stop(d->park);
@@ -340,6 +339,7 @@ static unsigned stop(struct daemon *d)
     if (left > 0)
         log_msg(LOG_ERR, "%u images are left sealed: the next start tries again, or run: fsck.diskguard %s",
                 left, d->opt.datastore);
+    control_free(d->control); /* until here whoever waits for the restores can ask what is left */
     if (d->se) {
         fuse_session_exit(d->se); /* replies to requests that nobody waits for any more fail in silence */
         fuse_session_unmount(d->se);
