@@ -107,6 +107,9 @@ RAW_ALLOWED = [
     ("tools/fsck_identity.c", "", "journals: on a disk of this host alone"),
     ("tools/fsck_walk.c", "io_reopen(path_fd", "the file that io_fresh_open found"),
     ("tools/fsck_walk.c", "openat(path_fd, \".\"", "the directory that io_fresh_open found"),
+    ("tools/umount_fuse.c", "", "mount namespaces of this host"),
+    ("tools/umount_wait.c", "", "/proc of this host"),
+    ("tools/umount_left.c", "fopen(\"/proc", "/proc of this host"),
     ("tools/mounts.c", "", "the mount table of this host"),
 ]
 
