@@ -6,6 +6,7 @@
  *   image_plain.c  the fence of plain files        image_fence.c  the fence of those that write an image
  *   image_tend.c   the keeper's look at each image  image_bytes.c  QEMU's own locks
  *   image_chain.c  the files that an image needs    image_reader.c  who reads it and wants no writer
+ *   image_time.c   mtime that somebody sets
  *   image_zone.c   the zone, and direct changes under way */
 #ifndef DISKGUARD_IMAGE_PRIV_H
 #define DISKGUARD_IMAGE_PRIV_H
@@ -61,7 +62,7 @@ struct image {
     bool plain_busy GUARDED_BY(lock);        /* it is just being opened or closed: nobody may claim */
     struct image_look look GUARDED_BY(lock);
     struct image_stamp stamp GUARDED_BY(lock);
-    struct timespec mtime GUARDED_BY(lock); /* to put back when the holder wrote nothing */
+    struct timespec mtime GUARDED_BY(lock); /* what the view shows while the holder has written nothing since */
     /* image_mend.c: requests that the storage refused, for one job of the pool; and that job is under way */
     struct image_failed *failed GUARDED_BY(lock);
     bool mending GUARDED_BY(lock);
