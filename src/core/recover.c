@@ -354,7 +354,7 @@ static int release(struct job *j)
     if (r == 0)
         r = judge_chosen(j);
     if (r == 0 && was_sealed(j))
-        r = seal_new_mtime(j->fd, j->work);
+        r = seal_new_mtime(j->fd, j->work, NULL);
     if (r < 0)
         return r;
     make_ours(j);

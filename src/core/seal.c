@@ -46,12 +46,19 @@ static int verify(int fd, const struct record *rec, enum header_state want)
     return state == want || state == HEADER_TRUE || state == HEADER_NOPLAN ? 0 : -EIO;
 }
 
+static int compare_times(const struct timespec *a, const struct timespec *b)
+{
+    if (a->tv_sec != b->tv_sec)
+        return a->tv_sec < b->tv_sec ? -1 : 1;
+    return (a->tv_nsec > b->tv_nsec) - (a->tv_nsec < b->tv_nsec);
+}
+
 bool seal_was_taken(const struct record *rec)
 {
     return rec->plan.n > 0 || rec->mtime_sealed.tv_sec != 0 || rec->mtime_sealed.tv_nsec != 0;
 }
 
-int seal_shown(struct seal *s)
+int seal_note_shown(struct seal *s)
 {
     struct stat st;
     if (s->rec->mtime_sealed.tv_sec != 0 || s->rec->mtime_sealed.tv_nsec != 0)
@@ -68,7 +75,7 @@ int seal_write(struct seal *s)
         const struct extent *e = &s->rec->plan.ext[i];
         int r = io_header_write(s->fd, e->sealed, e->len, e->off);
         if (r == 0)
-            r = seal_shown(s);
+            r = seal_note_shown(s);
         if (r < 0)
             return r;
     }
@@ -85,20 +92,24 @@ int seal_write(struct seal *s)
 
 /* Writes the true bytes of the extents back, last sealed first, so that each state on the way is refused by
  * raw openers. What a truncation has cut off is left off. */
-static int write_truth(int fd, const struct record *rec)
+static int write_truth(int fd, const struct record *rec, struct seal_shown *shown)
 {
     struct stat st;
     int r = io_fresh_stat(fd, &st);
     if (r < 0)
         return r;
+    shown->last = shown->restored = st.st_mtim;
     uint64_t size = (uint64_t)st.st_size;
     for (unsigned i = rec->plan.n; i-- > 0;) {
         const struct extent *e = &rec->plan.ext[i];
         if (e->off >= size)
             continue;
         r = io_header_write(fd, e->truth, (size_t)DG_MIN(e->len, size - e->off), e->off);
+        if (r == 0 && rec->chosen && compare_times(&shown->restored, &shown->last) == 0)
+            r = io_fresh_stat(fd, &st);
         if (r < 0)
             return r;
+        shown->restored = st.st_mtim;
     }
     r = io_fsync(fd);
     if (r < 0)
@@ -107,13 +118,6 @@ static int write_truth(int fd, const struct record *rec)
 }
 
 /* ---- mtime ---- */
-
-static int compare_times(const struct timespec *a, const struct timespec *b)
-{
-    if (a->tv_sec != b->tv_sec)
-        return a->tv_sec < b->tv_sec ? -1 : 1;
-    return (a->tv_nsec > b->tv_nsec) - (a->tv_nsec < b->tv_nsec);
-}
 
 /* Sets it and says what the file system made of it. */
 static int set_and_look(int fd, struct timespec want, struct timespec *ret)
@@ -155,18 +159,33 @@ static int renew(int fd, const struct record *rec, struct timespec shown)
     return r == -EPERM || r == -EACCES ? wait_for_clock(fd, &shown) : r;
 }
 
-int seal_new_mtime(int fd, const struct record *rec)
+/* Sealed bytes were seen with the mtimes from the seal to the last write, and then while the restore wrote. */
+static bool was_shown(const struct record *rec, const struct seal_shown *shown, const struct timespec *end,
+                      const struct timespec *t)
+{
+    const struct timespec *first = &rec->mtime_sealed;
+    if (first->tv_sec == 0 && first->tv_nsec == 0)
+        return true; /* cannot be told */
+    return (compare_times(t, first) >= 0 && compare_times(t, &shown->last) <= 0) ||
+           (compare_times(t, &shown->restored) >= 0 && compare_times(t, end) <= 0);
+}
+
+int seal_new_mtime(int fd, const struct record *rec, const struct seal_shown *shown)
 {
     struct stat st;
     int r = io_fresh_stat(fd, &st);
     if (r < 0)
         return r;
-    const struct timespec *chosen = &rec->mtime_chosen, *first = &rec->mtime_sealed;
-    bool wins = rec->chosen && (first->tv_sec != 0 || first->tv_nsec != 0) &&
-                (compare_times(chosen, first) < 0 || compare_times(chosen, &st.st_mtim) > 0);
-    r = wins ? io_set_mtime(fd, *chosen) : renew(fd, rec, st.st_mtim);
-    if (wins && r < 0)
-        r = renew(fd, rec, st.st_mtim);
+    struct seal_shown all = shown ? *shown : (struct seal_shown){st.st_mtim, st.st_mtim};
+    struct timespec last = st.st_mtim;
+    if (compare_times(&all.last, &last) > 0) /* the clock was set back */
+        last = all.last;
+    if (compare_times(&rec->mtime_sealed, &last) > 0)
+        last = rec->mtime_sealed;
+    bool chosen = rec->chosen && !was_shown(rec, &all, &st.st_mtim, &rec->mtime_chosen);
+    r = chosen ? io_set_mtime(fd, rec->mtime_chosen) : renew(fd, rec, last);
+    if (chosen && r < 0)
+        r = renew(fd, rec, last);
     if (r == -EPERM || r == -EACCES || r == -ENOSYS || r == -EOPNOTSUPP || r == -EINVAL)
         r = 0;
     return r < 0 ? r : io_fsync(fd);
@@ -174,31 +193,28 @@ int seal_new_mtime(int fd, const struct record *rec)
 
 /* ---- restore ---- */
 
-/* HEADER_TRUE, _SEALED or _MIXED leads to TRUE. */
-static int undo(int fd, const struct record *rec)
+/* HEADER_TRUE, _SEALED or _MIXED leads to TRUE, with an mtime of its own. */
+int seal_undo(int fd, const struct record *rec)
 {
     enum header_state state;
+    struct seal_shown shown;
     int r = seal_compare(fd, rec, &state);
     if (r < 0)
         return r;
     switch (state) {
     case HEADER_TRUE:
     case HEADER_NOPLAN:
-        return io_fsync(fd); /* they may stand in this host's cache alone, from an attempt that failed */
+        r = io_fsync(fd); /* they may stand in this host's cache alone, from an attempt that failed */
+        return r < 0 ? r : seal_new_mtime(fd, rec, NULL);
     case HEADER_SEALED:
     case HEADER_MIXED:
-        return write_truth(fd, rec);
+        r = write_truth(fd, rec, &shown);
+        return r < 0 ? r : seal_new_mtime(fd, rec, &shown);
     case HEADER_ALIEN:
     case HEADER_SHORT:
         break;
     }
     return -EUCLEAN;
-}
-
-int seal_undo(int fd, const struct record *rec)
-{
-    int r = undo(fd, rec);
-    return r < 0 ? r : seal_new_mtime(fd, rec);
 }
 
 static int restore_header(struct seal *s)
@@ -210,7 +226,7 @@ static int restore_header(struct seal *s)
     } else {
         r = claim_check(s->store, s->rec); /* a retry: somebody may have taken over since */
     }
-    return r < 0 ? r : undo(s->fd, s->rec);
+    return r < 0 ? r : seal_undo(s->fd, s->rec);
 }
 
 int seal_restore(struct seal *s)
@@ -221,8 +237,6 @@ int seal_restore(struct seal *s)
         return s->journal ? journal_remove(s->journal, ino, generation) : 0;
     if (seal_was_taken(s->rec)) {
         r = restore_header(s);
-        if (r == 0)
-            r = seal_new_mtime(s->fd, s->rec);
         if (r < 0)
             return r;
     }

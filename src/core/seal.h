@@ -56,7 +56,12 @@ DG_MUST_CHECK int seal_restore(struct seal *s);
 /* The true bytes are back on disk: gives the file an mtime that no sealed state of this hold has shown, durably: rec->mtime_chosen, where it counts and is known to
  * be older or younger than all of those; else the time of now, and at least SEAL_MTIME_STEP seconds after the last of them, and after rec->mtime. Where
  * the storage lets this user not choose a time (a file of somebody else), the clock's next one. 0 or -errno; a file system that cannot is no error. */
-DG_MUST_CHECK int seal_new_mtime(int fd, const struct record *rec);
+struct seal_shown {
+    struct timespec last;     /* of the sealed image */
+    struct timespec restored; /* after the first byte of the restore */
+};
+/* shown: NULL where nothing was written. */
+DG_MUST_CHECK int seal_new_mtime(int fd, const struct record *rec, const struct seal_shown *shown);
 /* So far apart two times are different for everybody: rsync compares whole seconds, or with --modify-window=1 two of them; FAT keeps only even ones. */
 #define SEAL_MTIME_STEP 2
 /* Was the image ever sealed in this hold, as far as the record knows? */

@@ -306,7 +306,7 @@ static int move_on_disk(struct seal *s, const struct work *w, const struct edit 
     for (unsigned i = 0; r == 0 && i < w->move.n; i++) {
         r = io_header_write(s->fd, w->move.ext[i].sealed, w->move.ext[i].len, w->move.ext[i].off);
         if (r == 0 && w->plan.n > 0)
-            r = seal_shown(s);
+            r = seal_note_shown(s);
     }
     if (r == 0 && e && e->kind == EDIT_TRUNCATE && w->next.file_size < w->disk.file_size)
         r = io_header_truncate(s->fd, w->next.file_size);

@@ -86,7 +86,8 @@ int image_set_times(struct daemon *d, struct inode *i, const struct timespec tv[
     struct image *img = atomic_load(&i->image);
     if (img) {
         rwlock_write(&img->header); /* an open or a restore of this host under way */
-        bool sealed = img->rec && seal_was_taken(img->rec);
+        bool sealed =
+            atomic_load(&img->held) && img->rec && seal_was_taken(img->rec); /* not after the restore */
         int r = sealed ? set_sealed(d, img, tv) : 0;
         rwlock_write_unlock(&img->header);
         if (sealed)
