@@ -73,7 +73,7 @@ static bool open_file(struct work *w)
     int n = snprintf(w->side, sizeof(w->side), ".%s.diskguard-unseal", slash + 1);
 
     w->fd = open(w->real, (w->u->look ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
-    int r = w->fd < 0 ? -errno : fstat(w->fd, &w->st) < 0 ? -errno : 0;
+    int r = w->fd < 0 ? -errno : io_fresh_stat(w->fd, &w->st);
     if (r == 0 && !S_ISREG(w->st.st_mode)) {
         say(w->u, "is no regular file");
         return false;
@@ -303,12 +303,13 @@ static int side_read(struct work *w)
 
     if (fd < 0)
         return errno == ENOENT ? 0 : -errno;
-    if (fstat(fd, &st) < 0)
-        return -errno;
+    int r = io_fresh_stat(fd, &st);
+    if (r < 0)
+        return r;
     if (!S_ISREG(st.st_mode) || (st.st_uid != geteuid() && st.st_uid != w->st.st_uid))
         return -EPERM; /* not ours */
     ssize_t n = read(fd, text, DG_RECORD_MAX);
-    int r = n < 0 ? -errno : record_decode(text, (size_t)n, &w->rec);
+    r = n < 0 ? -errno : record_decode(text, (size_t)n, &w->rec);
     if (r == -EBADMSG)
         r = w->u->look || unlinkat(w->dir_fd, w->side, 0) == 0 ? 0 : -errno;
     else if (r == 0)

@@ -62,7 +62,8 @@ struct image {
     bool plain_busy GUARDED_BY(lock);        /* it is just being opened or closed: nobody may claim */
     struct image_look look GUARDED_BY(lock);
     struct image_stamp stamp GUARDED_BY(lock);
-    struct timespec mtime GUARDED_BY(lock); /* what the view shows while the holder has written nothing since */
+    struct timespec
+        mtime GUARDED_BY(lock); /* what the view shows while the holder has written nothing since */
     /* image_mend.c: requests that the storage refused, for one job of the pool; and that job is under way */
     struct image_failed *failed GUARDED_BY(lock);
     bool mending GUARDED_BY(lock);

@@ -261,9 +261,12 @@ static bool view_answers(const struct daemon *d)
 /* Until a signal comes or the view is unmounted. */
 static void wait_for_end(struct daemon *d, const sigset_t *set)
 {
-    int sig;
-    while (sigwait(set, &sig) != 0)
-        ;
+    int sig = 0;
+    while (sigwait(set, &sig) != 0 || sig == SIGHUP)
+        if (sig == SIGHUP)
+            log_msg(LOG_NOTICE,
+                    "SIGHUP is ignored: %s stays mounted. To end this daemon: umount it, or SIGTERM",
+                    d->opt.mountpoint);
     if (sig != SIGUSR2)
         log_msg(LOG_INFO, "stopping on signal %s", sigabbrev_np(sig));
     else
