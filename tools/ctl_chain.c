@@ -79,10 +79,10 @@ static void match_marks(const struct store *s, struct raw_image *im, const char 
         bool found = find_link(s, rel, one->path, &st);
 
         one->itself = found && st.st_ino == im->st.st_ino && (one->path[0] != '/' || st.st_dev == s->dev);
-        if (one->itself || im->claim.kind != CLAIM_HELD)
+        if (im->claim.kind != CLAIM_HELD)
             continue;
         one->guarded = 0;
-        if (!found)
+        if (!found || one->itself)
             continue;
         for (size_t i = 0; i < n; i++)
             if (m[i].above == im->st.st_ino && m[i].generation == im->claim.generation &&

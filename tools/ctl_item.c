@@ -285,9 +285,10 @@ static void left_trouble(const struct source *s, const struct item *i, struct tr
         return;
     }
     if (item_is_own(s, i))
-        snprintf(
-            out, sizeof(out),
-            "start diskguard on this host: it restores the image by itself; or: fsck.diskguard -p DATASTORE");
+        snprintf(out, sizeof(out),
+                 "start diskguard on %s, which is this host: it restores the image by itself; or: "
+                 "fsck.diskguard -p DATASTORE",
+                 c->host_name[0] ? c->host_name : c->host);
     else
         snprintf(out, sizeof(out),
                  "start diskguard on %s: it restores the image by itself; if that host is surely down: "

@@ -145,8 +145,8 @@ static void say_process(struct answer *a, const struct item *i)
     else if (fate == OPENER_UNKNOWN)
         say(a, "Process %" PRIu64 " of this machine opened it.", pid);
     else if (fate == OPENER_ENDED)
-        say(a, "Process %" PRIu64 " of this machine opened it, and has ended: another one has its open file.",
-            pid);
+        say(a, "Process %" PRIu64 " of this machine opened it, and has ended%s.", pid,
+            i->live ? ": another one has its open file" : "");
     else if (fate == OPENER_PASSED)
         say(a,
             "Process %" PRIu64

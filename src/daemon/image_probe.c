@@ -263,6 +263,7 @@ static void refused_by_rival(struct daemon *d, struct inode *i, const struct ope
     process_text(who->pid, asks);
     process_text(v->pid, has);
     since_text(v->since, since);
+    const char *bare = since + (since[0] != '\0'); /* without its comma */
     way_out(d, v, out, sizeof(out));
     const char *self = strcmp(v->host, d->host.uuid) == 0 ? " (this host)" : "";
     const char *released = v->restoring ? ", being released" : "";
@@ -287,14 +288,14 @@ static void refused_by_rival(struct daemon *d, struct inode *i, const struct ope
         image_log_refused(d, i, what,
                           "asked for by %s; %s on host %s%s, %s, reads it%s and wants no writer beside it "
                           "(QEMU's byte locks 100 and 201 say so; option readers=). %s",
-                          asks, v->needs, v->host_name, self, has, since, out);
+                          asks, v->needs, v->host_name, self, has, bare, out);
     else if (v->needs[0] && !v->host[0])
         image_log_refused(d, i, what, "asked for by %s; %s, on host %s. %s", asks, v->needs, v->host_name,
                           out);
     else if (v->needs[0])
         image_log_refused(
             d, i, what, "asked for by %s; %s, which host %s%s, %s, holds%s, generation %llu%s. %s", asks,
-            v->needs, v->host_name, self, has, since, (unsigned long long)v->generation, released, out);
+            v->needs, v->host_name, self, has, bare, (unsigned long long)v->generation, released, out);
     else
         image_log_refused(d, i, what, "asked for by %s; held by host %s (%s)%s, %s%s, generation %llu%s. %s",
                           asks, v->host_name, v->host, self, has, since, (unsigned long long)v->generation,
