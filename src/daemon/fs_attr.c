@@ -111,13 +111,9 @@ static int set_times(const struct change *c)
         time_to_set(c->to_set, FUSE_SET_ATTR_ATIME_NOW, FUSE_SET_ATTR_ATIME, c->attr.st_atim),
         time_to_set(c->to_set, FUSE_SET_ATTR_MTIME_NOW, FUSE_SET_ATTR_MTIME, c->attr.st_mtim),
     };
-    if (utimensat(c->inode->fd, "", tv, AT_EMPTY_PATH) < 0)
-        return -errno;
-    struct stat st;
-    if (S_ISREG(c->inode->type) && c->to_set & (FUSE_SET_ATTR_MTIME | FUSE_SET_ATTR_MTIME_NOW) &&
-        io_fresh_stat(c->inode->fd, &st) == 0)
-        image_set_mtime(c->inode, st.st_mtim);
-    return 0;
+    if (S_ISREG(c->inode->type))
+        return image_set_times(c->d, c->inode, tv);
+    return utimensat(c->inode->fd, "", tv, AT_EMPTY_PATH) < 0 ? -errno : 0;
 }
 
 /* The kernel of the view has checked that the caller may. On storage that does not let this daemon change
@@ -147,6 +143,11 @@ static int set_others(const struct change *c)
         FUSE_SET_ATTR_ATIME | FUSE_SET_ATTR_MTIME | FUSE_SET_ATTR_ATIME_NOW | FUSE_SET_ATTR_MTIME_NOW;
     if (r == 0 && c->to_set & times)
         r = as_either(c, set_times);
+    if (r == -EBUSY) {
+        struct opener who;
+        cred_opener(c->req, &who);
+        image_refused(c->d, c->inode, &who, "a new mtime", r);
+    }
     return r;
 }
 

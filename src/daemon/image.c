@@ -312,28 +312,14 @@ static int restore_steps(struct daemon *d, struct image *img) REQUIRES(img->head
     if (r < 0)
         return r;
 
-    struct timespec mtime;
-    mutex_lock(&img->lock);
-    mtime = img->mtime;
-    mutex_unlock(&img->lock);
-    if (atomic_load(&img->wrote)) {
-        struct stat st;
-        r = io_fresh_stat(img->fd, &st);
-        if (r < 0)
-            return r;
-        mtime = st.st_mtim;
-        /* A retry must not take the mtime of its own half-done restore for the holder's. */
-        mutex_lock(&img->lock);
-        img->mtime = mtime;
-        mutex_unlock(&img->lock);
-        atomic_store(&img->wrote, false);
-    }
+    if (atomic_load(&img->wrote))
+        img->rec->chosen = false;
     image_bytes_drop(img);
     struct seal s = image_seal(d, img);
     mutex_lock(&img->lock);
     s.unfence = img->plain_fd < 0; /* else the lock is that of plain writers, too */
     mutex_unlock(&img->lock);
-    return seal_restore(&s, &mtime);
+    return seal_restore(&s);
 }
 
 /* The steps, once more with a new descriptor where the storage has given up the old one. */
@@ -578,15 +564,4 @@ void image_stat(struct inode *i, struct stat *st)
     if (img->state != IMAGE_IDLE && img->info.sealed)
         st->st_mtim = img->mtime;
     mutex_unlock(&img->lock);
-}
-
-void image_set_mtime(struct inode *i, struct timespec mtime)
-{
-    struct image *img = atomic_load(&i->image);
-    if (!img || !atomic_load(&img->held))
-        return;
-    mutex_lock(&img->lock);
-    img->mtime = mtime;
-    mutex_unlock(&img->lock);
-    atomic_store(&img->wrote, false);
 }

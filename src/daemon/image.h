@@ -147,8 +147,9 @@ void image_release(struct daemon *d, struct handle *h);
 
 /* Puts the holder's mtime into *st where the seal changed it. Cheap for a file that is not held. */
 void image_stat(struct inode *i, struct stat *st);
-/* The user set mtime explicitly (utimens on the view): it is also the one that the restore puts back. */
-void image_set_mtime(struct inode *i, struct timespec mtime);
+/* utimensat(2) of a regular file; tv_nsec may be UTIME_OMIT or UTIME_NOW. An mtime that is chosen for an image whose seal this host has taken goes into the
+ * record: the view shows it at once, the datastore after the restore. -EBUSY: another host has sealed it: it would be lost; image_refused() says so. image_time.c. */
+DG_MUST_CHECK int image_set_times(struct daemon *d, struct inode *i, const struct timespec tv[2]);
 
 /* ---- for the daemon as a whole ---- */
 struct image_table *image_table_new(void);

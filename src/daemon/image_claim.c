@@ -437,7 +437,7 @@ static int acquire_locked(struct daemon *d, struct image *img, const struct acqu
         rec->step = STEP_CLAIMED;
     }
     struct seal s = image_seal(d, img);
-    int undo = seal_restore(&s, &rec->mtime);
+    int undo = seal_restore(&s);
     if (undo == -ESTALE)
         undo = image_drop_lost_row(d, img);
     if (undo < 0)

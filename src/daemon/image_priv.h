@@ -6,7 +6,7 @@
  *   image_plain.c  the fence of plain files        image_fence.c  the fence of those that write an image
  *   image_tend.c   the keeper's look at each image  image_bytes.c  QEMU's own locks
  *   image_chain.c  the files that an image needs    image_reader.c  who reads it and wants no writer
- *   image_first.c  handles that claim at their first change   image_wait.c   is waiting for a holder in vain?
+ *   image_first.c  handles that claim at their first change   image_wait.c   is waiting for a holder in vain?   image_time.c   mtime that somebody sets
  *   image_zone.c   the zone, and direct changes under way   image_walk.c   names in images */
 #ifndef DISKGUARD_IMAGE_PRIV_H
 #define DISKGUARD_IMAGE_PRIV_H
@@ -34,6 +34,13 @@ struct image_rival {
         [320]; /* not this file is held, but one below or above it: "it needs its backing file 'x'", "it is needed by 'y'" */
 };
 
+/* image_probe.c: a line about a refusal, as a hash, and when it was said. */
+#define IMAGE_SAID_MAX 4
+struct image_said {
+    uint64_t sum, at_ms; /* CLOCK_MONOTONIC; 0: empty */
+    unsigned more;       /* times that it was not said again */
+};
+
 /* image_sound.c: a ctime, and since when this host knows it. */
 struct image_stamp {
     struct timespec ctime;
@@ -55,6 +62,7 @@ struct image {
     unsigned n_names GUARDED_BY(lock); /* operations on its names by its own holder under way */
     bool unlinked GUARDED_BY(lock);    /* one of them took its last name: that is no VANISHED */
     struct image_rival rival GUARDED_BY(lock);
+    struct image_said said[IMAGE_SAID_MAX] GUARDED_BY(lock);
     struct image_info info GUARDED_BY(lock); /* what control.c shows, so that it never waits for `header` */
     char *path GUARDED_BY(lock);             /* of info: most files never need one */
     int plain_fd GUARDED_BY(lock);           /* image_plain.c: carries the fence for plain writers; -1 */
@@ -64,7 +72,8 @@ struct image {
     bool plain_busy GUARDED_BY(lock);        /* it is just being opened or closed: nobody may claim */
     struct image_look look GUARDED_BY(lock);
     struct image_stamp stamp GUARDED_BY(lock);
-    struct timespec mtime GUARDED_BY(lock); /* to put back when the holder wrote nothing */
+    struct timespec
+        mtime GUARDED_BY(lock); /* what the view shows while the holder has written nothing since */
     /* image_mend.c: requests that the storage refused, for one job of the pool; and that job is under way */
     struct image_failed *failed GUARDED_BY(lock);
     bool mending GUARDED_BY(lock);
