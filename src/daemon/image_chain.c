@@ -128,7 +128,8 @@ static int add_links(struct chain *c, int fd, struct header *h, const struct pla
     if (r != -EUCLEAN)
         return r;
     c->doubt = true;
-    say_unprotected(c, "file that it needs", "?", "its name cannot be followed");
+    if (h->verdict != FORMAT_LIES) /* of a damaged header that is not what there is to say */
+        say_unprotected(c, "file that it needs", "?", "its name cannot be followed");
     return 0;
 }
 

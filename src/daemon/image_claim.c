@@ -184,6 +184,19 @@ static int judge_size(struct daemon *d, struct inode *i, const struct header *h,
     return -EPERM;
 }
 
+/* Of size 0 by an orphan of seal=size, perhaps: the other host's view had that option, and this one's would take the image for an empty one. */
+static int judge_emptied(struct daemon *d, struct inode *i, const struct header *h, const struct acquire *a)
+{
+    image_log_refused(
+        d, i, a->what,
+        "its %s header has tables for a disk and the size 0. That is what seal=size leaves of an "
+        "image, and no claim on the datastore says by whom: see fsck.diskguard %s on the hosts "
+        "that may have held it. If the disk was really made empty: qemu-img resize on the raw "
+        "datastore",
+        h->format->name, d->store.path);
+    return -EUCLEAN;
+}
+
 /* Header rules of an open for write: exactly one format, a size above the threshold, on the datastore's own
  * file system. */
 static int judge(struct daemon *d, struct inode *i, const struct header *h, const struct acquire *a)
@@ -222,7 +235,9 @@ static int judge(struct daemon *d, struct inode *i, const struct header *h, cons
     case FORMAT_IMAGE:
         break;
     }
-    return a->plan_none || h->format->weak ? 0 : judge_size(d, i, h, a);
+    if (a->plan_none || h->format->weak)
+        return 0;
+    return h->info.maybe_sealed && !d->makers ? judge_emptied(d, i, h, a) : judge_size(d, i, h, a);
 }
 
 static void fill_record(struct daemon *d, struct image *img, const struct acquire *a, const struct stat *st,

@@ -69,7 +69,7 @@ struct format_info {
     bool
         guest_at_start; /* the file begins with guest data: a partition table there counts for nothing (fixed VHD) */
     bool
-        maybe_sealed; /* LIES, and for nothing but the size 0, which SEAL_SIZE may have left: not to be claimed as merely damaged */
+        maybe_sealed; /* the size is 0, and the rest of the header says that it was more: SEAL_SIZE may have left that. LIES for nothing else, or YES where the format allows it */
     char why
         [FORMAT_WHY]; /* for LIES and SEALED: a clause for a log line, e.g. "cluster_bits 77 is outside 9..21" */
 };

@@ -332,6 +332,7 @@ static enum probe qcow2_probe(struct view *v, struct format_info *ret_info)
         return PROBE_SEALED;
     if (!qcow2_check(&h, ret_info))
         return PROBE_LIES;
+    ret_info->maybe_sealed = h.size == 0 && qcow2_get32(&h, OFF_L1_SIZE) > 0;
     ret_info->virtual_size = h.size;
     return PROBE_YES;
 }

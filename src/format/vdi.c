@@ -130,6 +130,7 @@ static enum probe vdi_probe(struct view *v, struct format_info *ret_info)
                     h.blocks, h.block_size);
         return PROBE_LIES;
     }
+    ret_info->maybe_sealed = h.size == 0 && h.blocks > 0;
     ret_info->virtual_size = h.size;
     return PROBE_YES;
 }
