@@ -54,6 +54,8 @@ RAW_ALLOWED = [
     ("src/daemon/image_reader.c", "fopen(path", "/proc of this host"),
     ("tools/ctl_chain.c", "(s->root_fd, path, ret, 0)", "shown to a person; nothing is decided by it"),
     ("tools/ctl_chain.c", "statfs(path", "what is mounted on this host"),
+    ("src/core/views.c", "lstat(path", "a socket of this host"),
+    ("src/daemon/image_first.c", "io_reopen(", "the file of an open handle: a handle, not a name"),
     ("src/core/recover.c", "io_reopen(found", "the file that io_fresh_handle or io_fresh_open found"),
     ("src/core/io_fencing.c", "fopen(", "/proc and /sys of this host"),
     ("src/daemon/control.c", "", "sockets and the mount table of this host"),

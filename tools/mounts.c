@@ -1,5 +1,7 @@
 #include "mounts.h"
 
+#include "core/views.h"
+
 #include <limits.h>
 #include <stdio.h>
 #include <string.h>
@@ -50,14 +52,15 @@ static int parse_line(struct mounts *m, const char *line)
 {
     struct mount one = {0};
     const char *dash = strstr(line, " - ");
-    char *type = NULL;
+    char *type = NULL, device[32];
     int r = 0;
 
     if (!dash || sscanf(line, "%*u %*u %u:%u %*s %ms", &one.major, &one.minor, &one.point) != 3)
         goto out;
     base_unescape_octal(one.point);
     hide(m, one.point);
-    if (sscanf(dash, " - %ms %ms", &type, &one.source) != 2 || strcmp(type, MOUNTS_TYPE) != 0)
+    snprintf(device, sizeof(device), "%u:%u", one.major, one.minor);
+    if (sscanf(dash, " - %ms %ms", &type, &one.source) != 2 || !views_is_view(type, device))
         goto out;
     base_unescape_octal(one.source);
     r = add(m, &one);

@@ -168,6 +168,14 @@ void cred_opener(fuse_req_t req, struct opener *ret)
     }
 }
 
+bool cred_process(uint64_t pid, struct opener *ret)
+{
+    uint64_t start = pid > 0 ? start_time(pid) : 0;
+    if (start > 0)
+        *ret = (struct opener){.pid = pid, .start = start};
+    return start > 0;
+}
+
 bool cred_same_process(const struct opener *a, const struct opener *b)
 {
     return a->pid != 0 && a->pid == b->pid && a->start == b->start;

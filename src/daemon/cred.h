@@ -22,6 +22,8 @@ void cred_opener(fuse_req_t req, struct opener *ret);
  * program's io_uring has work for the thread (TIF_NOTIFY_SIGNAL), which QEMU's has all the time, and never a second one for the
  * same request. A caller that cannot be looked at (another pid namespace): true. */
 bool cred_signalled(fuse_req_t req);
+/* The process of this thread group id as it is now. false: there is none, or it cannot be looked at. uid and gid stay 0. */
+bool cred_process(uint64_t pid, struct opener *ret);
 bool cred_same_process(const struct opener *a, const struct opener *b);
 
 #endif

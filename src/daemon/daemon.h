@@ -34,12 +34,15 @@ struct options {
     char *host_id;                /* NULL: derive */
     char *state_dir;              /* default /var/lib/diskguard */
     unsigned wait_s;              /* default 5, 0..86400 */
+    bool wait_set;                /* wait= was given: waits so long whatever is known of the holder */
     uint64_t threshold;           /* bytes, default 0 */
     enum seal_mode seal;
     enum raw_mode raw;
     char **raw_globs; /* NULL-terminated; fnmatch(3) on the last path component */
     enum writers writers;
     enum readers readers;
+    char **managers;             /* NULL-terminated: names or absolute paths of executables (image_first.h) */
+    char *subtype;               /* of the mount's type fuse.SUBTYPE, default "diskguard" */
     bool fence_none;             /* fence=none */
     enum takeover_mode takeover; /* takeover=manual|lock|lock-unproven */
     unsigned takeover_wait_s; /* default 120, 1..86400: instead of wait_s while a takeover may still come */

@@ -22,6 +22,7 @@
 #include "daemon/image.h"
 #include "daemon/image_bytes.h"
 #include "daemon/image_reader.h"
+#include "daemon/image_wait.h"
 #include "daemon/park.h"
 
 enum owner_kind { OWNER_BYTES, OWNER_FLOCK };
@@ -343,7 +344,7 @@ struct get_op {
     fuse_req_t req;
     struct daemon *d;
     struct handle *h; /* stays: the kernel holds the open file for as long as it waits */
-    uint64_t owner;
+    uint64_t owner, since_ms;
     struct flock lock;
 };
 
@@ -361,7 +362,7 @@ static int try_get(struct get_op *op, bool last, struct flock *ret)
         ret->l_pid = pid >= 0 ? pid : pid_of(l, ret);
     else if (r == 0)
         r = image_reader_ask(op->d, i, &o->reader, op->lock.l_type, op->lock.l_start, op->lock.l_len, ret);
-    if (r == -EBUSY && last) {
+    if (r == -EBUSY && (last || image_wait_is_vain(op->d, i, &op->h->opener, op->since_ms))) {
         image_reader_refused(op->d, i, &o->reader);
         r = 0;
     }
@@ -394,7 +395,8 @@ void fs_getlk(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi, struct 
         fuse_reply_err(req, h ? ENOMEM : EBADF);
         return;
     }
-    *op = (struct get_op){.req = req, .d = d, .h = h, .owner = fi->lock_owner, .lock = *lock};
+    *op = (struct get_op){
+        .req = req, .d = d, .h = h, .owner = fi->lock_owner, .since_ms = base_now_ms(), .lock = *lock};
     park_start(d->park, req, get_turn, op, d->opt.wait_s * UINT64_C(1000));
 }
 

@@ -8,6 +8,7 @@
 #include "daemon/cred.h"
 #include "daemon/fs.h"
 #include "daemon/image.h"
+#include "daemon/image_wait.h"
 #include "daemon/park.h"
 
 #define CLIMB_MAX 4096 /* levels from a directory to the root: PATH_MAX holds no more */
@@ -315,7 +316,8 @@ struct removal {
     struct opener who;
     const char *what;
     bool rename;
-    unsigned flags;       /* of renameat2(2) */
+    unsigned flags; /* of renameat2(2) */
+    uint64_t since_ms;
     struct inode *dir[2]; /* pinned; [1] for rename */
     char *name[2];
 };
@@ -501,10 +503,11 @@ static bool removal_turn(void *arg, enum park_turn turn)
     struct inode *busy = NULL;
     int r = turn == PARK_INTERRUPTED ? -EINTR : removal_try(op, &busy);
     if (busy) {
-        if (turn == PARK_LAST)
+        bool last = turn == PARK_LAST || image_wait_is_vain(op->d, busy, &op->who, op->since_ms);
+        if (last)
             image_refused(op->d, busy, &op->who, op->what, r);
         inode_put(op->d->inodes, busy);
-        if (turn != PARK_LAST)
+        if (!last)
             return false;
     }
     fuse_req_t req = op->req;
@@ -521,6 +524,7 @@ static struct removal *removal_new(fuse_req_t req, const char *what, fuse_ino_t 
     op->req = req;
     op->d = daemon_of(req);
     op->what = what;
+    op->since_ms = base_now_ms();
     op->dir[0] = inode_get(op->d->inodes, parent);
     op->name[0] = strdup(name);
     cred_opener(req, &op->who);

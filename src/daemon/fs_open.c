@@ -10,6 +10,8 @@
 #include "core/log.h"
 #include "daemon/cred.h"
 #include "daemon/image.h"
+#include "daemon/image_first.h"
+#include "daemon/image_wait.h"
 #include "daemon/park.h"
 #include "daemon/takeover.h"
 
@@ -21,6 +23,7 @@ struct open_op {
     struct daemon *d;
     struct handle *h;
     bool truncate;
+    bool later;  /* it claims at its first change (image_first.h) */
     bool create; /* entry is to be answered too */
     struct fuse_entry_param entry;
     unsigned more_s; /* waited beyond wait= */
@@ -126,6 +129,18 @@ static bool open_wait_takeover(struct open_op *op)
     return true;
 }
 
+/* The time of wait= is up. true: waits on, the image is just being let go, or a takeover may come. */
+static bool open_wait_longer(struct open_op *op)
+{
+    if (image_being_released(op->h->inode) && op->more_s < OPEN_RELEASE_WAIT_S &&
+        !atomic_load(&op->d->stopping)) {
+        op->more_s++;
+        park_start(op->d->park, op->req, open_turn, op, 1000);
+        return true;
+    }
+    return open_wait_takeover(op);
+}
+
 static bool open_turn(void *arg, enum park_turn turn)
 {
     struct open_op *op = arg;
@@ -146,15 +161,10 @@ static bool open_turn(void *arg, enum park_turn turn)
         op_fail(op, r);
         return true;
     }
-    if (turn != PARK_LAST)
+    bool vain = turn != PARK_LAST && image_wait_is_vain(op->d, op->h->inode, &op->h->opener, op->since_ms);
+    if (turn != PARK_LAST && !vain)
         return false;
-    if (image_being_released(op->h->inode) && op->more_s < OPEN_RELEASE_WAIT_S &&
-        !atomic_load(&op->d->stopping)) {
-        op->more_s++;
-        park_start(op->d->park, op->req, open_turn, op, 1000);
-        return true;
-    }
-    if (open_wait_takeover(op))
+    if (!vain && open_wait_longer(op))
         return true;
     image_refused(op->d, op->h->inode, &op->h->opener, "open for write", r);
     if (op->takeover < 0)
@@ -207,13 +217,14 @@ static void past_cache(const struct daemon *d, struct handle *h)
         h->direct_fd = fd; /* else image_pread() drops the cache before each read */
 }
 
-static void open_start(struct open_op *op, int flags)
+static void open_start(struct open_op *op)
 {
-    op->h->flags = flags;
-    op->h->writer = (flags & O_ACCMODE) != O_RDONLY || flags & O_TRUNC;
+    int flags = op->h->flags;
+    op->h->writer = !op->later && ((flags & O_ACCMODE) != O_RDONLY || flags & O_TRUNC);
     op->truncate = flags & O_TRUNC;
+    if (op->later)
+        image_first_expect(op->h);
     past_cache(op->d, op->h);
-    cred_opener(op->req, &op->h->opener);
     if (op->h->writer)
         park_start(op->d->park, op->req, open_turn, op, op->d->opt.wait_s * UINT64_C(1000));
     else
@@ -221,7 +232,7 @@ static void open_start(struct open_op *op, int flags)
 }
 
 /* An operation with a handle that is not open yet. NULL: answered with ENOMEM. */
-static struct open_op *op_new(fuse_req_t req, struct inode *i)
+static struct open_op *op_new(fuse_req_t req, struct inode *i, int flags)
 {
     struct daemon *d = daemon_of(req);
     struct open_op *op = calloc(1, sizeof(*op));
@@ -233,6 +244,9 @@ static struct open_op *op_new(fuse_req_t req, struct inode *i)
     }
     op->req = req;
     op->d = d;
+    cred_opener(req, &op->h->opener);
+    op->h->flags = flags;
+    op->later = image_first_waits(d, &op->h->opener, flags);
     op->since_ms = base_now_ms();
     return op;
 }
@@ -251,8 +265,8 @@ void fs_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
         return;
     }
     int flags = fi->flags;
-    struct open_op *op = op_new(req, i);
-    int fd = op ? open_backing(req, i, flags) : -ENOMEM;
+    struct open_op *op = op_new(req, i, flags);
+    int fd = op ? open_backing(req, i, op->later ? flags & ~O_ACCMODE : flags) : -ENOMEM; /* O_RDONLY is 0 */
     inode_put(d->inodes, i); /* the handle has a pin of its own */
     if (fd < 0) {
         if (op)
@@ -262,7 +276,7 @@ void fs_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
         return;
     }
     op->h->fd = fd;
-    open_start(op, flags);
+    open_start(op);
 }
 
 /* Makes the file as the caller. fd or -errno; -EEXIST also when another host was faster. */
@@ -345,13 +359,13 @@ void fs_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode,
             fd = r = open_existing(req, i, flags);
     }
     inode_put(d->inodes, dir);
-    struct open_op *op = r >= 0 ? op_new(req, i) : NULL;
+    struct open_op *op = r >= 0 ? op_new(req, i, flags) : NULL;
     if (op) {
         op->create = true;
         op->entry = e;
         op->h->fd = fd;
         inode_put(d->inodes, i);
-        open_start(op, flags);
+        open_start(op);
         return;
     }
     if (fd >= 0)

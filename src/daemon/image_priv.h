@@ -6,6 +6,7 @@
  *   image_plain.c  the fence of plain files        image_fence.c  the fence of those that write an image
  *   image_tend.c   the keeper's look at each image  image_bytes.c  QEMU's own locks
  *   image_chain.c  the files that an image needs    image_reader.c  who reads it and wants no writer
+ *   image_first.c  handles that claim at their first change   image_wait.c   is waiting for a holder in vain?
  *   image_zone.c   the zone, and direct changes under way */
 #ifndef DISKGUARD_IMAGE_PRIV_H
 #define DISKGUARD_IMAGE_PRIV_H
@@ -163,6 +164,8 @@ DG_MUST_CHECK int image_fence_fd(struct daemon *d, struct image *img, int fd)
 /* A FENCED image: closes what carries the fence lock, and makes its handles read-only, so that the successor and others can claim. Of one that is not
  * FENCED, nothing. May be repeated. Blocks. */
 void image_let_go(struct image *img) EXCLUDES(img->lock, img->header);
+/* The handle's descriptor becomes one that cannot write, and has no locks. */
+void image_make_read_only(const struct handle *h);
 /* Puts the open file `fd` in the place of the one at `at`, under the same number, so that a request that is just using it needs no lock. Closes fd. */
 DG_MUST_CHECK int image_replace_fd(int fd, int at);
 

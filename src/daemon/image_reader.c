@@ -22,7 +22,7 @@ void image_reader_init(struct daemon *d, struct image_reader *rd, const struct h
 {
     *rd = (struct image_reader){.may = d->opt.readers == READERS_PROTECT && d->journal &&
                                        S_ISREG(via->inode->type) && via->inode->dev == d->store.dev &&
-                                       !via->writer,
+                                       (via->flags & O_ACCMODE) == O_RDONLY && !atomic_load(&via->writer),
                                 .who = via->opener};
 }
 

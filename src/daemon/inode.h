@@ -81,7 +81,9 @@ struct handle {
     int fd;              /* backing descriptor, flags as the opener's */
     int direct_fd;       /* reader of a file whose cached data may be stale: the same file, O_DIRECT; or -1 */
     int flags;           /* O_* of the open */
-    bool writer;         /* open for write */
+    atomic_bool writer;  /* open for write */
+    atomic_int first;    /* image_first.c: 0, or open for write by a manager, and nothing was changed yet */
+    uint64_t opened_ms;  /* CLOCK_MONOTONIC */
     bool stale_data;     /* io_fstype.stale_data of its file system: see image_pread() */
     bool plain;          /* counted in inode->image.n_plain (image_plain.c) */
     atomic_bool guarded; /* counted as a writer of inode->image (image.c) */

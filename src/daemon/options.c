@@ -8,6 +8,8 @@
 #define WAIT_MAX 86400
 #define TAKEOVER_WAIT_DEFAULT 120
 #define STATE_DIR_DEFAULT "/var/lib/diskguard"
+#define SUBTYPE_DEFAULT "diskguard"
+#define SUBTYPE_MAX 32
 
 struct parse {
     struct options *o;
@@ -72,6 +74,7 @@ static int set_wait(struct parse *p, const char *value)
     if (base_u64(value, &n) < 0 || n > WAIT_MAX)
         return bad(p, "wait=%s: must be a number of seconds from 0 to %d", value, WAIT_MAX);
     p->o->wait_s = (unsigned)n;
+    p->o->wait_set = true;
     return 0;
 }
 
@@ -181,6 +184,56 @@ static int set_globs(struct parse *p, const char *value)
     }
 }
 
+/* An executable is named by its file name, or by its whole path. */
+static bool is_executable(const char *s, size_t len)
+{
+    return len > 0 && (s[0] == '/' ? s[len - 1] != '/' : !memchr(s, '/', len));
+}
+
+static void managers_free(struct options *o)
+{
+    for (char **m = o->managers; m && *m; m++)
+        free(*m);
+    free(o->managers);
+    o->managers = NULL;
+}
+
+static int set_managers(struct parse *p, const char *value)
+{
+    size_t n = 2;
+    for (const char *s = value; *s; s++)
+        n += *s == ':';
+    managers_free(p->o);
+    p->o->managers = calloc(n, sizeof(char *));
+    if (!p->o->managers)
+        return no_memory(p);
+    n = 0;
+    for (const char *s = value; strcmp(value, "none") != 0;) {
+        size_t len = strcspn(s, ":");
+        if (!is_executable(s, len))
+            return bad(p,
+                       "managers=%s: must be none, or names or absolute paths of programs such as "
+                       "libvirtd:/opt/bin/manager",
+                       value);
+        p->o->managers[n] = strndup(s, len);
+        if (!p->o->managers[n++])
+            return no_memory(p);
+        if (s[len] == '\0')
+            break;
+        s += len + 1;
+    }
+    return 0;
+}
+
+/* The kernel takes what libfuse lets through; programs compare it with the types that they know. */
+static int set_subtype(struct parse *p, const char *value)
+{
+    size_t n = strspn(value, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-");
+    if (n == 0 || value[n] != '\0' || n > SUBTYPE_MAX)
+        return bad(p, "subtype=%s: must be 1 to %d letters, digits, '-' and '_'", value, SUBTYPE_MAX);
+    return set_text(p, &p->o->subtype, value);
+}
+
 static int set_raw(struct parse *p, const char *value)
 {
     static const char *const words[] = {[RAW_AUTO] = "auto", [RAW_ALL] = "all", [RAW_NONE] = "none"};
@@ -203,7 +256,8 @@ static const struct own_option {
     {"seal=", set_seal},         {"raw=", set_raw},
     {"writers=", set_writers},   {"fence=", set_fence},
     {"takeover=", set_takeover}, {"takeover-wait=", set_takeover_wait},
-    {"readers=", set_readers},
+    {"readers=", set_readers},   {"managers=", set_managers},
+    {"subtype=", set_subtype},
 };
 
 /* ---- everybody else's ---- */
@@ -363,6 +417,10 @@ static int finish(struct parse *p)
     p->paths[0] = p->paths[1] = NULL;
     if (!o->state_dir && set_text(p, &o->state_dir, STATE_DIR_DEFAULT) < 0)
         return -1;
+    if (!o->managers && set_managers(p, MANAGERS_DEFAULT) < 0)
+        return -1;
+    if (!o->subtype && set_text(p, &o->subtype, SUBTYPE_DEFAULT) < 0)
+        return -1;
     if ((p->allow_other || p->allow_root) && p->no_allow_other)
         return bad(p, "no_allow_other contradicts allow_other and allow_root");
     bool others = p->allow_other || (geteuid() == 0 && !p->no_allow_other && !p->allow_root);
@@ -413,46 +471,55 @@ void options_free(struct options *o)
     free(o->host_id);
     free(o->state_dir);
     globs_free(o);
+    managers_free(o);
+    free(o->subtype);
     fuse_opt_free_args(&o->fuse_args);
     *o = (struct options){0};
 }
 
 void options_help(void)
 {
-    fputs("usage: diskguard DATASTORE MOUNTPOINT [-f] [-d] [-o OPTION[,OPTION...]]\n"
-          "\n"
-          "Mounts a guarded view of DATASTORE, a directory on shared storage, on MOUNTPOINT: while one\n"
-          "host has a virtual-disk image open for write, no other host can use it.\n"
-          "\n"
-          "  -f                 stay in the foreground; messages go to standard error\n"
-          "  -d                 the same, with debugging messages\n"
-          "  -h, --help         this text\n"
-          "  -V, --version      print the version\n"
-          "\n"
-          "  -o host-id=UUID    identity of this host (default: derived from /etc/machine-id)\n"
-          "  -o state-dir=DIR   where the journal is kept (default: " STATE_DIR_DEFAULT ")\n"
-          "  -o wait=SECONDS    how long an open waits for another holder (default: 5)\n"
-          "  -o threshold=BYTES refuse images of this virtual size or less (default: 0)\n"
-          "  -o seal=refuse|size\n"
-          "                     seal images so that QEMU's tools refuse them, or by a size of 0 alone\n"
-          "  -o raw=auto|all|none|GLOB:GLOB...\n"
-          "                     which files without a known header are guarded as raw images\n"
-          "  -o writers=process|host\n"
-          "                     one process, or any process of this host, may have an image open for write\n"
-          "  -o readers=protect|ignore\n"
-          "                     is an image kept from writers while a program reads it that wants none\n"
-          "                     beside it (QEMU's byte locks 100 and 201 say so)\n"
-          "  -o fence=auto|none whether writers hold the fence lock on the storage\n"
-          "  -o takeover=manual|lock|lock-unproven\n"
-          "                     may an open for write take an image over from a dead host by itself,\n"
-          "                     if the fence lock proves that the other host cannot write any more\n"
-          "  -o takeover-wait=SECONDS\n"
-          "                     how long an open waits for that (default: 120)\n"
-          "  -o no_allow_other  only the mounting user may use the view (root's default: everybody may)\n"
-          "  -o debug           debugging messages\n"
-          "and the mount options of fuse(8) and fstab(5): ro, nosuid, nodev, noexec, allow_other, ...\n"
-          "\n"
-          "The datastore must have been prepared once with: diskguardctl init DATASTORE\n"
-          "See diskguard(8).\n",
-          stdout);
+    fputs(
+        "usage: diskguard DATASTORE MOUNTPOINT [-f] [-d] [-o OPTION[,OPTION...]]\n"
+        "\n"
+        "Mounts a guarded view of DATASTORE, a directory on shared storage, on MOUNTPOINT: while one\n"
+        "host has a virtual-disk image open for write, no other host can use it.\n"
+        "\n"
+        "  -f                 stay in the foreground; messages go to standard error\n"
+        "  -d                 the same, with debugging messages\n"
+        "  -h, --help         this text\n"
+        "  -V, --version      print the version\n"
+        "\n"
+        "  -o host-id=UUID    identity of this host (default: derived from /etc/machine-id)\n"
+        "  -o state-dir=DIR   where the journal is kept (default: " STATE_DIR_DEFAULT ")\n"
+        "  -o wait=SECONDS    how long an open waits for another holder (default: 5, and no longer than\n"
+        "                     half a second where that one is known to be alive and is not letting go)\n"
+        "  -o threshold=BYTES refuse images of this virtual size or less (default: 0)\n"
+        "  -o seal=refuse|size\n"
+        "                     seal images so that QEMU's tools refuse them, or by a size of 0 alone\n"
+        "  -o raw=auto|all|none|GLOB:GLOB...\n"
+        "                     which files without a known header are guarded as raw images\n"
+        "  -o writers=process|host\n"
+        "                     one process, or any process of this host, may have an image open for write\n"
+        "  -o readers=protect|ignore\n"
+        "                     is an image kept from writers while a program reads it that wants none\n"
+        "                     beside it (QEMU's byte locks 100 and 201 say so)\n"
+        "  -o managers=PROGRAM:PROGRAM...|none\n"
+        "                     programs of root that open images for write and rarely write them: they claim\n"
+        "                     an image at their first change\n"
+        "                     (default: " MANAGERS_DEFAULT ")\n"
+        "  -o subtype=NAME    the view's type is fuse.NAME (default: " SUBTYPE_DEFAULT ")\n"
+        "  -o fence=auto|none whether writers hold the fence lock on the storage\n"
+        "  -o takeover=manual|lock|lock-unproven\n"
+        "                     may an open for write take an image over from a dead host by itself,\n"
+        "                     if the fence lock proves that the other host cannot write any more\n"
+        "  -o takeover-wait=SECONDS\n"
+        "                     how long an open waits for that (default: 120)\n"
+        "  -o no_allow_other  only the mounting user may use the view (root's default: everybody may)\n"
+        "  -o debug           debugging messages\n"
+        "and the mount options of fuse(8) and fstab(5): ro, nosuid, nodev, noexec, allow_other, ...\n"
+        "\n"
+        "The datastore must have been prepared once with: diskguardctl init DATASTORE\n"
+        "See diskguard(8).\n",
+        stdout);
 }

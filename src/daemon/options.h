@@ -10,6 +10,9 @@ enum options_todo { OPTIONS_RUN, OPTIONS_HELP, OPTIONS_VERSION };
 DG_MUST_CHECK int options_parse(int argc, char **argv, struct options *ret, enum options_todo *ret_todo,
                                 struct why *why);
 
+/* managers= where it is not given: what libvirt opens images with. */
+#define MANAGERS_DEFAULT "libvirtd:virtqemud:virtstoraged:virtlockd"
+
 /* Makes both paths canonical and refuses those that cannot be: missing, no directory, one inside the other, mounted already. A view of the same datastore
  * whose daemon died is unmounted. 0 or -errno with why. */
 DG_MUST_CHECK int options_check_paths(struct options *o, struct why *why);
