@@ -30,6 +30,7 @@ from dgtest import Fail, eq, must, ok, run, wait_for  # noqa: E402
 DEBUG = os.environ.get("DG_STACK_DEBUG")  # libvirtd logs everything, to libvirtd.debug beside its log
 HOME = os.environ.get("DG_STACK_KEEP")    # a directory to which logs of failed cases are copied
 NAMESPACES = ("-m", "-u", "-i", "-n", "-p")
+DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "ptmx", "fuse")
 _vms = None
 
 
@@ -100,7 +101,7 @@ class Host:
     def _boot(self):
         bound = [self.site.ds.path, vms()] if self.site.kind == "raw" else []
         self.boot = subprocess.Popen(["unshare", "--mount", "--uts", "--ipc", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "--", sys.executable, "-S", "-E",
-                                      os.path.join(HERE, "hostinit.py"), self.name, self.base, self.identity.uuid.replace("-", ""), *bound],
+                                      os.path.join(HERE, "hostinit.py"), self.name, self.base, self.identity.uuid.replace("-", ""), ",".join(DEVICES), *bound],
                                      stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
         guardian.process(self.boot.pid)
         self.site.hosts.append(self)
