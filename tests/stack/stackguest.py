@@ -2,7 +2,8 @@
 
 Number n (1, 2, ...) fills one whole sector, each of its 128 words; it lies at sector FIRST + (n mod WINDOW) * STRIDE, so that neighbours are in
 different clusters of 64 KiB. A batch of BATCH numbers is written at each key press (`key`: what is on the disk is known exactly), or at each
-tick of the PC's timer, 18 a second (`free`: it writes while something else happens). Its state is in its memory, where the monitor can read it:
+tick of the PC's timer, 18 a second (`free`: it writes while something else happens; `busy`: it also changes half a MiB of its memory at each tick, so that a migration
+with little bandwidth does not end). Its state is in its memory, where the monitor can read it:
 
     STATE + 0  the last number that the disk took     STATE + 4  how many writes failed     STATE + 12  MAGIC
 """
@@ -37,6 +38,13 @@ def sector(mode):
     emit(0x66, 0xC7, 0x06, word(STATE + 12), long(MAGIC))        # mov dword [magic], MAGIC
     batch = len(code)
     emit(*((0xB4, 0x00, 0xCD, 0x16) if mode == "key" else (0xF4,)))  # mov ah, 0; int 0x16   or   hlt
+    if mode == "busy":
+        emit(0x66, 0xA1, word(STATE), 0xBB, word(0x1000))        # mov eax, [number]; mov bx, 0x1000
+        segment = len(code)
+        emit(0x8E, 0xC3, 0x31, 0xFF, 0xB9, word(0x4000), 0xF3, 0x66, 0xAB)  # mov es, bx; xor di, di; mov cx, 0x4000; rep stosd
+        emit(0x81, 0xC3, word(0x1000), 0x81, 0xFB, word(0x9000))  # add bx, 0x1000; cmp bx, 0x9000
+        back(0x72, segment)                                      # jb segment
+        emit(0x31, 0xDB, 0x8E, 0xC3)                             # xor bx, bx; mov es, bx
     emit(0xBD, word(BATCH))                                      # mov bp, BATCH
     following = len(code)
     emit(0x66, 0xA1, word(STATE), 0x66, 0x40)                    # mov eax, [number]; inc eax
@@ -63,11 +71,19 @@ def sector(mode):
     return bytes(code).ljust(510, b"\0") + b"\x55\xaa"
 
 
-def check(read, number):
-    """What is wrong with a disk on which `number` is the last that the guest wrote ([] nothing). read(offset, length) gives bytes of the disk."""
-    wrong = []
-    for n in range(max(1, number - WINDOW + 1), number + 1):
-        got = read((FIRST + n % WINDOW * STRIDE) * 512, 512)
-        if got != n.to_bytes(4, "little") * 128:
-            wrong.append("number %d: %s..." % (n, got[:8].hex()))
+def check(read, number, exact=True):
+    """What is wrong with a disk on which the guest wrote all up to `number` ([] nothing), and nothing else if exact. read(offset, length) gives bytes of the disk.
+    Each place must have the number that the last one on the disk asks for; the one after it may have been on its way."""
+    found = {}
+    for place in range(WINDOW):
+        sector_ = read((FIRST + place * STRIDE) * 512, 512)
+        found[place] = int.from_bytes(sector_[:4], "little") if sector_ == sector_[:4] * 128 else sector_[:16].hex()
+    if not all(isinstance(n, int) for n in found.values()):
+        return ["at place %d: %s" % (p, n) for p, n in found.items() if not isinstance(n, int)]
+    last = max(found.values())
+    wrong = ["the last number is %d, wanted %d" % (last, number)] if last < number or exact and last > number + 1 else []
+    for place, n in found.items():
+        wanted = last - (last - place) % WINDOW
+        if n != max(wanted, 0) and not (n == 0 and wanted <= 0):
+            wrong.append("place %d has %d, wanted %d" % (place, n, wanted))
     return wrong
