@@ -90,7 +90,7 @@ class Two:
         return number
 
     def bad_log(self):
-        return [h.name + ": " + line for h in self.site.hosts for line in h.log().splitlines() if BAD_LOG.search(line) and OF_FUSE.partition(": ")[2] not in line]
+        return [h.name + ": " + line for h in self.site.hosts for line in h.log().splitlines() if BAD_LOG.search(line) and "load of migration failed" not in line and OF_FUSE.partition(": ")[2] not in line]
 
     def end(self, host, exact=True, owner=(0, 0)):
         number = self.stop(host)
@@ -239,7 +239,8 @@ def _(build):
         two.a.virsh("start", "vm")
         two.a.wait_booted("vm")
         two.a.wait_written("vm", 300)
-        two.end(two.a)
+        # libvirt of the destination leaves the labels of a migration that failed on storage that it takes for shared: they are counted once too often.
+        two.end(two.a, owner=None)
 
 
 for _side in ("source", "destination"):
@@ -292,27 +293,25 @@ def settle_on_one(two):
 
 @case("a rival grabs the image at switch-over", limit=200)
 def _(build):
-    won = failed = 0
-    rounds = 6
-    for number in range(rounds):
+    seen = {}
+    for held in (1.5, 9.0) * 3:  # shorter and longer than the destination waits
         with Two(build, clean_log=False) as two:
-            rival = dgstack.subprocess.Popen(two.b.inside("python3", "-S", "-E", "-c", RIVAL, dgstack.vms() + "/" + IMAGE, "20", "1.5"), stdin=dgstack.subprocess.DEVNULL,
+            rival = dgstack.subprocess.Popen(two.b.inside("python3", "-S", "-E", "-c", RIVAL, dgstack.vms() + "/" + IMAGE, "20", str(held)), stdin=dgstack.subprocess.DEVNULL,
                                              stdout=dgstack.subprocess.PIPE)
             dgstack.guardian.process(rival.pid)
-            r = two.a.virsh_run(*two.command(two.b, *(("--p2p",) if number % 2 else ())))
-            if r.code == 0:
-                host, other = two.b, two.a
-            else:
-                failed += 1
-                host, other = two.a, two.b
-                ok("vm" in two.a.virsh("list", "--name"), "the source has lost its guest: " + r.out)
-            won += bool(dgstack.dgtest.select.select([rival.stdout], [], [], 0)[0])
+            r = two.a.virsh_run(*two.command(two.b, *(("--p2p",) if len(seen) % 2 else ())))
+            host, other = (two.b, two.a) if r.code == 0 else (two.a, two.b)
+            ok("vm" in host.virsh("list", "--name"), "the guest is not on %s: %s" % (host.name, r.out))
+            won = bool(dgstack.dgtest.select.select([rival.stdout], [], [], 0)[0])
+            ok(won or r.code == 0, "the migration failed though the rival never had the image: " + r.out)
             rival.wait(60)
             rival.stdout.close()
             two.goes_on(host, other)
             two.end(host, owner=None)
-    ok(won or not failed, "migrations failed though the rival never had the image")
-    print("    of %d migrations %d failed, the rival had the image in %d" % (rounds, failed, won), flush=True)
+            key = "the rival %s; the migration %s" % ("had the image for %.1f s" % held if won else "came too late", "failed" if r.code else "succeeded")
+            seen[key] = seen.get(key, 0) + 1
+    for key, times in sorted(seen.items()):
+        print("    %s: %d" % (key, times), flush=True)
 
 
 @case("something is killed at any moment of a migration", limit=600)
@@ -399,4 +398,4 @@ def _timed(two, source, to):
 
 
 if __name__ == "__main__":
-    suite.main()
+    dgstack.main(suite)
