@@ -259,7 +259,17 @@ class Host:
 
     def wait_written(self, guest, number):
         """Waits until the guest has written that number; what it has now."""
-        return wait_for(lambda: self.written(guest) >= number and self.written(guest), "%s: %s writes %d" % (self.name, guest, number), 60)
+        try:
+            return wait_for(lambda: self.written(guest) >= number and self.written(guest), "%s: %s writes %d" % (self.name, guest, number), 60)
+        except Fail as e:
+            raise Fail("%s; %s" % (e, self.why_stuck(guest))) from None
+
+    def why_stuck(self, guest):
+        """Where a guest is that does not go on: its state, its processor, its disk, QEMU's threads."""
+        said = [self.virsh_run("domstate", guest, "--reason").out, str(self.guest_words(guest))]
+        said += [self.virsh_run("qemu-monitor-command", guest, "--hmp", c).out[:600] for c in ("info registers", "info blockstats")]
+        said.append(self.sh_run("sh", "-c", "for t in /proc/$(cat /run/libvirt/qemu/%s.pid)/task/*; do cat $t/comm $t/wchan; echo; done" % guest).out)
+        return "\n".join(said)
 
     def press(self, guest):
         """One batch of a `key` guest, waited for."""
