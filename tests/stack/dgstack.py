@@ -277,6 +277,9 @@ class Host:
         self.virsh("send-key", guest, "KEY_A")
         eq(self.wait_written(guest, number), number, "numbers written")
 
+    def processes(self):
+        return self.sh_run("sh", "-c", "for p in /proc/[0-9]*; do echo $p $(tr '\\0' ' ' <$p/cmdline | cut -c-60): $(for t in $p/task/*; do cat $t/wchan; echo -n ' '; done); done").out
+
     def down(self):
         for p in (self.boot, *self.daemons.values()):
             if p and p.poll() is None:

@@ -124,7 +124,8 @@ class Script:
         The image is read below the view; what it stands on, through it."""
         number = self.host.written(name)
         self.virsh("destroy", name)
-        self.site.settle()
+        if self.site.kind == "view":
+            self.site.ds.wait_free(image, 30)
         self.step("numbers", self._numbers, image, number, fmt, not again)
 
     def _numbers(self, image, number, fmt, exact):
@@ -203,13 +204,16 @@ def compare(raw, view):
         found += ["%slibvirtd logs %r" % (where, line) for line in b.log if line not in a.log and not line.startswith(OF_FUSE)]
         found += ["%s%s is %r, on the directory %r" % (where, n, b.labels.get(n), a.labels.get(n))
                   for n in sorted({*a.labels, *b.labels}) if a.labels.get(n) != b.labels.get(n)]
-        if b.seconds > a.seconds + COARSE:
-            found.append("%stook %.1f s, on the directory %.1f s" % (where, b.seconds, a.seconds))
     if len(raw.steps) != len(view.steps):
         found.append("%d steps, on the directory %d" % (len(view.steps), len(raw.steps)))
     found += ["%s at the end: %r, on the directory %r" % (n, view.files.get(n), raw.files.get(n))
               for n in sorted({*raw.files, *view.files}) if raw.files.get(n) != view.files.get(n)]
     return found
+
+
+def hangs(raw, view):
+    """Steps that take longer by so much that it cannot be chance, as lines."""
+    return ["%s: took %.1f s, on the directory %.1f s" % (b.title, b.seconds, a.seconds) for a, b in zip(raw.steps, view.steps) if b.seconds > a.seconds + COARSE]
 
 
 def slower(raws, views, factor=1.2, more=0.1):
