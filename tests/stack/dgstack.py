@@ -431,4 +431,6 @@ def main(suite):
     """Instead of suite.main()."""
     if "--long" in sys.argv:
         suite.cases.insert(0, ("KVM is looked for", lambda build: use_kvm(), 60))
+    else:
+        suite.cases = [c for c in suite.cases if getattr(c[1], "short", True)]
     suite.main()

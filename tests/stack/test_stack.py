@@ -135,7 +135,7 @@ def _(s):
     s.virsh("snapshot-delete", "vm", "live", "--metadata")
 
 
-@scenario("blockpull of a part of the chain and of all of it", short=True)
+@scenario("blockpull of a part of the chain and of all of it")
 def _(s):
     chain(s, "one", "two")
     s.virsh("blockpull", "vm", "vda", "--base", s.path("vm.qcow2"), "--wait")
@@ -434,7 +434,7 @@ def _(s):
     os.unlink(s.raw("vm.qcow2")) if s.site.kind == "raw" else s.host.sh("rm", s.path("vm.qcow2"))
 
 
-@scenario("QEMU is killed, and the guest started again", short=True)
+@scenario("QEMU is killed, and the guest started again")
 def _(s):
     s.make("vm.qcow2")
     s.define(disk_xml(s.path("vm.qcow2")))
@@ -477,15 +477,15 @@ def both(build, function):
 
 
 def add(title, function, short):
-    @suite.case(title, 60)
-    def _(build):
-        if not (short or suite.args.long):
-            return
+    def case(build):
         raw, view = both(build, function)
         different = compare(raw, view)
         if hangs(raw, view):  # it was chance if it does not again
             different += hangs(*both(build, function))
         ok(not different, "\n    ".join(["the view differs:"] + different))
+
+    case.short = short
+    suite.case(title, 60)(case)
 
 
 for entry in scenarios:
@@ -522,10 +522,7 @@ def _(build):
         b.virsh("destroy", "vm")
 
 
-@suite.case("no step takes longer than 1.2 times the directory's time and 0.1 s", 900)
-def _(build):
-    if not suite.args.long:
-        return
+def in_time(build):
     late = []
     for title, function, _ in scenarios:
         rounds = [both(build, function) for _ in range(ROUNDS)]
@@ -538,6 +535,10 @@ def _(build):
             print("        %6.2f s, on the directory %6.2f s%s  %s" % (view, raw, " !" if (name, raw, view) in slow else "  ", name), flush=True)
         late += ["%s: %s: %.2f s, on the directory %.2f s" % (title, *row) for row in slow]
     ok(not late, "\n    ".join(["too slow:"] + late))
+
+
+in_time.short = False
+suite.case("no step takes longer than 1.2 times the directory's time and 0.1 s", 900)(in_time)
 
 
 @suite.case("nothing is left of it on the machine")
