@@ -67,6 +67,7 @@ struct raw_reader { /* a host that reads the image and wants no writer beside it
 };
 struct raw_needs { /* one file that the image needs, or one image that needs this file (host is set then) */
     char role[16], path[RECORD_IMAGE_MAX], format[16], host[RECORD_NAME_MAX];
+    bool itself; /* the image names itself */
     int guarded; /* of a held image: is it kept from other writers? 1, 0; -1: the image is not held */
 };
 struct raw_image {
@@ -166,6 +167,8 @@ const char *item_protection(const struct item *i); /* a word, for programs */
 bool item_is_held(const struct item *i);
 /* A claim of this boot of this machine, so that its pid means something here. */
 bool item_is_local(const struct item *i);
+/* Of this host: such a one, or of an earlier boot. Nobody confirms the death of his own host. */
+bool item_is_own(const struct source *s, const struct item *i);
 
 struct trouble {
     const char *code;       /* stable, for programs; NULL: none */

@@ -74,11 +74,15 @@ static void match_marks(const struct store *s, struct raw_image *im, const char 
 {
     struct stat st;
 
-    for (size_t k = 0; k < im->nneeds && im->claim.kind == CLAIM_HELD; k++) {
+    for (size_t k = 0; k < im->nneeds; k++) {
         struct raw_needs *one = &im->needs[k];
+        bool found = find_link(s, rel, one->path, &st);
 
+        one->itself = found && st.st_ino == im->st.st_ino && (one->path[0] != '/' || st.st_dev == s->dev);
+        if (im->claim.kind != CLAIM_HELD)
+            continue;
         one->guarded = 0;
-        if (!find_link(s, rel, one->path, &st))
+        if (!found || one->itself)
             continue;
         for (size_t i = 0; i < n; i++)
             if (m[i].above == im->st.st_ino && m[i].generation == im->claim.generation &&
@@ -126,7 +130,7 @@ int chain_load(const struct store *s, struct raw_image *im, int fd, const char *
         if (m[i].above == im->st.st_ino && im->claim.kind == CLAIM_HELD &&
             m[i].generation == im->claim.generation)
             im->protects++;
-        if (m[i].below != im->st.st_ino)
+        if (m[i].below != im->st.st_ino || m[i].above == im->st.st_ino)
             continue;
         r = mark_counts(s, &m[i], c);
         if (r <= 0)
@@ -152,16 +156,17 @@ void chain_text(const struct raw_image *im)
         else
             out_line("needs:      %s %s%s%s%s\n", n->role, out_tame(n->path), n->format[0] ? ", " : "",
                      out_tame(n->format),
-                     n->guarded > 0    ? ", kept from other writers"
+                     n->itself         ? ": the image itself, so that no program can open it"
+                     : n->guarded > 0  ? ", kept from other writers"
                      : n->guarded == 0 ? ", NOT protected: it is not in this datastore, or not there"
                                        : "");
     }
     for (size_t i = 0; i < im->nreaders; i++) {
         const struct reader_info *info = &im->readers[i].info;
 
-        out_line("read by:    %s, pid %" PRIu64 ", on host %s since %s: nobody else may write it meanwhile\n",
+        out_line("read by:    %s, pid %" PRIu64 ", on host %s%s%s: nobody else may write it meanwhile\n",
                  info->program[0] ? out_tame(info->program) : "a program", info->pid,
-                 out_tame(info->host_name), info->since[0] ? info->since : "an unknown time");
+                 out_tame(info->host_name), info->since[0] ? " since " : "", info->since);
     }
     if (im->protects > 0)
         out_line("protects:   %u files of its chain from other writers\n", im->protects);
@@ -182,6 +187,8 @@ void chain_json(struct json_object *o, const struct raw_image *im)
         } else {
             out_json_text(one, "role", n->role);
             out_json_text_or_null(one, "format", n->format);
+            if (n->itself)
+                out_json_bool(one, "itself", true);
             if (n->guarded >= 0)
                 out_json_bool(one, "protected", n->guarded > 0);
         }

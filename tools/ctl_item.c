@@ -200,6 +200,13 @@ bool item_is_local(const struct item *i)
     return strcmp(boot, i->claim->boot) == 0;
 }
 
+bool item_is_own(const struct source *s, const struct item *i)
+{
+    const char *own = out_json_get_text(out_json_get(s->status, "host", json_type_object), "uuid", "");
+
+    return own[0] ? i->live || (i->claim && strcmp(i->claim->host, own) == 0) : item_is_local(i);
+}
+
 /* ---- what is wrong ---- */
 
 void trouble_set(struct trouble *t, const char *code, const char *out, const char *fmt, ...)
@@ -258,7 +265,7 @@ static bool is_of_living(const struct raw_host *h, const struct raw_claim *c)
 }
 
 /* A claim that nobody alive answers for. */
-static void left_trouble(const struct item *i, struct trouble *t)
+static void left_trouble(const struct source *s, const struct item *i, struct trouble *t)
 {
     const struct raw_claim *c = i->claim;
     char out[512];
@@ -277,11 +284,17 @@ static void left_trouble(const struct item *i, struct trouble *t)
             c->host_name, c->host);
         return;
     }
-    snprintf(out, sizeof(out),
-             "start diskguard on %s: it restores the image by itself; if that host is surely down: "
-             "fsck.diskguard --takeover %s "
-             "--confirm-host-is-down DATASTORE",
-             c->host_name[0] ? c->host_name : c->host, c->host);
+    if (item_is_own(s, i))
+        snprintf(out, sizeof(out),
+                 "start diskguard on %s, which is this host: it restores the image by itself; or: "
+                 "fsck.diskguard -p DATASTORE",
+                 c->host_name[0] ? c->host_name : c->host);
+    else
+        snprintf(out, sizeof(out),
+                 "start diskguard on %s: it restores the image by itself; if that host is surely down: "
+                 "fsck.diskguard --takeover %s "
+                 "--confirm-host-is-down DATASTORE",
+                 c->host_name[0] ? c->host_name : c->host, c->host);
     trouble_set(t, "holder-down", out, "diskguard does not run on its holder %s (%s)", c->host_name, c->host);
 }
 
@@ -308,7 +321,7 @@ void item_trouble(const struct source *s, const struct item *i, struct trouble *
     } else if (i->claim && i->claim->kind == CLAIM_BAD) {
         trouble_from(ret, i->claim->error == -EPROTONOSUPPORT ? PROBLEM_NEWER_CLAIM : PROBLEM_BAD_CLAIM);
     } else if (i->claim && i->claim->kind == CLAIM_HELD) {
-        left_trouble(i, ret);
+        left_trouble(s, i, ret);
         if (!ret->code && i->claim->step == STEP_STUCK)
             trouble_set(ret, "stuck",
                         "diskguardctl why IMAGE compares the header: if somebody else wrote to it, run "

@@ -34,6 +34,13 @@ struct image_rival {
         [320]; /* not this file is held, but one below or above it: "it needs its backing file 'x'", "it is needed by 'y'" */
 };
 
+/* image_probe.c: a line about a refusal, as a hash, and when it was said. */
+#define IMAGE_SAID_MAX 4
+struct image_said {
+    uint64_t sum, at_ms; /* CLOCK_MONOTONIC; 0: empty */
+    unsigned more;       /* times that it was not said again */
+};
+
 /* image_sound.c: a ctime, and since when this host knows it. */
 struct image_stamp {
     struct timespec ctime;
@@ -53,6 +60,7 @@ struct image {
     /* this hold was called VANISHED in the log */
     bool vanished GUARDED_BY(lock);
     struct image_rival rival GUARDED_BY(lock);
+    struct image_said said[IMAGE_SAID_MAX] GUARDED_BY(lock);
     struct image_info info GUARDED_BY(lock); /* what control.c shows, so that it never waits for `header` */
     char *path GUARDED_BY(lock);             /* of info: most files never need one */
     int plain_fd GUARDED_BY(lock);           /* image_plain.c: carries the fence for plain writers; -1 */

@@ -97,7 +97,7 @@ static void tend_one(struct daemon *d, struct image *img)
     mutex_unlock(&img->lock);
     if (state == IMAGE_STUCK) {
         if (image_restore(d, img) == 0)
-            log_msg(LOG_NOTICE, "an image that was STUCK is restored and free again");
+            image_log_state(d, img, LOG_NOTICE, "it was STUCK, and is restored and free again", 0);
     } else if (state == IMAGE_SEALED || state == IMAGE_VANISHED) {
         check_claim(d, img);
         seal_late(d, img);

@@ -93,18 +93,32 @@ static int open_store(struct daemon *d, struct why *why)
 
 static void report(void *arg, const struct record *rec, struct recover_decision decision, int done)
 {
-    (void)arg;
+    const struct daemon *d = arg;
     const struct problem_info *info = problem_info(decision.problem);
     const char *action = recover_action_name(decision.action);
+    char datastore[1024], image[1024], repair[2048], name[RECORD_IMAGE_MAX + 2];
+    /* A row or claim that does not decode has no name: the inode number finds it. */
+    if (rec->image[0])
+        snprintf(name, sizeof(name), "'%s'", rec->image);
+    else
+        snprintf(name, sizeof(name), "inode %llu", (unsigned long long)rec->ino);
+    problem_fill(info->repair,
+                 &(struct problem_words){base_quote(d->store.path, datastore, sizeof(datastore)),
+                                         rec->host[0] ? rec->host : NULL,
+                                         rec->image[0] ? base_quote(rec->image, image, sizeof(image)) : NULL},
+                 repair, sizeof(repair));
     if (done == 0 && decision.action != RECOVER_STOP)
-        log_image(LOG_NOTICE, rec->image, rec->host_name, rec->generation, "recovery: %s: %s", info->message,
-                  action);
+        log_image(LOG_NOTICE, rec->image, rec->host_name, rec->generation,
+                  "recovery of %s (generation %llu): %s: %s", name, (unsigned long long)rec->generation,
+                  info->message, action);
     else if (done < 0)
-        log_image(LOG_ERR, rec->image, rec->host_name, rec->generation, "recovery: %s: %s failed: %s; %s",
-                  info->message, action, strerror(-done), info->repair);
+        log_image(LOG_ERR, rec->image, rec->host_name, rec->generation,
+                  "recovery of %s (generation %llu): %s: %s failed: %s; %s", name,
+                  (unsigned long long)rec->generation, info->message, action, strerror(-done), repair);
     else
         log_image(info->severity >= SEV_PREEN ? LOG_ERR : LOG_INFO, rec->image, rec->host_name,
-                  rec->generation, "recovery: %s: left as it is; %s", info->message, info->repair);
+                  rec->generation, "recovery of %s (generation %llu): %s: left as it is; %s", name,
+                  (unsigned long long)rec->generation, info->message, repair);
 }
 
 /* What daemons of this host left that are gone, and void ones. */
@@ -129,8 +143,12 @@ static int recover(struct daemon *d, struct why *why)
     }
     if (stale > 0)
         log_msg(LOG_INFO, "%u records that an earlier daemon left were cleared away", stale);
-    struct recover rec = {
-        .store = &d->store, .journal = d->journal, .host = &d->host, .policy = d->policy, .report = report};
+    struct recover rec = {.store = &d->store,
+                          .journal = d->journal,
+                          .host = &d->host,
+                          .policy = d->policy,
+                          .report = report,
+                          .arg = d};
     r = recover_all(&rec);
     if (r < 0) {
         why_set(why, "%s: the state that an earlier daemon left cannot be read: %s", d->opt.datastore,
