@@ -294,16 +294,16 @@ static void refused_by_rival(struct daemon *d, struct inode *i, const struct ope
                           asks, raw_path(d, i, raw, sizeof(raw)));
     else if (v->reads)
         image_log_refused(d, i, what,
-                          "asked for by %s; %s on host %s%s, %s, reads it%s and wants no writer beside it "
+                          "asked for by %s; %s on host %s, %s, reads it%s and wants no writer beside it "
                           "(QEMU's byte locks 100 and 201 say so; option readers=). %s",
-                          asks, v->needs, v->host_name, self, has, bare, out);
+                          asks, v->needs, v->host_name, has, bare, out);
     else if (v->needs[0] && !v->host[0])
         image_log_refused(d, i, what, "asked for by %s; %s, on host %s. %s", asks, v->needs, v->host_name,
                           out);
     else if (v->needs[0])
         image_log_refused(
-            d, i, what, "asked for by %s; %s, which host %s%s, %s, holds%s, generation %llu%s. %s", asks,
-            v->needs, v->host_name, self, has, bare, (unsigned long long)v->generation, released, out);
+            d, i, what, "asked for by %s; %s, which host %s, %s, holds%s, generation %llu%s. %s", asks,
+            v->needs, v->host_name, has, bare, (unsigned long long)v->generation, released, out);
     else
         image_log_refused(d, i, what, "asked for by %s; held by host %s (%s)%s, %s%s, generation %llu%s. %s",
                           asks, v->host_name, v->host, self, has, since, (unsigned long long)v->generation,
