@@ -539,7 +539,7 @@ def in_time(build):
         print("    " + title)
         for name, raw, view in every:
             print("        %6.2f s, on the directory %6.2f s%s  %s" % (view, raw, " !" if (name, raw, view) in slow else "  ", name), flush=True)
-        late += ["%s: %s: %.2f s, on the directory %.2f s" % (title, *row) for row in slow]
+        late += ["%s: %s: %.2f s, on the directory %.2f s" % (title, name, view, raw) for name, raw, view in slow]
     ok(not late, "\n    ".join(["too slow:"] + late))
 
 
