@@ -201,8 +201,7 @@ def _(s):
         s.virsh("backup-begin", "vm", s.xml(name + ".xml", backup_xml("pull", inner, since)), s.xml(name + "-point.xml", checkpoint_xml(name)))
         s.press()
         s.sh("qemu-img", "convert", "-O", "qcow2", "nbd+unix:///vda?socket=/var/lib/libvirt/qemu/nbd.sock", s.path(name + ".qcow2"))
-        s.virsh("domjobabort", "vm")
-        s.idle()
+        s.abort()
         s.press()
     s.written("vm.qcow2")
 
