@@ -167,9 +167,16 @@ int image_probe(struct daemon *d, struct inode *i, enum image_what *ret)
         return 0;
     /* While a footer or a whole header is on the move, and where its holder died then, sealed bytes lie where the header does not say: the claim does. */
     r = claim_read(&d->store, i->ino, c);
-    if (r == 0)
-        image_look_end(img, &look, h, c);
-    return r;
+    if (r < 0)
+        return r;
+    image_look_end(img, &look, h, c);
+    /* A disk of any name (image_disk.h) is one while it is held: what another host writes must not be read from this one's cache. */
+    struct io_handle handle;
+    if (*ret == IMAGE_WHAT_IMAGE || c->kind != CLAIM_HELD)
+        return 0;
+    if (io_handle_get(i->fd, &handle) < 0 || io_handle_equal(&c->rec.handle, &handle))
+        *ret = IMAGE_WHAT_IMAGE;
+    return 0;
 }
 
 /* ---- refusals ---- */
