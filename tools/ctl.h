@@ -204,6 +204,8 @@ struct look {
     struct items items;
     struct item item; /* zeroed: nothing is known of a holder */
 };
+/* Is its name one of those that many hosts may write on purpose? As the daemon's option shared= has it; *ret_here: handles that write it as such here. */
+bool look_shared(const struct look *l, uint64_t *ret_here);
 /* Finds the image and reads all that is known of it. 0 or -errno with a message printed. look_close in either
  * case. */
 DG_MUST_CHECK int look_open(struct ctl *ctl, const char *arg, struct look *ret);

@@ -88,6 +88,22 @@ static void list_row(struct out_table *t, const struct source *s, const struct i
                                                                          : "claim only"});
 }
 
+/* Those that many hosts may write on purpose, and that are open for write here: of other hosts nothing tells. */
+static void list_shared(struct out_table *t, const struct source *s)
+{
+    struct json_object *a = out_json_get(s->list, "shared", json_type_array),
+                       *host = out_json_get(s->status, "host", json_type_object);
+
+    for (size_t i = 0; a && i < json_object_array_length(a); i++) {
+        struct json_object *o = json_object_array_get_idx(a, i);
+        char pid[32];
+
+        snprintf(pid, sizeof(pid), "%llu", (unsigned long long)out_json_get_u64(o, "pid"));
+        out_table_row(t, (const char *[]){out_json_get_text(o, "image", ""), "shared", "", "",
+                                          out_json_get_text(host, "name", ""), pid, "", "none (shared=)"});
+    }
+}
+
 static unsigned list_troubles(const struct ctl *ctl, const struct source *s, const struct items *items)
 {
     char name[RECORD_IMAGE_MAX + 8];
@@ -131,11 +147,15 @@ static int list_source(struct ctl *ctl, struct source *s, void *arg)
             list_row(&t, s, &items.item[i]);
     }
     if (ctl->json) {
+        struct json_object *shared = out_json_get(s->list, "shared", json_type_array);
+
         o = source_json(s);
         json_object_object_add(o, "images", images);
+        json_object_object_add(o, "shared", shared ? json_object_get(shared) : json_object_new_array());
         json_object_array_add(l->array, o);
     } else {
         json_object_put(images);
+        list_shared(&t, s);
         heading(ctl, s, &l->first);
         if (!is_blind(s))
             out_table_print(&t);

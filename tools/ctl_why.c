@@ -234,6 +234,7 @@ static void why_held(struct answer *a, const struct look *l)
     int64_t s = out_age(since);
     char age[48], name[64];
     struct trouble t;
+    uint64_t here;
     enum opener_fate fate = opener_fate(i, name);
 
     decide(a, strcmp(state, "restoring") == 0 ? "being-released" : "held", true);
@@ -241,6 +242,10 @@ static void why_held(struct answer *a, const struct look *l)
         i->live ? "this host" : out_tame(item_holder(&l->source, i)), since[0] ? " since " : "", since,
         s < 0 ? "" : " (", s < 0 ? "" : out_duration((uint64_t)s, age), s < 0 ? "" : ")");
     say_process(a, i);
+    if (look_shared(l, &here))
+        say(a, "It is shared on purpose (shared=), but a claim that was made without that option counts "
+               "until it is "
+               "free.");
     if (im && im->header.verdict == FORMAT_LIES && !item_sealed(i))
         say(a, "It is not sealed, for its header contradicts itself: %s.", out_tame(im->header.info.why));
     say_fenced(a, l);
@@ -344,6 +349,24 @@ static void why_damaged(struct answer *a, const struct look *l, const struct raw
     say(a, "To repair it, go through a view: qemu-img check -r all, or its own tools.");
 }
 
+/* false: it may be sealed. As image_shared.h has it. */
+static bool why_shared(struct answer *a, const struct raw_image *im, uint64_t here)
+{
+    const struct header *h = &im->header;
+    bool told = h->verdict == FORMAT_PLAIN || ((h->verdict == FORMAT_IMAGE || h->verdict == FORMAT_LIES) &&
+                                               h->format && !h->info.maybe_sealed);
+
+    if (!told && here == 0)
+        return false;
+    decide(a, "shared", false);
+    say(a,
+        "Granted: it is shared on purpose (shared=). Any process of any host may write it at the same time, "
+        "so it is "
+        "neither claimed nor sealed; here %" PRIu64 " handle(s) are open for write.",
+        here);
+    return true;
+}
+
 /* Nobody holds it, but an image that is held needs it, or somebody reads it who wants no writer beside him. */
 static bool why_used(struct answer *a, const struct look *l, const struct raw_image *im)
 {
@@ -385,8 +408,11 @@ static void why_free(struct answer *a, const struct look *l, const struct raw_im
 {
     bool known, raw = raw_by_name(l, &known), damaged = is_claimed_damaged(l, im);
     struct trouble t;
+    uint64_t here;
 
     look_trouble(l, &t);
+    if (look_shared(l, &here) && why_shared(a, im, here))
+        return;
     if (damaged && t.code && strcmp(t.code, "lies") == 0)
         t.code = NULL;
     if (!t.code && im->writer_lock && (raw || damaged || im->header.verdict == FORMAT_IMAGE)) {

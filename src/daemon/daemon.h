@@ -41,7 +41,8 @@ struct options {
     bool threshold_set;           /* threshold= was given */
     enum seal_mode seal;
     enum raw_mode raw;
-    char **raw_globs; /* NULL-terminated; fnmatch(3) on the last path component */
+    char **raw_globs;    /* NULL-terminated; fnmatch(3) on the last path component */
+    char **shared_globs; /* the same; NULL: none (image_shared.h) */
     enum writers writers;
     enum readers readers;
     char **managers;             /* NULL-terminated: names or absolute paths of executables (image_first.h) */

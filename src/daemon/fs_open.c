@@ -11,6 +11,7 @@
 #include "daemon/cred.h"
 #include "daemon/image.h"
 #include "daemon/image_first.h"
+#include "daemon/image_shared.h"
 #include "daemon/image_wait.h"
 #include "daemon/maker.h"
 #include "daemon/park.h"
@@ -156,7 +157,7 @@ static bool open_turn(void *arg, enum park_turn turn)
     if (r == 0) {
         if (op->truncate)
             fs_attr_drop_ids(op->req, op->h->inode);
-        op_done(op, atomic_load(&op->h->guarded));
+        op_done(op, atomic_load(&op->h->guarded) || atomic_load(&op->h->shared));
         return true;
     }
     if (r != -EBUSY) {
@@ -204,7 +205,7 @@ static void open_read_only(struct open_op *op)
     if (r < 0)
         op_fail(op, r);
     else
-        op_done(op, what == IMAGE_WHAT_IMAGE);
+        op_done(op, what == IMAGE_WHAT_IMAGE || image_is_shared(op->d, op->h->inode));
 }
 
 /* A reader of a file that another host may write meanwhile gets a descriptor that asks the storage each time: image_pread(). */
@@ -349,7 +350,7 @@ void fs_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode,
         r = -ESTALE;
     else if (fs_name_hidden(d, dir, name))
         r = -EPERM;
-    else if (dir->dev != d->store.dev && image_name_is_raw(d, name))
+    else if (dir->dev != d->store.dev && image_name_is_raw(d, name) && !image_name_is_shared(d, name))
         r = -EXDEV; /* an image that could not be opened: do not leave an empty file either */
     if (r == 0)
         fd = r = create_file(req, dir, name, flags, mode);

@@ -1,5 +1,6 @@
 #include "daemon/image_priv.h"
 
+#include "daemon/image_shared.h"
 #include "daemon/keeper.h"
 #include "daemon/pool.h"
 
@@ -425,6 +426,8 @@ void image_release(struct daemon *d, struct handle *h)
     h->direct_fd = -1;
     if (img)
         image_plain_leave(d, img, h);
+    if (img)
+        image_shared_leave(img, h);
     if (atomic_exchange(&h->guarded, false))
         image_unguard(d, img);
 }

@@ -13,6 +13,7 @@
 #include "core/link_name.h"
 #include "core/mark.h"
 #include "core/whereis.h"
+#include "daemon/image_shared.h"
 #include "daemon/image_walk.h"
 
 #define CHAIN_MAX 256 /* files: more than any chain that QEMU opens in reasonable time */
@@ -302,7 +303,11 @@ static int do_file(struct chain *c, int fd, const struct stat *st, const char *d
     if (c->n == CHAIN_MAX)
         log_msg(LOG_WARNING, "%s: its chain has more than %u files: those beyond are not protected",
                 c->rec->image, CHAIN_MAX);
-    int r = make_mark(c, st->st_ino, done, role);
+    const char *slash = strrchr(done, '/');
+    bool shared = image_name_is_shared(c->d, slash ? slash + 1 : done);
+    if (shared)
+        say_unprotected(c, role, done, "many hosts may write it on purpose (shared=)");
+    int r = shared ? 0 : make_mark(c, st->st_ino, done, role);
     HOOK("chain.look");
     if (r == 0)
         r = look_below(c, fd, st->st_ino, done, role);
@@ -311,7 +316,7 @@ static int do_file(struct chain *c, int fd, const struct stat *st, const char *d
         r = -ENOMEM;
     if (r == 0)
         r = header_load(fd, h);
-    if (r == 0 && h->verdict == FORMAT_PLAIN)
+    if (r == 0 && h->verdict == FORMAT_PLAIN && !shared)
         r = look_plain(c, fd, st->st_ino, done, role);
     if (r < 0)
         return r;

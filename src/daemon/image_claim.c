@@ -1,6 +1,7 @@
 /* image_claim.c: who may have an image, and how it is claimed and sealed. */
 #include "core/recover.h"
 #include "daemon/image_priv.h"
+#include "daemon/image_shared.h"
 #include "daemon/maker.h"
 
 #include <fcntl.h>
@@ -361,7 +362,7 @@ static int free_header(struct daemon *d, struct image *img, const struct acquire
     if (c->generation != generation || c->kind != kind)
         return -EAGAIN;
     if (!a->plain_too && !image_is_image(d, img->inode, ret)) {
-        r = image_chain_guards(d, img->inode);
+        r = image_is_shared(d, img->inode) ? 0 : image_chain_guards(d, img->inode);
         if (r <= 0)
             return r < 0 ? r : -EAGAIN;
     }
@@ -385,6 +386,8 @@ static int make_record(struct daemon *d, struct image *img, const struct acquire
     if (r < 0)
         return r;
     r = free_header(d, img, a, c, ret_header);
+    if (r == 0)
+        r = image_shared_refuse(d, img->inode, a->what);
     if (r == 0) /* it decides under the claim; here it saves a generation for each attempt */
         r = image_chain_needed(d, img, a->who);
     if (r == 0)

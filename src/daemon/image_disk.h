@@ -10,7 +10,7 @@
  * views, or a reader that wants no writer (image_reader.h) is in the way. The lock then waits as an open for write would (wait=, image_wait.h; the switch-over of a migration), and fails
  * with EAGAIN, which QEMU reports in its own words.
  *
- * Not with raw=none, not on another file system, and not of a file that has no name any more (QEMU's temporary ones): nobody else can reach that. */
+ * Not with raw=none, not of what is shared on purpose (image_shared.h), not on another file system, and not of a file that has no name any more (QEMU's temporary ones): nobody else can reach that. */
 #ifndef DISKGUARD_IMAGE_DISK_H
 #define DISKGUARD_IMAGE_DISK_H
 

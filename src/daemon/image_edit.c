@@ -307,7 +307,8 @@ static int write_plain(struct daemon *d, struct image *img, struct handle *h, co
         bool before = image_is_image(d, i, hd);
         if (r == 0)
             r = after_write(i, hd, h->flags & O_APPEND ? hd->file_size : e->off, e);
-        *ret_becomes = r == 0 && st.st_nlink > 0 && (before || image_is_image(d, i, hd));
+        *ret_becomes =
+            r == 0 && st.st_nlink > 0 && !atomic_load(&h->shared) && (before || image_is_image(d, i, hd));
         if (*ret_becomes && i->dev != d->store.dev) {
             image_log_foreign(d, i, "write of an image header");
             r = -EXDEV;

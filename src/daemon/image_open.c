@@ -3,6 +3,7 @@
 #include "core/hook.h"
 #include "daemon/image_first.h"
 #include "daemon/image_priv.h"
+#include "daemon/image_shared.h"
 #include "daemon/maker.h"
 
 #include <fcntl.h>
@@ -142,6 +143,7 @@ static int open_plain(struct daemon *d, struct image *img, struct handle *h, boo
         image_plain_leave(d, img, h);
         return -EBUSY;
     }
+    image_shared_enter(d, img, h);
     return truncate && ftruncate(h->fd, 0) < 0 ? -errno : 0;
 }
 
@@ -159,7 +161,7 @@ int image_guarded_inode(struct daemon *d, struct inode *i, bool *ret)
     *ret = image_is_image(d, i, hd);
     if (*ret || i->dev != d->store.dev)
         return 0;
-    r = image_chain_guards(d, i);
+    r = image_is_shared(d, i) ? 0 : image_chain_guards(d, i);
     *ret = r > 0;
     if (r != 0)
         return r < 0 ? r : 0;

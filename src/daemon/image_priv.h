@@ -8,7 +8,8 @@
  *   image_chain.c  the files that an image needs    image_reader.c  who reads it and wants no writer
  *   image_first.c  handles that claim at their first change   image_wait.c   is waiting for a holder in vain?   image_time.c   mtime that somebody sets
  *   image_zone.c   the zone, and direct changes under way   image_walk.c   names in images
- *   image_disk.c   plain files that QEMU locks as disks */
+ *   image_disk.c   plain files that QEMU locks as disks
+ *   image_shared.c what many hosts write on purpose */
 #ifndef DISKGUARD_IMAGE_PRIV_H
 #define DISKGUARD_IMAGE_PRIV_H
 
@@ -69,6 +70,7 @@ struct image {
     char *path GUARDED_BY(lock);             /* of info: most files never need one */
     int plain_fd GUARDED_BY(lock);           /* image_plain.c: carries the fence for plain writers; -1 */
     unsigned n_plain GUARDED_BY(lock);       /* handles that count on it */
+    atomic_uint n_shared;                    /* handles that write it as shared on purpose (image_shared.h) */
     bool plain_borrowed GUARDED_BY(lock);    /* it is a handle's own: not to be claimed with */
     bool plain_lost GUARDED_BY(lock);        /* its lock may be lost: the keeper mends it */
     bool plain_busy GUARDED_BY(lock);        /* it is just being opened or closed: nobody may claim */

@@ -6,6 +6,8 @@
 #include <limits.h>
 #include <stdio.h>
 #include <string.h>
+
+#include "daemon/image_shared.h"
 #include <sys/stat.h>
 
 void image_path(struct daemon *d, const struct inode *i, char *ret, size_t size)
@@ -137,6 +139,8 @@ static bool raw_by_name(struct daemon *d, struct inode *i)
 
 bool image_is_image(struct daemon *d, struct inode *i, const struct header *h)
 {
+    if (image_shared_exempt(d, i, h))
+        return false;
     switch (h->verdict) {
     case FORMAT_PLAIN:
         return raw_by_name(d, i);

@@ -1,5 +1,6 @@
 /* image_reader.c: readers that want no writer beside them. See image_reader.h. */
 #include "daemon/image_priv.h"
+#include "daemon/image_shared.h"
 
 #include <limits.h>
 #include <stdio.h>
@@ -107,6 +108,8 @@ void image_reader_follow(struct daemon *d, struct image *img)
  * protection, for everybody may write it. What cannot be told may be an image. */
 static bool is_image(struct daemon *d, struct image *img, const struct image_reader *rd)
 {
+    if (image_is_shared(d, img->inode))
+        return false;
     if (!rd->wide && d->opt.raw != RAW_NONE)
         return true;
     _cleanup_header_ struct header *h = header_new();

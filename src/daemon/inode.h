@@ -85,6 +85,7 @@ struct handle {
     atomic_int first;    /* image_first.c: 0, or open for write by a manager, and nothing was changed yet */
     uint64_t opened_ms;  /* CLOCK_MONOTONIC */
     bool stale_data;     /* io_fstype.stale_data of its file system: see image_pread() */
+    atomic_bool shared;  /* counted in inode->image.n_shared (image_shared.h) */
     bool plain;          /* counted in inode->image.n_plain (image_plain.c) */
     atomic_bool guarded; /* counted as a writer of inode->image (image.c) */
     struct opener opener;

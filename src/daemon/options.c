@@ -170,30 +170,31 @@ static int set_takeover_wait(struct parse *p, const char *value)
     return 0;
 }
 
-static void globs_free(struct options *o)
+static void globs_free(char ***at)
 {
-    for (char **g = o->raw_globs; g && *g; g++)
+    for (char **g = *at; g && *g; g++)
         free(*g);
-    free(o->raw_globs);
-    o->raw_globs = NULL;
+    free(*at);
+    *at = NULL;
 }
 
-static int set_globs(struct parse *p, const char *value)
+/* must: what the value of the option `name` must be, for the message. */
+static int set_globs(struct parse *p, char ***at, const char *name, const char *must, const char *value)
 {
     size_t n = 2;
     for (const char *s = value; *s; s++)
         n += *s == ':';
-    globs_free(p->o);
-    p->o->raw_globs = calloc(n, sizeof(char *));
-    if (!p->o->raw_globs)
+    globs_free(at);
+    *at = calloc(n, sizeof(char *));
+    if (!*at)
         return no_memory(p);
     n = 0;
     for (const char *s = value;;) {
         size_t len = strcspn(s, ":");
         if (len == 0 || memchr(s, '/', len))
-            return bad(p, "raw=%s: must be auto, all, none or file name patterns such as *.img:*.raw", value);
-        p->o->raw_globs[n] = strndup(s, len);
-        if (!p->o->raw_globs[n++])
+            return bad(p, "%s=%s: must be %s", name, value, must);
+        (*at)[n] = strndup(s, len);
+        if (!(*at)[n++])
             return no_memory(p);
         if (s[len] == '\0')
             return 0;
@@ -261,7 +262,13 @@ static int set_raw(struct parse *p, const char *value)
         }
     }
     p->o->raw = RAW_GLOBS;
-    return set_globs(p, value);
+    return set_globs(p, &p->o->raw_globs, "raw", "auto, all, none or file name patterns such as *.img:*.raw",
+                     value);
+}
+
+static int set_shared(struct parse *p, const char *value)
+{
+    return set_globs(p, &p->o->shared_globs, "shared", "file name patterns such as *.shared:quorum-*", value);
 }
 
 static const struct own_option {
@@ -275,6 +282,7 @@ static const struct own_option {
     {"takeover=", set_takeover}, {"takeover-wait=", set_takeover_wait},
     {"readers=", set_readers},   {"managers=", set_managers},
     {"subtype=", set_subtype},   {"damaged=", set_damaged},
+    {"shared=", set_shared},
 };
 
 /* ---- everybody else's ---- */
@@ -487,7 +495,8 @@ void options_free(struct options *o)
     free(o->mountpoint);
     free(o->host_id);
     free(o->state_dir);
-    globs_free(o);
+    globs_free(&o->raw_globs);
+    globs_free(&o->shared_globs);
     managers_free(o);
     free(o->subtype);
     fuse_opt_free_args(&o->fuse_args);
@@ -520,6 +529,8 @@ void options_help(void)
         "                     seal images so that QEMU's tools refuse them, or by a size of 0 alone\n"
         "  -o raw=auto|all|none|GLOB:GLOB...\n"
         "                     which files without a known header are guarded as raw images\n"
+        "  -o shared=GLOB:GLOB...\n"
+        "                     files that many hosts may write on purpose: neither claimed nor sealed\n"
         "  -o writers=process|host\n"
         "                     one process, or any process of this host, may have an image open for write\n"
         "  -o readers=protect|ignore\n"
