@@ -26,11 +26,15 @@
 #include "mounts.h"
 #include "out.h"
 
+/* For images that have moved since they were claimed: names of the datastore looked at, and time. */
+#define CTL_FIND_NAMES 200000u
+#define CTL_FIND_MS 3000u
 #define CTL_DAEMON_MS 5000u /* a daemon answers from memory; longer means that it does not answer */
 #define CTL_RAW_MS 15000u   /* storage that needs longer is reported as not answering */
 
 struct ctl {
     bool json, all, unproven;
+    uint64_t size;         /* unseal: --size, bytes; 0: none */
     const char *datastore; /* --datastore, or NULL */
     uint64_t timeout_ms;   /* wait, takeover; UINT64_MAX: for ever, or as the daemon has it */
     struct mounts mounts;
@@ -45,7 +49,10 @@ struct raw_claim {
     int error;
     enum claim_step step;
     unsigned extents;
-    char *path;
+    char *path; /* as recorded */
+    char *now;  /* where the file is now, or NULL: that was not looked for, or (lost) not found */
+    bool lost;
+    struct io_handle handle; /* of a held one */
     char format[RECORD_FORMAT_MAX];
     uint64_t virtual_size, pid, start, uid, gid;
     char since[32];
@@ -66,6 +73,7 @@ struct raw_reader { /* a host that reads the image and wants no writer beside it
 };
 struct raw_needs { /* one file that the image needs, or one image that needs this file (host is set then) */
     char role[16], path[RECORD_IMAGE_MAX], format[16], host[RECORD_NAME_MAX];
+    bool itself; /* the image names itself */
     int guarded; /* of a held image: is it kept from other writers? 1, 0; -1: the image is not held */
 };
 struct raw_image {
@@ -157,7 +165,10 @@ void items_free(struct items *i);
 /* The item of one inode number; a zeroed item when there is none. */
 struct item items_find(const struct items *i, uint64_t ino);
 
+/* The name of now, if it was looked for, else the recorded one. */
 const char *item_path(const struct item *i);
+/* The recorded name leads elsewhere, and the file was not found. */
+bool item_lost(const struct item *i);
 const char *item_state(const struct item *i); /* free claimed sealed restoring stuck fenced ... unreadable */
 const char *item_holder(const struct source *s, const struct item *i);
 bool item_sealed(const struct item *i); /* false: protected by its claim, and */
@@ -168,6 +179,8 @@ const char *item_protection(const struct item *i); /* a word, for programs */
 bool item_is_held(const struct item *i);
 /* A claim of this boot of this machine, so that its pid means something here. */
 bool item_is_local(const struct item *i);
+/* Of this host: such a one, or of an earlier boot. Nobody confirms the death of his own host. */
+bool item_is_own(const struct source *s, const struct item *i);
 
 struct trouble {
     const char *code;       /* stable, for programs; NULL: none */
@@ -191,6 +204,8 @@ struct look {
     struct items items;
     struct item item; /* zeroed: nothing is known of a holder */
 };
+/* Is its name one of those that many hosts may write on purpose? As the daemon's option shared= has it; *ret_here: handles that write it as such here. */
+bool look_shared(const struct look *l, uint64_t *ret_here);
 /* Finds the image and reads all that is known of it. 0 or -errno with a message printed. look_close in either
  * case. */
 DG_MUST_CHECK int look_open(struct ctl *ctl, const char *arg, struct look *ret);

@@ -6,7 +6,9 @@
 #include <string.h>
 #include <sys/vfs.h>
 
+#include "core/link_name.h"
 #include "core/mark.h"
+#include "core/whereis.h"
 
 static struct raw_needs *add(struct raw_image *im)
 {
@@ -37,9 +39,7 @@ static int add_link(void *arg, const struct format_link *link)
 static int load_links(struct raw_image *im, int fd)
 {
     struct header *h = &im->header;
-    int r = h->format && h->format->links && (h->verdict == FORMAT_IMAGE || h->verdict == FORMAT_SEALED)
-                ? -EAGAIN
-                : 0;
+    int r = h->format && h->format->links && h->verdict != FORMAT_MORE ? -EAGAIN : 0;
 
     while (r == -EAGAIN) {
         struct view v = header_view(h);
@@ -68,22 +68,43 @@ static bool find_link(const struct store *s, const char *rel, const char *link, 
            (link[0] == '/' && statfs(path, &fs) == 0 && fs.f_type == FUSE_SUPER_MAGIC);
 }
 
+struct guard_look {
+    const struct store *s;
+    const struct raw_image *im;
+    const char *rel;
+    const struct mark *m;
+    size_t n;
+    bool all; /* each file so far has a mark */
+};
+
+static int look_guarded(void *arg, const char *path, bool from_cwd)
+{
+    struct guard_look *g = arg;
+    struct stat st;
+    bool found = false;
+
+    (void)from_cwd; /* the working directory of its holder is not known here */
+    for (size_t i = 0; i < g->n && find_link(g->s, g->rel, path, &st); i++)
+        found |= g->m[i].above == g->im->st.st_ino && g->m[i].generation == g->im->claim.generation &&
+                 g->m[i].below == st.st_ino;
+    g->all &= found;
+    return 0;
+}
+
 /* Of a held image: which of the files that it names have a mark of this hold? */
 static void match_marks(const struct store *s, struct raw_image *im, const char *rel, const struct mark *m,
                         size_t n)
 {
     struct stat st;
 
-    for (size_t k = 0; k < im->nneeds && im->claim.kind == CLAIM_HELD; k++) {
+    for (size_t k = 0; k < im->nneeds; k++) {
         struct raw_needs *one = &im->needs[k];
+        struct guard_look g = {.s = s, .im = im, .rel = rel, .m = m, .n = n, .all = true};
 
-        one->guarded = 0;
-        if (!find_link(s, rel, one->path, &st))
-            continue;
-        for (size_t i = 0; i < n; i++)
-            if (m[i].above == im->st.st_ino && m[i].generation == im->claim.generation &&
-                m[i].below == st.st_ino)
-                one->guarded = 1;
+        one->itself = find_link(s, rel, one->path, &st) && st.st_ino == im->st.st_ino &&
+                      (one->path[0] != '/' || st.st_dev == s->dev);
+        if (im->claim.kind == CLAIM_HELD)
+            one->guarded = !one->itself && link_name(one->path, look_guarded, &g) == 0 && g.all;
     }
 }
 
@@ -126,7 +147,7 @@ int chain_load(const struct store *s, struct raw_image *im, int fd, const char *
         if (m[i].above == im->st.st_ino && im->claim.kind == CLAIM_HELD &&
             m[i].generation == im->claim.generation)
             im->protects++;
-        if (m[i].below != im->st.st_ino)
+        if (m[i].below != im->st.st_ino || m[i].above == im->st.st_ino)
             continue;
         r = mark_counts(s, &m[i], c);
         if (r <= 0)
@@ -135,7 +156,9 @@ int chain_load(const struct store *s, struct raw_image *im, int fd, const char *
         struct raw_needs *one = add(im);
         if (!one)
             return -ENOMEM;
-        snprintf(one->path, sizeof(one->path), "%s", c->kind == CLAIM_HELD ? c->rec.image : "?");
+        snprintf(one->path, sizeof(one->path), "?");
+        if (c->kind == CLAIM_HELD)
+            whereis_name(s, c->rec.ino, &c->rec.handle, c->rec.image, one->path, sizeof(one->path));
         snprintf(one->host, sizeof(one->host), "%s", c->kind == CLAIM_HELD ? c->rec.host_name : "?");
     }
     return r;
@@ -152,16 +175,17 @@ void chain_text(const struct raw_image *im)
         else
             out_line("needs:      %s %s%s%s%s\n", n->role, out_tame(n->path), n->format[0] ? ", " : "",
                      out_tame(n->format),
-                     n->guarded > 0    ? ", kept from other writers"
+                     n->itself         ? ": the image itself, so that no program can open it"
+                     : n->guarded > 0  ? ", kept from other writers"
                      : n->guarded == 0 ? ", NOT protected: it is not in this datastore, or not there"
                                        : "");
     }
     for (size_t i = 0; i < im->nreaders; i++) {
         const struct reader_info *info = &im->readers[i].info;
 
-        out_line("read by:    %s, pid %" PRIu64 ", on host %s since %s: nobody else may write it meanwhile\n",
+        out_line("read by:    %s, pid %" PRIu64 ", on host %s%s%s: nobody else may write it meanwhile\n",
                  info->program[0] ? out_tame(info->program) : "a program", info->pid,
-                 out_tame(info->host_name), info->since[0] ? info->since : "an unknown time");
+                 out_tame(info->host_name), info->since[0] ? " since " : "", info->since);
     }
     if (im->protects > 0)
         out_line("protects:   %u files of its chain from other writers\n", im->protects);
@@ -182,6 +206,8 @@ void chain_json(struct json_object *o, const struct raw_image *im)
         } else {
             out_json_text(one, "role", n->role);
             out_json_text_or_null(one, "format", n->format);
+            if (n->itself)
+                out_json_bool(one, "itself", true);
             if (n->guarded >= 0)
                 out_json_bool(one, "protected", n->guarded > 0);
         }

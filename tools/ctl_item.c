@@ -109,9 +109,16 @@ const char *item_path(const struct item *i)
 {
     const char *path = out_json_get_text(i->live, "image", "");
 
+    if (i->claim && i->claim->now)
+        return i->claim->now;
     if (path[0])
         return path;
     return i->claim && i->claim->path ? i->claim->path : "";
+}
+
+bool item_lost(const struct item *i)
+{
+    return i->claim && i->claim->lost;
 }
 
 static const char *claim_state(const struct raw_claim *c)
@@ -200,6 +207,13 @@ bool item_is_local(const struct item *i)
     return strcmp(boot, i->claim->boot) == 0;
 }
 
+bool item_is_own(const struct source *s, const struct item *i)
+{
+    const char *own = out_json_get_text(out_json_get(s->status, "host", json_type_object), "uuid", "");
+
+    return own[0] ? i->live || (i->claim && strcmp(i->claim->host, own) == 0) : item_is_local(i);
+}
+
 /* ---- what is wrong ---- */
 
 void trouble_set(struct trouble *t, const char *code, const char *out, const char *fmt, ...)
@@ -258,7 +272,7 @@ static bool is_of_living(const struct raw_host *h, const struct raw_claim *c)
 }
 
 /* A claim that nobody alive answers for. */
-static void left_trouble(const struct item *i, struct trouble *t)
+static void left_trouble(const struct source *s, const struct item *i, struct trouble *t)
 {
     const struct raw_claim *c = i->claim;
     char out[512];
@@ -277,11 +291,17 @@ static void left_trouble(const struct item *i, struct trouble *t)
             c->host_name, c->host);
         return;
     }
-    snprintf(out, sizeof(out),
-             "start diskguard on %s: it restores the image by itself; if that host is surely down: "
-             "fsck.diskguard --takeover %s "
-             "--confirm-host-is-down DATASTORE",
-             c->host_name[0] ? c->host_name : c->host, c->host);
+    if (item_is_own(s, i))
+        snprintf(out, sizeof(out),
+                 "start diskguard on %s, which is this host: it restores the image by itself; or: "
+                 "fsck.diskguard -p DATASTORE",
+                 c->host_name[0] ? c->host_name : c->host);
+    else
+        snprintf(out, sizeof(out),
+                 "start diskguard on %s: it restores the image by itself; if that host is surely down: "
+                 "fsck.diskguard --takeover %s "
+                 "--confirm-host-is-down DATASTORE",
+                 c->host_name[0] ? c->host_name : c->host, c->host);
     trouble_set(t, "holder-down", out, "diskguard does not run on its holder %s (%s)", c->host_name, c->host);
 }
 
@@ -308,7 +328,7 @@ void item_trouble(const struct source *s, const struct item *i, struct trouble *
     } else if (i->claim && i->claim->kind == CLAIM_BAD) {
         trouble_from(ret, i->claim->error == -EPROTONOSUPPORT ? PROBLEM_NEWER_CLAIM : PROBLEM_BAD_CLAIM);
     } else if (i->claim && i->claim->kind == CLAIM_HELD) {
-        left_trouble(i, ret);
+        left_trouble(s, i, ret);
         if (!ret->code && i->claim->step == STEP_STUCK)
             trouble_set(ret, "stuck",
                         "diskguardctl why IMAGE compares the header: if somebody else wrote to it, run "
@@ -321,7 +341,7 @@ void item_trouble(const struct source *s, const struct item *i, struct trouble *
                         "guest data was lost by the storage: check the guest's file systems, then restart it",
                         "an fsync of guest data failed: %s", strerror(i->claim->sync_error));
     }
-    trouble_finish(ret, s, item_path(i));
+    trouble_finish(ret, s, item_lost(i) ? "" : item_path(i));
 }
 
 /* ---- JSON ---- */
@@ -351,7 +371,9 @@ struct json_object *item_json(const struct source *s, const struct item *i)
     const struct raw_claim *c = i->claim;
     struct trouble trouble;
 
-    out_json_text_or_null(o, "image", item_path(i));
+    out_json_text_or_null(o, "image", item_lost(i) ? NULL : item_path(i));
+    if (item_lost(i))
+        out_json_text(o, "was", item_path(i));
     out_json_u64(o, "inode", c ? c->ino : out_json_get_u64(i->live, "inode"));
     out_json_u64(o, "generation", c ? c->generation : out_json_get_u64(i->live, "generation"));
     out_json_text(o, "state", item_state(i));

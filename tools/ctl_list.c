@@ -52,17 +52,28 @@ struct listing {
 
 /* ---- list ---- */
 
+/* Its name of now; never one that is another file's. */
+static void list_name(const struct item *i, char *ret, size_t size)
+{
+    if (!item_path(i)[0])
+        snprintf(ret, size, "inode %llu", i->claim ? (unsigned long long)i->claim->ino : 0);
+    else if (item_lost(i))
+        snprintf(ret, size, "was '%s'", item_path(i));
+    else
+        snprintf(ret, size, "%s", item_path(i));
+}
+
 static void list_row(struct out_table *t, const struct source *s, const struct item *i)
 {
     const struct raw_claim *c = i->claim;
     uint64_t size = i->live ? out_json_get_u64(i->live, "size") : c ? c->virtual_size : 0;
     uint64_t pid = i->live ? out_json_get_u64(i->live, "pid") : c && c->kind == CLAIM_HELD ? c->pid : 0;
     bool held = item_is_held(i), known = !c || c->kind != CLAIM_BAD;
-    char human[32], number[32], path[64];
+    char human[32], number[32], path[RECORD_IMAGE_MAX + 8];
 
     snprintf(number, sizeof(number), "%llu", (unsigned long long)pid);
-    snprintf(path, sizeof(path), "inode %llu", c ? (unsigned long long)c->ino : 0);
-    out_table_row(t, (const char *[]){item_path(i)[0] ? item_path(i) : path, item_state(i),
+    list_name(i, path, sizeof(path));
+    out_table_row(t, (const char *[]){path, item_state(i),
                                       i->live ? out_json_get_text(i->live, "format", "")
                                       : c     ? c->format
                                               : "",
@@ -77,8 +88,25 @@ static void list_row(struct out_table *t, const struct source *s, const struct i
                                                                          : "claim only"});
 }
 
+/* Those that many hosts may write on purpose, and that are open for write here: of other hosts nothing tells. */
+static void list_shared(struct out_table *t, const struct source *s)
+{
+    struct json_object *a = out_json_get(s->list, "shared", json_type_array),
+                       *host = out_json_get(s->status, "host", json_type_object);
+
+    for (size_t i = 0; a && i < json_object_array_length(a); i++) {
+        struct json_object *o = json_object_array_get_idx(a, i);
+        char pid[32];
+
+        snprintf(pid, sizeof(pid), "%llu", (unsigned long long)out_json_get_u64(o, "pid"));
+        out_table_row(t, (const char *[]){out_json_get_text(o, "image", ""), "shared", "", "",
+                                          out_json_get_text(host, "name", ""), pid, "", "none (shared=)"});
+    }
+}
+
 static unsigned list_troubles(const struct ctl *ctl, const struct source *s, const struct items *items)
 {
+    char name[RECORD_IMAGE_MAX + 8];
     struct trouble t;
     unsigned n = 0;
 
@@ -89,10 +117,8 @@ static unsigned list_troubles(const struct ctl *ctl, const struct source *s, con
         if (!ctl->json) {
             if (n == 0)
                 out_line("\n");
-            if (item_path(&items->item[i])[0])
-                out_line("%s: ", out_tame(item_path(&items->item[i])));
-            else
-                out_line("inode %llu: ", (unsigned long long)items->item[i].claim->ino);
+            list_name(&items->item[i], name, sizeof(name));
+            out_line("%s: ", out_tame(name));
             out_line("%s.\n    %s\n", t.text, t.out);
         }
         n++;
@@ -121,11 +147,15 @@ static int list_source(struct ctl *ctl, struct source *s, void *arg)
             list_row(&t, s, &items.item[i]);
     }
     if (ctl->json) {
+        struct json_object *shared = out_json_get(s->list, "shared", json_type_array);
+
         o = source_json(s);
         json_object_object_add(o, "images", images);
+        json_object_object_add(o, "shared", shared ? json_object_get(shared) : json_object_new_array());
         json_object_array_add(l->array, o);
     } else {
         json_object_put(images);
+        list_shared(&t, s);
         heading(ctl, s, &l->first);
         if (!is_blind(s))
             out_table_print(&t);

@@ -2,6 +2,7 @@
 #include "ctl.h"
 
 #include "core/seal.h"
+#include "core/whereis.h"
 
 #include <fcntl.h>
 #include <pthread.h>
@@ -11,8 +12,10 @@ void raw_free(struct raw *r)
 {
     if (!r)
         return;
-    for (size_t i = 0; i < r->nclaims; i++)
+    for (size_t i = 0; i < r->nclaims; i++) {
         free(r->claims[i].path);
+        free(r->claims[i].now);
+    }
     free(r->claims);
     free(r->hosts);
     if (r->image) {
@@ -63,6 +66,7 @@ static int load_claim(void *arg, uint64_t ino, const struct claim *c)
     one->step = rec->step;
     one->extents = rec->plan.n;
     one->path = out_strdup(rec->image);
+    one->handle = rec->handle;
     one->virtual_size = rec->virtual_size;
     one->pid = rec->pid;
     one->start = rec->start;
@@ -77,6 +81,28 @@ static int load_claim(void *arg, uint64_t ino, const struct claim *c)
     memcpy(one->daemon, rec->daemon, sizeof(one->daemon));
     memcpy(one->host_name, rec->host_name, sizeof(one->host_name));
     return 0;
+}
+
+/* Renames by other hosts, or past the views, are in no record: each held image is looked for. */
+static void find_moved(struct raw *r)
+{
+    struct whereis *w = calloc(r->nclaims + 1, sizeof(*w));
+    size_t n = 0;
+
+    if (!w)
+        out_no_memory();
+    for (size_t i = 0; i < r->nclaims; i++)
+        if (r->claims[i].kind == CLAIM_HELD)
+            w[n++] = (struct whereis){
+                .ino = r->claims[i].ino, .handle = r->claims[i].handle, .was = r->claims[i].path};
+    whereis(&r->store, w, n, CTL_FIND_NAMES, CTL_FIND_MS);
+    for (size_t i = r->nclaims; i-- > 0;) {
+        if (r->claims[i].kind != CLAIM_HELD)
+            continue;
+        r->claims[i].now = w[--n].now;
+        r->claims[i].lost = !w[n].now;
+    }
+    free(w);
 }
 
 static int load_host(void *arg, const struct host_record *rec, int err)
@@ -220,8 +246,12 @@ static void load_all(struct job *j)
         r->image->err = load_image(&r->store, r->image, j->rel);
         if (r->image->err == 0 && !r->image->other_fs)
             r->err = load_claim(&l, r->image->st.st_ino, &r->image->claim);
+        if (r->err == 0 && r->nclaims > 0 && r->claims[0].kind == CLAIM_HELD && !r->image->other_file)
+            r->claims[0].now = out_strdup(j->rel);
     } else {
         r->err = claim_each(&r->store, load_claim, &l);
+        if (r->err == 0)
+            find_moved(r);
     }
     if (r->err == 0)
         r->err = host_each(&r->store, load_host, &l);

@@ -1,6 +1,7 @@
 /* ctl_show.c: diskguardctl show, and what it shares with why and wait. See ctl.h. */
 #include "ctl.h"
 
+#include <fnmatch.h>
 #include <inttypes.h>
 #include <string.h>
 
@@ -80,6 +81,31 @@ const struct host_record *look_host(const struct look *l)
     return l->item.host && l->item.host->err == 0 ? &l->item.host->rec : NULL;
 }
 
+bool look_shared(const struct look *l, uint64_t *ret_here)
+{
+    const char *slash = strrchr(l->rel, '/'), *name = slash ? slash + 1 : l->rel;
+    struct json_object *o = out_json_get(l->source.status, "options", json_type_object),
+                       *globs = out_json_get(o, "shared_globs", json_type_array),
+                       *open = out_json_get(l->source.list, "shared", json_type_array);
+    bool shared = false;
+
+    *ret_here = 0;
+    for (size_t i = 0; open && i < json_object_array_length(open); i++) {
+        struct json_object *f = json_object_array_get_idx(open, i);
+
+        if (strcmp(out_json_get_text(f, "image", ""), l->rel) == 0) {
+            *ret_here = out_json_get_u64(f, "writers");
+            shared = true;
+        }
+    }
+    for (size_t i = 0; globs && !shared && i < json_object_array_length(globs); i++) {
+        const char *glob = json_object_get_string(json_object_array_get_idx(globs, i));
+
+        shared = glob && fnmatch(glob, name, 0) == 0;
+    }
+    return shared;
+}
+
 /* What header and file handle tell. */
 static void header_trouble(const struct look *l, const struct raw_image *im, struct trouble *ret)
 {
@@ -93,8 +119,14 @@ static void header_trouble(const struct look *l, const struct raw_image *im, str
     else if (!item_is_held(&l->item) && im->header.verdict == FORMAT_SEALED)
         trouble_from(ret, PROBLEM_ORPHAN);
     else if (!item_is_held(&l->item) && im->header.verdict == FORMAT_LIES)
-        trouble_set(ret, "lies", "repair the image with its own tools on a copy, or restore it from a backup",
-                    "the header contradicts itself: %s", im->header.info.why);
+        trouble_set(
+            ret, "lies",
+            im->header.info.maybe_sealed
+                ? "fsck.diskguard on the hosts that may have held it; else restore the size from a backup"
+                : "repair the image through a view with its own tools (qemu-img check -r all), or restore it "
+                  "from a backup",
+            "the header contradicts itself%s: %s",
+            im->header.info.maybe_sealed ? ", as seal=size leaves it" : "", im->header.info.why);
     else if (!item_is_held(&l->item) && im->header.verdict == FORMAT_AMBIGUOUS)
         trouble_set(ret, "ambiguous",
                     "find out what the file is; a convert of it into a new image is never ambiguous", "%s",
@@ -253,6 +285,7 @@ static void show_text(const struct look *l, const struct trouble *t)
     char human[32];
     struct why why;
     bool possible;
+    uint64_t here;
 
     if (im && !im->other_fs && !item_is_held(i)) {
         format = im->header.format ? im->header.format->name : "";
@@ -264,6 +297,8 @@ static void show_text(const struct look *l, const struct trouble *t)
              : item_sealed(i) ? ", protected by header and claim"
              : show_locked(l) ? ", protected by its claim and QEMU's byte locks"
                               : ", protected by its claim only");
+    if (look_shared(l, &here))
+        out_line("            shared on purpose (shared=), %" PRIu64 " handles open for write here\n", here);
     out_line("format:     %s", format[0] ? format : "none");
     if (size)
         out_line(", %s (%" PRIu64 " bytes)", out_human(size, human), size);
@@ -373,6 +408,10 @@ static void show_json(const struct look *l, const struct trouble *t)
     const struct host_record *h = look_host(l);
 
     out_json_text(o, "image", l->rel);
+    uint64_t here;
+
+    out_json_bool(o, "shared", look_shared(l, &here));
+    out_json_u64(o, "shared_writers", here);
     if (show_locked(l))
         out_json_text(o, "protection", "claim+locks");
     if (!l->item.claim && !l->item.live)

@@ -18,7 +18,7 @@ bool look_takeover(const struct look *l, bool *ret_possible, struct why *ret)
     struct why why;
     const char *own_why;
 
-    if (!im || l->item.live || im->claim.kind != CLAIM_HELD)
+    if (!im || l->item.live || im->claim.kind != CLAIM_HELD || item_is_own(&l->source, &l->item))
         return false;
     const struct record *rec = &im->claim.rec;
     in.unproven = strcmp(out_json_get_text(opt, "takeover", ""), "lock-unproven") == 0;

@@ -1,6 +1,7 @@
 /* ctl_why.c: diskguardctl why and wait. See ctl.h. */
 #include "ctl.h"
 
+#include <dirent.h>
 #include <fnmatch.h>
 #include <inttypes.h>
 #include <stdarg.h>
@@ -79,25 +80,98 @@ static uint64_t held_u64(const struct item *i, const char *key, uint64_t from_cl
     return i->live ? out_json_get_u64(i->live, key) : i->claim ? from_claim : 0;
 }
 
-static void say_process(struct answer *a, const struct item *i)
+/* Has that process a descriptor of the file? proc(5), fdinfo: "ino:", which no view is asked for. 1, 0, or -1: cannot be told. */
+static int process_has(uint64_t pid, uint64_t ino)
+{
+    char path[96];
+    int found = 0;
+
+    snprintf(path, sizeof(path), "/proc/%" PRIu64 "/fdinfo", pid);
+    DIR *dir = opendir(path);
+    if (!dir)
+        return -1;
+    for (struct dirent *e; found == 0 && (e = readdir(dir));) {
+        char line[128];
+        uint64_t now;
+
+        snprintf(path, sizeof(path), "/proc/%" PRIu64 "/fdinfo/%.20s", pid, e->d_name);
+        FILE *f = e->d_name[0] == '.' ? NULL : fopen(path, "re");
+        bool any = false;
+        while (f && fgets(line, sizeof(line), f))
+            if (sscanf(line, "ino: %" SCNu64, &now) == 1) {
+                any = true;
+                found = now == ino ? 1 : found;
+            }
+        if (f) {
+            fclose(f);
+            found = any || found ? found : -1; /* Linux before 5.14 */
+        }
+    }
+    closedir(dir);
+    return found;
+}
+
+enum opener_fate { OPENER_HAS, OPENER_ENDED, OPENER_PASSED, OPENER_UNKNOWN };
+
+static uint64_t item_ino(const struct item *i)
+{
+    return i->claim ? i->claim->ino : out_json_get_u64(i->live, "inode");
+}
+
+/* Is the process that opened it the one that has it open? Only of one of this machine. */
+static enum opener_fate opener_fate(const struct item *i, char name[64])
 {
     uint64_t pid = held_u64(i, "pid", i->claim ? i->claim->pid : 0),
              start = held_u64(i, "start", i->claim ? i->claim->start : 0);
+
+    if (pid == 0 || start == 0 || !item_is_local(i))
+        return OPENER_UNKNOWN;
+    if (!process_name(pid, start, name))
+        return OPENER_ENDED;
+    /* Its claim alone, without a daemon: nobody has it open. */
+    return i->live && process_has(pid, item_ino(i)) == 0 ? OPENER_PASSED : OPENER_HAS;
+}
+
+static void say_process(struct answer *a, const struct item *i)
+{
+    uint64_t pid = held_u64(i, "pid", i->claim ? i->claim->pid : 0);
     char name[64];
+    enum opener_fate fate = opener_fate(i, name);
 
     if (pid == 0)
         say(a, "Which process opened it is not known (it runs in a container, or is gone).");
     else if (!item_is_local(i))
         say(a, "On that host, process %" PRIu64 " opened it.", pid);
-    else if (start == 0)
+    else if (fate == OPENER_UNKNOWN)
         say(a, "Process %" PRIu64 " of this machine opened it.", pid);
-    else if (process_name(pid, start, name))
-        say(a, "Process %" PRIu64 " (%s) of this machine opened it.", pid, out_tame(name));
+    else if (fate == OPENER_ENDED)
+        say(a, "Process %" PRIu64 " of this machine opened it, and has ended%s.", pid,
+            i->live ? ": another one has its open file" : "");
+    else if (fate == OPENER_PASSED)
+        say(a,
+            "Process %" PRIu64
+            " (%s) of this machine opened it, and has closed it: another one has its open file.",
+            pid, out_tame(name));
     else
-        say(a, "Process %" PRIu64 " of this machine opened it; it has ended, or handed the open file on.",
-            pid);
+        say(a, "Process %" PRIu64 " (%s) of this machine opened it.", pid, out_tame(name));
     if (i->live && out_json_get_u64(i->live, "writers"))
         say(a, "It has %" PRIu64 " handle(s) open for write.", out_json_get_u64(i->live, "writers"));
+}
+
+/* How the one that has it open now is found: by file, for no number says it. */
+static void say_find(struct answer *a, const struct look *l)
+{
+    char *path = NULL;
+    const char *point = l->source.mount ? l->source.mount->point : source_dir(&l->source);
+
+    if (asprintf(&path, "%s/%s", point, l->rel) < 0)
+        out_no_memory();
+    say(a,
+        "Way out: end what has it open now, which fuser -v %s names, or, if it is a loop device, losetup -j "
+        "%s; "
+        "or wait for it: diskguardctl wait %s.",
+        out_quote(path), out_quote(path), l->again);
+    free(path);
 }
 
 static void say_evidence(struct answer *a, const struct look *l)
@@ -154,17 +228,26 @@ static void say_takeover(struct answer *a, const struct look *l)
 static void why_held(struct answer *a, const struct look *l)
 {
     const struct item *i = &l->item;
+    const struct raw_image *im = look_image(l);
     const char *state = item_state(i),
                *since = i->live ? out_json_get_text(i->live, "since", "") : i->claim->since;
     int64_t s = out_age(since);
-    char age[48];
+    char age[48], name[64];
     struct trouble t;
+    uint64_t here;
+    enum opener_fate fate = opener_fate(i, name);
 
     decide(a, strcmp(state, "restoring") == 0 ? "being-released" : "held", true);
-    say(a, "Refused (device or resource busy): %s holds it for writing since %s%s%s%s.",
-        i->live ? "this host" : out_tame(item_holder(&l->source, i)), since[0] ? since : "an unknown time",
+    say(a, "Refused (device or resource busy): %s holds it for writing%s%s%s%s%s.",
+        i->live ? "this host" : out_tame(item_holder(&l->source, i)), since[0] ? " since " : "", since,
         s < 0 ? "" : " (", s < 0 ? "" : out_duration((uint64_t)s, age), s < 0 ? "" : ")");
     say_process(a, i);
+    if (look_shared(l, &here))
+        say(a, "It is shared on purpose (shared=), but a claim that was made without that option counts "
+               "until it is "
+               "free.");
+    if (im && im->header.verdict == FORMAT_LIES && !item_sealed(i))
+        say(a, "It is not sealed, for its header contradicts itself: %s.", out_tame(im->header.info.why));
     say_fenced(a, l);
     say_evidence(a, l);
     look_trouble(l, &t);
@@ -175,6 +258,8 @@ static void why_held(struct answer *a, const struct look *l)
         say(a, "Way out: %s.", t.out);
     } else if (strcmp(state, "restoring") == 0) {
         say(a, "It is just being released: try again in a moment, or: diskguardctl wait %s.", l->again);
+    } else if (i->live && fate != OPENER_HAS) {
+        say_find(a, l);
     } else if (i->live) {
         say(a,
             "Way out: end that process, or wait for it: diskguardctl wait %s. %s may open the image again.",
@@ -219,12 +304,13 @@ static bool raw_by_name(const struct look *l, bool *ret_known)
 static void why_image(struct answer *a, const struct look *l, const struct raw_image *im)
 {
     uint64_t size = im->header.info.virtual_size, threshold = out_json_get_u64(options_of(l), "threshold");
-    bool has_size = strcmp(im->header.format->name, "raw") != 0;
+    bool has_size = !im->header.format->weak && out_json_get_bool(options_of(l), "threshold_rules");
 
     if (has_size && size <= threshold) {
         decide(a, "too-small", true);
         say(a,
-            "Refused: its virtual size, %" PRIu64 " bytes, is not above the threshold of %" PRIu64 " bytes.",
+            "Refused: its virtual size, %" PRIu64 " bytes, is not above the threshold of %" PRIu64
+            " bytes. Only the process that makes the image may write it still.",
             size, threshold);
         if (size == 0)
             say(a, "A size of 0 is also what seal=size leaves on the datastore; nobody holds a claim on the "
@@ -240,9 +326,52 @@ static void why_image(struct answer *a, const struct look *l, const struct raw_i
         say(a, "It was last held by %s, since %s.", out_tame(im->claim.rec.host_name), im->claim.rec.since);
 }
 
-/* Nobody holds it, but an image that is held needs it, or somebody reads it who wants no writer beside him. */
-static bool why_used(struct answer *a, const struct raw_image *im)
+/* Does its header contradict itself, and is it claimed nevertheless? As the daemon's option damaged= has it. */
+static bool is_claimed_damaged(const struct look *l, const struct raw_image *im)
 {
+    const struct header *h = &im->header;
+
+    return h->verdict == FORMAT_LIES && h->format && !h->info.maybe_sealed &&
+           strcmp(out_json_get_text(options_of(l), "damaged", "claim"), "claim") == 0;
+}
+
+static void why_damaged(struct answer *a, const struct look *l, const struct raw_image *im)
+{
+    const struct header *h = &im->header;
+
+    decide(a, "damaged", false);
+    say(a,
+        "Granted, without a seal: its %s header contradicts itself: %s. Its claim and QEMU's byte locks "
+        "guard "
+        "it until it is repaired%s.",
+        h->format->name, out_tame(h->info.why),
+        options_of(l) ? "" : " (if the view has damaged=claim, the default)");
+    say(a, "To repair it, go through a view: qemu-img check -r all, or its own tools.");
+}
+
+/* false: it may be sealed. As image_shared.h has it. */
+static bool why_shared(struct answer *a, const struct raw_image *im, uint64_t here)
+{
+    const struct header *h = &im->header;
+    bool told = h->verdict == FORMAT_PLAIN || ((h->verdict == FORMAT_IMAGE || h->verdict == FORMAT_LIES) &&
+                                               h->format && !h->info.maybe_sealed);
+
+    if (!told && here == 0)
+        return false;
+    decide(a, "shared", false);
+    say(a,
+        "Granted: it is shared on purpose (shared=). Any process of any host may write it at the same time, "
+        "so it is "
+        "neither claimed nor sealed; here %" PRIu64 " handle(s) are open for write.",
+        here);
+    return true;
+}
+
+/* Nobody holds it, but an image that is held needs it, or somebody reads it who wants no writer beside him. */
+static bool why_used(struct answer *a, const struct look *l, const struct raw_image *im)
+{
+    const char *own = out_json_get_text(out_json_get(l->source.status, "host", json_type_object), "uuid", "");
+
     for (size_t i = 0; i < im->nneeds; i++) {
         const struct raw_needs *n = &im->needs[i];
 
@@ -259,15 +388,17 @@ static bool why_used(struct answer *a, const struct raw_image *im)
 
         decide(a, "read", true);
         say(a,
-            "Refused: %s on host %s, pid %" PRIu64
-            ", reads it since %s and wants no writer beside it (QEMU's "
+            "Refused: %s on host %s, pid %" PRIu64 ", reads it%s%s and wants no writer beside it (QEMU's "
             "byte locks 100 and 201 say so).",
             info->program[0] ? out_tame(info->program) : "a program", out_tame(info->host_name), info->pid,
-            info->since[0] ? info->since : "an unknown time");
-        say(a,
-            "Way out: close that program. If its host is down for good: fsck.diskguard --takeover %s "
-            "--confirm-host-is-down.",
-            im->readers[i].reader.host);
+            info->since[0] ? " since " : "", info->since);
+        if (strcmp(im->readers[i].reader.host, own) == 0)
+            say(a, "Way out: close that program, on this host.");
+        else
+            say(a,
+                "Way out: close that program. If its host is down for good: fsck.diskguard --takeover %s "
+                "--confirm-host-is-down %s.",
+                im->readers[i].reader.host, out_quote(source_dir(&l->source)));
         return true;
     }
     return false;
@@ -275,17 +406,22 @@ static bool why_used(struct answer *a, const struct raw_image *im)
 
 static void why_free(struct answer *a, const struct look *l, const struct raw_image *im)
 {
-    bool known, raw = raw_by_name(l, &known);
+    bool known, raw = raw_by_name(l, &known), damaged = is_claimed_damaged(l, im);
     struct trouble t;
+    uint64_t here;
 
     look_trouble(l, &t);
-    if (!t.code && im->writer_lock && (raw || im->header.verdict == FORMAT_IMAGE)) {
+    if (look_shared(l, &here) && why_shared(a, im, here))
+        return;
+    if (damaged && t.code && strcmp(t.code, "lies") == 0)
+        t.code = NULL;
+    if (!t.code && im->writer_lock && (raw || damaged || im->header.verdict == FORMAT_IMAGE)) {
         decide(a, "outside-writer", true);
         say(a, "Refused: nobody holds a claim, but a program that goes around the views has it open for "
                "write: QEMU's own lock on the file says so.");
         say(a, "Way out: stop that program. On its host, fuser -v on the file of the datastore, or lslocks, "
                "names it.");
-    } else if (!t.code && why_used(a, im)) {
+    } else if (!t.code && why_used(a, l, im)) {
         ;
     } else if (t.code) {
         decide(a, t.code, true);
@@ -296,6 +432,8 @@ static void why_free(struct answer *a, const struct look *l, const struct raw_im
         say(a, "Way out: %s.", t.out);
     } else if (im->header.verdict == FORMAT_IMAGE) {
         why_image(a, l, im);
+    } else if (damaged) {
+        why_damaged(a, l, im);
     } else if (raw) {
         decide(a, "free", false);
         say(a,

@@ -6,6 +6,7 @@
 
 #include "core/log.h"
 #include "ctl.h"
+#include "unseal.h"
 
 static const char usage_text[] =
     "usage: diskguardctl [OPTION...] COMMAND [ARGUMENT]\n"
@@ -19,6 +20,7 @@ static const char usage_text[] =
     "  retry IMAGE      let diskguard repeat a restore that failed, now\n"
     "  takeover IMAGE   take it over from a host that seems dead, if the storage proves by the fence lock\n"
     "                   that the other one cannot write any more; nothing is done otherwise\n"
+    "  unseal COPY      take the seal off a copy that was made past the views while the image was held\n"
     "\n"
     "VIEW is a mount point of diskguard, IMAGE a path through a view.\n"
     "\n"
@@ -26,19 +28,21 @@ static const char usage_text[] =
     "  --json              one line of JSON, for programs\n"
     "  --all               list: also images that are free\n"
     "  --timeout=SECONDS   wait, takeover: give up after this time, with exit code 3 (--wait is the same)\n"
+    "  --size=BYTES        unseal: the virtual size, where the copy does not hold it exactly\n"
     "  --yes-unproven      takeover: also on storage of which nobody has shown that the lock stops late "
     "writes\n"
     "  --help, --version\n"
     "\n"
     "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 in use or already done, 4 something needs repair.\n";
 
-enum { OPT_JSON = 256, OPT_DATASTORE, OPT_ALL, OPT_TIMEOUT, OPT_UNPROVEN, OPT_HELP, OPT_VERSION };
+enum { OPT_JSON = 256, OPT_DATASTORE, OPT_ALL, OPT_TIMEOUT, OPT_UNPROVEN, OPT_SIZE, OPT_HELP, OPT_VERSION };
 static const struct option options[] = {
     {"json", no_argument, NULL, OPT_JSON},
     {"datastore", required_argument, NULL, OPT_DATASTORE},
     {"all", no_argument, NULL, OPT_ALL},
     {"timeout", required_argument, NULL, OPT_TIMEOUT},
     {"wait", required_argument, NULL, OPT_TIMEOUT},
+    {"size", required_argument, NULL, OPT_SIZE},
     {"yes-unproven", no_argument, NULL, OPT_UNPROVEN},
     {"help", no_argument, NULL, OPT_HELP},
     {"version", no_argument, NULL, OPT_VERSION},
@@ -184,6 +188,36 @@ static int cmd_retry(struct ctl *ctl, const char *image)
     return o ? DG_EXIT_OK : DG_EXIT_FAILURE;
 }
 
+/* ---- unseal ---- */
+
+static int cmd_unseal(struct ctl *ctl, const char *copy)
+{
+    static const int code[] = {[UNSEAL_DONE] = DG_EXIT_OK,
+                               [UNSEAL_NOTHING] = DG_EXIT_IN_USE,
+                               [UNSEAL_LEFT] = DG_EXIT_NEED_REPAIR,
+                               [UNSEAL_FAILED] = DG_EXIT_FAILURE};
+    struct unseal *u = out_alloc(sizeof(*u));
+
+    u->path = copy;
+    u->size = ctl->size ? &ctl->size : NULL;
+    u->datastore = ctl->datastore;
+    enum unsealed e = unseal_file(u);
+    if (ctl->json) {
+        struct json_object *o = out_object();
+
+        out_json_text(o, "file", copy);
+        out_json_bool(o, "unsealed", e == UNSEAL_DONE);
+        out_json_text(o, "text", u->text);
+        out_json_print(o);
+    } else if (e == UNSEAL_DONE || e == UNSEAL_NOTHING) {
+        out_line("%s: %s\n", out_tame(copy), u->text);
+    } else {
+        out_error("%s: %s", copy, u->text);
+    }
+    free(u);
+    return code[e];
+}
+
 /* ---- command line ---- */
 
 static const struct command {
@@ -193,7 +227,7 @@ static const struct command {
 } commands[] = {
     {"init", cmd_init, true},   {"list", cmd_list, false},        {"show", cmd_show, true},
     {"why", cmd_why, true},     {"wait", cmd_wait, true},         {"hosts", cmd_hosts, false},
-    {"retry", cmd_retry, true}, {"takeover", cmd_takeover, true},
+    {"retry", cmd_retry, true}, {"takeover", cmd_takeover, true}, {"unseal", cmd_unseal, true},
 };
 
 static int usage_error(const char *what, const char *arg)
@@ -218,6 +252,12 @@ static int parse(struct ctl *ctl, int argc, char **argv)
             break;
         case OPT_UNPROVEN:
             ctl->unproven = true;
+            break;
+        case OPT_SIZE:
+            if (base_u64(optarg, &ctl->size) < 0 || ctl->size == 0) {
+                usage_error("not a number of bytes:", optarg);
+                return -EINVAL;
+            }
             break;
         case OPT_DATASTORE:
             ctl->datastore = optarg;

@@ -4,6 +4,7 @@
  *   fsck_identity.c    who we act as: state directory, host lock, journal
  *   fsck_takeover.c    --takeover: which host, what evidence, its lock
  *   fsck_rescue.c      sealed images without any record
+ *   fsck_file.c        one file that is no datastore
  *   fsck_walk.c        all claims and all files of the datastore
  *   fsck_report.c      what is printed, and the question before a repair
  *
@@ -45,7 +46,8 @@ struct fsck {
     enum fsck_mode mode;
     bool json, verbose, confirmed, fence_none;
     char *size_image; /* --size: path below the datastore, or NULL */
-    uint64_t size;    /* bytes */
+    uint64_t size;    /* bytes; without size_image: of one_file */
+    bool one_file;    /* `datastore` is a regular file */
     const char *host_id, *state_dir, *takeover_arg, *datastore;
 
     /* who and where */
@@ -72,6 +74,11 @@ struct fsck {
 };
 
 extern volatile sig_atomic_t fsck_canceled;
+
+/* ---- fsck_file.c ---- */
+
+bool fsck_is_file(const char *path); /* no view is asked */
+int fsck_file(struct fsck *f);       /* the exit code */
 
 /* ---- fsck_report.c ---- */
 

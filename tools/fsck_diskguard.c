@@ -10,11 +10,13 @@
 
 static const char usage_text[] =
     "usage: fsck.diskguard [-n|-p|-y] [OPTION...] DATASTORE\n"
+    "       fsck.diskguard [-n|-p|-y] [--size=BYTES] COPY\n"
     "\n"
     "  -n   only look: change nothing, make nothing\n"
     "  -p   repair what is provably safe, without a question (also -a)\n"
     "  -y   repair all that can be repaired\n"
     "       none of them: ask before each repair; without a terminal as -n\n"
+    "  COPY: one file, a copy that was made past the views while the image was held; -y takes the seal off\n"
     "\n"
     "  --takeover HOST           also settle what HOST (uuid or name) left\n"
     "  --confirm-host-is-down    you have made sure that it cannot write any more\n"
@@ -105,8 +107,13 @@ static enum parsed parse_size(struct fsck *f, const char *arg)
     const char *equals = strrchr(arg, '=');
     char *end = NULL;
 
-    if (f->size_image)
+    if (f->size)
         return wrong("--size can be given once", NULL);
+    if (!equals) { /* of a single file */
+        if (base_u64(arg, &f->size) < 0 || f->size == 0)
+            return wrong("--size wants IMAGE=BYTES, not", arg);
+        return PARSE_RUN;
+    }
     errno = 0;
     if (equals && equals > arg && equals[1] >= '1' && equals[1] <= '9')
         f->size = strtoull(equals + 1, &end, 10);
@@ -165,6 +172,11 @@ static enum parsed parse(struct fsck *f, int argc, char **argv)
     if (optind + 1 != argc)
         return wrong(optind == argc ? "the datastore is missing" : "more than one datastore", NULL);
     f->datastore = argv[optind];
+    f->one_file = fsck_is_file(f->datastore);
+    if (f->one_file ? f->size_image != NULL : f->size && !f->size_image)
+        return wrong(f->one_file ? "--size of a single file wants BYTES" : "--size wants IMAGE=BYTES", NULL);
+    if (f->one_file && f->takeover_arg)
+        return wrong("--takeover goes with a datastore", NULL);
     return PARSE_RUN;
 }
 
@@ -329,6 +341,12 @@ int main(int argc, char **argv)
     sigaction(SIGINT, &sa, NULL);
     sigaction(SIGTERM, &sa, NULL);
     settle_mode(&f);
+    if (f.one_file) {
+        code = fsck_file(&f);
+        json_object_put(f.found);
+        free(f.size_image);
+        return fflush(stdout) == 0 ? code : code | (int)FSCK_ERROR;
+    }
     code = exit_code(&f, check(&f));
     report_end(&f, code);
     identity_close(&f);

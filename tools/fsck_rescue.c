@@ -144,14 +144,13 @@ static int repair(struct fsck *f, struct work *w, int path_fd)
                        w->rec.image);
         return r;
     }
-    struct timespec mtime = w->rec.mtime;
     struct seal s = {.store = &f->store,
                      .journal = f->journal,
                      .fd = fd,
                      .policy = {SEAL_REFUSE, f->host.name},
                      .rec = &w->rec,
                      .unfence = true};
-    return seal_restore(&s, &mtime);
+    return seal_restore(&s);
 }
 
 static bool wanted(struct fsck *f, const struct work *w, const char *detail)

@@ -118,7 +118,9 @@ static void speak_of(struct fsck *f, const struct fsck_claim *c, struct record *
         report_note(f, "held-here", c->path, c->ino,
                     "held by this host's running diskguard (pid %" PRIu64 ", since %s)", c->pid, c->since);
     else
-        report_problem(f, PROBLEM_FOREIGN, rec, takeover_alive_text(f, c->host), 1, NULL);
+        report_problem(
+            f, !is_lost_self(f, c) && takeover_alive(f, c->host) == 0 ? PROBLEM_HOLDER_DOWN : PROBLEM_FOREIGN,
+            rec, takeover_alive_text(f, c->host), 1, NULL);
 }
 
 void walk_speak(struct fsck *f)
@@ -371,7 +373,10 @@ static void see_file(struct walk *w, int path_fd, const struct stat *st)
         break;
     case FORMAT_LIES:
         report_note(w->f, "lies", w->path, st->st_ino,
-                    "its header contradicts itself, so a view refuses to open it for write: %s",
+                    w->header->info.maybe_sealed
+                        ? "its header contradicts itself as seal=size leaves it, so a view refuses to open "
+                          "it for write: %s"
+                        : "its header contradicts itself, so a view does not seal it (option damaged=): %s",
                     w->header->info.why);
         break;
     case FORMAT_AMBIGUOUS:
@@ -382,8 +387,9 @@ static void see_file(struct walk *w, int path_fd, const struct stat *st)
         if (w->header->info.virtual_size == 0 && strcmp(w->header->format->name, "raw") != 0 &&
             !(c && c->kind == CLAIM_HELD))
             report_note(w->f, "empty", w->path, st->st_ino,
-                        "its virtual size is 0 and nobody holds it: an empty image, or one that was sealed "
-                        "with seal=size and lost its claim");
+                        "its virtual size is 0 and nobody holds it: an empty image; or, where a view has "
+                        "seal=size, one "
+                        "that was sealed and lost its claim");
         break;
     case FORMAT_PLAIN:
     case FORMAT_MORE:

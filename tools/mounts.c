@@ -1,5 +1,7 @@
 #include "mounts.h"
 
+#include "core/views.h"
+
 #include <limits.h>
 #include <stdio.h>
 #include <string.h>
@@ -51,14 +53,16 @@ static int parse_line(struct mounts *m, const char *line, bool any)
 {
     struct mount one = {0};
     const char *dash = strstr(line, " - ");
+    char device[32];
     int r = 0;
 
     if (!dash || sscanf(line, "%*u %*u %u:%u %*s %ms", &one.major, &one.minor, &one.point) != 3)
         goto out;
     base_unescape_octal(one.point);
     hide(m, one.point);
+    snprintf(device, sizeof(device), "%u:%u", one.major, one.minor);
     if (sscanf(dash, " - %ms %ms", &one.type, &one.source) != 2 ||
-        (any ? strncmp(one.type, "fuse", 4) : strcmp(one.type, MOUNTS_TYPE)) != 0)
+        !(any ? strncmp(one.type, "fuse", 4) == 0 : views_is_view(one.type, device)))
         goto out;
     base_unescape_octal(one.source);
     r = add(m, &one);

@@ -6,8 +6,6 @@
 
 #include "core/base.h"
 
-#define MOUNTS_TYPE "fuse.diskguard"
-
 struct mount {
     unsigned major, minor;
     char *point;  /* mount point */

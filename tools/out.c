@@ -1,5 +1,7 @@
 #include "out.h"
 
+#include "core/problem.h"
+
 #include <stdarg.h>
 #include <string.h>
 #include <time.h>
@@ -118,29 +120,7 @@ const char *out_quote(const char *text)
 
 void out_fill(const char *text, const struct out_words *words, char *ret, size_t size)
 {
-    const struct {
-        const char *word, *value;
-    } table[] = {{"DATASTORE", words->datastore}, {"HOST", words->host}, {"IMAGE", words->image}};
-    size_t used = 0;
-
-    while (*text && used + 1 < size) {
-        const char *value = NULL;
-        size_t len = 1, room = size - used;
-
-        for (size_t i = 0; i < sizeof(table) / sizeof(table[0]) && !value; i++)
-            if (table[i].value && strncmp(text, table[i].word, strlen(table[i].word)) == 0 &&
-                strlen(table[i].value) < room) {
-                value = table[i].value;
-                len = strlen(table[i].word);
-            }
-        if (value)
-            memcpy(ret + used, value, strlen(value));
-        else
-            ret[used] = *text;
-        used += value ? strlen(value) : 1;
-        text += len;
-    }
-    ret[used] = '\0';
+    problem_fill(text, &(struct problem_words){words->datastore, words->host, words->image}, ret, size);
 }
 
 const char *out_human(uint64_t bytes, char ret[32])

@@ -1,6 +1,8 @@
 /* umount_wait.c: the daemon of a view, and its end. See umount.h. */
 #include "umount.h"
 
+#include "core/views.h"
+
 #include <dirent.h>
 #include <poll.h>
 #include <stdio.h>
@@ -321,7 +323,7 @@ int ending_wait(struct ending *e, const struct umount_options *o, int code)
 
     if (code != 0 && !o->force) /* busy, mostly: nothing has changed */
         return code;
-    if (e->found == -ENOENT && strcmp(e->mount->type, MOUNTS_TYPE) != 0)
+    if (e->found == -ENOENT && strcmp(e->mount->type, VIEWS_TYPE) != 0)
         return code; /* not a view */
     if (e->found < 0 && e->found != -EAGAIN)
         return DG_MAX(code, without_daemon(e, o));

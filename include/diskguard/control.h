@@ -5,6 +5,9 @@
  * DG_CONTROL_LINE_MAX bytes, {"version":1,"command":"list"|"hosts"|"status"|"retry", "image":"path"?}; the answer is one line
  * of JSON, {"version":1,"ok":true,...} or {"version":1,"ok":false,"error":"text"}, then end of file.
  *
+ * The answer to "list" has "images", those that this host holds, and "shared", those open for write here that many hosts may write on purpose
+ * (option shared=): "image", the path below the datastore, "inode", "writers", the number of handles, and "pid" and "start" of one that opened it.
+ *
  * {"command":"takeover","image":"path","unproven":true|false} begins one attempt to take an image over by the fence lock (src/daemon/takeover.h) and
  * answers {"ticket":n}; {"command":"takeover-result","ticket":n} answers {"ended":false}, or, once, {"ended":true,"result":"free"|"wait"|"held"|
  * "refused"|"failed","text":"why"}: free: nobody holds it now; wait: ask for another attempt in a second; held: its holder lives. Commands that change

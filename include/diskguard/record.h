@@ -18,10 +18,12 @@
  *   size=         virtual size in bytes; 0 where the format has none
  *   cut=          "-", or the length in bytes of a truncation that is under way (extents beyond it may be gone)
  *   mtime=        "<seconds> <nanoseconds>" of the image before the seal; seconds before 1970 have a '-'
- *   mtime-sealed= the same after the seal, "0 0" while unknown
+ *   mtime-sealed= the first one that the sealed image showed, "0 0" while unknown or never sealed
  *   sync-error=   0, or the errno of a failed fsync of guest data
  *   fenced=       lock | unproven | no: does losing the fence lock stop this host's writes? (src/core/io.h, enum fencing; as found when the
  *                 claim was taken.) Records of older versions do not have this line: no
+ *   mtime-chosen= "<seconds> <nanoseconds> <seconds> <nanoseconds>": an mtime that was set while the image was sealed, for the restore; and the
+ *                 one that the file itself had then. Only there where one was set: older versions refuse the image meanwhile
  *   extent=       "<offset> <length> <true hex> <sealed hex> <was hex or ->", one line per extent, in seal order.
  *                 was: bytes that may still be on the datastore from the plan before (during a reseal)
  */

@@ -92,7 +92,7 @@ DG_MUST_CHECK int io_header_write(int fd, const void *buf, size_t len, uint64_t 
 DG_MUST_CHECK int io_header_fallocate(int fd, int mode, uint64_t off, uint64_t len);
 DG_MUST_CHECK int io_header_truncate(int fd, uint64_t size);
 
-/* Sets mtime only (futimens). Best effort. */
+/* Sets mtime only (futimens); tv_nsec may be UTIME_NOW. */
 int io_set_mtime(int fd, struct timespec mtime);
 
 /* ---- file handles: name_to_handle_at(2), open_by_handle_at(2) ---- */

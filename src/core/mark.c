@@ -64,6 +64,28 @@ int mark_counts(const struct store *s, const struct mark *m, struct claim *ret)
     return ret->generation == m->generation && (ret->kind == CLAIM_HELD || ret->kind == CLAIM_BAD);
 }
 
+int mark_path(const struct store *s, const struct mark *m, char *ret, size_t size)
+{
+    static const char begin[] = "\nbelow=", end[] = "\nabove=";
+    _cleanup_close_ int dir = names_open(s, MARK_DIR);
+    _cleanup_free_ char *text = NULL;
+    char name[MARK_NAME_SIZE];
+    size_t n = 0;
+
+    mark_name(m, name);
+    int r = dir < 0 ? dir : io_fresh_text(dir, name, MARK_TEXT_MAX, &text, &n);
+    if (r < 0)
+        return r;
+    const char *from = memmem(text, n, begin, strlen(begin));
+    from = from ? from + strlen(begin) : NULL;
+    const char *to = from ? memmem(from, n - (size_t)(from - text), end, strlen(end)) : NULL;
+    if (!to || (size_t)(to - from) >= size)
+        return -ENOENT;
+    memcpy(ret, from, (size_t)(to - from));
+    ret[to - from] = '\0';
+    return 0;
+}
+
 /* ---- removing ---- */
 
 static int remove_mark(int dir, const struct mark *m)

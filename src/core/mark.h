@@ -20,6 +20,7 @@
 
 #define MARK_DIR "marks"
 #define MARK_NAME_SIZE (16 + 1 + 16 + 1 + 20 + 1)
+#define MARK_TEXT_MAX 4096u /* bytes, for people and mark_path(): a line "below=NAME", then "above=NAME" */
 
 struct mark {
     uint64_t below, above; /* inode numbers */
@@ -34,6 +35,9 @@ DG_MUST_CHECK int mark_make(const struct store *s, const struct mark *m, const c
 
 /* All marks, or (below not 0) those of one file, fresh. *ret is freed by the caller. */
 DG_MUST_CHECK int mark_list(const struct store *s, uint64_t below, struct mark **ret, size_t *ret_n);
+
+/* The name, below the datastore, that the file below had when the mark was made: from its text. 0, -ENOENT (void, or no text) or -errno. */
+DG_MUST_CHECK int mark_path(const struct store *s, const struct mark *m, char *ret, size_t size);
 
 /* Does it count now? 1, 0 or -errno. *ret: the claim of the image above as it was read; BAD counts, for nobody can tell. */
 DG_MUST_CHECK int mark_counts(const struct store *s, const struct mark *m, struct claim *ret);

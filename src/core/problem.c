@@ -2,6 +2,8 @@
  * the reader's own. */
 #include "core/problem.h"
 
+#include <string.h>
+
 #define FSCK_TAKEOVER "fsck.diskguard --takeover HOST --confirm-host-is-down DATASTORE"
 
 static const struct problem_info table[PROBLEM_COUNT] = {
@@ -25,6 +27,10 @@ static const struct problem_info table[PROBLEM_COUNT] = {
     [PROBLEM_FOREIGN] = {"foreign", SEV_NOTE, "another host holds this image",
                          "close it on that host (diskguardctl why IMAGE names it); if that host is surely "
                          "down: " FSCK_TAKEOVER},
+    [PROBLEM_HOLDER_DOWN] = {"holder-down", SEV_PERSON,
+                             "another host holds this image, and no diskguard of that host runs",
+                             "start diskguard on that host: it restores the image by itself; if that host is "
+                             "surely down: " FSCK_TAKEOVER},
     [PROBLEM_FOREIGN_CONFIRMED] = {"foreign-confirmed", SEV_PREEN,
                                    "the holder of this image is confirmed to be down and left it claimed",
                                    FSCK_TAKEOVER},
@@ -91,4 +97,31 @@ const struct problem_info *problem_info(enum problem p)
     if ((unsigned)p >= PROBLEM_COUNT)
         p = PROBLEM_IMPOSSIBLE;
     return &table[p];
+}
+
+void problem_fill(const char *text, const struct problem_words *words, char *ret, size_t size)
+{
+    const struct {
+        const char *word, *value;
+    } known[] = {{"DATASTORE", words->datastore}, {"HOST", words->host}, {"IMAGE", words->image}};
+    size_t used = 0;
+
+    while (*text && used + 1 < size) {
+        const char *value = NULL;
+        size_t len = 1, room = size - used;
+
+        for (size_t i = 0; i < sizeof(known) / sizeof(known[0]) && !value; i++)
+            if (known[i].value && strncmp(text, known[i].word, strlen(known[i].word)) == 0 &&
+                strlen(known[i].value) < room) {
+                value = known[i].value;
+                len = strlen(known[i].word);
+            }
+        if (value)
+            memcpy(ret + used, value, strlen(value));
+        else
+            ret[used] = *text;
+        used += value ? strlen(value) : 1;
+        text += len;
+    }
+    ret[used] = '\0';
 }

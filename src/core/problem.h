@@ -3,6 +3,8 @@
 #ifndef DISKGUARD_PROBLEM_H
 #define DISKGUARD_PROBLEM_H
 
+#include <stddef.h>
+
 enum severity {
     SEV_OK,    /* nothing to do */
     SEV_NOTE,  /* worth a line, not wrong: e.g. a claim of a live host */
@@ -19,6 +21,7 @@ enum problem {
     PROBLEM_VANISHED,          /* the image of a claim is gone: FORGET */
     PROBLEM_LOST_CLAIM,        /* our row, but another host holds or held a later generation: FORGET */
     PROBLEM_FOREIGN,           /* held by another host: report only */
+    PROBLEM_HOLDER_DOWN,       /* the same, and no daemon of that host runs: a person decides */
     PROBLEM_FOREIGN_CONFIRMED, /* held by another host that a person says is down: as LEFT_* */
     PROBLEM_BUSY_WRITER,       /* the fence lock is held: somebody can still write: STOP */
     PROBLEM_ALIEN,             /* header bytes are neither true nor sealed: STOP */
@@ -41,5 +44,12 @@ struct problem_info {
     const char *repair;  /* what repairs it, as a command or an action */
 };
 const struct problem_info *problem_info(enum problem p);
+
+/* Copies text with the words DATASTORE, HOST and IMAGE, which stand for the reader's own, replaced; a NULL leaves the word, and so does a value that does not fit.
+ * They stand in commands: give them quoted (base_quote). */
+struct problem_words {
+    const char *datastore, *host, *image;
+};
+void problem_fill(const char *text, const struct problem_words *words, char *ret, size_t size);
 
 #endif

@@ -69,7 +69,8 @@ static bool fields_ok(const struct record *rec)
 {
     return base_uuid_ok(rec->host) && base_uuid_ok(rec->installation) && base_uuid_ok(rec->boot) &&
            base_uuid_ok(rec->daemon) && time_ok(rec->since) && timespec_ok(&rec->mtime) &&
-           timespec_ok(&rec->mtime_sealed) && (unsigned)rec->step < STEP_COUNT && rec->handle.type >= 0 &&
+           timespec_ok(&rec->mtime_sealed) && timespec_ok(&rec->mtime_chosen) &&
+           timespec_ok(&rec->mtime_seen) && (unsigned)rec->step < STEP_COUNT && rec->handle.type >= 0 &&
            rec->handle.len <= IO_HANDLE_MAX && rec->sync_error >= 0 && rec->sync_error <= ERRNO_MAX &&
            (unsigned)rec->fenced <= FENCING_LOCK && plan_ok(&rec->plan);
 }
@@ -182,6 +183,9 @@ static void put_all(struct writer *w, const struct record *rec)
     put_mtime(w, "mtime-sealed", &rec->mtime_sealed);
     put(w, "sync-error=%d\n", rec->sync_error);
     put(w, "fenced=%s\n", io_fencing_name(rec->fenced));
+    if (rec->chosen)
+        put(w, "mtime-chosen=" MTIME_FORM " " MTIME_FORM "\n", (int64_t)rec->mtime_chosen.tv_sec,
+            rec->mtime_chosen.tv_nsec, (int64_t)rec->mtime_seen.tv_sec, rec->mtime_seen.tv_nsec);
     for (unsigned i = 0; i < rec->plan.n; i++)
         put_extent(w, &rec->plan.ext[i]);
     put(w, SUM_NAME "%08" PRIx32 "\n", checksum(w->text, w->len));
@@ -326,18 +330,38 @@ static void take_cut(struct reader *r, uint64_t *ret)
         r->bad = true;
 }
 
-static void take_mtime(struct reader *r, const char *name, struct timespec *ret)
+static void parse_mtime(struct reader *r, char **rest, struct timespec *ret)
 {
-    char *rest = take(r, name), *seconds = word(r, &rest);
+    char *seconds = word(r, rest);
     bool negative = seconds[0] == '-'; /* before 1970 */
-    uint64_t sec = parse_u64(r, seconds + negative), nsec = parse_u64(r, word(r, &rest));
+    uint64_t sec = parse_u64(r, seconds + negative), nsec = parse_u64(r, word(r, rest));
 
-    if (r->bad || rest || sec > INT64_MAX || nsec >= 1000000000 || (negative && sec == 0)) {
+    if (r->bad || sec > INT64_MAX || nsec >= 1000000000 || (negative && sec == 0)) {
         r->bad = true;
         return;
     }
     ret->tv_sec = negative ? -(time_t)sec : (time_t)sec;
     ret->tv_nsec = (long)nsec;
+}
+
+static void take_mtime(struct reader *r, const char *name, struct timespec *ret)
+{
+    char *rest = take(r, name);
+
+    parse_mtime(r, &rest, ret);
+    r->bad = r->bad || rest;
+}
+
+/* A line that is there only where it says something. */
+static void take_chosen(struct reader *r, struct record *rec)
+{
+    if (r->bad || strncmp(r->next, "mtime-chosen=", 13) != 0)
+        return;
+    char *rest = take(r, "mtime-chosen");
+    parse_mtime(r, &rest, &rec->mtime_chosen);
+    parse_mtime(r, &rest, &rec->mtime_seen);
+    r->bad = r->bad || rest;
+    rec->chosen = true;
 }
 
 static void take_extent(struct reader *r, struct extent *ret)
@@ -359,7 +383,7 @@ static void take_extent(struct reader *r, struct extent *ret)
         parse_hex(r, was, len, ret->was);
 }
 
-/* The one line that may be missing: records of version 1 were first written without it. */
+/* A line that may be missing: records of version 1 were first written without it. */
 static void take_fenced(struct reader *r, enum fencing *ret)
 {
     const char *value;
@@ -402,6 +426,7 @@ static void take_all(struct reader *r, struct record *rec)
     uint64_t sync_error = take_u64(r, "sync-error");
     rec->sync_error = (int)DG_MIN(sync_error, (uint64_t)ERRNO_MAX + 1); /* too much for fields_ok() */
     take_fenced(r, &rec->fenced);
+    take_chosen(r, rec);
     while (!r->bad && *r->next && rec->plan.n < PLAN_MAX)
         take_extent(r, &rec->plan.ext[rec->plan.n++]);
     if (*r->next) /* more extents than a plan has, or a line that nobody knows */

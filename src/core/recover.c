@@ -297,20 +297,27 @@ static int acquire_next(struct job *j)
     return r;
 }
 
-/* What the file's mtime should be after the restore. The holder's last write is what it is now, unless nobody
- * wrote since the seal: then it is as before the seal. Only a row says "not yet sealed" for sure: the claim
- * is not told when the seal is complete. */
-static struct timespec mtime_after(const struct job *j, const struct stat *st)
+/* An mtime that somebody chose counts only until the next write. Before the header is touched. */
+static int judge_chosen(struct job *j)
+{
+    const struct timespec *seen = &j->work->mtime_seen;
+    struct stat st;
+    int r = io_fresh_stat(j->fd, &st);
+
+    if (r == 0 && j->work->step != STEP_RESTORING && j->work->step != STEP_STUCK &&
+        (seen->tv_sec != st.st_mtim.tv_sec || seen->tv_nsec != st.st_mtim.tv_nsec))
+        j->work->chosen = false;
+    return r;
+}
+
+/* The header is true: has it been sealed in this hold, in sight of anybody? Only a row says "not yet" for sure: the claim is not told when the seal is
+ * complete. */
+static bool was_sealed(const struct job *j)
 {
     const struct timespec *sealed = &j->rec->mtime_sealed;
-    bool known = sealed->tv_sec != 0 || sealed->tv_nsec != 0;
+    bool never = j->from_row && j->rec->step == STEP_ARMED && sealed->tv_sec == 0 && sealed->tv_nsec == 0;
 
-    if (known && sealed->tv_sec == st->st_mtim.tv_sec && sealed->tv_nsec == st->st_mtim.tv_nsec)
-        return j->rec->mtime;
-    if (!known && j->from_row && j->rec->step == STEP_ARMED && j->in.header != HEADER_TRUE &&
-        j->rec->plan.n > 0)
-        return j->rec->mtime;
-    return st->st_mtim;
+    return !never && seal_was_taken(j->rec);
 }
 
 static int restore(struct job *j)
@@ -319,19 +326,16 @@ static int restore(struct job *j)
     struct seal seal = {
         .store = r->store, .journal = r->journal, .fd = j->fd, .policy = r->policy, .rec = j->work};
     uint64_t generation = j->work->generation;
-    struct timespec mtime;
-    struct stat st;
-    int err = io_fresh_stat(j->fd, &st);
+    int err = judge_chosen(j);
 
     if (err < 0)
         return err;
-    mtime = mtime_after(j, &st);
     make_ours(j);
     if (j->work->step == STEP_RESTORING || j->work->step == STEP_STUCK)
         j->work->step =
             STEP_SEALED; /* makes seal_restore write journal and claim: this plan may be newer than
                                         the claim's */
-    err = seal_restore(&seal, &mtime);
+    err = seal_restore(&seal);
     return err < 0 ? err : drop_old_row(j, generation);
 }
 
@@ -341,8 +345,6 @@ static int release(struct job *j)
 {
     uint64_t generation = j->work->generation;
     enum header_state state;
-    struct timespec mtime;
-    struct stat st;
     int r = io_fsync(j->fd);
 
     if (r == 0)
@@ -350,12 +352,11 @@ static int release(struct job *j)
     if (r == 0 && state != HEADER_TRUE && state != HEADER_NOPLAN)
         r = -EUCLEAN;
     if (r == 0)
-        r = io_fresh_stat(j->fd, &st);
+        r = judge_chosen(j);
+    if (r == 0 && was_sealed(j))
+        r = seal_new_mtime(j->fd, j->work, NULL);
     if (r < 0)
         return r;
-    mtime = mtime_after(j, &st);
-    if (mtime.tv_sec != st.st_mtim.tv_sec || mtime.tv_nsec != st.st_mtim.tv_nsec)
-        (void)io_set_mtime(j->fd, mtime); /* best effort */
     make_ours(j);
     r = claim_free(j->r->store, j->work);
     if (r == 0)

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "core/hook.h"
+#include "core/seal_priv.h"
 
 struct work {
     struct header disk, next;
@@ -302,8 +303,11 @@ static int move_on_disk(struct seal *s, const struct work *w, const struct edit 
         r = grow_to(s->fd, w->next.file_size);
     if (r == 0 && e && e->kind == EDIT_WRITE)
         r = edit_gaps(s->fd, &w->move, e);
-    for (unsigned i = 0; r == 0 && i < w->move.n; i++)
+    for (unsigned i = 0; r == 0 && i < w->move.n; i++) {
         r = io_header_write(s->fd, w->move.ext[i].sealed, w->move.ext[i].len, w->move.ext[i].off);
+        if (r == 0 && w->plan.n > 0)
+            r = seal_note_shown(s);
+    }
     if (r == 0 && e && e->kind == EDIT_TRUNCATE && w->next.file_size < w->disk.file_size)
         r = io_header_truncate(s->fd, w->next.file_size);
     if (r < 0)

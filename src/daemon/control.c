@@ -13,6 +13,7 @@
 #include <sys/un.h>
 
 #include "daemon/image.h"
+#include "daemon/image_shared.h"
 #include "daemon/keeper.h"
 #include "daemon/options.h"
 #include "daemon/takeover.h"
@@ -93,13 +94,28 @@ static void list_one(void *arg, const struct image_info *info)
     json_object_array_add(arg, o);
 }
 
+static void list_shared(void *arg, const struct image_shared *s)
+{
+    struct json_object *o = json_object_new_object();
+
+    add_text(o, "image", s->path);
+    add_u64(o, "inode", s->ino);
+    add_u64(o, "pid", s->who.pid);
+    add_u64(o, "start", s->who.start);
+    add_u64(o, "writers", s->writers);
+    json_object_array_add(arg, o);
+}
+
 static struct json_object *answer_list(struct daemon *d)
 {
-    struct json_object *o = answer_new(true), *images = json_object_new_array();
+    struct json_object *o = answer_new(true), *images = json_object_new_array(),
+                       *shared = json_object_new_array();
 
     add_text(o, "daemon", d->host.daemon);
     image_each(d, list_one, images);
     json_object_object_add(o, "images", images);
+    image_shared_each(d, list_shared, shared);
+    json_object_object_add(o, "shared", shared);
     return o;
 }
 
@@ -124,20 +140,30 @@ static struct json_object *answer_hosts(const struct daemon *d)
     return o;
 }
 
+static void add_globs(struct json_object *o, const char *key, char **globs)
+{
+    struct json_object *array = json_object_new_array();
+
+    for (char **g = globs; g && *g; g++)
+        json_object_array_add(array, json_object_new_string(*g));
+    json_object_object_add(o, key, array);
+}
+
 static struct json_object *options_object(const struct options *opt)
 {
     static const char *const raw[] = {
         [RAW_AUTO] = "auto", [RAW_ALL] = "all", [RAW_NONE] = "none", [RAW_GLOBS] = "globs"};
-    struct json_object *o = json_object_new_object(), *globs = json_object_new_array();
+    struct json_object *o = json_object_new_object();
 
     add_u64(o, "wait", opt->wait_s);
     add_u64(o, "threshold", opt->threshold);
+    add_bool(o, "threshold_rules", options_threshold_rules(opt));
+    add_text(o, "damaged", opt->damaged == DAMAGED_CLAIM ? "claim" : "refuse");
     add_text(o, "writers", opt->writers == WRITERS_HOST ? "host" : "process");
     add_text(o, "seal", opt->seal == SEAL_SIZE ? "size" : "refuse");
     add_text(o, "raw", raw[opt->raw]);
-    for (char **g = opt->raw_globs; g && *g; g++)
-        json_object_array_add(globs, json_object_new_string(*g));
-    json_object_object_add(o, "raw_globs", globs);
+    add_globs(o, "raw_globs", opt->raw_globs);
+    add_globs(o, "shared_globs", opt->shared_globs);
     add_text(o, "fence", opt->fence_none ? "none" : "auto");
     add_text(o, "takeover", options_takeover_name(opt->takeover));
     add_u64(o, "takeover_wait", opt->takeover_wait_s);

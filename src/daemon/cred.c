@@ -117,10 +117,27 @@ void cred_leave(struct cred *c)
     errno = saved;
 }
 
+/* Numbers of processes are those of the pid namespace of this mount; a /proc of another namespace would show other processes under them. */
+static pthread_once_t proc_once = PTHREAD_ONCE_INIT;
+static bool proc_is_ours;
+
+static void proc_learn(void)
+{
+    char me[32];
+    ssize_t n = readlink("/proc/self", me, sizeof(me) - 1);
+    me[n > 0 ? n : 0] = '\0';
+    proc_is_ours = strtoull(me, NULL, 10) == (unsigned long long)getpid();
+    if (!proc_is_ours)
+        log_msg(LOG_WARNING, "/proc is not of this daemon's pid namespace: who opens an image is not known, "
+                             "so that no process "
+                             "may open a second time what it holds (writers=host lifts that)");
+}
+
 /* Reads a file of /proc as one NUL-terminated text. */
 static bool read_proc(const char *path, char *ret, size_t size)
 {
-    _cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
+    pthread_once(&proc_once, proc_learn);
+    _cleanup_close_ int fd = proc_is_ours ? open(path, O_RDONLY | O_CLOEXEC) : -1;
     if (fd < 0)
         return false;
     ssize_t n = read(fd, ret, size - 1);
@@ -168,6 +185,20 @@ void cred_opener(fuse_req_t req, struct opener *ret)
     }
 }
 
+uint64_t cred_thread_group(fuse_req_t req)
+{
+    pid_t tid = fuse_req_ctx(req)->pid;
+    return tid > 0 ? thread_group(tid) : 0;
+}
+
+bool cred_process(uint64_t pid, struct opener *ret)
+{
+    uint64_t start = pid > 0 ? start_time(pid) : 0;
+    if (start > 0)
+        *ret = (struct opener){.pid = pid, .start = start};
+    return start > 0;
+}
+
 bool cred_same_process(const struct opener *a, const struct opener *b)
 {
     return a->pid != 0 && a->pid == b->pid && a->start == b->start;
@@ -179,15 +210,17 @@ static bool mask_line(const char *status, const char *name, uint64_t *ret)
     return line && sscanf(line + strlen(name), "%" SCNx64, ret) == 1;
 }
 
-bool cred_signalled(fuse_req_t req)
+enum cred_signal cred_signal(fuse_req_t req)
 {
     char path[64], status[4096];
+    if (fuse_req_ctx(req)->pid <= 0)
+        return CRED_UNKNOWN;
     snprintf(path, sizeof(path), "/proc/%d/status", (int)fuse_req_ctx(req)->pid);
     if (!read_proc(path, status, sizeof(status)))
-        return true;
+        return CRED_UNKNOWN;
     uint64_t own, shared, blocked, ignored; /* proc(5), status */
     if (!mask_line(status, "SigPnd:", &own) || !mask_line(status, "ShdPnd:", &shared) ||
         !mask_line(status, "SigBlk:", &blocked) || !mask_line(status, "SigIgn:", &ignored))
-        return true;
-    return ((own | shared) & ~(blocked | ignored)) != 0;
+        return CRED_UNKNOWN;
+    return (own | shared) & ~(blocked | ignored) ? CRED_SIGNAL : CRED_NO_SIGNAL;
 }

@@ -23,10 +23,12 @@ struct control;
 struct lock_table;
 struct prune;
 struct takeover;
+struct maker_table;
 
 enum takeover_mode { TAKEOVER_MANUAL, TAKEOVER_BY_LOCK, TAKEOVER_UNPROVEN };
 enum writers { WRITERS_PROCESS, WRITERS_HOST };
 enum readers { READERS_PROTECT, READERS_IGNORE };
+enum damaged { DAMAGED_CLAIM, DAMAGED_REFUSE };
 enum raw_mode { RAW_AUTO, RAW_ALL, RAW_NONE, RAW_GLOBS };
 
 struct options {
@@ -34,12 +36,18 @@ struct options {
     char *host_id;                /* NULL: derive */
     char *state_dir;              /* default /var/lib/diskguard */
     unsigned wait_s;              /* default 5, 0..86400 */
+    bool wait_set;                /* wait= was given: waits so long whatever is known of the holder */
     uint64_t threshold;           /* bytes, default 0 */
+    bool threshold_set;           /* threshold= was given */
     enum seal_mode seal;
     enum raw_mode raw;
-    char **raw_globs; /* NULL-terminated; fnmatch(3) on the last path component */
+    char **raw_globs;    /* NULL-terminated; fnmatch(3) on the last path component */
+    char **shared_globs; /* the same; NULL: none (image_shared.h) */
     enum writers writers;
     enum readers readers;
+    char **managers;             /* NULL-terminated: names or absolute paths of executables (image_first.h) */
+    char *subtype;               /* of the mount's type fuse.SUBTYPE, default "diskguard" */
+    enum damaged damaged;        /* an image whose header contradicts itself */
     bool fence_none;             /* fence=none */
     enum takeover_mode takeover; /* takeover=manual|lock|lock-unproven */
     unsigned takeover_wait_s; /* default 120, 1..86400: instead of wait_s while a takeover may still come */
@@ -65,6 +73,7 @@ struct daemon {
     struct control *control;
     struct prune *prune;
     struct takeover *takeover;
+    struct maker_table *makers; /* NULL where no image is too small: options_threshold_rules() */
     struct seal_policy policy;
     /* keeper.c: the lock on this host's record is lost and could not be had again: no new claims. */
     atomic_bool host_lost;

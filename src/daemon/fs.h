@@ -7,7 +7,7 @@
 
 extern const struct fuse_lowlevel_ops fs_ops; /* fs.c: the table, init, destroy */
 
-/* fs_name.c: lookup, mknod, mkdir, symlink, link, unlink, rmdir, rename, readlink */
+/* fs_name.c: lookup, mknod, mkdir, symlink, link, readlink; fs_remove.c: unlink, rmdir, rename */
 void fs_lookup(fuse_req_t req, fuse_ino_t parent, const char *name);
 void fs_forget(fuse_req_t req, fuse_ino_t ino, uint64_t nlookup);
 void fs_forget_multi(fuse_req_t req, size_t count, struct fuse_forget_data *forgets);
@@ -27,6 +27,11 @@ bool fs_name_hidden(const struct daemon *d, const struct inode *dir, const char 
  * cached of the directory, for a lookup that decides something. 0 or -errno. */
 DG_MUST_CHECK int fs_name_lookup(struct daemon *d, struct inode *dir, const char *name, bool fresh,
                                  struct fuse_entry_param *ret, struct inode **ret_inode);
+/* The inode of a name, pinned; *ret_st as on the datastore. lookup: counted; fresh: as above. 0 or -errno. */
+DG_MUST_CHECK int fs_name_inode(struct daemon *d, struct inode *dir, const char *name, bool lookup,
+                                bool fresh, struct stat *ret_st, struct inode **ret);
+/* Is this directory `top`, or below it? */
+bool fs_name_beneath(int dir_fd, const struct inode *top);
 /* Does the name under which the kernel found this file lead to another one now, or nowhere? Asked freshly, for an open or truncation by path: the
  * plain lookup before it may have answered from a cache. On true the caller answers ESTALE: the kernel then walks the path again (do_filp_open,
  * fs/namei.c), and now finds what is there. True at most once for each lookup and for each walk, so that a file that is reached without its name
@@ -65,7 +70,7 @@ void fs_getlk(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi, struct 
 void fs_setlk(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi, struct flock *lock, int sleep);
 void fs_flock(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi, int op);
 /* FLUSH of an owner (close(2) drops all its POSIX locks) and release of a handle (its OFD and flock locks go). */
-void fs_lock_flush(struct daemon *d, struct handle *h, uint64_t owner);
+void fs_lock_flush(struct daemon *d, fuse_req_t req, struct handle *h, uint64_t owner);
 void fs_lock_release(struct daemon *d, struct handle *h);
 void fs_lock_free(struct inode_locks *locks);
 

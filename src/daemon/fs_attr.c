@@ -9,6 +9,8 @@
 #include "daemon/cred.h"
 #include "daemon/fs.h"
 #include "daemon/image.h"
+#include "daemon/image_first.h"
+#include "daemon/image_wait.h"
 #include "daemon/park.h"
 
 void fs_attr_proc_path(int fd, char ret[FS_PROC_PATH_SIZE])
@@ -79,6 +81,7 @@ struct change {
     struct opener who;
     struct stat attr;
     int to_set;
+    uint64_t since_ms; /* of a truncation that may wait */
 };
 
 static int set_owner(const struct change *c)
@@ -108,13 +111,9 @@ static int set_times(const struct change *c)
         time_to_set(c->to_set, FUSE_SET_ATTR_ATIME_NOW, FUSE_SET_ATTR_ATIME, c->attr.st_atim),
         time_to_set(c->to_set, FUSE_SET_ATTR_MTIME_NOW, FUSE_SET_ATTR_MTIME, c->attr.st_mtim),
     };
-    if (utimensat(c->inode->fd, "", tv, AT_EMPTY_PATH) < 0)
-        return -errno;
-    struct stat st;
-    if (S_ISREG(c->inode->type) && c->to_set & (FUSE_SET_ATTR_MTIME | FUSE_SET_ATTR_MTIME_NOW) &&
-        io_fresh_stat(c->inode->fd, &st) == 0)
-        image_set_mtime(c->inode, st.st_mtim);
-    return 0;
+    if (S_ISREG(c->inode->type))
+        return image_set_times(c->d, c->inode, tv);
+    return utimensat(c->inode->fd, "", tv, AT_EMPTY_PATH) < 0 ? -errno : 0;
 }
 
 /* The kernel of the view has checked that the caller may. On storage that does not let this daemon change
@@ -144,6 +143,11 @@ static int set_others(const struct change *c)
         FUSE_SET_ATTR_ATIME | FUSE_SET_ATTR_MTIME | FUSE_SET_ATTR_ATIME_NOW | FUSE_SET_ATTR_MTIME_NOW;
     if (r == 0 && c->to_set & times)
         r = as_either(c, set_times);
+    if (r == -EBUSY) {
+        struct opener who;
+        cred_opener(c->req, &who);
+        image_refused(c->d, c->inode, &who, "a new mtime", r);
+    }
     return r;
 }
 
@@ -169,7 +173,7 @@ static bool truncate_turn(void *arg, enum park_turn turn)
     int r = -EINTR;
     if (turn != PARK_INTERRUPTED) {
         r = image_truncate(c->d, c->inode, &c->who, (uint64_t)c->attr.st_size);
-        if (r == -EBUSY && turn != PARK_LAST)
+        if (r == -EBUSY && turn != PARK_LAST && !image_wait_is_vain(c->d, c->inode, &c->who, c->since_ms))
             return false;
         if (r == -EBUSY)
             image_refused(c->d, c->inode, &c->who, "truncate", r);
@@ -190,7 +194,14 @@ static void truncate_by_path(const struct change *c)
     }
     *op = *c;
     cred_opener(c->req, &op->who);
+    op->since_ms = base_now_ms();
     park_start(c->d->park, c->req, truncate_turn, op, c->d->opt.wait_s * UINT64_C(1000));
+}
+
+static int truncate_handle(struct daemon *d, struct handle *h, uint64_t size)
+{
+    int r = image_first_change(d, h);
+    return r < 0 ? r : image_ftruncate(d, h, size);
 }
 
 void fs_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set, struct fuse_file_info *fi)
@@ -205,8 +216,8 @@ void fs_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set, s
     }
     if (!(to_set & FUSE_SET_ATTR_SIZE))
         change_finish(&c, 0);
-    else if (h && h->writer && h->inode == c.inode)
-        change_finish(&c, image_ftruncate(d, h, (uint64_t)attr->st_size));
+    else if (h && h->inode == c.inode && (h->writer || image_first_expected(h)))
+        change_finish(&c, truncate_handle(d, h, (uint64_t)attr->st_size));
     else if (fs_name_moved(req, c.inode))
         change_finish(&c, -ESTALE);
     else

@@ -7,6 +7,7 @@
 
 #include "core/hook.h"
 #include "daemon/image.h"
+#include "daemon/image_first.h"
 #include "daemon/pool.h"
 
 /* Alignment that every O_DIRECT backing file accepts (open(2), O_DIRECT: logical block size, at most a page).
@@ -60,7 +61,9 @@ static void *buffer_get(size_t size)
 bool fs_data_direct(const struct handle *h, bool write, uint64_t off)
 {
     /* An append lands where the file ends now, which only the guarded way may find out. */
-    return image_is_data(h, off) && !(write && h->flags & O_APPEND && atomic_load(&h->guarded));
+    if (write && ((h->flags & O_APPEND && atomic_load(&h->guarded)) || image_first_expected(h)))
+        return false;
+    return image_is_data(h, off);
 }
 
 /* As guest data. *ret_sound false: what was read must be forgotten, and be read by image_read(). */
@@ -227,6 +230,10 @@ static ssize_t write_direct(struct handle *h, const void *buf, size_t size, uint
 static ssize_t write_at(struct daemon *d, struct handle *h, const void *buf, size_t size, uint64_t off,
                         bool *ret_direct)
 {
+    *ret_direct = false;
+    int r = image_first_change(d, h);
+    if (r < 0)
+        return r;
     *ret_direct = true;
     atomic_store_explicit(&h->dirty, true, memory_order_relaxed);
     unsigned epoch;
@@ -287,8 +294,8 @@ void fs_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off, off_t len
     (void)ino;
     struct daemon *d = daemon_of(req);
     struct handle *h = handle_get(d->handles, fi->fh);
-    int r = -EBADF;
-    if (h) {
+    int r = h ? image_first_change(d, h) : -EBADF;
+    if (r == 0) {
         atomic_store(&h->dirty, true);
         r = image_fallocate(d, h, mode, (uint64_t)off, (uint64_t)len);
         if (r < 0)
@@ -412,8 +419,8 @@ void fs_copy_file_range(fuse_req_t req, fuse_ino_t ino_in, off_t off_in, struct 
     (void)ino_out;
     struct daemon *d = daemon_of(req);
     struct handle *in = handle_get(d->handles, fi_in->fh), *out = handle_get(d->handles, fi_out->fh);
-    ssize_t n = -EBADF;
-    if (in && out)
+    ssize_t n = in && out ? image_first_change(d, out) : -EBADF;
+    if (n == 0)
         n = copy_range(req, in, (uint64_t)off_in, out, (uint64_t)off_out, len, (unsigned)flags);
     if (n < 0 && out)
         image_io_failed(d, out, (int)n);

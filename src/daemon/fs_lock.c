@@ -8,7 +8,10 @@
  *   - flock where the fence lock itself is one (OCFS2), and on GFS2, where it hangs (design section 6),
  *   - everything where the backing file system has no locks.
  * flock where it is one name space with byte locks (NFS): a byte lock of all that lies below the fence, on the owner's own descriptor, which never
- * carries the fence. It meets the flock of other hosts and views as a flock would. Elsewhere it goes to the handle's descriptor.
+ * carries the fence. It meets the flock of other hosts and views as a flock would. Elsewhere it is an flock of that descriptor: the handle's own may be replaced.
+ * The kernel tells an open file by its address, which the next file that is opened may have as soon as the last descriptor is closed, and so before our release of the former one. Then
+ * the same number means two owners. That it is an open file's, and which, is known by the handle and by who locks and closes: owner_is().
+ * A lock by which a writer says that the file is a disk is granted when that is claimed: image_disk.h.
  * Not as on a plain file: no EDEADLK, and l_pid is 0 for a lock of another host or of a program outside the
  * view. */
 #include <fcntl.h>
@@ -16,25 +19,30 @@
 #include <sys/file.h>
 #include <sys/mman.h>
 
+#include "core/hook.h"
 #include "core/log.h"
 #include "daemon/cred.h"
 #include "daemon/fs.h"
 #include "daemon/image.h"
 #include "daemon/image_bytes.h"
+#include "daemon/image_disk.h"
 #include "daemon/image_reader.h"
+#include "daemon/image_wait.h"
 #include "daemon/park.h"
 
 enum owner_kind { OWNER_BYTES, OWNER_FLOCK };
 
 struct owner {
     enum owner_kind kind;
-    uint64_t id;             /* lock owner of the kernel; for flock: the handle */
-    struct handle *via;      /* that introduced it; only compared */
+    uint64_t id;         /* lock owner of the kernel; for flock: the handle */
+    struct handle *via;  /* that introduced it; only compared. Under inode_locks.lock, as the next two */
+    struct handle *also; /* another one that used it, and may be of an open file that came after via's */
+    bool is_file;        /* it is an open file, not a process: its process has closed it as another owner */
     struct byte_owner bytes; /* what it has of QEMU's bytes, and its pid */
     struct image_reader reader;
     atomic_int fd;         /* on the backing file; -1: not opened yet */
     atomic_int host_fd;    /* on the memfd; -1: not opened yet */
-    atomic_bool forwarded; /* flock: it went to the handle's descriptor */
+    atomic_bool forwarded; /* flock: it went to the backing file */
     unsigned refs;         /* under inode_locks.lock: the list has one, each operation under way has one */
     struct owner *next;
 };
@@ -103,15 +111,50 @@ static void owner_forget(struct inode_locks *l, struct owner *o)
     image_reader_forget(l->d, l->inode, &o->reader);
 }
 
-static struct owner *owner_get(struct inode_locks *l, enum owner_kind kind, uint64_t id, struct handle *via)
+/* One who asks or locks through a handle. */
+struct asker {
+    fuse_req_t req;
+    struct handle *h;
+    enum owner_kind kind;
+    uint64_t id;
+    uint64_t pid; /* thread group; 0: not looked up, or unknown */
+    bool looked;
+};
+
+/* Is this owner the asker? An open file has one handle; a process may have several, and never asks through the handle of another one's open file. */
+static bool owner_is(const struct owner *o, const struct asker *a)
+{
+    if (o->kind != a->kind || o->id != a->id)
+        return false;
+    uint64_t pid = atomic_load(&o->bytes.pid);
+    return o->via == a->h || !(o->is_file || (pid && a->pid && pid != a->pid));
+}
+
+static struct owner *owner_find_locked(struct inode_locks *l, const struct asker *a) REQUIRES(l->lock)
+{
+    struct owner *o = l->owners;
+    while (o && !owner_is(o, a))
+        o = o->next;
+    return o;
+}
+
+static struct owner *owner_get(struct inode_locks *l, struct asker *a, bool make)
 {
     mutex_lock(&l->lock);
-    struct owner *o = l->owners;
-    while (o && (o->kind != kind || o->id != id))
-        o = o->next;
+    struct owner *o = owner_find_locked(l, a);
+    if (o && o->via != a->h && !a->looked) {
+        mutex_unlock(&l->lock);
+        a->pid = cred_thread_group(a->req);
+        a->looked = true;
+        mutex_lock(&l->lock);
+        o = owner_find_locked(l, a);
+    }
+    struct handle *via = make ? a->h : NULL;
+    if (o && o->via != a->h)
+        o->also = a->h;
     if (!o && via && (o = calloc(1, sizeof(*o)))) {
-        o->kind = kind;
-        o->id = id;
+        o->kind = a->kind;
+        o->id = a->id;
         o->via = via;
         image_bytes_owner_init(&o->bytes);
         image_reader_init(l->d, &o->reader, via);
@@ -343,7 +386,7 @@ struct get_op {
     fuse_req_t req;
     struct daemon *d;
     struct handle *h; /* stays: the kernel holds the open file for as long as it waits */
-    uint64_t owner;
+    uint64_t owner, since_ms;
     struct flock lock;
 };
 
@@ -352,7 +395,8 @@ static int try_get(struct get_op *op, bool last, struct flock *ret)
 {
     struct inode *i = op->h->inode;
     struct inode_locks *l = locks_get(op->d, i);
-    struct owner *o = l ? owner_get(l, OWNER_BYTES, op->owner, op->h) : NULL;
+    struct asker a = {.req = op->req, .h = op->h, .kind = OWNER_BYTES, .id = op->owner};
+    struct owner *o = l ? owner_get(l, &a, true) : NULL;
     if (!o)
         return -ENOMEM;
     pid_t pid;
@@ -361,7 +405,7 @@ static int try_get(struct get_op *op, bool last, struct flock *ret)
         ret->l_pid = pid >= 0 ? pid : pid_of(l, ret);
     else if (r == 0)
         r = image_reader_ask(op->d, i, &o->reader, op->lock.l_type, op->lock.l_start, op->lock.l_len, ret);
-    if (r == -EBUSY && last) {
+    if (r == -EBUSY && (last || image_wait_is_vain(op->d, i, &op->h->opener, op->since_ms))) {
         image_reader_refused(op->d, i, &o->reader);
         r = 0;
     }
@@ -394,7 +438,8 @@ void fs_getlk(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi, struct 
         fuse_reply_err(req, h ? ENOMEM : EBADF);
         return;
     }
-    *op = (struct get_op){.req = req, .d = d, .h = h, .owner = fi->lock_owner, .lock = *lock};
+    *op = (struct get_op){
+        .req = req, .d = d, .h = h, .owner = fi->lock_owner, .since_ms = base_now_ms(), .lock = *lock};
     park_start(d->park, req, get_turn, op, d->opt.wait_s * UINT64_C(1000));
 }
 
@@ -408,6 +453,8 @@ struct lock_op {
     struct flock lock;
     int op; /* flock */
     bool is_flock, sleep;
+    bool is_disk;      /* it says "I write this disk" (image_disk.h) */
+    uint64_t since_ms; /* CLOCK_MONOTONIC: of the first attempt */
 };
 
 static int flock_fd(int fd, int op)
@@ -418,14 +465,14 @@ static int flock_fd(int fd, int op)
 }
 
 /* Where an flock goes. The same for plain files and images, so that one which becomes the other takes its locks along. */
-enum flock_way { FLOCK_HOST, FLOCK_BYTES, FLOCK_HANDLE };
+enum flock_way { FLOCK_HOST, FLOCK_BYTES, FLOCK_FILE };
 
 static enum flock_way flock_way(const struct daemon *d)
 {
     const struct io_fstype *fs = d->store.fs;
     if (strcmp(fs->name, "gfs2") == 0 || d->store.fence == FENCE_FLOCK)
         return FLOCK_HOST;
-    return fs->flock_meets_fence && d->store.fence == FENCE_OFD ? FLOCK_BYTES : FLOCK_HANDLE;
+    return fs->flock_meets_fence && d->store.fence == FENCE_OFD ? FLOCK_BYTES : FLOCK_FILE;
 }
 
 static short flock_type(int kind)
@@ -436,19 +483,20 @@ static short flock_type(int kind)
 static int try_flock(struct lock_op *op, struct inode_locks *l)
 {
     struct inode *i = op->h->inode;
-    struct owner *o = owner_get(l, OWNER_FLOCK, op->h->fh, op->h);
+    struct asker a = {.req = op->req, .h = op->h, .kind = OWNER_FLOCK, .id = op->h->fh};
+    struct owner *o = owner_get(l, &a, true);
     if (!o)
         return -ENOMEM;
     int kind = op->op & ~LOCK_NB;
     int r = 0;
     enum flock_way way = flock_way(op->d);
-    if (way == FLOCK_HANDLE && atomic_load(&l->host_only) && !atomic_load(&o->forwarded))
+    if (way == FLOCK_FILE && atomic_load(&l->host_only) && !atomic_load(&o->forwarded))
         way = FLOCK_HOST;
     bool here = way == FLOCK_HOST;
     if (way == FLOCK_BYTES) {
         r = set_below(i, l, o, flock_type(kind), (struct range){0, DG_FENCE_OFFSET});
-    } else if (way == FLOCK_HANDLE) {
-        r = flock_fd(op->h->fd, kind);
+    } else if (way == FLOCK_FILE) {
+        r = flock_fd(backing_fd(i, o), kind);
         if (r == 0)
             atomic_store(&o->forwarded, kind != LOCK_UN);
         if (r == 0 && kind != LOCK_UN)
@@ -461,29 +509,49 @@ static int try_flock(struct lock_op *op, struct inode_locks *l)
     return r;
 }
 
+/* -EBUSY: somebody writes what is to be a disk, whom no lock need show. */
 static int try_bytes(struct lock_op *op, struct inode_locks *l)
 {
-    struct owner *o = owner_get(l, OWNER_BYTES, op->owner, op->lock.l_type == F_UNLCK ? NULL : op->h);
+    int r = op->is_disk ? image_disk_claim(op->d, op->h) : 0;
+    if (r < 0)
+        return r;
+    struct asker a = {.req = op->req, .h = op->h, .kind = OWNER_BYTES, .id = op->owner};
+    struct owner *o = owner_get(l, &a, op->lock.l_type != F_UNLCK);
     if (!o)
         return op->lock.l_type == F_UNLCK ? 0 : -ENOMEM; /* an owner that is unknown has nothing to unlock */
     if (op->lock.l_pid > 0)
         atomic_store(&o->bytes.pid, (unsigned long long)op->lock.l_pid);
-    int r = set_lock(op->h->inode, l, o, &op->lock);
+    r = set_lock(op->h->inode, l, o, &op->lock);
     owner_put(l, o);
     return r;
+}
+
+/* What was in the way when a disk was to be claimed: -EBUSY, try again, or (logged) what its program is told. */
+static int disk_busy(const struct lock_op *op, bool last)
+{
+    if (!last && (op->sleep || !image_wait_is_vain(op->d, op->h->inode, &op->h->opener, op->since_ms)))
+        return -EBUSY;
+    struct opener who = {.pid = op->lock.l_pid > 0 ? (uint64_t)op->lock.l_pid : 0};
+    image_refused(op->d, op->h->inode, &who, IMAGE_DISK_LOCK, -EBUSY);
+    return -EAGAIN;
 }
 
 static bool lock_turn(void *arg, enum park_turn turn)
 {
     struct lock_op *op = arg;
     int r = -EINTR;
-    if (turn != PARK_INTERRUPTED && turn != PARK_LAST) {
+    bool last = turn == PARK_LAST;
+    if (turn != PARK_INTERRUPTED && !(last && op->sleep)) {
         struct inode_locks *l = locks_get(op->d, op->h->inode);
         if (l)
             r = op->is_flock ? try_flock(op, l) : try_bytes(op, l);
         else
             r = -ENOMEM;
         if (r == -EAGAIN && op->sleep)
+            return false;
+        if (r == -EBUSY && op->is_disk)
+            r = disk_busy(op, last);
+        if (r == -EBUSY && op->is_disk)
             return false;
     }
     struct daemon *d = op->d;
@@ -509,7 +577,10 @@ static void lock_start(fuse_req_t req, struct fuse_file_info *fi, const struct l
     op->d = d;
     op->h = h;
     op->owner = fi->lock_owner;
-    park_start(d->park, req, lock_turn, op, PARK_FOREVER);
+    op->is_disk = !op->is_flock && image_disk_said(d, h, &op->lock);
+    op->since_ms = op->is_disk ? base_now_ms() : 0;
+    park_start(d->park, req, lock_turn, op,
+               op->is_disk && !op->sleep ? d->opt.wait_s * UINT64_C(1000) : PARK_FOREVER);
 }
 
 void fs_setlk(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi, struct flock *lock, int sleep)
@@ -554,7 +625,7 @@ static void drop_owners(struct daemon *d, struct inode_locks *l,
         if (atomic_load(&o->fd) >= 0)
             (void)set_range(atomic_load(&o->fd), F_UNLCK, (struct range){0, 0});
         if (atomic_load(&o->forwarded))
-            (void)flock_fd(o->via->fd, LOCK_UN);
+            (void)flock_fd(atomic_load(&o->fd), LOCK_UN);
         owner_put(l, o);
     }
     if (any)
@@ -566,21 +637,52 @@ static bool match_process(const struct owner *o, const void *arg)
     return o->kind == OWNER_BYTES && o->id == *(const uint64_t *)arg;
 }
 
+/* One that another handle uses, too, without that being told from an open file that came after this one's, keeps what it has: no live lock is ever dropped. */
 static bool match_handle(const struct owner *o, const void *arg)
 {
-    return o->via == arg;
+    return o->via == arg && !o->also;
 }
 
-void fs_lock_flush(struct daemon *d, struct handle *h, uint64_t owner)
+/* A process closes a descriptor: what it has locked through this handle as another owner is its open file's. */
+static void note_files(struct inode_locks *l, const struct handle *h, uint64_t owner, fuse_req_t req)
+{
+    bool any = false;
+    mutex_lock(&l->lock);
+    for (const struct owner *o = l->owners; o; o = o->next)
+        any |= o->kind == OWNER_BYTES && o->via == h && o->id != owner && !o->is_file;
+    mutex_unlock(&l->lock);
+    if (!any)
+        return;
+    uint64_t pid = cred_thread_group(req);
+    mutex_lock(&l->lock);
+    for (struct owner *o = l->owners; o && pid; o = o->next)
+        o->is_file |=
+            o->kind == OWNER_BYTES && o->via == h && o->id != owner && atomic_load(&o->bytes.pid) == pid;
+    mutex_unlock(&l->lock);
+}
+
+void fs_lock_flush(struct daemon *d, fuse_req_t req, struct handle *h, uint64_t owner)
 {
     struct inode_locks *l = atomic_load(&h->inode->locks);
-    if (l)
-        drop_owners(d, l, match_process, &owner);
+    if (!l)
+        return;
+    note_files(l, h, owner, req);
+    drop_owners(d, l, match_process, &owner);
 }
 
 void fs_lock_release(struct daemon *d, struct handle *h)
 {
     struct inode_locks *l = atomic_load(&h->inode->locks);
-    if (l)
-        drop_owners(d, l, match_handle, h);
+    if (!l)
+        return;
+    HOOK("lock.release");
+    drop_owners(d, l, match_handle, h);
+    mutex_lock(&l->lock);
+    for (struct owner *o = l->owners; o; o = o->next) {
+        if (o->via == h)
+            o->via = o->also;
+        if (o->also == h || o->via == o->also)
+            o->also = NULL;
+    }
+    mutex_unlock(&l->lock);
 }

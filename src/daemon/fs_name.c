@@ -4,14 +4,10 @@
 #include <string.h>
 #include <sys/syscall.h>
 
-#include "core/hook.h"
 #include "daemon/cred.h"
 #include "daemon/fs.h"
-#include "daemon/image.h"
-#include "daemon/park.h"
 
 #define CLIMB_MAX 4096 /* levels from a directory to the root: PATH_MAX holds no more */
-#define CHASE_MAX 64   /* times that a name may change its file while it is being removed */
 
 bool fs_name_hidden(const struct daemon *d, const struct inode *dir, const char *name)
 {
@@ -27,16 +23,13 @@ static bool is_hidden_dir(const struct daemon *d, const struct stat *st)
 
 /* ---- lookup ---- */
 
-/* Is the directory below the root of the view? One that another host moved out of the datastore leads to
- * places that are none of ours. */
-static bool is_beneath(struct daemon *d, int dir_fd)
+bool fs_name_beneath(int dir_fd, const struct inode *top)
 {
-    struct inode *root = inode_get(d->inodes, FUSE_ROOT_ID);
     struct stat st, last = {0};
     int fd = dir_fd;
     bool found = false;
     for (int level = 0; level < CLIMB_MAX && fstat(fd, &st) == 0; level++) {
-        found = st.st_dev == root->dev && st.st_ino == root->ino;
+        found = st.st_dev == top->dev && st.st_ino == top->ino;
         if (found || (st.st_dev == last.st_dev && st.st_ino == last.st_ino))
             break;
         last = st;
@@ -47,8 +40,16 @@ static bool is_beneath(struct daemon *d, int dir_fd)
     }
     if (fd >= 0 && fd != dir_fd)
         close(fd);
-    inode_put(d->inodes, root);
     return found;
+}
+
+/* One that another host moved out of the datastore leads to places that are none of ours. */
+static bool is_ours(struct daemon *d, int dir_fd)
+{
+    struct inode *root = inode_get(d->inodes, FUSE_ROOT_ID);
+    bool ours = fs_name_beneath(dir_fd, root);
+    inode_put(d->inodes, root);
+    return ours;
 }
 
 /* "..", for NFS export. RESOLVE_BENEATH has no parent for the directory that it starts from. */
@@ -59,7 +60,7 @@ static int open_parent(struct daemon *d, const struct inode *dir)
     int fd = openat(dir->fd, "..", O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0)
         return -errno;
-    if (is_beneath(d, fd))
+    if (is_ours(d, fd))
         return fd;
     close(fd);
     return -ESTALE;
@@ -84,9 +85,8 @@ static int name_open(struct daemon *d, const struct inode *dir, const char *name
     return base_steal_fd(&fd);
 }
 
-/* The inode of a name, pinned; *ret_st as on the datastore. */
-static int name_inode(struct daemon *d, struct inode *dir, const char *name, bool lookup, bool fresh,
-                      struct stat *ret_st, struct inode **ret)
+int fs_name_inode(struct daemon *d, struct inode *dir, const char *name, bool lookup, bool fresh,
+                  struct stat *ret_st, struct inode **ret)
 {
     int fd = name_open(d, dir, name, fresh, ret_st);
     if (fd < 0)
@@ -115,8 +115,8 @@ int fs_name_lookup(struct daemon *d, struct inode *dir, const char *name, bool f
 {
     struct inode *i;
     struct stat st;
-    int r =
-        strcmp(name, ".") == 0 ? self_inode(d, dir, &st, &i) : name_inode(d, dir, name, true, fresh, &st, &i);
+    int r = strcmp(name, ".") == 0 ? self_inode(d, dir, &st, &i)
+                                   : fs_name_inode(d, dir, name, true, fresh, &st, &i);
     if (r < 0)
         return r;
     fs_attr_show(d, i, &st);
@@ -303,292 +303,4 @@ void fs_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t newparent, const char *n
     struct make m = {.fn = make_link, .source_fd = i->fd};
     make_name(req, &m, newparent, newname);
     inode_put(d->inodes, i);
-}
-
-/* ---- names that go: unlink, rename over a file, exchange ---- */
-
-/* An image must not vanish under its holder, here or on another host: the file behind a name that goes is
- * held meanwhile. */
-struct removal {
-    fuse_req_t req;
-    struct daemon *d;
-    struct opener who;
-    const char *what;
-    bool rename;
-    unsigned flags;       /* of renameat2(2) */
-    struct inode *dir[2]; /* pinned; [1] for rename */
-    char *name[2];
-};
-
-struct victims {
-    unsigned n;
-    struct inode *inode[2]; /* pinned, by rising inode number */
-    unsigned slot[2];       /* which name of the removal */
-    struct hold hold[2];
-    bool absent; /* the target of a rename has no file */
-};
-
-static void removal_free(struct removal *op)
-{
-    for (int s = 0; s < 2; s++) {
-        inode_put(op->d->inodes, op->dir[s]);
-        free(op->name[s]);
-    }
-    free(op);
-}
-
-static void victims_put(struct removal *op, struct victims *v)
-{
-    for (unsigned n = 0; n < v->n; n++)
-        inode_put(op->d->inodes, v->inode[n]);
-}
-
-static int victim_find(struct removal *op, unsigned slot, struct inode **ret)
-{
-    struct stat st;
-    int r = name_inode(op->d, op->dir[slot], op->name[slot], false, true, &st, ret);
-    struct cred cred;
-    if (r != -EACCES || cred_enter(op->req, &cred) < 0)
-        return r;
-    r = name_inode(op->d, op->dir[slot], op->name[slot], false, true, &st, ret);
-    cred_leave(&cred);
-    return r;
-}
-
-static int victim_add(struct removal *op, unsigned slot, struct victims *v)
-{
-    struct inode *i;
-    int r = victim_find(op, slot, &i);
-    if (r == -ENOENT) {
-        v->absent = true;
-        return 0;
-    }
-    if (r < 0)
-        return r;
-    if (!S_ISREG(i->type) || (v->n == 1 && v->inode[0] == i)) {
-        inode_put(op->d->inodes, i);
-        return 0;
-    }
-    unsigned at = v->n++;
-    if (at == 1 && i->ino < v->inode[0]->ino) {
-        v->inode[1] = v->inode[0];
-        v->slot[1] = v->slot[0];
-        at = 0;
-    }
-    v->inode[at] = i;
-    v->slot[at] = slot;
-    return 0;
-}
-
-static int victims_find(struct removal *op, struct victims *v)
-{
-    *v = (struct victims){0};
-    int r = 0;
-    if (!op->rename || op->flags & RENAME_EXCHANGE)
-        r = victim_add(op, 0, v);
-    if (r == 0 && op->rename && !(op->flags & RENAME_NOREPLACE))
-        r = victim_add(op, 1, v);
-    if (r < 0)
-        victims_put(op, v);
-    return r;
-}
-
-static void victims_unhold(struct removal *op, struct victims *v, unsigned n)
-{
-    while (n-- > 0)
-        image_unhold(op->d, &v->hold[n]);
-}
-
-/* Both or none: one that is held while the other is waited for could make two hosts wait for each other. */
-static int victims_hold(struct removal *op, struct victims *v, unsigned *ret_failed)
-{
-    for (unsigned n = 0; n < v->n; n++) {
-        int r = image_hold(op->d, v->inode[n], &op->who, op->what, &v->hold[n]);
-        if (r < 0) {
-            victims_unhold(op, v, n);
-            *ret_failed = n;
-            return r;
-        }
-    }
-    return 0;
-}
-
-/* Do the names still mean the files that were held, and is the one that led nowhere still free? (The storage may not know RENAME_NOREPLACE.) */
-static bool victims_same(struct removal *op, const struct victims *v)
-{
-    if (v->absent && op->rename && !(op->flags & RENAME_EXCHANGE)) {
-        struct inode *now = NULL;
-        int r = victim_find(op, 1, &now);
-        inode_put(op->d->inodes, now);
-        if (r != -ENOENT)
-            return false;
-    }
-    for (unsigned n = 0; n < v->n; n++) {
-        struct inode *now = NULL;
-        int r = victim_find(op, v->slot[n], &now);
-        inode_put(op->d->inodes, now);
-        if (r < 0 || now != v->inode[n])
-            return false;
-    }
-    return true;
-}
-
-static int rename_now(const struct removal *op, unsigned flags)
-{
-    return renameat2(op->dir[0]->fd, op->name[0], op->dir[1]->fd, op->name[1], flags) < 0 ? -errno : 0;
-}
-
-static int remove_now(const struct removal *op, bool absent)
-{
-    if (!op->rename)
-        return unlinkat(op->dir[0]->fd, op->name[0], 0) < 0 ? -errno : 0;
-    if (op->flags || !absent)
-        return rename_now(op, op->flags);
-    /* Nothing was there to hold: nothing may be replaced. NFS cannot promise that (EINVAL). */
-    int r = rename_now(op, RENAME_NOREPLACE);
-    return r == -EINVAL || r == -ENOSYS ? rename_now(op, 0) : r;
-}
-
-/* As the caller, for the storage may know better; and as the daemon where the caller's groups could not be
- * learned (another pid namespace), for the kernel of the view has checked already. */
-static int remove_for(const struct removal *op, bool absent)
-{
-    struct cred cred;
-    int r = cred_enter(op->req, &cred);
-    if (r < 0)
-        return r;
-    r = remove_now(op, absent);
-    cred_leave(&cred);
-    return r == -EPERM || r == -EACCES ? remove_now(op, absent) : r;
-}
-
-/* *ret_busy: the image that is in the way, pinned, for -EBUSY. */
-static int removal_try(struct removal *op, struct inode **ret_busy)
-{
-    for (int chase = 0; chase < CHASE_MAX; chase++) {
-        struct victims v;
-        unsigned failed = 0;
-        int r = victims_find(op, &v);
-        if (r < 0)
-            return r;
-        r = victims_hold(op, &v, &failed);
-        if (r == -EBUSY) {
-            *ret_busy = v.inode[failed];
-            inode_pin(op->d->inodes, *ret_busy);
-        }
-        if (r < 0) {
-            victims_put(op, &v);
-            return r;
-        }
-        bool same = victims_same(op, &v);
-        HOOK("name.remove.check");
-        for (unsigned n = 0; same && r == 0 && n < v.n; n++)
-            r = image_hold_check(op->d, &v.hold[n]);
-        if (same && r == 0)
-            r = remove_for(op, v.absent);
-        victims_unhold(op, &v, v.n);
-        victims_put(op, &v);
-        bool appeared = r == -EEXIST && op->rename && !(op->flags & RENAME_NOREPLACE) && v.absent;
-        if (same && !appeared)
-            return r;
-    }
-    return -EAGAIN;
-}
-
-static bool removal_turn(void *arg, enum park_turn turn)
-{
-    struct removal *op = arg;
-    struct inode *busy = NULL;
-    int r = turn == PARK_INTERRUPTED ? -EINTR : removal_try(op, &busy);
-    if (busy) {
-        if (turn == PARK_LAST)
-            image_refused(op->d, busy, &op->who, op->what, r);
-        inode_put(op->d->inodes, busy);
-        if (turn != PARK_LAST)
-            return false;
-    }
-    fuse_req_t req = op->req;
-    removal_free(op);
-    fuse_reply_err(req, -r);
-    return true;
-}
-
-static struct removal *removal_new(fuse_req_t req, const char *what, fuse_ino_t parent, const char *name)
-{
-    struct removal *op = calloc(1, sizeof(*op));
-    if (!op)
-        return NULL;
-    op->req = req;
-    op->d = daemon_of(req);
-    op->what = what;
-    op->dir[0] = inode_get(op->d->inodes, parent);
-    op->name[0] = strdup(name);
-    cred_opener(req, &op->who);
-    return op;
-}
-
-static void removal_start(struct removal *op)
-{
-    park_start(op->d->park, op->req, removal_turn, op, op->d->opt.wait_s * UINT64_C(1000));
-}
-
-static void removal_refuse(struct removal *op, fuse_req_t req, int err)
-{
-    if (op)
-        removal_free(op);
-    fuse_reply_err(req, err);
-}
-
-void fs_unlink(fuse_req_t req, fuse_ino_t parent, const char *name)
-{
-    struct removal *op = removal_new(req, "unlink", parent, name);
-    if (!op || !op->name[0])
-        removal_refuse(op, req, ENOMEM);
-    else if (!op->dir[0])
-        removal_refuse(op, req, ESTALE);
-    else if (fs_name_hidden(op->d, op->dir[0], name))
-        removal_refuse(op, req, ENOENT);
-    else
-        removal_start(op);
-}
-
-void fs_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name)
-{
-    struct daemon *d = daemon_of(req);
-    struct inode *dir = inode_get(d->inodes, parent);
-    struct cred cred;
-    int r = -ESTALE;
-    if (dir)
-        r = fs_name_hidden(d, dir, name) ? -ENOENT : cred_enter(req, &cred);
-    if (r == 0) {
-        r = unlinkat(dir->fd, name, AT_REMOVEDIR) < 0 ? -errno : 0;
-        cred_leave(&cred);
-        if (r == -EPERM || r == -EACCES) /* as in remove_for() */
-            r = unlinkat(dir->fd, name, AT_REMOVEDIR) < 0 ? -errno : 0;
-    }
-    inode_put(d->inodes, dir);
-    fuse_reply_err(req, -r);
-}
-
-void fs_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t newparent, const char *newname,
-               unsigned flags)
-{
-    const char *what = flags & RENAME_EXCHANGE ? "exchange" : "rename over it";
-    struct removal *op = removal_new(req, what, parent, name);
-    if (op) {
-        op->rename = true;
-        op->flags = flags;
-        op->dir[1] = inode_get(op->d->inodes, newparent);
-        op->name[1] = strdup(newname);
-    }
-    if (!op || !op->name[0] || !op->name[1])
-        removal_refuse(op, req, ENOMEM);
-    else if (flags & ~(unsigned)(RENAME_NOREPLACE | RENAME_EXCHANGE))
-        removal_refuse(op, req, EINVAL);
-    else if (!op->dir[0] || !op->dir[1])
-        removal_refuse(op, req, ESTALE);
-    else if (fs_name_hidden(op->d, op->dir[0], name) || fs_name_hidden(op->d, op->dir[1], newname))
-        removal_refuse(op, req, EPERM);
-    else
-        removal_start(op);
 }

@@ -10,6 +10,10 @@
 #include "core/log.h"
 #include "daemon/cred.h"
 #include "daemon/image.h"
+#include "daemon/image_first.h"
+#include "daemon/image_shared.h"
+#include "daemon/image_wait.h"
+#include "daemon/maker.h"
 #include "daemon/park.h"
 #include "daemon/takeover.h"
 
@@ -21,7 +25,9 @@ struct open_op {
     struct daemon *d;
     struct handle *h;
     bool truncate;
+    bool later;  /* it claims at its first change (image_first.h) */
     bool create; /* entry is to be answered too */
+    bool made;   /* the file is new */
     struct fuse_entry_param entry;
     unsigned more_s; /* waited beyond wait= */
     uint64_t since_ms,
@@ -126,6 +132,18 @@ static bool open_wait_takeover(struct open_op *op)
     return true;
 }
 
+/* The time of wait= is up. true: waits on, the image is just being let go, or a takeover may come. */
+static bool open_wait_longer(struct open_op *op)
+{
+    if (image_being_released(op->h->inode) && op->more_s < OPEN_RELEASE_WAIT_S &&
+        !atomic_load(&op->d->stopping)) {
+        op->more_s++;
+        park_start(op->d->park, op->req, open_turn, op, 1000);
+        return true;
+    }
+    return open_wait_takeover(op);
+}
+
 static bool open_turn(void *arg, enum park_turn turn)
 {
     struct open_op *op = arg;
@@ -139,22 +157,17 @@ static bool open_turn(void *arg, enum park_turn turn)
     if (r == 0) {
         if (op->truncate)
             fs_attr_drop_ids(op->req, op->h->inode);
-        op_done(op, atomic_load(&op->h->guarded));
+        op_done(op, atomic_load(&op->h->guarded) || atomic_load(&op->h->shared));
         return true;
     }
     if (r != -EBUSY) {
         op_fail(op, r);
         return true;
     }
-    if (turn != PARK_LAST)
+    bool vain = turn != PARK_LAST && image_wait_is_vain(op->d, op->h->inode, &op->h->opener, op->since_ms);
+    if (turn != PARK_LAST && !vain)
         return false;
-    if (image_being_released(op->h->inode) && op->more_s < OPEN_RELEASE_WAIT_S &&
-        !atomic_load(&op->d->stopping)) {
-        op->more_s++;
-        park_start(op->d->park, op->req, open_turn, op, 1000);
-        return true;
-    }
-    if (open_wait_takeover(op))
+    if (!vain && open_wait_longer(op))
         return true;
     image_refused(op->d, op->h->inode, &op->h->opener, "open for write", r);
     if (op->takeover < 0)
@@ -192,7 +205,7 @@ static void open_read_only(struct open_op *op)
     if (r < 0)
         op_fail(op, r);
     else
-        op_done(op, what == IMAGE_WHAT_IMAGE);
+        op_done(op, what == IMAGE_WHAT_IMAGE || image_is_shared(op->d, op->h->inode));
 }
 
 /* A reader of a file that another host may write meanwhile gets a descriptor that asks the storage each time: image_pread(). */
@@ -207,13 +220,16 @@ static void past_cache(const struct daemon *d, struct handle *h)
         h->direct_fd = fd; /* else image_pread() drops the cache before each read */
 }
 
-static void open_start(struct open_op *op, int flags)
+static void open_start(struct open_op *op)
 {
-    op->h->flags = flags;
-    op->h->writer = (flags & O_ACCMODE) != O_RDONLY || flags & O_TRUNC;
+    int flags = op->h->flags;
+    op->h->writer = !op->later && ((flags & O_ACCMODE) != O_RDONLY || flags & O_TRUNC);
     op->truncate = flags & O_TRUNC;
+    if (op->later)
+        image_first_expect(op->h);
     past_cache(op->d, op->h);
-    cred_opener(op->req, &op->h->opener);
+    if (op->made && op->d->makers)
+        maker_note(op->d->makers, op->h->inode, &op->h->opener);
     if (op->h->writer)
         park_start(op->d->park, op->req, open_turn, op, op->d->opt.wait_s * UINT64_C(1000));
     else
@@ -221,7 +237,7 @@ static void open_start(struct open_op *op, int flags)
 }
 
 /* An operation with a handle that is not open yet. NULL: answered with ENOMEM. */
-static struct open_op *op_new(fuse_req_t req, struct inode *i)
+static struct open_op *op_new(fuse_req_t req, struct inode *i, int flags)
 {
     struct daemon *d = daemon_of(req);
     struct open_op *op = calloc(1, sizeof(*op));
@@ -233,6 +249,9 @@ static struct open_op *op_new(fuse_req_t req, struct inode *i)
     }
     op->req = req;
     op->d = d;
+    cred_opener(req, &op->h->opener);
+    op->h->flags = flags;
+    op->later = image_first_waits(d, &op->h->opener, flags);
     op->since_ms = base_now_ms();
     return op;
 }
@@ -251,8 +270,8 @@ void fs_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
         return;
     }
     int flags = fi->flags;
-    struct open_op *op = op_new(req, i);
-    int fd = op ? open_backing(req, i, flags) : -ENOMEM;
+    struct open_op *op = op_new(req, i, flags);
+    int fd = op ? open_backing(req, i, op->later ? flags & ~O_ACCMODE : flags) : -ENOMEM; /* O_RDONLY is 0 */
     inode_put(d->inodes, i); /* the handle has a pin of its own */
     if (fd < 0) {
         if (op)
@@ -262,7 +281,7 @@ void fs_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
         return;
     }
     op->h->fd = fd;
-    open_start(op, flags);
+    open_start(op);
 }
 
 /* Makes the file as the caller. fd or -errno; -EEXIST also when another host was faster. */
@@ -326,16 +345,18 @@ void fs_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode,
     struct inode *dir = inode_get(d->inodes, parent), *i = NULL;
     struct fuse_entry_param e = {0};
     int flags = fi->flags, fd = -1, r = 0;
+    bool made = false;
     if (!dir)
         r = -ESTALE;
     else if (fs_name_hidden(d, dir, name))
         r = -EPERM;
-    else if (dir->dev != d->store.dev && image_name_is_raw(d, name))
+    else if (dir->dev != d->store.dev && image_name_is_raw(d, name) && !image_name_is_shared(d, name))
         r = -EXDEV; /* an image that could not be opened: do not leave an empty file either */
     if (r == 0)
         fd = r = create_file(req, dir, name, flags, mode);
     if (r >= 0) {
         flags &= ~O_TRUNC; /* it is new: nothing to truncate, and set-id bits of `mode` stay */
+        made = true;
         r = create_enter(d, dir, name, fd, &e, &i);
     } else if (r == -EEXIST && !(flags & O_EXCL)) {
         r = fs_name_lookup(d, dir, name, true, &e, &i);
@@ -345,13 +366,14 @@ void fs_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode,
             fd = r = open_existing(req, i, flags);
     }
     inode_put(d->inodes, dir);
-    struct open_op *op = r >= 0 ? op_new(req, i) : NULL;
+    struct open_op *op = r >= 0 ? op_new(req, i, flags) : NULL;
     if (op) {
         op->create = true;
         op->entry = e;
         op->h->fd = fd;
         inode_put(d->inodes, i);
-        open_start(op, flags);
+        op->made = made;
+        open_start(op);
         return;
     }
     if (fd >= 0)
@@ -372,7 +394,7 @@ void fs_flush(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
         fuse_reply_err(req, EBADF);
         return;
     }
-    fs_lock_flush(d, h, fi->lock_owner);
+    fs_lock_flush(d, req, h, fi->lock_owner);
     int r = 0;
     if (h->writer && atomic_exchange(&h->dirty, false)) {
         if (atomic_load(&h->guarded)) {

@@ -1,5 +1,6 @@
 #include "daemon/image_priv.h"
 
+#include "daemon/image_shared.h"
 #include "daemon/keeper.h"
 #include "daemon/pool.h"
 
@@ -170,7 +171,7 @@ void image_end(struct daemon *d, struct image *img)
         close(fd); /* synced by the restore; the fence lock goes with it */
     busy_remove(d, img);
     mutex_lock(&img->lock);
-    img->closed = img->vanished = false;
+    img->closed = img->vanished = img->unlinked = false;
     image_move_locked(d, img, IMAGE_IDLE, 0);
     mutex_unlock(&img->lock);
     inode_put(d->inodes, i);
@@ -295,7 +296,8 @@ static int restore_steps(struct daemon *d, struct image *img) REQUIRES(img->head
         return -EIO; /* also where it is not known: a new descriptor is tried, and the keeper tries again */
     if (r == 1) {
         mutex_lock(&img->lock);
-        bool expected = img->closed || img->vanished; /* our own unlink or rename over it; or it was said */
+        /* Our own unlink or rename over it, its holder's, or it was said. */
+        bool expected = img->closed || img->unlinked || img->vanished;
         mutex_unlock(&img->lock);
         if (!expected)
             image_log_state(d, img, LOG_WARNING,
@@ -311,28 +313,14 @@ static int restore_steps(struct daemon *d, struct image *img) REQUIRES(img->head
     if (r < 0)
         return r;
 
-    struct timespec mtime;
-    mutex_lock(&img->lock);
-    mtime = img->mtime;
-    mutex_unlock(&img->lock);
-    if (atomic_load(&img->wrote)) {
-        struct stat st;
-        r = io_fresh_stat(img->fd, &st);
-        if (r < 0)
-            return r;
-        mtime = st.st_mtim;
-        /* A retry must not take the mtime of its own half-done restore for the holder's. */
-        mutex_lock(&img->lock);
-        img->mtime = mtime;
-        mutex_unlock(&img->lock);
-        atomic_store(&img->wrote, false);
-    }
+    if (atomic_load(&img->wrote))
+        img->rec->chosen = false;
     image_bytes_drop(img);
     struct seal s = image_seal(d, img);
     mutex_lock(&img->lock);
     s.unfence = img->plain_fd < 0; /* else the lock is that of plain writers, too */
     mutex_unlock(&img->lock);
-    return seal_restore(&s, &mtime);
+    return seal_restore(&s);
 }
 
 /* The steps, once more with a new descriptor where the storage has given up the old one. */
@@ -438,8 +426,52 @@ void image_release(struct daemon *d, struct handle *h)
     h->direct_fd = -1;
     if (img)
         image_plain_leave(d, img, h);
+    if (img)
+        image_shared_leave(img, h);
     if (atomic_exchange(&h->guarded, false))
         image_unguard(d, img);
+}
+
+/* Without asking anybody: does this host's kernel know another name of it? */
+static bool has_new_name(struct daemon *d, struct image *img)
+{
+    char now[RECORD_IMAGE_MAX];
+    image_path(d, img->inode, now, sizeof(now));
+    mutex_lock(&img->lock);
+    bool other = img->path && strcmp(now, img->path) != 0;
+    mutex_unlock(&img->lock);
+    return other;
+}
+
+void image_follow_name(struct daemon *d, struct image *img)
+{
+    char now[RECORD_IMAGE_MAX];
+    if (!has_new_name(d, img))
+        return;
+    rwlock_write(&img->header);
+    bool held = img->rec && img->fd >= 0 && atomic_load(&img->held) && img->rec->step <= STEP_SEALED &&
+                atomic_load(&img->io_error) == 0;
+    if (held && image_path_now(d, img->inode, now, sizeof(now)) && strcmp(now, img->rec->image) != 0) {
+        struct seal s = image_seal(d, img);
+        snprintf(img->rec->image, sizeof(img->rec->image), "%s", now);
+        image_note(img);
+        int r = seal_record(&s);
+        if (r < 0) /* a claim that is lost is for the keeper to find */
+            log_debug("'%s' is not told under its new name: %s", now, strerror(-r));
+    }
+    rwlock_write_unlock(&img->header);
+}
+
+void image_renamed(struct daemon *d, const struct inode *i)
+{
+    unsigned n;
+    struct image **list = S_ISREG(i->type) && !atomic_load(&i->image) ? NULL : image_busy_list(d, &n);
+    for (unsigned k = 0; list && k < n; k++) {
+        if (!S_ISREG(i->type) || list[k]->inode == i)
+            image_follow_name(d, list[k]);
+        inode_put(d->inodes, list[k]->inode);
+    }
+    free(list);
 }
 
 struct image **image_busy_list(struct daemon *d, unsigned *ret_n)
@@ -535,15 +567,4 @@ void image_stat(struct inode *i, struct stat *st)
     if (img->state != IMAGE_IDLE && img->info.sealed)
         st->st_mtim = img->mtime;
     mutex_unlock(&img->lock);
-}
-
-void image_set_mtime(struct inode *i, struct timespec mtime)
-{
-    struct image *img = atomic_load(&i->image);
-    if (!img || !atomic_load(&img->held))
-        return;
-    mutex_lock(&img->lock);
-    img->mtime = mtime;
-    mutex_unlock(&img->lock);
-    atomic_store(&img->wrote, false);
 }

@@ -26,18 +26,28 @@ const char *image_state_name(enum image_state s);
 
 /* ---- for namespace operations (fs_name.c) and truncation by path (fs_attr.c) ---- */
 
-/* Keeps everybody else, here and on other hosts, from opening the file for write while a namespace operation removes or replaces it.
+/* Keeps everybody else, here and on other hosts, from opening the file for write while a namespace operation removes or replaces it. Whoever holds the
+ * image himself (the process, or with writers=host any process of this host) may: QEMU removes a file whose creation failed before it closes it. So may a program that manages this host's machines (option managers=), but only where
+ * its bytes stay as they are (data: they are to change).
  * 0: go on (*ret is held, or the file is no image and nothing need be held); -EBUSY: held by another: park and try again; any other -errno: final.
  * The refusal is logged by image_refused(), once, by the caller that gives up. */
 struct hold {
     struct inode *inode; /* pinned while held; NULL: nothing held */
     bool claimed;
+    bool joined; /* the claim is that of the opener's own handles, and so is the seal: they stay */
 };
 DG_MUST_CHECK int image_hold(struct daemon *d, struct inode *i, const struct opener *who, const char *what,
-                             struct hold *ret);
+                             bool data, struct hold *ret);
 /* Right before the operation: does the claim still rule? 0; -EIO: this host was taken for dead and lost it meanwhile (the image is FENCED), touch nothing; or
  * another -errno. Narrows the window, no more: the storage does not fence what changes names (core/takeover.h). */
 DG_MUST_CHECK int image_hold_check(struct daemon *d, const struct hold *h);
+/* Before its name is moved elsewhere: does an image need it that another process, or host, holds? -EBUSY, as above; 0 or -errno. */
+DG_MUST_CHECK int image_moving(struct daemon *d, struct inode *i, const struct opener *who);
+/* The same for whatever lies in a directory: calls fn with the path, below the datastore, of each such file. A non-zero return of fn stops and is returned. */
+DG_MUST_CHECK int image_each_needed(struct daemon *d, const struct opener *who,
+                                    int (*fn)(void *arg, const char *path), void *arg);
+/* A file, or a directory somewhere above images, has another name now: what is held here, is told under that name from now on. Best effort. */
+void image_renamed(struct daemon *d, const struct inode *i);
 /* Ends it. The claim is dropped altogether when the file is gone (link count 0), else freed. */
 void image_unhold(struct daemon *d, struct hold *h);
 /* The one log line of a refused open or operation: image, holder host, pid, since, way out. */
@@ -137,8 +147,9 @@ void image_release(struct daemon *d, struct handle *h);
 
 /* Puts the holder's mtime into *st where the seal changed it. Cheap for a file that is not held. */
 void image_stat(struct inode *i, struct stat *st);
-/* The user set mtime explicitly (utimens on the view): it is also the one that the restore puts back. */
-void image_set_mtime(struct inode *i, struct timespec mtime);
+/* utimensat(2) of a regular file; tv_nsec may be UTIME_OMIT or UTIME_NOW. An mtime that is chosen for an image whose seal this host has taken goes into the
+ * record: the view shows it at once, the datastore after the restore. -EBUSY: another host has sealed it: it would be lost; image_refused() says so. image_time.c. */
+DG_MUST_CHECK int image_set_times(struct daemon *d, struct inode *i, const struct timespec tv[2]);
 
 /* ---- for the daemon as a whole ---- */
 struct image_table *image_table_new(void);

@@ -10,101 +10,20 @@
 #include <time.h>
 
 #include "core/hook.h"
+#include "core/link_name.h"
 #include "core/mark.h"
+#include "core/whereis.h"
+#include "daemon/image_shared.h"
+#include "daemon/image_walk.h"
 
-#define CHAIN_MAX 256  /* files: more than any chain that QEMU opens in reasonable time */
-#define SYMLINK_MAX 40 /* MAXSYMLINKS, linux/namei.h */
+#define CHAIN_MAX 256 /* files: more than any chain that QEMU opens in reasonable time */
+#define HASH_START UINT64_C(14695981039346656037)
+#define NEEDED_NAMES_MAX 20000u /* looked at for a file below that has moved, when a directory is renamed */
+#define NEEDED_MS 1000u
 #define FENCE_TRIES 5
 #define FENCE_PAUSE_MS 20u
 
 /* ---- names ---- */
-
-/* The part of an absolute path below the datastore, seen through this view or past it. NULL: it lies outside. */
-static const char *below_datastore(const struct daemon *d, const char *path)
-{
-    const char *const root[] = {d->opt.mountpoint, d->store.path, d->opt.datastore};
-    for (size_t k = 0; k < sizeof(root) / sizeof(root[0]); k++) {
-        size_t n = root[k] ? strlen(root[k]) : 0;
-        if (n > 0 && strncmp(path, root[k], n) == 0 && (path[n] == '/' || path[n] == '\0'))
-            return path + n;
-    }
-    return NULL;
-}
-
-struct walk {
-    char done[PATH_MAX]; /* below the datastore, without symbolic links; "" is its root */
-    char rest[2 * PATH_MAX];
-};
-
-static int walk_start(const struct daemon *d, const char *dir, const char *name, struct walk *w)
-{
-    const char *rest = name[0] == '/' ? below_datastore(d, name) : name;
-    if (!rest)
-        return -EXDEV;
-    snprintf(w->done, sizeof(w->done), "%s", name[0] == '/' ? "" : dir);
-    return snprintf(w->rest, sizeof(w->rest), "%s", rest) >= PATH_MAX ? -ENAMETOOLONG : 0;
-}
-
-/* The last component of done is a symbolic link: its target takes the place of it. */
-static int walk_follow(const struct daemon *d, int fd, struct walk *w)
-{
-    char target[PATH_MAX], rest[sizeof(w->rest)];
-    ssize_t n = readlinkat(fd, "", target, sizeof(target) - 1);
-    if (n < 0)
-        return -errno;
-    target[n] = '\0';
-    char *slash = strrchr(w->done, '/');
-    *(slash ? slash : w->done) = '\0';
-    const char *first = target;
-    if (target[0] == '/') {
-        first = below_datastore(d, target);
-        w->done[0] = '\0';
-    }
-    if (!first)
-        return -EXDEV;
-    memcpy(rest, w->rest, sizeof(rest));
-    int len = snprintf(w->rest, sizeof(w->rest), "%s/%s", first, rest);
-    return len < 0 || (size_t)len >= sizeof(w->rest) ? -ENAMETOOLONG : 0;
-}
-
-/* Takes one component from rest to done. */
-static int walk_step(const struct daemon *d, struct walk *w, unsigned *links)
-{
-    char name[NAME_MAX + 1];
-    const char *p = w->rest + strspn(w->rest, "/");
-    size_t len = strcspn(p, "/"), at = strlen(w->done);
-    if (len >= sizeof(name) || at + len + 2 > sizeof(w->done))
-        return -ENAMETOOLONG;
-    memcpy(name, p, len);
-    name[len] = '\0';
-    memmove(w->rest, p + len, strlen(p + len) + 1);
-    if (len == 0 || strcmp(name, ".") == 0)
-        return 0;
-    if (strcmp(name, "..") == 0) {
-        char *slash = strrchr(w->done, '/');
-        if (at == 0)
-            return -EXDEV;
-        *(slash ? slash : w->done) = '\0';
-        return 0;
-    }
-    snprintf(w->done + at, sizeof(w->done) - at, "%s%s", at ? "/" : "", name);
-    _cleanup_close_ int fd = io_fresh_open(d->store.root_fd, w->done, O_PATH | O_NOFOLLOW);
-    struct stat st;
-    int r = fd < 0 ? fd : io_fresh_stat(fd, &st);
-    if (r < 0 || !S_ISLNK(st.st_mode))
-        return r;
-    return ++*links > SYMLINK_MAX ? -ELOOP : walk_follow(d, fd, w);
-}
-
-/* The file that a name in an image below the datastore's directory `dir` means, open for reading; its path in w->done. -EXDEV: outside. */
-static int open_link(const struct daemon *d, const char *dir, const char *name, struct walk *w)
-{
-    unsigned links = 0;
-    int r = walk_start(d, dir, name, w);
-    while (r == 0 && w->rest[0])
-        r = walk_step(d, w, &links);
-    return r < 0 ? r : io_fresh_open(d->store.root_fd, w->done, O_RDONLY | O_NOFOLLOW | O_NONBLOCK);
-}
 
 /* Where the kernel last found it: relative names begin there. */
 static void image_dir(struct daemon *d, struct inode *i, char ret[PATH_MAX])
@@ -124,7 +43,7 @@ static void image_dir(struct daemon *d, struct inode *i, char ret[PATH_MAX])
 
 struct item {
     struct item *next;
-    char *dir; /* of the image that names it, below the datastore */
+    char *dir; /* of the image that names it, as a hypervisor spells it: absolute, or below the datastore */
     struct format_link link;
 };
 
@@ -163,12 +82,38 @@ static int add_item(void *arg, const struct format_link *link)
     return 0;
 }
 
+static bool told_before(struct image_table *t, uint64_t what)
+{
+    bool told = false;
+    mutex_lock(&t->lock);
+    for (size_t k = 0; k < IMAGE_TOLD_MAX && !told; k++)
+        told = t->told[k] == what;
+    if (!told)
+        t->told[t->n_told++ % IMAGE_TOLD_MAX] = what;
+    mutex_unlock(&t->lock);
+    return told;
+}
+
+static uint64_t hash_text(uint64_t h, const char *p) /* FNV-1a */
+{
+    do
+        h = (h ^ (uint8_t)*p) * UINT64_C(1099511628211);
+    while (*p++);
+    return h;
+}
+
+/* Once for each image and name, not at each open. */
+static void say_unprotected(const struct chain *c, const char *role, const char *name, const char *why)
+{
+    if (!told_before(c->d->images, hash_text(HASH_START ^ c->rec->ino, name)))
+        log_image(LOG_WARNING, c->rec->image, c->d->host.name, c->rec->generation,
+                  "'%s': its %s '%s' is not protected: %s", c->rec->image, role, name, why);
+}
+
 /* In front of all that is still to do, so that the walk goes into the depth first. */
 static int add_links(struct chain *c, int fd, struct header *h, const struct plan *plan, const char *dir)
 {
-    int r = h->format && h->format->links && (h->verdict == FORMAT_IMAGE || h->verdict == FORMAT_SEALED)
-                ? -EAGAIN
-                : 0;
+    int r = h->format && h->format->links && h->verdict != FORMAT_MORE ? -EAGAIN : 0;
     c->dir = dir;
     c->at = &c->todo;
     while (r == -EAGAIN) {
@@ -181,11 +126,12 @@ static int add_links(struct chain *c, int fd, struct header *h, const struct pla
             header_patch(h, plan, true);
         r = r == 0 ? -EAGAIN : r;
     }
-    if (r == -EUCLEAN)
-        c->doubt = true;
-    if (r == -EUCLEAN)
-        log_debug("%s: a name in the image cannot be followed: that file is not protected", c->rec->image);
-    return r == -EUCLEAN ? 0 : r;
+    if (r != -EUCLEAN)
+        return r;
+    c->doubt = true;
+    if (h->verdict != FORMAT_LIES) /* of a damaged header that is not what there is to say */
+        say_unprotected(c, "file that it needs", "?", "its name cannot be followed");
+    return 0;
 }
 
 bool image_own_claim(const struct daemon *d, const struct record *rec, const struct opener *who)
@@ -322,50 +268,111 @@ static bool is_absent(int err)
            err == -EXDEV || err == -ENAMETOOLONG || err == -ENXIO;
 }
 
-static int do_item(struct chain *c, const struct item *i, struct walk *w)
+static int not_protected(struct chain *c, const char *role, const char *name, int err)
 {
-    _cleanup_close_ int fd = open_link(c->d, i->dir, i->link.path, w);
-    const char *role = role_name(i->link.role);
-    struct stat st;
-    int r = fd < 0 ? fd : io_fresh_stat(fd, &st);
-    if (r == 0 && (!S_ISREG(st.st_mode) || st.st_dev != c->d->store.dev))
-        r = -EXDEV;
-    if (is_absent(r)) {
-        c->doubt |= r != -EXDEV;
-        log_debug("%s: its %s '%s' is not protected: %s", c->rec->image, role, i->link.path,
-                  r == -EXDEV ? "outside of the datastore" : strerror(-r));
+    if (err == -ETIMEDOUT && !c->late)
+        image_log_refused(c->d, c->img->inode, "open for write",
+                          "its %s '%s' leads through a file system of this host that does not answer within "
+                          "%u s, so nothing tells whether it lies in the datastore",
+                          role, name, WALK_MS / 1000);
+    if (!is_absent(err))
+        return err;
+    c->doubt |= err != -EXDEV;
+    if (err == -EXDEV)
+        say_unprotected(c, role, name, "it lies outside of the datastore");
+    else if (err == -EACCES || err == -EPERM)
+        say_unprotected(c, role, name, "diskguard may not follow the name");
+    else
+        log_debug("%s: its %s '%s' is not protected: %s", c->rec->image, role, name, strerror(-err));
+    return 0;
+}
+
+struct one_name {
+    struct chain *c;
+    const struct item *item;
+    struct walk *w;
+    int r; /* what do_file() said */
+};
+
+/* Marks a file of the chain, and looks who writes it; then come those that it needs. dir: where its own names begin. */
+static int do_file(struct chain *c, int fd, const struct stat *st, const char *done, const char *dir,
+                   const char *role)
+{
+    if (st->st_ino == c->rec->ino || seen(c, st->st_ino))
         return 0;
-    }
-    if (r < 0 || st.st_ino == c->rec->ino || seen(c, st.st_ino))
-        return r;
     if (c->n == CHAIN_MAX)
         log_msg(LOG_WARNING, "%s: its chain has more than %u files: those beyond are not protected",
                 c->rec->image, CHAIN_MAX);
-    r = make_mark(c, st.st_ino, w->done, role);
+    const char *slash = strrchr(done, '/');
+    bool shared = image_name_is_shared(c->d, slash ? slash + 1 : done);
+    if (shared)
+        say_unprotected(c, role, done, "many hosts may write it on purpose (shared=)");
+    int r = shared ? 0 : make_mark(c, st->st_ino, done, role);
     HOOK("chain.look");
     if (r == 0)
-        r = look_below(c, fd, st.st_ino, w->done, role);
+        r = look_below(c, fd, st->st_ino, done, role);
     _cleanup_header_ struct header *h = header_new();
     if (r == 0 && !h)
         r = -ENOMEM;
     if (r == 0)
         r = header_load(fd, h);
-    if (r == 0 && h->verdict == FORMAT_PLAIN)
-        r = look_plain(c, fd, st.st_ino, w->done, role);
+    if (r == 0 && h->verdict == FORMAT_PLAIN && !shared)
+        r = look_plain(c, fd, st->st_ino, done, role);
     if (r < 0)
         return r;
     c->doubt |= h->verdict != FORMAT_IMAGE && h->verdict != FORMAT_SEALED && h->verdict != FORMAT_PLAIN;
-    char *slash = strrchr(w->done, '/');
-    *(slash ? slash : w->done) = '\0';
-    return add_links(c, fd, h, NULL, w->done);
+    return add_links(c, fd, h, NULL, dir);
+}
+
+/* The working directory of the process that opens the image: it alone knows what it counts such names from. */
+static bool working_dir(const struct opener *who, char ret[PATH_MAX])
+{
+    char link[48];
+    snprintf(link, sizeof(link), "/proc/%llu/cwd", (unsigned long long)who->pid);
+    ssize_t n = who->pid ? readlink(link, ret, PATH_MAX - 1) : -1;
+    ret[n > 0 ? n : 0] = '\0';
+    return n > 0 && ret[0] == '/';
+}
+
+static int do_path(void *arg, const char *path, bool from_cwd)
+{
+    struct one_name *o = arg;
+    struct chain *c = o->c;
+    const char *role = role_name(o->item->link.role), *dir = o->item->dir;
+    char cwd[PATH_MAX], below[PATH_MAX];
+    struct stat st;
+    if (from_cwd && path[0] != '/' && working_dir(c->who, cwd))
+        dir = cwd;
+    _cleanup_close_ int fd = image_walk(c->d, dir, path, o->w);
+    int r = fd < 0 ? fd : io_fresh_stat(fd, &st);
+    if (r == 0 && (!S_ISREG(st.st_mode) || st.st_dev != c->d->store.dev))
+        r = -EXDEV;
+    if (r == 0)
+        r = image_walk_dir(dir, path, below);
+    o->r =
+        r < 0 ? not_protected(c, role, o->item->link.path, r) : do_file(c, fd, &st, o->w->done, below, role);
+    return o->r;
+}
+
+static int do_item(struct chain *c, const struct item *i, struct walk *w)
+{
+    struct one_name o = {.c = c, .item = i, .w = w};
+    int r = link_name(i->link.path, do_path, &o);
+    if (o.r < 0 || r == -ENOMEM)
+        return o.r < 0 ? o.r : r;
+    c->doubt |= r == -EUCLEAN;
+    if (r < 0)
+        say_unprotected(c, role_name(i->link.role), i->link.path,
+                        r == -EXDEV ? "it is not, or not all of it, a file of this host"
+                                    : "the name cannot be followed");
+    return 0;
 }
 
 static uint64_t links_hash(const struct item *i)
 {
-    uint64_t h = UINT64_C(14695981039346656037); /* FNV-1a */
+    uint64_t h = HASH_START;
     for (; i; i = i->next)
-        for (const char *p = i->link.path; p == i->link.path || p[-1]; p++)
-            h = (h ^ (uint8_t)*p) * UINT64_C(1099511628211);
+        h = hash_text(h, i->link.path);
     return h;
 }
 
@@ -470,9 +477,51 @@ int image_chain_needed(struct daemon *d, struct image *img, const struct opener 
             continue;
         if (c->kind == CLAIM_BAD)
             memset(&c->rec, 0, sizeof(c->rec));
+        char above[RECORD_IMAGE_MAX + 16] = "?";
+        if (c->kind == CLAIM_HELD)
+            whereis_name(&d->store, c->rec.ino, &c->rec.handle, c->rec.image, above, sizeof(above));
         image_set_rival(img, &c->rec);
-        set_needs(img, "it is needed by", c->kind == CLAIM_BAD ? "?" : c->rec.image);
+        set_needs(img, "it is needed by", above);
         r = -EBUSY;
+    }
+    return r;
+}
+
+/* A rename loses nothing, so nobody need be kept out for it: whoever comes to need the file between this look and the rename finds no file, or has opened it
+ * already; the name can be given back. */
+int image_moving(struct daemon *d, struct inode *i, const struct opener *who)
+{
+    struct image *img = S_ISREG(i->type) && i->dev == d->store.dev ? image_get(i) : NULL;
+    return img ? image_chain_needed(d, img, who) : 0;
+}
+
+int image_each_needed(struct daemon *d, const struct opener *who, int (*fn)(void *arg, const char *path),
+                      void *arg)
+{
+    _cleanup_free_ struct claim *c = malloc(sizeof(*c));
+    _cleanup_free_ struct whereis *w = NULL;
+    _cleanup_free_ struct mark *m = NULL;
+    char was[PATH_MAX];
+    size_t n = 0, n_w = 0;
+    int r = c ? mark_list(&d->store, 0, &m, &n) : -ENOMEM;
+    if (r == 0 && n > 0)
+        r = (w = calloc(n, sizeof(*w))) ? 0 : -ENOMEM;
+    for (size_t k = 0; r == 0 && k < n; k++) {
+        r = mark_counts(&d->store, &m[k], c);
+        bool other = r > 0 && !(c->kind == CLAIM_HELD && image_own_claim(d, &c->rec, who));
+        r = r < 0 ? r : 0;
+        if (!other || mark_path(&d->store, &m[k], was, sizeof(was)) < 0)
+            continue;
+        w[n_w] = (struct whereis){.ino = m[k].below, .was = strdup(was)};
+        r = w[n_w++].was ? 0 : -ENOMEM;
+    }
+    if (r == 0 && n_w > 0)
+        whereis(&d->store, w, n_w, NEEDED_NAMES_MAX, NEEDED_MS);
+    for (size_t k = 0; k < n_w; k++) {
+        if (r == 0 && w[k].now) /* where one is that was not found cannot be told: the rename loses nothing */
+            r = fn(arg, w[k].now);
+        free((char *)w[k].was);
+        free(w[k].now);
     }
     return r;
 }

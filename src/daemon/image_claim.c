@@ -1,6 +1,8 @@
 /* image_claim.c: who may have an image, and how it is claimed and sealed. */
 #include "core/recover.h"
 #include "daemon/image_priv.h"
+#include "daemon/image_shared.h"
+#include "daemon/maker.h"
 
 #include <fcntl.h>
 #include <stdio.h>
@@ -140,6 +142,62 @@ void image_log_foreign(struct daemon *d, struct inode *i, const char *what)
                       "file system instead");
 }
 
+/* It may hold the only copy of guest data and be repaired by its own tools alone, so it is claimed, as a raw image is: without a seal. Not what a seal of ours may
+ * have left, and not what reaches further than any format, where a change would not be seen. */
+static int judge_damaged(struct daemon *d, struct inode *i, const struct header *h, const struct acquire *a)
+{
+    if (!h->format) {
+        image_log_refused(d, i, a->what, "its header contradicts itself: %s", h->info.why);
+        return -EUCLEAN;
+    }
+    if (h->info.maybe_sealed) {
+        image_log_refused(
+            d, i, a->what,
+            "its %s header contradicts itself: %s. That is what seal=size leaves of an image, and no claim "
+            "on "
+            "the datastore says by whom: see fsck.diskguard %s on the hosts that may have held it, else "
+            "restore its size from a backup",
+            h->format->name, h->info.why, d->store.path);
+        return -EUCLEAN;
+    }
+    if (d->opt.damaged == DAMAGED_CLAIM)
+        return 0;
+    image_log_refused(
+        d, i, a->what,
+        "its %s header contradicts itself: %s. With damaged=claim it can be repaired through the view "
+        "(qemu-img check -r all)",
+        h->format->name, h->info.why);
+    return -EUCLEAN;
+}
+
+static int judge_size(struct daemon *d, struct inode *i, const struct header *h, const struct acquire *a)
+{
+    if (h->info.virtual_size > d->opt.threshold || !d->makers || maker_is(d->makers, i, a->who))
+        return 0;
+    image_log_refused(
+        d, i, a->what,
+        "its virtual size is %llu bytes, not above the threshold of %llu, and pid %llu did not make it. If "
+        "it "
+        "was sealed by a tool that wrote the size away: fsck.diskguard %s; if it is right: lower threshold=, "
+        "or grow it with qemu-img resize on the raw datastore",
+        (unsigned long long)h->info.virtual_size, (unsigned long long)d->opt.threshold,
+        (unsigned long long)a->who->pid, d->store.path);
+    return -EPERM;
+}
+
+/* Of size 0 by an orphan of seal=size, perhaps: the other host's view had that option, and this one's would take the image for an empty one. */
+static int judge_emptied(struct daemon *d, struct inode *i, const struct header *h, const struct acquire *a)
+{
+    image_log_refused(
+        d, i, a->what,
+        "its %s header has tables for a disk and the size 0. That is what seal=size leaves of an "
+        "image, and no claim on the datastore says by whom: see fsck.diskguard %s on the hosts "
+        "that may have held it. If the disk was really made empty: qemu-img resize on the raw "
+        "datastore",
+        h->format->name, d->store.path);
+    return -EUCLEAN;
+}
+
 /* Header rules of an open for write: exactly one format, a size above the threshold, on the datastore's own
  * file system. */
 static int judge(struct daemon *d, struct inode *i, const struct header *h, const struct acquire *a)
@@ -163,15 +221,7 @@ static int judge(struct daemon *d, struct inode *i, const struct header *h, cons
             h->info.why, d->store.path);
         return -EUCLEAN;
     case FORMAT_LIES:
-        if (a->plan_none) /* about to be truncated */
-            return 0;
-        image_log_refused(
-            d, i, a->what,
-            "its %s header contradicts itself: %s. Repair it on the raw datastore (qemu-img check -r "
-            "all) while "
-            "nobody uses it",
-            h->format ? h->format->name : "image", h->info.why);
-        return -EUCLEAN;
+        return a->plan_none ? 0 /* about to be truncated */ : judge_damaged(d, i, h, a);
     case FORMAT_AMBIGUOUS:
     case FORMAT_MORE:
         if (a->plan_none)
@@ -186,17 +236,9 @@ static int judge(struct daemon *d, struct inode *i, const struct header *h, cons
     case FORMAT_IMAGE:
         break;
     }
-    if (!a->plan_none && !h->format->weak && h->info.virtual_size <= d->opt.threshold) {
-        image_log_refused(
-            d, i, a->what,
-            "its virtual size is %llu bytes, not above the threshold of %llu. If it was sealed by a "
-            "tool that wrote "
-            "the size away: fsck.diskguard %s; if it is right: lower threshold=, or grow it with "
-            "qemu-img resize on the raw datastore",
-            (unsigned long long)h->info.virtual_size, (unsigned long long)d->opt.threshold, d->store.path);
-        return -EPERM;
-    }
-    return 0;
+    if (a->plan_none || h->format->weak)
+        return 0;
+    return h->info.maybe_sealed && !d->makers ? judge_emptied(d, i, h, a) : judge_size(d, i, h, a);
 }
 
 static void fill_record(struct daemon *d, struct image *img, const struct acquire *a, const struct stat *st,
@@ -233,6 +275,8 @@ static int fill_plan(struct daemon *d, struct image *img, const struct acquire *
              a->format_name ? a->format_name
              : h->format    ? h->format->name
                             : "raw");
+    bool damaged = !a->plan_none && h->verdict == FORMAT_LIES;
+    snprintf(img->damage, sizeof(img->damage), "%s", damaged ? h->info.why : "");
     if (a->plan_none || h->verdict != FORMAT_IMAGE)
         return 0;
     int r = header_plan_load(img->fd, h, &d->policy, &rec->plan);
@@ -318,7 +362,7 @@ static int free_header(struct daemon *d, struct image *img, const struct acquire
     if (c->generation != generation || c->kind != kind)
         return -EAGAIN;
     if (!a->plain_too && !image_is_image(d, img->inode, ret)) {
-        r = image_chain_guards(d, img->inode);
+        r = image_is_shared(d, img->inode) ? 0 : image_chain_guards(d, img->inode);
         if (r <= 0)
             return r < 0 ? r : -EAGAIN;
     }
@@ -342,6 +386,8 @@ static int make_record(struct daemon *d, struct image *img, const struct acquire
     if (r < 0)
         return r;
     r = free_header(d, img, a, c, ret_header);
+    if (r == 0)
+        r = image_shared_refuse(d, img->inode, a->what);
     if (r == 0) /* it decides under the claim; here it saves a generation for each attempt */
         r = image_chain_needed(d, img, a->who);
     if (r == 0)
@@ -409,7 +455,7 @@ static int acquire_locked(struct daemon *d, struct image *img, const struct acqu
         rec->step = STEP_CLAIMED;
     }
     struct seal s = image_seal(d, img);
-    int undo = seal_restore(&s, &rec->mtime);
+    int undo = seal_restore(&s);
     if (undo == -ESTALE)
         undo = image_drop_lost_row(d, img);
     if (undo < 0)
@@ -417,6 +463,16 @@ static int acquire_locked(struct daemon *d, struct image *img, const struct acqu
     else if (img->marked)
         image_chain_drop(d, rec->ino, rec->generation);
     return r == -ESTALE ? -EBUSY : r;
+}
+
+static void log_damage(struct daemon *d, const struct image *img) REQUIRES(img->header)
+{
+    const struct record *rec = img->rec;
+    log_image(LOG_WARNING, rec->image, d->host.name, rec->generation,
+              "'%s' is open for write and not sealed, for its %s header contradicts itself: %s. Its claim "
+              "guards it against "
+              "the views, %s against a program outside of them. It is sealed when its header is whole again",
+              rec->image, rec->format, img->damage, img->bytes_held ? "locks on QEMU's bytes" : "nothing");
 }
 
 int image_acquire(struct daemon *d, struct image *img, const struct acquire *a, bool *ret_stuck)
@@ -447,6 +503,8 @@ int image_acquire(struct daemon *d, struct image *img, const struct acquire *a, 
         image_note(img);
         if (r == 0 && a->judge)
             image_bytes_follow(d, img); /* the header that stands there now may have another plan */
+        if (r == 0 && a->judge && img->damage[0])
+            log_damage(d, img);
         atomic_fetch_add(&img->holds, 1);
         atomic_store(&img->held, true);
     } else { /* at once, under the lock: a record without a claim must explain nothing to a reader */
@@ -468,7 +526,8 @@ int image_acquire(struct daemon *d, struct image *img, const struct acquire *a, 
  * are logged where they are decided, -EBUSY by whoever gives up waiting. */
 void image_acquire_failed(struct daemon *d, struct image *img, const struct acquire *a, bool stuck, int err)
 {
-    if (err != -EBUSY && err != -EAGAIN && err != -EUCLEAN && err != -EPERM && err != -EXDEV)
+    if (err != -EBUSY && err != -EAGAIN && err != -EUCLEAN && err != -EPERM && err != -EXDEV &&
+        err != -ETIMEDOUT)
         image_log_refused(d, img->inode, a->what, "it could not be claimed and sealed: %s%s", strerror(-err),
                           stuck ? "; undoing that failed too: the image is STUCK and is tried again" : "");
     if (stuck)

@@ -1,5 +1,6 @@
 /* image_edit.c: what changes an image in its zone (format.h): headers that change, plain files that become images. */
 #include "daemon/image_priv.h"
+#include "daemon/maker.h"
 
 #include <fcntl.h>
 #include <limits.h>
@@ -55,41 +56,39 @@ static void wait_idle(struct image *img, unsigned seconds)
     clock_gettime(CLOCK_MONOTONIC, &until);
     until.tv_sec += seconds;
     mutex_lock(&img->lock);
-    while (img->state == IMAGE_SEALING || img->state == IMAGE_RESTORING || img->plain_busy)
+    while (img->state == IMAGE_SEALING || img->state == IMAGE_RESTORING || img->plain_busy ||
+           (img->state == IMAGE_SEALED && img->closed))
         if (pthread_cond_timedwait(&img->moved, &img->lock.m, &until) != 0)
             break;
     mutex_unlock(&img->lock);
 }
 
-/* So often a file may change under the claim that is just taken for it (another write of its own was under way), before its writer is told. */
-#define CHANGED_MAX 16u
-
-static int changed_too_often(struct daemon *d, struct image *img)
+/* Has a handle written since its last fsync? Then the mtime of before is not the holder's to keep. */
+static bool is_dirty(struct image *img)
 {
-    image_log_refused(d, img->inode, "write of an image header",
-                      "the file changes again and again meanwhile");
-    return -EIO;
+    bool dirty = false;
+    mutex_lock(&img->lock);
+    for (const struct handle *h = img->writers; h; h = h->next_writer)
+        dirty |= atomic_load(&h->dirty);
+    mutex_unlock(&img->lock);
+    return dirty;
 }
 
-int image_convert(struct daemon *d, struct image *img, const struct opener *who)
+int image_claim_plain(struct daemon *d, struct image *img, const struct acquire *a, bool writes)
 {
-    if (!image_begin(d, img)) {
-        wait_idle(img, seconds_to_wait(d) + 1); /* another thread is at it; the caller looks again */
-        return -EAGAIN;
-    }
-    struct acquire a = {.who = who, .what = "write of an image header", .plan_none = true, .plain_too = true};
     bool stuck;
-    int r = image_acquire(d, img, &a, &stuck);
+    int r = image_acquire(d, img, a, &stuck);
     if (r < 0) {
-        image_acquire_failed(d, img, &a, stuck, r);
+        image_acquire_failed(d, img, a, stuck, r);
         return r;
     }
     mutex_lock(&img->lock);
-    img->holder = *who;
+    img->holder = *a->who;
     img->n_guarded = 1; /* our own, until the handles have theirs */
     mutex_unlock(&img->lock);
-    atomic_store(&img->wrote, true);
     r = image_adopt_writers(d, img);
+    if (writes || is_dirty(img))
+        atomic_store(&img->wrote, true);
     image_move(d, img, IMAGE_SEALED, 0);
     if (r == -ESTALE) {
         image_fence(d, img);
@@ -97,6 +96,73 @@ int image_convert(struct daemon *d, struct image *img, const struct opener *who)
     }
     image_unguard(d, img);
     return r;
+}
+
+int image_convert(struct daemon *d, struct image *img, const struct opener *who)
+{
+    if (!image_begin(d, img)) {
+        wait_idle(img, seconds_to_wait(d) + 1); /* another thread is at it; the caller looks again */
+        return -EALREADY;
+    }
+    struct acquire a = {.who = who, .what = "write of an image header", .plan_none = true, .plain_too = true};
+    return image_claim_plain(d, img, &a, true);
+}
+
+/* Was it the fence that was refused? Then pauses. */
+static bool wait_fence(struct image *img)
+{
+    mutex_lock(&img->lock);
+    bool fenced = img->rival.fenced;
+    mutex_unlock(&img->lock);
+    const struct timespec pause = {.tv_nsec = FENCE_PAUSE_MS * 1000000L};
+    if (fenced)
+        nanosleep(&pause, NULL);
+    return fenced;
+}
+
+/* So often somebody else may be at the file before its writer is told. */
+#define BUSY_MAX 2u
+
+/* One change of a plain file, on its way to the guarded way. */
+struct becoming {
+    const char *what; /* for the log line */
+    unsigned busy, changed;
+    uint64_t until; /* CLOCK_MONOTONIC, ms: so long the fence is waited for */
+};
+
+static struct becoming becoming(const struct daemon *d, const char *what)
+{
+    return (struct becoming){
+        .what = what, .until = base_now_ms() + DG_MAX(seconds_to_wait(d), FENCE_WAIT_MIN_S) * UINT64_C(1000)};
+}
+
+/* A handle that may not write any more, for the file is somebody else's image: one line for each, for its program may go on trying. */
+static int refused(struct daemon *d, struct handle *h, const char *what)
+{
+    if (!atomic_exchange(&h->refusal_logged, true))
+        image_refused(d, h->inode, &h->opener, what, -EBUSY);
+    return -EBUSY;
+}
+
+/* The plain file has become an image, or is just about to: claims it for its writers. 0: look again, it may be guarded now; or -errno, logged. */
+static int become(struct daemon *d, struct image *img, struct handle *h, struct becoming *b)
+{
+    if (h->inode->dev != d->store.dev) {
+        image_log_foreign(d, h->inode, b->what);
+        return -EXDEV;
+    }
+    int r = image_convert(d, img, &h->opener);
+    if (r == 0 || atomic_load(&h->guarded))
+        return 0;
+    if (r == -EALREADY)
+        return ++b->busy > BUSY_MAX ? refused(d, h, b->what) : 0;
+    if (r == -EAGAIN && ++b->changed > IMAGE_CHANGED_MAX) {
+        image_log_refused(d, h->inode, b->what, "the file changes again and again meanwhile");
+        return -EIO;
+    }
+    if (r == -EAGAIN || (r == -EBUSY && base_now_ms() < b->until && wait_fence(img)))
+        return 0;
+    return r == -EBUSY ? refused(d, h, b->what) : r;
 }
 
 /* ---- writes ---- */
@@ -135,17 +201,36 @@ static int sync_if_asked(struct handle *h, int fd)
     return h->flags & (O_SYNC | O_DSYNC) ? io_fsync(fd) : 0;
 }
 
-/* One edit of a held image, in the durable order of seal.h. */
-static int edit_held(struct daemon *d, struct image *img, struct handle *h, const struct edit *e)
+/* Who wrote a size as small as threshold= refuses is just making the image. */
+static void note_maker(struct daemon *d, const struct image *img, const struct opener *who)
+    REQUIRES(img->header)
 {
-    if (image_write_allowed(h) < 0)
+    if (!d->makers)
+        return;
+    if (img->rec->virtual_size > d->opt.threshold)
+        maker_forget(d->makers, img->inode);
+    else
+        maker_note(d->makers, img->inode, who);
+}
+
+static bool edit_allowed(const struct image *img, const struct handle *h)
+{
+    return h ? image_write_allowed(h) == 0 : atomic_load(&img->io_error) == 0;
+}
+
+/* One edit of a held image, in the durable order of seal.h. h NULL: by path. */
+static int edit_held(struct daemon *d, struct image *img, struct handle *h, const struct opener *who,
+                     const struct edit *e)
+{
+    if (!edit_allowed(img, h))
         return -EIO;
     rwlock_write(&img->header);
     int r = -EIO;
-    if (img->rec && image_write_allowed(h) == 0) {
+    if (img->rec && edit_allowed(img, h)) {
         struct seal s = image_seal(d, img);
         struct edit at_end = *e;
-        if (e->kind == EDIT_WRITE && h->flags & O_APPEND) {
+        uint64_t size = img->rec->virtual_size;
+        if (e->kind == EDIT_WRITE && h && h->flags & O_APPEND) {
             struct stat st;
             r = io_fresh_stat(img->fd, &st);
             at_end.off = r == 0 ? (uint64_t)st.st_size : e->off;
@@ -157,11 +242,13 @@ static int edit_held(struct daemon *d, struct image *img, struct handle *h, cons
         image_zone_set(img, &s.zone);
         r = image_lost(d, img, r);
         image_note(img);
+        if (r == 0 && (img->rec->virtual_size != size || size <= d->opt.threshold))
+            note_maker(d, img, who);
         if (r == 0)
             image_bytes_follow(d, img);
         if (r == 0)
-            image_chain_edited(d, img, &h->opener);
-        if (r == 0)
+            image_chain_edited(d, img, who);
+        if (r == 0 && h)
             r = sync_if_asked(h, img->fd);
         /* Not repeated, for part of it may have happened: the next one has a descriptor that works. */
         if ((r == -EIO || r == -EBADF || r == -ENOLCK) && atomic_load(&img->io_error) == 0) {
@@ -171,7 +258,7 @@ static int edit_held(struct daemon *d, struct image *img, struct handle *h, cons
         }
     }
     rwlock_write_unlock(&img->header);
-    image_wrote(h);
+    atomic_store(&img->wrote, true);
     if (r == -ESTALE) {
         image_fence(d, img);
         r = -EIO;
@@ -220,7 +307,8 @@ static int write_plain(struct daemon *d, struct image *img, struct handle *h, co
         bool before = image_is_image(d, i, hd);
         if (r == 0)
             r = after_write(i, hd, h->flags & O_APPEND ? hd->file_size : e->off, e);
-        *ret_becomes = r == 0 && st.st_nlink > 0 && (before || image_is_image(d, i, hd));
+        *ret_becomes =
+            r == 0 && st.st_nlink > 0 && !atomic_load(&h->shared) && (before || image_is_image(d, i, hd));
         if (*ret_becomes && i->dev != d->store.dev) {
             image_log_foreign(d, i, "write of an image header");
             r = -EXDEV;
@@ -234,16 +322,34 @@ static int write_plain(struct daemon *d, struct image *img, struct handle *h, co
     return n < 0 ? -err : (int)n;
 }
 
-/* Was it the fence that was refused? Then pauses. */
-static bool wait_fence(struct image *img)
+/* A write of a handle that is not guarded. *ret_again: it is guarded now, or must be looked at again. */
+static ssize_t write_unguarded(struct daemon *d, struct image *img, struct handle *h, const struct edit *e,
+                               struct becoming *b, bool *ret_again)
 {
-    mutex_lock(&img->lock);
-    bool fenced = img->rival.fenced;
-    mutex_unlock(&img->lock);
-    const struct timespec pause = {.tv_nsec = FENCE_PAUSE_MS * 1000000L};
-    if (fenced)
-        nanosleep(&pause, NULL);
-    return fenced;
+    bool becomes = false;
+    int r = plain_look(d, h);
+    *ret_again = false;
+    if (r < 0 && atomic_load(&h->barred))
+        return r == -EBUSY ? refused(d, h, b->what) : r;
+    if (r == -EBUSY) /* it is an image: by its content, its name, or a claim */
+        becomes = true;
+    else if (r < 0)
+        return r;
+    else
+        r = write_plain(d, img, h, e, &becomes);
+    if (r == -EAGAIN) {
+        wait_idle(img, seconds_to_wait(d) + 1);
+        if (++b->busy > BUSY_MAX && !atomic_load(&h->guarded))
+            return refused(d, h, b->what); /* held by somebody else, and not about to be let go */
+    } else if (becomes) {
+        r = become(d, img, h, b);
+        if (r < 0)
+            return r;
+    } else {
+        return r;
+    }
+    *ret_again = true;
+    return 0;
 }
 
 ssize_t image_write(struct daemon *d, struct handle *h, const void *buf, size_t len, uint64_t off)
@@ -252,35 +358,16 @@ ssize_t image_write(struct daemon *d, struct handle *h, const void *buf, size_t 
     if (!img)
         return -ENOMEM;
     struct edit e = {.kind = EDIT_WRITE, .off = off, .len = len, .buf = buf};
-    unsigned tries = 0, changed = 0;
-    uint64_t until = base_now_ms() + DG_MAX(seconds_to_wait(d), FENCE_WAIT_MIN_S) * UINT64_C(1000);
+    struct becoming b = becoming(d, "write of an image header");
     for (;;) {
-        if (h->guarded) {
-            int r = edit_held(d, img, h, &e);
+        bool again;
+        if (atomic_load(&h->guarded)) {
+            int r = edit_held(d, img, h, &h->opener, &e);
             return r < 0 ? r : (ssize_t)len;
         }
-        bool becomes = false;
-        int r = plain_look(d, h);
-        if (r < 0 && !h->guarded)
-            return r;
-        r = write_plain(d, img, h, &e, &becomes);
-        if (r == -EAGAIN) {
-            wait_idle(img, seconds_to_wait(d) + 1);
-            if (++tries > 2 && !h->guarded)
-                return -EBUSY; /* held by somebody else, and not about to be let go */
-            continue;
-        }
-        if (!becomes)
-            return r;
-        r = image_convert(d, img, &h->opener);
-        if (r == -EAGAIN && ++changed > CHANGED_MAX)
-            return changed_too_often(d, img);
-        if (r == -EBUSY && base_now_ms() < until && wait_fence(img))
-            continue;
-        if (r == -EBUSY)
-            image_refused(d, img->inode, &h->opener, "write of an image header", r);
-        if (r < 0 && r != -EAGAIN)
-            return r;
+        ssize_t n = write_unguarded(d, img, h, &e, &b, &again);
+        if (!again)
+            return n;
     }
 }
 
@@ -309,23 +396,22 @@ static int change_plain(struct daemon *d, struct handle *h, const struct edit *e
 static int change_unguarded(struct daemon *d, struct handle *h, const struct edit *e)
 {
     struct image *img = image_get(h->inode);
-    int r = change_plain(d, h, e);
-    if (r != -EBUSY || !img)
-        return r;
-    if (h->inode->dev != d->store.dev) {
-        image_log_foreign(d, h->inode, "change of an image's size");
-        return -EXDEV;
+    struct becoming b = becoming(d, "change of an image's size");
+    if (!img)
+        return -ENOMEM;
+    for (;;) {
+        if (atomic_load(&h->guarded))
+            return -EAGAIN;
+        int barred = atomic_load(&h->barred);
+        if (barred)
+            return barred == EBUSY ? refused(d, h, b.what) : -barred;
+        int r = change_plain(d, h, e);
+        if (r != -EBUSY)
+            return r;
+        r = become(d, img, h, &b);
+        if (r < 0)
+            return r;
     }
-    for (unsigned changed = 0; changed < CHANGED_MAX; changed++) {
-        r = image_convert(d, img, &h->opener);
-        if (r != -EAGAIN || atomic_load(&h->guarded))
-            break;
-    }
-    if (r == -EBUSY)
-        image_refused(d, h->inode, &h->opener, "change of an image's size", r);
-    if (r == 0 || r == -EAGAIN)
-        r = atomic_load(&h->guarded) ? -EAGAIN : -EBUSY;
-    return r;
 }
 
 int image_ftruncate(struct daemon *d, struct handle *h, uint64_t size)
@@ -336,7 +422,13 @@ int image_ftruncate(struct daemon *d, struct handle *h, uint64_t size)
         if (r != -EAGAIN)
             return r;
     }
-    return edit_held(d, atomic_load(&h->inode->image), h, &e);
+    return edit_held(d, atomic_load(&h->inode->image), h, &h->opener, &e);
+}
+
+int image_truncate_own(struct daemon *d, struct image *img, const struct opener *who, uint64_t size)
+{
+    struct edit e = {.kind = EDIT_TRUNCATE, .off = size};
+    return edit_held(d, img, NULL, who, &e);
 }
 
 static int allocate(int fd, int mode, uint64_t off, uint64_t len)
@@ -377,7 +469,7 @@ int image_fallocate(struct daemon *d, struct handle *h, int mode, uint64_t off, 
         if (mode & (FALLOC_FL_COLLAPSE_RANGE | FALLOC_FL_INSERT_RANGE))
             return -EOPNOTSUPP; /* would move the header; callers fall back to copying */
         if (mode & (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE))
-            return edit_held(d, atomic_load(&h->inode->image), h, &e);
+            return edit_held(d, atomic_load(&h->inode->image), h, &h->opener, &e);
         if (off > INT64_MAX - len)
             return -EFBIG;
         if (image_zone(atomic_load(&h->inode->image)).tail != UINT64_MAX)

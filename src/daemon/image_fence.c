@@ -89,7 +89,7 @@ int image_adopt_writers(struct daemon *d, struct image *img)
 
 /* Not an unlock: a write that has passed its check but not yet reached the storage would then land without a lock. What is under way on the old open file
  * keeps that, and its lock, until it has failed or ended; what comes later meets a descriptor that cannot write. */
-static void make_read_only(const struct handle *h)
+void image_make_read_only(const struct handle *h)
 {
     int fd = io_reopen(h->inode->fd, O_RDONLY | (h->flags & O_DIRECT));
     if (fd < 0)
@@ -131,7 +131,7 @@ void image_let_go(struct image *img)
     if (seal_fd >= 0)
         close(seal_fd);
     for (struct handle *h = next_fenced(img); h; h = next_fenced(img)) {
-        make_read_only(h);
+        image_make_read_only(h);
         mutex_lock(&img->lock);
         h->busy = false;
         pthread_cond_broadcast(&img->moved);

@@ -1,7 +1,10 @@
 /* image_open.c: opens for write: the first one, one that joins, one of a plain file; holds for namespace
  * operations. */
 #include "core/hook.h"
+#include "daemon/image_first.h"
 #include "daemon/image_priv.h"
+#include "daemon/image_shared.h"
+#include "daemon/maker.h"
 
 #include <fcntl.h>
 #include <string.h>
@@ -53,16 +56,39 @@ static int open_first(struct daemon *d, struct image *img, struct handle *h, boo
     return r;
 }
 
+/* The holder, or one that has it open as well since it was a plain file and the holder's write made it an image. */
+static bool may_join(const struct image *img, const struct opener *who) REQUIRES(img->lock)
+{
+    bool r = cred_same_process(&img->holder, who);
+    for (const struct handle *h = img->writers; h && !r; h = h->next_writer)
+        r = atomic_load(&h->guarded) && cred_same_process(&h->opener, who);
+    return r;
+}
+
+enum join { JOIN_TO_WRITE, JOIN_FOR_NAMES, JOIN_FOR_NAMES_ALONE /* not a byte changes */ };
+
+/* A reservation in the hold of the process itself: no restore begins under us. What manages the machines of this host may take a name from what one of them holds, as on
+ * the raw datastore (libvirt removes the scratch file of a backup before QEMU closes it). false: not ours to join. */
+static bool join(struct daemon *d, struct image *img, const struct opener *who, enum join how)
+{
+    bool manager = how == JOIN_FOR_NAMES_ALONE && image_first_is_manager(d, who);
+    mutex_lock(&img->lock);
+    bool sealed = img->state == IMAGE_SEALED,
+         may = sealed && !img->closed && (d->opt.writers == WRITERS_HOST || manager || may_join(img, who));
+    if (may) {
+        img->n_guarded++;
+        img->n_names += how != JOIN_TO_WRITE;
+    } else if (sealed) {
+        img->rival = (struct image_rival){0}; /* its holder is in the way, and nothing else */
+    }
+    mutex_unlock(&img->lock);
+    return may;
+}
+
 /* -EBUSY: not ours to join. */
 static int open_join(struct daemon *d, struct image *img, struct handle *h, bool truncate)
 {
-    mutex_lock(&img->lock);
-    bool may = img->state == IMAGE_SEALED && !img->closed &&
-               (d->opt.writers == WRITERS_HOST || cred_same_process(&img->holder, &h->opener));
-    if (may)
-        img->n_guarded++; /* a reservation: no restore begins under us */
-    mutex_unlock(&img->lock);
-    if (!may)
+    if (!join(d, img, &h->opener, JOIN_TO_WRITE))
         return -EBUSY;
     HOOK("image.fence.join");
     int r = image_fence_fd(d, img, h->fd);
@@ -91,14 +117,14 @@ static bool is_idle(struct image *img)
     return idle;
 }
 
-/* Has another process the file open for write since it was a plain file? */
-static bool others_write(struct daemon *d, struct image *img, const struct opener *who)
+bool image_others_write(struct daemon *d, struct image *img, const struct opener *who)
 {
     bool r = false;
     mutex_lock(&img->lock);
     for (const struct handle *h = img->writers; h && d->opt.writers == WRITERS_PROCESS; h = h->next_writer) {
         if (!cred_same_process(&h->opener, who)) {
-            img->holder = h->opener;
+            if (img->state == IMAGE_IDLE)
+                img->holder = h->opener;
             r = true;
         }
     }
@@ -117,6 +143,7 @@ static int open_plain(struct daemon *d, struct image *img, struct handle *h, boo
         image_plain_leave(d, img, h);
         return -EBUSY;
     }
+    image_shared_enter(d, img, h);
     return truncate && ftruncate(h->fd, 0) < 0 ? -errno : 0;
 }
 
@@ -134,7 +161,7 @@ int image_guarded_inode(struct daemon *d, struct inode *i, bool *ret)
     *ret = image_is_image(d, i, hd);
     if (*ret || i->dev != d->store.dev)
         return 0;
-    r = image_chain_guards(d, i);
+    r = image_is_shared(d, i) ? 0 : image_chain_guards(d, i);
     *ret = r > 0;
     if (r != 0)
         return r < 0 ? r : 0;
@@ -187,16 +214,20 @@ static void plain_writer(void *arg, struct handle *h)
     w->inode[w->n++] = h->inode;
 }
 
-/* Nobody else holds it (it was renamed to a raw image's name, say): its writers do, then. */
-static bool adopt_idle(struct daemon *d, struct image *img)
+/* Nobody else holds it (it was renamed to a raw image's name, or got its footer where no write is looked at): its writers do, then. -EAGAIN, -EALREADY: they
+ * are just changing it, or another thread is at it; any other -errno: it is not theirs. */
+static int adopt_idle(struct daemon *d, struct image *img)
 {
     struct opener who = {0};
+    int r = -EAGAIN;
     mutex_lock(&img->lock);
     bool any = img->writers != NULL;
     if (any)
         who = img->writers->opener;
     mutex_unlock(&img->lock);
-    return any && image_convert(d, img, &who) == 0;
+    for (unsigned n = 0; any && r == -EAGAIN && n < IMAGE_CHANGED_MAX; n++)
+        r = image_convert(d, img, &who);
+    return r;
 }
 
 static void bar_writers(struct daemon *d, struct inode *i)
@@ -205,12 +236,17 @@ static void bar_writers(struct daemon *d, struct inode *i)
     bool guarded, news = false;
     if (!img || !is_idle(img) || image_plain_mend(d, img) < 0 || image_guarded_inode(d, i, &guarded) < 0)
         return;
-    if (guarded && adopt_idle(d, img))
-        return;
+    int r = guarded ? adopt_idle(d, img) : 0;
+    if (guarded && (r == 0 || r == -EAGAIN || r == -EALREADY))
+        return; /* nobody else can claim it while they have the fence: the next round looks again */
     mutex_lock(&img->lock);
-    for (struct handle *h = img->state == IMAGE_IDLE ? img->writers : NULL; h; h = h->next_writer)
-        if (!atomic_load(&h->guarded))
-            news |= atomic_exchange(&h->barred, guarded ? EBUSY : 0) != EBUSY && guarded;
+    for (struct handle *h = img->state == IMAGE_IDLE ? img->writers : NULL; h; h = h->next_writer) {
+        if (atomic_load(&h->guarded))
+            continue;
+        bool was = atomic_exchange(&h->barred, guarded ? EBUSY : 0) == EBUSY;
+        bool said = atomic_exchange(&h->refusal_logged, guarded);
+        news |= guarded && !(was && said);
+    }
     mutex_unlock(&img->lock);
     if (news)
         image_log_refused(d, i, "further writes",
@@ -263,13 +299,19 @@ int image_open(struct daemon *d, struct handle *h, bool truncate)
             return r;
         if (!guarded)
             return open_plain(d, img, h, truncate);
-        if (others_write(d, img, &h->opener) || !image_begin(d, img))
+        if (image_others_write(d, img, &h->opener)) {
+            image_set_rival(img, NULL);
+            return -EBUSY;
+        }
+        if (!image_begin(d, img))
             return -EBUSY;
         r = open_first(d, img, h, truncate);
         if (r == -EAGAIN)
             r = -EBUSY; /* the file changed under us: another try, from the start */
     }
     if (r == 0) {
+        if (truncate && d->makers)
+            maker_note(d->makers, h->inode, &h->opener);
         (void)image_writer_add(img, h, false);
         image_let_go(img); /* if it was FENCED before the handle was listed */
     }
@@ -278,7 +320,40 @@ int image_open(struct daemon *d, struct handle *h, bool truncate)
 
 /* ---- holds ---- */
 
-int image_hold(struct daemon *d, struct inode *i, const struct opener *who, const char *what,
+/* By the holder himself: claim and seal stay as they are until his last handle is closed. But not of a file that another image needs, or another process's
+ * reader wants as it is: that he may write it does not change what he may take from others. */
+static int hold_own(struct daemon *d, struct image *img, const struct opener *who, bool data,
+                    struct hold *ret)
+{
+    if (!join(d, img, who, data ? JOIN_FOR_NAMES : JOIN_FOR_NAMES_ALONE))
+        return -EBUSY;
+    inode_pin(d->inodes, img->inode);
+    *ret = (struct hold){.inode = img->inode, .claimed = true, .joined = true};
+    image_set_rival(img, NULL);
+    int r = image_chain_needed(d, img, who);
+    if (r == 0) {
+        rwlock_write(&img->header);
+        r = image_reader_in_way(d, img, who);
+        rwlock_write_unlock(&img->header);
+    }
+    if (r < 0)
+        image_unhold(d, ret);
+    return r;
+}
+
+/* Ends what hold_own() began; says that the image has no name left, before the keeper finds out, or the last close. */
+static void own_done(struct daemon *d, struct image *img)
+{
+    rwlock_read(&img->header);
+    bool gone = img->rec && img->fd >= 0 && store_gone(&d->store, img->fd, &img->rec->handle) == 1;
+    rwlock_read_unlock(&img->header);
+    mutex_lock(&img->lock);
+    img->unlinked |= gone;
+    img->n_names--;
+    mutex_unlock(&img->lock);
+}
+
+int image_hold(struct daemon *d, struct inode *i, const struct opener *who, const char *what, bool data,
                struct hold *ret)
 {
     *ret = (struct hold){0};
@@ -287,8 +362,10 @@ int image_hold(struct daemon *d, struct inode *i, const struct opener *who, cons
     struct image *img = image_get(i);
     if (!img)
         return -ENOMEM;
-    if (atomic_load(&d->stopping) || !is_idle(img))
+    if (atomic_load(&d->stopping))
         return -EBUSY;
+    if (!is_idle(img))
+        return hold_own(d, img, who, data, ret);
     bool guarded;
     int r = image_guarded_inode(d, i, &guarded);
     if (r == -ESTALE || r == -ENOENT)
@@ -322,9 +399,10 @@ void image_unhold(struct daemon *d, struct hold *h)
 {
     if (!h->inode)
         return;
-    image_unguard(
-        d,
-        atomic_load(&h->inode->image)); /* a file without links is forgotten there: restore_steps, gone() */
+    struct image *img = atomic_load(&h->inode->image);
+    if (h->joined)
+        own_done(d, img);
+    image_unguard(d, img); /* a file without links is forgotten there: restore_steps, store_gone() */
     inode_put(d->inodes, h->inode);
     *h = (struct hold){0};
 }
@@ -394,10 +472,12 @@ int image_truncate(struct daemon *d, struct inode *i, const struct opener *who, 
         image_log_foreign(d, i, "truncation");
         return -EXDEV;
     }
-    r = image_hold(d, i, who, "truncation", &hold);
+    r = image_hold(d, i, who, "truncation", true, &hold);
     if (r < 0)
         return r;
-    r = hold.claimed ? truncate_held(d, &hold, size) : truncate_plain(d, i, size);
+    r = hold.joined    ? image_truncate_own(d, atomic_load(&i->image), who, size)
+        : hold.claimed ? truncate_held(d, &hold, size)
+                       : truncate_plain(d, i, size);
     image_unhold(d, &hold);
     return r;
 }

@@ -6,7 +6,10 @@
  *   image_plain.c  the fence of plain files        image_fence.c  the fence of those that write an image
  *   image_tend.c   the keeper's look at each image  image_bytes.c  QEMU's own locks
  *   image_chain.c  the files that an image needs    image_reader.c  who reads it and wants no writer
- *   image_zone.c   the zone, and direct changes under way */
+ *   image_first.c  handles that claim at their first change   image_wait.c   is waiting for a holder in vain?   image_time.c   mtime that somebody sets
+ *   image_zone.c   the zone, and direct changes under way   image_walk.c   names in images
+ *   image_disk.c   plain files that QEMU locks as disks
+ *   image_shared.c what many hosts write on purpose */
 #ifndef DISKGUARD_IMAGE_PRIV_H
 #define DISKGUARD_IMAGE_PRIV_H
 
@@ -14,6 +17,7 @@
 #include "daemon/cred.h"
 #include "daemon/image.h"
 #include "daemon/image_bytes.h"
+#include "daemon/image_disk.h"
 #include "daemon/image_reader.h"
 #include "daemon/keeper.h"
 #include "daemon/park.h"
@@ -31,6 +35,13 @@ struct image_rival {
         reads; /* nobody's claim: that host's program, whose name is in `needs`, reads it and wants no writer beside it */
     char needs
         [320]; /* not this file is held, but one below or above it: "it needs its backing file 'x'", "it is needed by 'y'" */
+};
+
+/* image_probe.c: a line about a refusal, as a hash, and when it was said. */
+#define IMAGE_SAID_MAX 4
+struct image_said {
+    uint64_t sum, at_ms; /* CLOCK_MONOTONIC; 0: empty */
+    unsigned more;       /* times that it was not said again */
 };
 
 /* image_sound.c: a ctime, and since when this host knows it. */
@@ -51,17 +62,22 @@ struct image {
     bool closed GUARDED_BY(lock);
     /* this hold was called VANISHED in the log */
     bool vanished GUARDED_BY(lock);
+    unsigned n_names GUARDED_BY(lock); /* operations on its names by its own holder under way */
+    bool unlinked GUARDED_BY(lock);    /* one of them took its last name: that is no VANISHED */
     struct image_rival rival GUARDED_BY(lock);
+    struct image_said said[IMAGE_SAID_MAX] GUARDED_BY(lock);
     struct image_info info GUARDED_BY(lock); /* what control.c shows, so that it never waits for `header` */
     char *path GUARDED_BY(lock);             /* of info: most files never need one */
     int plain_fd GUARDED_BY(lock);           /* image_plain.c: carries the fence for plain writers; -1 */
     unsigned n_plain GUARDED_BY(lock);       /* handles that count on it */
+    atomic_uint n_shared;                    /* handles that write it as shared on purpose (image_shared.h) */
     bool plain_borrowed GUARDED_BY(lock);    /* it is a handle's own: not to be claimed with */
     bool plain_lost GUARDED_BY(lock);        /* its lock may be lost: the keeper mends it */
     bool plain_busy GUARDED_BY(lock);        /* it is just being opened or closed: nobody may claim */
     struct image_look look GUARDED_BY(lock);
     struct image_stamp stamp GUARDED_BY(lock);
-    struct timespec mtime GUARDED_BY(lock); /* to put back when the holder wrote nothing */
+    struct timespec
+        mtime GUARDED_BY(lock); /* what the view shows while the holder has written nothing since */
     /* image_mend.c: requests that the storage refused, for one job of the pool; and that job is under way */
     struct image_failed *failed GUARDED_BY(lock);
     bool mending GUARDED_BY(lock);
@@ -85,6 +101,8 @@ struct image {
      * claims it. */
     atomic_uint alone;
     unsigned alone_last GUARDED_BY(header);
+    char damage[FORMAT_WHY] GUARDED_BY(
+        header);                       /* when it was claimed: what its header contradicts; "": nothing */
     bool marked GUARDED_BY(header);    /* this hold has made marks (image_chain.c) */
     uint64_t links GUARDED_BY(header); /* and those are for these links: a hash */
 
@@ -106,8 +124,13 @@ struct image {
     atomic_bool bytes_logged;  /* that somebody outside writes during this hold was reported */
 };
 
+#define IMAGE_TOLD_MAX 256u
+
 struct image_table {
     struct mutex lock;
+    /* image_chain.c: hashes of names that lead out of the datastore, as far as that was said */
+    uint64_t told[IMAGE_TOLD_MAX] GUARDED_BY(lock);
+    unsigned n_told GUARDED_BY(lock);
     struct image *busy GUARDED_BY(lock);
     struct image *reading GUARDED_BY(lock);     /* image_reader.c: images that have readers */
     atomic_ullong reader_serial;                /* the last number that a reader's name got */
@@ -131,6 +154,12 @@ void image_note(struct image *img) REQUIRES(img->header) EXCLUDES(img->lock);
 /* One guard less; the last one restores (or, fenced, drops). */
 void image_unguard(struct daemon *d, struct image *img) EXCLUDES(img->lock, img->header);
 
+/* Journal and claim of a held image say its name of now: after a rename here; and the keeper, for those past this view. What fails is left at that. */
+void image_follow_name(struct daemon *d, struct image *img) EXCLUDES(img->lock, img->header);
+/* truncate(2) by path, by the holder himself. 0 or -errno. */
+DG_MUST_CHECK int image_truncate_own(struct daemon *d, struct image *img, const struct opener *who,
+                                     uint64_t size) EXCLUDES(img->lock, img->header);
+
 /* Lists a handle that is open for write. plain: only while the image is IDLE, else false. */
 bool image_writer_add(struct image *img, struct handle *h, bool plain) EXCLUDES(img->lock);
 
@@ -138,10 +167,15 @@ bool image_writer_add(struct image *img, struct handle *h, bool plain) EXCLUDES(
  * was lost before they had it; none is guarded, plain ones are barred. */
 DG_MUST_CHECK int image_adopt_writers(struct daemon *d, struct image *img) EXCLUDES(img->lock, img->header);
 
-/* A plain file is about to become an image under its writers' hands: claims it, without a seal yet, for all of them. -EAGAIN: it changed meanwhile, or another
- * thread is at it: look again. */
+/* So often a file may change under the claim that is just taken for it (another write of its own was under way), before its writer is told. */
+#define IMAGE_CHANGED_MAX 16u
+
+/* A plain file is about to become an image under its writers' hands: claims it, without a seal yet, for all of them. -EAGAIN: it changed meanwhile; -EALREADY:
+ * another thread is at it: look again. -EBUSY: another host holds it (image_refused says who). */
 DG_MUST_CHECK int image_convert(struct daemon *d, struct image *img, const struct opener *who)
     EXCLUDES(img->lock, img->header);
+/* Has another process the file open for write (writers=process)? Where it is not held: img->holder is that one, for image_refused(). */
+bool image_others_write(struct daemon *d, struct image *img, const struct opener *who) EXCLUDES(img->lock);
 
 /* Pins every image that is not IDLE. The caller puts each inode and frees the array. NULL, and 0 images: out of memory. */
 struct image **image_busy_list(struct daemon *d, unsigned *ret_n);
@@ -163,6 +197,8 @@ DG_MUST_CHECK int image_fence_fd(struct daemon *d, struct image *img, int fd)
 /* A FENCED image: closes what carries the fence lock, and makes its handles read-only, so that the successor and others can claim. Of one that is not
  * FENCED, nothing. May be repeated. Blocks. */
 void image_let_go(struct image *img) EXCLUDES(img->lock, img->header);
+/* The handle's descriptor becomes one that cannot write, and has no locks. */
+void image_make_read_only(const struct handle *h);
 /* Puts the open file `fd` in the place of the one at `at`, under the same number, so that a request that is just using it needs no lock. Closes fd. */
 DG_MUST_CHECK int image_replace_fd(int fd, int at);
 
@@ -192,6 +228,10 @@ struct acquire {
 };
 DG_MUST_CHECK int image_acquire(struct daemon *d, struct image *img, const struct acquire *a,
                                 bool *ret_stuck);
+/* image_edit.c: the same of a plain file (image_begin() was true) for all handles that have it open for write, up to SEALED. writes: the caller is about to change it. -EAGAIN: it
+ * changed meanwhile. */
+DG_MUST_CHECK int image_claim_plain(struct daemon *d, struct image *img, const struct acquire *a, bool writes)
+    EXCLUDES(img->lock, img->header);
 
 /* ---- image_chain.c ---- */
 
@@ -317,6 +357,8 @@ DG_MUST_CHECK int image_header(struct daemon *d, struct inode *i, struct header 
 void image_log_closed(struct daemon *d, struct inode *i, const char *verb);
 /* By content or, for a raw image, by name. */
 bool image_is_image(struct daemon *d, struct inode *i, const struct header *h);
+/* The same, if the file has that name: not where that was removed. */
+bool image_path_now(struct daemon *d, const struct inode *i, char *ret, size_t size);
 /* Path below the datastore, for people. */
 void image_path(struct daemon *d, const struct inode *i, char *ret, size_t size);
 

@@ -7,6 +7,9 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "daemon/image_shared.h"
+#include <sys/stat.h>
+
 void image_path(struct daemon *d, const struct inode *i, char *ret, size_t size)
 {
     char link[32], path[PATH_MAX];
@@ -20,9 +23,46 @@ void image_path(struct daemon *d, const struct inode *i, char *ret, size_t size)
     snprintf(ret, size, "%.*s", (int)size - 1, p);
 }
 
+bool image_path_now(struct daemon *d, const struct inode *i, char *ret, size_t size)
+{
+    struct stat st;
+    image_path(d, i, ret, size);
+    _cleanup_close_ int fd = ret[0] == '/' ? -1 : io_fresh_open(d->store.root_fd, ret, O_PATH | O_NOFOLLOW);
+    return fd >= 0 && io_fresh_stat(fd, &st) == 0 && st.st_ino == i->ino && st.st_dev == i->dev;
+}
+
+/* Where the file is without a view, for a shell. */
+static const char *raw_path(struct daemon *d, struct inode *i, char *ret, size_t size)
+{
+    char below[PATH_MAX], path[2 * PATH_MAX];
+    image_path(d, i, below, sizeof(below));
+    snprintf(path, sizeof(path), "%s/%s", d->store.path, below);
+    return base_quote(path, ret, size);
+}
+
+/* A flag of the file that no user passes: not even root, whatever the owner and the mode. NULL: none. */
+static const char *flag_of(const struct inode *i)
+{
+    struct statx stx;
+    if (statx(i->fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &stx) < 0)
+        return NULL;
+    return stx.stx_attributes & STATX_ATTR_IMMUTABLE ? "immutable (chattr +i)"
+           : stx.stx_attributes & STATX_ATTR_APPEND  ? "for appending only (chattr +a)"
+                                                     : NULL;
+}
+
 void image_log_closed(struct daemon *d, struct inode *i, const char *verb)
 {
     struct image *img = image_get(i);
+    const char *flag = flag_of(i);
+    char quoted[1024];
+    if (flag) {
+        image_log_refused(
+            d, i, "a change",
+            "EPERM: the file is %s on the datastore, so nobody may %s it. Way out: chattr %s %s", flag, verb,
+            strstr(flag, "+i") ? "-i" : "-a", raw_path(d, i, quoted, sizeof(quoted)));
+        return;
+    }
     if (!img || atomic_exchange(&img->closed_logged, true))
         return;
     struct stat st = {0};
@@ -99,6 +139,8 @@ static bool raw_by_name(struct daemon *d, struct inode *i)
 
 bool image_is_image(struct daemon *d, struct inode *i, const struct header *h)
 {
+    if (image_shared_exempt(d, i, h))
+        return false;
     switch (h->verdict) {
     case FORMAT_PLAIN:
         return raw_by_name(d, i);
@@ -129,32 +171,154 @@ int image_probe(struct daemon *d, struct inode *i, enum image_what *ret)
         return 0;
     /* While a footer or a whole header is on the move, and where its holder died then, sealed bytes lie where the header does not say: the claim does. */
     r = claim_read(&d->store, i->ino, c);
-    if (r == 0)
-        image_look_end(img, &look, h, c);
-    return r;
+    if (r < 0)
+        return r;
+    image_look_end(img, &look, h, c);
+    /* A disk of any name (image_disk.h) is one while it is held: what another host writes must not be read from this one's cache. */
+    struct io_handle handle;
+    if (*ret == IMAGE_WHAT_IMAGE || c->kind != CLAIM_HELD)
+        return 0;
+    if (io_handle_get(i->fd, &handle) < 0 || io_handle_equal(&c->rec.handle, &handle))
+        *ret = IMAGE_WHAT_IMAGE;
+    return 0;
 }
 
 /* ---- refusals ---- */
 
-/* One line for a refusal that is final: what is wrong with the image, and the way out. */
-void image_log_refused(struct daemon *d, struct inode *i, const char *what, const char *fmt, ...)
+/* A line that says the same of the same image as one a moment ago is not repeated: programs try again and again. How often, the next one says. */
+#define SAID_AGAIN_MS 60000u
+
+static uint64_t sum_of(const char *text)
 {
-    char path[PATH_MAX], text[1024];
-    image_path(d, i, path, sizeof(path));
-    va_list ap;
-    va_start(ap, fmt);
-    vsnprintf(text, sizeof(text), fmt, ap);
-    va_end(ap);
-    log_image(LOG_WARNING, path, NULL, 0, "refused %s of '%s': %s", what, path, text);
+    uint64_t h = 14695981039346656037u; /* FNV-1a, its published constants */
+    for (; *text; text++)
+        h = (h ^ (unsigned char)*text) * 1099511628211u;
+    return h;
 }
 
-/* Where the file is without a view, for a shell. */
-static const char *raw_path(struct daemon *d, struct inode *i, char *ret, size_t size)
+/* Is it time to say it? *ret_more: how often it was not said since the last time. */
+static bool may_say(struct image *img, const char *text, unsigned *ret_more)
 {
-    char below[PATH_MAX], path[2 * PATH_MAX];
-    image_path(d, i, below, sizeof(below));
-    snprintf(path, sizeof(path), "%s/%s", d->store.path, below);
-    return base_quote(path, ret, size);
+    uint64_t sum = sum_of(text), now = base_now_ms();
+    struct image_said *oldest = &img->said[0], *same = NULL;
+    *ret_more = 0;
+    mutex_lock(&img->lock);
+    for (unsigned k = 0; k < IMAGE_SAID_MAX; k++) {
+        struct image_said *s = &img->said[k];
+        if (s->at_ms != 0 && s->sum == sum)
+            same = s;
+        if (s->at_ms < oldest->at_ms)
+            oldest = s;
+    }
+    bool say = !same || now - same->at_ms >= SAID_AGAIN_MS;
+    if (!say) {
+        same->more++;
+    } else {
+        *ret_more = same ? same->more : 0;
+        *(same ? same : oldest) = (struct image_said){.sum = sum, .at_ms = now};
+    }
+    mutex_unlock(&img->lock);
+    return say;
+}
+
+void image_log_refused(struct daemon *d, struct inode *i, const char *what, const char *fmt, ...)
+{
+    struct image *img = image_get(i);
+    char path[PATH_MAX], text[1536], again[64] = "";
+    unsigned more = 0;
+    image_path(d, i, path, sizeof(path));
+    int n = snprintf(text, sizeof(text), "refused %.100s of '%.400s': ", what, path);
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(text + n, sizeof(text) - (size_t)n, fmt, ap);
+    va_end(ap);
+    if (img && !may_say(img, text, &more))
+        return;
+    if (more > 0)
+        snprintf(again, sizeof(again), " (and %u times more since this was said last)", more);
+    log_image(LOG_WARNING, path, NULL, 0, "%s%s", text, again);
+}
+
+/* ", since TIME", where it is known. */
+static const char *since_text(const char *since, char ret[48])
+{
+    snprintf(ret, 48, "%s%.32s", since[0] ? ", since " : "", since);
+    return ret;
+}
+
+static const char *process_text(uint64_t pid, char ret[64])
+{
+    if (pid == 0)
+        snprintf(ret, 64, "a process that this host cannot name");
+    else
+        snprintf(ret, 64, "pid %llu", (unsigned long long)pid);
+    return ret;
+}
+
+/* What ends it: a host never confirms its own death. */
+static const char *way_out(struct daemon *d, const struct image_rival *v, char *ret, size_t size)
+{
+    char quoted[512];
+    base_quote(d->store.path, quoted, sizeof(quoted));
+    if (strcmp(v->host, d->host.uuid) == 0)
+        snprintf(ret, size,
+                 "It is free when that is closed on this host; if that program is gone: diskguardctl why");
+    else if (!v->host[0])
+        snprintf(ret, size, "It is free when that is closed; fuser -v on the file names the program");
+    else
+        snprintf(ret, size,
+                 "It is free when that is closed there; if that host is down for good: fsck.diskguard "
+                 "--takeover %s "
+                 "--confirm-host-is-down %s",
+                 v->host, quoted);
+    return ret;
+}
+
+/* Nobody here has it: another host, a program past the views, or a claim above or below it. */
+static void refused_by_rival(struct daemon *d, struct inode *i, const struct opener *who, const char *what,
+                             const struct image_rival *v)
+{
+    char raw[1024], out[1024], since[48], asks[64], has[64];
+    process_text(who->pid, asks);
+    process_text(v->pid, has);
+    since_text(v->since, since);
+    const char *bare = since + (since[0] != '\0'); /* without its comma */
+    way_out(d, v, out, sizeof(out));
+    const char *self = strcmp(v->host, d->host.uuid) == 0 ? " (this host)" : "";
+    const char *released = v->restoring ? ", being released" : "";
+    if (v->fenced)
+        image_log_refused(d, i, what,
+                          "asked for by %s; nobody's claim, but another host has this file open for "
+                          "write, since before it was an image, or is just about to claim "
+                          "or repair it: the storage did not grant the fence lock to host %s. It is free "
+                          "when that host closes it; if you cannot find who has it open, look with "
+                          "fuser -v on the other hosts. NFSv3 keeps the lock of a host that is off until "
+                          "that host boots again or the server's lock manager is restarted",
+                          asks, d->host.name);
+    else if (v->outside)
+        image_log_refused(d, i, what,
+                          "asked for by %s; nobody's claim, but a program outside of the views has it "
+                          "open for write, or locked: "
+                          "QEMU's own lock on the file says so. Stop that program; on its host fuser -v %s, "
+                          "or lslocks, names it. NFSv3 keeps the lock of a host that is off until that host "
+                          "boots again or the server's lock manager is restarted",
+                          asks, raw_path(d, i, raw, sizeof(raw)));
+    else if (v->reads)
+        image_log_refused(d, i, what,
+                          "asked for by %s; %s on host %s, %s, reads it%s and wants no writer beside it "
+                          "(QEMU's byte locks 100 and 201 say so; option readers=). %s",
+                          asks, v->needs, v->host_name, has, bare, out);
+    else if (v->needs[0] && !v->host[0])
+        image_log_refused(d, i, what, "asked for by %s; %s, on host %s. %s", asks, v->needs, v->host_name,
+                          out);
+    else if (v->needs[0])
+        image_log_refused(
+            d, i, what, "asked for by %s; %s, which host %s, %s, holds%s, generation %llu%s. %s", asks,
+            v->needs, v->host_name, has, bare, (unsigned long long)v->generation, released, out);
+    else
+        image_log_refused(d, i, what, "asked for by %s; held by host %s (%s)%s, %s%s, generation %llu%s. %s",
+                          asks, v->host_name, v->host, self, has, since, (unsigned long long)v->generation,
+                          released, out);
 }
 
 void image_refused(struct daemon *d, struct inode *i, const struct opener *who, const char *what, int err)
@@ -166,66 +330,36 @@ void image_refused(struct daemon *d, struct inode *i, const struct opener *who, 
     enum image_state state = img->state;
     struct opener holder = img->holder;
     struct image_rival rival = img->rival;
-    char since[32], quoted[256], raw[1024];
-    snprintf(since, sizeof(since), "%s", img->info.since);
+    char since[32], asks[64], has[64], text[48];
+    snprintf(since, sizeof(since), "%s", state == IMAGE_SEALED ? img->info.since : "");
     uint64_t generation = img->info.generation;
     mutex_unlock(&img->lock);
 
-    if (state == IMAGE_IDLE && rival.fenced)
-        image_log_refused(d, i, what,
-                          "asked for by pid %llu; nobody's claim, but another host has this file open for "
-                          "write, since before it was an image, or is just about to claim "
-                          "or repair it: the storage did not grant the fence lock to host %s. It is free "
-                          "when that host closes it; if you cannot find who has it open, look with "
-                          "fuser -v on the other hosts. NFSv3 keeps the lock of a host that is off until "
-                          "that host boots again or the server's lock manager is restarted",
-                          (unsigned long long)who->pid, d->host.name);
-    else if (state == IMAGE_IDLE && rival.outside)
-        image_log_refused(d, i, what,
-                          "asked for by pid %llu; nobody's claim, but a program outside of the views has it "
-                          "open for write, or locked: "
-                          "QEMU's own lock on the file says so. Stop that program; on its host fuser -v %s, "
-                          "or lslocks, names it. NFSv3 keeps the lock of a host that is off until that host "
-                          "boots again or the server's lock manager is restarted",
-                          (unsigned long long)who->pid, raw_path(d, i, raw, sizeof(raw)));
-    else if (state == IMAGE_IDLE && rival.reads)
+    process_text(who->pid, asks);
+    process_text(holder.pid, has);
+    bool beside = rival.reads || rival.needs[0]; /* of one that is held here, too */
+    if ((state == IMAGE_IDLE && (rival.fenced || rival.outside || beside || rival.host_name[0])) ||
+        (state == IMAGE_SEALED && beside))
+        refused_by_rival(d, i, who, what, &rival);
+    else if (state == IMAGE_IDLE)
         image_log_refused(
             d, i, what,
-            "asked for by pid %llu; %s on host %s, pid %llu, reads it since %s and wants no writer beside it "
-            "(QEMU's byte locks 100 and 201 say so; option readers=). It is free when that is closed there; "
-            "if that host is down for good: fsck.diskguard --takeover %s --confirm-host-is-down %s",
-            (unsigned long long)who->pid, rival.needs, rival.host_name, (unsigned long long)rival.pid,
-            rival.since, rival.host, base_quote(d->store.path, quoted, sizeof(quoted)));
-    else if (state == IMAGE_IDLE && rival.needs[0])
-        image_log_refused(
-            d, i, what,
-            "asked for by pid %llu; %s, which host %s, pid %llu, holds since %s, generation %llu%s. "
-            "It is free when that is closed there; if that host is down for good: fsck.diskguard --takeover "
-            "%s --confirm-host-is-down %s",
-            (unsigned long long)who->pid, rival.needs, rival.host_name, (unsigned long long)rival.pid,
-            rival.since, (unsigned long long)rival.generation, rival.restoring ? ", being released" : "",
-            rival.host, base_quote(d->store.path, quoted, sizeof(quoted)));
-    else if (state == IMAGE_IDLE && rival.host_name[0])
-        image_log_refused(
-            d, i, what,
-            "asked for by pid %llu; held by host %s (%s), pid %llu, since %s, generation %llu%s. It "
-            "is free when that host closes "
-            "it; if that host is down for good: fsck.diskguard --takeover %s --confirm-host-is-down %s",
-            (unsigned long long)who->pid, rival.host_name, rival.host, (unsigned long long)rival.pid,
-            rival.since, (unsigned long long)rival.generation, rival.restoring ? ", being released" : "",
-            rival.host, base_quote(d->store.path, quoted, sizeof(quoted)));
+            "asked for by %s; %s of this host (%s) has it open for write, since before it was an "
+            "image, or is just opening it. One process at a time may write an image (option "
+            "writers=)",
+            asks, has, d->host.name);
     else if (state == IMAGE_STUCK || state == IMAGE_FENCED)
         image_log_refused(d, i, what,
-                          "asked for by pid %llu; the image is %s on this host (%s); see diskguardctl why",
-                          (unsigned long long)who->pid, image_state_name(state), d->host.name);
+                          "asked for by %s; the image is %s on this host (%s); see diskguardctl why", asks,
+                          image_state_name(state), d->host.name);
     else
         image_log_refused(
             d, i, what,
-            "asked for by pid %llu; held by host %s (this host), pid %llu, since %s, generation "
-            "%llu. One process at a time may "
-            "write an image (option writers=)",
-            (unsigned long long)who->pid, d->host.name, (unsigned long long)holder.pid, since,
-            (unsigned long long)generation);
+            "asked for by %s; held by host %s (this host), %s%s, generation %llu%s. One process "
+            "at a time may write an image (option writers=). If that process is gone: "
+            "diskguardctl why",
+            asks, d->host.name, has, since_text(since, text), (unsigned long long)generation,
+            state == IMAGE_RESTORING ? ", being released" : "");
 }
 
 bool image_being_released(struct inode *i)

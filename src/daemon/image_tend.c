@@ -37,7 +37,8 @@ static void check_claim(struct daemon *d, struct image *img)
     mutex_lock(&img->lock);
     /* A release or a new hold in between has another generation, or another state: then this look says
      * nothing. */
-    bool same = !img->closed && img->info.generation == l->rec.generation;
+    bool same =
+        !img->closed && !img->unlinked && img->n_names == 0 && img->info.generation == l->rec.generation;
     bool vanished = same && img->state == IMAGE_SEALED && l->gone == 1;
     bool back = same && img->state == IMAGE_VANISHED && l->gone == 0;
     if (vanished)
@@ -97,9 +98,10 @@ static void tend_one(struct daemon *d, struct image *img)
     mutex_unlock(&img->lock);
     if (state == IMAGE_STUCK) {
         if (image_restore(d, img) == 0)
-            log_msg(LOG_NOTICE, "an image that was STUCK is restored and free again");
+            image_log_state(d, img, LOG_NOTICE, "it was STUCK, and is restored and free again", 0);
     } else if (state == IMAGE_SEALED || state == IMAGE_VANISHED) {
         check_claim(d, img);
+        image_follow_name(d, img);
         seal_late(d, img);
         image_bytes_tend(d, img);
     }

@@ -480,6 +480,7 @@ struct handle *handle_new(struct daemon *d, struct inode *i)
         h->inode = i;
         h->fd = -1;
         h->direct_fd = -1;
+        h->opened_ms = base_now_ms();
         atomic_store(&h->live, HANDLE_NEW);
     }
     mutex_unlock(&t->lock);

@@ -81,14 +81,18 @@ struct handle {
     int fd;              /* backing descriptor, flags as the opener's */
     int direct_fd;       /* reader of a file whose cached data may be stale: the same file, O_DIRECT; or -1 */
     int flags;           /* O_* of the open */
-    bool writer;         /* open for write */
+    atomic_bool writer;  /* open for write */
+    atomic_int first;    /* image_first.c: 0, or open for write by a manager, and nothing was changed yet */
+    uint64_t opened_ms;  /* CLOCK_MONOTONIC */
     bool stale_data;     /* io_fstype.stale_data of its file system: see image_pread() */
+    atomic_bool shared;  /* counted in inode->image.n_shared (image_shared.h) */
     bool plain;          /* counted in inode->image.n_plain (image_plain.c) */
     atomic_bool guarded; /* counted as a writer of inode->image (image.c) */
     struct opener opener;
     atomic_bool dirty; /* wrote since the last fsync of this handle */
     /* image.c: 0, or EBUSY: the plain file that it was opened on is somebody's image now; and when that was looked at last, CLOCK_MONOTONIC. */
     atomic_int barred;
+    atomic_bool refusal_logged; /* image_edit.c: that it may not write any more was reported */
     atomic_ullong looked_ms;
     /* image_mend.c: when a new descriptor was last asked for, and whether that went well. */
     atomic_ullong mended_ms;

@@ -8,6 +8,8 @@
 #define WAIT_MAX 86400
 #define TAKEOVER_WAIT_DEFAULT 120
 #define STATE_DIR_DEFAULT "/var/lib/diskguard"
+#define SUBTYPE_DEFAULT "diskguard"
+#define SUBTYPE_MAX 32
 
 struct parse {
     struct options *o;
@@ -72,6 +74,7 @@ static int set_wait(struct parse *p, const char *value)
     if (base_u64(value, &n) < 0 || n > WAIT_MAX)
         return bad(p, "wait=%s: must be a number of seconds from 0 to %d", value, WAIT_MAX);
     p->o->wait_s = (unsigned)n;
+    p->o->wait_set = true;
     return 0;
 }
 
@@ -79,7 +82,13 @@ static int set_threshold(struct parse *p, const char *value)
 {
     if (base_size(value, &p->o->threshold) < 0)
         return bad(p, "threshold=%s: must be a number of bytes, with an optional K, M, G or T", value);
+    p->o->threshold_set = true;
     return 0;
+}
+
+bool options_threshold_rules(const struct options *o)
+{
+    return o->threshold_set || o->seal == SEAL_SIZE;
 }
 
 static int set_seal(struct parse *p, const char *value)
@@ -112,6 +121,17 @@ static int set_readers(struct parse *p, const char *value)
         p->o->readers = READERS_IGNORE;
     else
         return bad(p, "readers=%s: must be protect or ignore", value);
+    return 0;
+}
+
+static int set_damaged(struct parse *p, const char *value)
+{
+    if (strcmp(value, "claim") == 0)
+        p->o->damaged = DAMAGED_CLAIM;
+    else if (strcmp(value, "refuse") == 0)
+        p->o->damaged = DAMAGED_REFUSE;
+    else
+        return bad(p, "damaged=%s: must be claim or refuse", value);
     return 0;
 }
 
@@ -150,35 +170,86 @@ static int set_takeover_wait(struct parse *p, const char *value)
     return 0;
 }
 
-static void globs_free(struct options *o)
+static void globs_free(char ***at)
 {
-    for (char **g = o->raw_globs; g && *g; g++)
+    for (char **g = *at; g && *g; g++)
         free(*g);
-    free(o->raw_globs);
-    o->raw_globs = NULL;
+    free(*at);
+    *at = NULL;
 }
 
-static int set_globs(struct parse *p, const char *value)
+/* must: what the value of the option `name` must be, for the message. */
+static int set_globs(struct parse *p, char ***at, const char *name, const char *must, const char *value)
 {
     size_t n = 2;
     for (const char *s = value; *s; s++)
         n += *s == ':';
-    globs_free(p->o);
-    p->o->raw_globs = calloc(n, sizeof(char *));
-    if (!p->o->raw_globs)
+    globs_free(at);
+    *at = calloc(n, sizeof(char *));
+    if (!*at)
         return no_memory(p);
     n = 0;
     for (const char *s = value;;) {
         size_t len = strcspn(s, ":");
         if (len == 0 || memchr(s, '/', len))
-            return bad(p, "raw=%s: must be auto, all, none or file name patterns such as *.img:*.raw", value);
-        p->o->raw_globs[n] = strndup(s, len);
-        if (!p->o->raw_globs[n++])
+            return bad(p, "%s=%s: must be %s", name, value, must);
+        (*at)[n] = strndup(s, len);
+        if (!(*at)[n++])
             return no_memory(p);
         if (s[len] == '\0')
             return 0;
         s += len + 1;
     }
+}
+
+/* An executable is named by its file name, or by its whole path. */
+static bool is_executable(const char *s, size_t len)
+{
+    return len > 0 && (s[0] == '/' ? s[len - 1] != '/' : !memchr(s, '/', len));
+}
+
+static void managers_free(struct options *o)
+{
+    for (char **m = o->managers; m && *m; m++)
+        free(*m);
+    free(o->managers);
+    o->managers = NULL;
+}
+
+static int set_managers(struct parse *p, const char *value)
+{
+    size_t n = 2;
+    for (const char *s = value; *s; s++)
+        n += *s == ':';
+    managers_free(p->o);
+    p->o->managers = calloc(n, sizeof(char *));
+    if (!p->o->managers)
+        return no_memory(p);
+    n = 0;
+    for (const char *s = value; strcmp(value, "none") != 0;) {
+        size_t len = strcspn(s, ":");
+        if (!is_executable(s, len))
+            return bad(p,
+                       "managers=%s: must be none, or names or absolute paths of programs such as "
+                       "libvirtd:/opt/bin/manager",
+                       value);
+        p->o->managers[n] = strndup(s, len);
+        if (!p->o->managers[n++])
+            return no_memory(p);
+        if (s[len] == '\0')
+            break;
+        s += len + 1;
+    }
+    return 0;
+}
+
+/* The kernel takes what libfuse lets through; programs compare it with the types that they know. */
+static int set_subtype(struct parse *p, const char *value)
+{
+    size_t n = strspn(value, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-");
+    if (n == 0 || value[n] != '\0' || n > SUBTYPE_MAX)
+        return bad(p, "subtype=%s: must be 1 to %d letters, digits, '-' and '_'", value, SUBTYPE_MAX);
+    return set_text(p, &p->o->subtype, value);
 }
 
 static int set_raw(struct parse *p, const char *value)
@@ -191,7 +262,13 @@ static int set_raw(struct parse *p, const char *value)
         }
     }
     p->o->raw = RAW_GLOBS;
-    return set_globs(p, value);
+    return set_globs(p, &p->o->raw_globs, "raw", "auto, all, none or file name patterns such as *.img:*.raw",
+                     value);
+}
+
+static int set_shared(struct parse *p, const char *value)
+{
+    return set_globs(p, &p->o->shared_globs, "shared", "file name patterns such as *.shared:quorum-*", value);
 }
 
 static const struct own_option {
@@ -203,7 +280,9 @@ static const struct own_option {
     {"seal=", set_seal},         {"raw=", set_raw},
     {"writers=", set_writers},   {"fence=", set_fence},
     {"takeover=", set_takeover}, {"takeover-wait=", set_takeover_wait},
-    {"readers=", set_readers},
+    {"readers=", set_readers},   {"managers=", set_managers},
+    {"subtype=", set_subtype},   {"damaged=", set_damaged},
+    {"shared=", set_shared},
 };
 
 /* ---- everybody else's ---- */
@@ -363,6 +442,10 @@ static int finish(struct parse *p)
     p->paths[0] = p->paths[1] = NULL;
     if (!o->state_dir && set_text(p, &o->state_dir, STATE_DIR_DEFAULT) < 0)
         return -1;
+    if (!o->managers && set_managers(p, MANAGERS_DEFAULT) < 0)
+        return -1;
+    if (!o->subtype && set_text(p, &o->subtype, SUBTYPE_DEFAULT) < 0)
+        return -1;
     if ((p->allow_other || p->allow_root) && p->no_allow_other)
         return bad(p, "no_allow_other contradicts allow_other and allow_root");
     bool others = p->allow_other || (geteuid() == 0 && !p->no_allow_other && !p->allow_root);
@@ -412,47 +495,63 @@ void options_free(struct options *o)
     free(o->mountpoint);
     free(o->host_id);
     free(o->state_dir);
-    globs_free(o);
+    globs_free(&o->raw_globs);
+    globs_free(&o->shared_globs);
+    managers_free(o);
+    free(o->subtype);
     fuse_opt_free_args(&o->fuse_args);
     *o = (struct options){0};
 }
 
 void options_help(void)
 {
-    fputs("usage: diskguard DATASTORE MOUNTPOINT [-f] [-d] [-o OPTION[,OPTION...]]\n"
-          "\n"
-          "Mounts a guarded view of DATASTORE, a directory on shared storage, on MOUNTPOINT: while one\n"
-          "host has a virtual-disk image open for write, no other host can use it.\n"
-          "\n"
-          "  -f                 stay in the foreground; messages go to standard error\n"
-          "  -d                 the same, with debugging messages\n"
-          "  -h, --help         this text\n"
-          "  -V, --version      print the version\n"
-          "\n"
-          "  -o host-id=UUID    identity of this host (default: derived from /etc/machine-id)\n"
-          "  -o state-dir=DIR   where the journal is kept (default: " STATE_DIR_DEFAULT ")\n"
-          "  -o wait=SECONDS    how long an open waits for another holder (default: 5)\n"
-          "  -o threshold=BYTES refuse images of this virtual size or less (default: 0)\n"
-          "  -o seal=refuse|size\n"
-          "                     seal images so that QEMU's tools refuse them, or by a size of 0 alone\n"
-          "  -o raw=auto|all|none|GLOB:GLOB...\n"
-          "                     which files without a known header are guarded as raw images\n"
-          "  -o writers=process|host\n"
-          "                     one process, or any process of this host, may have an image open for write\n"
-          "  -o readers=protect|ignore\n"
-          "                     is an image kept from writers while a program reads it that wants none\n"
-          "                     beside it (QEMU's byte locks 100 and 201 say so)\n"
-          "  -o fence=auto|none whether writers hold the fence lock on the storage\n"
-          "  -o takeover=manual|lock|lock-unproven\n"
-          "                     may an open for write take an image over from a dead host by itself,\n"
-          "                     if the fence lock proves that the other host cannot write any more\n"
-          "  -o takeover-wait=SECONDS\n"
-          "                     how long an open waits for that (default: 120)\n"
-          "  -o no_allow_other  only the mounting user may use the view (root's default: everybody may)\n"
-          "  -o debug           debugging messages\n"
-          "and the mount options of fuse(8) and fstab(5): ro, nosuid, nodev, noexec, allow_other, ...\n"
-          "\n"
-          "The datastore must have been prepared once with: diskguardctl init DATASTORE\n"
-          "See diskguard(8).\n",
-          stdout);
+    fputs(
+        "usage: diskguard DATASTORE MOUNTPOINT [-f] [-d] [-o OPTION[,OPTION...]]\n"
+        "\n"
+        "Mounts a guarded view of DATASTORE, a directory on shared storage, on MOUNTPOINT: while one\n"
+        "host has a virtual-disk image open for write, no other host can use it.\n"
+        "\n"
+        "  -f                 stay in the foreground; messages go to standard error\n"
+        "  -d                 the same, with debugging messages\n"
+        "  -h, --help         this text\n"
+        "  -V, --version      print the version\n"
+        "\n"
+        "  -o host-id=UUID    identity of this host (default: derived from /etc/machine-id)\n"
+        "  -o state-dir=DIR   where the journal is kept (default: " STATE_DIR_DEFAULT ")\n"
+        "  -o wait=SECONDS    how long an open waits for another holder (default: 5, and no longer than\n"
+        "                     half a second where that one is known to be alive and is not letting go)\n"
+        "  -o threshold=BYTES refuse images of this virtual size or less, but for the process that\n"
+        "                     makes them (default: 0 with seal=size, else none is refused)\n"
+        "  -o damaged=claim|refuse\n"
+        "                     is an image whose header contradicts itself claimed without a seal, so\n"
+        "                     that it can be repaired, or refused\n"
+        "  -o seal=refuse|size\n"
+        "                     seal images so that QEMU's tools refuse them, or by a size of 0 alone\n"
+        "  -o raw=auto|all|none|GLOB:GLOB...\n"
+        "                     which files without a known header are guarded as raw images\n"
+        "  -o shared=GLOB:GLOB...\n"
+        "                     files that many hosts may write on purpose: neither claimed nor sealed\n"
+        "  -o writers=process|host\n"
+        "                     one process, or any process of this host, may have an image open for write\n"
+        "  -o readers=protect|ignore\n"
+        "                     is an image kept from writers while a program reads it that wants none\n"
+        "                     beside it (QEMU's byte locks 100 and 201 say so)\n"
+        "  -o managers=PROGRAM:PROGRAM...|none\n"
+        "                     programs of root that open images for write and rarely write them: they claim\n"
+        "                     an image at their first change\n"
+        "                     (default: " MANAGERS_DEFAULT ")\n"
+        "  -o subtype=NAME    the view's type is fuse.NAME (default: " SUBTYPE_DEFAULT ")\n"
+        "  -o fence=auto|none whether writers hold the fence lock on the storage\n"
+        "  -o takeover=manual|lock|lock-unproven\n"
+        "                     may an open for write take an image over from a dead host by itself,\n"
+        "                     if the fence lock proves that the other host cannot write any more\n"
+        "  -o takeover-wait=SECONDS\n"
+        "                     how long an open waits for that (default: 120)\n"
+        "  -o no_allow_other  only the mounting user may use the view (root's default: everybody may)\n"
+        "  -o debug           debugging messages\n"
+        "and the mount options of fuse(8) and fstab(5): ro, nosuid, nodev, noexec, allow_other, ...\n"
+        "\n"
+        "The datastore must have been prepared once with: diskguardctl init DATASTORE\n"
+        "See diskguard(8).\n",
+        stdout);
 }

@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 
 #include "core/log.h"
+#include "core/views.h"
 #include "daemon/options.h"
 
 /* One line of /proc/self/mountinfo, proc(5). */
@@ -73,7 +74,7 @@ static bool mount_of(const char *path, struct mount_line *ret)
 static bool match_view(const struct mount_line *m, unsigned id, const void *arg)
 {
     (void)id;
-    return strcmp(m->type, "fuse.diskguard") == 0 && strcmp(m->source, arg) == 0;
+    return views_is_view(m->type, m->device) && strcmp(m->source, arg) == 0;
 }
 
 bool options_view_exists(const char *datastore)
@@ -135,7 +136,7 @@ static bool clear_dead_view(const char *store, const char *point)
     _cleanup_free_ struct mount_line *m = malloc(sizeof(*m));
     if (!place || !m || !find_mount(match_place, place, m))
         return false;
-    if (strcmp(m->type, "fuse.diskguard") != 0 || strcmp(m->source, store) != 0)
+    if (!views_is_view(m->type, m->device) || strcmp(m->source, store) != 0)
         return false;
     if (umount2(place, MNT_DETACH | UMOUNT_NOFOLLOW) < 0)
         return false;
@@ -174,7 +175,7 @@ static int check_overlap(const char *store, const char *point, struct why *why)
     char a[PATH_MAX], b[PATH_MAX];
     bool inside = path_holds(store, point), around = path_holds(point, store);
     if (mount_of(store, &m[0]) && mount_of(point, &m[1])) {
-        if (strcmp(m[1].type, "fuse.diskguard") == 0 && strcmp(m[1].place, point) == 0 &&
+        if (views_is_view(m[1].type, m[1].device) && strcmp(m[1].place, point) == 0 &&
             strcmp(m[1].source, store) == 0) {
             why_set(why, "a view of %s is mounted on %s already", store, point);
             return -EBUSY;
@@ -229,7 +230,7 @@ int options_check_paths(struct options *o, struct why *why)
     if (r == 0)
         r = check_state_dir(o, why);
     if (r == 0 &&
-        options_to_fuse(o, "fsname", o->datastore) + options_to_fuse(o, "subtype", "diskguard") < 0) {
+        options_to_fuse(o, "fsname", o->datastore) + options_to_fuse(o, "subtype", o->subtype) < 0) {
         why_set(why, "out of memory");
         r = -ENOMEM;
     }

@@ -107,7 +107,9 @@ static enum park_turn turn_of(struct parked *e)
     bool interrupted = e->interrupted;
     e->kicks_seen = p->kicks;
     mutex_unlock(&p->lock);
-    if (interrupted && cred_signalled(e->req))
+    enum cred_signal signal = interrupted ? cred_signal(e->req) : CRED_NO_SIGNAL;
+    /* A wait that ends by itself goes on where a signal is not certain; one that does not must stay killable. */
+    if (signal == CRED_SIGNAL || (signal == CRED_UNKNOWN && e->deadline_ms == PARK_FOREVER))
         return PARK_INTERRUPTED;
     return stopping || base_now_ms() >= e->deadline_ms ? PARK_LAST : PARK_AGAIN;
 }

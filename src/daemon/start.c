@@ -19,6 +19,7 @@
 #include "daemon/keeper.h"
 #include "daemon/lanes.h"
 #include "daemon/loop.h"
+#include "daemon/maker.h"
 #include "daemon/options.h"
 #include "daemon/park.h"
 #include "daemon/pool.h"
@@ -93,18 +94,32 @@ static int open_store(struct daemon *d, struct why *why)
 
 static void report(void *arg, const struct record *rec, struct recover_decision decision, int done)
 {
-    (void)arg;
+    const struct daemon *d = arg;
     const struct problem_info *info = problem_info(decision.problem);
     const char *action = recover_action_name(decision.action);
+    char datastore[1024], image[1024], repair[2048], name[RECORD_IMAGE_MAX + 2];
+    /* A row or claim that does not decode has no name: the inode number finds it. */
+    if (rec->image[0])
+        snprintf(name, sizeof(name), "'%s'", rec->image);
+    else
+        snprintf(name, sizeof(name), "inode %llu", (unsigned long long)rec->ino);
+    problem_fill(info->repair,
+                 &(struct problem_words){base_quote(d->store.path, datastore, sizeof(datastore)),
+                                         rec->host[0] ? rec->host : NULL,
+                                         rec->image[0] ? base_quote(rec->image, image, sizeof(image)) : NULL},
+                 repair, sizeof(repair));
     if (done == 0 && decision.action != RECOVER_STOP)
-        log_image(LOG_NOTICE, rec->image, rec->host_name, rec->generation, "recovery: %s: %s", info->message,
-                  action);
+        log_image(LOG_NOTICE, rec->image, rec->host_name, rec->generation,
+                  "recovery of %s (generation %llu): %s: %s", name, (unsigned long long)rec->generation,
+                  info->message, action);
     else if (done < 0)
-        log_image(LOG_ERR, rec->image, rec->host_name, rec->generation, "recovery: %s: %s failed: %s; %s",
-                  info->message, action, strerror(-done), info->repair);
+        log_image(LOG_ERR, rec->image, rec->host_name, rec->generation,
+                  "recovery of %s (generation %llu): %s: %s failed: %s; %s", name,
+                  (unsigned long long)rec->generation, info->message, action, strerror(-done), repair);
     else
         log_image(info->severity >= SEV_PREEN ? LOG_ERR : LOG_INFO, rec->image, rec->host_name,
-                  rec->generation, "recovery: %s: left as it is; %s", info->message, info->repair);
+                  rec->generation, "recovery of %s (generation %llu): %s: left as it is; %s", name,
+                  (unsigned long long)rec->generation, info->message, repair);
 }
 
 /* What daemons of this host left that are gone, and void ones. */
@@ -129,8 +144,12 @@ static int recover(struct daemon *d, struct why *why)
     }
     if (stale > 0)
         log_msg(LOG_INFO, "%u records that an earlier daemon left were cleared away", stale);
-    struct recover rec = {
-        .store = &d->store, .journal = d->journal, .host = &d->host, .policy = d->policy, .report = report};
+    struct recover rec = {.store = &d->store,
+                          .journal = d->journal,
+                          .host = &d->host,
+                          .policy = d->policy,
+                          .report = report,
+                          .arg = d};
     r = recover_all(&rec);
     if (r < 0) {
         why_set(why, "%s: the state that an earlier daemon left cannot be read: %s", d->opt.datastore,
@@ -196,8 +215,11 @@ static int make_tables(struct daemon *d, struct why *why)
     d->lanes = lanes_new();
     d->park = d->pool ? park_new(d->pool) : NULL;
     d->takeover = takeover_new();
+    if (options_threshold_rules(&d->opt))
+        d->makers = maker_table_new();
     int r = -ENOMEM;
-    if (d->inodes && d->handles && d->images && d->lanes && d->park && d->takeover) {
+    if (d->inodes && d->handles && d->images && d->lanes && d->park && d->takeover &&
+        (d->makers || !options_threshold_rules(&d->opt))) {
         struct stat st;
         int fd = openat(d->store.root_fd, ".", O_PATH | O_DIRECTORY | O_CLOEXEC);
         r = fd < 0 || fstat(fd, &st) < 0 ? -errno : inode_table_root(d->inodes, fd, &st);
@@ -261,9 +283,12 @@ static bool view_answers(const struct daemon *d)
 /* Until a signal comes or the view is unmounted. */
 static void wait_for_end(struct daemon *d, const sigset_t *set)
 {
-    int sig;
-    while (sigwait(set, &sig) != 0)
-        ;
+    int sig = 0;
+    while (sigwait(set, &sig) != 0 || sig == SIGHUP)
+        if (sig == SIGHUP)
+            log_msg(LOG_NOTICE,
+                    "SIGHUP is ignored: %s stays mounted. To end this daemon: umount it, or SIGTERM",
+                    d->opt.mountpoint);
     if (sig != SIGUSR2)
         log_msg(LOG_INFO, "stopping on signal %s", sigabbrev_np(sig));
     else
@@ -349,6 +374,7 @@ static unsigned stop(struct daemon *d)
     handle_table_free(d->handles);
     image_table_free(d->images);
     takeover_free(d->takeover);
+    maker_table_free(d->makers);
     journal_close(d->journal);
     if (d->host_lock_fd >= 0)
         close(d->host_lock_fd);

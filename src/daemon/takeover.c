@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "core/recover.h"
+#include "core/whereis.h"
 #include "daemon/image_priv.h"
 #include "daemon/keeper.h"
 #include "daemon/pool.h"
@@ -163,16 +164,17 @@ static void report(void *arg, const struct record *rec, struct recover_decision 
 static void log_taken(const struct daemon *d, const struct record *from, bool unproven,
                       enum recover_action action)
 {
-    log_image(LOG_WARNING, from->image, from->host_name, from->generation + 1,
+    char now[RECORD_IMAGE_MAX + 16];
+    whereis_name(&d->store, from->ino, &from->handle, from->image, now, sizeof(now));
+    log_image(LOG_WARNING, now, from->host_name, from->generation + 1,
               "TAKEN OVER: '%s' from host %s (%s), which held it since %s, generation %llu: its beat stood "
               "still and the storage gave "
               "the fence lock to this host; %s%s",
-              from->image, from->host_name, from->host, from->since, (unsigned long long)from->generation,
+              now, from->host_name, from->host, from->since, (unsigned long long)from->generation,
               action == RECOVER_RESTORE ? "its header is restored" : "its header was not sealed",
               unproven ? ". It is NOT PROVEN that this storage stops late writes of that host: look at it, "
                          "and check the image"
                        : "");
-    (void)d;
 }
 
 /* The words for an attempt that did not take it. */

@@ -68,6 +68,8 @@ struct format_info {
     struct format_zone zone;
     bool
         guest_at_start; /* the file begins with guest data: a partition table there counts for nothing (fixed VHD) */
+    bool
+        maybe_sealed; /* the size is 0, and the rest of the header says that it was more: SEAL_SIZE may have left that. LIES for nothing else, or YES where the format allows it */
     char why
         [FORMAT_WHY]; /* for LIES and SEALED: a clause for a log line, e.g. "cluster_bits 77 is outside 9..21" */
 };
@@ -116,7 +118,7 @@ enum link_role {
 struct format_link {
     enum link_role role;
     char path
-        [1024]; /* as it stands in the image, without a protocol prefix ("file:"); relative to the image's directory unless it begins with '/' */
+        [1024]; /* as it stands in the image, with a protocol ("file:", "json:", ...) if there is one: core/link_name.h; Windows names with '/' */
     char format[16]; /* its format where the image says it, QEMU's name, or "" */
 };
 
@@ -133,8 +135,8 @@ struct format {
      * 0; -ENODATA: the file does not hold the exact size and none was given; -ERANGE: the given one contradicts the file; -EAGAIN as above; -EUCLEAN: cannot
      * be undone. *ret_rescue is filled in each case but -EAGAIN. */
     int (*rescue)(struct view *v, const uint64_t *size, struct rescue *ret_rescue, struct plan *ret_plan);
-    /* May be NULL: it never needs others. Called after YES or SEALED. Calls fn for each file that the image needs; a non-zero return of fn stops and is
-     * returned. 0, -EAGAIN as above (before fn was called at all), -EUCLEAN: a name does not fit or cannot be followed (a protocol, "json:"). */
+    /* May be NULL: it never needs others. Called after YES, SEALED or LIES. Calls fn for each file that the image needs; a non-zero return of fn stops and is
+     * returned. 0, -EAGAIN as above (before fn was called at all), -EUCLEAN: a name does not fit or cannot be followed. */
     int (*links)(struct view *v, int (*fn)(void *arg, const struct format_link *link), void *arg);
 };
 

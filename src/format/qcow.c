@@ -137,8 +137,10 @@ static enum probe qcow_probe(struct view *v, struct format_info *ret_info)
         snprintf(ret_info->why, sizeof(ret_info->why), "sealed by its size");
         return PROBE_SEALED;
     }
-    if (!check_bits(&h, ret_info) || !check_size(&h, h.size, ret_info) || !check_others(&h, ret_info))
+    if (!check_bits(&h, ret_info) || !check_size(&h, h.size, ret_info) || !check_others(&h, ret_info)) {
+        ret_info->maybe_sealed = h.size == 0;
         return PROBE_LIES;
+    }
     ret_info->virtual_size = h.size;
     return PROBE_YES;
 }

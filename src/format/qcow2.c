@@ -11,7 +11,11 @@
  * libvirt refuse it in both versions. It is written first and undone last, so every prefix is refused.
  * Version 3 adds incompatible feature bit 63, which every reader must refuse, and puts its name into the
  * feature name table, so that the refusal names the holder. Size 0 is not a refusal: QEMU starts a VM from
- * it. */
+ * it.
+ *
+ * Bit 63 may also be somebody else's feature, as every bit that the spec has not given away. It is ours where the sealed size or our row says so: no
+ * state of a seal or a restore has the bit without the size. Else it is a true byte, which the seal leaves where it is; the sealed size tells then that
+ * it is one. */
 #include "format/qcow2_priv.h"
 
 #include <errno.h>
@@ -124,7 +128,7 @@ static bool check_fields(const struct header_view *h, struct format_info *info)
 
 static bool check_features(const struct header_view *h, struct format_info *info)
 {
-    uint64_t unknown = h->incompatible & ~INCOMPAT_KNOWN;
+    uint64_t unknown = h->incompatible & ~INCOMPAT_KNOWN & ~SEALED_INCOMPAT;
     uint32_t compression =
         h->header_length > OFF_COMPRESSION_TYPE ? qcow2_get32(h, OFF_COMPRESSION_TYPE) >> 24 : 0;
 
@@ -270,6 +274,11 @@ bool qcow2_check(const struct header_view *h, struct format_info *info)
            check_backing(h, info) && check_extensions(h, info);
 }
 
+bool qcow2_size_is_seal(uint64_t size)
+{
+    return size == SEALED_SIZE || size == SEALED_SIZE_BIT;
+}
+
 /* The text of our row, printable; "" when there is none. */
 static void sealed_text(const struct header_view *h, char ret[ROW_NAME_LEN + 1])
 {
@@ -279,7 +288,8 @@ static void sealed_text(const struct header_view *h, char ret[ROW_NAME_LEN + 1])
     for (; rows > 0; rows--, row += ROW_LEN) {
         const uint8_t *name = row + ROW_NAME;
 
-        if (memcmp(name, SEALED_WORD, strlen(SEALED_WORD)) != 0)
+        if (row[0] != FEATURE_INCOMPATIBLE || row[1] != SEALED_BIT ||
+            memcmp(name, SEALED_WORD, strlen(SEALED_WORD)) != 0)
             continue;
         for (; len < ROW_NAME_LEN && name[len]; len++)
             ret[len] = (char)(name[len] >= 0x20 && name[len] < 0x7f ? name[len] : '?');
@@ -290,12 +300,13 @@ static void sealed_text(const struct header_view *h, char ret[ROW_NAME_LEN + 1])
 
 static bool is_sealed(const struct header_view *h, struct format_info *info)
 {
-    bool size = h->size == SEALED_SIZE, bit = (h->incompatible & SEALED_INCOMPAT) != 0;
+    bool size = qcow2_size_is_seal(h->size);
+    bool bit = h->incompatible & SEALED_INCOMPAT && h->size != SEALED_SIZE_BIT;
     char text[ROW_NAME_LEN + 1];
 
-    if (!size && !bit)
-        return false;
     sealed_text(h, text);
+    if (!size && !(bit && text[0]))
+        return false;
     snprintf(info->why, sizeof(info->why), "sealed by %s%s",
              size && bit ? "its size and incompatible feature bit 63"
              : size      ? "its size"
@@ -321,6 +332,7 @@ static enum probe qcow2_probe(struct view *v, struct format_info *ret_info)
         return PROBE_SEALED;
     if (!qcow2_check(&h, ret_info))
         return PROBE_LIES;
+    ret_info->maybe_sealed = h.size == 0 && qcow2_get32(&h, OFF_L1_SIZE) > 0;
     ret_info->virtual_size = h.size;
     return PROBE_YES;
 }
@@ -360,12 +372,14 @@ static int qcow2_plan(struct view *v, const struct seal_policy *policy, struct p
     uint8_t word[8], row[ROW_LEN];
     const uint8_t *old_row;
     struct header_view h;
+    bool own_bit;
     int r;
 
     if (qcow2_load(v, &h) != PROBE_YES || h.n < (h.version == 3 ? OFF_INCOMPATIBLE : OFF_SIZE) + sizeof(word))
         return -EUCLEAN;
     memset(ret_plan, 0, sizeof(*ret_plan));
-    put_be(word, policy->mode == SEAL_SIZE ? 0 : SEALED_SIZE, sizeof(word));
+    own_bit = (h.incompatible & SEALED_INCOMPAT) != 0;
+    put_be(word, policy->mode == SEAL_SIZE ? 0 : own_bit ? SEALED_SIZE_BIT : SEALED_SIZE, sizeof(word));
     r = plan_add(ret_plan, OFF_SIZE, h.p + OFF_SIZE, word, sizeof(word));
     if (r < 0 || policy->mode == SEAL_SIZE || h.version != 3)
         return r;
@@ -375,7 +389,9 @@ static int qcow2_plan(struct view *v, const struct seal_policy *policy, struct p
         r = plan_add(ret_plan, (uint64_t)(old_row - h.p), old_row, row, sizeof(row));
     }
     put_be(word, h.incompatible | SEALED_INCOMPAT, sizeof(word));
-    return r < 0 ? r : plan_add(ret_plan, OFF_INCOMPATIBLE, h.p + OFF_INCOMPATIBLE, word, sizeof(word));
+    return r < 0 || own_bit
+               ? r
+               : plan_add(ret_plan, OFF_INCOMPATIBLE, h.p + OFF_INCOMPATIBLE, word, sizeof(word));
 }
 
 const struct format format_qcow2 = {

@@ -72,6 +72,8 @@
 #define SEALED_SIZE 0x5345414c45440000ull /* "SEALED\0\0" */
 #define SEALED_BIT 63u
 #define SEALED_INCOMPAT (1ull << SEALED_BIT)
+/* The size where bit 63 is the image's own: a feature of somebody else's, which a rescue must not clear. */
+#define SEALED_SIZE_BIT 0x5345414c45440001ull
 #define SEALED_WORD "SEALED"
 #define SEALED_ROW_MAX_HOLDER 17 /* ROW_NAME_LEN - strlen("SEALED  size=0123456789abcdef") */
 
@@ -102,6 +104,8 @@ enum probe qcow2_load(struct view *v, struct header_view *h);
 enum step qcow2_next_extension(const struct header_view *h, uint64_t *pos, struct extension *ret);
 /* The feature name table, where it is wholly visible; the last one in the header, as QEMU takes it. Number of rows, 0: none. */
 unsigned qcow2_feature_names(const struct header_view *h, const uint8_t **ret_rows);
+/* Is it one of the sizes that a seal writes? */
+bool qcow2_size_is_seal(uint64_t size);
 /* log2 of the bytes that one L1 entry maps; cluster_bits must be checked. */
 unsigned qcow2_l1_shift(const struct header_view *h);
 /* All checks of the spec but for the version; false: info->why says which. */

@@ -1,7 +1,7 @@
 /* qcow2_rescue.c: what undoes the seal of a qcow2 image without a record, and the other files that it names. See qcow2.c.
  *
  * The size. Version 3 with a feature name table: our row says it, in 16 hexadecimal digits: exact. An image that carries
- * bit 63 over an intact size field (only a part of the seal stands): that field, exact. Otherwise (version 2, no table, a
+ * bit 63 and our row over an intact size field (somebody undid a part of the seal): that field, exact. Otherwise (version 2, no table, a
  * seal or a restore that was cut between size and row) the L1 table gives an upper bound and a person must give the size. The sizes
  * that snapshots keep are no candidates: since QEMU 5.1 a version 3 image is resized in both directions behind them, so they bound nothing.
  *
@@ -150,9 +150,9 @@ static void find_sizes(const struct header_view *h, const struct sealed_row *row
     uint64_t entries = qcow2_get32(h, OFF_L1_SIZE);
     unsigned shift;
 
-    if (h->size != SEALED_SIZE && row->p && h->size != row->size)
+    if (!qcow2_size_is_seal(h->size) && row->p && h->size != row->size)
         ; /* two sizes: none of them is a proof */
-    else if (h->size != SEALED_SIZE)
+    else if (!qcow2_size_is_seal(h->size))
         rescue_add(rescue, RESCUE_EXACT, h->size,
                    row->p && !row->known ? SOURCE_FIELD_REPLACED : SOURCE_FIELD);
     else if (row->p)
@@ -178,7 +178,7 @@ static int make_plan(const struct header_view *h, const struct sealed_row *row, 
     if (r == 0 && row->p)
         r = plan_add(plan, (uint64_t)(row->p - h->p), row->former, row->p, ROW_LEN);
     put_be(word, h->incompatible & ~SEALED_INCOMPAT, sizeof(word));
-    if (r == 0 && h->incompatible & SEALED_INCOMPAT)
+    if (r == 0 && h->incompatible & SEALED_INCOMPAT && h->size != SEALED_SIZE_BIT)
         r = plan_add(plan, OFF_INCOMPATIBLE, word, h->p + OFF_INCOMPATIBLE, sizeof(word));
     return r;
 }
@@ -216,7 +216,7 @@ int qcow2_rescue(struct view *v, const uint64_t *size, struct rescue *ret_rescue
     exact = ret_rescue->n > 0 && ret_rescue->candidate[0].kind == RESCUE_EXACT;
     if (!exact && !size)
         return -ENODATA;
-    if (size && (*size == SEALED_SIZE || (exact && *size != ret_rescue->candidate[0].size)))
+    if (size && (qcow2_size_is_seal(*size) || (exact && *size != ret_rescue->candidate[0].size)))
         return -ERANGE;
     for (unsigned i = 0; size && i < ret_rescue->n; i++)
         if (ret_rescue->candidate[i].kind == RESCUE_UPPER && *size > ret_rescue->candidate[i].size)
@@ -231,28 +231,7 @@ int qcow2_rescue(struct view *v, const uint64_t *size, struct rescue *ret_rescue
 
 /* ---- links ---- */
 
-/* A name as it stands in the image -> link->path. QEMU, block.c, path_has_protocol(): a colon before the first slash. */
-static int take_path(const uint8_t *name, size_t len, struct format_link *link)
-{
-    static const char file[] = "file:";
-
-    if (memchr(name, '\0', len))
-        return -EUCLEAN;
-    if (len >= strlen(file) && memcmp(name, file, strlen(file)) == 0) {
-        name += strlen(file);
-        len -= strlen(file);
-    } else {
-        for (size_t i = 0; i < len && name[i] != '/'; i++)
-            if (name[i] == ':')
-                return -EUCLEAN;
-    }
-    if (len == 0 || len >= sizeof(link->path))
-        return -EUCLEAN;
-    memcpy(link->path, name, len);
-    return 0;
-}
-
-/* A name at off, maybe beyond what is visible of the header. */
+/* A name at off -> link->path, maybe beyond what is visible of the header. */
 static int load_path(struct view *v, uint64_t off, size_t len, struct format_link *link)
 {
     const uint8_t *name;
@@ -260,7 +239,12 @@ static int load_path(struct view *v, uint64_t off, size_t len, struct format_lin
     if (len == 0 || len >= sizeof(link->path) || off > v->file_size || len > v->file_size - off)
         return -EUCLEAN;
     name = view_get(v, off, len);
-    return name ? take_path(name, len, link) : -EAGAIN;
+    if (!name)
+        return -EAGAIN;
+    if (memchr(name, '\0', len))
+        return -EUCLEAN;
+    memcpy(link->path, name, len);
+    return 0;
 }
 
 static void take_format(const struct header_view *h, const struct extension *ext, struct format_link *link)

@@ -130,6 +130,7 @@ static enum probe vdi_probe(struct view *v, struct format_info *ret_info)
                     h.blocks, h.block_size);
         return PROBE_LIES;
     }
+    ret_info->maybe_sealed = h.size == 0 && h.blocks > 0;
     ret_info->virtual_size = h.size;
     return PROBE_YES;
 }
@@ -169,10 +170,13 @@ static int vdi_rescue(struct view *v, const uint64_t *size, struct rescue *ret_r
     if (answer != PROBE_YES || h.size != SEALED_SIZE || !check_tables(&h, &info))
         return -EUCLEAN; /* the seal is not all that is wrong with it */
     lower = h.blocks ? size_max(&h) - h.block_size + 1 : 0;
+    if (h.blocks == 0)
+        rescue_add(ret_rescue, RESCUE_EXACT, 0, "it has no blocks");
     rescue_add(ret_rescue, RESCUE_UPPER, size_max(&h), "blocks x block size");
     rescue_add(ret_rescue, RESCUE_LOWER, lower, "(blocks - 1) x block size");
-    if (!size)
+    if (!size && h.blocks != 0)
         return -ENODATA;
+    size = size ? size : &lower;
     if (*size < lower || *size > size_max(&h))
         return -ERANGE;
     put_le(word, *size, sizeof(word));

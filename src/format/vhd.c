@@ -107,12 +107,6 @@ static bool has_mark(const uint8_t *f)
     return memcmp(f + OFF_MARK, MARK, MARK_LEN) == 0;
 }
 
-static bool is_sealed(const uint8_t *f)
-{
-    return f && (has_mark(f) || be32(f + OFF_TYPE) == TYPE_SEALED ||
-                 be32(f + OFF_CHECKSUM) == ~checksum(f, FOOTER, OFF_CHECKSUM));
-}
-
 static void invert_checksum(uint8_t *f)
 {
     put_be(f + OFF_CHECKSUM, ~be32(f + OFF_CHECKSUM), 4);
@@ -123,6 +117,13 @@ static bool has_room(const uint8_t *f)
     static const uint8_t zero[FOOTER - OFF_MARK];
 
     return memcmp(f + OFF_MARK, zero, sizeof(zero)) == 0;
+}
+
+/* The inverted checksum alone is our seal only where there is no room for the mark: a tool that forgets the complement writes the same. */
+static bool is_sealed(const uint8_t *f)
+{
+    return f && (has_mark(f) || be32(f + OFF_TYPE) == TYPE_SEALED ||
+                 (be32(f + OFF_CHECKSUM) == ~checksum(f, FOOTER, OFF_CHECKSUM) && !has_room(f)));
 }
 
 static void seal(const uint8_t *truth, const struct seal_policy *policy, uint8_t ret[FOOTER])

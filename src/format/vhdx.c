@@ -384,9 +384,9 @@ static enum probe check_items(struct view *v, const struct image *im, struct for
         format_lies(info, "the block size %" PRIu32 " is no power of two in 1..256 MiB", block);
     else if (sector != 512 && sector != 4096)
         format_lies(info, "the logical sector size %" PRIu32 " is neither 512 nor 4096", sector);
-    else if (bytes == 0 || bytes > DISK_SIZE_MAX || bytes % sector != 0)
-        format_lies(info, "the size %" PRIu64 " is 0, beyond 64 TiB, or not of whole sectors", bytes);
-    else if (bat_entries(bytes, block, sector, parent) > im->bat.len / BAT_ENTRY)
+    else if (bytes > DISK_SIZE_MAX || bytes % sector != 0)
+        format_lies(info, "the size %" PRIu64 " is beyond 64 TiB, or not of whole sectors", bytes);
+    else if (bytes > 0 && bat_entries(bytes, block, sector, parent) > im->bat.len / BAT_ENTRY)
         format_lies(info, "the BAT of %" PRIu32 " bytes is too small for the size %" PRIu64, im->bat.len,
                     bytes);
     else if (parent && !im->item[ITEM_LOCATOR])

@@ -383,8 +383,10 @@ static enum probe vmdk_probe(struct view *v, struct format_info *ret_info)
     else
         fine = check_header(&m, ret_info) &&
                (vmdk_is_shell(&m) ? check_shell(&m, ret_info) : check_kdmv(&m, ret_info));
-    if (!fine)
+    if (!fine) {
+        ret_info->maybe_sealed = vmdk_is_shell(&m) || (m.has_footer && vmdk_capacity_of(&m.footer) == 0);
         return PROBE_LIES;
+    }
     ret_info->virtual_size = (vmdk_is_shell(&m) ? m.desc.sectors : vmdk_capacity_of(m.used)) * VMDK_SECTOR;
     return PROBE_YES;
 }

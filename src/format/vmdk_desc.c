@@ -424,28 +424,14 @@ int vmdk_desc_unseal(const struct vmdk_desc *d, uint64_t base, struct plan *plan
 
 /* ---- links ---- */
 
-/* As QEMU's path_has_protocol(): a colon before the first slash. */
-static bool has_protocol(const char *path)
-{
-    size_t n = strcspn(path, ":/");
-
-    return path[n] == ':';
-}
-
 static int give_link(enum link_role role, const uint8_t *name, size_t len, const char *format,
                      int (*fn)(void *arg, const struct format_link *link), void *arg)
 {
     struct format_link link = {.role = role};
 
-    if (len >= 5 && memcmp(name, "file:", 5) == 0) {
-        name += 5;
-        len -= 5;
-    }
     if (len == 0 || len >= sizeof(link.path))
         return -EUCLEAN;
     memcpy(link.path, name, len);
-    if (has_protocol(link.path))
-        return -EUCLEAN;
     snprintf(link.format, sizeof(link.format), "%s", format);
     return fn(arg, &link);
 }

@@ -4,7 +4,6 @@ A scenario prepares a datastore behind a running daemon of a build with hooks (s
 which contents are right afterwards. run_all() takes k = 1, 2, ... until the daemon survives the action.
 """
 import contextlib
-import errno
 import os
 import shutil
 import sqlite3
@@ -14,7 +13,7 @@ import tempfile
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "func"))
 
 from dgqemu import make_qcow2, no_lock  # noqa: E402
-from dgtest import Datastore, Fail, Host, Proc, View, eq, is_sealed, must, ok, raises, run, suite_tmp, wait_for  # noqa: E402
+from dgtest import Datastore, Fail, Host, Proc, View, eq, is_sealed, must, ok, run, suite_tmp, wait_for  # noqa: E402
 
 SIZE = 8 << 20
 KILLED = 137  # exit code at a kill point, src/core/hook.h
@@ -200,9 +199,7 @@ def verify(c, scenario):
     ok(c.quiet(), "something is still claimed or journalled: %s, %d rows" % (c.ds.claims(), c.rows()))
     for name in scenario.images:
         data = c.raw_bytes(name)
-        if data and data[:4] == b"QFI\xfb" and len(data) < 104:  # cut in its header: a lie, whoever cut it
-            raises(errno.EUCLEAN, os.open, c.view.path(name), os.O_RDWR)
-        elif data:
+        if data:  # also of one that was cut in its header: a lie, whoever cut it, and claimed without a seal
             fd = os.open(c.view.path(name), os.O_RDWR)
             eq(os.pread(fd, len(data), 0) == data, True, "content through the view")
             os.close(fd)

@@ -268,7 +268,7 @@ static void work(const struct plan_of_test *t, int pipe_fd)
     tell(pipe_fd, P_RESTORING);
     r = io_fsync(s.fd);
     if (r == 0)
-        r = seal_restore(&s, NULL);
+        r = seal_restore(&s);
     if (r < 0)
         die("restore", r);
     tell(pipe_fd, P_DONE);

@@ -171,7 +171,7 @@ static void settle(const char *image)
     need("claim", claim_read(&store, st.st_ino, c), NULL);
     if (c->kind != CLAIM_HELD)
         die("claim", -ENOENT, NULL);
-    need("restore", seal_restore(&seal, NULL), NULL);
+    need("restore", seal_restore(&seal), NULL);
     close(seal.fd);
     free(c);
 }

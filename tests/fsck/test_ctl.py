@@ -98,7 +98,7 @@ def list_of_everything(lab):
         line = [x for x in r.out.splitlines() if x.startswith("dir/%s.qcow2 " % state)][0]
         assert re.split(r"  +", line)[1:6] == [want.get(state, state), "qcow2", "3 GiB", "nodea", "4711"], line
         assert line.endswith("claim only" if state == "claimed" else "header+claim"), line
-    assert "free.qcow2" not in r.out and "does not run" in r.out and "--takeover %s" % UUID_A in r.out and lab.ds in r.out, r
+    assert "free.qcow2" not in r.out and "does not run" in r.out and "which is this host" in r.out and lab.ds in r.out, r
     o = versions(expect(raw(lab, "--json", "list"), 4).json())
     images = {i["image"]: i for i in o["views"][0]["images"]}
     assert len(images) == len(STATES)
@@ -168,7 +168,7 @@ def show_of_all_kinds(lab):
 @test
 def why_of_all_kinds(lab):
     cases = {"free.qcow2": (0, "free", False), "notes.txt": (0, "not-an-image", False), "disk.raw": (0, "free", False),
-             "zero.qcow2": (0, "too-small", True), "lies.qcow2": (4, "lies", True), "orphan.qcow2": (4, "orphan", True),
+             "zero.qcow2": (0, "free", False), "lies.qcow2": (0, "damaged", False), "orphan.qcow2": (4, "orphan", True),
              "left.qcow2": (4, "holder-down", True)}
     for name in cases:
         if name.endswith("qcow2"):
@@ -283,7 +283,7 @@ def commands_to_copy(lab):
     assert command == ["--datastore", lab.ds, name], r
     lab.stop(helper)
     r = expect(raw(lab, "list"), 4)
-    assert shlex.split(re.search(r"fsck\.diskguard --takeover.*", r.out).group())[-1] == lab.ds, r
+    assert shlex.split(re.search(r"fsck\.diskguard -p .*", r.out).group().rstrip("."))[-1] == lab.ds, r
     r = expect(lab.fsck("-n"), 4)
     assert shlex.split(re.search(r"Way out: .*(fsck\.diskguard -p .*)\.$", r.out, re.M).group(1))[-1] == lab.ds, r
 

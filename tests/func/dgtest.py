@@ -154,9 +154,8 @@ def is_sealed(path):
 class Proc:
     """A process that carries out file-system calls one at a time (dgops.py)."""
 
-    def __init__(self, uid=None, gid=None, groups=()):
-        self.p = subprocess.Popen([sys.executable, "-S", "-E", os.path.join(HERE, "dgops.py")], stdin=subprocess.PIPE,
-                                  stdout=subprocess.PIPE)
+    def __init__(self, uid=None, gid=None, groups=(), program=(sys.executable, "-S", "-E"), env=None):
+        self.p = subprocess.Popen([*program, os.path.join(HERE, "dgops.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
         guardian.process(self.p.pid)
         self.pid = self.p.pid
         if uid is not None:

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 
+import dgops
 from dgqemu import QemuIo, Vm, make_qcow2
 from dgtest import Proc, Skip, Suite, eq, must, ok, pair, raises, refused, run, sha, wait_for
 
@@ -142,6 +143,157 @@ def _(build):
             os.close(fd)
         p.ds.wait_settled()
         eq(marks(p.ds), [], "marks of names that lead nowhere")
+
+
+class Scene:
+    """Ways to a datastore that are other ones than its own path and its view's mount point."""
+
+    def __init__(self, p):
+        self.p, self.base, self.mounts = p, p.ds.base, []
+
+    def dir(self, name):
+        path = os.path.join(self.base, name)
+        os.makedirs(path, exist_ok=True)
+        return path
+
+    def link(self, name, target):
+        os.symlink(target, os.path.join(self.base, name))
+        return os.path.join(self.base, name)
+
+    def bind(self, name, what):
+        path = os.path.join(self.base, name)
+        if os.path.isdir(what):
+            os.mkdir(path)
+        else:
+            open(path, "w").close()
+        must("mount", "--bind", what, path)
+        self.mounts.append(path)
+        return path
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for path in reversed(self.mounts):
+            run("umount", "-l", path)
+
+
+def spellings(p, scene):
+    """Names under which a program of this host opens vm/base.qcow2 of the datastore."""
+    mnt, raw, view = p.a.mnt, p.ds.raw(), os.path.basename(p.a.mnt)
+    up = os.path.dirname(mnt)
+    pool = scene.link("pool", mnt)
+    scene.link("pool2", "pool/../" + view)
+    os.symlink(mnt + "/vm", p.ds.raw("in-view"))
+    os.symlink(raw + "/vm/base.qcow2", p.ds.raw("in-raw.qcow2"))
+    os.symlink("../%s/vm" % view, p.ds.raw("out-and-in"))
+    outer = scene.dir("outer")
+    os.symlink("../../" + view, scene.dir("outer/deep") + "/way")
+    return [mnt + "//vm/base.qcow2", mnt + "/./vm/./base.qcow2", mnt.replace("/", "//") + "/vm//base.qcow2", mnt + "/vm/../vm/base.qcow2",
+            up + "/outer/../" + view + "/vm/base.qcow2", raw + "/./vm//base.qcow2", raw + "/../" + os.path.basename(raw) + "/vm/base.qcow2",
+            pool + "/vm/base.qcow2", scene.base + "/pool2/vm/base.qcow2", scene.link("raw-pool", raw) + "/vm/base.qcow2",
+            scene.link("image", mnt + "/vm/base.qcow2"), outer + "/deep/way/vm/base.qcow2",
+            "in-view/base.qcow2", "in-raw.qcow2", "out-and-in/base.qcow2", "../%s/vm/base.qcow2" % view, "vm/../../%s/vm/base.qcow2" % view,
+            scene.bind("bind-view", mnt) + "/vm/base.qcow2", scene.bind("bind-sub", mnt + "/vm") + "/base.qcow2", scene.bind("bind-raw", raw) + "/vm/base.qcow2",
+            scene.bind("bind-raw-sub", raw + "/vm") + "/base.qcow2", scene.bind("bind-sub2", mnt + "/vm") + "/../bind-view/vm/base.qcow2",
+            scene.bind("bind-file", raw + "/vm/base.qcow2"), scene.bind("bind-view-file", mnt + "/vm/base.qcow2"), p.b.mnt + "/vm/base.qcow2",
+            "file:" + mnt + "//vm/base.qcow2",
+            'json:{"driver":"qcow2","file":{"driver":"file","filename":"%s//vm/base.qcow2"}}' % mnt,
+            'json:{"driver":"qcow2","file.driver":"file","file.filename":"%s/vm/base.qcow2"}' % pool,
+            'json:{"file":{"driver":"raw","file":{"filename":"%s/vm/base.qcow2"}}}' % raw]
+
+
+@suite.case("a name of the base in any spelling: what a hypervisor would open is protected, without a request to the view", limit=300)
+def _(build):
+    with pair(build, "wait=0") as p, Scene(p) as scene, Proc() as holder:
+        os.mkdir(p.ds.raw("vm"))
+        make_qcow2(p.ds.raw("vm/base.qcow2"))
+        key = "%016x-" % os.stat(p.ds.raw("vm/base.qcow2")).st_ino
+        for number, name in enumerate(spellings(p, scene)):
+            image = "o%d.qcow2" % number
+            overlay(p.ds.raw(image), name, "-u")
+            if ":" not in name:
+                eq(os.stat(os.path.join(p.a.mnt, name)).st_ino, os.stat(p.ds.raw("vm/base.qcow2")).st_ino, "what the test means by " + name)
+            since = p.a.log_size()
+            fd = holder.call("open", p.a.path(image), RDWR)
+            ok([m for m in marks(p.ds) if m.startswith(key)], "no mark for the base under the name %s: %s" % (name, p.a.log()[since:]))
+            for view in p.views:
+                raises(errno.EBUSY, open_close, view.path("vm/base.qcow2"))
+                raises(errno.EBUSY, os.unlink, view.path("vm/base.qcow2"))
+            ok("not protected" not in p.a.log()[since:], p.a.log()[since:])
+            holder.call("close", fd)
+            p.ds.wait_free(image)
+
+
+@suite.case("names of a base's own base count from where the hypervisor found that, not from where a symbolic link leads; json: and file: from its working directory")
+def _(build):
+    with pair(build, "wait=0") as p, Proc() as holder:
+        for folder in ("here", "there"):
+            os.mkdir(p.ds.raw(folder))
+        for name in ("here/base.qcow2", "there/base.qcow2"):
+            make_qcow2(p.ds.raw(name))
+        overlay(p.ds.raw("there/mid.qcow2"), "base.qcow2")
+        os.symlink("../there/mid.qcow2", p.ds.raw("here/mid.qcow2"))
+        overlay(p.ds.raw("here/top.qcow2"), "mid.qcow2")
+        for name in ("file:base.qcow2", 'json:{"driver":"qcow2","file":{"driver":"file","filename":"base.qcow2"}}'):
+            overlay(p.ds.raw("from-cwd-%s.qcow2" % name[:4]), name, "-u")
+        fd = holder.call("open", p.a.path("here/top.qcow2"), RDWR)
+        raises(errno.EBUSY, open_close, p.b.path("here/base.qcow2"))
+        open_close(p.b.path("there/base.qcow2"))
+        holder.call("close", fd)
+        p.ds.wait_settled()
+        holder.call("chdir", p.a.path("there"))
+        for name in ("file", "json"):
+            fd = holder.call("open", p.a.path("from-cwd-%s.qcow2" % name), RDWR)
+            raises(errno.EBUSY, open_close, p.b.path("there/base.qcow2"))
+            holder.call("close", fd)
+            p.ds.wait_settled()
+
+
+@suite.case("what leads outside is one warning for each image and name, not one for each open")
+def _(build):
+    with pair(build, "wait=0") as p, Scene(p) as scene, Proc() as holder:
+        with open(os.path.join(scene.dir("elsewhere"), "x.qcow2"), "wb") as f:
+            f.write(b"x")
+        os.symlink(scene.base + "/elsewhere/x.qcow2", p.ds.raw("away.qcow2"))
+        names = [scene.base + "/elsewhere/x.qcow2", "away.qcow2", "../elsewhere/x.qcow2", "nbd://localhost/x", "/dev/null", "json:{}",
+                 'json:{"driver":"nbd","server":{"type":"inet","host":"h","port":"1"}}']
+        for number, name in enumerate(names):
+            overlay(p.ds.raw("n%d.qcow2" % number), name, "-u")
+            for _ in range(3):
+                fd = holder.call("open", p.a.path("n%d.qcow2" % number), RDWR)
+                holder.call("close", fd)
+                p.ds.wait_free("n%d.qcow2" % number)
+            lines = [line for line in p.a.log().splitlines() if "'n%d.qcow2': its backing file" % number in line and "is not protected" in line]
+            eq(len(lines), 1, "lines about %s: %s" % (name, p.a.log()))
+        eq(marks(p.ds), [], "marks of names that lead outside")
+
+
+@suite.case("a file system on the way that does not answer: the image is not opened, with a line, and the view goes on")
+def _(build):
+    with pair(build, "wait=0") as p, Scene(p) as scene, Proc() as holder, Proc() as other:
+        make_qcow2(p.ds.raw("base.qcow2"))
+        dead = scene.dir("dead")
+        fuse = os.open("/dev/fuse", os.O_RDWR)  # nobody answers its requests
+        try:
+            libc = dgops.libc
+            options = ("fd=%d,rootmode=40000,user_id=0,group_id=0" % fuse).encode()
+            ok(libc.mount(b"dead", os.fsencode(dead), b"fuse", 6, options) == 0, "mount of a FUSE without a server")
+            scene.mounts.append(dead)
+            # This is how the root of a view is looked at: it would hang here if it sent a request.
+            fd = other.call("open", dead, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
+            eq(other.call("readlink", "/proc/self/fd/%d" % fd), dead)
+            other.call("close", other.call("open", "/proc/self/fdinfo/%d" % fd, RDONLY))
+            other.call("close", fd)
+            overlay(p.ds.raw("top.qcow2"), dead + "/x/base.qcow2", "-u")
+            holder.send("open", p.a.path("top.qcow2"), RDWR)
+            ok(not holder.ready(0.5), "it waits for that file system")
+            other.call("close", other.call("open", p.a.path("base.qcow2"), RDWR))
+            raises(errno.ETIMEDOUT, holder.recv, 30)
+            p.a.wait_log(r"refused open for write of 'top\.qcow2'.*does not answer within 5 s")
+        finally:
+            os.close(fuse)  # ends it
+        p.ds.wait_settled()
 
 
 @suite.case("two overlays on two hosts over one base; commit is refused while the other runs")

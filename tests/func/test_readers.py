@@ -155,6 +155,7 @@ def _(build):
             for byte in bytes_:
                 reader.call("lock", fd, NONE, byte, 1)
         # A handle that is open for write is no reader: its claim says more.
+        p.ds.wait_free(NAME)
         rw = reader.call("open", p.a.path(NAME), RDWR)
         for byte in (100, 201):
             reader.call("lock", rw, READ, byte, 1)

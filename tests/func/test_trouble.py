@@ -449,7 +449,7 @@ def names(build):
 
 @suite.case("a broken header can be truncated and made anew; an ordinary rm is not called VANISHED")
 def broken(build):
-    with pair(build, "wait=5", hosts=("a",)) as p:
+    with pair(build, "wait=5", "damaged=refuse", hosts=("a",)) as p:
         make_qcow2(p.ds.raw("img.qcow2"))
         with open(p.ds.raw("img.qcow2"), "r+b") as f:
             f.seek(20)

@@ -135,8 +135,9 @@ static void check_zone(struct subject *s, const struct answer *a, enum seal_mode
 
 /* ---- seal and restore ---- */
 
-/* One state on the way: `done` of the plan's extents are sealed. What is refused is SEALED, or at least LIES while not all marks stand. With
- * SEAL_SIZE nothing refuses but where the format has no size; it stays this format. */
+/* One state on the way, of a seal or of a restore: `done` of the plan's extents are sealed. It is SEALED, and never LIES: without a claim such a header is an
+ * orphan, and may not pass for one that is merely damaged (option damaged=). With SEAL_SIZE nothing refuses but where the format has no size; it stays this
+ * format, and where it lies then it says that it may be sealed. */
 static void check_state(struct subject *s, const struct answer *whole, enum seal_mode mode, unsigned done,
                         unsigned of)
 {
@@ -149,8 +150,11 @@ static void check_state(struct subject *s, const struct answer *whole, enum seal
          "with %u of %u extents sealed it is no %s any more (%d: %s)", done, of, whole->format->name,
          (int)a.probe, a.info.why);
     if (mode == SEAL_REFUSE)
-        MUST(a.probe == PROBE_SEALED || (a.probe == PROBE_LIES && done < of),
-             "with %u of %u extents sealed probe answers %d (%s)", done, of, (int)a.probe, a.info.why);
+        MUST(a.probe == PROBE_SEALED, "with %u of %u extents sealed probe answers %d (%s)", done, of,
+             (int)a.probe, a.info.why);
+    else
+        MUST(a.probe != PROBE_LIES || a.info.maybe_sealed, "with %u of %u extents sealed by size it lies: %s",
+             done, of, a.info.why);
     MUST(a.info.zone.head == whole->info.zone.head && a.info.zone.tail == whole->info.zone.tail,
          "with %u of %u extents sealed the zone is another one", done, of);
     MUST(a.info.guest_at_start == whole->info.guest_at_start,
@@ -231,6 +235,8 @@ static void check_file(struct subject *s)
     } else if (a.probe == PROBE_SEALED) {
         contract_links(&l, s, &a);
         contract_rescue(&l, s, &a);
+    } else if (a.probe == PROBE_LIES && a.format) {
+        contract_links(&l, s, &a);
     }
     look_free(&l);
 }

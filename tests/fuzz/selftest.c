@@ -53,10 +53,12 @@ enum breach {
     SEAL_YES,
     SEAL_NO,
     SEAL_LIES,
+    SEAL_PREFIX_LIES,
     SEAL_ZONE,
     SEAL_GUEST,
     SEAL_LINKS,
     SIZE_NO,
+    SIZE_LIES,
     RESCUE_CODE,
     RESCUE_RANGE,
     RESCUE_NODATA,
@@ -113,10 +115,12 @@ static const char *const messages[BREACHES] = {
     [SEAL_YES] = "with 1 of 2 extents sealed probe answers 1",
     [SEAL_NO] = "with 1 of 2 extents sealed it is no test",
     [SEAL_LIES] = "with 2 of 2 extents sealed probe answers 3",
+    [SEAL_PREFIX_LIES] = "with 1 of 2 extents sealed probe answers 3",
     [SEAL_ZONE] = "sealed the zone is another",
     [SEAL_GUEST] = "sealed guest_at_start is another",
     [SEAL_LINKS] = "sealed it has other links",
     [SIZE_NO] = "with 1 of 1 extents sealed it is no test",
+    [SIZE_LIES] = "with 1 of 1 extents sealed by size it lies",
     [RESCUE_CODE] = "rescue answers -5",
     [RESCUE_RANGE] = "but no size was given",
     [RESCUE_NODATA] = "but a size was given",
@@ -230,9 +234,15 @@ static enum probe answer_of(const uint8_t *p, struct format_info *info)
     if (breach == SIZE_NO && le64(p + OFF_SIZE) == 0)
         return PROBE_NO;
     info->virtual_size = le64(p + OFF_SIZE);
+    if (breach == SIZE_LIES && info->virtual_size == 0) {
+        format_lies(info, "a size of 0");
+        return PROBE_LIES;
+    }
     if (sealed_by(p)) {
         snprintf(info->why, sizeof(info->why), "sealed");
         if (breach == SEAL_LIES && size && mark)
+            return PROBE_LIES;
+        if (breach == SEAL_PREFIX_LIES && !mark)
             return PROBE_LIES;
         if (breach == SEAL_YES && !mark)
             return PROBE_YES;

@@ -247,6 +247,15 @@ static inline bool mtime_is(struct timespec want)
     return fstat(image, &st) == 0 && st.st_mtim.tv_sec == want.tv_sec && st.st_mtim.tv_nsec == want.tv_nsec;
 }
 
+/* One that no sealed state has shown, for those who compare whole seconds, too. */
+static inline bool mtime_is_new(struct timespec shown)
+{
+    struct stat st;
+
+    return fstat(image, &st) == 0 && st.st_mtim.tv_sec >= shown.tv_sec + SEAL_MTIME_STEP &&
+           st.st_mtim.tv_sec >= time(NULL) - 60;
+}
+
 static inline void check_settled(enum recover_action action, enum problem problem, const char *claim)
 {
     cr_assert_eq(report.n, 1u, "%u reports", report.n);

@@ -253,9 +253,14 @@ Test(qcow2, sealed)
     cr_assert_eq(probe(b, IMAGE_SIZE, &info), PROBE_YES);
 
     build(b, 3);
-    header_put(b, 72, 8, 1ull << 63 | 1);
+    header_put(b, 72, 8, 1ull << 63 | 1); /* somebody else's feature: neither our size nor our row is there */
+    cr_assert_eq(probe(b, IMAGE_SIZE, &info), PROBE_YES, "%s", info.why);
+    memcpy(b + TABLE + 3 * ROW, "\0\77SEALED n", 11);
     cr_assert_eq(probe(b, IMAGE_SIZE, &info), PROBE_SEALED);
-    cr_assert_str_eq(info.why, "sealed by incompatible feature bit 63");
+    cr_assert_str_eq(info.why, "sealed by incompatible feature bit 63: SEALED n");
+    b[TABLE + 3 * ROW + 1] = 62; /* the row of another bit */
+    cr_assert_eq(probe(b, IMAGE_SIZE, &info), PROBE_YES, "%s", info.why);
+    b[TABLE + 3 * ROW + 1] = 63;
 
     header_put(b, 24, 8, SEALED);
     memcpy(b + TABLE + 3 * ROW + 2, "SEALED n\x1b[1m\xff x", 15);

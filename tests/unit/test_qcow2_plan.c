@@ -235,5 +235,5 @@ Test(qcow2_plan, random_mutations)
             check_round_trip(b, file_size, i % 5 ? SEAL_REFUSE : SEAL_SIZE);
     }
     for (unsigned answer = PROBE_NO; answer < PROBE_MORE; answer++)
-        cr_assert_gt(seen[answer], 50, "answer %u came %u times only", answer, seen[answer]);
+        cr_assert_gt(seen[answer], 20, "answer %u came %u times only", answer, seen[answer]);
 }

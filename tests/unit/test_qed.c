@@ -223,7 +223,8 @@ Test(qed, links)
     cr_assert_eq(kit_links(&kit, &link), 0);
     build(&kit);
     memcpy(kit.file + 64, "ssh:base", 8);
-    cr_assert_eq(kit_links(&kit, &link), -EUCLEAN);
+    cr_assert_eq(kit_links(&kit, &link), 7);
+    cr_assert_str_eq(link.path, "ssh:base");
 }
 
 Test(qed, random_mutations)

@@ -116,6 +116,11 @@ static void assert_same(const struct record *a, const struct record *b)
     cr_assert_eq(a->mtime_sealed.tv_nsec, b->mtime_sealed.tv_nsec);
     cr_assert_eq(a->sync_error, b->sync_error);
     cr_assert_eq(a->fenced, b->fenced);
+    cr_assert_eq(a->chosen, b->chosen);
+    cr_assert_eq(a->mtime_chosen.tv_sec, b->mtime_chosen.tv_sec);
+    cr_assert_eq(a->mtime_chosen.tv_nsec, b->mtime_chosen.tv_nsec);
+    cr_assert_eq(a->mtime_seen.tv_sec, b->mtime_seen.tv_sec);
+    cr_assert_eq(a->mtime_seen.tv_nsec, b->mtime_seen.tv_nsec);
     assert_same_plan(&a->plan, &b->plan);
 }
 
@@ -213,6 +218,9 @@ Test(record, round_trip_of_extremes)
     rec->cut = UINT64_MAX - 1;
     rec->mtime = (struct timespec){-5, 999999999};
     rec->mtime_sealed = (struct timespec){INT64_MAX, 0};
+    rec->chosen = true;
+    rec->mtime_chosen = (struct timespec){-1, 0};
+    rec->mtime_seen = (struct timespec){INT64_MAX, 999999999};
     rec->sync_error = 4095;
     rec->fenced = FENCING_UNPROVEN;
     rec->plan.n = PLAN_MAX;
@@ -398,11 +406,17 @@ Test(record, lines_that_do_not_decode)
         {"fenced=", "fenced=lock\nfenced=lock\n"},
         {"fenced=", "fenced=Lock\n"},
         {"size=", "size=1\nfenced=lock\n"},
+        {"fenced=", "fenced=lock\nmtime-chosen=1 2 3\n"},
+        {"fenced=", "fenced=lock\nmtime-chosen=1 2 3 4 5\n"},
+        {"fenced=", "fenced=lock\nmtime-chosen=1 2 3 1000000000\n"},
+        {"fenced=", "fenced=lock\nmtime-chosen=1 2 3 4\nmtime-chosen=1 2 3 4\n"},
+        {"fenced=", "mtime-chosen=1 2 3 4\nfenced=lock\n"},
     };
 
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++)
         cr_assert_eq(decode_with(bad[i][0], bad[i][1]), -EBADMSG, "%s", bad[i][1]);
     cr_assert_eq(decode_with("mtime=", "mtime=-1 5\n"), 0, "the harness itself works");
+    cr_assert_eq(decode_with("fenced=", "fenced=lock\nmtime-chosen=-1 2 3 4\n"), 0);
 }
 
 Test(record, a_record_without_fenced_is_not_fenced)

@@ -300,6 +300,26 @@ Test(vhd, round_trips)
     }
 }
 
+/* A tool that forgets the complement writes what our seal writes where it has no room for its mark. */
+Test(vhd, sum_without_complement)
+{
+    uint8_t b[FILE_SIZE];
+    struct format_info info;
+
+    build(b, 3, "qemu");
+    for (unsigned i = 64; i < 68; i++)
+        b[i] = (uint8_t)~b[i];
+    cr_assert_eq(windows_probe(&format_vhd, b, FILE_SIZE, &info), PROBE_LIES);
+    cr_assert(strstr(info.why, "checksum"), "%s", info.why);
+    build(b, 3, "qemu");
+    b[500] = 1; /* in use: no room */
+    resum(b, 3);
+    cr_assert_eq(windows_probe(&format_vhd, b, FILE_SIZE, &info), PROBE_YES, "%s", info.why);
+    for (unsigned i = 64; i < 68; i++)
+        b[i] = (uint8_t)~b[i];
+    cr_assert_eq(windows_probe(&format_vhd, b, FILE_SIZE, &info), PROBE_SEALED);
+}
+
 Test(vhd, sealed_and_broken)
 {
     static struct plan plan;

@@ -155,7 +155,7 @@ Test(vhdx, fields)
         {ITEMS, 4, 256 << 20, NULL, false},
         {ITEMS + 4, 4, 1, NULL, false},                        /* fixed */
         {ITEMS + 4, 4, 2, "no parent locator", false},
-        {ITEMS + 8, 8, 0, "the size 0", false},
+        {ITEMS + 8, 8, 0, NULL, false},                        /* as qemu-img makes it */
         {ITEMS + 8, 8, SIZE + 511, "the size", false},
         {ITEMS + 8, 8, SIZE + 512, NULL, false},
         {ITEMS + 8, 8, (64ull << 40) + 512, "the size", false},
