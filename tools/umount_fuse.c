@@ -132,6 +132,8 @@ static int wait_for_child(pid_t pid, uint64_t bound_ms)
 
     while (fd >= 0 && !umount_signal && base_now_ms() < until && poll(&p, 1, 500) <= 0)
         ;
+    if (fd >= 0 && umount_signal)
+        (void)poll(&p, 1, 5000); /* it may be at its end: then it is known what is left */
     if (fd >= 0 && poll(&p, 1, 0) <= 0) {
         out_error("umount does not return%s", umount_signal ? " and a signal ends the waiting" : "");
         kill(pid, SIGKILL);

@@ -299,9 +299,10 @@ static int without_daemon(struct ending *e, const struct umount_options *o)
     uint64_t until = base_now_ms() + (e->found == -ECONNREFUSED ? 0 : o->bound_ms);
     int r;
 
-    if (e->found != -ECONNREFUSED)
+    r = left_report(e, true, true);
+    if (r != 0 && e->found != -ECONNREFUSED) /* a daemon whose view was broken off has ended well before */
         out_error("%s; waits until nothing of this machine is held on %s", e->why.text, out_quote(e->dir));
-    while ((r = left_report(e, true, true)) == 1 && base_now_ms() < until && !umount_signal)
+    for (; r == 1 && base_now_ms() < until && !umount_signal; r = left_report(e, true, true))
         (void)poll(NULL, 0, PAUSE_MS);
     if (r == 0)
         return DG_EXIT_OK;

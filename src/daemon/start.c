@@ -25,6 +25,7 @@
 #include "daemon/pool.h"
 #include "daemon/prune.h"
 #include "daemon/takeover.h"
+#include "daemon/utab.h"
 #include "diskguard/exitcodes.h"
 
 #define ENDING_WAIT_MS 10000u /* for an earlier daemon of this host whose view is unmounted */
@@ -289,10 +290,12 @@ static void wait_for_end(struct daemon *d, const sigset_t *set)
             log_msg(LOG_NOTICE,
                     "SIGHUP is ignored: %s stays mounted. To end this daemon: umount it, or SIGTERM",
                     d->opt.mountpoint);
-    if (sig != SIGUSR2)
+    if (sig != SIGUSR2) {
         log_msg(LOG_INFO, "stopping on signal %s", sigabbrev_np(sig));
-    else
+        utab_remove(&d->opt);
+    } else {
         log_msg(LOG_INFO, "%s is unmounted", d->opt.mountpoint);
+    }
 }
 
 static void announce(struct daemon *d)
@@ -309,6 +312,7 @@ static void announce(struct daemon *d)
         log_msg(LOG_ERR, "no keeper thread: images that cannot be restored are not retried, and a lost claim "
                          "is not noticed");
     takeover_announce(d);
+    utab_add(&d->opt);
     log_msg(LOG_INFO, "%s is mounted on %s%s", d->opt.datastore, d->opt.mountpoint,
             d->opt.read_only ? ", read-only" : "");
     sd_notifyf(0, "READY=1\nSTATUS=Guarding %s on %s", d->opt.datastore, d->opt.mountpoint);

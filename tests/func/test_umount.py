@@ -130,11 +130,10 @@ def install_helper(build):
     must("mount", "-t", "tmpfs", "none", work)
     for sub in ("upper", "work"):
         os.mkdir(os.path.join(work, sub))
-    for name in (HELPER, "umount.fuse.another"):
-        path = os.path.join(work, "upper", name)
-        with open(path, "w", encoding="utf-8") as f:
-            f.write("#!/bin/sh\nexec %s \"$@\"\n" % " ".join(build.command(helper(build))))
-        os.chmod(path, 0o755)
+    path = os.path.join(work, "upper", HELPER)
+    with open(path, "w", encoding="utf-8") as f:
+        f.write("#!/bin/sh\nexec %s \"$@\"\n" % " ".join(build.command(helper(build))))
+    os.chmod(path, 0o755)
     if run("mount", "-t", "overlay", "-o", "lowerdir=%s,upperdir=%s/upper,workdir=%s/work" % (sbin, work, work), "none", sbin).code:
         raise Skip("no overlay file system")
     os.environ[NAMESPACE] = "installed"
@@ -393,6 +392,13 @@ def _(build):
 
 @suite.case("a view of another subtype, a read-only view, and file systems that are none")
 def _(build):
+    with scene(build, NAMES, ["subtype=glusterfs"]) as s:
+        s.hold()
+        s.let_go()
+        quiet(umount(build, s.view.mnt))
+        eq(s.ended(), 0, "exit code of diskguard")
+        s.take_away()
+        s.check_all_back()
     with scene(build, NAMES[:2], ["ro"]) as s:
         quiet(umount(build, s.view.mnt))
         eq(s.ended(), 0, "exit code of diskguard")
@@ -404,6 +410,24 @@ def _(build):
     eq(r.code, 32, "not mounted: %r" % r)
     eq(umount(build, plain, wait="x", direct=True).code, 2, "a bound that is none")
     eq(umount(build, direct=True).code, 2, "no mountpoint")
+
+
+@suite.case("mount(8)'s table has the view as long as it is mounted, and no longer, whoever ends it")
+def _(build):
+    def table():
+        with open("/run/mount/utab", encoding="utf-8") as f:
+            return f.read()
+
+    with scene(build, NAMES[:1]) as s:
+        point = s.view.mnt.replace(" ", "\\040")
+        ok("TARGET=%s ROOT=/ OPTS=helper=fuse.diskguard" % point in table(), "it has: " + table())
+        s.view.signal(signal.SIGTERM)
+        eq(s.ended(), 0, "exit code of diskguard")
+        ok(point not in table(), "it has not, after SIGTERM: " + table())
+        s.view.start()
+        quiet(umount(build, s.view.mnt))
+        s.ended()
+        ok(point not in table(), "it has not, after umount: " + table())
 
 
 @suite.case("fstab: mount -a, umount by mountpoint; and umount -a -t")
