@@ -4,22 +4,20 @@ import errno
 import fcntl
 import json
 import os
-import select
-import socket
 import subprocess
-import sys
 import uuid
 
 import guardian
 from dgqemu import QemuIo, Vm
 from dgtest import Proc, Skip, Suite, eq, must, ok, pair, raises, read_at, refused, run, sha, suite_tmp, wait_for
-from test_vm import boot_image, boots_of, drive
+from test_vm import boot_image, drive
 
 suite = Suite(__file__)
 SIZE = 16 << 20
 RDWR, RDONLY = os.O_RDWR, os.O_RDONLY
 USES_READ, USES_WRITE, NO_WRITE = 100, 101, 201
 READ, WRITE, NONE = fcntl.F_RDLCK, fcntl.F_WRLCK, fcntl.F_UNLCK
+BIOS = "/usr/share/seabios/bios-256k.bin"
 NAMES = ("disk.1", str(uuid.UUID(int=0x1234567890abcdef1234567890abcdef)))
 
 
@@ -283,7 +281,7 @@ def _(build):
                         ok(not two.connect(), "a second one started")
                         ok("busy" in two.error() or "lock" in two.error(), two.error())
                     one.quit()
-                p.ds.wait_free(name) if p.ds.claim_of(name) else None
+                wait_for(lambda: not held(p.ds, name), "free")
 
 
 @suite.case("what this host's kernel keeps of the file is dropped at the lock: another host has written since")
@@ -491,6 +489,39 @@ def add_migration(name, cache):
 add_migration("disk.1", "none")
 add_migration("disk.1", "writeback")
 add_migration(NAMES[1], "none")
+
+
+@suite.case("live migration with a pflash of such a name (UEFI variables): handed over, every byte right", limit=200)
+def _(build):
+    with pair(build, "wait=10") as p:
+        boot_image(p.ds.raw("boot.qcow2"))
+        if not os.path.exists(BIOS):
+            raise Skip("no " + BIOS)
+        with open(BIOS, "rb") as f, open(p.ds.raw("code.fd"), "wb") as code:
+            code.write(f.read())
+        name = disk(p.ds, "vars.fd", 128 << 10)
+        with open(p.ds.raw(name), "r+b") as f:
+            f.write(os.urandom(100000))
+        must("cp", p.ds.raw(name), p.ds.raw("before"))
+        def machine(view, label, *more):
+            flash = [a for unit, file, read_only in ((0, "code.fd", "on"), (1, name, "off")) for a in
+                     ("-drive", "if=pflash,unit=%d,id=flash%d,file=%s,format=raw,readonly=%s" % (unit, unit, view.path(file), read_only))]
+            vm = Vm(p.ds.base, label, drive(view.path("boot.qcow2")) + flash, *more)
+            ok(vm.connect(), vm.error())
+            return vm
+        vm = machine(p.a, "vm0")
+        vm.wait_said("BW")
+        ok(held(p.ds, name) and not held(p.ds, "code.fd"), "what it writes is held, what it reads is not")
+        for turn, view in enumerate((p.b, p.a), 1):
+            target = "unix:" + os.path.join(p.ds.base, "migrate%d.sock" % turn)
+            dest = machine(view, "vm%d" % turn, "-incoming", target)
+            migrate(vm, dest, target)  # the destination writes all of what it was told of the flash
+            eq(p.ds.claims()[os.stat(p.ds.raw(name)).st_ino]["host"], view.host.uuid, "holder after the hand-over")
+            vm.quit()
+            vm = dest
+        vm.quit()
+        p.ds.wait_free(name)
+        eq(sha(p.ds.raw(name)), sha(p.ds.raw("before")), "every byte")
 
 
 @suite.case("qemu-storage-daemon: open without an export claims nothing; a writable export does")
