@@ -31,7 +31,8 @@ static int claim_once(struct daemon *d, struct image *img, struct handle *h)
     HOOK("image.disk.begin");
     if (!image_begin(d, img))
         return atomic_load(&h->guarded) ? 0 : -EBUSY;
-    if (image_others_write(d, img, &h->opener)) { /* as a plain file until a moment ago; nobody can any more */
+    if (image_others_write(d, img,
+                           &h->opener)) { /* as a plain file until a moment ago; nobody can any more */
         image_end(d, img);
         return -EBUSY;
     }
