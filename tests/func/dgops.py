@@ -8,6 +8,7 @@ Descriptors are plain numbers inside the worker.
 import ctypes
 import errno
 import fcntl
+import hashlib
 import mmap
 import os
 import pickle
@@ -157,6 +158,35 @@ def shared_mmap(fd, length, prot=mmap.PROT_READ | mmap.PROT_WRITE, data=b""):
             m[:len(data)] = data
             m.flush()
         return m[:16]
+
+
+maps = []
+
+
+def map_shared(fd, length, prot=mmap.PROT_READ | mmap.PROT_WRITE):
+    """A shared mapping that stays: its number."""
+    maps.append(mmap.mmap(fd, length, mmap.MAP_SHARED, prot))
+    return len(maps) - 1
+
+
+def map_read(number, off, length):
+    return maps[number][off:off + length]
+
+
+def map_sha(number):
+    return hashlib.sha256(maps[number]).hexdigest()
+
+
+def map_write(number, off, data):
+    maps[number][off:off + len(data)] = data
+
+
+def map_sync(number):
+    maps[number].flush()
+
+
+def map_end(number):
+    maps[number].close()
 
 
 def direct_read(path, off, length):
