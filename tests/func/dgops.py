@@ -211,6 +211,29 @@ def bind_socket(path):
     s.close()
 
 
+listening = []
+
+
+def listen_fd(path):
+    s = socket.socket(socket.AF_UNIX)
+    s.bind(path)
+    s.listen(1)
+    listening.append(s)
+
+
+def pass_fd(path, fd):
+    with socket.socket(socket.AF_UNIX) as s:
+        s.connect(path)
+        socket.send_fds(s, [b"x"], [fd])
+
+
+def take_fd():
+    with listening.pop() as s:
+        c = s.accept()[0]
+        with c:
+            return socket.recv_fds(c, 1, 1)[1][0]
+
+
 def become(uid, gid, groups):
     os.setgroups(groups)
     os.setgid(gid)
