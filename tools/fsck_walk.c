@@ -118,8 +118,9 @@ static void speak_of(struct fsck *f, const struct fsck_claim *c, struct record *
         report_note(f, "held-here", c->path, c->ino,
                     "held by this host's running diskguard (pid %" PRIu64 ", since %s)", c->pid, c->since);
     else
-        report_problem(f, takeover_alive(f, c->host) == 0 ? PROBLEM_HOLDER_DOWN : PROBLEM_FOREIGN, rec,
-                       takeover_alive_text(f, c->host), 1, NULL);
+        report_problem(
+            f, !is_lost_self(f, c) && takeover_alive(f, c->host) == 0 ? PROBLEM_HOLDER_DOWN : PROBLEM_FOREIGN,
+            rec, takeover_alive_text(f, c->host), 1, NULL);
 }
 
 void walk_speak(struct fsck *f)

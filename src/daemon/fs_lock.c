@@ -11,6 +11,7 @@
  * carries the fence. It meets the flock of other hosts and views as a flock would. Elsewhere it is an flock of that descriptor: the handle's own may be replaced.
  * The kernel tells an open file by its address, which the next file that is opened may have as soon as the last descriptor is closed, and so before our release of the former one. Then
  * the same number means two owners. That it is an open file's, and which, is known by the handle and by who locks and closes: owner_is().
+ * A lock by which a writer says that the file is a disk is granted when that is claimed: image_disk.h.
  * Not as on a plain file: no EDEADLK, and l_pid is 0 for a lock of another host or of a program outside the
  * view. */
 #include <fcntl.h>
@@ -24,6 +25,7 @@
 #include "daemon/fs.h"
 #include "daemon/image.h"
 #include "daemon/image_bytes.h"
+#include "daemon/image_disk.h"
 #include "daemon/image_reader.h"
 #include "daemon/image_wait.h"
 #include "daemon/park.h"
@@ -451,6 +453,8 @@ struct lock_op {
     struct flock lock;
     int op; /* flock */
     bool is_flock, sleep;
+    bool is_disk;      /* it says "I write this disk" (image_disk.h) */
+    uint64_t since_ms; /* CLOCK_MONOTONIC: of the first attempt */
 };
 
 static int flock_fd(int fd, int op)
@@ -555,8 +559,12 @@ static int note_writer(const struct lock_op *op, struct inode_locks *l, struct o
     return swap_writer(l, o, ret_before, who) ? 0 : -EAGAIN; /* two at once: one of them */
 }
 
+/* -EBUSY: somebody writes what is to be a disk, whom no lock need show. */
 static int try_bytes(struct lock_op *op, struct inode_locks *l)
 {
+    int r = op->is_disk ? image_disk_claim(op->d, op->h) : 0;
+    if (r < 0)
+        return r;
     struct asker a = {.req = op->req, .h = op->h, .kind = OWNER_BYTES, .id = op->owner};
     struct owner *o = owner_get(l, &a, op->lock.l_type != F_UNLCK);
     if (!o)
@@ -565,7 +573,7 @@ static int try_bytes(struct lock_op *op, struct inode_locks *l)
         atomic_store(&o->bytes.pid, (unsigned long long)op->lock.l_pid);
     bool writes = image_bytes_says_write(&op->lock);
     struct opener who = writes ? says_write(op) : (struct opener){0}, before;
-    int r = writes ? note_writer(op, l, o, &who, &before) : 0;
+    r = writes ? note_writer(op, l, o, &who, &before) : 0;
     if (r == 0) {
         r = set_lock(op->h->inode, l, o, &op->lock);
         if (r < 0 && writes)
@@ -575,17 +583,32 @@ static int try_bytes(struct lock_op *op, struct inode_locks *l)
     return r;
 }
 
+/* What was in the way when a disk was to be claimed: -EBUSY, try again, or (logged) what its program is told. */
+static int disk_busy(const struct lock_op *op, bool last)
+{
+    if (!last && (op->sleep || !image_wait_is_vain(op->d, op->h->inode, &op->h->opener, op->since_ms)))
+        return -EBUSY;
+    struct opener who = {.pid = op->lock.l_pid > 0 ? (uint64_t)op->lock.l_pid : 0};
+    image_refused(op->d, op->h->inode, &who, IMAGE_DISK_LOCK, -EBUSY);
+    return -EAGAIN;
+}
+
 static bool lock_turn(void *arg, enum park_turn turn)
 {
     struct lock_op *op = arg;
     int r = -EINTR;
-    if (turn != PARK_INTERRUPTED && turn != PARK_LAST) {
+    bool last = turn == PARK_LAST;
+    if (turn != PARK_INTERRUPTED && !(last && op->sleep)) {
         struct inode_locks *l = locks_get(op->d, op->h->inode);
         if (l)
             r = op->is_flock ? try_flock(op, l) : try_bytes(op, l);
         else
             r = -ENOMEM;
         if (r == -EAGAIN && op->sleep)
+            return false;
+        if (r == -EBUSY && op->is_disk)
+            r = disk_busy(op, last);
+        if (r == -EBUSY && op->is_disk)
             return false;
     }
     struct daemon *d = op->d;
@@ -611,7 +634,10 @@ static void lock_start(fuse_req_t req, struct fuse_file_info *fi, const struct l
     op->d = d;
     op->h = h;
     op->owner = fi->lock_owner;
-    park_start(d->park, req, lock_turn, op, PARK_FOREVER);
+    op->is_disk = !op->is_flock && image_disk_said(d, h, &op->lock);
+    op->since_ms = op->is_disk ? base_now_ms() : 0;
+    park_start(d->park, req, lock_turn, op,
+               op->is_disk && !op->sleep ? d->opt.wait_s * UINT64_C(1000) : PARK_FOREVER);
 }
 
 void fs_setlk(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi, struct flock *lock, int sleep)

@@ -63,25 +63,32 @@ static void wait_idle(struct image *img, unsigned seconds)
     mutex_unlock(&img->lock);
 }
 
-int image_convert(struct daemon *d, struct image *img, const struct opener *who)
+/* Has a handle written since its last fsync? Then the mtime of before is not the holder's to keep. */
+static bool is_dirty(struct image *img)
 {
-    if (!image_begin(d, img)) {
-        wait_idle(img, seconds_to_wait(d) + 1); /* another thread is at it; the caller looks again */
-        return -EALREADY;
-    }
-    struct acquire a = {.who = who, .what = "write of an image header", .plan_none = true, .plain_too = true};
+    bool dirty = false;
+    mutex_lock(&img->lock);
+    for (const struct handle *h = img->writers; h; h = h->next_writer)
+        dirty |= atomic_load(&h->dirty);
+    mutex_unlock(&img->lock);
+    return dirty;
+}
+
+int image_claim_plain(struct daemon *d, struct image *img, const struct acquire *a, bool writes)
+{
     bool stuck;
-    int r = image_acquire(d, img, &a, &stuck);
+    int r = image_acquire(d, img, a, &stuck);
     if (r < 0) {
-        image_acquire_failed(d, img, &a, stuck, r);
+        image_acquire_failed(d, img, a, stuck, r);
         return r;
     }
     mutex_lock(&img->lock);
-    img->holder = *who;
+    img->holder = *a->who;
     img->n_guarded = 1; /* our own, until the handles have theirs */
     mutex_unlock(&img->lock);
-    atomic_store(&img->wrote, true);
     r = image_adopt_writers(d, img);
+    if (writes || is_dirty(img))
+        atomic_store(&img->wrote, true);
     image_move(d, img, IMAGE_SEALED, 0);
     if (r == -ESTALE) {
         image_fence(d, img);
@@ -89,6 +96,16 @@ int image_convert(struct daemon *d, struct image *img, const struct opener *who)
     }
     image_unguard(d, img);
     return r;
+}
+
+int image_convert(struct daemon *d, struct image *img, const struct opener *who)
+{
+    if (!image_begin(d, img)) {
+        wait_idle(img, seconds_to_wait(d) + 1); /* another thread is at it; the caller looks again */
+        return -EALREADY;
+    }
+    struct acquire a = {.who = who, .what = "write of an image header", .plan_none = true, .plain_too = true};
+    return image_claim_plain(d, img, &a, true);
 }
 
 /* Was it the fence that was refused? Then pauses. */

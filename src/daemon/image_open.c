@@ -117,14 +117,14 @@ static bool is_idle(struct image *img)
     return idle;
 }
 
-/* Has another process the file open for write since it was a plain file? */
-static bool others_write(struct daemon *d, struct image *img, const struct opener *who)
+bool image_others_write(struct daemon *d, struct image *img, const struct opener *who)
 {
     bool r = false;
     mutex_lock(&img->lock);
     for (const struct handle *h = img->writers; h && d->opt.writers == WRITERS_PROCESS; h = h->next_writer) {
         if (!cred_same_process(&h->opener, who)) {
-            img->holder = h->opener;
+            if (img->state == IMAGE_IDLE)
+                img->holder = h->opener;
             r = true;
         }
     }
@@ -299,7 +299,7 @@ int image_open(struct daemon *d, struct handle *h, bool truncate)
             return r;
         if (!guarded)
             return open_plain(d, img, h, truncate);
-        if (others_write(d, img, &h->opener)) {
+        if (image_others_write(d, img, &h->opener)) {
             image_set_rival(img, NULL);
             return -EBUSY;
         }

@@ -8,6 +8,7 @@
  *   image_chain.c  the files that an image needs    image_reader.c  who reads it and wants no writer
  *   image_first.c  handles that claim at their first change   image_wait.c   is waiting for a holder in vain?   image_time.c   mtime that somebody sets
  *   image_zone.c   the zone, and direct changes under way   image_walk.c   names in images
+ *   image_disk.c   plain files that QEMU locks as disks
  *   image_shared.c what many hosts write on purpose */
 #ifndef DISKGUARD_IMAGE_PRIV_H
 #define DISKGUARD_IMAGE_PRIV_H
@@ -16,6 +17,7 @@
 #include "daemon/cred.h"
 #include "daemon/image.h"
 #include "daemon/image_bytes.h"
+#include "daemon/image_disk.h"
 #include "daemon/image_reader.h"
 #include "daemon/keeper.h"
 #include "daemon/park.h"
@@ -172,6 +174,8 @@ DG_MUST_CHECK int image_adopt_writers(struct daemon *d, struct image *img) EXCLU
  * another thread is at it: look again. -EBUSY: another host holds it (image_refused says who). */
 DG_MUST_CHECK int image_convert(struct daemon *d, struct image *img, const struct opener *who)
     EXCLUDES(img->lock, img->header);
+/* Has another process the file open for write (writers=process)? Where it is not held: img->holder is that one, for image_refused(). */
+bool image_others_write(struct daemon *d, struct image *img, const struct opener *who) EXCLUDES(img->lock);
 
 /* Pins every image that is not IDLE. The caller puts each inode and frees the array. NULL, and 0 images: out of memory. */
 struct image **image_busy_list(struct daemon *d, unsigned *ret_n);
@@ -224,6 +228,10 @@ struct acquire {
 };
 DG_MUST_CHECK int image_acquire(struct daemon *d, struct image *img, const struct acquire *a,
                                 bool *ret_stuck);
+/* image_edit.c: the same of a plain file (image_begin() was true) for all handles that have it open for write, up to SEALED. writes: the caller is about to change it. -EAGAIN: it
+ * changed meanwhile. */
+DG_MUST_CHECK int image_claim_plain(struct daemon *d, struct image *img, const struct acquire *a, bool writes)
+    EXCLUDES(img->lock, img->header);
 
 /* ---- image_chain.c ---- */
 

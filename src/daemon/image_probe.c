@@ -171,9 +171,16 @@ int image_probe(struct daemon *d, struct inode *i, enum image_what *ret)
         return 0;
     /* While a footer or a whole header is on the move, and where its holder died then, sealed bytes lie where the header does not say: the claim does. */
     r = claim_read(&d->store, i->ino, c);
-    if (r == 0)
-        image_look_end(img, &look, h, c);
-    return r;
+    if (r < 0)
+        return r;
+    image_look_end(img, &look, h, c);
+    /* A disk of any name (image_disk.h) is one while it is held: what another host writes must not be read from this one's cache. */
+    struct io_handle handle;
+    if (*ret == IMAGE_WHAT_IMAGE || c->kind != CLAIM_HELD)
+        return 0;
+    if (io_handle_get(i->fd, &handle) < 0 || io_handle_equal(&c->rec.handle, &handle))
+        *ret = IMAGE_WHAT_IMAGE;
+    return 0;
 }
 
 /* ---- refusals ---- */
@@ -298,16 +305,16 @@ static void refused_by_rival(struct daemon *d, struct inode *i, const struct ope
                           asks, raw_path(d, i, raw, sizeof(raw)));
     else if (v->reads)
         image_log_refused(d, i, what,
-                          "asked for by %s; %s on host %s%s, %s, reads it%s and wants no writer beside it "
+                          "asked for by %s; %s on host %s, %s, reads it%s and wants no writer beside it "
                           "(QEMU's byte locks 100 and 201 say so; option readers=). %s",
-                          asks, v->needs, v->host_name, self, has, bare, out);
+                          asks, v->needs, v->host_name, has, bare, out);
     else if (v->needs[0] && !v->host[0])
         image_log_refused(d, i, what, "asked for by %s; %s, on host %s. %s", asks, v->needs, v->host_name,
                           out);
     else if (v->needs[0])
         image_log_refused(
-            d, i, what, "asked for by %s; %s, which host %s%s, %s, holds%s, generation %llu%s. %s", asks,
-            v->needs, v->host_name, self, has, bare, (unsigned long long)v->generation, released, out);
+            d, i, what, "asked for by %s; %s, which host %s, %s, holds%s, generation %llu%s. %s", asks,
+            v->needs, v->host_name, has, bare, (unsigned long long)v->generation, released, out);
     else
         image_log_refused(d, i, what, "asked for by %s; held by host %s (%s)%s, %s%s, generation %llu%s. %s",
                           asks, v->host_name, v->host, self, has, since, (unsigned long long)v->generation,

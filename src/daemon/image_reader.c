@@ -1,5 +1,6 @@
 /* image_reader.c: readers that want no writer beside them. See image_reader.h. */
 #include "daemon/image_priv.h"
+#include "daemon/image_shared.h"
 
 #include <limits.h>
 #include <stdio.h>
@@ -103,9 +104,14 @@ void image_reader_follow(struct daemon *d, struct image *img)
 
 /* ---- who reads ---- */
 
-/* A plain file needs no protection, for everybody may write it. What cannot be told may be an image. */
-static bool is_image(struct daemon *d, struct image *img)
+/* What is read with these locks, each alone, is a disk, whatever its name, as what is written with byte 101 is (image_disk.h). Any other plain file needs no
+ * protection, for everybody may write it. What cannot be told may be an image. */
+static bool is_image(struct daemon *d, struct image *img, const struct image_reader *rd)
 {
+    if (image_is_shared(d, img->inode))
+        return false;
+    if (!rd->wide && d->opt.raw != RAW_NONE)
+        return true;
     _cleanup_header_ struct header *h = header_new();
     return !h || image_header(d, img->inode, h) < 0 || image_is_image(d, img->inode, h);
 }
@@ -126,7 +132,7 @@ static void list_image(struct daemon *d, struct image *img, bool add)
 
 static void enlist(struct daemon *d, struct image *img, struct image_reader *rd) REQUIRES(img->header)
 {
-    if (!is_image(d, img))
+    if (!is_image(d, img, rd))
         return;
     rd->listed = true;
     rd->next = img->readers;
@@ -171,6 +177,10 @@ void image_reader_locked(struct daemon *d, struct inode *i, struct image_reader 
         atomic_store(&rd->reads, want);
     if (denies)
         atomic_store(&rd->denies, want);
+    if (want)
+        rd->wide |= len != 1;
+    else if (!atomic_load(&rd->reads) && !atomic_load(&rd->denies))
+        rd->wide = false;
     want = atomic_load(&rd->reads) && atomic_load(&rd->denies);
     if (want && !rd->listed) {
         enlist(d, img, rd);

@@ -135,7 +135,7 @@ def killed(build):
         eq(qcow2_size(h.ds.raw("img.qcow2")), 64 << 20)
         after = sha(h.ds.raw("img.qcow2"))
         a.start()  # its row is of a lower generation: forgotten, and nothing else
-        a.wait_log("recovery: .*FORGET")
+        a.wait_log("recovery of .*FORGET")
         eq(sha(h.ds.raw("img.qcow2")), after, "the image after a's recovery")
 
 
@@ -298,7 +298,7 @@ def settled_late(build):
             with open(h.ds.raw("img.qcow2"), "rb") as f:
                 fcntl.lockf(f, fcntl.LOCK_SH | fcntl.LOCK_NB, 1, 1 << 62)
                 a.start()
-                a.wait_log("recovery: .*left as it is")
+                a.wait_log("recovery of .*left as it is")
                 raises(errno.EBUSY, p.call, "open", a.path("img.qcow2"), RDWR)
                 ok(is_sealed(h.ds.raw("img.qcow2")), "nothing is touched")
             fd = wait_for(lambda: opened(lambda: p.call("open", a.path("img.qcow2"), RDWR)), "the open settles it")

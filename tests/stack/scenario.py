@@ -108,10 +108,20 @@ class Script:
     def press(self, name="vm"):
         self.step("the guest writes", self.host.press, name)
 
+    def _wait_idle(self, name):
+        wait_for(lambda: "None" in self.host.virsh("domjobinfo", name) and not self.host.virsh("blockjob", name, "vda", "--info").strip(),
+                 "the job of %s ends" % name)
+
     def idle(self, name="vm"):
         """No block job, and no job of the guest."""
-        self.step("the job ends", wait_for, lambda: "None" in self.host.virsh("domjobinfo", name) and
-                  not self.host.virsh("blockjob", name, "vda", "--info").strip(), "the job of %s ends" % name)
+        self.step("the job ends", self._wait_idle, name)
+
+    def abort(self, name="vm"):
+        """One step: libvirt clears away what the job made after it has answered."""
+        def both():
+            self.host.virsh("domjobabort", name)
+            self._wait_idle(name)
+        self.step("domjobabort " + name, both)
 
     def xml(self, name, text):
         path = os.path.join(self.site.base, name)
