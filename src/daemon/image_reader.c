@@ -1,6 +1,5 @@
 /* image_reader.c: readers that want no writer beside them. See image_reader.h. */
 #include "daemon/image_priv.h"
-#include "daemon/image_shared.h"
 
 #include <limits.h>
 #include <stdio.h>
