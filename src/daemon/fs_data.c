@@ -231,8 +231,8 @@ static ssize_t write_at(struct daemon *d, struct handle *h, const void *buf, siz
                         bool page, bool *ret_direct)
 {
     *ret_direct = false;
-    if (page && image_first_expected(h))
-        return -EBUSY; /* nothing is claimed yet: the rest of the page may be older than what another host has written */
+    if (page && h->managed)
+        return -EBUSY; /* the rest of the page may be older than what another host wrote before the claim */
     int r = image_first_change(d, h);
     if (r < 0)
         return r;

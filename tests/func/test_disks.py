@@ -147,6 +147,26 @@ def _(build):
         ok("raw=" in out and "none" in out, out)
 
 
+@suite.case("a manager's handle (managers=) says nothing before its first change, and is in nobody's way")
+def _(build):
+    with pair(build, "wait=0", "managers=" + os.path.realpath("/proc/self/exe")) as p, Proc() as one:
+        name = disk(p.ds)
+        fd = one.call("open", p.a.path(name), RDWR)
+        says(one, fd)
+        eq(p.ds.claim_of(name), None, "never claimed")
+        one.call("lock", fd, NONE, USES_WRITE, 1)
+        with QemuIo(p.b.path(name), *raw_io()) as q:
+            q.do("write -P 1 0 4k")
+            raises(errno.EBUSY, one.call, "pwrite", fd, b"x", 0)
+            q.close()
+        p.ds.wait_free(name)
+        one.call("pwrite", fd, b"x", 0)
+        says(one, fd)
+        ok(held(p.ds, name), "it writes now, and says so")
+        one.call("close", fd)
+        p.ds.wait_free(name)
+
+
 @suite.case("a file without a name claims nothing: nobody else can reach it")
 def _(build):
     with pair(build, "wait=0") as p, Proc() as one:

@@ -212,6 +212,11 @@ def fenced(build):
                 return e.errno == errno.EIO
             return False
         wait_for(refused, "msync says EIO")
+        stands = read_at(p.ds.raw(name), 0, SIZE)
+        for off in (0, MIB, SIZE - 4):
+            q.call("map_write", m, off, b"late")
+        raises(errno.EIO, q.call, "map_sync", m)
+        ok(read_at(p.ds.raw(name), 0, SIZE) == stands, "a late page was written")
         q.kill()
         p.a.kill9()
     ok(read_at(p.ds.raw(name), MIB, 6) in (b"before", b"after!"), "no mixture")
