@@ -6,7 +6,8 @@
 
 static bool is_exempt(const struct daemon *d, const struct handle *h)
 {
-    return d->opt.raw == RAW_NONE || atomic_load(&h->shared) || h->inode->dev != d->store.dev || !S_ISREG(h->inode->type);
+    return d->opt.raw == RAW_NONE || atomic_load(&h->shared) || h->inode->dev != d->store.dev ||
+           !S_ISREG(h->inode->type);
 }
 
 bool image_disk_said(const struct daemon *d, const struct handle *h, const struct flock *lock)
