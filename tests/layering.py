@@ -72,6 +72,8 @@ RAW_ALLOWED = [
     ("src/daemon/cred.c", "", "/proc of this host"),
     ("src/daemon/main.c", "", "the daemon's own descriptors"),
     ("src/daemon/loop.c", "read(fd, buf->mem", "requests of the kernel"),
+    ("src/daemon/init.c", "return read(fd, buf, size)", "the same"),
+    ("src/daemon/image_edit.c", "io_reopen(h->inode->fd, O_WRONLY)", "writes"),
     ("src/daemon/options_path.c", "", "mount point and mount table of this host"),
     ("src/daemon/start.c", "fopen(\"/proc", "/proc of this host"),
     ("src/daemon/start.c", "stat(d->opt.mountpoint", "the view itself: does it answer?"),

@@ -276,16 +276,20 @@ static void why_held(struct answer *a, const struct look *l)
 
 /* ---- nobody holds it ---- */
 
+static const char *raw_mode(const struct look *l)
+{
+    return out_json_get_text(options_of(l), "raw", "auto");
+}
+
 /* Is a file without a known header guarded as a raw image, by its name? As the daemon's option raw= has it.
  */
 static bool raw_by_name(const struct look *l, bool *ret_known)
 {
     const char *slash = strrchr(l->rel, '/'), *name = slash ? slash + 1 : l->rel;
     struct json_object *o = options_of(l), *globs = out_json_get(o, "raw_globs", json_type_array);
-    const char *mode;
+    const char *mode = raw_mode(l);
 
     *ret_known = o != NULL;
-    mode = out_json_get_text(o, "raw", "auto");
     if (strcmp(mode, "all") == 0)
         return true;
     if (strcmp(mode, "none") == 0)
@@ -368,7 +372,7 @@ static bool why_shared(struct answer *a, const struct raw_image *im, uint64_t he
 }
 
 /* Nobody holds it, but an image that is held needs it, or somebody reads it who wants no writer beside him. */
-static bool why_used(struct answer *a, const struct look *l, const struct raw_image *im)
+static bool why_used(struct answer *a, const struct look *l, const struct raw_image *im, bool guarded)
 {
     const char *own = out_json_get_text(out_json_get(l->source.status, "host", json_type_object), "uuid", "");
 
@@ -383,7 +387,7 @@ static bool why_used(struct answer *a, const struct look *l, const struct raw_im
         say(a, "Way out: close the image above, or see: diskguardctl why on it.");
         return true;
     }
-    for (size_t i = 0; i < im->nreaders; i++) {
+    for (size_t i = 0; i < im->nreaders && guarded; i++) {
         const struct reader_info *info = &im->readers[i].info;
 
         decide(a, "read", true);
@@ -404,9 +408,31 @@ static bool why_used(struct answer *a, const struct look *l, const struct raw_im
     return false;
 }
 
+/* The rule by which it is not guarded, and the way to have it guarded: diskguard(8), raw=. */
+static void why_plain(struct answer *a, const struct look *l)
+{
+    decide(a, "not-an-image", false);
+    if (strcmp(raw_mode(l), "none") == 0) {
+        say(a, "Granted: it is not an image of a known format, and the view has raw=none, so it is not "
+               "guarded, and anybody may write to it at any time.");
+        say(a, "To have it guarded: raw=auto, or raw= with a pattern for its name.");
+        return;
+    }
+    say(a, "Granted: it is not an image of a known format, nor a raw one by its name (option raw=), so it is "
+           "not guarded, and anybody may write to it at any time.");
+    say(a,
+        "A QEMU that writes it says so by a lock on byte 101: then it is claimed as a raw image until that "
+        "QEMU closes it%s.",
+        options_of(l) ? "" : " (not with raw=none)");
+    say(a, "To have it guarded from everybody: raw=all, or raw= with a pattern for its name.");
+}
+
 static void why_free(struct answer *a, const struct look *l, const struct raw_image *im)
 {
     bool known, raw = raw_by_name(l, &known), damaged = is_claimed_damaged(l, im);
+    /* A partition table makes a raw image only with raw=auto and raw=all. */
+    bool image = im->header.verdict == FORMAT_IMAGE &&
+                 (!im->header.format->weak || raw || strcmp(raw_mode(l), "auto") == 0);
     struct trouble t;
     uint64_t here;
 
@@ -415,13 +441,13 @@ static void why_free(struct answer *a, const struct look *l, const struct raw_im
         return;
     if (damaged && t.code && strcmp(t.code, "lies") == 0)
         t.code = NULL;
-    if (!t.code && im->writer_lock && (raw || damaged || im->header.verdict == FORMAT_IMAGE)) {
+    if (!t.code && im->writer_lock && (raw || damaged || image)) {
         decide(a, "outside-writer", true);
         say(a, "Refused: nobody holds a claim, but a program that goes around the views has it open for "
                "write: QEMU's own lock on the file says so.");
         say(a, "Way out: stop that program. On its host, fuser -v on the file of the datastore, or lslocks, "
                "names it.");
-    } else if (!t.code && why_used(a, l, im)) {
+    } else if (!t.code && why_used(a, l, im, raw || damaged || image)) {
         ;
     } else if (t.code) {
         decide(a, t.code, true);
@@ -430,7 +456,7 @@ static void why_free(struct answer *a, const struct look *l, const struct raw_im
         if (im->header.verdict == FORMAT_SEALED)
             say(a, "The header says: %s.", out_tame(im->header.info.why));
         say(a, "Way out: %s.", t.out);
-    } else if (im->header.verdict == FORMAT_IMAGE) {
+    } else if (image) {
         why_image(a, l, im);
     } else if (damaged) {
         why_damaged(a, l, im);
@@ -441,9 +467,7 @@ static void why_free(struct answer *a, const struct look *l, const struct raw_im
             "byte locks%s.",
             known ? "" : " (if the view has raw=auto, the default)");
     } else {
-        decide(a, "not-an-image", false);
-        say(a, "Granted: it is not an image of a known format, so it is not guarded, and anybody may write "
-               "to it at any time.");
+        why_plain(a, l);
     }
 }
 

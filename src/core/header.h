@@ -95,6 +95,8 @@ struct edit {
     uint64_t off, len;
     const void *buf;
     int mode; /* fallocate mode of EDIT_ZERO */
+    bool
+        placed; /* EDIT_WRITE: at off also through a handle with O_APPEND: a page of a shared mapping (mmap) */
 };
 /* What the true bytes of a plan and then an edit (NULL: without) make of `disk`, identified: what a format wants to see of that is added to `disk` as it
  * stands in the file. ret may be disk itself. 0 (verdict MORE: no format wants that much) or -errno. */

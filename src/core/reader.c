@@ -48,12 +48,16 @@ struct text {
     char image[4 * 1024];
 };
 
-#define TEXT_FIELDS(t)                                                                                       \
-    {                                                                                                        \
-        TEXT_FIELD("host", (t)->host), TEXT_FIELD("program", (t)->program), TEXT_FIELD("pid", (t)->pid),     \
-            TEXT_FIELD("since", (t)->since), TEXT_FIELD("handle", (t)->handle),                              \
-            TEXT_FIELD("image", (t)->image)                                                                  \
-    }
+#define N_FIELDS 6
+
+static void fields_of(struct text *t, struct text_field ret[static N_FIELDS])
+{
+    const struct text_field f[N_FIELDS] = {
+        TEXT_FIELD("host", t->host),   TEXT_FIELD("program", t->program), TEXT_FIELD("pid", t->pid),
+        TEXT_FIELD("since", t->since), TEXT_FIELD("handle", t->handle),   TEXT_FIELD("image", t->image),
+    };
+    memcpy(ret, f, sizeof(f));
+}
 
 static void handle_text(const struct io_handle *h, char *ret, size_t size)
 {
@@ -98,7 +102,8 @@ int reader_make(const struct store *s, const struct reader *rd, const struct rea
 
     if (!t || !text)
         return -ENOMEM;
-    const struct text_field f[] = TEXT_FIELDS(t);
+    struct text_field f[N_FIELDS];
+    fields_of(t, f);
     int r = base_escape(info->host_name, t->host, sizeof(t->host));
     if (r == 0)
         r = base_escape(info->program, t->program, sizeof(t->program));
@@ -123,7 +128,8 @@ static int decode(const char *text, size_t len, struct reader_info *ret)
 
     if (!t)
         return -ENOMEM;
-    const struct text_field f[] = TEXT_FIELDS(t);
+    struct text_field f[N_FIELDS];
+    fields_of(t, f);
     int r = text_parse(text, len, READER_MAGIC, DG_FORMAT_VERSION, f, sizeof(f) / sizeof(f[0]));
     if (r == 0)
         r = base_unescape(t->host, strlen(t->host), info.host_name, sizeof(info.host_name));

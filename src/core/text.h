@@ -14,10 +14,7 @@ struct text_field {
     char *value; /* text_emit reads it, text_parse fills it */
     size_t size; /* of value, with the final NUL */
 };
-#define TEXT_FIELD(name, array)                                                                              \
-    {                                                                                                        \
-        (name), (array), sizeof(array)                                                                       \
-    }
+#define TEXT_FIELD(name, array) ((struct text_field){(name), (array), sizeof(array)})
 
 /* 0, -EINVAL (a value that is not printable) or -ENAMETOOLONG. */
 DG_MUST_CHECK int text_emit(const char *magic, unsigned version, const struct text_field *f, size_t n,

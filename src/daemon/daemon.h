@@ -81,7 +81,10 @@ struct daemon {
     atomic_bool locks_lost_new;
     /* This is that round: for the look at plain files alone, which is one at a time (image_tend.c). */
     bool locks_lost;
-    atomic_bool stopping; /* set once at shutdown: writes are answered EIO, opens for write EBUSY */
+    atomic_ullong init_unique; /* init.c: of the INIT request, until its reply is told of shared mappings */
+    atomic_bool may_map;       /* the kernel allows shared mappings of images */
+    atomic_bool map_said;      /* that it does not was logged */
+    atomic_bool stopping;      /* set once at shutdown: writes are answered EIO, opens for write EBUSY */
 };
 
 static inline struct daemon *daemon_of(fuse_req_t req)

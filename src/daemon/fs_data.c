@@ -95,13 +95,13 @@ struct later {
     fuse_req_t req;
     struct handle *h;
     int error; /* of the first try, negative; 0: none */
-    bool write;
+    bool write, page;
     size_t size;
     uint64_t off;
     void *buf; /* aligned; of a write: its payload */
 };
 static ssize_t write_at(struct daemon *d, struct handle *h, const void *buf, size_t size, uint64_t off,
-                        bool *ret_direct);
+                        bool page, bool *ret_direct);
 
 /* n: the outcome. */
 static void later_reply(struct later *l, ssize_t n)
@@ -122,7 +122,7 @@ static void failed_again(void *arg, bool mended)
     ssize_t n = l->error;
     bool direct;
     if (mended)
-        n = l->write ? write_at(l->d, l->h, l->buf, l->size, l->off, &direct)
+        n = l->write ? write_at(l->d, l->h, l->buf, l->size, l->off, l->page, &direct)
                      : read_at(l->d, l->h, l->buf, l->size, l->off);
     later_reply(l, n);
 }
@@ -153,11 +153,12 @@ static struct later *later_new(struct daemon *d, fuse_req_t req, struct handle *
 
 /* true: it will be answered later. */
 static bool failed_later(struct daemon *d, fuse_req_t req, struct handle *h, ssize_t err, const void *payload,
-                         size_t size, uint64_t off)
+                         size_t size, uint64_t off, bool page)
 {
     struct later *l = later_new(d, req, h, payload, size, off);
     if (!l)
         return false;
+    l->page = page;
     l->error = (int)err;
     if (image_failed_later(d, h, (int)err, failed_again, l))
         return true;
@@ -195,7 +196,7 @@ void fs_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse
         doubt_later(d, req, h, size, (uint64_t)off);
         return;
     }
-    if (n < 0 && failed_later(d, req, h, n, NULL, size, (uint64_t)off))
+    if (n < 0 && failed_later(d, req, h, n, NULL, size, (uint64_t)off, false))
         return;
     if (n < 0)
         fuse_reply_err(req, (int)-n);
@@ -203,7 +204,8 @@ void fs_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse
         fuse_reply_buf(req, buf, (size_t)n);
 }
 
-static ssize_t write_direct(struct handle *h, const void *buf, size_t size, uint64_t off)
+static ssize_t write_direct(struct daemon *d, struct handle *h, const void *buf, size_t size, uint64_t off,
+                            bool page)
 {
     bool guarded = atomic_load_explicit(&h->guarded, memory_order_relaxed);
     int allowed = image_write_allowed(h);
@@ -218,35 +220,39 @@ static ssize_t write_direct(struct handle *h, const void *buf, size_t size, uint
     ssize_t n = HOOK_FAIL("data.write");
     if (n < 0)
         return n;
-    do
-        n = pwrite(h->fd, buf, size, (off_t)off);
-    while (n < 0 && errno == EINTR);
+    n = image_pwrite(d, h, buf, size, off, page);
     if (guarded)
         image_wrote(h);
-    return n < 0 ? -errno : n;
+    return n;
 }
 
-/* *ret_direct: it went straight to the handle's descriptor, so that a failure may be mended and the write repeated. */
+/* page: of a shared mapping. *ret_direct: it went straight to the handle's descriptor, so that a failure may be mended and the write repeated. */
 static ssize_t write_at(struct daemon *d, struct handle *h, const void *buf, size_t size, uint64_t off,
-                        bool *ret_direct)
+                        bool page, bool *ret_direct)
 {
     *ret_direct = false;
+    if (page && h->managed)
+        return -EBUSY; /* the rest of the page may be older than what another host wrote before the claim */
     int r = image_first_change(d, h);
     if (r < 0)
         return r;
     *ret_direct = true;
     atomic_store_explicit(&h->dirty, true, memory_order_relaxed);
     unsigned epoch;
+    if (page && h->flags & (O_APPEND | O_DIRECT) && atomic_load(&h->guarded)) {
+        *ret_direct = false;
+        return image_write(d, h, buf, size, off, true);
+    }
     if (fs_data_direct(h, true, off) && image_direct_begin(h, off, &epoch)) {
-        ssize_t n = write_direct(h, buf, size, off);
+        ssize_t n = write_direct(d, h, buf, size, off, page);
         image_direct_end(h, epoch);
         return n;
     }
     if (!image_data_begin(h, off, size)) {
         *ret_direct = false;
-        return image_write(d, h, buf, size, off);
+        return image_write(d, h, buf, size, off, page);
     }
-    ssize_t n = write_direct(h, buf, size, off);
+    ssize_t n = write_direct(d, h, buf, size, off, page);
     image_data_end(h);
     return n;
 }
@@ -258,9 +264,10 @@ void fs_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_
     struct daemon *d = daemon_of(req);
     struct handle *h = handle_get(d->handles, fi->fh);
     bool direct = false;
-    ssize_t n = h ? write_at(d, h, buf, size, (uint64_t)off, &direct) : -EBADF;
+    bool page = fi->writepage;
+    ssize_t n = h ? write_at(d, h, buf, size, (uint64_t)off, page, &direct) : -EBADF;
     if (n < 0 && h && direct && !(h->flags & O_APPEND) &&
-        failed_later(d, req, h, n, buf, size, (uint64_t)off))
+        failed_later(d, req, h, n, buf, size, (uint64_t)off, page))
         return;
     if (n < 0 && h)
         image_plain_failed(d, h, (int)n);
@@ -339,7 +346,7 @@ static ssize_t copy_head(struct daemon *d, struct handle *in, uint64_t off_in, s
     if (n == -EINVAL && (in->flags | out->flags) & O_DIRECT)
         return -EXDEV; /* unaligned: the kernel copies by itself then */
     bool direct;
-    return n <= 0 ? n : write_at(d, out, buf, (size_t)n, off_out, &direct);
+    return n <= 0 ? n : write_at(d, out, buf, (size_t)n, off_out, false, &direct);
 }
 
 /* Far from every header. Below it is the caller's business. */

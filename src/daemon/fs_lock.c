@@ -509,6 +509,56 @@ static int try_flock(struct lock_op *op, struct inode_locks *l)
     return r;
 }
 
+/* ---- two programs that write through one open file, which a third one has passed to both: QEMU's locks do not see each other there, for an open file never meets its own. The kernel
+ * names the process that locks. ---- */
+
+static bool is_alive(const struct opener *who)
+{
+    struct opener now = {0};
+    return cred_process(who->pid, &now) && cred_same_process(who, &now);
+}
+
+/* Who asks to say so: pid 0: nobody, or one who may. */
+static struct opener says_write(const struct lock_op *op)
+{
+    struct opener who = {0};
+    if (op->lock.l_type == F_UNLCK || op->lock.l_pid <= 0 || op->d->opt.writers != WRITERS_PROCESS ||
+        !atomic_load(&op->h->guarded) || !cred_process((uint64_t)op->lock.l_pid, &who))
+        return (struct opener){0};
+    return who;
+}
+
+/* who instead of `was`. false: somebody was faster. */
+static bool swap_writer(struct inode_locks *l, struct owner *o, const struct opener *was,
+                        const struct opener *who)
+{
+    mutex_lock(&l->lock);
+    bool same = o->bytes.writes.pid == was->pid && o->bytes.writes.start == was->start;
+    if (same)
+        o->bytes.writes = *who;
+    mutex_unlock(&l->lock);
+    return same;
+}
+
+/* Before a lock of byte 101: *ret_before: whom it replaces as the writer through this open file. -EAGAIN, logged: another process has said so, is alive, and has not taken it back. */
+static int note_writer(const struct lock_op *op, struct inode_locks *l, struct owner *o,
+                       const struct opener *who, struct opener *ret_before)
+{
+    mutex_lock(&l->lock);
+    *ret_before = o->bytes.writes;
+    mutex_unlock(&l->lock);
+    if (who->pid != 0 && ret_before->pid != 0 && !cred_same_process(ret_before, who) &&
+        is_alive(ret_before)) {
+        image_log_refused(op->d, op->h->inode, "a lock on QEMU's byte 101 (\"I write\")",
+                          "asked for by pid %llu, through the same open file by which pid %llu writes it: "
+                          "some program passed that to both. One process at a time may write an image "
+                          "(option writers=)",
+                          (unsigned long long)who->pid, (unsigned long long)ret_before->pid);
+        return -EAGAIN;
+    }
+    return swap_writer(l, o, ret_before, who) ? 0 : -EAGAIN; /* two at once: one of them */
+}
+
 /* -EBUSY: somebody writes what is to be a disk, whom no lock need show. */
 static int try_bytes(struct lock_op *op, struct inode_locks *l)
 {
@@ -521,7 +571,14 @@ static int try_bytes(struct lock_op *op, struct inode_locks *l)
         return op->lock.l_type == F_UNLCK ? 0 : -ENOMEM; /* an owner that is unknown has nothing to unlock */
     if (op->lock.l_pid > 0)
         atomic_store(&o->bytes.pid, (unsigned long long)op->lock.l_pid);
-    r = set_lock(op->h->inode, l, o, &op->lock);
+    bool writes = image_bytes_says_write(&op->lock);
+    struct opener who = writes ? says_write(op) : (struct opener){0}, before;
+    r = writes ? note_writer(op, l, o, &who, &before) : 0;
+    if (r == 0) {
+        r = set_lock(op->h->inode, l, o, &op->lock);
+        if (r < 0 && writes)
+            (void)swap_writer(l, o, &who, &before);
+    }
     owner_put(l, o);
     return r;
 }

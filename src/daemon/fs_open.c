@@ -13,6 +13,7 @@
 #include "daemon/image_first.h"
 #include "daemon/image_shared.h"
 #include "daemon/image_wait.h"
+#include "daemon/init.h"
 #include "daemon/maker.h"
 #include "daemon/park.h"
 #include "daemon/takeover.h"
@@ -144,6 +145,14 @@ static bool open_wait_longer(struct open_op *op)
     return open_wait_takeover(op);
 }
 
+/* An image without a seal may be one that its program wants to map. */
+static void note_mapping(const struct open_op *op)
+{
+    char path[RECORD_IMAGE_MAX];
+    if (!atomic_load(&op->d->may_map) && image_is_unsealed(op->h->inode, path, sizeof(path)))
+        init_say_mapping(op->d, path);
+}
+
 static bool open_turn(void *arg, enum park_turn turn)
 {
     struct open_op *op = arg;
@@ -157,6 +166,7 @@ static bool open_turn(void *arg, enum park_turn turn)
     if (r == 0) {
         if (op->truncate)
             fs_attr_drop_ids(op->req, op->h->inode);
+        note_mapping(op);
         op_done(op, atomic_load(&op->h->guarded) || atomic_load(&op->h->shared));
         return true;
     }

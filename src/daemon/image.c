@@ -558,6 +558,18 @@ void image_each(struct daemon *d, void (*fn)(void *arg, const struct image_info 
     free(list);
 }
 
+bool image_is_unsealed(struct inode *i, char *ret_path, size_t size)
+{
+    struct image *img = atomic_load(&i->image);
+    if (!img || !atomic_load(&img->held))
+        return false;
+    mutex_lock(&img->lock);
+    bool unsealed = img->state == IMAGE_SEALED && !img->info.sealed;
+    snprintf(ret_path, size, "%s", img->path ? img->path : "");
+    mutex_unlock(&img->lock);
+    return unsealed;
+}
+
 void image_stat(struct inode *i, struct stat *st)
 {
     struct image *img = atomic_load(&i->image);

@@ -74,8 +74,12 @@ DG_MUST_CHECK int image_fallocate(struct daemon *d, struct handle *h, int mode, 
 /* doubt: it was read as guest data, and image_read_sound() was not content: looks at claim and header in any case. */
 DG_MUST_CHECK ssize_t image_read(struct daemon *d, struct handle *h, void *buf, size_t len, uint64_t off,
                                  bool doubt);
+/* placed: at off, even if the handle has O_APPEND. */
 DG_MUST_CHECK ssize_t image_write(struct daemon *d, struct handle *h, const void *buf, size_t len,
-                                  uint64_t off);
+                                  uint64_t off, bool placed);
+/* pwrite(2) to the handle's file, without a look at anything. A count, or -errno. placed: not of a guarded handle with O_APPEND or O_DIRECT, which image_write() is for. */
+DG_MUST_CHECK ssize_t image_pwrite(struct daemon *d, struct handle *h, const void *buf, size_t len,
+                                   uint64_t off, bool placed);
 /* Guest data, as pread(2). Past the cache where it may be stale: see image_past_cache(). No lock. */
 DG_MUST_CHECK ssize_t image_pread(const struct handle *h, void *buf, size_t len, uint64_t off);
 /* What file and claims/ were when claim and header of a file that this host does not hold were read last. */
@@ -129,6 +133,8 @@ int image_sync_error(const struct handle *h);
 /* Does a name make a file a raw image (option raw=)? */
 bool image_name_is_raw(const struct daemon *d, const char *name);
 
+/* Is it an image that this host holds without a seal? Its path below the datastore. */
+bool image_is_unsealed(struct inode *i, char *ret_path, size_t size);
 /* What a file is, when it is opened read-only or before it is opened for write. */
 enum image_what { IMAGE_WHAT_PLAIN, IMAGE_WHAT_IMAGE };
 DG_MUST_CHECK int image_probe(struct daemon *d, struct inode *i, enum image_what *ret);

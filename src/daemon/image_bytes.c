@@ -21,6 +21,11 @@ bool image_bytes_in(const struct inode *i, off_t start, off_t len)
     return false;
 }
 
+bool image_bytes_says_write(const struct flock *lock)
+{
+    return covers(lock->l_start, lock->l_len == 0 ? INT64_MAX - lock->l_start : lock->l_len, 0);
+}
+
 void image_bytes_owner_init(struct byte_owner *o)
 {
     memset(o, 0, sizeof(*o));

@@ -23,8 +23,10 @@
 
 /* Who locks: one owner of byte locks of the view, part of fs_lock.c's. Under image->header, but pid. */
 struct byte_owner {
-    int fd;                  /* of its own on the backing file; valid while it has a lock */
-    atomic_ullong pid;       /* thread group that locked last */
+    int fd;            /* of its own on the backing file; valid while it has a lock */
+    atomic_ullong pid; /* thread group that locked last */
+    struct opener
+        writes; /* fs_lock.c, under its lock: who has 101 through this open file; pid 0: nobody, or unknown */
     short type[IMAGE_BYTES]; /* F_UNLCK, F_RDLCK or F_WRLCK: what it has */
     atomic_bool listed;
     struct byte_owner *next;
@@ -39,6 +41,8 @@ DG_MUST_CHECK int image_bytes_set(struct inode *i, struct byte_owner *o, int fd,
 /* As F_OFD_GETLK. *ret_pid: the process of this host whose lock *ret is, 0: somebody outside of the view; -1: not known here. */
 DG_MUST_CHECK int image_bytes_get(struct inode *i, const struct byte_owner *o, int fd, short type,
                                   off_t start, off_t len, struct flock *ret, pid_t *ret_pid);
+/* Does a lock of this kind and range say "I write"? */
+bool image_bytes_says_write(const struct flock *lock);
 /* The owner ends: lets all of its locks go. Its fd is closed by the caller. */
 void image_bytes_forget(struct inode *i, struct byte_owner *o);
 

@@ -6,7 +6,8 @@
 
 static bool is_exempt(const struct daemon *d, const struct handle *h)
 {
-    return d->opt.raw == RAW_NONE || atomic_load(&h->shared) || h->inode->dev != d->store.dev || !S_ISREG(h->inode->type);
+    return d->opt.raw == RAW_NONE || atomic_load(&h->shared) || h->inode->dev != d->store.dev ||
+           !S_ISREG(h->inode->type);
 }
 
 bool image_disk_said(const struct daemon *d, const struct handle *h, const struct flock *lock)
@@ -31,7 +32,8 @@ static int claim_once(struct daemon *d, struct image *img, struct handle *h)
     HOOK("image.disk.begin");
     if (!image_begin(d, img))
         return atomic_load(&h->guarded) ? 0 : -EBUSY;
-    if (image_others_write(d, img, &h->opener)) { /* as a plain file until a moment ago; nobody can any more */
+    /* as a plain file until a moment ago; nobody can any more */
+    if (image_others_write(d, img, &h->opener)) {
         image_end(d, img);
         return -EBUSY;
     }

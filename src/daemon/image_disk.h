@@ -6,9 +6,12 @@
  * nor is anything that the owner of a read-only handle locks, nor one of a manager that has changed nothing (image_first.h). At that lock the file becomes a raw image,
  * claimed without a seal, with the guard's byte locks (image_bytes.h), for all handles that have it open for write, until the last of them is closed: as if
  * its first write had made an image of it. The lock is granted when the claim stands. So what holds for other raw images holds for it, on any storage, whether that carries locks
- * between hosts or not: a claim of another host, a writer there (fence lock), another process here that has it open for write (writers=), a QEMU outside of the
- * views, or a reader that wants no writer (image_reader.h) is in the way. The lock then waits as an open for write would (wait=, image_wait.h; the switch-over of a migration), and fails
+ * between hosts or not: a claim of another host, a writer there (fence lock), another process here that has it open for write (writers=), or a QEMU outside of the
+ * views is in the way. The lock then waits as an open for write would (wait=, image_wait.h; the switch-over of a migration), and fails
  * with EAGAIN, which QEMU reports in its own words.
+ *
+ * A reader that wants no writer (image_reader.h) is one of an image only while somebody has it as a disk; one that came before meets the writer by QEMU's own locks,
+ * between hosts where the storage carries them.
  *
  * Not with raw=none, not of what is shared on purpose (image_shared.h), not on another file system, and not of a file that has no name any more (QEMU's temporary ones): nobody else can reach that. */
 #ifndef DISKGUARD_IMAGE_DISK_H

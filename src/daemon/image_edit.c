@@ -230,7 +230,7 @@ static int edit_held(struct daemon *d, struct image *img, struct handle *h, cons
         struct seal s = image_seal(d, img);
         struct edit at_end = *e;
         uint64_t size = img->rec->virtual_size;
-        if (e->kind == EDIT_WRITE && h && h->flags & O_APPEND) {
+        if (e->kind == EDIT_WRITE && h && h->flags & O_APPEND && !e->placed) {
             struct stat st;
             r = io_fresh_stat(img->fd, &st);
             at_end.off = r == 0 ? (uint64_t)st.st_size : e->off;
@@ -280,6 +280,37 @@ static int plain_look(struct daemon *d, struct handle *h)
     return image_plain_check(d, h);
 }
 
+/* Neither at the end of the file nor in whole blocks: through another descriptor, as good as the handle's own. */
+static ssize_t pwrite_page(struct daemon *d, struct handle *h, const void *buf, size_t len, uint64_t off)
+{
+    _cleanup_close_ int fd = io_reopen(h->inode->fd, O_WRONLY);
+    int r = fd < 0 ? fd : h->inode->dev == d->store.dev ? io_fence_mark(fd, d->store.fence) : 0;
+    if (r == 0)
+        r = image_plain_check(d, h);
+    if (r < 0)
+        return r == -EAGAIN ? -EIO : r;
+    ssize_t n;
+    do
+        n = pwrite(fd, buf, len, (off_t)off);
+    while (n < 0 && errno == EINTR);
+    if (n < 0)
+        return -errno;
+    r = io_fsync(fd); /* a network file system may say only then what it could not write */
+    return r < 0 ? r : n;
+}
+
+ssize_t image_pwrite(struct daemon *d, struct handle *h, const void *buf, size_t len, uint64_t off,
+                     bool placed)
+{
+    if (placed && h->flags & (O_APPEND | O_DIRECT))
+        return pwrite_page(d, h, buf, len, off);
+    ssize_t n;
+    do
+        n = pwrite(h->fd, buf, len, (off_t)off);
+    while (n < 0 && errno == EINTR);
+    return n < 0 ? -errno : n;
+}
+
 /* Makes of the header what it would be after the write. What is too much for any format is for the guarded way to say. */
 static int after_write(const struct inode *i, struct header *hd, uint64_t off, const struct edit *e)
 {
@@ -306,7 +337,7 @@ static int write_plain(struct daemon *d, struct image *img, struct handle *h, co
         r = io_fresh_stat(h->fd, &st);
         bool before = image_is_image(d, i, hd);
         if (r == 0)
-            r = after_write(i, hd, h->flags & O_APPEND ? hd->file_size : e->off, e);
+            r = after_write(i, hd, h->flags & O_APPEND && !e->placed ? hd->file_size : e->off, e);
         *ret_becomes =
             r == 0 && st.st_nlink > 0 && !atomic_load(&h->shared) && (before || image_is_image(d, i, hd));
         if (*ret_becomes && i->dev != d->store.dev) {
@@ -314,12 +345,10 @@ static int write_plain(struct daemon *d, struct image *img, struct handle *h, co
             r = -EXDEV;
         }
     }
-    ssize_t n = r < 0 || *ret_becomes ? r : pwrite(h->fd, e->buf, e->len, (off_t)e->off);
-    int err = errno;
+    if (r == 0 && !*ret_becomes)
+        r = (int)image_pwrite(d, h, e->buf, e->len, e->off, e->placed);
     rwlock_write_unlock(&img->header);
-    if (r < 0 || *ret_becomes)
-        return r;
-    return n < 0 ? -err : (int)n;
+    return r;
 }
 
 /* A write of a handle that is not guarded. *ret_again: it is guarded now, or must be looked at again. */
@@ -352,12 +381,13 @@ static ssize_t write_unguarded(struct daemon *d, struct image *img, struct handl
     return 0;
 }
 
-ssize_t image_write(struct daemon *d, struct handle *h, const void *buf, size_t len, uint64_t off)
+ssize_t image_write(struct daemon *d, struct handle *h, const void *buf, size_t len, uint64_t off,
+                    bool placed)
 {
     struct image *img = image_get(h->inode);
     if (!img)
         return -ENOMEM;
-    struct edit e = {.kind = EDIT_WRITE, .off = off, .len = len, .buf = buf};
+    struct edit e = {.kind = EDIT_WRITE, .off = off, .len = len, .buf = buf, .placed = placed};
     struct becoming b = becoming(d, "write of an image header");
     for (;;) {
         bool again;

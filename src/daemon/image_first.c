@@ -45,6 +45,7 @@ bool image_first_waits(const struct daemon *d, const struct opener *who, int fla
 
 void image_first_expect(struct handle *h)
 {
+    h->managed = true;
     atomic_store(&h->first, FIRST_DUE);
 }
 

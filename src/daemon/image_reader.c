@@ -1,6 +1,5 @@
 /* image_reader.c: readers that want no writer beside them. See image_reader.h. */
 #include "daemon/image_priv.h"
-#include "daemon/image_shared.h"
 
 #include <limits.h>
 #include <stdio.h>
@@ -104,16 +103,19 @@ void image_reader_follow(struct daemon *d, struct image *img)
 
 /* ---- who reads ---- */
 
-/* What is read with these locks, each alone, is a disk, whatever its name, as what is written with byte 101 is (image_disk.h). Any other plain file needs no
- * protection, for everybody may write it. What cannot be told may be an image. */
-static bool is_image(struct daemon *d, struct image *img, const struct image_reader *rd)
+/* A plain file needs no protection, for everybody may write it, unless somebody has it as a disk just now (image_disk.h). What cannot be told may be an image. */
+static bool is_image(struct daemon *d, struct image *img) REQUIRES(img->header)
 {
-    if (image_is_shared(d, img->inode))
-        return false;
-    if (!rd->wide && d->opt.raw != RAW_NONE)
-        return true;
     _cleanup_header_ struct header *h = header_new();
-    return !h || image_header(d, img->inode, h) < 0 || image_is_image(d, img->inode, h);
+    _cleanup_free_ struct claim *c = malloc(sizeof(*c));
+    struct io_handle handle;
+    if (img->rec || !h || !c || image_header(d, img->inode, h) < 0 || image_is_image(d, img->inode, h))
+        return true;
+    int r = claim_read(&d->store, img->inode->ino, c);
+    if (r == 0 && (c->kind == CLAIM_NONE || c->kind == CLAIM_FREE))
+        return false;
+    return r < 0 || c->kind == CLAIM_BAD || io_handle_get(img->inode->fd, &handle) < 0 ||
+           io_handle_equal(&c->rec.handle, &handle);
 }
 
 static void list_image(struct daemon *d, struct image *img, bool add)
@@ -132,7 +134,7 @@ static void list_image(struct daemon *d, struct image *img, bool add)
 
 static void enlist(struct daemon *d, struct image *img, struct image_reader *rd) REQUIRES(img->header)
 {
-    if (!is_image(d, img, rd))
+    if (!is_image(d, img))
         return;
     rd->listed = true;
     rd->next = img->readers;
@@ -177,10 +179,6 @@ void image_reader_locked(struct daemon *d, struct inode *i, struct image_reader 
         atomic_store(&rd->reads, want);
     if (denies)
         atomic_store(&rd->denies, want);
-    if (want)
-        rd->wide |= len != 1;
-    else if (!atomic_load(&rd->reads) && !atomic_load(&rd->denies))
-        rd->wide = false;
     want = atomic_load(&rd->reads) && atomic_load(&rd->denies);
     if (want && !rd->listed) {
         enlist(d, img, rd);

@@ -3,8 +3,7 @@
  * How they are told from those that only look: by what they say themselves, with the bytes that QEMU locks (image_bytes.h). A read-only handle whose owner has a lock
  * on both 100 ("I read guest data", BLK_PERM_CONSISTENT_READ) and 201 ("nobody else may write") is such a reader: the disk of a virtual machine, a backing file,
  * qemu-img convert, check, compare. Measured with QEMU 7.2: qemu-img info locks 201 and 203 of what has a header, never 100; --force-share (-U), the destination of a
- * live migration, cat, cp and dd lock nothing. Those are mere inspection, and nothing is kept from writing by them. A plain file that is read so, each byte locked alone, is a
- * disk (image_disk.h): a lock of a greater range, a whole file, says so of images only. Of one that nobody guards, what is kept away is who claims it.
+ * live migration, cat, cp and dd lock nothing. Those are mere inspection, and nothing is kept from writing by them.
  *
  * What follows, on all hosts, whatever storage: a name in core/reader.h, before the program may go on; opens for write, truncation, removal and rename over it
  * get EBUSY, except by the reader's own process (writers=host: host). And as QEMU asks, after it has locked, whether anybody uses byte 101 ("I write"), this is where a reader that comes
@@ -24,7 +23,6 @@ struct image_reader {
     struct opener who;
     atomic_bool reads, denies; /* has locked 100, 201; changed under image->header */
     bool listed;               /* under image->header, as the rest */
-    bool wide;                 /* one of the two by a lock of a range: not QEMU's word */
     struct image_reader *next;
 };
 

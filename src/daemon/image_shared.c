@@ -74,13 +74,15 @@ void image_shared_leave(struct image *img, struct handle *h)
 
 /* ---- for people ---- */
 
+struct found_file {
+    struct inode *inode; /* pinned */
+    struct opener who;
+    unsigned writers;
+};
+
 struct found {
     struct daemon *d;
-    struct {
-        struct inode *inode; /* pinned */
-        struct opener who;
-        unsigned writers;
-    } * file;
+    struct found_file *file;
     size_t n, room;
 };
 

@@ -83,6 +83,7 @@ struct handle {
     int flags;           /* O_* of the open */
     atomic_bool writer;  /* open for write */
     atomic_int first;    /* image_first.c: 0, or open for write by a manager, and nothing was changed yet */
+    bool managed;        /* image_first.c: it was so once: its mappings may be older than its claim */
     uint64_t opened_ms;  /* CLOCK_MONOTONIC */
     bool stale_data;     /* io_fstype.stale_data of its file system: see image_pread() */
     atomic_bool shared;  /* counted in inode->image.n_shared (image_shared.h) */

@@ -8,6 +8,7 @@
 
 #include "core/log.h"
 #include "daemon/fs.h"
+#include "daemon/init.h"
 #include "daemon/lanes.h"
 #include "daemon/pool.h"
 
@@ -83,10 +84,12 @@ static enum where where_to(struct daemon *d, const char *mem, size_t size, uint6
             return ON_RECEIVER;
         *ret_lane = h->inode->nodeid;
         return IN_LANE;
+    case FUSE_INIT:
+        init_seen(d, mem, size);
+        return ON_RECEIVER;
     case FUSE_FORGET:
     case FUSE_BATCH_FORGET:
     case FUSE_INTERRUPT:
-    case FUSE_INIT:
     case FUSE_DESTROY:
         return ON_RECEIVER;
     default:

@@ -16,6 +16,7 @@
 #include "daemon/control.h"
 #include "daemon/fs.h"
 #include "daemon/image.h"
+#include "daemon/init.h"
 #include "daemon/keeper.h"
 #include "daemon/lanes.h"
 #include "daemon/loop.h"
@@ -241,7 +242,10 @@ static int mount_view(struct daemon *d, struct why *why)
         return -EIO;
     }
     fuse_said.mounted = true;
-    return 0;
+    int r = init_attach(d);
+    if (r < 0)
+        why_set(why, "cannot serve %s: %s", d->opt.mountpoint, strerror(-r));
+    return r;
 }
 
 /* ---- serve ---- */

@@ -4,6 +4,7 @@ the daemon at its next start, or fsck.diskguard without the journal, or one of t
 
 Needs a build with -Dhooks=true. --long: every second crash too.
 """
+import fcntl
 import os
 import signal
 
@@ -51,6 +52,22 @@ class OpenRaw(Open):
 
     def check(self, c):
         eq(c.raw_bytes("disk.img"), b"raw" * 4000)
+
+
+@scenario
+class LockDisk(OpenRaw):
+    name = "the lock by which QEMU says that it writes a disk of any name"
+    images = ("disk.1",)
+
+    def prepare(self, c):
+        c.put("disk.1", b"raw" * 4000)
+        c.vars["fd"] = c.open("disk.1")
+
+    def act(self, c):
+        c.call("lock", c.vars["fd"], fcntl.F_RDLCK, 101, 1)
+
+    def check(self, c):
+        eq(c.raw_bytes("disk.1"), b"raw" * 4000)
 
 
 class Held(Scenario):

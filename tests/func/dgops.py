@@ -8,6 +8,7 @@ Descriptors are plain numbers inside the worker.
 import ctypes
 import errno
 import fcntl
+import hashlib
 import mmap
 import os
 import pickle
@@ -159,6 +160,35 @@ def shared_mmap(fd, length, prot=mmap.PROT_READ | mmap.PROT_WRITE, data=b""):
         return m[:16]
 
 
+maps = []
+
+
+def map_shared(fd, length, prot=mmap.PROT_READ | mmap.PROT_WRITE):
+    """A shared mapping that stays: its number."""
+    maps.append(mmap.mmap(fd, length, mmap.MAP_SHARED, prot))
+    return len(maps) - 1
+
+
+def map_read(number, off, length):
+    return maps[number][off:off + length]
+
+
+def map_sha(number):
+    return hashlib.sha256(maps[number]).hexdigest()
+
+
+def map_write(number, off, data):
+    maps[number][off:off + len(data)] = data
+
+
+def map_sync(number):
+    maps[number].flush()
+
+
+def map_end(number):
+    maps[number].close()
+
+
 def direct_read(path, off, length):
     """pread through O_DIRECT into a page-aligned buffer."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
@@ -179,6 +209,29 @@ def bind_socket(path):
     s = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     s.bind(path)
     s.close()
+
+
+listening = []
+
+
+def listen_fd(path):
+    s = socket.socket(socket.AF_UNIX)
+    s.bind(path)
+    s.listen(1)
+    listening.append(s)
+
+
+def pass_fd(path, fd):
+    with socket.socket(socket.AF_UNIX) as s:
+        s.connect(path)
+        socket.send_fds(s, [b"x"], [fd])
+
+
+def take_fd():
+    with listening.pop() as s:
+        c = s.accept()[0]
+        with c:
+            return socket.recv_fds(c, 1, 1)[1][0]
 
 
 def become(uid, gid, groups):

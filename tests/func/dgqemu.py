@@ -77,7 +77,7 @@ class QemuIo:
 class Vm:
     """A small PC under TCG without any device but a disk, controlled through QMP. guestboot.py says what runs in it."""
 
-    def __init__(self, base, name, drive, *options):
+    def __init__(self, base, name, drive, *options, inherit=()):
         self.name = name
         self.debug = os.path.join(base, name + ".debug")
         self.qmp_path = os.path.join(base, name + ".qmp")
@@ -86,7 +86,7 @@ class Vm:
         self.p = subprocess.Popen(["qemu-system-x86_64", "-accel", "tcg", "-machine", "pc", "-m", "16", "-display", "none", "-nodefaults",
                                    "-no-user-config", "-debugcon", "file:" + self.debug, "-qmp",
                                    "unix:%s,server=on,wait=off" % self.qmp_path, *drive, *options],
-                                  stdin=subprocess.DEVNULL, stdout=err, stderr=err)
+                                  stdin=subprocess.DEVNULL, stdout=err, stderr=err, pass_fds=inherit)
         err.close()
         guardian.process(self.p.pid)
         self.sock = self.lines = None

@@ -4,22 +4,20 @@ import errno
 import fcntl
 import json
 import os
-import select
-import socket
 import subprocess
-import sys
 import uuid
 
 import guardian
 from dgqemu import QemuIo, Vm
-from dgtest import HERE, Proc, Suite, eq, must, ok, pair, raises, read_at, refused, run, sha, suite_tmp, wait_for
-from test_vm import boot_image, boots_of, drive
+from dgtest import Proc, Skip, Suite, eq, must, ok, pair, raises, read_at, refused, run, sha, suite_tmp, wait_for
+from test_vm import boot_image, drive
 
 suite = Suite(__file__)
 SIZE = 16 << 20
 RDWR, RDONLY = os.O_RDWR, os.O_RDONLY
 USES_READ, USES_WRITE, NO_WRITE = 100, 101, 201
 READ, WRITE, NONE = fcntl.F_RDLCK, fcntl.F_WRLCK, fcntl.F_UNLCK
+BIOS = "/usr/share/seabios/bios-256k.bin"
 NAMES = ("disk.1", str(uuid.UUID(int=0x1234567890abcdef1234567890abcdef)))
 
 
@@ -27,6 +25,11 @@ def disk(ds, name="disk.1", size=SIZE):
     with open(ds.raw(name), "wb") as f:
         f.truncate(size)
     return name
+
+
+def readers_of(ds):
+    folder = ds.raw(".diskguard/readers")
+    return os.listdir(folder) if os.path.exists(folder) else []
 
 
 def says(proc, fd, kind=READ):
@@ -128,6 +131,7 @@ def _(build):
         one.call("flock", a, fcntl.LOCK_UN)
         reader = one.call("open", p.a.path(name), RDONLY)
         one.call("lock", reader, READ, USES_WRITE, 1)
+        one.call("lock", reader, READ, 0, 0)
         one.call("close", reader)
         eq(p.ds.claim_of(name), None, "never claimed")
         two.call("pwrite", b, b"still plain", 0)
@@ -141,6 +145,64 @@ def _(build):
         eq(p.ds.claim_of(name), None, "never claimed")
         out = run(*build.command(build.ctl, "why", p.a.path(name)), env=build.env()).out
         ok("raw=" in out and "none" in out, out)
+
+
+@suite.case("a manager's handle (managers=) says nothing before its first change, and is in nobody's way")
+def _(build):
+    with pair(build, "wait=0", "managers=" + os.path.realpath("/proc/self/exe")) as p, Proc() as one:
+        name = disk(p.ds)
+        fd = one.call("open", p.a.path(name), RDWR)
+        says(one, fd)
+        eq(p.ds.claim_of(name), None, "never claimed")
+        one.call("lock", fd, NONE, USES_WRITE, 1)
+        with QemuIo(p.b.path(name), *raw_io()) as q:
+            q.do("write -P 1 0 4k")
+            raises(errno.EBUSY, one.call, "pwrite", fd, b"x", 0)
+            q.close()
+        p.ds.wait_free(name)
+        one.call("pwrite", fd, b"x", 0)
+        says(one, fd)
+        ok(held(p.ds, name), "it writes now, and says so")
+        one.call("close", fd)
+        p.ds.wait_free(name)
+
+
+@suite.case("a file without a name claims nothing: nobody else can reach it")
+def _(build):
+    with pair(build, "wait=0") as p, Proc() as one:
+        name = disk(p.ds)
+        fd = one.call("open", p.a.path(name), RDWR)
+        os.unlink(p.a.path(name))
+        says(one, fd)
+        one.call("pwrite", fd, b"x", 0)
+        eq(one.call("pread", fd, 1, 0), b"x")
+        one.call("close", fd)
+        eq(p.ds.claims(), {})
+        ok("VANISHED" not in p.a.log(), p.a.log())
+
+
+@suite.case("a process of this host opens it just while another one's lock makes a disk of it: one of the two is refused")
+def _(build):
+    base = suite_tmp()
+    arm, log = os.path.join(base, "arm"), os.path.join(base, "log")
+    if not build.hooks:
+        raise Skip("needs hooks")
+    with pair(build, "wait=0", hosts=("a",)) as p, Proc() as one, Proc() as two:
+        p.a.stop()
+        p.a.start(DISKGUARD_HOOK_ARM=arm, DISKGUARD_HOOK_WAIT="image.disk.begin:1", DISKGUARD_HOOK_LOG=log)
+        name = disk(p.ds)
+        a = one.call("open", p.a.path(name), RDWR)
+        with open(arm, "w"):
+            pass
+        one.send("lock", a, READ, USES_WRITE, 1)
+        wait_for(lambda: os.path.exists(log) and "image.disk.begin" in read_at(log, 0, 4096).decode(), "the lock has looked for others")
+        b = two.call("open", p.a.path(name), RDWR)
+        os.unlink(arm)
+        raises(errno.EAGAIN, one.recv)
+        ok(not held(p.ds, name), "not claimed for two")
+        two.call("close", b)
+        wait_for(lambda: try_says(one, a), "alone")
+        raises(errno.EBUSY, two.call, "open", p.a.path(name), RDWR)
 
 
 @suite.case("a process of this host that has it open for write is in the way; not with writers=host, where both have it")
@@ -200,29 +262,46 @@ def _(build):
 
 # ---- readers ----
 
-@suite.case("a reader with QEMU's locks on 100 and 201 keeps a writer of any host away, and is told when it comes too late")
+@suite.case("readers that want no writer: one that comes first meets it by QEMU's own locks, one that comes late is told of the claim")
 def _(build):
     with pair(build, "wait=0") as p, Proc() as reader, Proc() as writer:
         name = disk(p.ds)
         for view in (p.a, p.b):
-            fd = reader.call("open", view.path(name), RDONLY)
-            reader.call("lock", fd, READ, USES_READ, 1)
-            reader.call("lock", fd, READ, NO_WRITE, 1)
-            w = writer.call("open", p.a.path(name), RDWR)
-            raises(errno.EAGAIN, says, writer, w)
-            reader.call("close", fd)
-            wait_for(lambda: try_says(writer, w), "free of the reader")
-            late = reader.call("open", view.path(name), RDONLY)
-            reader.call("lock", late, READ, USES_READ, 1)
-            reader.call("lock", late, READ, NO_WRITE, 1)
-            eq(reader.call("getlock", late, WRITE, USES_WRITE, 1), READ, "too late")
-            reader.call("close", late)
-            writer.call("close", w)
-            p.ds.wait_free(name)
-        with QemuIo(p.b.path(name), "-r", *raw_io()) as q:
-            q.do("read 0 4k")
-            must("qemu-img", "info", "-f", "raw", p.a.path(name))
-            q.close()
+            for late in (False, True):
+                w = writer.call("open", p.a.path(name), RDWR)
+                if late:
+                    says(writer, w)
+                fd = reader.call("open", view.path(name), RDONLY)
+                reader.call("lock", fd, READ, USES_READ, 1)
+                reader.call("lock", fd, READ, NO_WRITE, 1)
+                if late:
+                    writer.call("lock", w, NONE, USES_WRITE, 1)  # its claim says it, with whatever locks
+                    eq(reader.call("getlock", fd, WRITE, USES_WRITE, 1), READ, "too late")
+                else:
+                    eq(readers_of(p.ds), [], "a reader of a plain file")
+                    says(writer, w)
+                    eq(writer.call("getlock", w, WRITE, NO_WRITE, 1), READ, "the reader is there")
+                reader.call("close", fd)
+                writer.call("close", w)
+                p.ds.wait_free(name)
+                eq(readers_of(p.ds), [], "readers afterwards")
+
+
+@suite.case("a machine that reads a disk of such a name, and one that writes it: refused on either host, whoever comes second")
+def _(build):
+    with pair(build, "wait=1") as p:
+        name = disk(p.ds)
+        device = ("-device", "virtio-blk,drive=x", "-S")
+        read, write = [["-drive", "file=%s,format=raw,if=none,id=x,readonly=" + on] for on in ("on", "off")]
+        for first, second in ((read, write), (write, read)):
+            for n, view in enumerate(p.views):
+                with Vm(p.ds.base, "one", [a.replace("%s", p.a.path(name)) for a in first], *device) as one:
+                    ok(one.connect(), one.error())
+                    with Vm(p.ds.base, "two%d" % n, [a.replace("%s", view.path(name)) for a in second], *device) as two:
+                        ok(not two.connect(), "a second one started")
+                        ok("busy" in two.error() or "lock" in two.error(), two.error())
+                    one.quit()
+                wait_for(lambda: not held(p.ds, name), "free")
 
 
 @suite.case("what this host's kernel keeps of the file is dropped at the lock: another host has written since")
@@ -282,8 +361,9 @@ def _(build):
         name = disk(p.ds)
         a = one.call("open", p.a.path(name), RDWR)
         says(one, a)
-        r = p.ds.fsck(p.b.host, "-y", "--fence=none", "--takeover", p.a.host.uuid, "--confirm-host-is-down")
-        ok(not held(p.ds, name), r.out)
+        for claim in os.listdir(p.ds.raw(".diskguard/claims")):
+            if claim.startswith("%016x" % os.stat(p.ds.raw(name)).st_ino):
+                os.unlink(p.ds.raw(".diskguard/claims/" + claim))
         wait_for(lambda: fails_with_eio(one, a), "the former holder is fenced")
         eq(read_at(p.ds.raw(name), 0, 4), bytes(4))
         one.call("close", a)
@@ -429,6 +509,39 @@ def add_migration(name, cache):
 add_migration("disk.1", "none")
 add_migration("disk.1", "writeback")
 add_migration(NAMES[1], "none")
+
+
+@suite.case("live migration with a pflash of such a name (UEFI variables): handed over, every byte right", limit=200)
+def _(build):
+    with pair(build, "wait=10") as p:
+        boot_image(p.ds.raw("boot.qcow2"))
+        if not os.path.exists(BIOS):
+            raise Skip("no " + BIOS)
+        with open(BIOS, "rb") as f, open(p.ds.raw("code.fd"), "wb") as code:
+            code.write(f.read())
+        name = disk(p.ds, "vars.fd", 128 << 10)
+        with open(p.ds.raw(name), "r+b") as f:
+            f.write(os.urandom(100000))
+        must("cp", p.ds.raw(name), p.ds.raw("before"))
+        def machine(view, label, *more):
+            flash = [a for unit, file, read_only in ((0, "code.fd", "on"), (1, name, "off")) for a in
+                     ("-drive", "if=pflash,unit=%d,id=flash%d,file=%s,format=raw,readonly=%s" % (unit, unit, view.path(file), read_only))]
+            vm = Vm(p.ds.base, label, drive(view.path("boot.qcow2")) + flash, *more)
+            ok(vm.connect(), vm.error())
+            return vm
+        vm = machine(p.a, "vm0")
+        vm.wait_said("BW")
+        ok(held(p.ds, name) and not held(p.ds, "code.fd"), "what it writes is held, what it reads is not")
+        for turn, view in enumerate((p.b, p.a), 1):
+            target = "unix:" + os.path.join(p.ds.base, "migrate%d.sock" % turn)
+            dest = machine(view, "vm%d" % turn, "-incoming", target)
+            migrate(vm, dest, target)  # the destination writes all of what it was told of the flash
+            eq(p.ds.claims()[os.stat(p.ds.raw(name)).st_ino]["host"], view.host.uuid, "holder after the hand-over")
+            vm.quit()
+            vm = dest
+        vm.quit()
+        p.ds.wait_free(name)
+        eq(sha(p.ds.raw(name)), sha(p.ds.raw("before")), "every byte")
 
 
 @suite.case("qemu-storage-daemon: open without an export claims nothing; a writable export does")

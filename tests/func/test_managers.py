@@ -376,5 +376,25 @@ def subtype(build):
         wrong.forget()
 
 
+@suite.case("what a manager writes through a mapping is refused, before its claim and after: its pages may be older")
+def mapped(build):
+    p = shared.get(build)
+    name = image(p.ds, "mapped.qcow2")
+    whole = read_at(p.ds.raw(name), 0, 1 << 16)
+    with manager() as m:
+        fd = m.call("open", p.a.path(name), WRITE)
+        try:
+            number = m.call("map_shared", fd, 1 << 16)
+        except OSError as e:
+            eq(e.errno, errno.ENODEV, "mmap before Linux 6.6")
+            return
+        for _ in range(2):
+            m.call("map_write", number, 24, bytes(8))
+            raises((errno.EIO, errno.EBUSY), m.call, "map_sync", number)
+            m.call("pwrite", fd, whole[512:1024], 512)
+    p.ds.wait_free(name)
+    eq(read_at(p.ds.raw(name), 0, 1 << 16), whole, "the image")
+
+
 if __name__ == "__main__":
     suite.main()

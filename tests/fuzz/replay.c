@@ -24,10 +24,11 @@
 static const char *named; /* FORMAT, or NULL */
 static char **files;
 static size_t n_files;
-static struct progress {
+struct progress {
     size_t at; /* the file that runs */
     struct contract_seen seen;
-} * progress;
+};
+static struct progress *progress;
 
 static uint8_t *read_file(const char *path, size_t *ret_size)
 {

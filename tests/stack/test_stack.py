@@ -366,10 +366,6 @@ def _(s):
     s.make("shared.raw", fmt="raw")
     more = [disk_xml(s.path("base.qcow2"), "vdb", inner="<readonly/>"),
             disk_xml(s.path("shared.raw"), "vdc", "raw", driver="cache='none'", inner="<shareable/>")]
-    if s.site.kind == "view" and not dgstack.has_option(s.site.build, "shared"):
-        more.pop()
-    elif s.site.kind == "raw" and not dgstack.has_option(s.site.build, "shared"):
-        more.pop()
     s.define(disk_xml(s.path("vm.qcow2")), *more)
     s.define(disk_xml(s.path("other.qcow2"), inner="<transient/>"), *more, name="other")
     s.boot()

@@ -13,7 +13,7 @@
 #define META 0x300000u
 #define ITEMS (META + 0x10000u)
 #define SIZE (100ull << 20)
-#define E(i) (META + 32 + (i)*32u) /* metadata entry */
+#define E(i) (META + 32 + 32u * (i)) /* metadata entry */
 #define PARENT (ITEMS + 0x200u)
 
 static const char guids[][17] = {
