@@ -10,8 +10,10 @@ import hashlib
 import lzma
 import os
 import shutil
+import struct
 import subprocess
 import tempfile
+import zlib
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 CACHE = os.environ.get("DISKGUARD_LAB_CACHE", "/var/cache/diskguard-lab")
@@ -19,6 +21,7 @@ CACHE = os.environ.get("DISKGUARD_LAB_CACHE", "/var/cache/diskguard-lab")
 PACKAGES = ["nfs-kernel-server", "nfs-common", "rpcbind", "ocfs2-tools", "open-iscsi", "sg3-utils", "kmod", "busybox-static", "cpio"]
 # Modules that the guest needs before it sees its root directory.
 EARLY_MODULES = ["virtio_pci", "9pnet_virtio", "9p", "overlay", "virtio_console", "virtio_net", "virtio_blk"]
+GZIP, XZ, ZSTD = b"\x1f\x8b", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd"  # RFC 1952; the .xz format, 2.1.1.1; RFC 8878
 ROOM = 1 << 30  # bytes: the unpacked kernel and packages are about 0.5 GiB
 
 
@@ -71,7 +74,7 @@ def _download(folder):
 
 
 def _unpack(debs, root):
-    """All packages into one tree, with Debian 12's merged /usr, whose links a plain dpkg-deb -x would replace."""
+    """All packages into one tree, with Debian's merged /usr, whose links a plain dpkg-deb -x would replace."""
     for name in ("bin", "sbin", "lib", "lib64"):
         os.makedirs(os.path.join(root, "usr", name))
         os.symlink("usr/" + name, os.path.join(root, name))
@@ -88,6 +91,20 @@ def _run_tar(stream, root):
         raise LabError("unpacking packages failed: %s" % p.stderr.decode(errors="replace").strip())
 
 
+def _unpacked(data):
+    """What a kernel or a module is compressed from: xz in Debian 12, zstd and xz in Debian 13."""
+    if data[:2] == GZIP:
+        return zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(data)
+    if data[:6] == XZ:
+        return lzma.LZMADecompressor(format=lzma.FORMAT_XZ).decompress(data)
+    if data[:4] == ZSTD:
+        p = subprocess.run(["zstd", "-d", "-q", "-c"], input=data, stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False)
+        if p.returncode:
+            raise LabError("zstd: %s" % p.stderr.decode(errors="replace").strip())
+        return p.stdout
+    return data
+
+
 def _kernel(root, target):
     """The kernel as an ELF file: QEMU boots that through PVH, without the decompressor, which is slow under emulation. Returns its version."""
     images = glob.glob(os.path.join(root, "boot", "vmlinuz-*"))
@@ -95,10 +112,13 @@ def _kernel(root, target):
         raise LabError("no kernel in Debian's kernel package")
     with open(images[0], "rb") as f:
         image = f.read()
-    at = image.find(b"\xfd7zXZ\x00")  # Debian compresses with xz: magic of the .xz format, section 2.1.1.1
-    elf = lzma.LZMADecompressor(format=lzma.FORMAT_XZ).decompress(image[at:]) if at >= 0 else b""
+    # The kernel's x86 boot protocol, 2.08: setup_sects, "HdrS", payload_offset and payload_length. The payload's last 4 bytes are its size when unpacked (of gzip they belong to the format).
+    start, length = struct.unpack_from("<II", image, 0x248)
+    start += (image[0x1f1] + 1) * 512
+    payload = image[start:start + length]
+    elf = _unpacked(payload if payload[:2] == GZIP else payload[:-4]) if image[0x202:0x206] == b"HdrS" else b""
     if elf[:4] != b"\x7fELF":
-        raise LabError("%s is not a kernel compressed with xz" % images[0])
+        raise LabError("%s is not a kernel compressed with gzip, xz or zstd" % images[0])
     with open(target, "wb") as f:
         f.write(elf)
     return os.path.basename(images[0])[len("vmlinuz-"):]
@@ -117,10 +137,12 @@ def _initramfs(root, version, target):
             out = _run("bash", "-c", 'exec -a modprobe "$0" "$@"', kmod, "-d", root, "-S", version, "--show-depends", module)
             order += [line.split()[1] for line in out.splitlines() if line.startswith("insmod")]
         order = list(dict.fromkeys(order))
-        for path in order:
-            shutil.copy(path, os.path.join(tree, "modules"))
+        names = [os.path.basename(path).partition(".ko")[0] + ".ko" for path in order]
+        for path, name in zip(order, names):  # unpacked: insmod of busybox need not know how they are compressed
+            with open(path, "rb") as packed, open(os.path.join(tree, "modules", name), "wb") as f:
+                f.write(_unpacked(packed.read()))
         with open(os.path.join(tree, "modules", "order"), "w") as f:
-            f.write("".join(os.path.basename(p) + "\n" for p in order))
+            f.write("".join(name + "\n" for name in names))
         cpio = os.path.join(root, "usr/bin/cpio")
         _run("bash", "-c", 'set -o pipefail; find . | "$0" -o -H newc --quiet >"$1"', cpio, target, cwd=tree)
 
@@ -154,7 +176,7 @@ def _locked():
 
 def prepare():
     """The folder with vmlinux, initramfs, root/ and netsw; made when it is missing or out of date. LabError when it cannot be."""
-    for program in ("qemu-system-x86_64", "mkfs.ext4", "gcc", "tar", "dpkg-deb"):
+    for program in ("qemu-system-x86_64", "mkfs.ext4", "gcc", "tar", "dpkg-deb", "zstd"):
         if not shutil.which(program):
             raise LabError("%s is not installed: run tools/install-deps" % program)
     version = _version()
