@@ -11,7 +11,7 @@ import statistics
 import dgstack  # first: it finds dgtest
 import stackguest
 from dgstack import disk_xml, wait_for
-from dgtest import Fail, Suite, eq, ok
+from dgtest import Fail, Skip, Suite, eq, ok
 from scenario import OF_FUSE, labels
 
 suite = Suite(__file__)
@@ -36,10 +36,11 @@ def view_options(build):
 class Two:
     """Hosts dga and dgb with a wire between them, and the guest on dga. The view is checked at the end: what the guest wrote, who owns the image, what was logged."""
 
-    def __init__(self, build, mode="free", kind="view", running=True, disk=None, owner=(0, 0), options=(), clean_log=True, **conf):
+    def __init__(self, build, mode="free", kind="view", running=True, disk=None, owner=(0, 0), options=(), clean_log=True, subtype=True, **conf):
         self.build = build
-        self.unsafe = [] if kind == "view" and view_options(build) else ["--unsafe"]
-        self.site = dgstack.Site(build, kind, *(view_options(build) if kind == "view" else ()), *options)
+        called = view_options(build) if kind == "view" and subtype else []
+        self.unsafe = [] if called or not subtype else ["--unsafe"]
+        self.site = dgstack.Site(build, kind, *called, *options)
         self.clean_log, self.at_least = clean_log, 0
         try:
             self.a, self.b = self.site.host("dga", number=1, **conf), self.site.host("dgb", number=2, **conf)
@@ -122,6 +123,20 @@ def there_and_back(two, times, *options):
 @case("there and back with the default configuration", short=True)
 def _(build):
     with Two(build) as two:
+        there_and_back(two, 10 if suite.args.long else 2)
+        two.end(two.a)
+
+
+@case("libvirt 11: a view of its own type migrates where shared_filesystems names it, and nowhere else", limit=120)
+def _(build):
+    with open("/etc/libvirt/qemu.conf", encoding="utf-8") as f:
+        if "shared_filesystems" not in f.read():
+            raise Skip("this libvirt has no shared_filesystems")
+    with Two(build, subtype=False) as two:
+        r = two.a.virsh_run(*two.command(two.b))
+        ok(r.code != 0 and "Unsafe migration" in r.out, "not named: %r" % r)
+        two.end(two.a)
+    with Two(build, subtype=False, qemu_conf=('shared_filesystems = [ "%s" ]' % dgstack.vms(),)) as two:
         there_and_back(two, 10 if suite.args.long else 2)
         two.end(two.a)
 
