@@ -284,7 +284,7 @@ def _(build):
                 reader.call("close", fd)
                 writer.call("close", w)
                 p.ds.wait_free(name)
-                eq(readers_of(p.ds), [], "readers afterwards")
+                wait_for(lambda: not readers_of(p.ds), "no name of a reader stays")
 
 
 @suite.case("a machine that reads a disk of such a name, and one that writes it: refused on either host, whoever comes second")
