@@ -288,6 +288,16 @@ int image_drop_lost_row(struct daemon *d, struct image *img)
     return 0;
 }
 
+/* It has no name left, but readers may have it open, here or elsewhere, and its record is about to go: they see the true header on. */
+static void unseal_removed(struct daemon *d, struct image *img) REQUIRES(img->header)
+{
+    int r = img->fd < 0 || img->rec->plan.n == 0 ? 0 : claim_check(&d->store, img->rec);
+    if (r == 0 && img->fd >= 0 && img->rec->plan.n > 0)
+        r = seal_undo(img->fd, img->rec);
+    if (r < 0)
+        log_debug("'%s', which was removed, stays sealed: %s", img->rec->image, strerror(-r));
+}
+
 static int restore_steps(struct daemon *d, struct image *img) REQUIRES(img->header)
 {
     /* Whatever was seen before: a claim is given up unrestored only on what is proved now. */
@@ -302,6 +312,7 @@ static int restore_steps(struct daemon *d, struct image *img) REQUIRES(img->head
         if (!expected)
             image_log_state(d, img, LOG_WARNING,
                             "VANISHED: removed on the datastore while it was held; nothing to restore", 0);
+        unseal_removed(d, img);
         return forget(d, img);
     }
     r = io_fsync(img->fd);

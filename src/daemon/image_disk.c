@@ -13,7 +13,7 @@ static bool is_exempt(const struct daemon *d, const struct handle *h)
 bool image_disk_said(const struct daemon *d, const struct handle *h, const struct flock *lock)
 {
     return lock->l_type != F_UNLCK && lock->l_start == IMAGE_DISK_BYTE && lock->l_len == 1 &&
-           atomic_load(&h->writer) && !image_first_expected(h) && !is_exempt(d, h);
+           (atomic_load(&h->writer) || image_first_expected(h)) && !is_exempt(d, h);
 }
 
 /* Without a name nobody else can reach it. */
@@ -46,9 +46,11 @@ int image_disk_claim(struct daemon *d, struct handle *h)
     struct image *img = image_get(h->inode);
     if (!img)
         return -ENOMEM;
-    if (atomic_load(&h->guarded))
-        return 0;
-    int r = has_name(h);
+    /* A manager has opened it for a virtual machine: that writes from now on. */
+    int r = image_first_change(d, h);
+    if (r < 0 || atomic_load(&h->guarded) || is_exempt(d, h))
+        return r;
+    r = has_name(h);
     if (r <= 0)
         return r;
     image_set_rival(img, NULL);

@@ -3,7 +3,7 @@
  * A handle that is open for write on a plain file, and whose owner locks byte 101, alone, says "I write this disk". That is what QEMU does before it writes anything
  * (measured with 7.2: F_OFD_SETLK, F_RDLCK, l_start 101, l_len 1, on the descriptor that it opened O_RDWR; block/file-posix.c, raw_apply_lock_bytes), and
  * nobody else is known to: a lock of a greater range that covers the byte (a whole file: databases, mailboxes, office programs) is not its word,
- * nor is anything that the owner of a read-only handle locks, nor one of a manager that has changed nothing (image_first.h). At that lock the file becomes a raw image,
+ * nor is anything that the owner of a read-only handle locks. Of a manager's handle (image_first.h), which it passed on to a machine, it is the first change, too. At that lock the file becomes a raw image,
  * claimed without a seal, with the guard's byte locks (image_bytes.h), for all handles that have it open for write, until the last of them is closed: as if
  * its first write had made an image of it. The lock is granted when the claim stands. So what holds for other raw images holds for it, on any storage, whether that carries locks
  * between hosts or not: a claim of another host, a writer there (fence lock), another process here that has it open for write (writers=), or a QEMU outside of the

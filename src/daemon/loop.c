@@ -8,6 +8,7 @@
 
 #include "core/log.h"
 #include "daemon/fs.h"
+#include "daemon/image_first.h"
 #include "daemon/init.h"
 #include "daemon/lanes.h"
 #include "daemon/pool.h"
@@ -82,6 +83,8 @@ static enum where where_to(struct daemon *d, const char *mem, size_t size, uint6
         const struct handle *h = handle_get(d->handles, io.fh);
         if (!h || fs_data_direct(h, in.opcode == FUSE_WRITE, io.offset))
             return ON_RECEIVER;
+        if (in.opcode == FUSE_WRITE && image_first_expected(h))
+            return IN_POOL; /* it may wait for the holder, whose own reads and writes are in that lane */
         *ret_lane = h->inode->nodeid;
         return IN_LANE;
     case FUSE_INIT:

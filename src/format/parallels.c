@@ -123,6 +123,7 @@ static enum probe parallels_probe(struct view *v, struct format_info *ret_info)
     }
     if (!check_bat(&h, ret_info) || !check_size(&h, ret_info))
         return PROBE_LIES;
+    ret_info->maybe_sealed = h.nb_sectors == 0 && h.bat_entries > 0;
     ret_info->virtual_size = h.nb_sectors * SECTOR;
     return PROBE_YES;
 }

@@ -159,6 +159,12 @@ static bool check(const struct qed *h, struct format_info *info)
     return check_geometry(h, info) && check_l1(h, info) && check_backing(h, info);
 }
 
+/* Of size 0: does the file show that it was more? QED cannot be shrunk, so no cluster lies behind the L1 table of an image that was made with size 0. */
+static bool has_more(const struct view *v, const struct qed *h)
+{
+    return h->features & FEATURE_BACKING || v->file_size > h->l1_offset + table_entries(h) * 8;
+}
+
 static enum probe qed_probe(struct view *v, struct format_info *ret_info)
 {
     struct qed h;
@@ -182,6 +188,7 @@ static enum probe qed_probe(struct view *v, struct format_info *ret_info)
         format_lies(ret_info, "the file ends at byte %" PRIu64 ", in its header", v->file_size);
         return PROBE_LIES;
     }
+    ret_info->maybe_sealed = h.size == 0 && has_more(v, &h);
     ret_info->virtual_size = h.size;
     return PROBE_YES;
 }

@@ -1,10 +1,13 @@
 #!/usr/bin/env python3
 """test_disks: raw disks of any name, told by the lock by which QEMU says that it writes them."""
+import contextlib
 import errno
 import fcntl
 import json
 import os
+import shutil
 import subprocess
+import sys
 import uuid
 
 import guardian
@@ -152,9 +155,8 @@ def _(build):
     with pair(build, "wait=0", "managers=" + os.path.realpath("/proc/self/exe")) as p, Proc() as one:
         name = disk(p.ds)
         fd = one.call("open", p.a.path(name), RDWR)
-        says(one, fd)
+        one.call("lock", fd, WRITE, 1, 1, False)  # libvirt's own
         eq(p.ds.claim_of(name), None, "never claimed")
-        one.call("lock", fd, NONE, USES_WRITE, 1)
         with QemuIo(p.b.path(name), *raw_io()) as q:
             q.do("write -P 1 0 4k")
             raises(errno.EBUSY, one.call, "pwrite", fd, b"x", 0)
@@ -595,6 +597,28 @@ def _(build):
             eq((shown["format"], shown["protection"]), ("raw", "claim+locks"))
             q.close()
         p.ds.wait_free(name)
+
+
+@suite.case("byte 101 through a manager's handle that it passed on claims as well: a disk of any name has one writer")
+def _(build):
+    def through_manager(view, stack):
+        copy = os.path.join(suite_tmp(), "libvirtd")
+        shutil.copy(os.path.realpath(sys.executable), copy)
+        m = stack.enter_context(Proc(program=[copy, "-S"], env=dict(os.environ, PYTHONHOME=sys.base_prefix)))
+        q = stack.enter_context(Proc())
+        path = os.path.join(suite_tmp(), "s")
+        q.call("listen_fd", path)
+        q.send("take_fd")
+        m.call("pass_fd", path, m.call("open", view.path(name), RDWR))
+        return q, q.recv()
+    with pair(build, "wait=0") as p, contextlib.ExitStack() as stack:
+        name = disk(p.ds)
+        (one, a), (two, b) = [through_manager(view, stack) for view in p.views]
+        one.call("lock", a, READ, 101, 1)
+        ok(held(p.ds, name), "claimed")
+        raises(errno.EAGAIN, two.call, "lock", b, READ, 101, 1)
+        one.call("pwrite", a, b"1" * 512, 0)
+        raises(errno.EBUSY, two.call, "pwrite", b, b"2" * 512, 0)
 
 
 if __name__ == "__main__":

@@ -396,5 +396,27 @@ def mapped(build):
     eq(read_at(p.ds.raw(name), 0, 1 << 16), whole, "the image")
 
 
+@suite.case("first changes that wait for a holder are not in the way of its own reads and writes")
+def no_lane(build):
+    with pair(build, "wait=5") as p, Proc() as holder:
+        name = image(p.ds, "lane.qcow2")
+        fd = holder.call("open", p.a.path(name), WRITE)
+        head = holder.call("pread", fd, 512, 0)
+        many = [manager() for _ in range(36)]
+        try:
+            for m in many:
+                mine = m.call("open", p.a.path(name), WRITE)
+                m.send("pwrite", mine, b"x" * 512, 0)
+            began = time.monotonic()
+            holder.call("pwrite", fd, head, 0)
+            eq(holder.call("pread", fd, 512, 0), head, "the header")
+            took = time.monotonic() - began
+            ok(not many[-1].ready(), "the last one still waits")
+            ok(took < 2, "the holder waited %.1f s" % took)
+        finally:
+            for m in many:
+                m.kill()
+
+
 if __name__ == "__main__":
     suite.main()

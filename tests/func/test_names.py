@@ -399,5 +399,21 @@ def _(build):
             p.ds.wait_settled()
 
 
+@suite.case("who reads an image that its holder removed reads the true header on, here, elsewhere and past the views")
+def _(build):
+    with pair(build, "wait=0") as p, Proc() as holder, Proc() as reader:
+        make_qcow2(p.ds.raw("img.qcow2"), SIZE)
+        whole = read_at(p.ds.raw("img.qcow2"), 0, 4096)
+        fd = holder.call("open", p.a.path("img.qcow2"), RDWR)
+        readers = [reader.call("open", path, RDONLY) for path in (p.a.path("img.qcow2"), p.b.path("img.qcow2"), p.ds.raw("img.qcow2"))]
+        holder.call("unlink", p.a.path("img.qcow2"))
+        for r in readers[:2]:
+            eq(reader.call("pread", r, 4096, 0), whole, "before the close")
+        holder.call("close", fd)
+        p.ds.wait_settled()
+        for r in readers:
+            eq(reader.call("pread", r, 4096, 0), whole, "after it")
+
+
 if __name__ == "__main__":
     suite.main()

@@ -401,5 +401,25 @@ def _(build):
         eq(sha(p.ds.raw("orphan")), before, "undone, with the bit that is its own")
 
 
+@suite.case("what seal=size left without a claim, of any format, is no empty image for a view without threshold=")
+def _(build):
+    with pair(build, "seal=size", hosts=("a",), settled=False) as p, Proc() as holder:
+        names = [fmt for fmt in FORMATS if fmt != "luks"]
+        for fmt in names:
+            must("qemu-img", "create", "-q", "-f", fmt, p.ds.raw(fmt), "64M")
+            must("qemu-io", "-f", fmt, "-c", "write -P 7 0 64k", p.ds.raw(fmt))
+            before = sha(p.ds.raw(fmt))
+            holder.call("open", p.a.path(fmt), RDWR)
+            ok(sha(p.ds.raw(fmt)) != before, fmt + " is sealed")
+        p.a.kill9()
+        folder = p.ds.raw(".diskguard/claims")
+        for claim in os.listdir(folder):
+            os.unlink(os.path.join(folder, claim))
+        view = dgtest.View(p.ds, dgtest.Host(p.ds.base, "b"), ["wait=0"])
+        for fmt in names:
+            raises(errno.EUCLEAN, os.open, view.path(fmt), RDWR)
+        view.stop()
+
+
 if __name__ == "__main__":
     suite.main()

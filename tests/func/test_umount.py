@@ -192,7 +192,7 @@ def _(build):
         s.hold()
         thread = slow(s, 0.7)
         s.let_go()
-        r = umount(build, s.view.mnt, wait=4)
+        r = umount(build, s.view.mnt, wait=15)  # they are let go in another order than they are restored in
         thread.join()
         eq(r.code, 0, "umount: %r" % r)
         eq(s.ended(), 0, "exit code of diskguard")
