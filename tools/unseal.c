@@ -88,22 +88,22 @@ static bool open_file(struct work *w)
     return r == 0;
 }
 
-/* Of the directories above it, the one that is a datastore. real is cut to the file's directory and is used up. */
-static bool find_store(struct work *w)
+/* Of the directories from this one up, the one that is a datastore. dir is used up. */
+static bool store_above(struct work *w, char *dir)
 {
     struct why why = {""};
 
     for (;;) {
         char probe[PATH_MAX + 32];
-        snprintf(probe, sizeof(probe), "%s/.diskguard", w->real);
+        snprintf(probe, sizeof(probe), "%s/.diskguard", dir);
         if (access(probe, F_OK) == 0)
             break;
-        char *slash = strrchr(w->real, '/');
+        char *slash = strrchr(dir, '/');
         if (!slash)
             return true;
         *slash = '\0';
     }
-    int r = store_look(w->real[0] ? w->real : "/", &w->store, &why);
+    int r = store_look(dir[0] ? dir : "/", &w->store, &why);
     w->inside = r == 0;
     if (r == -EXDEV) { /* a copy of a datastore: its claims speak of other files */
         store_close(&w->store);
@@ -112,6 +112,76 @@ static bool find_store(struct work *w)
     if (r < 0)
         say(w->u, "lies in a datastore that cannot be read, so nothing tells who holds it: %s", why.text);
     return r == 0;
+}
+
+/* What of path comes after dir, or NULL: it is not below. "/" is above all. */
+static const char *below(const char *path, const char *dir)
+{
+    size_t n = strcmp(dir, "/") == 0 ? 0 : strlen(dir);
+
+    return strncmp(path, dir, n) == 0 && (path[n] == '/' || path[n] == '\0') ? path + n : NULL;
+}
+
+/* proc(5), mountinfo: "36 35 98:0 /root /point ...". */
+static bool next_mount(FILE *f, char **line, size_t *size, uint64_t *ret_id, unsigned ret_dev[2], char **root,
+                       char **point)
+{
+    free(*root);
+    free(*point);
+    *root = *point = NULL;
+    if (getline(line, size, f) < 0)
+        return false;
+    if (sscanf(*line, "%" SCNu64 " %*u %u:%u %ms %ms", ret_id, &ret_dev[0], &ret_dev[1], root, point) != 5)
+        return false;
+    base_unescape_octal(*root);
+    base_unescape_octal(*point);
+    return true;
+}
+
+/* The file's directory, dir, by its other paths: a part of a datastore may be mounted on its own (mount --bind), where nothing above it says what it is. */
+static bool find_by_mounts(struct work *w, const char *dir)
+{
+    _cleanup_free_ char *line = NULL, *inner = NULL, *root = NULL, *point = NULL;
+    struct statx here;
+    struct stat st, other;
+    unsigned dev[2];
+    size_t size = 0;
+    uint64_t id;
+    bool fine = true;
+    FILE *f = fopen("/proc/self/mountinfo", "re");
+
+    if (!f || fstat(w->dir_fd, &st) < 0 || statx(w->dir_fd, "", AT_EMPTY_PATH, STATX_MNT_ID, &here) < 0) {
+        say(w->u, "the mounts cannot be read: %s", strerror(errno));
+        fine = false;
+    }
+    while (fine && !inner && next_mount(f, &line, &size, &id, dev, &root, &point))
+        if (id == here.stx_mnt_id && below(dir[0] ? dir : "/", point) &&
+            asprintf(&inner, "%s%s", strcmp(root, "/") == 0 ? "" : root, below(dir[0] ? dir : "/", point)) <
+                0)
+            out_no_memory();
+    if (f)
+        rewind(f);
+    while (fine && inner && !w->inside && next_mount(f, &line, &size, &id, dev, &root, &point)) {
+        const char *rest = below(inner, root);
+        _cleanup_free_ char *path = NULL;
+        if (dev[0] != here.stx_dev_major || dev[1] != here.stx_dev_minor || id == here.stx_mnt_id || !rest)
+            continue;
+        if (asprintf(&path, "%s%s", strcmp(point, "/") == 0 ? "" : point, rest) < 0)
+            out_no_memory();
+        if (stat(path[0] ? path : "/", &other) == 0 && other.st_ino == st.st_ino && other.st_dev == st.st_dev)
+            fine = store_above(w, path);
+    }
+    if (f)
+        fclose(f);
+    return fine;
+}
+
+/* real is the file's directory, and is used up. */
+static bool find_store(struct work *w)
+{
+    _cleanup_free_ char *dir = out_strdup(w->real);
+
+    return store_above(w, w->real) && (w->inside || find_by_mounts(w, dir));
 }
 
 /* Nobody's image: 0. Under the exclusive fence lock nobody can claim it. */

@@ -8,7 +8,7 @@ import shutil
 
 import kinds
 from dgqemu import make_qcow2
-from dgtest import Fail, Proc, Suite, eq, is_sealed, ok, pair, run, sha, suite_tmp
+from dgtest import Fail, Proc, Suite, eq, is_sealed, must, ok, pair, run, sha, suite_tmp
 
 suite = Suite(__file__)
 RDWR = os.O_RDWR
@@ -177,6 +177,25 @@ def _(build):
             eq(unseal(build, copy).code, 0, step)
             eq(sha(copy), sha(p.ds.raw("i.qcow2")), step)
             ok(not os.path.exists(side), "it is removed")
+
+
+@suite.case("an image of a datastore is no copy either where a part of the datastore is mounted on its own")
+def _(build):
+    with pair(build, "wait=0", hosts=("a",), settled=False) as p, Proc() as holder:
+        os.makedirs(p.ds.raw("pool/sub"))
+        make_qcow2(p.ds.raw("pool/sub/img.qcow2"), HUGE)
+        holder.call("open", p.a.path("pool/sub/img.qcow2"), RDWR)
+        p.a.kill9()
+        part = suite_tmp()
+        must("mount", "--bind", p.ds.raw("pool"), part)
+        try:
+            for r in (unseal(build, part + "/sub/img.qcow2"), fsck(build, part + "/sub/img.qcow2", "-y")):
+                ok(r.code != 0 and "is no copy" in r.out, repr(r))
+            ok(is_sealed(p.ds.raw("pool/sub/img.qcow2")), "untouched")
+        finally:
+            must("umount", part)
+        p.a.start()
+        p.ds.wait_free("pool/sub/img.qcow2")
 
 
 suite.main()
