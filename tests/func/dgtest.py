@@ -508,6 +508,17 @@ def suite_tmp(mode=0o755):
     return path
 
 
+@contextlib.contextmanager
+def small_fs(megabytes):
+    """A file system of its own that a test may fill: the machine's disk has other users."""
+    base = suite_tmp()
+    must("mount", "-t", "tmpfs", "-o", "size=%dm" % megabytes, "tmpfs", base)
+    try:
+        yield base
+    finally:
+        run("umount", "-l", base)
+
+
 class Suite:
     def __init__(self, title):
         self.title = os.path.splitext(os.path.basename(title))[0]

@@ -7,7 +7,7 @@ import errno
 import os
 
 from dgqemu import no_lock
-from dgtest import Suite, eq, must, ok, pair, raises, read_at, run, sha, suite_tmp
+from dgtest import Suite, eq, must, ok, pair, raises, read_at, run, sha, small_fs, suite_tmp
 
 suite = Suite(__file__)
 RDWR = os.O_RDWR
@@ -115,27 +115,22 @@ def far_magic(build):
 
 @suite.case("an allocation that does not fit changes nothing")
 def no_room(build):
-    base = suite_tmp()
-    must("mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", base)
-    try:
-        with pair(build, base=base, settled=False) as p:
-            for kind in ("qcow2", "vpc", "vhdx"):
-                raw = make(p.ds.raw(kind), kind)
-                before = os.stat(raw)
-                held = os.open(p.a.path(kind), RDWR)
-                raises(errno.ENOSPC, os.posix_fallocate, held, 0, 1 << 30)
-                eq(os.fstat(held).st_size, before.st_size, kind + ": the size")
-                os.close(held)
-                p.ds.wait_free(kind)
-                after = os.stat(raw)
-                eq((after.st_size, after.st_blocks <= before.st_blocks + 64), (before.st_size, True), kind + ": what it takes")
-                held = os.open(p.a.path(kind), RDWR)
-                os.posix_fallocate(held, 0, before.st_size + 65536)
-                eq(os.fstat(held).st_size, before.st_size + 65536, kind + ": the size of one that fits")
-                os.close(held)
-                p.ds.wait_free(kind)
-    finally:
-        must("umount", base)
+    with small_fs(64) as base, pair(build, base=base, settled=False) as p:
+        for kind in ("qcow2", "vpc", "vhdx"):
+            raw = make(p.ds.raw(kind), kind)
+            before = os.stat(raw)
+            held = os.open(p.a.path(kind), RDWR)
+            raises(errno.ENOSPC, os.posix_fallocate, held, 0, 1 << 30)
+            eq(os.fstat(held).st_size, before.st_size, kind + ": the size")
+            os.close(held)
+            p.ds.wait_free(kind)
+            after = os.stat(raw)
+            eq((after.st_size, after.st_blocks <= before.st_blocks + 64), (before.st_size, True), kind + ": what it takes")
+            held = os.open(p.a.path(kind), RDWR)
+            os.posix_fallocate(held, 0, before.st_size + 65536)
+            eq(os.fstat(held).st_size, before.st_size + 65536, kind + ": the size of one that fits")
+            os.close(held)
+            p.ds.wait_free(kind)
 
 
 @suite.case("a reader on another host while a dynamic VHD grows")

@@ -6,7 +6,7 @@ import os
 import shutil
 
 from dgqemu import make_qcow2
-from dgtest import Proc, Skip, Suite, eq, is_sealed, must, ok, pair, raises, run, sha, suite_tmp, wait_for
+from dgtest import Proc, Skip, Suite, eq, is_sealed, must, ok, pair, raises, run, sha, small_fs, suite_tmp, wait_for
 
 suite = Suite(__file__)
 RDWR, WRONLY, CREAT, EXCL = os.O_RDWR, os.O_WRONLY, os.O_CREAT, os.O_EXCL
@@ -17,9 +17,8 @@ SECOND = 1_000_000_000
 def bases():
     """One datastore on the disk and one in memory: the one has coarse times, and so has the other, of another kernel path."""
     yield suite_tmp()
-    base = suite_tmp()
-    must("mount", "-t", "tmpfs", "-o", "size=200m", "tmpfs", base)
-    yield base
+    with small_fs(200) as base:
+        yield base
 
 
 def mtime(path):

@@ -6,7 +6,7 @@ import os
 
 import dgops
 from dgqemu import Vm, make_qcow2, qcow2_size
-from dgtest import Proc, Skip, Suite, eq, is_sealed, must, ok, pair, raises, read_at, run, wait_for
+from dgtest import Proc, Skip, Suite, eq, is_sealed, must, ok, pair, raises, read_at, run, small_fs, wait_for
 
 suite = Suite(__file__)
 RDWR, RDONLY = os.O_RDWR, os.O_RDONLY
@@ -236,7 +236,7 @@ def _(build):
 
 @suite.case("QEMU removes the image whose creation failed, before it closes it")
 def _(build):
-    with pair(build, "wait=0", hosts=("a",)) as p:
+    with small_fs(64) as base, pair(build, "wait=0", hosts=("a",), base=base) as p:
         for fmt, options in (("qcow2", "preallocation=falloc"), ("qcow2", "preallocation=falloc,compat=0.10"), ("luks", "preallocation=falloc,key-secret=s")):
             path = p.a.path("new." + fmt)
             r = run("qemu-img", "create", "-f", fmt, "--object", "secret,id=s,data=geheim", "-o", options, path, "8T", timeout=60)
@@ -248,7 +248,6 @@ def _(build):
             os.unlink(p.ds.raw("new." + fmt))
         ok("refused" not in p.a.log(), p.a.log())
         forgotten(p)
-
 
 
 # ---- the name of now ----

@@ -13,7 +13,7 @@ import time
 import dgops
 import dgtest
 from dgqemu import make_qcow2
-from dgtest import Fail, Proc, Suite, eq, must, ok, pair, raises, read_at, run, suite_tmp, wait_for
+from dgtest import Fail, Proc, Suite, eq, must, ok, pair, raises, read_at, run, small_fs, suite_tmp, wait_for
 
 suite = Suite(__file__)
 RDWR, RDONLY, CREAT = os.O_RDWR, os.O_RDONLY, os.O_CREAT
@@ -453,25 +453,20 @@ def _(build):
 
 @suite.case("a file system that is full says ENOSPC and goes on")
 def _(build):
-    base = suite_tmp()
-    must("mount", "-t", "tmpfs", "-o", "size=8m", "none", base)
-    try:
-        with pair(build, "wait=0", hosts=("a",), base=base) as p:
-            fd = os.open(p.a.path("f"), RDWR | CREAT)
-            try:
-                for _ in range(64):
-                    os.write(fd, bytes(1 << 18))
-                raise Fail("16 MiB fit into 8 MiB")
-            except OSError as e:
-                eq(e.errno, errno.ENOSPC)
-            os.close(fd)
-            os.unlink(p.a.path("f"))
-            # FUSE releases a closed file asynchronously: until then the removed file still has its room.
-            wait_for(lambda: os.statvfs(p.ds.raw()).f_bavail > 256, "the room of the removed file is free")
-            put(p.a.path("g"), b"room again")
-            eq(read_at(p.ds.raw("g"), 0, 99), b"room again")
-    finally:
-        run("umount", base)
+    with small_fs(8) as base, pair(build, "wait=0", hosts=("a",), base=base) as p:
+        fd = os.open(p.a.path("f"), RDWR | CREAT)
+        try:
+            for _ in range(64):
+                os.write(fd, bytes(1 << 18))
+            raise Fail("16 MiB fit into 8 MiB")
+        except OSError as e:
+            eq(e.errno, errno.ENOSPC)
+        os.close(fd)
+        os.unlink(p.a.path("f"))
+        # FUSE releases a closed file asynchronously: until then the removed file still has its room.
+        wait_for(lambda: os.statvfs(p.ds.raw()).f_bavail > 256, "the room of the removed file is free")
+        put(p.a.path("g"), b"room again")
+        eq(read_at(p.ds.raw("g"), 0, 99), b"room again")
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ import re
 import zlib
 
 from dgqemu import QemuIo, make_qcow2, qcow2_size
-from dgtest import (Proc, SEALED_SIZE, Skip, Suite, View, Host, Datastore, eq, is_sealed, must, ok, pair, raises, run, sha, suite_tmp,
-                    wait_for)
+from dgtest import (Proc, SEALED_SIZE, Skip, Suite, View, Host, Datastore, eq, is_sealed, must, ok, pair, raises, run, sha, small_fs,
+                    suite_tmp, wait_for)
 
 suite = Suite(__file__)
 
@@ -241,12 +241,9 @@ def late_seal(build):
 
 @suite.case("a full datastore refuses the open with ENOSPC, says so, and loses nothing")
 def full(build):
-    base = os.path.join(Datastore(build, init=False).base, "small")
-    os.mkdir(base)
-    must("mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", base)
-    try:
+    with small_fs(8) as base:
         ds = Datastore(build, base)
-        host = Host(os.path.dirname(base), "a")
+        host = Host(suite_tmp(), "a")  # its journal is not on what is full
         view = View(ds, host, ["wait=0"])
         make_qcow2(ds.raw("img.qcow2"), "16M")
         before = sha(ds.raw("img.qcow2"))
@@ -266,8 +263,6 @@ def full(build):
         ds.wait_free("img.qcow2")
         eq(sha(ds.raw("img.qcow2")), before, "the image afterwards")
         view.stop()
-    finally:
-        run("umount", "-l", base)
 
 
 @suite.case("a claim that cannot be decoded refuses the image until fsck; readers of a sealed header get EIO, never sealed bytes")
