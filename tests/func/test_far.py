@@ -7,7 +7,7 @@ import errno
 import os
 
 from dgqemu import no_lock
-from dgtest import Suite, eq, must, ok, pair, raises, read_at, run, sha, small_fs, suite_tmp
+from dgtest import Suite, eq, must, ok, pair, raises, read_at, run, sha, small_fs
 
 suite = Suite(__file__)
 RDWR = os.O_RDWR
