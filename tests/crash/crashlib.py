@@ -1,7 +1,7 @@
 """crashlib: kills the daemon at its k-th durable operation, and checks what recovery makes of what is left.
 
 A scenario prepares a datastore behind a running daemon of a build with hooks (src/core/hook.h), acts while the hooks count, and knows
-which contents are right afterwards. run_all() takes k = 1, 2, ... until the daemon survives the action.
+which contents are right afterwards. run_all() takes k = 1, 2, ... until the daemon survives the action; run_some() takes a few k.
 """
 import contextlib
 import os
@@ -9,6 +9,8 @@ import shutil
 import sqlite3
 import sys
 import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "func"))
 
@@ -17,18 +19,21 @@ from dgtest import Datastore, Fail, Host, Proc, View, eq, is_sealed, must, ok, r
 
 SIZE = 8 << 20
 KILLED = 137  # exit code at a kill point, src/core/hook.h
+AT_ONCE = 3  # crash points at a time, each with a datastore and daemons of its own: a run waits for a third of its time
 _templates = {}
+_templates_lock = threading.Lock()
 
 
 def template(options=""):
     """The bytes of a small image with guest data at 1 MiB, made once."""
-    if options not in _templates:
-        path = os.path.join(suite_tmp(), "template.qcow2")
-        make_qcow2(path, SIZE, options)
-        must("qemu-io", "-c", "write -P 0x21 1M 64k", path)
-        with open(path, "rb") as f:
-            _templates[options] = f.read()
-    return _templates[options]
+    with _templates_lock:
+        if options not in _templates:
+            path = os.path.join(suite_tmp(), "template.qcow2")
+            make_qcow2(path, SIZE, options)
+            must("qemu-io", "-c", "write -P 0x21 1M 64k", path)
+            with open(path, "rb") as f:
+                _templates[options] = f.read()
+        return _templates[options]
 
 
 class Context:
@@ -296,36 +301,69 @@ def draw(names, wanted, rng):
     return sorted(found[:wanted])
 
 
+def all_of(function, items):
+    """function(item) for each, AT_ONCE at a time: the values, in order. Raises what the first that failed raised, after the others have ended."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return list(pool.map(function, items))
+
+
+def by_daemon(build, scenario, k):
+    return attempt(build, scenario, k, "recovery by the daemon", lambda c: recover_by_daemon(c, scenario))[0]
+
+
+def by_fsck(build, scenario, k):
+    return attempt(build, scenario, k, "recovery by fsck without the journal", lambda c: recover_by_fsck(c, scenario))[0]
+
+
+def crash_again(build, scenario, k, with_fsck, every=False):
+    """Dies in the recovery, too: at one of its first hooks, or at each of them until it survives. Whether the action was crashed."""
+    crashed, again, j = False, True, 0
+    while again and (every or j == 0):
+        j += 1
+        at = j if every else 1 + (k + with_fsck) % 9
+        crashed, again = attempt(build, scenario, k, "crash at %d of the recovery by %s" % (at, "fsck" if with_fsck else "the daemon"),
+                                 lambda c, at=at: recover_with_crash(c, scenario, at, with_fsck))
+    return crashed
+
+
+WAYS = (by_daemon, by_fsck, lambda build, scenario, k: crash_again(build, scenario, k, False),
+        lambda build, scenario, k: crash_again(build, scenario, k, True))
+
+
 def run_some(build, scenario, wanted, rng):
-    """Both recoveries at `wanted` crash points drawn at random (None: at all). Returns (points that were tried, hooks of the action)."""
+    """Crashes at `wanted` points drawn at random, and one of the two recoveries after each, by turns (None: at all points, and both).
+    Returns (points that were tried, hooks of the action)."""
     names = hooks_of(build, scenario)
-    tried = 0
-    for k in range(1, len(names) + 1) if wanted is None else draw(names, wanted, rng):
-        crashed, _ = attempt(build, scenario, k, "recovery by the daemon", lambda c: recover_by_daemon(c, scenario))
-        attempt(build, scenario, k, "recovery by fsck without the journal", lambda c: recover_by_fsck(c, scenario))
-        tried += crashed
-    return tried, len(names)
+    points = range(1, len(names) + 1) if wanted is None else draw(names, wanted, rng)
+    if wanted is None:
+        tries = [(k, way) for k in points for way in (by_daemon, by_fsck)]
+    else:
+        first = rng.randrange(2)
+        tries = [(k, (by_daemon, by_fsck)[(n + first) % 2]) for n, k in enumerate(points)]
+    crashed = all_of(lambda t: t[1](build, scenario, t[0]), tries)
+    return len({k for (k, _), died in zip(tries, crashed) if died}), len(names)
 
 
-def run_all(build, scenario, exhaustive):
-    """Every k until the daemon survives; for each k the recoveries. Returns the number of crash points."""
-    k = 0
+def run_all(build, scenario, exhaustive, seed):
+    """Every k until the daemon survives. After each crash one of the WAYS to recover, by turns that begin with the seed; exhaustive: each of
+    them, and a second crash at every hook of the recovery. Returns the number of crash points."""
+    def one(k):
+        if not exhaustive:
+            return WAYS[(k + seed) % len(WAYS)](build, scenario, k)
+        if not by_daemon(build, scenario, k):
+            return False
+        by_fsck(build, scenario, k)
+        for with_fsck in (False, True):
+            crash_again(build, scenario, k, with_fsck, every=True)
+        return True
+
+    k = 1
     while True:
-        k += 1
         ok(k < scenario.max_hooks, "no end of hooks")
-        crashed, _ = attempt(build, scenario, k, "recovery by the daemon", lambda c: recover_by_daemon(c, scenario))
-        if not crashed:
-            return k - 1
-        attempt(build, scenario, k, "recovery by fsck without the journal", lambda c: recover_by_fsck(c, scenario))
-        for by_fsck in (False, True):
-            j = 1
-            while exhaustive or j == 1:
-                at = j if exhaustive else 1 + (k + by_fsck) % 9
-                _, again = attempt(build, scenario, k, "crash at %d of the recovery by %s" % (at, "fsck" if by_fsck else "the daemon"),
-                                   lambda c, at=at, by=by_fsck: recover_with_crash(c, scenario, at, by))
-                if not again:
-                    break
-                j += 1
+        crashed = all_of(one, range(k, k + AT_ONCE))
+        if not all(crashed):
+            return k - 1 + crashed.index(False)
+        k += AT_ONCE
 
 
 def survived(c, scenario):

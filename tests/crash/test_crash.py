@@ -2,7 +2,8 @@
 """test_crash: the daemon dies at the k-th operation on the datastore or the journal, for every k, in each of the scenarios below. Then it recovers:
 the daemon at its next start, or fsck.diskguard without the journal, or one of them after a second crash in the middle of the recovery.
 
-Needs a build with -Dhooks=true. --long: every second crash too.
+Needs a build with -Dhooks=true. After each k comes one of these four recoveries, by turns; --seed decides which is the first.
+--long: all four after each k, and every second crash.
 """
 import fcntl
 import os
@@ -346,7 +347,7 @@ def add(s):
     def _(build):
         if not build.hooks:
             raise Skip("needs a build with -Dhooks=true")
-        points = run_all(build, s, suite.args.long)
+        points = run_all(build, s, suite.args.long, suite.args.seed)
         print("%s: %d crash points" % (s.name, points), flush=True)
         ok(points > 0, "no hook was passed: nothing was tested")
 

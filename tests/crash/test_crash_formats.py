@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """test_crash_formats: the daemon dies at the k-th operation on the datastore or the journal while QEMU opens an image of each format, writes to it, lets it
-grow over several blocks, and closes it. Then the daemon recovers at its next start, and in another run fsck.diskguard without the journal.
+grow over several blocks, and closes it. Then the daemon recovers at its next start, or fsck.diskguard without the journal.
 
 Afterwards the header is true, what was there before is there, and so is what QEMU had flushed. For each format POINTS values of k are drawn at
-random (--seed); all with --long. Needs a build with -Dhooks=true.
+random (--seed), with one recovery each; --long: all, with both. Needs a build with -Dhooks=true.
 """
 import os
 import random

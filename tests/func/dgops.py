@@ -4,6 +4,9 @@
 A test often needs a second process, another user, or a call that may block. Such a call is made by a worker: this file run as
 a program, which reads (name, args) from standard input and answers ("ok", value) or ("err", errno). dgtest.Proc drives it.
 Descriptors are plain numbers inside the worker.
+
+With --nursery the program forks workers: an interpreter takes longer to start than most calls take. Its standard input is a
+socket; each message brings the two pipes of a new worker, and the answer is the worker's process id.
 """
 import ctypes
 import errno
@@ -13,6 +16,7 @@ import mmap
 import os
 import pickle
 import random
+import signal
 import socket
 import struct
 import sys
@@ -319,8 +323,7 @@ def call(name, args):
         return "bad", str(e)
 
 
-def serve():
-    source, sink = sys.stdin.buffer, sys.stdout.buffer
+def serve(source, sink):
     while True:
         try:
             name, args = pickle.load(source)
@@ -330,5 +333,30 @@ def serve():
         sink.flush()
 
 
+def nursery():
+    with socket.socket(fileno=os.dup(0)) as requests:
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a worker here: its end is seen through a pidfd
+        while True:
+            word, pipes, _, _ = socket.recv_fds(requests, 1, 2)
+            if not word:
+                return
+            pid = os.fork()
+            if pid == 0:
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                requests.close()
+                break
+            for fd in pipes:
+                os.close(fd)
+            requests.sendall(struct.pack("i", pid))
+    for number, fd in enumerate(pipes):
+        os.dup2(fd, number)
+        os.close(fd)
+    serve(os.fdopen(0, "rb", closefd=False), os.fdopen(1, "wb", closefd=False))
+    os._exit(0)
+
+
 if __name__ == "__main__":
-    serve()
+    if sys.argv[1:] == ["--nursery"]:
+        nursery()
+    else:
+        serve(sys.stdin.buffer, sys.stdout.buffer)
