@@ -37,8 +37,7 @@ struct plan_of_test {
     uint32_t version;
 };
 
-static char dir[] = "/tmp/seal_crash.XXXXXX";
-static char image[64], store_path[64], state[64];
+static char dir[64], image[96], store_path[96], state[96];
 static const char host_uuid[] = "11111111-2222-4333-8444-555555555555";
 static unsigned failures, runs;
 
@@ -453,6 +452,8 @@ int main(int argc, char **argv)
     fprintf(stderr, "seal_crash: built without hooks, nothing would be tested\n");
     return 3;
 #endif
+    const char *tmp = getenv("TMPDIR");
+    snprintf(dir, sizeof(dir), "%.40s/seal_crash.XXXXXX", tmp && tmp[0] ? tmp : "/tmp");
     if (!mkdtemp(dir))
         die("mkdtemp", 0);
     snprintf(store_path, sizeof(store_path), "%s/store", dir);

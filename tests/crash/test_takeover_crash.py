@@ -1,18 +1,23 @@
 #!/usr/bin/env python3
-"""test_takeover_crash: a host dies at the k-th operation on the datastore or the journal while it takes an image over from a dead host, for every k.
+"""test_takeover_crash: a host dies at the k-th operation on the datastore or the journal while it takes an image over from a dead host.
 Then that host, a third one, or the first holder comes: the header and the data are as the first holder left them, and everybody settles.
 
-Needs a build with -Dhooks=true. --long: all ways for each k and version 2 images, too; else one way after the other.
+Needs a build with -Dhooks=true. POINTS values of k are drawn at random (--seed), of each kind of step one at least, and the orders in which
+the hosts come take turns. --long: every k, all orders for each, and version 2 images, too.
 """
 import errno
 import os
+import random
 import sys
 
 import crashlib  # noqa: F401 (finds the harness)
-from crashlib import KILLED, template
+from crashlib import KILLED, all_of, draw, template
 from dgtest import Datastore, Fail, Host, Proc, Skip, Suite, View, eq, is_sealed, ok, wait_for
 
 suite = Suite(__file__)
+POINTS = 40
+MAX_HOOKS = 1000
+ORDERS = ("bca", "cba", "abc", "acb")  # in which the hosts open the image afterwards
 
 
 class Scene:
@@ -70,9 +75,12 @@ class Scene:
         self.gone(b)
         return True
 
-    def hook(self):
+    def passed(self):
         with open(self.hooks, encoding="ascii") as f:
-            return f.read().splitlines()[-1]
+            return [line.split()[-1] for line in f.read().splitlines()]
+
+    def hook(self):
+        return self.passed()[-1]
 
     def use(self, view):
         """The image can be opened for write and is as a left it."""
@@ -102,26 +110,38 @@ class Scene:
             self.ds.fsck_clean(self.views[name].host)
 
 
+def settle(build, options, k, order):
+    """The crash at k, and what comes after it. (whether b died, the hooks that it passed)"""
+    scene = Scene(build, options)
+    where = "?"
+    try:
+        died = scene.crash(k)
+        where = scene.hook() if died else "open"
+        passed = scene.passed()
+        scene.converge(order)
+        return died, passed
+    except Exception as e:
+        raise Fail("k=%d (%s), then %s: %s" % (k, where, order, e)) from None
+    finally:
+        scene.end()
+
+
 def run_all(build, options):
     if not build.hooks:
         raise Skip("needs a build with -Dhooks=true")
-    k, died = 0, True
-    while died:
-        k += 1
-        ways = ("bca", "cba", "abc", "acb")
-        for order in ways if suite.args.long else (ways[k % 4],):
-            scene = Scene(build, options)
-            where = "?"
-            try:
-                died = scene.crash(k)
-                where = scene.hook() if died else "open"
-                scene.converge(order)
-            except Exception as e:
-                raise Fail("k=%d (%s), then %s: %s" % (k, where, order, e)) from None
-            finally:
-                scene.end()
-    print("takeover%s: %d crash points" % (" " + options if options else "", k - 1), flush=True)
-    ok(k > 10, "too few hooks: %d" % k)
+    died, names = settle(build, options, MAX_HOOKS, "bca")
+    ok(not died and len(names) > 10, "too few hooks, or too many: %d" % len(names))
+    rng = random.Random("%d %s" % (suite.args.seed, options))
+    if suite.args.long:
+        tries = [(k, order) for k in range(1, len(names) + 1) for order in ORDERS]
+    else:
+        first = rng.randrange(len(ORDERS))
+        tries = [(k, ORDERS[(n + first) % len(ORDERS)]) for n, k in enumerate(draw(names, POINTS, rng))]
+    done = all_of(lambda t: settle(build, options, *t), tries)
+    crashed = sum(died for died, _ in done)
+    print("takeover%s: %d of %d crash points, %d kinds of steps" %
+          (" " + options if options else "", len({k for k, _ in tries}), len(names), len(set(names))), flush=True)
+    ok(crashed >= len(tries) * 3 // 4, "only %d of %d were killed: the number of steps differs too much from run to run" % (crashed, len(tries)))
 
 
 @suite.case("takeover of a version 3 image", limit=900)
