@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """check_qcow2_seal: what QEMU makes of a sealed qcow2 image, and what we make of QEMU's images.
 
-  check_qcow2_seal.py [BUILDDIR]
+  check_qcow2_seal.py [BUILDDIR] [--long] [--seed N]
 
 Makes every kind of qcow2 image that qemu-img knows, and checks for each that we recognise it with the size that qemu-img
 reports; that every prefix of the seal is refused by every opener, without a byte changed; that the refusal names the holder;
@@ -9,6 +9,7 @@ and that unsealing gives the same bytes back. An opener's refusal counts only wh
 Then it replays the writes of qemu-img and qemu-io one by one, and checks that no state between two of them is one that
 we would call broken. No daemon, no mount: the helper sealtool.c writes the plans. The last line is "N passed, N failed, N skipped".
 """
+import argparse
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 
 from sealing import HOLDER, SECRET, content, must, needs, plan_of, result, run, sealtool_from, summary
 
@@ -27,11 +29,12 @@ OFF_ROW = 120  # first row of the feature name table that qemu-img 7.2 writes wi
 
 class Kind:
     """options: for qemu-img create; then: commands on the image IMG; patch: edits of its bytes [(offset, bytes)]; table: it has feature
-    names; shown: QEMU shows ours; rare: try the rare openers too; huge: what reads all of a true copy would take minutes."""
+    names; shown: QEMU shows ours; rare: try the rare openers too; huge: what reads all of a true copy would take minutes; whole: try all openers."""
 
     def __init__(self, name, *options, size="8M", then=(), patch=(), secret=False, table=True, shown=True, rare=False, huge=False):
         self.name, self.options, self.size, self.then, self.patch = name, options, size, then, patch
         self.secret, self.table, self.shown, self.rare, self.huge = secret, table, table and shown, rare, huge
+        self.whole = True
 
 
 def row(type_, bit, name):
@@ -131,7 +134,7 @@ def make(folder, kind):
 
 def openers(kind, image):
     """{name: command} of everything that may open an image."""
-    out = os.path.join(os.path.dirname(os.path.dirname(image)), "out.qcow2")
+    out = os.path.dirname(image) + ".out"
     spec, alone = ["-f", "qcow2", image], [image]
     if kind.secret:
         spec = alone = [*SECRET, "--image-opts", "driver=qcow2,file.filename=%s,encrypt.key-secret=sec0" % image]
@@ -160,10 +163,12 @@ def openers(kind, image):
         })
     if "-b" in kind.options:
         found["commit"] = ["qemu-img", "commit", *spec]
-    return found
+    return {name: command for name, command in found.items() if kind.whole or name in QUICK}
 
 
 PREFIX = ("info", "convert", "check -r all", "open rw")  # the openers that are also tried on each prefix of the seal
+QUICK = {*PREFIX, "resize", "rebase -u", "commit"}  # the openers of most kinds in a short run
+ONE_IN = 3  # the kinds that get all their openers in a short run, beside those that have rare ones
 ALWAYS = {"info", "open rw"}  # controls that must work, and one of CHANGING, or the test would prove nothing
 CHANGING = {"resize", "amend", "rebase -u"}
 LIGHT = {"info", "info probed", "open rw", "resize"}  # those that are fast on a huge image
@@ -402,29 +407,45 @@ def check_copies(sealtool, folder):
             result(run("qemu-img", "info", part)[0] == 0, "%s: QEMU opens the first %d bytes" % (options, n))
 
 
+def guarded(name, check, *arguments):
+    """A check that cannot go on is one failure."""
+    try:
+        check(*arguments)
+    except (RuntimeError, subprocess.TimeoutExpired, OSError) as e:
+        result(False, "%s: runs" % name, str(e))
+
+
+def one_kind(tool, kind, top):
+    folder = os.path.join(top, kind.name)
+    guarded(kind.name, check_kind, tool, kind, folder)
+    for leftover in (folder, folder + ".control"):
+        shutil.rmtree(leftover, ignore_errors=True)
+        if os.path.exists(leftover + ".out"):
+            os.remove(leftover + ".out")
+
+
 def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("build", nargs="*", metavar="BUILDDIR")
+    parser.add_argument("--long", action="store_true", help="all openers on each kind")
+    parser.add_argument("--seed", type=int, default=1, help="decides which kinds get all openers in a short run")
+    args = parser.parse_args()
     only = os.environ.get("ONLY")  # the name of one kind, for a person at work on it
-    if not needs("qemu-img", "qemu-io"):
+    if not needs("qemu-img", "qemu-io", "strace"):
         return 1
-    with tempfile.TemporaryDirectory(prefix="qcow2-seal.") as top:
-        tool = sealtool_from(sys.argv[1:], top)
-        for kind in kinds():
-            if only and only != kind.name:
-                continue
-            folder = os.path.join(top, kind.name)
-            try:
-                check_kind(tool, kind, folder)
-            except (RuntimeError, subprocess.TimeoutExpired) as e:
-                result(False, "%s: runs" % kind.name, str(e))
-            for leftover in (folder, folder + ".control"):
-                shutil.rmtree(leftover, ignore_errors=True)
-        if not only:
-            check_backing(tool, os.path.join(top, "backing"))
-            check_copies(tool, os.path.join(top, "copies"))
-            if shutil.which("strace"):
-                check_states(tool, os.path.join(top, "states"))
-            else:
-                result(False, "strace is installed")
+    with tempfile.TemporaryDirectory(prefix="qcow2-seal.") as top, ThreadPoolExecutor(2) as pool:
+        tool = sealtool_from(args.build, top)
+        wanted = [k for k in kinds() if only in (None, k.name)]
+        for n, kind in enumerate(wanted):
+            kind.whole = bool(args.long or only or kind.rare or (n + args.seed) % ONE_IN == 0)
+        done = []
+        if not only:  # the longest first
+            done.append(pool.submit(guarded, "states", check_states, tool, os.path.join(top, "states")))
+            done.append(pool.submit(guarded, "backing", check_backing, tool, os.path.join(top, "backing")))
+            done.append(pool.submit(guarded, "copies", check_copies, tool, os.path.join(top, "copies")))
+        done += [pool.submit(one_kind, tool, kind, top) for kind in wanted]
+        for each in done:
+            each.result()
     return summary()
 
 

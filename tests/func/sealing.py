@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 TOP = os.path.dirname(os.path.dirname(HERE))
@@ -14,10 +15,12 @@ SECRET = ["--object", "secret,id=sec0,data=letmein"]
 WHOLE = 64 << 20  # files up to this length are compared byte by byte, longer ones by the hash of what is not zero
 
 counts = {"passed": 0, "failed": 0, "skipped": 0}
+_counting = threading.Lock()
 
 
 def result(ok, name, detail=""):
-    counts["passed" if ok else "failed"] += 1
+    with _counting:
+        counts["passed" if ok else "failed"] += 1
     if not ok:
         print("FAILED  %s%s" % (name, "\n        " + detail.strip().replace("\n", "\n        ") if detail else ""), flush=True)
     return ok

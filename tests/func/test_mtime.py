@@ -12,6 +12,7 @@ suite = Suite(__file__)
 RDWR, WRONLY, CREAT, EXCL = os.O_RDWR, os.O_WRONLY, os.O_CREAT, os.O_EXCL
 OLD = 1_000_000_000_123_456_789
 SECOND = 1_000_000_000
+SIZE = "4M"  # each is copied and compared many times
 
 
 def bases():
@@ -80,7 +81,7 @@ def _(build):
             backups = Backups(p.ds)
             for name, change in (("nothing", nothing), ("wrote", write), ("header", header), ("resized", resize)):
                 path = name + ".qcow2"
-                make_qcow2(p.ds.raw(path), options="preallocation=metadata")
+                make_qcow2(p.ds.raw(path), SIZE, "preallocation=metadata")
                 for stamp in (OLD, None):
                     if stamp:
                         os.utime(p.ds.raw(path), ns=(stamp, stamp))
@@ -117,11 +118,11 @@ def _(build):
 def _(build):
     for base in bases():
         with pair(build, "wait=5", hosts=("a",), base=base) as p:
-            backups = Backups(p.ds)
-            make_qcow2(p.ds.raw("i.qcow2"), options="preallocation=metadata")
+            make_qcow2(p.ds.raw("i.qcow2"), SIZE, "preallocation=metadata")
             for who in ("start", "fsck"):
                 for change in (nothing, write):
                     os.utime(p.ds.raw("i.qcow2"), ns=(OLD, OLD))
+                    backups = Backups(p.ds)  # new ones: cp -u takes nothing that is older than its copy, and time has gone back
                     with Proc() as holder:
                         holder.call("open", p.a.path("i.qcow2"), RDWR)
                         if change is write:
@@ -144,7 +145,7 @@ def _(build):
             os.mkdir(src)
             for n, stamp in enumerate((OLD, None, 2_200_000_000 * SECOND)):
                 name = "i%d.qcow2" % n
-                make_qcow2(os.path.join(src, name), options="preallocation=metadata")
+                make_qcow2(os.path.join(src, name), SIZE, "preallocation=metadata")
                 if stamp:
                     os.utime(os.path.join(src, name), ns=(stamp, stamp))
                 want = mtime(os.path.join(src, name))
@@ -165,7 +166,7 @@ def _(build):
 @suite.case("an mtime that is set while the image is held: the view shows it, the sealed image does not; a later write and touch make it void; it outlives a crash")
 def _(build):
     with pair(build, "wait=5,writers=host", hosts=("a",)) as p:
-        make_qcow2(p.ds.raw("i.qcow2"), options="preallocation=metadata")
+        make_qcow2(p.ds.raw("i.qcow2"), SIZE, "preallocation=metadata")
 
         def hold(*steps, crash=False):
             with Proc() as holder:
@@ -243,7 +244,7 @@ def _(build):
 def _(build):
     with pair(build, "wait=5", hosts=("a",)) as p:
         backups = Backups(p.ds)
-        make_qcow2(os.path.join(p.ds.base, "template.qcow2"), options="preallocation=metadata")
+        make_qcow2(os.path.join(p.ds.base, "template.qcow2"), SIZE, "preallocation=metadata")
         with open(os.path.join(p.ds.base, "template.qcow2"), "rb") as f:
             image = f.read()
         fd = os.open(p.a.path("made.qcow2"), RDWR | CREAT | EXCL)
