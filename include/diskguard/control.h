@@ -8,7 +8,7 @@
  * The answer to "list" has "images", those that this host holds, and "shared", those open for write here that many hosts may write on purpose
  * (option shared=): "image", the path below the datastore, "inode", "writers", the number of handles, and "pid" and "start" of one that opened it.
  *
- * {"command":"takeover","image":"path","unproven":true|false} begins one attempt to take an image over by the fence lock (src/daemon/takeover.h) and
+ * {"command":"takeover","image":"path","unproven":true|false} begins one attempt to take an image over by the fence lock (src/guard/takeover.h) and
  * answers {"ticket":n}; {"command":"takeover-result","ticket":n} answers {"ended":false}, or, once, {"ended":true,"result":"free"|"wait"|"held"|
  * "refused"|"failed","text":"why"}: free: nobody holds it now; wait: ask for another attempt in a second; held: its holder lives. Commands that change
  * anything need root or the daemon's user (SO_PEERCRED). The daemon answers from memory: it never waits on the datastore. It answers until every image is

@@ -6,8 +6,8 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "core/hook.h"
-#include "core/log.h"
+#include "base/hook.h"
+#include "base/log.h"
 #include "core/overlay.h"
 
 #define KEY_DIGITS 16                       /* layout.h: the inode number */

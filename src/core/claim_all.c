@@ -4,7 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "core/hook.h"
+#include "base/hook.h"
 
 static bool is_ruling(const struct claim_listing *l, size_t i)
 {

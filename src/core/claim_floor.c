@@ -6,7 +6,7 @@
 
 #include <fcntl.h>
 
-#include "core/hook.h"
+#include "base/hook.h"
 
 #define FLOOR_FILE "floor"
 #define FLOOR_MAX                                                                                            \

@@ -6,7 +6,7 @@
 #ifndef DISKGUARD_HEADER_H
 #define DISKGUARD_HEADER_H
 
-#include "core/base.h"
+#include "base/base.h"
 #include "core/io.h"
 #include "format/format.h"
 

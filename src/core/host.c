@@ -8,8 +8,8 @@
 #include <sys/stat.h>
 #include <systemd/sd-id128.h>
 
-#include "core/hook.h"
-#include "core/text.h"
+#include "base/hook.h"
+#include "base/text.h"
 
 /* What machine-id and this make is the host uuid (sd-id128(3)). Made once with `uuidgen`; a change would give
  * every host a new identity. */

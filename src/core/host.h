@@ -10,7 +10,7 @@
 #ifndef DISKGUARD_HOST_H
 #define DISKGUARD_HOST_H
 
-#include "core/base.h"
+#include "base/base.h"
 #include "core/store.h"
 
 #define HOST_COPY_SIZE                                                                                       \

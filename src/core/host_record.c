@@ -5,9 +5,9 @@
 #include <sys/file.h>
 #include <time.h>
 
-#include "core/hook.h"
+#include "base/hook.h"
+#include "base/text.h"
 #include "core/host.h"
-#include "core/text.h"
 
 #define RECORD_MAGIC "diskguard-host"
 #define RECORD_FIELDS 9

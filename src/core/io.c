@@ -15,7 +15,7 @@
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
 
-#include "core/hook.h"
+#include "base/hook.h"
 
 /* ---- files below the datastore ---- */
 

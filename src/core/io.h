@@ -13,7 +13,7 @@
 #include <sys/types.h>
 #include <time.h>
 
-#include "core/base.h"
+#include "base/base.h"
 #include "format/format.h"
 
 #define IO_HANDLE_MAX 128 /* MAX_HANDLE_SZ, <linux/exportfs.h> */

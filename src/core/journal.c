@@ -9,7 +9,7 @@
 #include <sqlite3.h>
 #include <string.h>
 
-#include "core/hook.h"
+#include "base/hook.h"
 #include "core/journal_priv.h"
 
 /* ---- one transaction; the caller is the leader ---- */

@@ -7,7 +7,7 @@
 #include <sys/file.h>
 #include <sys/stat.h>
 
-#include "core/hook.h"
+#include "base/hook.h"
 #include "core/journal_priv.h"
 #include "diskguard/journal.h"
 

@@ -3,8 +3,8 @@
 #ifndef DISKGUARD_JOURNAL_PRIV_H
 #define DISKGUARD_JOURNAL_PRIV_H
 
+#include "base/sync.h"
 #include "core/journal.h"
-#include "core/sync.h"
 
 struct sqlite3;
 struct sqlite3_stmt;

@@ -3,7 +3,7 @@
 #ifndef DISKGUARD_CORE_LINK_NAME_H
 #define DISKGUARD_CORE_LINK_NAME_H
 
-#include "core/base.h"
+#include "base/base.h"
 
 /* Calls fn for each path, in the order of the name. from_cwd: a path that does not begin with '/' counts from the working directory of the program that opens the
  * image, not from the image's directory: QEMU joins no directory to a name with a protocol, and "json:" and "file:" are that. A non-zero return of fn stops and is

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "core/hook.h"
+#include "base/hook.h"
 
 static int medium(int r)
 {

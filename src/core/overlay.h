@@ -2,7 +2,7 @@
 #ifndef DISKGUARD_OVERLAY_H
 #define DISKGUARD_OVERLAY_H
 
-#include "core/base.h"
+#include "base/base.h"
 #include "format/format.h"
 
 /* Does [off, off+len) meet an extent? */

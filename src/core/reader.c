@@ -6,8 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/text.h"
 #include "core/names.h"
-#include "core/text.h"
 
 #define READER_MAGIC "diskguard-reader"
 #define READER_TEXT_MAX 8192

@@ -5,7 +5,7 @@
 #include <sys/types.h>
 #include <time.h>
 
-#include "core/base.h"
+#include "base/base.h"
 #include "core/io.h"
 #include "diskguard/record.h"
 #include "format/plan.h"

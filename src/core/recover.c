@@ -5,7 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "core/log.h"
+#include "base/log.h"
 #include "core/seal.h"
 
 #define LOOKS 4 /* each lost one means that a live host changed the claim between two reads of it */

@@ -4,7 +4,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include "core/hook.h"
+#include "base/hook.h"
 #include "core/seal_priv.h"
 
 int seal_record(struct seal *s)

@@ -6,8 +6,8 @@
 #include <string.h>
 #include <sys/statvfs.h>
 
-#include "core/hook.h"
-#include "core/text.h"
+#include "base/hook.h"
+#include "base/text.h"
 
 #define STORE_MAGIC "diskguard-datastore"
 #define STORE_FILE "datastore"

@@ -5,7 +5,7 @@
 #ifndef DISKGUARD_STORE_H
 #define DISKGUARD_STORE_H
 
-#include "core/base.h"
+#include "base/base.h"
 #include "core/io.h"
 
 struct store {

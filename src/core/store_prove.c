@@ -3,7 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "core/hook.h"
+#include "base/hook.h"
 #include "core/store.h"
 
 #define PROVE_TEXT "diskguard proves that this storage works\n"

@@ -3,7 +3,7 @@
 #ifndef DISKGUARD_VIEWS_H
 #define DISKGUARD_VIEWS_H
 
-#include "core/base.h"
+#include "base/base.h"
 
 /* Type of a mount without option subtype=. */
 #define VIEWS_TYPE "fuse.diskguard"

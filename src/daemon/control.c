@@ -12,12 +12,12 @@
 #include <sys/stat.h>
 #include <sys/un.h>
 
-#include "daemon/image.h"
-#include "daemon/image_shared.h"
-#include "daemon/keeper.h"
+#include "daemon/monitor.h"
 #include "daemon/options.h"
-#include "daemon/takeover.h"
 #include "diskguard/control.h"
+#include "guard/guard.h"
+#include "guard/shared.h"
+#include "guard/takeover.h"
 
 #define CLIENT_MS                                                                                            \
     2000u /* a client has this long to send its line, and again to take the answer: others wait for it */

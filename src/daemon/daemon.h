@@ -5,11 +5,11 @@
 #include <fuse_lowlevel.h>
 #include <stdatomic.h>
 
+#include "base/sync.h"
 #include "core/claim.h"
 #include "core/host.h"
 #include "core/journal.h"
 #include "core/store.h"
-#include "core/sync.h"
 #include "core/takeover.h"
 
 struct inode_table;

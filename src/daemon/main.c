@@ -5,7 +5,7 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 
-#include "core/log.h"
+#include "base/log.h"
 #include "daemon/options.h"
 #include "daemon/start.h"
 #include "diskguard/exitcodes.h"

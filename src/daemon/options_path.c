@@ -6,7 +6,7 @@
 #include <sys/mount.h>
 #include <sys/stat.h>
 
-#include "core/log.h"
+#include "base/log.h"
 #include "core/views.h"
 #include "daemon/options.h"
 

@@ -9,25 +9,25 @@
 #include <sys/stat.h>
 #include <systemd/sd-daemon.h>
 
-#include "core/log.h"
+#include "base/log.h"
 #include "core/mark.h"
 #include "core/reader.h"
 #include "core/recover.h"
 #include "daemon/control.h"
-#include "daemon/fs.h"
-#include "daemon/image.h"
-#include "daemon/init.h"
-#include "daemon/keeper.h"
-#include "daemon/lanes.h"
-#include "daemon/loop.h"
-#include "daemon/maker.h"
+#include "daemon/monitor.h"
 #include "daemon/options.h"
-#include "daemon/park.h"
-#include "daemon/pool.h"
-#include "daemon/prune.h"
-#include "daemon/takeover.h"
 #include "daemon/utab.h"
 #include "diskguard/exitcodes.h"
+#include "guard/guard.h"
+#include "guard/maker.h"
+#include "guard/takeover.h"
+#include "run/lanes.h"
+#include "run/park.h"
+#include "run/pool.h"
+#include "view/fs.h"
+#include "view/init.h"
+#include "view/loop.h"
+#include "view/prune.h"
 
 #define ENDING_WAIT_MS 10000u /* for an earlier daemon of this host whose view is unmounted */
 

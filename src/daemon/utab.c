@@ -10,8 +10,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "core/base.h"
-#include "core/log.h"
+#include "base/base.h"
+#include "base/log.h"
 #include "daemon/options.h"
 
 #define PATIENCE_MS 10000 /* mount(8) waits for whoever has locked its tables */

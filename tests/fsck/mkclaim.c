@@ -18,11 +18,11 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/log.h"
 #include "core/claim.h"
 #include "core/header.h"
 #include "core/host.h"
 #include "core/journal.h"
-#include "core/log.h"
 #include "core/overlay.h"
 #include "core/seal.h"
 

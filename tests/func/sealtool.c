@@ -9,7 +9,7 @@
  *
  * Exit code 0: done; 1: not an image, or its header is not what FILE.true says; 2: usage or errno;
  * 3: rescue needs the size; 4: the size that was given contradicts the file. */
-#include "core/base.h"
+#include "base/base.h"
 #include "core/header.h"
 #include "core/io.h"
 #include "core/overlay.h"

@@ -1,7 +1,7 @@
 /* lanes.c: lanes whose jobs hang keep no other lane waiting and take no more than their share; every job runs once, and a drain waits for all of them.
  * Plain program, for ThreadSanitizer:   lanes [rounds]
  * exit code 0: held. */
-#include "daemon/lanes.h"
+#include "run/lanes.h"
 
 #include <pthread.h>
 #include <stdatomic.h>

@@ -4,7 +4,7 @@
 #ifndef HOOKTEST_H
 #define HOOKTEST_H
 
-#include "core/hook.h"
+#include "base/hook.h"
 
 #ifdef DG_HOOKS
 __attribute__((weak)) int (*hooktest)(const char *name); /* NULL: nothing happens at any step */

@@ -4,8 +4,8 @@
 #include <fcntl.h>
 #include <stdio.h>
 
-#include "core/base.h"
-#include "core/log.h"
+#include "base/base.h"
+#include "base/log.h"
 
 Test(base, hex_both_ways)
 {

@@ -3,8 +3,8 @@
 
 #include <sys/wait.h>
 
+#include "base/text.h"
 #include "core/host.h"
-#include "core/text.h"
 #include "scratch.h"
 
 #define UUID_A "00112233-4455-4677-8899-aabbccddeeff"

@@ -4,8 +4,8 @@
 #include <fcntl.h>
 #include <sys/wait.h>
 
+#include "base/text.h"
 #include "core/store.h"
-#include "core/text.h"
 #include "scratch.h"
 
 static void make_store(struct store *s)
