@@ -85,9 +85,9 @@ static bool meets(const struct run *r, uint64_t off, uint64_t end, uint64_t *ret
     return true;
 }
 
-struct view header_view(const struct header *h)
+struct excerpt header_view(const struct header *h)
 {
-    struct view v = {.file_size = h->file_size};
+    struct excerpt v = {.file_size = h->file_size};
 
     for (unsigned i = 0; i <= h->n_far; i++) {
         struct run r = run_of(h, i);
@@ -117,7 +117,7 @@ bool header_get(const struct header *h, uint64_t off, void *ret, size_t len)
     memset(ret, 0, len);
     if (off >= h->file_size)
         return true;
-    struct view v = header_view(h);
+    struct excerpt v = header_view(h);
     size_t inside = (size_t)DG_MIN((uint64_t)len, h->file_size - off);
     const uint8_t *p = view_get(&v, off, inside);
 
@@ -236,7 +236,7 @@ int header_read(int fd, const struct plan *plan, struct header *ret)
 
 void header_identify(struct header *h)
 {
-    struct view v = header_view(h);
+    struct excerpt v = header_view(h);
 
     h->verdict = format_identify(&v, &h->format, &h->info);
     h->want_off = v.want_off;
@@ -259,7 +259,7 @@ void header_zone_cover(struct format_zone *zone, const struct plan *plan)
                 (plan->ext[i].off + plan->ext[i].len + FORMAT_REACH - 1) / FORMAT_REACH * FORMAT_REACH;
 }
 
-/* Other hosts count on it (image_sound.c). */
+/* Other hosts count on it (snapshot.c). */
 static bool in_reach(const struct header *h, const struct extent *e)
 {
     return e->off + e->len <= FORMAT_HEAD_MAX || h->file_size < FORMAT_TAIL_MAX ||
@@ -268,7 +268,7 @@ static bool in_reach(const struct header *h, const struct extent *e)
 
 /* A plan is carried out blindly later on: every extent must lie in the bytes that were read, hold what they
  * hold, meet no other, and lie where a write is looked at. */
-static bool plan_fits(const struct header *h, struct view *v, const struct plan *plan, bool sealed)
+static bool plan_fits(const struct header *h, struct excerpt *v, const struct plan *plan, bool sealed)
 {
     const struct format_zone *zone = &h->info.zone;
 
@@ -290,7 +290,7 @@ static bool plan_fits(const struct header *h, struct view *v, const struct plan 
 
 int header_plan(struct header *h, const struct seal_policy *policy, struct plan *ret)
 {
-    struct view v = header_view(h);
+    struct excerpt v = header_view(h);
     struct plan *plan;
     int r = 0;
 
@@ -339,7 +339,7 @@ static int undone(int fd, const struct header *h, const struct plan *plan)
 int header_rescue(int fd, struct header *h, const uint64_t *size, struct rescue *ret_rescue, struct plan *ret)
 {
     _cleanup_free_ struct plan *plan = calloc(1, sizeof(*plan));
-    struct view v;
+    struct excerpt v;
     int r = -EAGAIN;
 
     memset(ret_rescue, 0, sizeof(*ret_rescue));

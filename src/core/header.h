@@ -67,7 +67,7 @@ DG_MUST_CHECK int header_rescue(int fd, struct header *h, const uint64_t *size, 
                                 struct plan *ret);
 
 /* What is loaded, for the pure functions of format.h and overlay.h. Valid while h is not changed. */
-struct view header_view(const struct header *h);
+struct excerpt header_view(const struct header *h);
 /* Same size and same bytes in all that is loaded. */
 bool header_same(const struct header *a, const struct header *b);
 /* Is [off, off + len) of the file loaded, as far as it lies in the file? Then *ret are its bytes, zero beyond the end. */

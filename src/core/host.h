@@ -4,7 +4,7 @@
  * is never published. Installation id: random, in STATE_DIR/installation, made once. The two are bound to each other in hosts/ when first
  * seen: cloned machine-ids are common, and a host uuid with another installation id is another host.
  *
- * hosts/<uuid> is written in place so that the lock on it survives. It is two copies of HOST_COPY_SIZE bytes, each a text (core/text.h) padded with
+ * hosts/<uuid> is written in place so that the lock on it survives. It is two copies of HOST_COPY_SIZE bytes, each a text (base/text.h) padded with
  * newlines: "diskguard-host 1", uuid=, name=, installation=, boot=, daemon=, started=<time>, seq=<counter>, beat=<counter>, beat-time=<time>, sum=.
  * The copy that decodes and has the greater seq counts; a write goes to the other one. So a crash in the middle of a write leaves one good copy. */
 #ifndef DISKGUARD_HOST_H

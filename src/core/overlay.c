@@ -137,7 +137,7 @@ static bool explained(const struct extent *e, const uint8_t *disk, size_t n)
     return true;
 }
 
-enum header_state overlay_compare(const struct plan *plan, struct view *disk, uint64_t cut)
+enum header_state overlay_compare(const struct plan *plan, struct excerpt *disk, uint64_t cut)
 {
     bool all_true = true, all_sealed = true, all_explained = true;
     uint64_t file_size = disk->file_size;

@@ -42,6 +42,6 @@ enum header_state {
  * ignored when file_size <= cut), or OVERLAY_NO_CUT. An extent that is inside the file and not loaded is a caller's error and answered HEADER_ALIEN. A plan
  * whose true and sealed bytes are equal is TRUE. */
 #define OVERLAY_NO_CUT UINT64_MAX
-enum header_state overlay_compare(const struct plan *plan, struct view *disk, uint64_t cut);
+enum header_state overlay_compare(const struct plan *plan, struct excerpt *disk, uint64_t cut);
 
 #endif

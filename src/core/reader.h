@@ -3,7 +3,7 @@
  * One file per image and host, <key of the image>-<host uuid>.<daemon instance>.<number>; its text says of which file (its handle, for inode numbers are used
  * again) and whom a person may ask. The number counts up in a daemon, so that what is left of one that could not be removed is never taken for a later one. Made
  * before the host looks whether somebody has the image for write, removed when the last such reader of that host is gone. Who reads so is for the daemon to say
- * (daemon/image_reader.h).
+ * (daemon/readers.h).
  *
  * It counts as long as the record of its host names that daemon instance: one that a crash leaves is void as soon as a daemon of that host has started
  * again. Until then nobody guesses: a host that is cut off reads on. A person's word (fsck.diskguard --takeover) removes those of a host that is down.

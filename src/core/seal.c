@@ -30,7 +30,7 @@ int seal_compare(int fd, const struct record *rec, enum header_state *ret)
     int r = header_read(fd, &rec->plan, h);
     if (r < 0)
         return r;
-    struct view v = header_view(h);
+    struct excerpt v = header_view(h);
     *ret = overlay_compare(&rec->plan, &v, rec->cut);
     return 0;
 }

@@ -38,7 +38,7 @@ static int load(struct seal *s, struct work *w)
     if (r < 0)
         return r;
     /* Somebody else wrote there: sealing over it, with those bytes as the ones to go back to, would explain them away. */
-    struct view v = header_view(&w->disk);
+    struct excerpt v = header_view(&w->disk);
     enum header_state st = overlay_compare(&s->rec->plan, &v, s->rec->cut);
     return st == HEADER_ALIEN || st == HEADER_SHORT ? -EUCLEAN : 0;
 }

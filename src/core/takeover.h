@@ -1,4 +1,4 @@
-/* takeover.h: may the claim of a host that seems dead be taken over without a person? The decision, pure; daemon/takeover.c acts on it.
+/* takeover.h: may the claim of a host that seems dead be taken over without a person? The decision, pure; guard/takeover.c acts on it.
  *
  * Nothing here proves that a host is dead: a beat that stands still and a lock that is gone only say that it is worth trying. The proof is the
  * exclusive fence lock on the image itself, granted by the storage (core/recover.c takes it before it acts), and it counts only where losing the

@@ -4,6 +4,7 @@
 #include <json-c/json.h>
 #include <limits.h>
 #include <poll.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -111,10 +112,10 @@ static struct json_object *answer_list(struct daemon *d)
     struct json_object *o = answer_new(true), *images = json_object_new_array(),
                        *shared = json_object_new_array();
 
-    add_text(o, "daemon", d->host.daemon);
-    image_each(d, list_one, images);
+    add_text(o, "daemon", d->guard.host.daemon);
+    image_each(&d->guard, list_one, images);
     json_object_object_add(o, "images", images);
-    image_shared_each(d, list_shared, shared);
+    image_shared_each(&d->guard, list_shared, shared);
     json_object_object_add(o, "shared", shared);
     return o;
 }
@@ -135,7 +136,7 @@ static struct json_object *answer_hosts(const struct daemon *d)
 {
     struct json_object *o = answer_new(true), *hosts = json_object_new_array();
 
-    json_object_array_add(hosts, host_object(&d->host));
+    json_object_array_add(hosts, host_object(&d->guard.host));
     json_object_object_add(o, "hosts", hosts);
     return o;
 }
@@ -155,18 +156,18 @@ static struct json_object *options_object(const struct options *opt)
         [RAW_AUTO] = "auto", [RAW_ALL] = "all", [RAW_NONE] = "none", [RAW_GLOBS] = "globs"};
     struct json_object *o = json_object_new_object();
 
-    add_u64(o, "wait", opt->wait_s);
-    add_u64(o, "threshold", opt->threshold);
-    add_bool(o, "threshold_rules", options_threshold_rules(opt));
-    add_text(o, "damaged", opt->damaged == DAMAGED_CLAIM ? "claim" : "refuse");
-    add_text(o, "writers", opt->writers == WRITERS_HOST ? "host" : "process");
-    add_text(o, "seal", opt->seal == SEAL_SIZE ? "size" : "refuse");
-    add_text(o, "raw", raw[opt->raw]);
-    add_globs(o, "raw_globs", opt->raw_globs);
-    add_globs(o, "shared_globs", opt->shared_globs);
+    add_u64(o, "wait", opt->guard.wait_s);
+    add_u64(o, "threshold", opt->guard.threshold);
+    add_bool(o, "threshold_rules", guard_threshold_rules(&opt->guard));
+    add_text(o, "damaged", opt->guard.damaged == DAMAGED_CLAIM ? "claim" : "refuse");
+    add_text(o, "writers", opt->guard.writers == WRITERS_HOST ? "host" : "process");
+    add_text(o, "seal", opt->guard.seal == SEAL_SIZE ? "size" : "refuse");
+    add_text(o, "raw", raw[opt->guard.raw]);
+    add_globs(o, "raw_globs", opt->guard.raw_globs);
+    add_globs(o, "shared_globs", opt->guard.shared_globs);
     add_text(o, "fence", opt->fence_none ? "none" : "auto");
-    add_text(o, "takeover", options_takeover_name(opt->takeover));
-    add_u64(o, "takeover_wait", opt->takeover_wait_s);
+    add_text(o, "takeover", options_takeover_name(opt->guard.takeover));
+    add_u64(o, "takeover_wait", opt->guard.takeover_wait_s);
     add_text(o, "state_dir", opt->state_dir ? opt->state_dir : "");
     return o;
 }
@@ -179,7 +180,7 @@ static void count_one(void *arg, const struct image_info *info)
 /* Has the kernel the view still mounted, here or in another mount namespace? fuse(4): a device whose connection is gone has POLLERR. */
 static bool is_mounted(const struct daemon *d)
 {
-    struct pollfd p = {fuse_session_fd(d->se), POLLIN, 0};
+    struct pollfd p = {fuse_session_fd(d->view.se), POLLIN, 0};
 
     return poll(&p, 1, 0) >= 0 && !(p.revents & (POLLERR | POLLNVAL));
 }
@@ -189,20 +190,20 @@ static struct json_object *answer_status(struct daemon *d)
     struct json_object *o = answer_new(true), *counts = json_object_new_object();
     unsigned n[IMAGE_VANISHED + 1] = {0};
 
-    image_each(d, count_one, n);
+    image_each(&d->guard, count_one, n);
     for (int i = IMAGE_IDLE + 1; i <= IMAGE_VANISHED; i++)
         add_u64(counts, image_state_name((enum image_state)i), n[i]);
     add_text(o, "program", DG_VERSION);
     add_u64(o, "pid", (uint64_t)getpid());
-    add_text(o, "datastore", d->opt.datastore);
-    add_text(o, "uuid", d->store.uuid);
-    add_text(o, "mountpoint", d->opt.mountpoint);
-    add_bool(o, "read_only", d->store.read_only || d->opt.read_only);
+    add_text(o, "datastore", d->opt.guard.datastore);
+    add_text(o, "uuid", d->guard.store.uuid);
+    add_text(o, "mountpoint", d->opt.guard.mountpoint);
+    add_bool(o, "read_only", d->guard.store.read_only || d->opt.guard.read_only);
     add_bool(o, "mounted", is_mounted(d));
-    add_bool(o, "stopping", atomic_load(&d->stopping));
-    json_object_object_add(o, "host", host_object(&d->host));
+    add_bool(o, "stopping", atomic_load(&d->guard.stopping));
+    json_object_object_add(o, "host", host_object(&d->guard.host));
     json_object_object_add(o, "options", options_object(&d->opt));
-    add_u64(o, "inodes", inode_count(d->inodes));
+    add_u64(o, "inodes", inode_count(d->guard.inodes));
     json_object_object_add(o, "images", counts);
     return o;
 }
@@ -215,13 +216,13 @@ static bool may_change(uid_t uid)
 
 static struct json_object *answer_retry(struct daemon *d, uid_t uid)
 {
-    struct keeper *keeper = d->keeper;
+    struct monitor *keeper = d->monitor;
 
     if (!may_change(uid))
         return answer_error("retry needs root, or the user that diskguard runs as");
     if (!keeper)
         return answer_error("nothing to retry: this view is read-only");
-    keeper_kick(keeper);
+    monitor_kick(keeper);
     return answer_new(true);
 }
 
@@ -245,8 +246,8 @@ static struct json_object *answer_takeover(struct daemon *d, uid_t uid, struct j
     if (!image)
         return answer_error("takeover needs \"image\", a string: the path below the datastore");
     ticket = takeover_start(
-        d, json_object_get_string(image),
-        (unproven && json_object_get_boolean(unproven)) || d->opt.takeover == TAKEOVER_UNPROVEN, &why);
+        &d->guard, json_object_get_string(image),
+        (unproven && json_object_get_boolean(unproven)) || d->opt.guard.takeover == TAKEOVER_UNPROVEN, &why);
     if (ticket == 0)
         return answer_error(why.text);
     o = answer_new(true);
@@ -281,7 +282,7 @@ static struct json_object *answer_takeover_result(struct daemon *d, uid_t uid, s
 
     if (!may_change(uid))
         return answer_error("takeover needs root, or the user that diskguard runs as");
-    ended = takeover_ended(d, ticket ? json_object_get_uint64(ticket) : 0, &r, &why);
+    ended = takeover_ended(&d->guard, ticket ? json_object_get_uint64(ticket) : 0, &r, &why);
     o = answer_new(true);
     add_bool(o, "ended", ended);
     if (!ended)
@@ -526,7 +527,7 @@ static void unbind_socket(const struct control *c)
 static int control_open(struct control *c)
 {
     unsigned major = 0, minor = 0;
-    int r = find_device(c->daemon->opt.mountpoint, &major, &minor);
+    int r = find_device(c->daemon->opt.guard.mountpoint, &major, &minor);
 
     if (r < 0)
         return r;

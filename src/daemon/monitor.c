@@ -4,9 +4,10 @@
 #include <time.h>
 
 #include "base/log.h"
+#include "base/sync.h"
 #include "guard/guard.h"
 
-struct keeper {
+struct monitor {
     struct daemon *d;
     struct image_tend *tend;
     pthread_t beat, look;
@@ -17,7 +18,7 @@ struct keeper {
     bool kicked GUARDED_BY(lock);
 };
 
-unsigned keeper_period_ms(void)
+unsigned monitor_period_ms(void)
 {
 #ifdef DG_HOOKS
     const char *text = getenv("DISKGUARD_BEAT_MS");
@@ -25,15 +26,15 @@ unsigned keeper_period_ms(void)
     if (text && base_u64(text, &ms) == 0 && ms >= 10 && ms <= 3600000)
         return (unsigned)ms;
 #endif
-    return KEEPER_PERIOD_MS;
+    return MONITOR_PERIOD_MS;
 }
 
 /* Until the next round, or a kick (only of the looks: a beat proves life by its pace). false: stop. */
-static bool wait_round(struct keeper *k, bool kickable)
+static bool wait_round(struct monitor *k, bool kickable)
 {
     struct timespec until;
     clock_gettime(CLOCK_MONOTONIC, &until);
-    uint64_t ns = (uint64_t)until.tv_nsec + keeper_period_ms() * UINT64_C(1000000);
+    uint64_t ns = (uint64_t)until.tv_nsec + monitor_period_ms() * UINT64_C(1000000);
     until.tv_sec += (time_t)(ns / 1000000000);
     until.tv_nsec = (long)(ns % 1000000000);
     mutex_lock(&k->lock);
@@ -52,11 +53,11 @@ static bool wait_round(struct keeper *k, bool kickable)
  * another process has taken the identity of this host; any other -errno: try again. */
 static int relock(struct daemon *d, struct why *why)
 {
-    int fd = host_lock(&d->store, &d->host, why);
+    int fd = host_lock(&d->guard.store, &d->guard.host, why);
     if (fd == -EBUSY && d->host_lock_fd >= 0) {
         close(d->host_lock_fd);
         d->host_lock_fd = -1;
-        fd = host_lock(&d->store, &d->host, why);
+        fd = host_lock(&d->guard.store, &d->guard.host, why);
     }
     if (fd < 0)
         return fd;
@@ -77,25 +78,25 @@ static void relock_and_say(struct daemon *d)
     struct why why = {""};
     int r = relock(d, &why);
     if (r == 0) {
-        log_msg(LOG_NOTICE, "the record of this host on '%s' is open and locked again", d->store.path);
-        atomic_store(&d->host_lost, false);
-        atomic_store(&d->locks_lost_new, true); /* one lease for all: those of plain files, too */
+        log_msg(LOG_NOTICE, "the record of this host on '%s' is open and locked again", d->guard.store.path);
+        atomic_store(&d->guard.host_lost, false);
+        atomic_store(&d->guard.locks_lost_new, true); /* one lease for all: those of plain files, too */
     } else if ((r == -EBUSY || r == -EKEYREJECTED || d->host_lock_fd < 0) &&
-               !atomic_exchange(&d->host_lost, true)) {
+               !atomic_exchange(&d->guard.host_lost, true)) {
         log_msg(LOG_ERR,
                 "the lock on this host's record on '%s' is lost: %s. What is held stays held, but no image "
                 "is claimed any more until the lock is "
                 "had again",
-                d->store.path, why.text);
+                d->guard.store.path, why.text);
     }
 }
 
 static void beat_once(struct daemon *d, uint64_t beat, int *failed)
 {
-    int r = d->host_lock_fd < 0 ? -EBADF : host_beat(d->host_lock_fd, &d->host, beat);
-    if (r < 0 && r != *failed && !atomic_load(&d->host_lost))
-        log_msg(LOG_WARNING, "cannot write the beat of this host on the datastore '%s': %s", d->store.path,
-                strerror(-r));
+    int r = d->host_lock_fd < 0 ? -EBADF : host_beat(d->host_lock_fd, &d->guard.host, beat);
+    if (r < 0 && r != *failed && !atomic_load(&d->guard.host_lost))
+        log_msg(LOG_WARNING, "cannot write the beat of this host on the datastore '%s': %s",
+                d->guard.store.path, strerror(-r));
     *failed = r;
     if (is_lost(r))
         relock_and_say(d);
@@ -103,22 +104,22 @@ static void beat_once(struct daemon *d, uint64_t beat, int *failed)
 
 static void *run_beat(void *arg)
 {
-    struct keeper *k = arg;
+    struct monitor *k = arg;
     int failed = 0;
-    for (uint64_t beat = KEEPER_FIRST_BEAT; wait_round(k, false);)
+    for (uint64_t beat = MONITOR_FIRST_BEAT; wait_round(k, false);)
         beat_once(k->d, ++beat, &failed);
     return NULL;
 }
 
 static void *run_tend(void *arg)
 {
-    struct keeper *k = arg;
+    struct monitor *k = arg;
     while (wait_round(k, true))
         image_tend_round(k->tend);
     return NULL;
 }
 
-static void end_threads(struct keeper *k)
+static void end_threads(struct monitor *k)
 {
     mutex_lock(&k->lock);
     k->stop = true;
@@ -131,9 +132,9 @@ static void end_threads(struct keeper *k)
     k->beating = k->tending = false;
 }
 
-struct keeper *keeper_new(struct daemon *d)
+struct monitor *monitor_new(struct daemon *d)
 {
-    struct keeper *k = calloc(1, sizeof(*k));
+    struct monitor *k = calloc(1, sizeof(*k));
     if (!k)
         return NULL;
     k->d = d;
@@ -143,17 +144,17 @@ struct keeper *keeper_new(struct daemon *d)
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
     pthread_cond_init(&k->wake, &attr);
     pthread_condattr_destroy(&attr);
-    k->tend = image_tend_new(d);
+    k->tend = image_tend_new(&d->guard);
     k->beating = k->tend && pthread_create(&k->beat, NULL, run_beat, k) == 0;
     k->tending = k->beating && pthread_create(&k->look, NULL, run_tend, k) == 0;
     if (k->tending)
         return k;
-    keeper_stop(k);
-    keeper_free(k);
+    monitor_stop(k);
+    monitor_free(k);
     return NULL;
 }
 
-void keeper_kick(struct keeper *k)
+void monitor_kick(struct monitor *k)
 {
     mutex_lock(&k->lock);
     k->kicked = true;
@@ -161,7 +162,7 @@ void keeper_kick(struct keeper *k)
     mutex_unlock(&k->lock);
 }
 
-void keeper_stop(struct keeper *k)
+void monitor_stop(struct monitor *k)
 {
     if (!k)
         return;
@@ -170,7 +171,7 @@ void keeper_stop(struct keeper *k)
     k->tend = NULL;
 }
 
-void keeper_free(struct keeper *k)
+void monitor_free(struct monitor *k)
 {
     if (!k)
         return;

@@ -73,30 +73,25 @@ static int set_wait(struct parse *p, const char *value)
     uint64_t n;
     if (base_u64(value, &n) < 0 || n > WAIT_MAX)
         return bad(p, "wait=%s: must be a number of seconds from 0 to %d", value, WAIT_MAX);
-    p->o->wait_s = (unsigned)n;
-    p->o->wait_set = true;
+    p->o->guard.wait_s = (unsigned)n;
+    p->o->guard.wait_set = true;
     return 0;
 }
 
 static int set_threshold(struct parse *p, const char *value)
 {
-    if (base_size(value, &p->o->threshold) < 0)
+    if (base_size(value, &p->o->guard.threshold) < 0)
         return bad(p, "threshold=%s: must be a number of bytes, with an optional K, M, G or T", value);
-    p->o->threshold_set = true;
+    p->o->guard.threshold_set = true;
     return 0;
-}
-
-bool options_threshold_rules(const struct options *o)
-{
-    return o->threshold_set || o->seal == SEAL_SIZE;
 }
 
 static int set_seal(struct parse *p, const char *value)
 {
     if (strcmp(value, "refuse") == 0)
-        p->o->seal = SEAL_REFUSE;
+        p->o->guard.seal = SEAL_REFUSE;
     else if (strcmp(value, "size") == 0)
-        p->o->seal = SEAL_SIZE;
+        p->o->guard.seal = SEAL_SIZE;
     else
         return bad(p, "seal=%s: must be refuse or size", value);
     return 0;
@@ -105,9 +100,9 @@ static int set_seal(struct parse *p, const char *value)
 static int set_writers(struct parse *p, const char *value)
 {
     if (strcmp(value, "process") == 0)
-        p->o->writers = WRITERS_PROCESS;
+        p->o->guard.writers = WRITERS_PROCESS;
     else if (strcmp(value, "host") == 0)
-        p->o->writers = WRITERS_HOST;
+        p->o->guard.writers = WRITERS_HOST;
     else
         return bad(p, "writers=%s: must be process or host", value);
     return 0;
@@ -116,9 +111,9 @@ static int set_writers(struct parse *p, const char *value)
 static int set_readers(struct parse *p, const char *value)
 {
     if (strcmp(value, "protect") == 0)
-        p->o->readers = READERS_PROTECT;
+        p->o->guard.readers = READERS_PROTECT;
     else if (strcmp(value, "ignore") == 0)
-        p->o->readers = READERS_IGNORE;
+        p->o->guard.readers = READERS_IGNORE;
     else
         return bad(p, "readers=%s: must be protect or ignore", value);
     return 0;
@@ -127,9 +122,9 @@ static int set_readers(struct parse *p, const char *value)
 static int set_damaged(struct parse *p, const char *value)
 {
     if (strcmp(value, "claim") == 0)
-        p->o->damaged = DAMAGED_CLAIM;
+        p->o->guard.damaged = DAMAGED_CLAIM;
     else if (strcmp(value, "refuse") == 0)
-        p->o->damaged = DAMAGED_REFUSE;
+        p->o->guard.damaged = DAMAGED_REFUSE;
     else
         return bad(p, "damaged=%s: must be claim or refuse", value);
     return 0;
@@ -154,7 +149,7 @@ static int set_takeover(struct parse *p, const char *value)
 {
     for (unsigned n = 0; n <= TAKEOVER_UNPROVEN; n++) {
         if (strcmp(value, options_takeover_name((enum takeover_mode)n)) == 0) {
-            p->o->takeover = (enum takeover_mode)n;
+            p->o->guard.takeover = (enum takeover_mode)n;
             return 0;
         }
     }
@@ -166,7 +161,7 @@ static int set_takeover_wait(struct parse *p, const char *value)
     uint64_t n;
     if (base_u64(value, &n) < 0 || n < 1 || n > WAIT_MAX)
         return bad(p, "takeover-wait=%s: must be a number of seconds from 1 to %d", value, WAIT_MAX);
-    p->o->takeover_wait_s = (unsigned)n;
+    p->o->guard.takeover_wait_s = (unsigned)n;
     return 0;
 }
 
@@ -210,10 +205,10 @@ static bool is_executable(const char *s, size_t len)
 
 static void managers_free(struct options *o)
 {
-    for (char **m = o->managers; m && *m; m++)
+    for (char **m = o->guard.managers; m && *m; m++)
         free(*m);
-    free(o->managers);
-    o->managers = NULL;
+    free(o->guard.managers);
+    o->guard.managers = NULL;
 }
 
 static int set_managers(struct parse *p, const char *value)
@@ -222,8 +217,8 @@ static int set_managers(struct parse *p, const char *value)
     for (const char *s = value; *s; s++)
         n += *s == ':';
     managers_free(p->o);
-    p->o->managers = calloc(n, sizeof(char *));
-    if (!p->o->managers)
+    p->o->guard.managers = calloc(n, sizeof(char *));
+    if (!p->o->guard.managers)
         return no_memory(p);
     n = 0;
     for (const char *s = value; strcmp(value, "none") != 0;) {
@@ -233,8 +228,8 @@ static int set_managers(struct parse *p, const char *value)
                        "managers=%s: must be none, or names or absolute paths of programs such as "
                        "libvirtd:/opt/bin/manager",
                        value);
-        p->o->managers[n] = strndup(s, len);
-        if (!p->o->managers[n++])
+        p->o->guard.managers[n] = strndup(s, len);
+        if (!p->o->guard.managers[n++])
             return no_memory(p);
         if (s[len] == '\0')
             break;
@@ -257,18 +252,19 @@ static int set_raw(struct parse *p, const char *value)
     static const char *const words[] = {[RAW_AUTO] = "auto", [RAW_ALL] = "all", [RAW_NONE] = "none"};
     for (unsigned n = 0; n < sizeof(words) / sizeof(*words); n++) {
         if (strcmp(value, words[n]) == 0) {
-            p->o->raw = (enum raw_mode)n;
+            p->o->guard.raw = (enum raw_mode)n;
             return 0;
         }
     }
-    p->o->raw = RAW_GLOBS;
-    return set_globs(p, &p->o->raw_globs, "raw", "auto, all, none or file name patterns such as *.img:*.raw",
-                     value);
+    p->o->guard.raw = RAW_GLOBS;
+    return set_globs(p, &p->o->guard.raw_globs, "raw",
+                     "auto, all, none or file name patterns such as *.img:*.raw", value);
 }
 
 static int set_shared(struct parse *p, const char *value)
 {
-    return set_globs(p, &p->o->shared_globs, "shared", "file name patterns such as *.shared:quorum-*", value);
+    return set_globs(p, &p->o->guard.shared_globs, "shared", "file name patterns such as *.shared:quorum-*",
+                     value);
 }
 
 static const struct own_option {
@@ -322,9 +318,9 @@ static bool is_for_fuse(const char *arg)
 static int to_fuse(struct parse *p, const char *arg)
 {
     if (strcmp(arg, "ro") == 0)
-        p->o->read_only = true;
+        p->o->guard.read_only = true;
     if (strcmp(arg, "rw") == 0)
-        p->o->read_only = false;
+        p->o->guard.read_only = false;
     return options_to_fuse(p->o, arg, NULL) < 0 ? no_memory(p) : 0;
 }
 
@@ -437,12 +433,12 @@ static int finish(struct parse *p)
     struct options *o = p->o;
     if (p->n_paths < 2)
         return bad(p, p->n_paths == 0 ? "which datastore, and where to mount it?" : "where to mount it?");
-    o->datastore = p->paths[0];
-    o->mountpoint = p->paths[1];
+    o->guard.datastore = p->paths[0];
+    o->guard.mountpoint = p->paths[1];
     p->paths[0] = p->paths[1] = NULL;
     if (!o->state_dir && set_text(p, &o->state_dir, STATE_DIR_DEFAULT) < 0)
         return -1;
-    if (!o->managers && set_managers(p, MANAGERS_DEFAULT) < 0)
+    if (!o->guard.managers && set_managers(p, MANAGERS_DEFAULT) < 0)
         return -1;
     if (!o->subtype && set_text(p, &o->subtype, SUBTYPE_DEFAULT) < 0)
         return -1;
@@ -471,7 +467,7 @@ int options_parse(int argc, char **argv, struct options *ret, enum options_todo 
 {
     struct parse p = {.o = ret, .why = why};
     struct fuse_args args = FUSE_ARGS_INIT(argc, argv);
-    *ret = (struct options){.wait_s = 5, .takeover_wait_s = TAKEOVER_WAIT_DEFAULT};
+    *ret = (struct options){.guard = {.wait_s = 5, .takeover_wait_s = TAKEOVER_WAIT_DEFAULT}};
     fuse_set_log_func(no_log);
     int r = fuse_opt_add_arg(&ret->fuse_args, "diskguard");
     if (r == 0)
@@ -491,12 +487,12 @@ int options_parse(int argc, char **argv, struct options *ret, enum options_todo 
 
 void options_free(struct options *o)
 {
-    free(o->datastore);
-    free(o->mountpoint);
+    free(o->guard.datastore);
+    free(o->guard.mountpoint);
     free(o->host_id);
     free(o->state_dir);
-    globs_free(&o->raw_globs);
-    globs_free(&o->shared_globs);
+    globs_free(&o->guard.raw_globs);
+    globs_free(&o->guard.shared_globs);
     managers_free(o);
     free(o->subtype);
     fuse_opt_free_args(&o->fuse_args);

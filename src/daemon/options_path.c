@@ -208,7 +208,7 @@ static int check_state_dir(const struct options *o, struct why *why)
             return 0; /* host_load() explains what is wrong with it */
         *slash = '\0';
     }
-    if (!path_holds(o->datastore, real) && !path_holds(o->mountpoint, real))
+    if (!path_holds(o->guard.datastore, real) && !path_holds(o->guard.mountpoint, real))
         return 0;
     why_set(why,
             "the state directory %.300s lies inside the datastore or the mountpoint: the journal is this "
@@ -220,17 +220,17 @@ static int check_state_dir(const struct options *o, struct why *why)
 
 int options_check_paths(struct options *o, struct why *why)
 {
-    int r = canonical(&o->datastore, "datastore", " (is its storage mounted?)", why);
+    int r = canonical(&o->guard.datastore, "datastore", " (is its storage mounted?)", why);
     if (r == 0)
-        r = canonical(&o->mountpoint, "mountpoint", "", why);
-    if (r == -ENOTCONN && clear_dead_view(o->datastore, o->mountpoint))
-        r = canonical(&o->mountpoint, "mountpoint", "", why);
+        r = canonical(&o->guard.mountpoint, "mountpoint", "", why);
+    if (r == -ENOTCONN && clear_dead_view(o->guard.datastore, o->guard.mountpoint))
+        r = canonical(&o->guard.mountpoint, "mountpoint", "", why);
     if (r == 0)
-        r = check_overlap(o->datastore, o->mountpoint, why);
+        r = check_overlap(o->guard.datastore, o->guard.mountpoint, why);
     if (r == 0)
         r = check_state_dir(o, why);
     if (r == 0 &&
-        options_to_fuse(o, "fsname", o->datastore) + options_to_fuse(o, "subtype", o->subtype) < 0) {
+        options_to_fuse(o, "fsname", o->guard.datastore) + options_to_fuse(o, "subtype", o->subtype) < 0) {
         why_set(why, "out of memory");
         r = -ENOMEM;
     }

@@ -8,7 +8,7 @@
 
 /* Calls fn for the name of `len` bytes at `off`, for a format links(). Bytes beyond the end of the file count as zero, and a zero ends the name, as
  * in QEMU; an empty name is none. 0, what fn returned, -EAGAIN, or -EUCLEAN: too long. */
-static inline int backing_link(struct view *v, uint64_t off, uint32_t len, const char *format,
+static inline int backing_link(struct excerpt *v, uint64_t off, uint32_t len, const char *format,
                                int (*fn)(void *arg, const struct format_link *link), void *arg)
 {
     struct format_link link = {.role = LINK_BACKING};

@@ -11,7 +11,7 @@ static const struct format *const formats[] = {
 };
 #define FORMATS (sizeof(formats) / sizeof(formats[0]))
 
-const uint8_t *view_get(struct view *v, uint64_t off, size_t len)
+const uint8_t *view_get(struct excerpt *v, uint64_t off, size_t len)
 {
     if (len == 0 || off > v->file_size || len > v->file_size - off)
         return NULL;
@@ -115,7 +115,8 @@ static enum verdict ambiguous(const struct match *m, unsigned n, struct format_i
     return FORMAT_AMBIGUOUS;
 }
 
-enum verdict format_identify(struct view *v, const struct format **ret_format, struct format_info *ret_info)
+enum verdict format_identify(struct excerpt *v, const struct format **ret_format,
+                             struct format_info *ret_info)
 {
     const struct format_info unknown = {.zone = {.head = FORMAT_REACH, .tail = UINT64_MAX}};
     struct match m[FORMATS];

@@ -1,7 +1,7 @@
 /* format.h: the table of image formats, and how a file's format is found.
  *
  * A format is {name, probe, plan} over a read-only view of bytes: no descriptor, no lock, no log, so that it can be
- * fuzzed on a buffer. The caller loads windows of the file into a struct view and calls format_identify(); when a probe
+ * fuzzed on a buffer. The caller loads windows of the file into a struct excerpt and calls format_identify(); when a probe
  * needs bytes that are not loaded it gets NULL from view_get(), which notes the range in view->want_*; the verdict is
  * then FORMAT_MORE, the caller loads that window and calls again (core/header.c does all of this).
  *
@@ -30,7 +30,7 @@
 #define VIEW_WINDOWS 16
 #define FORMAT_WHY 160
 
-struct view {
+struct excerpt {
     uint64_t file_size; /* bytes */
     unsigned n;
     struct {
@@ -44,7 +44,7 @@ struct view {
 
 /* The bytes [off, off + len) when they lie in one loaded window, else NULL. A range that is inside the file and not
  * loaded is noted in want_off and want_len; one that is outside the file is not. */
-const uint8_t *view_get(struct view *v, uint64_t off, size_t len);
+const uint8_t *view_get(struct excerpt *v, uint64_t off, size_t len);
 
 /* What one format says of a file. */
 enum probe {
@@ -126,18 +126,18 @@ struct format {
     const char *name; /* lower case, as QEMU names it */
     bool
         weak; /* no header of its own: nothing in it can refuse, and a partition table at its start is all that is known of it */
-    enum probe (*probe)(struct view *v, struct format_info *ret_info);
+    enum probe (*probe)(struct excerpt *v, struct format_info *ret_info);
     /* Fills *ret_plan with the extents that seal this image, in seal order: every prefix of them, and every suffix of a restore in reverse order, is refused
      * by raw openers. Called only after probe said YES on the same view. 0; -EAGAIN: view->want_* must be loaded first; -EUCLEAN: no plan can be made. */
-    int (*plan)(struct view *v, const struct seal_policy *policy, struct plan *ret_plan);
+    int (*plan)(struct excerpt *v, const struct seal_policy *policy, struct plan *ret_plan);
     /* May be NULL: nothing to undo. Called only after probe said SEALED on the same view. size: NULL, or what a person gave, in bytes. Fills *ret_plan with
      * extents whose sealed bytes are those that stand there and whose true bytes undo the seal; a seal of which only a part stands is undone too.
      * 0; -ENODATA: the file does not hold the exact size and none was given; -ERANGE: the given one contradicts the file; -EAGAIN as above; -EUCLEAN: cannot
      * be undone. *ret_rescue is filled in each case but -EAGAIN. */
-    int (*rescue)(struct view *v, const uint64_t *size, struct rescue *ret_rescue, struct plan *ret_plan);
+    int (*rescue)(struct excerpt *v, const uint64_t *size, struct rescue *ret_rescue, struct plan *ret_plan);
     /* May be NULL: it never needs others. Called after YES, SEALED or LIES. Calls fn for each file that the image needs; a non-zero return of fn stops and is
      * returned. 0, -EAGAIN as above (before fn was called at all), -EUCLEAN: a name does not fit or cannot be followed. */
-    int (*links)(struct view *v, int (*fn)(void *arg, const struct format_link *link), void *arg);
+    int (*links)(struct excerpt *v, int (*fn)(void *arg, const struct format_link *link), void *arg);
 };
 
 extern const struct format format_qcow2;     /* qcow2.c */
@@ -162,7 +162,8 @@ enum verdict {
 };
 
 /* Finds the one format that matches. *ret_format is NULL unless the verdict is IMAGE, SEALED or LIES. */
-enum verdict format_identify(struct view *v, const struct format **ret_format, struct format_info *ret_info);
+enum verdict format_identify(struct excerpt *v, const struct format **ret_format,
+                             struct format_info *ret_info);
 
 /* The format of that name, or NULL. */
 const struct format *format_by_name(const char *name);

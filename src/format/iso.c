@@ -16,7 +16,7 @@
 #define TYPE_PRIMARY 1u
 #define VERSION 1u
 
-static enum probe iso_probe(struct view *v, struct format_info *ret_info)
+static enum probe iso_probe(struct excerpt *v, struct format_info *ret_info)
 {
     const uint8_t *p;
 
@@ -32,7 +32,7 @@ static enum probe iso_probe(struct view *v, struct format_info *ret_info)
     return PROBE_YES;
 }
 
-static int iso_plan(struct view *v, const struct seal_policy *policy, struct plan *ret_plan)
+static int iso_plan(struct excerpt *v, const struct seal_policy *policy, struct plan *ret_plan)
 {
     (void)v;
     (void)policy;

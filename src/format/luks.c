@@ -108,7 +108,7 @@ static bool is_text(const uint8_t *p, size_t n)
 }
 
 /* Loads what all else needs. The secondary header is looked for whatever the primary one's version is: its mark counts as well. */
-static enum probe load(struct view *v, struct luks *l)
+static enum probe load(struct excerpt *v, struct luks *l)
 {
     size_t n = v->file_size < FORMAT_REACH ? (size_t)v->file_size : FORMAT_REACH;
     uint32_t version;
@@ -291,7 +291,7 @@ static uint64_t segment_offset(const uint8_t *json, size_t n)
 /* ---- probe ---- */
 
 /* Where the payload begins; false: not loaded. */
-static bool payload_offset(struct view *v, const struct luks *l, uint64_t *ret)
+static bool payload_offset(struct excerpt *v, const struct luks *l, uint64_t *ret)
 {
     const uint8_t *json;
 
@@ -308,7 +308,7 @@ static bool payload_offset(struct view *v, const struct luks *l, uint64_t *ret)
     return json != NULL;
 }
 
-static enum probe luks_probe(struct view *v, struct format_info *ret_info)
+static enum probe luks_probe(struct excerpt *v, struct format_info *ret_info)
 {
     struct luks l;
     enum probe answer = load(v, &l);
@@ -352,7 +352,7 @@ static void make_seal1(const uint8_t *header, uint8_t ret[SEAL1_LEN])
     put_be(ret + OFF_PAYLOAD - OFF_HASH, SEALED_PAYLOAD, 4);
 }
 
-static int luks_plan(struct view *v, const struct seal_policy *policy, struct plan *ret_plan)
+static int luks_plan(struct excerpt *v, const struct seal_policy *policy, struct plan *ret_plan)
 {
     uint8_t seal1[SEAL1_LEN], version[2];
     struct luks l;
@@ -412,7 +412,7 @@ static bool former_luks1(const uint8_t *header, uint8_t ret[SEAL1_LEN])
     return true;
 }
 
-static void set_size(struct view *v, uint64_t payload, const char *source, struct rescue *ret)
+static void set_size(struct excerpt *v, uint64_t payload, const char *source, struct rescue *ret)
 {
     ret->n = 1;
     ret->candidate[0].kind = RESCUE_EXACT;
@@ -421,7 +421,7 @@ static void set_size(struct view *v, uint64_t payload, const char *source, struc
 }
 
 /* The payload offset alone is sealed and the hash name is not: the key material ends before the payload, no more is known. */
-static int guess_luks1(struct view *v, const struct luks *l, const uint64_t *size, struct rescue *rescue,
+static int guess_luks1(struct excerpt *v, const struct luks *l, const uint64_t *size, struct rescue *rescue,
                        uint8_t former[SEAL1_LEN])
 {
     uint64_t end = 0, sectors = material_sectors(l->p);
@@ -444,7 +444,7 @@ static int guess_luks1(struct view *v, const struct luks *l, const uint64_t *siz
     return 0;
 }
 
-static int rescue_luks1(struct view *v, const struct luks *l, const uint64_t *size, struct rescue *rescue,
+static int rescue_luks1(struct excerpt *v, const struct luks *l, const uint64_t *size, struct rescue *rescue,
                         struct plan *plan)
 {
     uint8_t former[SEAL1_LEN], header[LUKS1_LEN];
@@ -467,7 +467,7 @@ static int rescue_luks1(struct view *v, const struct luks *l, const uint64_t *si
     return plan_add(plan, OFF_HASH, former, l->p + OFF_HASH, SEAL1_LEN);
 }
 
-static int rescue_luks2(struct view *v, const struct luks *l, struct rescue *rescue, struct plan *plan)
+static int rescue_luks2(struct excerpt *v, const struct luks *l, struct rescue *rescue, struct plan *plan)
 {
     uint8_t first[LUKS2_LEN], second[LUKS2_LEN], version[2];
     struct luks undone = *l;
@@ -498,7 +498,8 @@ static int rescue_luks2(struct view *v, const struct luks *l, struct rescue *res
 }
 
 /* The size is not sealed: a given one must be that of the file without its header. */
-static int luks_rescue(struct view *v, const uint64_t *size, struct rescue *ret_rescue, struct plan *ret_plan)
+static int luks_rescue(struct excerpt *v, const uint64_t *size, struct rescue *ret_rescue,
+                       struct plan *ret_plan)
 {
     struct luks l;
     enum probe answer = load(v, &l);

@@ -52,7 +52,7 @@ struct parallels {
 };
 
 /* Loads the header and decodes it; values are not checked yet. */
-static enum probe load(struct view *v, struct parallels *h)
+static enum probe load(struct excerpt *v, struct parallels *h)
 {
     size_t n = v->file_size < LOAD ? (size_t)v->file_size : LOAD;
     const uint8_t *p;
@@ -101,7 +101,7 @@ static bool check_size(const struct parallels *h, struct format_info *info)
     return true;
 }
 
-static enum probe parallels_probe(struct view *v, struct format_info *ret_info)
+static enum probe parallels_probe(struct excerpt *v, struct format_info *ret_info)
 {
     struct parallels h;
     enum probe answer = load(v, &h);
@@ -130,7 +130,7 @@ static enum probe parallels_probe(struct view *v, struct format_info *ret_info)
 
 /* ---- plan ---- */
 
-static int parallels_plan(struct view *v, const struct seal_policy *policy, struct plan *ret_plan)
+static int parallels_plan(struct excerpt *v, const struct seal_policy *policy, struct plan *ret_plan)
 {
     static const uint8_t zero[8];
     struct parallels h;
@@ -150,7 +150,7 @@ static int parallels_plan(struct view *v, const struct seal_policy *policy, stru
 /* ---- rescue ---- */
 
 /* Every cluster stands a multiple of tracks behind every other one: in sectors under the old magic. What is not in the first LOAD bytes is not asked. */
-static bool clusters_fit(struct view *v, const struct parallels *h, uint64_t tracks)
+static bool clusters_fit(struct excerpt *v, const struct parallels *h, uint64_t tracks)
 {
     uint64_t end = bat_end(h) < LOAD ? bat_end(h) : LOAD;
     const uint8_t *p = v->file_size >= end ? view_get(v, 0, end) : NULL;
@@ -169,7 +169,8 @@ static bool clusters_fit(struct view *v, const struct parallels *h, uint64_t tra
 }
 
 /* How many values of tracks there are for which `sectors` fill the BAT up to its last entry and which fit the rest of the header: 0, 1, 2 (or more). */
-static unsigned tell_tracks(struct view *v, const struct parallels *h, uint64_t sectors, uint32_t *ret_tracks)
+static unsigned tell_tracks(struct excerpt *v, const struct parallels *h, uint64_t sectors,
+                            uint32_t *ret_tracks)
 {
     /* spec, "Definitions": 1 MiB, in previous versions 63 sectors, 256 and 252 KiB; QEMU makes any, but under the new magic only */
     static const uint32_t known[] = {63, 504, 512, 2048};
@@ -206,7 +207,7 @@ static void find_bounds(const struct parallels *h, struct rescue *ret)
                    "cylinders x heads x 32 sectors");
 }
 
-static int parallels_rescue(struct view *v, const uint64_t *size, struct rescue *ret_rescue,
+static int parallels_rescue(struct excerpt *v, const uint64_t *size, struct rescue *ret_rescue,
                             struct plan *ret_plan)
 {
     uint64_t sectors;

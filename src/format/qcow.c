@@ -51,7 +51,7 @@ struct qcow {
 };
 
 /* Loads the header and decodes it; values are not checked yet. */
-static enum probe load(struct view *v, struct qcow *h)
+static enum probe load(struct excerpt *v, struct qcow *h)
 {
     size_t n = v->file_size < LOAD ? (size_t)v->file_size : LOAD;
     const uint8_t *p;
@@ -126,7 +126,7 @@ static bool check_others(const struct qcow *h, struct format_info *info)
     return true;
 }
 
-static enum probe qcow_probe(struct view *v, struct format_info *ret_info)
+static enum probe qcow_probe(struct excerpt *v, struct format_info *ret_info)
 {
     struct qcow h;
     enum probe answer = load(v, &h);
@@ -147,7 +147,7 @@ static enum probe qcow_probe(struct view *v, struct format_info *ret_info)
 
 /* ---- plan ---- */
 
-static int qcow_plan(struct view *v, const struct seal_policy *policy, struct plan *ret_plan)
+static int qcow_plan(struct excerpt *v, const struct seal_policy *policy, struct plan *ret_plan)
 {
     uint8_t word[8];
     struct qcow h;
@@ -177,7 +177,7 @@ static int64_t last_used(const uint8_t *table, uint64_t n)
 }
 
 /* What of the table at off lies in the file, at most max bytes; whole entries. */
-static uint64_t in_file(const struct view *v, uint64_t off, uint64_t max)
+static uint64_t in_file(const struct excerpt *v, uint64_t off, uint64_t max)
 {
     uint64_t left = off < v->file_size ? v->file_size - off : 0;
 
@@ -186,7 +186,7 @@ static uint64_t in_file(const struct view *v, uint64_t off, uint64_t max)
 
 /* The L1 table ends before the first L2 table, which one of its own entries names, and between the two all bytes are zero: so whatever is not zero
  * before the lowest L2 table that was met is an entry. An L1 table longer than a window gives a weaker bound, not a wrong one. */
-static int find_bounds(struct view *v, const struct qcow *h, struct bounds *ret)
+static int find_bounds(struct excerpt *v, const struct qcow *h, struct bounds *ret)
 {
     uint64_t n = in_file(v, h->l1_offset, FORMAT_WINDOW_MAX) / 8, first = UINT64_MAX, used = 0, l2 = 0, l2_n;
     const uint8_t *p = n ? view_get(v, h->l1_offset, n * 8) : NULL;
@@ -218,7 +218,8 @@ static int find_bounds(struct view *v, const struct qcow *h, struct bounds *ret)
     return 0;
 }
 
-static int qcow_rescue(struct view *v, const uint64_t *size, struct rescue *ret_rescue, struct plan *ret_plan)
+static int qcow_rescue(struct excerpt *v, const uint64_t *size, struct rescue *ret_rescue,
+                       struct plan *ret_plan)
 {
     struct format_info info;
     struct bounds b;
@@ -246,7 +247,7 @@ static int qcow_rescue(struct view *v, const uint64_t *size, struct rescue *ret_
 
 /* ---- links ---- */
 
-static int qcow_links(struct view *v, int (*fn)(void *arg, const struct format_link *link), void *arg)
+static int qcow_links(struct excerpt *v, int (*fn)(void *arg, const struct format_link *link), void *arg)
 {
     struct qcow h;
     enum probe answer = load(v, &h);

@@ -40,7 +40,7 @@ uint32_t qcow2_get32(const struct header_view *h, size_t off)
 }
 
 /* Loads the header and decodes what all checks need; values are not checked yet. */
-enum probe qcow2_load(struct view *v, struct header_view *h)
+enum probe qcow2_load(struct excerpt *v, struct header_view *h)
 {
     memset(h, 0, sizeof(*h));
     h->n = v->file_size < FORMAT_REACH ? (size_t)v->file_size : FORMAT_REACH;
@@ -316,7 +316,7 @@ static bool is_sealed(const struct header_view *h, struct format_info *info)
     return true;
 }
 
-static enum probe qcow2_probe(struct view *v, struct format_info *ret_info)
+static enum probe qcow2_probe(struct excerpt *v, struct format_info *ret_info)
 {
     struct header_view h;
     enum probe answer = qcow2_load(v, &h);
@@ -367,7 +367,7 @@ static void make_row(const char *holder, uint64_t size, uint8_t ret[ROW_LEN])
     memcpy(ret + ROW_NAME, name, strlen(name));
 }
 
-static int qcow2_plan(struct view *v, const struct seal_policy *policy, struct plan *ret_plan)
+static int qcow2_plan(struct excerpt *v, const struct seal_policy *policy, struct plan *ret_plan)
 {
     uint8_t word[8], row[ROW_LEN];
     const uint8_t *old_row;

@@ -99,7 +99,7 @@ uint64_t qcow2_get64(const struct header_view *h, size_t off);
 uint32_t qcow2_get32(const struct header_view *h, size_t off);
 
 /* Loads the header and decodes what all checks need; values are not checked yet. YES, NO or MORE. */
-enum probe qcow2_load(struct view *v, struct header_view *h);
+enum probe qcow2_load(struct excerpt *v, struct header_view *h);
 /* The extension at *pos (start with header_length). DONE: END, the end of the area, or of what is visible. */
 enum step qcow2_next_extension(const struct header_view *h, uint64_t *pos, struct extension *ret);
 /* The feature name table, where it is wholly visible; the last one in the header, as QEMU takes it. Number of rows, 0: none. */
@@ -111,7 +111,7 @@ unsigned qcow2_l1_shift(const struct header_view *h);
 /* All checks of the spec but for the version; false: info->why says which. */
 bool qcow2_check(const struct header_view *h, struct format_info *info);
 
-int qcow2_rescue(struct view *v, const uint64_t *size, struct rescue *ret_rescue, struct plan *ret_plan);
-int qcow2_links(struct view *v, int (*fn)(void *arg, const struct format_link *link), void *arg);
+int qcow2_rescue(struct excerpt *v, const uint64_t *size, struct rescue *ret_rescue, struct plan *ret_plan);
+int qcow2_links(struct excerpt *v, int (*fn)(void *arg, const struct format_link *link), void *arg);
 
 #endif

@@ -187,7 +187,7 @@ static int make_plan(const struct header_view *h, const struct sealed_row *row, 
 static bool is_sound(const struct header_view *h, const struct plan *plan)
 {
     uint8_t bytes[FORMAT_REACH];
-    struct view v = {.file_size = h->n, .n = 1, .win = {{0, h->n, bytes}}};
+    struct excerpt v = {.file_size = h->n, .n = 1, .win = {{0, h->n, bytes}}};
     struct format_info info;
     struct header_view undone;
 
@@ -197,7 +197,7 @@ static bool is_sound(const struct header_view *h, const struct plan *plan)
     return qcow2_load(&v, &undone) == PROBE_YES && qcow2_check(&undone, &info);
 }
 
-int qcow2_rescue(struct view *v, const uint64_t *size, struct rescue *ret_rescue, struct plan *ret_plan)
+int qcow2_rescue(struct excerpt *v, const uint64_t *size, struct rescue *ret_rescue, struct plan *ret_plan)
 {
     struct header_view h;
     struct sealed_row row;
@@ -232,7 +232,7 @@ int qcow2_rescue(struct view *v, const uint64_t *size, struct rescue *ret_rescue
 /* ---- links ---- */
 
 /* A name at off -> link->path, maybe beyond what is visible of the header. */
-static int load_path(struct view *v, uint64_t off, size_t len, struct format_link *link)
+static int load_path(struct excerpt *v, uint64_t off, size_t len, struct format_link *link)
 {
     const uint8_t *name;
 
@@ -255,7 +255,7 @@ static void take_format(const struct header_view *h, const struct extension *ext
     memcpy(link->format, h->p + ext->off, ext->len);
 }
 
-int qcow2_links(struct view *v, int (*fn)(void *arg, const struct format_link *link), void *arg)
+int qcow2_links(struct excerpt *v, int (*fn)(void *arg, const struct format_link *link), void *arg)
 {
     struct format_link backing = {.role = LINK_BACKING}, data = {.role = LINK_DATA};
     struct extension ext;

@@ -52,7 +52,7 @@ struct qed {
 };
 
 /* Loads the header and decodes it; values are not checked yet. */
-static enum probe load(struct view *v, struct qed *h)
+static enum probe load(struct excerpt *v, struct qed *h)
 {
     size_t n = v->file_size < LOAD ? (size_t)v->file_size : LOAD;
     const uint8_t *p;
@@ -160,12 +160,12 @@ static bool check(const struct qed *h, struct format_info *info)
 }
 
 /* Of size 0: does the file show that it was more? QED cannot be shrunk, so no cluster lies behind the L1 table of an image that was made with size 0. */
-static bool has_more(const struct view *v, const struct qed *h)
+static bool has_more(const struct excerpt *v, const struct qed *h)
 {
     return h->features & FEATURE_BACKING || v->file_size > h->l1_offset + table_entries(h) * 8;
 }
 
-static enum probe qed_probe(struct view *v, struct format_info *ret_info)
+static enum probe qed_probe(struct excerpt *v, struct format_info *ret_info)
 {
     struct qed h;
     enum probe answer = load(v, &h);
@@ -195,7 +195,7 @@ static enum probe qed_probe(struct view *v, struct format_info *ret_info)
 
 /* ---- plan ---- */
 
-static int qed_plan(struct view *v, const struct seal_policy *policy, struct plan *ret_plan)
+static int qed_plan(struct excerpt *v, const struct seal_policy *policy, struct plan *ret_plan)
 {
     uint8_t word[8];
     struct qed h;
@@ -220,7 +220,7 @@ static int qed_plan(struct view *v, const struct seal_policy *policy, struct pla
 /* ---- rescue ---- */
 
 /* The table at off, where all of it lies in the file and in one window; *ret_table NULL: it does not. 0 or -EAGAIN. */
-static int get_table(struct view *v, const struct qed *h, uint64_t off, const uint8_t **ret_table)
+static int get_table(struct excerpt *v, const struct qed *h, uint64_t off, const uint8_t **ret_table)
 {
     uint64_t len = table_entries(h) * 8;
 
@@ -240,7 +240,7 @@ static int64_t last_used(const uint8_t *table, uint64_t n)
 }
 
 /* The end of the first sector of the last used cluster, 0 if none is. */
-static int find_lower(struct view *v, const struct qed *h, uint64_t *ret_lower)
+static int find_lower(struct excerpt *v, const struct qed *h, uint64_t *ret_lower)
 {
     uint64_t n = table_entries(h);
     const uint8_t *l1, *l2;
@@ -268,7 +268,8 @@ static int add_truth(struct plan *plan, const struct qed *h, unsigned off, uint6
     return plan_add(plan, off, word, h->b + off, sizeof(word));
 }
 
-static int qed_rescue(struct view *v, const uint64_t *size, struct rescue *ret_rescue, struct plan *ret_plan)
+static int qed_rescue(struct excerpt *v, const uint64_t *size, struct rescue *ret_rescue,
+                      struct plan *ret_plan)
 {
     struct format_info info;
     uint64_t lower = 0;
@@ -305,7 +306,7 @@ static int qed_rescue(struct view *v, const uint64_t *size, struct rescue *ret_r
 
 /* ---- links ---- */
 
-static int qed_links(struct view *v, int (*fn)(void *arg, const struct format_link *link), void *arg)
+static int qed_links(struct excerpt *v, int (*fn)(void *arg, const struct format_link *link), void *arg)
 {
     struct qed h;
     enum probe answer = load(v, &h);

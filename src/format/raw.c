@@ -35,7 +35,7 @@ static bool entry_is_sane(const uint8_t *e)
 /* The signature alone is no proof: every FAT and NTFS boot sector ends in it too, with code or text where the
  * entries would be. Positions and lengths are not compared with the file's size: block sizes differ, and a
  * file that is being copied grows. */
-static enum probe raw_probe(struct view *v, struct format_info *ret_info)
+static enum probe raw_probe(struct excerpt *v, struct format_info *ret_info)
 {
     const uint8_t *p;
     unsigned used = 0;
@@ -60,7 +60,7 @@ static enum probe raw_probe(struct view *v, struct format_info *ret_info)
     return PROBE_YES;
 }
 
-static int raw_plan(struct view *v, const struct seal_policy *policy, struct plan *ret_plan)
+static int raw_plan(struct excerpt *v, const struct seal_policy *policy, struct plan *ret_plan)
 {
     (void)v;
     (void)policy;

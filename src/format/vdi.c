@@ -52,7 +52,7 @@ struct vdi {
 };
 
 /* Loads the header and decodes it; values are not checked yet. NO, MORE, LIES (a version that is unknown) or YES. */
-static enum probe load(struct view *v, struct vdi *h)
+static enum probe load(struct excerpt *v, struct vdi *h)
 {
     size_t n = v->file_size < LOAD ? (size_t)v->file_size : LOAD;
     const uint8_t *p;
@@ -109,7 +109,7 @@ static uint64_t size_max(const struct vdi *h)
     return (uint64_t)h->blocks * h->block_size;
 }
 
-static enum probe vdi_probe(struct view *v, struct format_info *ret_info)
+static enum probe vdi_probe(struct excerpt *v, struct format_info *ret_info)
 {
     struct vdi h;
     enum probe answer = load(v, &h);
@@ -137,7 +137,7 @@ static enum probe vdi_probe(struct view *v, struct format_info *ret_info)
 
 /* ---- plan ---- */
 
-static int vdi_plan(struct view *v, const struct seal_policy *policy, struct plan *ret_plan)
+static int vdi_plan(struct excerpt *v, const struct seal_policy *policy, struct plan *ret_plan)
 {
     uint8_t word[8];
     struct vdi h;
@@ -154,7 +154,8 @@ static int vdi_plan(struct view *v, const struct seal_policy *policy, struct pla
 
 /* ---- rescue ---- */
 
-static int vdi_rescue(struct view *v, const uint64_t *size, struct rescue *ret_rescue, struct plan *ret_plan)
+static int vdi_rescue(struct excerpt *v, const uint64_t *size, struct rescue *ret_rescue,
+                      struct plan *ret_plan)
 {
     struct format_info info;
     enum probe answer;

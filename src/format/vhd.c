@@ -176,7 +176,7 @@ static uint64_t size_of(const uint8_t *f)
 /* ---- reading ---- */
 
 /* YES: at least one copy has the cookie. LIES: the file ends inside the first. */
-static enum probe load(struct view *v, struct copies *ret)
+static enum probe load(struct excerpt *v, struct copies *ret)
 {
     const uint8_t *p;
 
@@ -208,7 +208,7 @@ static bool dyn_offset_is_sane(const uint8_t *f)
 }
 
 /* The dynamic header, or NULL: not loaded (*ret_more), or outside the file. */
-static const uint8_t *dyn_header(struct view *v, const uint8_t *f, bool *ret_more)
+static const uint8_t *dyn_header(struct excerpt *v, const uint8_t *f, bool *ret_more)
 {
     uint64_t off = be64(f + OFF_DATA);
     const uint8_t *p = view_get(v, off, DYN_HEADER);
@@ -251,7 +251,7 @@ static bool check_table(const uint8_t *f, const uint8_t *d, struct format_info *
     return true;
 }
 
-static enum probe probe_dynamic(struct view *v, const uint8_t *f, struct format_info *info)
+static enum probe probe_dynamic(struct excerpt *v, const uint8_t *f, struct format_info *info)
 {
     uint32_t type = be32(f + OFF_TYPE);
     const uint8_t *d;
@@ -285,7 +285,7 @@ static enum probe probe_dynamic(struct view *v, const uint8_t *f, struct format_
 }
 
 /* No copy at 0: the end of a file that can be anything. */
-static enum probe probe_tail(struct view *v, const uint8_t *f, struct format_info *info)
+static enum probe probe_tail(struct excerpt *v, const uint8_t *f, struct format_info *info)
 {
     uint32_t type = be32(f + OFF_TYPE);
     bool more;
@@ -319,7 +319,7 @@ static void tell_seal(const struct copies *c, struct format_info *info)
              holder[0] ? ": " : "", holder);
 }
 
-static enum probe vhd_probe(struct view *v, struct format_info *ret_info)
+static enum probe vhd_probe(struct excerpt *v, struct format_info *ret_info)
 {
     struct copies c;
     enum probe answer = load(v, &c);
@@ -351,7 +351,7 @@ static int add_seal(struct plan *plan, uint64_t off, const uint8_t *truth, const
     return plan_add(plan, off, truth, sealed, FOOTER);
 }
 
-static int vhd_plan(struct view *v, const struct seal_policy *policy, struct plan *ret_plan)
+static int vhd_plan(struct excerpt *v, const struct seal_policy *policy, struct plan *ret_plan)
 {
     struct copies c;
     enum probe answer = load(v, &c);
@@ -370,7 +370,8 @@ static int vhd_plan(struct view *v, const struct seal_policy *policy, struct pla
 
 /* ---- rescue ---- */
 
-static int vhd_rescue(struct view *v, const uint64_t *size, struct rescue *ret_rescue, struct plan *ret_plan)
+static int vhd_rescue(struct excerpt *v, const uint64_t *size, struct rescue *ret_rescue,
+                      struct plan *ret_plan)
 {
     uint8_t head[FOOTER], tail[FOOTER];
     const uint8_t *truth;
@@ -420,7 +421,7 @@ static int decode_name(const char *platform, const uint8_t *p, size_t n, char *r
 }
 
 /* 0 and *ret "" when there is no such locator. */
-static int locator(struct view *v, const uint8_t *d, const char *platform, char *ret, size_t size)
+static int locator(struct excerpt *v, const uint8_t *d, const char *platform, char *ret, size_t size)
 {
     ret[0] = '\0';
     for (unsigned i = 0; i < LOCATORS; i++) {
@@ -438,7 +439,7 @@ static int locator(struct view *v, const uint8_t *d, const char *platform, char 
     return 0;
 }
 
-static int vhd_links(struct view *v, int (*fn)(void *arg, const struct format_link *link), void *arg)
+static int vhd_links(struct excerpt *v, int (*fn)(void *arg, const struct format_link *link), void *arg)
 {
     struct format_link link = {.role = LINK_BACKING, .format = "vpc"};
     uint8_t f[FOOTER];

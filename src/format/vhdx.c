@@ -137,13 +137,13 @@ struct image {
 /* ---- reading ---- */
 
 /* False: not loaded, want_* says what. NULL: it is not wholly in the file. */
-static bool get(struct view *v, uint64_t off, size_t len, const uint8_t **ret)
+static bool get(struct excerpt *v, uint64_t off, size_t len, const uint8_t **ret)
 {
     *ret = view_get(v, off, len);
     return *ret || off > v->file_size || len > v->file_size - off;
 }
 
-static enum probe load(struct view *v, struct image *im)
+static enum probe load(struct excerpt *v, struct image *im)
 {
     /* with the signature that follows, so that it needs no window of its own */
     size_t regions_len = REGIONS_LEN + (v->file_size >= REGIONS_2 + SIGNATURE_LEN ? SIGNATURE_LEN : 0);
@@ -291,7 +291,7 @@ static bool is_zero(const uint8_t *p, size_t n)
 }
 
 /* False: not loaded. */
-static bool load_table(struct view *v, struct image *im)
+static bool load_table(struct excerpt *v, struct image *im)
 {
     uint64_t left = v->file_size > im->metadata.off ? v->file_size - im->metadata.off : 0;
     size_t window = left < METADATA_WINDOW ? (size_t)left : METADATA_WINDOW;
@@ -347,7 +347,7 @@ static bool check_metadata(struct image *im, struct format_info *info)
 }
 
 /* The bytes of an item, NULL: not in the file. False: not loaded. */
-static bool get_item(struct view *v, const struct image *im, enum item which, const uint8_t **ret)
+static bool get_item(struct excerpt *v, const struct image *im, enum item which, const uint8_t **ret)
 {
     const uint8_t *e = im->item[which];
 
@@ -362,7 +362,7 @@ static uint64_t bat_entries(uint64_t size, uint32_t block, uint32_t sector, bool
     return parent ? (blocks + ratio - 1) / ratio * (ratio + 1) : blocks + (blocks - 1) / ratio;
 }
 
-static enum probe check_items(struct view *v, const struct image *im, struct format_info *info)
+static enum probe check_items(struct excerpt *v, const struct image *im, struct format_info *info)
 {
     const uint8_t *parameters, *size, *logical;
     uint32_t block, sector;
@@ -399,7 +399,7 @@ static enum probe check_items(struct view *v, const struct image *im, struct for
 }
 
 /* The metadata, where there is some. */
-static enum probe check_metadata_region(struct view *v, struct image *im, struct format_info *info)
+static enum probe check_metadata_region(struct excerpt *v, struct image *im, struct format_info *info)
 {
     if (!load_table(v, im))
         return PROBE_MORE;
@@ -411,7 +411,7 @@ static enum probe check_metadata_region(struct view *v, struct image *im, struct
 /* ---- the seal ---- */
 
 /* One bit for each of signatures[]: those that are sealed, and those that are whole. False: not loaded. */
-static bool find_marks(struct view *v, unsigned *ret_sealed, unsigned *ret_whole)
+static bool find_marks(struct excerpt *v, unsigned *ret_sealed, unsigned *ret_whole)
 {
     *ret_sealed = *ret_whole = 0;
     for (unsigned i = 0; i < SIGNATURES; i++) {
@@ -431,7 +431,7 @@ static unsigned in_order(unsigned step, int current)
     return step < 2 ? step : (step == 2) == (current == 1) ? 2 : 3;
 }
 
-static enum probe vhdx_probe(struct view *v, struct format_info *ret_info)
+static enum probe vhdx_probe(struct excerpt *v, struct format_info *ret_info)
 {
     struct image im;
     unsigned sealed, whole;
@@ -456,7 +456,7 @@ static enum probe vhdx_probe(struct view *v, struct format_info *ret_info)
     return check_metadata_region(v, &im, ret_info);
 }
 
-static int vhdx_plan(struct view *v, const struct seal_policy *policy, struct plan *ret_plan)
+static int vhdx_plan(struct excerpt *v, const struct seal_policy *policy, struct plan *ret_plan)
 {
     struct image im;
     unsigned sealed, whole;
@@ -479,7 +479,8 @@ static int vhdx_plan(struct view *v, const struct seal_policy *policy, struct pl
     return r;
 }
 
-static int vhdx_rescue(struct view *v, const uint64_t *size, struct rescue *ret_rescue, struct plan *ret_plan)
+static int vhdx_rescue(struct excerpt *v, const uint64_t *size, struct rescue *ret_rescue,
+                       struct plan *ret_plan)
 {
     struct format_info info = {0};
     struct image im;
@@ -539,7 +540,7 @@ static int locator_value(const uint8_t *p, size_t n, const char *key, char *ret,
 }
 
 /* All up to the parent locator. 0 and *ret NULL: no parent, or not known yet. */
-static int load_locator(struct view *v, struct image *im, const uint8_t **ret)
+static int load_locator(struct excerpt *v, struct image *im, const uint8_t **ret)
 {
     struct format_info info = {0};
     const uint8_t *parameters;
@@ -567,7 +568,7 @@ static int load_locator(struct view *v, struct image *im, const uint8_t **ret)
     return *ret && memcmp(*ret, guid_locator_vhdx, GUID) == 0 ? 0 : -EUCLEAN;
 }
 
-static int vhdx_links(struct view *v, int (*fn)(void *arg, const struct format_link *link), void *arg)
+static int vhdx_links(struct excerpt *v, int (*fn)(void *arg, const struct format_link *link), void *arg)
 {
     struct format_link link = {.role = LINK_BACKING, .format = "vhdx"};
     struct image im;

@@ -61,7 +61,7 @@
 
 /* ---- reading ---- */
 
-static bool load_copy(struct view *v, uint64_t off, size_t len, struct vmdk_copy *ret)
+static bool load_copy(struct excerpt *v, uint64_t off, size_t len, struct vmdk_copy *ret)
 {
     const uint8_t *p;
 
@@ -97,7 +97,7 @@ static bool is_footer(const uint8_t *p)
            le32(eos + FOOTER_MARKER_TYPE) == 0;
 }
 
-static bool load_footer(struct view *v, struct vmdk_image *m)
+static bool load_footer(struct excerpt *v, struct vmdk_image *m)
 {
     uint64_t sectors = v->file_size / VMDK_SECTOR + (v->file_size % VMDK_SECTOR != 0);
     uint8_t b[FOOTER_LEN] = {0};
@@ -118,7 +118,7 @@ static bool load_footer(struct view *v, struct vmdk_image *m)
     return !m->has_footer || load_copy(v, m->footer_off + FOOTER_HEADER, KDMV_LEN, &m->footer);
 }
 
-static bool load_desc(struct view *v, struct vmdk_image *m)
+static bool load_desc(struct excerpt *v, struct vmdk_image *m)
 {
     uint64_t sector = le64(m->header.b + KDMV_DESC_OFFSET), size = le64(m->header.b + KDMV_DESC_SIZE);
     const uint8_t *p;
@@ -140,7 +140,7 @@ static bool load_desc(struct view *v, struct vmdk_image *m)
 }
 
 /* Loads what all checks need; NO: neither of the two magics. */
-enum probe vmdk_load(struct view *v, struct vmdk_image *m)
+enum probe vmdk_load(struct excerpt *v, struct vmdk_image *m)
 {
     const uint8_t *p;
     uint32_t magic;
@@ -365,7 +365,7 @@ static bool check_shell(const struct vmdk_image *m, struct format_info *info)
     return true;
 }
 
-static enum probe vmdk_probe(struct view *v, struct format_info *ret_info)
+static enum probe vmdk_probe(struct excerpt *v, struct format_info *ret_info)
 {
     struct vmdk_image m;
     enum probe answer = vmdk_load(v, &m);
@@ -393,7 +393,7 @@ static enum probe vmdk_probe(struct view *v, struct format_info *ret_info)
 
 /* ---- links ---- */
 
-static int vmdk_links(struct view *v, int (*fn)(void *arg, const struct format_link *link), void *arg)
+static int vmdk_links(struct excerpt *v, int (*fn)(void *arg, const struct format_link *link), void *arg)
 {
     struct vmdk_image m;
     enum probe answer = vmdk_load(v, &m);

@@ -478,7 +478,7 @@ static bool qemu_knows(const uint8_t *p, size_t n)
     return false;
 }
 
-static enum probe load(struct view *v, struct vmdk_desc *ret)
+static enum probe load(struct excerpt *v, struct vmdk_desc *ret)
 {
     size_t n = v->file_size < VMDK_TEXT_MAX ? (size_t)v->file_size : VMDK_TEXT_MAX;
     size_t reach = n < FORMAT_REACH ? n : FORMAT_REACH;
@@ -506,7 +506,7 @@ static enum probe load(struct view *v, struct vmdk_desc *ret)
     return PROBE_YES;
 }
 
-enum probe vmdk_file_probe(struct view *v, struct format_info *ret_info)
+enum probe vmdk_file_probe(struct excerpt *v, struct format_info *ret_info)
 {
     struct vmdk_desc d;
     enum probe answer = load(v, &d);
@@ -531,14 +531,14 @@ enum probe vmdk_file_probe(struct view *v, struct format_info *ret_info)
     return PROBE_YES;
 }
 
-static int load_known(struct view *v, struct vmdk_desc *ret)
+static int load_known(struct excerpt *v, struct vmdk_desc *ret)
 {
     enum probe answer = load(v, ret);
 
     return answer == PROBE_YES ? 0 : answer == PROBE_MORE ? -EAGAIN : -EUCLEAN;
 }
 
-int vmdk_file_plan(struct view *v, struct plan *ret_plan)
+int vmdk_file_plan(struct excerpt *v, struct plan *ret_plan)
 {
     struct vmdk_desc d;
     int r = load_known(v, &d);
@@ -549,7 +549,8 @@ int vmdk_file_plan(struct view *v, struct plan *ret_plan)
     return vmdk_desc_seal(&d, 0, ret_plan);
 }
 
-int vmdk_file_rescue(struct view *v, const uint64_t *size, struct rescue *ret_rescue, struct plan *ret_plan)
+int vmdk_file_rescue(struct excerpt *v, const uint64_t *size, struct rescue *ret_rescue,
+                     struct plan *ret_plan)
 {
     struct vmdk_desc d;
     int r = load_known(v, &d);
@@ -569,7 +570,7 @@ int vmdk_file_rescue(struct view *v, const uint64_t *size, struct rescue *ret_re
     return vmdk_desc_unseal(&d, 0, ret_plan);
 }
 
-int vmdk_file_links(struct view *v, int (*fn)(void *arg, const struct format_link *link), void *arg)
+int vmdk_file_links(struct excerpt *v, int (*fn)(void *arg, const struct format_link *link), void *arg)
 {
     struct vmdk_desc d;
     int r = load_known(v, &d);

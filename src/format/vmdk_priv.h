@@ -45,10 +45,11 @@ int vmdk_desc_links(const struct vmdk_desc *d, bool extents,
                     int (*fn)(void *arg, const struct format_link *link), void *arg);
 
 /* A descriptor in a file of its own: as the members of struct format. */
-enum probe vmdk_file_probe(struct view *v, struct format_info *ret_info);
-int vmdk_file_plan(struct view *v, struct plan *ret_plan);
-int vmdk_file_rescue(struct view *v, const uint64_t *size, struct rescue *ret_rescue, struct plan *ret_plan);
-int vmdk_file_links(struct view *v, int (*fn)(void *arg, const struct format_link *link), void *arg);
+enum probe vmdk_file_probe(struct excerpt *v, struct format_info *ret_info);
+int vmdk_file_plan(struct excerpt *v, struct plan *ret_plan);
+int vmdk_file_rescue(struct excerpt *v, const uint64_t *size, struct rescue *ret_rescue,
+                     struct plan *ret_plan);
+int vmdk_file_links(struct excerpt *v, int (*fn)(void *arg, const struct format_link *link), void *arg);
 
 /* ---- sparse extents: vmdk.c reads them, vmdk_seal.c seals them ---- */
 
@@ -98,7 +99,7 @@ struct vmdk_image {
 };
 
 /* Loads header, footer and descriptor. NO: neither of the two magics; YES; MORE. */
-enum probe vmdk_load(struct view *v, struct vmdk_image *m);
+enum probe vmdk_load(struct excerpt *v, struct vmdk_image *m);
 
 uint32_t vmdk_version_of(const struct vmdk_copy *c);
 uint64_t vmdk_capacity_of(const struct vmdk_copy *c);
@@ -115,7 +116,7 @@ bool vmdk_has_note(const struct vmdk_copy *c);
 /* The capacity in a note that we wrote; false: none, or another text. */
 bool vmdk_read_note(const struct vmdk_copy *c, uint64_t *ret_sectors);
 
-int vmdk_plan(struct view *v, const struct seal_policy *policy, struct plan *ret_plan);
-int vmdk_rescue(struct view *v, const uint64_t *size, struct rescue *ret_rescue, struct plan *ret_plan);
+int vmdk_plan(struct excerpt *v, const struct seal_policy *policy, struct plan *ret_plan);
+int vmdk_rescue(struct excerpt *v, const uint64_t *size, struct rescue *ret_rescue, struct plan *ret_plan);
 
 #endif

@@ -98,7 +98,7 @@ static bool size_misleads(const struct vmdk_image *m)
     return m->desc.n > 0 && vmdk_desc_followed(&m->desc);
 }
 
-int vmdk_plan(struct view *v, const struct seal_policy *policy, struct plan *ret_plan)
+int vmdk_plan(struct excerpt *v, const struct seal_policy *policy, struct plan *ret_plan)
 {
     struct vmdk_image m;
     enum probe answer = vmdk_load(v, &m);
@@ -221,7 +221,7 @@ static int unseal(const struct vmdk_image *m, const uint64_t *size, struct plan 
     return r < 0 || vmdk_is_shell(m) || m->desc.n == 0 ? r : vmdk_desc_unseal(&m->desc, m->desc_base, plan);
 }
 
-int vmdk_rescue(struct view *v, const uint64_t *size, struct rescue *ret_rescue, struct plan *ret_plan)
+int vmdk_rescue(struct excerpt *v, const uint64_t *size, struct rescue *ret_rescue, struct plan *ret_plan)
 {
     struct vmdk_image m;
     enum probe answer = vmdk_load(v, &m);

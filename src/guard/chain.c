@@ -1,4 +1,4 @@
-/* image_chain.c: the files that an image needs (backing chain, data file, extents) are protected while it is held. The rule and why it is sound: core/mark.h.
+/* chain.c: the files that an image needs (backing chain, data file, extents) are protected while it is held. The rule and why it is sound: core/mark.h.
  *
  * Who holds the other file is read from its claim on the datastore, which names host and process: no other image's lock is ever taken here. */
 #include "guard/image.h"
@@ -26,17 +26,17 @@
 /* ---- names ---- */
 
 /* Where the kernel last found it: relative names begin there. */
-static void image_dir(struct daemon *d, struct inode *i, char ret[PATH_MAX])
+static void image_dir(struct guard *g, struct inode *i, char ret[PATH_MAX])
 {
     char name[NAME_MAX + 1];
-    struct inode *dir = inode_last_place(d->inodes, i, name, sizeof(name));
-    image_path(d, dir ? dir : i, ret, PATH_MAX);
+    struct inode *dir = inode_last_place(g->inodes, i, name, sizeof(name));
+    image_path(g, dir ? dir : i, ret, PATH_MAX);
     char *slash = strrchr(ret, '/');
     if (!dir)
         *(slash ? slash : ret) = '\0';
-    else if (strcmp(ret, d->store.path) == 0)
+    else if (strcmp(ret, g->store.path) == 0)
         ret[0] = '\0';
-    inode_put(d->inodes, dir);
+    inode_put(g->inodes, dir);
 }
 
 /* ---- the chain ---- */
@@ -48,7 +48,7 @@ struct item {
 };
 
 struct chain {
-    struct daemon *d;
+    struct guard *g;
     struct image *img;
     const struct record *rec; /* of the image above */
     const struct opener *who;
@@ -105,8 +105,8 @@ static uint64_t hash_text(uint64_t h, const char *p) /* FNV-1a */
 /* Once for each image and name, not at each open. */
 static void say_unprotected(const struct chain *c, const char *role, const char *name, const char *why)
 {
-    if (!told_before(c->d->images, hash_text(HASH_START ^ c->rec->ino, name)))
-        log_image(LOG_WARNING, c->rec->image, c->d->host.name, c->rec->generation,
+    if (!told_before(c->g->images, hash_text(HASH_START ^ c->rec->ino, name)))
+        log_image(LOG_WARNING, c->rec->image, c->g->host.name, c->rec->generation,
                   "'%s': its %s '%s' is not protected: %s", c->rec->image, role, name, why);
 }
 
@@ -117,7 +117,7 @@ static int add_links(struct chain *c, int fd, struct header *h, const struct pla
     c->dir = dir;
     c->at = &c->todo;
     while (r == -EAGAIN) {
-        struct view v = header_view(h);
+        struct excerpt v = header_view(h);
         r = h->format->links(&v, add_item, c);
         if (r != -EAGAIN)
             break;
@@ -134,10 +134,10 @@ static int add_links(struct chain *c, int fd, struct header *h, const struct pla
     return 0;
 }
 
-bool image_own_claim(const struct daemon *d, const struct record *rec, const struct opener *who)
+bool image_own_claim(const struct guard *g, const struct record *rec, const struct opener *who)
 {
     struct opener holder = {.pid = rec->pid, .start = rec->start};
-    return claim_is_of(rec, &d->host) && (d->opt.writers == WRITERS_HOST || cred_same_process(&holder, who));
+    return claim_is_of(rec, &g->host) && (g->opt.writers == WRITERS_HOST || opener_same(&holder, who));
 }
 
 static void set_needs(struct image *img, const char *how, const char *path)
@@ -152,16 +152,16 @@ static int look_below(struct chain *c, int fd, uint64_t ino, const char *path, c
 {
     _cleanup_free_ struct claim *claim = malloc(sizeof(*claim));
     struct io_handle handle;
-    int r = claim ? claim_read(&c->d->store, ino, claim) : -ENOMEM;
+    int r = claim ? claim_read(&c->g->store, ino, claim) : -ENOMEM;
     if (r == 0)
         r = io_handle_get(fd, &handle);
     if (r < 0 || claim->kind == CLAIM_NONE || claim->kind == CLAIM_FREE)
         return r;
     bool bad = claim->kind == CLAIM_BAD;
-    if (!bad && (!io_handle_equal(&claim->rec.handle, &handle) || image_own_claim(c->d, &claim->rec, c->who)))
+    if (!bad && (!io_handle_equal(&claim->rec.handle, &handle) || image_own_claim(c->g, &claim->rec, c->who)))
         return 0;
     if (c->late) {
-        log_image(LOG_ERR, c->rec->image, c->d->host.name, c->rec->generation,
+        log_image(LOG_ERR, c->rec->image, c->g->host.name, c->rec->generation,
                   "'%s' was written so that it needs '%s' (%s), which host %s, pid %llu, has open for write "
                   "since %s: what the image shows may change, or is "
                   "broken already. Close it there, then check",
@@ -171,9 +171,9 @@ static int look_below(struct chain *c, int fd, uint64_t ino, const char *path, c
     }
     if (bad) {
         image_log_refused(
-            c->d, c->img->inode, "open for write",
+            c->g, c->img->inode, "open for write",
             "it needs '%s' (%s), whose claim %016llx.%llu cannot be read; see fsck.diskguard %s", path, role,
-            (unsigned long long)ino, (unsigned long long)claim->generation, c->d->store.path);
+            (unsigned long long)ino, (unsigned long long)claim->generation, c->g->store.path);
         return -EUCLEAN;
     }
     image_set_rival(c->img, &claim->rec);
@@ -183,7 +183,7 @@ static int look_below(struct chain *c, int fd, uint64_t ino, const char *path, c
     return -EBUSY;
 }
 
-/* ---- a file below that somebody writes as a plain file: no claim says so, but the fence lock does (image_plain.c) ---- */
+/* ---- a file below that somebody writes as a plain file: no claim says so, but the fence lock does (plain.c) ---- */
 
 struct plain_look {
     const struct chain *c;
@@ -195,22 +195,22 @@ struct plain_look {
 static void plain_handle(void *arg, struct handle *h)
 {
     struct plain_look *l = arg;
-    if (!h->writer || h->inode->ino != l->ino || h->inode->dev != l->c->d->store.dev ||
+    if (!h->writer || h->inode->ino != l->ino || h->inode->dev != l->c->g->store.dev ||
         atomic_load(&h->guarded) || atomic_load(&h->barred))
         return;
-    bool may = l->c->d->opt.writers == WRITERS_HOST || cred_same_process(&h->opener, l->c->who);
+    bool may = l->c->g->opt.writers == WRITERS_HOST || opener_same(&h->opener, l->c->who);
     l->own |= may;
     l->other |= !may;
 }
 
 /* Two holders that look at the same moment refuse each other the lock: so a few times. */
-static int try_fence(const struct daemon *d, int fd)
+static int try_fence(const struct guard *g, int fd)
 {
-    int r = io_fence_exclusive(fd, d->store.fence);
+    int r = io_fence_exclusive(fd, g->store.fence);
     for (unsigned k = 1; r == -EAGAIN && k < FENCE_TRIES; k++) {
         const struct timespec pause = {.tv_nsec = FENCE_PAUSE_MS * 1000000L};
         nanosleep(&pause, NULL);
-        r = io_fence_exclusive(fd, d->store.fence);
+        r = io_fence_exclusive(fd, g->store.fence);
     }
     return r;
 }
@@ -221,12 +221,12 @@ static int look_plain(struct chain *c, int fd, uint64_t ino, const char *path, c
     _cleanup_close_ int lock_fd = io_reopen(fd, O_RDWR);
     if (lock_fd < 0)
         return 0; /* who may not write it here cannot ask; the keeper of the writer's host bars him at its next round */
-    handle_each(c->d->handles, plain_handle, &l);
-    int r = l.other ? -EAGAIN : l.own ? 0 : try_fence(c->d, lock_fd);
+    handle_each(c->g->handles, plain_handle, &l);
+    int r = l.other ? -EAGAIN : l.own ? 0 : try_fence(c->g, lock_fd);
     if (r != -EAGAIN)
         return r;
     if (c->late) {
-        log_image(LOG_ERR, c->rec->image, c->d->host.name, c->rec->generation,
+        log_image(LOG_ERR, c->rec->image, c->g->host.name, c->rec->generation,
                   "'%s' was written so that it needs '%s' (%s), which is open for write as a plain file",
                   c->rec->image, path, role);
         return 0;
@@ -237,7 +237,7 @@ static int look_plain(struct chain *c, int fd, uint64_t ino, const char *path, c
     set_needs(c->img, how, path);
     mutex_lock(&c->img->lock);
     snprintf(c->img->rival.host_name, sizeof(c->img->rival.host_name), "%s",
-             l.other ? c->d->host.name : "(another; look with fuser -v)");
+             l.other ? c->g->host.name : "(another; look with fuser -v)");
     mutex_unlock(&c->img->lock);
     return -EBUSY;
 }
@@ -248,7 +248,7 @@ static int make_mark(struct chain *c, uint64_t ino, const char *path, const char
     char text[2048];
     snprintf(text, sizeof(text), "diskguard-mark 1\nrole=%s\nbelow=%.800s\nabove=%.800s\nhost=%s\n", role,
              path, c->rec->image, c->rec->host_name);
-    return mark_make(&c->d->store, &m, text);
+    return mark_make(&c->g->store, &m, text);
 }
 
 static bool seen(struct chain *c, uint64_t ino)
@@ -271,7 +271,7 @@ static bool is_absent(int err)
 static int not_protected(struct chain *c, const char *role, const char *name, int err)
 {
     if (err == -ETIMEDOUT && !c->late)
-        image_log_refused(c->d, c->img->inode, "open for write",
+        image_log_refused(c->g, c->img->inode, "open for write",
                           "its %s '%s' leads through a file system of this host that does not answer within "
                           "%u s, so nothing tells whether it lies in the datastore",
                           role, name, WALK_MS / 1000);
@@ -304,7 +304,7 @@ static int do_file(struct chain *c, int fd, const struct stat *st, const char *d
         log_msg(LOG_WARNING, "%s: its chain has more than %u files: those beyond are not protected",
                 c->rec->image, CHAIN_MAX);
     const char *slash = strrchr(done, '/');
-    bool shared = image_name_is_shared(c->d, slash ? slash + 1 : done);
+    bool shared = image_name_is_shared(c->g, slash ? slash + 1 : done);
     if (shared)
         say_unprotected(c, role, done, "many hosts may write it on purpose (shared=)");
     int r = shared ? 0 : make_mark(c, st->st_ino, done, role);
@@ -343,9 +343,9 @@ static int do_path(void *arg, const char *path, bool from_cwd)
     struct stat st;
     if (from_cwd && path[0] != '/' && working_dir(c->who, cwd))
         dir = cwd;
-    _cleanup_close_ int fd = image_walk(c->d, dir, path, o->w);
+    _cleanup_close_ int fd = image_walk(c->g, dir, path, o->w);
     int r = fd < 0 ? fd : io_fresh_stat(fd, &st);
-    if (r == 0 && (!S_ISREG(st.st_mode) || st.st_dev != c->d->store.dev))
+    if (r == 0 && (!S_ISREG(st.st_mode) || st.st_dev != c->g->store.dev))
         r = -EXDEV;
     if (r == 0)
         r = image_walk_dir(dir, path, below);
@@ -395,22 +395,22 @@ static void drop_former(struct chain *c)
 {
     int r = io_fsync(c->img->fd);
     if (r == 0)
-        r = mark_drop(&c->d->store, c->rec->ino, c->rec->generation, c->seen, c->n);
+        r = mark_drop(&c->g->store, c->rec->ino, c->rec->generation, c->seen, c->n);
     if (r < 0)
-        log_image(LOG_WARNING, c->rec->image, c->d->host.name, c->rec->generation,
+        log_image(LOG_WARNING, c->rec->image, c->g->host.name, c->rec->generation,
                   "'%s' was written so that it may need fewer files than before: they stay protected until "
                   "it is closed: %s",
                   c->rec->image, strerror(-r));
 }
 
-int image_chain_mark(struct daemon *d, struct image *img, const struct opener *who, bool late)
+int image_chain_mark(struct guard *g, struct image *img, const struct opener *who, bool late)
 {
     struct chain *c = calloc(1, sizeof(*c));
     _cleanup_header_ struct header *h = header_new();
     char dir[PATH_MAX];
     int r = c && h ? header_read(img->fd, &img->rec->plan, h) : -ENOMEM;
     if (r == 0) {
-        *c = (struct chain){.d = d, .img = img, .rec = img->rec, .who = who, .late = late};
+        *c = (struct chain){.g = g, .img = img, .rec = img->rec, .who = who, .late = late};
         header_patch(h, &img->rec->plan, true);
         header_identify(h);
         if (h->verdict == FORMAT_MORE)
@@ -418,7 +418,7 @@ int image_chain_mark(struct daemon *d, struct image *img, const struct opener *w
     }
     if (r == 0) {
         c->doubt = h->verdict != FORMAT_IMAGE && h->verdict != FORMAT_SEALED;
-        image_dir(d, img->inode, dir);
+        image_dir(g, img->inode, dir);
         r = add_links(c, img->fd, h, &img->rec->plan, dir);
     }
     uint64_t hash = r == 0 ? links_hash(c->todo) : 0;
@@ -441,19 +441,19 @@ int image_chain_mark(struct daemon *d, struct image *img, const struct opener *w
     return r;
 }
 
-void image_chain_edited(struct daemon *d, struct image *img, const struct opener *who)
+void image_chain_edited(struct guard *g, struct image *img, const struct opener *who)
 {
-    int r = image_chain_mark(d, img, who, true);
+    int r = image_chain_mark(g, img, who, true);
     if (r < 0)
-        log_image(LOG_ERR, img->rec->image, d->host.name, img->rec->generation,
+        log_image(LOG_ERR, img->rec->image, g->host.name, img->rec->generation,
                   "'%s' was written so that it may need other files than before, and they could not be "
                   "protected: %s. They are from its next open on",
                   img->rec->image, strerror(-r));
 }
 
-void image_chain_drop(struct daemon *d, uint64_t ino, uint64_t generation)
+void image_chain_drop(struct guard *g, uint64_t ino, uint64_t generation)
 {
-    int r = mark_drop(&d->store, ino, generation, NULL, 0);
+    int r = mark_drop(&g->store, ino, generation, NULL, 0);
     if (r < 0)
         log_debug("marks of %016llx.%llu stay, void: %s", (unsigned long long)ino,
                   (unsigned long long)generation, strerror(-r));
@@ -461,25 +461,25 @@ void image_chain_drop(struct daemon *d, uint64_t ino, uint64_t generation)
 
 /* ---- the other side ---- */
 
-int image_chain_needed(struct daemon *d, struct image *img, const struct opener *who)
+int image_chain_needed(struct guard *g, struct image *img, const struct opener *who)
 {
     _cleanup_free_ struct claim *c = malloc(sizeof(*c));
     _cleanup_free_ struct mark *m = NULL;
     size_t n = 0;
     HOOK("chain.list");
-    int r = c ? mark_list(&d->store, img->inode->ino, &m, &n) : -ENOMEM;
+    int r = c ? mark_list(&g->store, img->inode->ino, &m, &n) : -ENOMEM;
     for (size_t k = 0; r == 0 && k < n; k++) {
-        r = m[k].above == img->inode->ino ? 0 : mark_counts(&d->store, &m[k], c);
+        r = m[k].above == img->inode->ino ? 0 : mark_counts(&g->store, &m[k], c);
         if (r <= 0)
             continue;
         r = 0;
-        if (c->kind == CLAIM_HELD && image_own_claim(d, &c->rec, who))
+        if (c->kind == CLAIM_HELD && image_own_claim(g, &c->rec, who))
             continue;
         if (c->kind == CLAIM_BAD)
             memset(&c->rec, 0, sizeof(c->rec));
         char above[RECORD_IMAGE_MAX + 16] = "?";
         if (c->kind == CLAIM_HELD)
-            whereis_name(&d->store, c->rec.ino, &c->rec.handle, c->rec.image, above, sizeof(above));
+            whereis_name(&g->store, c->rec.ino, &c->rec.handle, c->rec.image, above, sizeof(above));
         image_set_rival(img, &c->rec);
         set_needs(img, "it is needed by", above);
         r = -EBUSY;
@@ -489,13 +489,13 @@ int image_chain_needed(struct daemon *d, struct image *img, const struct opener 
 
 /* A rename loses nothing, so nobody need be kept out for it: whoever comes to need the file between this look and the rename finds no file, or has opened it
  * already; the name can be given back. */
-int image_moving(struct daemon *d, struct inode *i, const struct opener *who)
+int image_moving(struct guard *g, struct inode *i, const struct opener *who)
 {
-    struct image *img = S_ISREG(i->type) && i->dev == d->store.dev ? image_get(i) : NULL;
-    return img ? image_chain_needed(d, img, who) : 0;
+    struct image *img = S_ISREG(i->type) && i->dev == g->store.dev ? image_get(i) : NULL;
+    return img ? image_chain_needed(g, img, who) : 0;
 }
 
-int image_each_needed(struct daemon *d, const struct opener *who, int (*fn)(void *arg, const char *path),
+int image_each_needed(struct guard *g, const struct opener *who, int (*fn)(void *arg, const char *path),
                       void *arg)
 {
     _cleanup_free_ struct claim *c = malloc(sizeof(*c));
@@ -503,20 +503,20 @@ int image_each_needed(struct daemon *d, const struct opener *who, int (*fn)(void
     _cleanup_free_ struct mark *m = NULL;
     char was[PATH_MAX];
     size_t n = 0, n_w = 0;
-    int r = c ? mark_list(&d->store, 0, &m, &n) : -ENOMEM;
+    int r = c ? mark_list(&g->store, 0, &m, &n) : -ENOMEM;
     if (r == 0 && n > 0)
         r = (w = calloc(n, sizeof(*w))) ? 0 : -ENOMEM;
     for (size_t k = 0; r == 0 && k < n; k++) {
-        r = mark_counts(&d->store, &m[k], c);
-        bool other = r > 0 && !(c->kind == CLAIM_HELD && image_own_claim(d, &c->rec, who));
+        r = mark_counts(&g->store, &m[k], c);
+        bool other = r > 0 && !(c->kind == CLAIM_HELD && image_own_claim(g, &c->rec, who));
         r = r < 0 ? r : 0;
-        if (!other || mark_path(&d->store, &m[k], was, sizeof(was)) < 0)
+        if (!other || mark_path(&g->store, &m[k], was, sizeof(was)) < 0)
             continue;
         w[n_w] = (struct whereis){.ino = m[k].below, .was = strdup(was)};
         r = w[n_w++].was ? 0 : -ENOMEM;
     }
     if (r == 0 && n_w > 0)
-        whereis(&d->store, w, n_w, NEEDED_NAMES_MAX, NEEDED_MS);
+        whereis(&g->store, w, n_w, NEEDED_NAMES_MAX, NEEDED_MS);
     for (size_t k = 0; k < n_w; k++) {
         if (r == 0 && w[k].now) /* where one is that was not found cannot be told: the rename loses nothing */
             r = fn(arg, w[k].now);
@@ -526,13 +526,13 @@ int image_each_needed(struct daemon *d, const struct opener *who, int (*fn)(void
     return r;
 }
 
-int image_chain_guards(struct daemon *d, const struct inode *i)
+int image_chain_guards(struct guard *g, const struct inode *i)
 {
     _cleanup_free_ struct claim *c = malloc(sizeof(*c));
     _cleanup_free_ struct mark *m = NULL;
     size_t n = 0;
-    int r = !c ? -ENOMEM : i->dev == d->store.dev ? mark_list(&d->store, i->ino, &m, &n) : 0;
+    int r = !c ? -ENOMEM : i->dev == g->store.dev ? mark_list(&g->store, i->ino, &m, &n) : 0;
     for (size_t k = 0; r == 0 && k < n; k++)
-        r = mark_counts(&d->store, &m[k], c);
+        r = mark_counts(&g->store, &m[k], c);
     return r;
 }

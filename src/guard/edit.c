@@ -1,4 +1,4 @@
-/* image_edit.c: what changes an image in its zone (format.h): headers that change, plain files that become images. */
+/* edit.c: what changes an image in its zone (format.h): headers that change, plain files that become images. */
 #include "guard/image.h"
 #include "guard/maker.h"
 
@@ -45,9 +45,9 @@ void image_data_end(struct handle *h) NO_THREAD_SAFETY_ANALYSIS
 #define FENCE_PAUSE_MS 20u
 
 /* wait=, for a write that waits on a thread of the pool. */
-static unsigned seconds_to_wait(const struct daemon *d)
+static unsigned seconds_to_wait(const struct guard *g)
 {
-    return DG_MIN(d->opt.wait_s, FENCE_WAIT_MAX_S);
+    return DG_MIN(g->opt.wait_s, FENCE_WAIT_MAX_S);
 }
 
 static void wait_idle(struct image *img, unsigned seconds)
@@ -74,38 +74,38 @@ static bool is_dirty(struct image *img)
     return dirty;
 }
 
-int image_claim_plain(struct daemon *d, struct image *img, const struct acquire *a, bool writes)
+int image_claim_plain(struct guard *g, struct image *img, const struct acquire *a, bool writes)
 {
     bool stuck;
-    int r = image_acquire(d, img, a, &stuck);
+    int r = image_acquire(g, img, a, &stuck);
     if (r < 0) {
-        image_acquire_failed(d, img, a, stuck, r);
+        image_acquire_failed(g, img, a, stuck, r);
         return r;
     }
     mutex_lock(&img->lock);
     img->holder = *a->who;
     img->n_guarded = 1; /* our own, until the handles have theirs */
     mutex_unlock(&img->lock);
-    r = image_adopt_writers(d, img);
+    r = image_adopt_writers(g, img);
     if (writes || is_dirty(img))
         atomic_store(&img->wrote, true);
-    image_move(d, img, IMAGE_SEALED, 0);
+    image_move(g, img, IMAGE_SEALED, 0);
     if (r == -ESTALE) {
-        image_fence(d, img);
+        image_fence(g, img);
         r = -EIO;
     }
-    image_unguard(d, img);
+    image_unguard(g, img);
     return r;
 }
 
-int image_convert(struct daemon *d, struct image *img, const struct opener *who)
+int image_convert(struct guard *g, struct image *img, const struct opener *who)
 {
-    if (!image_begin(d, img)) {
-        wait_idle(img, seconds_to_wait(d) + 1); /* another thread is at it; the caller looks again */
+    if (!image_begin(g, img)) {
+        wait_idle(img, seconds_to_wait(g) + 1); /* another thread is at it; the caller looks again */
         return -EALREADY;
     }
     struct acquire a = {.who = who, .what = "write of an image header", .plan_none = true, .plain_too = true};
-    return image_claim_plain(d, img, &a, true);
+    return image_claim_plain(g, img, &a, true);
 }
 
 /* Was it the fence that was refused? Then pauses. */
@@ -130,39 +130,39 @@ struct becoming {
     uint64_t until; /* CLOCK_MONOTONIC, ms: so long the fence is waited for */
 };
 
-static struct becoming becoming(const struct daemon *d, const char *what)
+static struct becoming becoming(const struct guard *g, const char *what)
 {
     return (struct becoming){
-        .what = what, .until = base_now_ms() + DG_MAX(seconds_to_wait(d), FENCE_WAIT_MIN_S) * UINT64_C(1000)};
+        .what = what, .until = base_now_ms() + DG_MAX(seconds_to_wait(g), FENCE_WAIT_MIN_S) * UINT64_C(1000)};
 }
 
 /* A handle that may not write any more, for the file is somebody else's image: one line for each, for its program may go on trying. */
-static int refused(struct daemon *d, struct handle *h, const char *what)
+static int refused(struct guard *g, struct handle *h, const char *what)
 {
     if (!atomic_exchange(&h->refusal_logged, true))
-        image_refused(d, h->inode, &h->opener, what, -EBUSY);
+        image_refused(g, h->inode, &h->opener, what, -EBUSY);
     return -EBUSY;
 }
 
 /* The plain file has become an image, or is just about to: claims it for its writers. 0: look again, it may be guarded now; or -errno, logged. */
-static int become(struct daemon *d, struct image *img, struct handle *h, struct becoming *b)
+static int become(struct guard *g, struct image *img, struct handle *h, struct becoming *b)
 {
-    if (h->inode->dev != d->store.dev) {
-        image_log_foreign(d, h->inode, b->what);
+    if (h->inode->dev != g->store.dev) {
+        image_log_foreign(g, h->inode, b->what);
         return -EXDEV;
     }
-    int r = image_convert(d, img, &h->opener);
+    int r = image_convert(g, img, &h->opener);
     if (r == 0 || atomic_load(&h->guarded))
         return 0;
     if (r == -EALREADY)
-        return ++b->busy > BUSY_MAX ? refused(d, h, b->what) : 0;
+        return ++b->busy > BUSY_MAX ? refused(g, h, b->what) : 0;
     if (r == -EAGAIN && ++b->changed > IMAGE_CHANGED_MAX) {
-        image_log_refused(d, h->inode, b->what, "the file changes again and again meanwhile");
+        image_log_refused(g, h->inode, b->what, "the file changes again and again meanwhile");
         return -EIO;
     }
     if (r == -EAGAIN || (r == -EBUSY && base_now_ms() < b->until && wait_fence(img)))
         return 0;
-    return r == -EBUSY ? refused(d, h, b->what) : r;
+    return r == -EBUSY ? refused(g, h, b->what) : r;
 }
 
 /* ---- writes ---- */
@@ -202,15 +202,15 @@ static int sync_if_asked(struct handle *h, int fd)
 }
 
 /* Who wrote a size as small as threshold= refuses is just making the image. */
-static void note_maker(struct daemon *d, const struct image *img, const struct opener *who)
+static void note_maker(struct guard *g, const struct image *img, const struct opener *who)
     REQUIRES(img->header)
 {
-    if (!d->makers)
+    if (!g->makers)
         return;
-    if (img->rec->virtual_size > d->opt.threshold)
-        maker_forget(d->makers, img->inode);
+    if (img->rec->virtual_size > g->opt.threshold)
+        maker_forget(g->makers, img->inode);
     else
-        maker_note(d->makers, img->inode, who);
+        maker_note(g->makers, img->inode, who);
 }
 
 static bool edit_allowed(const struct image *img, const struct handle *h)
@@ -219,7 +219,7 @@ static bool edit_allowed(const struct image *img, const struct handle *h)
 }
 
 /* One edit of a held image, in the durable order of seal.h. h NULL: by path. */
-static int edit_held(struct daemon *d, struct image *img, struct handle *h, const struct opener *who,
+static int edit_held(struct guard *g, struct image *img, struct handle *h, const struct opener *who,
                      const struct edit *e)
 {
     if (!edit_allowed(img, h))
@@ -227,7 +227,7 @@ static int edit_held(struct daemon *d, struct image *img, struct handle *h, cons
     rwlock_write(&img->header);
     int r = -EIO;
     if (img->rec && edit_allowed(img, h)) {
-        struct seal s = image_seal(d, img);
+        struct seal s = image_seal(g, img);
         struct edit at_end = *e;
         uint64_t size = img->rec->virtual_size;
         if (e->kind == EDIT_WRITE && h && h->flags & O_APPEND && !e->placed) {
@@ -240,19 +240,19 @@ static int edit_held(struct daemon *d, struct image *img, struct handle *h, cons
         if (r == 0)
             r = seal_edit(&s, &at_end);
         image_zone_set(img, &s.zone);
-        r = image_lost(d, img, r);
+        r = image_lost(g, img, r);
         image_note(img);
-        if (r == 0 && (img->rec->virtual_size != size || size <= d->opt.threshold))
-            note_maker(d, img, who);
+        if (r == 0 && (img->rec->virtual_size != size || size <= g->opt.threshold))
+            note_maker(g, img, who);
         if (r == 0)
-            image_bytes_follow(d, img);
+            image_bytes_follow(g, img);
         if (r == 0)
-            image_chain_edited(d, img, who);
+            image_chain_edited(g, img, who);
         if (r == 0 && h)
             r = sync_if_asked(h, img->fd);
         /* Not repeated, for part of it may have happened: the next one has a descriptor that works. */
         if ((r == -EIO || r == -EBADF || r == -ENOLCK) && atomic_load(&img->io_error) == 0) {
-            int mended = image_mend_seal(d, img);
+            int mended = image_mend_seal(g, img);
             if (mended == -ESTALE)
                 r = mended;
         }
@@ -260,7 +260,7 @@ static int edit_held(struct daemon *d, struct image *img, struct handle *h, cons
     rwlock_write_unlock(&img->header);
     atomic_store(&img->wrote, true);
     if (r == -ESTALE) {
-        image_fence(d, img);
+        image_fence(g, img);
         r = -EIO;
     }
     return r;
@@ -270,23 +270,23 @@ static int edit_held(struct daemon *d, struct image *img, struct handle *h, cons
  * The keeper looks at all plain writers, too, every KEEPER_PERIOD_MS. */
 #define PLAIN_LOOK_MS 1000u
 
-static int plain_look(struct daemon *d, struct handle *h)
+static int plain_look(struct guard *g, struct handle *h)
 {
     uint64_t now = base_now_ms();
     int barred = atomic_load(&h->barred);
     if (barred || now - atomic_load(&h->looked_ms) < PLAIN_LOOK_MS)
         return -barred;
     atomic_store(&h->looked_ms, now);
-    return image_plain_check(d, h);
+    return image_plain_check(g, h);
 }
 
 /* Neither at the end of the file nor in whole blocks: through another descriptor, as good as the handle's own. */
-static ssize_t pwrite_page(struct daemon *d, struct handle *h, const void *buf, size_t len, uint64_t off)
+static ssize_t pwrite_page(struct guard *g, struct handle *h, const void *buf, size_t len, uint64_t off)
 {
     _cleanup_close_ int fd = io_reopen(h->inode->fd, O_WRONLY);
-    int r = fd < 0 ? fd : h->inode->dev == d->store.dev ? io_fence_mark(fd, d->store.fence) : 0;
+    int r = fd < 0 ? fd : h->inode->dev == g->store.dev ? io_fence_mark(fd, g->store.fence) : 0;
     if (r == 0)
-        r = image_plain_check(d, h);
+        r = image_plain_check(g, h);
     if (r < 0)
         return r == -EAGAIN ? -EIO : r;
     ssize_t n;
@@ -299,11 +299,11 @@ static ssize_t pwrite_page(struct daemon *d, struct handle *h, const void *buf, 
     return r < 0 ? r : n;
 }
 
-ssize_t image_pwrite(struct daemon *d, struct handle *h, const void *buf, size_t len, uint64_t off,
+ssize_t image_pwrite(struct guard *g, struct handle *h, const void *buf, size_t len, uint64_t off,
                      bool placed)
 {
     if (placed && h->flags & (O_APPEND | O_DIRECT))
-        return pwrite_page(d, h, buf, len, off);
+        return pwrite_page(g, h, buf, len, off);
     ssize_t n;
     do
         n = pwrite(h->fd, buf, len, (off_t)off);
@@ -322,7 +322,7 @@ static int after_write(const struct inode *i, struct header *hd, uint64_t off, c
 
 /* What the file would be after the write. Under the header lock, so that two halves of a header cannot pass
  * each other. */
-static int write_plain(struct daemon *d, struct image *img, struct handle *h, const struct edit *e,
+static int write_plain(struct guard *g, struct image *img, struct handle *h, const struct edit *e,
                        bool *ret_becomes)
 {
     struct inode *i = h->inode;
@@ -331,47 +331,47 @@ static int write_plain(struct daemon *d, struct image *img, struct handle *h, co
         return -ENOMEM;
     *ret_becomes = false;
     rwlock_write(&img->header);
-    int r = img->rec ? -EAGAIN : image_header(d, i, hd); /* converted by another thread: the guarded way */
+    int r = img->rec ? -EAGAIN : image_header(g, i, hd); /* converted by another thread: the guarded way */
     if (r == 0) {
         struct stat st = {0};
         r = io_fresh_stat(h->fd, &st);
-        bool before = image_is_image(d, i, hd);
+        bool before = image_is_image(g, i, hd);
         if (r == 0)
             r = after_write(i, hd, h->flags & O_APPEND && !e->placed ? hd->file_size : e->off, e);
         *ret_becomes =
-            r == 0 && st.st_nlink > 0 && !atomic_load(&h->shared) && (before || image_is_image(d, i, hd));
-        if (*ret_becomes && i->dev != d->store.dev) {
-            image_log_foreign(d, i, "write of an image header");
+            r == 0 && st.st_nlink > 0 && !atomic_load(&h->shared) && (before || image_is_image(g, i, hd));
+        if (*ret_becomes && i->dev != g->store.dev) {
+            image_log_foreign(g, i, "write of an image header");
             r = -EXDEV;
         }
     }
     if (r == 0 && !*ret_becomes)
-        r = (int)image_pwrite(d, h, e->buf, e->len, e->off, e->placed);
+        r = (int)image_pwrite(g, h, e->buf, e->len, e->off, e->placed);
     rwlock_write_unlock(&img->header);
     return r;
 }
 
 /* A write of a handle that is not guarded. *ret_again: it is guarded now, or must be looked at again. */
-static ssize_t write_unguarded(struct daemon *d, struct image *img, struct handle *h, const struct edit *e,
+static ssize_t write_unguarded(struct guard *g, struct image *img, struct handle *h, const struct edit *e,
                                struct becoming *b, bool *ret_again)
 {
     bool becomes = false;
-    int r = plain_look(d, h);
+    int r = plain_look(g, h);
     *ret_again = false;
     if (r < 0 && atomic_load(&h->barred))
-        return r == -EBUSY ? refused(d, h, b->what) : r;
+        return r == -EBUSY ? refused(g, h, b->what) : r;
     if (r == -EBUSY) /* it is an image: by its content, its name, or a claim */
         becomes = true;
     else if (r < 0)
         return r;
     else
-        r = write_plain(d, img, h, e, &becomes);
+        r = write_plain(g, img, h, e, &becomes);
     if (r == -EAGAIN) {
-        wait_idle(img, seconds_to_wait(d) + 1);
+        wait_idle(img, seconds_to_wait(g) + 1);
         if (++b->busy > BUSY_MAX && !atomic_load(&h->guarded))
-            return refused(d, h, b->what); /* held by somebody else, and not about to be let go */
+            return refused(g, h, b->what); /* held by somebody else, and not about to be let go */
     } else if (becomes) {
-        r = become(d, img, h, b);
+        r = become(g, img, h, b);
         if (r < 0)
             return r;
     } else {
@@ -381,34 +381,33 @@ static ssize_t write_unguarded(struct daemon *d, struct image *img, struct handl
     return 0;
 }
 
-ssize_t image_write(struct daemon *d, struct handle *h, const void *buf, size_t len, uint64_t off,
-                    bool placed)
+ssize_t image_write(struct guard *g, struct handle *h, const void *buf, size_t len, uint64_t off, bool placed)
 {
     struct image *img = image_get(h->inode);
     if (!img)
         return -ENOMEM;
     struct edit e = {.kind = EDIT_WRITE, .off = off, .len = len, .buf = buf, .placed = placed};
-    struct becoming b = becoming(d, "write of an image header");
+    struct becoming b = becoming(g, "write of an image header");
     for (;;) {
         bool again;
         if (atomic_load(&h->guarded)) {
-            int r = edit_held(d, img, h, &h->opener, &e);
+            int r = edit_held(g, img, h, &h->opener, &e);
             return r < 0 ? r : (ssize_t)len;
         }
-        ssize_t n = write_unguarded(d, img, h, &e, &b, &again);
+        ssize_t n = write_unguarded(g, img, h, &e, &b, &again);
         if (!again)
             return n;
     }
 }
 
 /* Truncation and allocation of a plain file. Under the header lock, so that no seal comes between look and change. */
-static int change_plain(struct daemon *d, struct handle *h, const struct edit *e)
+static int change_plain(struct guard *g, struct handle *h, const struct edit *e)
 {
     struct image *img = image_get(h->inode);
     if (!img)
         return -ENOMEM;
     rwlock_write(&img->header);
-    int r = image_plain_check(d, h);
+    int r = image_plain_check(g, h);
     if (r == 0) {
         do
             r = (e->kind == EDIT_TRUNCATE ? ftruncate(h->fd, (off_t)e->off)
@@ -423,10 +422,10 @@ static int change_plain(struct daemon *d, struct handle *h, const struct edit *e
 
 /* The same; a file that has become an image where no write is looked at (a footer at its end, the descriptor of an ISO) is claimed for its writers first.
  * 0: done; -EAGAIN: it is guarded now, the guarded way is to be taken; or -errno. */
-static int change_unguarded(struct daemon *d, struct handle *h, const struct edit *e)
+static int change_unguarded(struct guard *g, struct handle *h, const struct edit *e)
 {
     struct image *img = image_get(h->inode);
-    struct becoming b = becoming(d, "change of an image's size");
+    struct becoming b = becoming(g, "change of an image's size");
     if (!img)
         return -ENOMEM;
     for (;;) {
@@ -434,31 +433,31 @@ static int change_unguarded(struct daemon *d, struct handle *h, const struct edi
             return -EAGAIN;
         int barred = atomic_load(&h->barred);
         if (barred)
-            return barred == EBUSY ? refused(d, h, b.what) : -barred;
-        int r = change_plain(d, h, e);
+            return barred == EBUSY ? refused(g, h, b.what) : -barred;
+        int r = change_plain(g, h, e);
         if (r != -EBUSY)
             return r;
-        r = become(d, img, h, &b);
+        r = become(g, img, h, &b);
         if (r < 0)
             return r;
     }
 }
 
-int image_ftruncate(struct daemon *d, struct handle *h, uint64_t size)
+int image_ftruncate(struct guard *g, struct handle *h, uint64_t size)
 {
     struct edit e = {.kind = EDIT_TRUNCATE, .off = size};
     if (!h->guarded) {
-        int r = change_unguarded(d, h, &e);
+        int r = change_unguarded(g, h, &e);
         if (r != -EAGAIN)
             return r;
     }
-    return edit_held(d, atomic_load(&h->inode->image), h, &h->opener, &e);
+    return edit_held(g, atomic_load(&h->inode->image), h, &h->opener, &e);
 }
 
-int image_truncate_own(struct daemon *d, struct image *img, const struct opener *who, uint64_t size)
+int image_truncate_own(struct guard *g, struct image *img, const struct opener *who, uint64_t size)
 {
     struct edit e = {.kind = EDIT_TRUNCATE, .off = size};
-    return edit_held(d, img, NULL, who, &e);
+    return edit_held(g, img, NULL, who, &e);
 }
 
 static int allocate(int fd, int mode, uint64_t off, uint64_t len)
@@ -471,7 +470,7 @@ static int allocate(int fd, int mode, uint64_t off, uint64_t len)
 }
 
 /* Of an image with a footer the size is a part of the header: allocated first, then it grows in the durable order. */
-static int allocate_and_grow(struct daemon *d, struct handle *h, int mode, uint64_t off, uint64_t len)
+static int allocate_and_grow(struct guard *g, struct handle *h, int mode, uint64_t off, uint64_t len)
 {
     struct stat st;
     int r = allocate(h->fd, mode | FALLOC_FL_KEEP_SIZE, off, len);
@@ -479,13 +478,13 @@ static int allocate_and_grow(struct daemon *d, struct handle *h, int mode, uint6
         r = io_fresh_stat(h->fd, &st);
     if (r < 0 || mode & FALLOC_FL_KEEP_SIZE || off + len <= (uint64_t)st.st_size)
         return r;
-    return image_ftruncate(d, h, off + len);
+    return image_ftruncate(g, h, off + len);
 }
 
-int image_fallocate(struct daemon *d, struct handle *h, int mode, uint64_t off, uint64_t len)
+int image_fallocate(struct guard *g, struct handle *h, int mode, uint64_t off, uint64_t len)
 {
     struct edit e = {.kind = EDIT_ZERO, .off = off, .len = len, .mode = mode};
-    int r = h->guarded ? -EAGAIN : change_unguarded(d, h, &e);
+    int r = h->guarded ? -EAGAIN : change_unguarded(g, h, &e);
     if (r != -EAGAIN)
         return r;
     r = image_write_allowed(h);
@@ -499,11 +498,11 @@ int image_fallocate(struct daemon *d, struct handle *h, int mode, uint64_t off, 
         if (mode & (FALLOC_FL_COLLAPSE_RANGE | FALLOC_FL_INSERT_RANGE))
             return -EOPNOTSUPP; /* would move the header; callers fall back to copying */
         if (mode & (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE))
-            return edit_held(d, atomic_load(&h->inode->image), h, &h->opener, &e);
+            return edit_held(g, atomic_load(&h->inode->image), h, &h->opener, &e);
         if (off > INT64_MAX - len)
             return -EFBIG;
         if (image_zone(atomic_load(&h->inode->image)).tail != UINT64_MAX)
-            r = allocate_and_grow(d, h, mode, off, len);
+            r = allocate_and_grow(g, h, mode, off, len);
         else
             r = allocate(h->fd, mode, off, len);
     }

@@ -1,11 +1,11 @@
-/* image_fence.c: the fence lock of the descriptors that write a held image: taken before a look at the claim, let go when the claim is lost. */
+/* fence.c: the fence lock of the descriptors that write a held image: taken before a look at the claim, let go when the claim is lost. */
 #include "base/hook.h"
 #include "guard/image.h"
 
 #include <fcntl.h>
 #include <string.h>
 
-int image_claim_rules(struct daemon *d, struct image *img)
+int image_claim_rules(struct guard *g, struct image *img)
 {
     _cleanup_free_ struct record *rec = malloc(sizeof(*rec));
     if (!rec)
@@ -15,24 +15,24 @@ int image_claim_rules(struct daemon *d, struct image *img)
     if (held)
         *rec = *img->rec;
     rwlock_read_unlock(&img->header);
-    return held ? claim_check(&d->store, rec) : -EBUSY;
+    return held ? claim_check(&g->store, rec) : -EBUSY;
 }
 
-int image_fence_fd(struct daemon *d, struct image *img, int fd)
+int image_fence_fd(struct guard *g, struct image *img, int fd)
 {
-    int r = io_fence_shared(fd, d->store.fence);
+    int r = io_fence_shared(fd, g->store.fence);
     if (r < 0)
         return r == -EAGAIN ? -EBUSY : r;
-    r = image_claim_rules(d, img);
+    r = image_claim_rules(g, img);
     if (r < 0)
-        io_fence_drop(fd, d->store.fence);
+        io_fence_drop(fd, g->store.fence);
     return r;
 }
 
 /* ---- plain writers that become holders ---- */
 
 /* A duplicate of a descriptor carries the same lock, and stays open while we are without img->lock. */
-static int fence_writers(struct daemon *d, struct image *img)
+static int fence_writers(struct guard *g, struct image *img)
 {
     int r = 0;
     unsigned n = 0, max = 0;
@@ -52,27 +52,26 @@ static int fence_writers(struct daemon *d, struct image *img)
     mutex_unlock(&img->lock);
     for (unsigned k = 0; k < n && r == 0; k++) {
         HOOK("image.fence.adopt");
-        r = io_fence_shared(fds[k], d->store.fence);
+        r = io_fence_shared(fds[k], g->store.fence);
     }
     if (r == 0 && n > 0)
-        r = image_claim_rules(d, img);
+        r = image_claim_rules(g, img);
     for (unsigned k = 0; k < n; k++) {
         if (r < 0)
             /* none of them will be guarded, and a plain handle's own lock would be in our way later on */
-            io_fence_drop(fds[k], d->store.fence);
+            io_fence_drop(fds[k], g->store.fence);
         close(fds[k]);
     }
     free(fds);
     return r == -EAGAIN ? -EBUSY : r;
 }
 
-int image_adopt_writers(struct daemon *d, struct image *img)
+int image_adopt_writers(struct guard *g, struct image *img)
 {
-    int r = fence_writers(d, img);
+    int r = fence_writers(g, img);
     if (r == -ESTALE) { /* it is somebody's image, and they write it as a plain file */
         image_plain_bar(img);
-        if (d->keeper)
-            keeper_kick(d->keeper);
+        guard_attention(g);
     }
     if (r < 0)
         return r;

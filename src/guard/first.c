@@ -17,7 +17,7 @@ enum { FIRST_DONE, FIRST_DUE, FIRST_UNDER_WAY };
 /* No longer than this, whatever wait= says: it waits on a thread of a lane or of the pool. */
 #define WAIT_MAX_S 10u
 
-bool image_first_is_manager(const struct daemon *d, const struct opener *who)
+bool image_first_is_manager(const struct guard *g, const struct opener *who)
 {
     static const char deleted[] = " (deleted)"; /* proc(5): the package was upgraded meanwhile */
     char link[48], path[PATH_MAX];
@@ -32,15 +32,15 @@ bool image_first_is_manager(const struct daemon *d, const struct opener *who)
     if (cut > 0 && strcmp(path + cut, deleted) == 0)
         path[cut] = '\0';
     const char *slash = strrchr(path, '/');
-    for (char **m = d->opt.managers; m && *m; m++)
+    for (char **m = g->opt.managers; m && *m; m++)
         if (strcmp(*m, **m == '/' || !slash ? path : slash + 1) == 0)
             return true;
     return false;
 }
 
-bool image_first_waits(const struct daemon *d, const struct opener *who, int flags)
+bool image_first_waits(const struct guard *g, const struct opener *who, int flags)
 {
-    return (flags & O_ACCMODE) != O_RDONLY && !(flags & O_TRUNC) && image_first_is_manager(d, who);
+    return (flags & O_ACCMODE) != O_RDONLY && !(flags & O_TRUNC) && image_first_is_manager(g, who);
 }
 
 void image_first_expect(struct handle *h)
@@ -72,17 +72,17 @@ static void pause_for_move(struct image *img)
 }
 
 /* What the open left out. */
-static int open_now(struct daemon *d, struct image *img, struct handle *h)
+static int open_now(struct guard *g, struct image *img, struct handle *h)
 {
-    uint64_t since = base_now_ms(), until = since + DG_MIN(d->opt.wait_s, WAIT_MAX_S) * UINT64_C(1000);
+    uint64_t since = base_now_ms(), until = since + DG_MIN(g->opt.wait_s, WAIT_MAX_S) * UINT64_C(1000);
     int r;
     for (;;) {
         HOOK("image.first");
         r = make_writable(h);
         if (r == 0)
-            r = image_open(d, h, false);
-        if (r != -EBUSY || base_now_ms() >= until || atomic_load(&d->stopping) ||
-            image_wait_is_vain(d, h->inode, &h->opener, since))
+            r = image_open(g, h, false);
+        if (r != -EBUSY || base_now_ms() >= until || atomic_load(&g->stopping) ||
+            image_wait_is_vain(g, h->inode, &h->opener, since))
             break;
         pause_for_move(img);
     }
@@ -92,11 +92,11 @@ static int open_now(struct daemon *d, struct image *img, struct handle *h)
     }
     image_make_read_only(h); /* and so any lock goes that the attempt left on it */
     if (r == -EBUSY)
-        image_refused(d, h->inode, &h->opener, "first change (option managers=)", r);
+        image_refused(g, h->inode, &h->opener, "first change (option managers=)", r);
     return r;
 }
 
-int image_first_change(struct daemon *d, struct handle *h)
+int image_first_change(struct guard *g, struct handle *h)
 {
     if (!image_first_expected(h))
         return 0;
@@ -111,7 +111,7 @@ int image_first_change(struct daemon *d, struct handle *h)
             return 0;
         pause_for_move(img); /* another thread is at it */
     }
-    int r = open_now(d, img, h);
+    int r = open_now(g, img, h);
     mutex_lock(&img->lock);
     atomic_store(&h->first, r == 0 ? FIRST_DONE : FIRST_DUE);
     pthread_cond_broadcast(&img->moved);

@@ -1,6 +1,5 @@
 #include "guard/image.h"
 
-#include "daemon/monitor.h"
 #include "guard/shared.h"
 #include "run/pool.h"
 
@@ -88,52 +87,52 @@ void image_free(struct image *img)
     free(img);
 }
 
-static void busy_add(struct daemon *d, struct image *img)
+static void busy_add(struct guard *g, struct image *img)
 {
-    inode_pin(d->inodes, img->inode);
-    mutex_lock(&d->images->lock);
-    img->next_busy = d->images->busy;
-    d->images->busy = img;
-    mutex_unlock(&d->images->lock);
+    inode_pin(g->inodes, img->inode);
+    mutex_lock(&g->images->lock);
+    img->next_busy = g->images->busy;
+    g->images->busy = img;
+    mutex_unlock(&g->images->lock);
 }
 
-static void busy_remove(struct daemon *d, struct image *img)
+static void busy_remove(struct guard *g, struct image *img)
 {
-    mutex_lock(&d->images->lock);
-    for (struct image **p = &d->images->busy; *p; p = &(*p)->next_busy) {
+    mutex_lock(&g->images->lock);
+    for (struct image **p = &g->images->busy; *p; p = &(*p)->next_busy) {
         if (*p == img) {
             *p = img->next_busy;
             break;
         }
     }
-    mutex_unlock(&d->images->lock);
+    mutex_unlock(&g->images->lock);
 }
 
-bool image_begin(struct daemon *d, struct image *img)
+bool image_begin(struct guard *g, struct image *img)
 {
     mutex_lock(&img->lock);
     bool idle = img->state == IMAGE_IDLE && !img->plain_busy;
     if (idle) {
-        image_move_locked(d, img, IMAGE_SEALING, 0);
+        image_move_locked(g, img, IMAGE_SEALING, 0);
         img->look.valid = false; /* from now on this host knows better */
     }
     mutex_unlock(&img->lock);
     if (idle)
-        busy_add(d, img);
+        busy_add(g, img);
     return idle;
 }
 
-bool image_busy_twin(struct daemon *d, const struct image *img)
+bool image_busy_twin(struct guard *g, const struct image *img)
 {
     bool found = false;
-    mutex_lock(&d->images->lock);
-    for (const struct image *i = d->images->busy; i; i = i->next_busy)
+    mutex_lock(&g->images->lock);
+    for (const struct image *i = g->images->busy; i; i = i->next_busy)
         found |= i != img && i->inode->ino == img->inode->ino && i->inode->dev == img->inode->dev;
-    mutex_unlock(&d->images->lock);
+    mutex_unlock(&g->images->lock);
     return found;
 }
 
-void image_move_locked(struct daemon *d, struct image *img, enum image_state to, int error)
+void image_move_locked(struct guard *g, struct image *img, enum image_state to, int error)
 {
     assert(allowed[img->state] & (1u << to));
     bool attempt = to == IMAGE_SEALING || (img->state == IMAGE_SEALING && to == IMAGE_IDLE);
@@ -142,17 +141,17 @@ void image_move_locked(struct daemon *d, struct image *img, enum image_state to,
     img->info.error = error;
     pthread_cond_broadcast(&img->moved);
     if (!attempt) /* one that failed is no news, and would make those that wait for another host spin */
-        park_kick(d->park);
+        guard_changed(g);
 }
 
-void image_move(struct daemon *d, struct image *img, enum image_state to, int error)
+void image_move(struct guard *g, struct image *img, enum image_state to, int error)
 {
     mutex_lock(&img->lock);
-    image_move_locked(d, img, to, error);
+    image_move_locked(g, img, to, error);
     mutex_unlock(&img->lock);
 }
 
-void image_end(struct daemon *d, struct image *img)
+void image_end(struct guard *g, struct image *img)
 {
     struct inode *i = img->inode;
     rwlock_write(&img->header);
@@ -169,12 +168,12 @@ void image_end(struct daemon *d, struct image *img)
     rwlock_write_unlock(&img->header);
     if (fd >= 0)
         close(fd); /* synced by the restore; the fence lock goes with it */
-    busy_remove(d, img);
+    busy_remove(g, img);
     mutex_lock(&img->lock);
     img->closed = img->vanished = img->unlinked = false;
-    image_move_locked(d, img, IMAGE_IDLE, 0);
+    image_move_locked(g, img, IMAGE_IDLE, 0);
     mutex_unlock(&img->lock);
-    inode_put(d->inodes, i);
+    inode_put(g->inodes, i);
 }
 
 void image_note(struct image *img)
@@ -201,12 +200,12 @@ static void zone_widened(void *arg, const struct format_zone *zone) NO_THREAD_SA
     image_zone_set(arg, zone); /* in seal_edit(), under img->header */
 }
 
-struct seal image_seal(struct daemon *d, struct image *img)
+struct seal image_seal(struct guard *g, struct image *img)
 {
-    return (struct seal){.store = &d->store,
-                         .journal = d->journal,
+    return (struct seal){.store = &g->store,
+                         .journal = g->journal,
                          .fd = img->fd,
-                         .policy = d->policy,
+                         .policy = g->policy,
                          .rec = img->rec,
                          .zone = image_zone(img),
                          .widened = zone_widened,
@@ -239,40 +238,40 @@ static void writer_remove(struct image *img, struct handle *h)
     mutex_unlock(&img->lock);
 }
 
-void image_log_state(struct daemon *d, struct image *img, int priority, const char *text, int err)
+void image_log_state(struct guard *g, struct image *img, int priority, const char *text, int err)
 {
     char path[RECORD_IMAGE_MAX];
     mutex_lock(&img->lock);
     struct image_info info = img->info;
     snprintf(path, sizeof(path), "%s", img->path ? img->path : "");
     mutex_unlock(&img->lock);
-    log_image(priority, path, d->host.name, info.generation, "'%s' (generation %llu): %s%s%s", path,
+    log_image(priority, path, g->host.name, info.generation, "'%s' (generation %llu): %s%s%s", path,
               (unsigned long long)info.generation, text, err ? ": " : "", err ? strerror(abs(err)) : "");
 }
 
 /* There is no image to put anything back into: free the claim, drop the row. The mark stays: claim.h, "Numbers". */
-static int forget(struct daemon *d, struct image *img) REQUIRES(img->header)
+static int forget(struct guard *g, struct image *img) REQUIRES(img->header)
 {
-    int r = claim_free_gone(&d->store, img->rec);
+    int r = claim_free_gone(&g->store, img->rec);
     if (r == 0 || r == -ESTALE)
-        r = journal_remove(d->journal, img->rec->ino, img->rec->generation);
+        r = journal_remove(g->journal, img->rec->ino, img->rec->generation);
     return r;
 }
 
-int image_drop_lost_row(struct daemon *d, struct image *img)
+int image_drop_lost_row(struct guard *g, struct image *img)
 {
     _cleanup_free_ struct claim *c = malloc(sizeof(*c));
-    int r = c ? claim_read_known(&d->store, img->rec->ino, img->rec->generation, c) : -ENOMEM;
+    int r = c ? claim_read_known(&g->store, img->rec->ino, img->rec->generation, c) : -ENOMEM;
     if (r < 0)
         return r;
     const struct record *rec = img->rec;
     bool successor = c->generation > rec->generation;
     /* Freed after a restore. An older mark says nothing about this hold: ours is missing then. */
-    bool freed = c->kind == CLAIM_FREE && c->generation == rec->generation && claim_is_of(&c->rec, &d->host);
+    bool freed = c->kind == CLAIM_FREE && c->generation == rec->generation && claim_is_of(&c->rec, &g->host);
     if (successor || freed || rec->plan.n == 0)
-        return journal_remove(d->journal, rec->ino, rec->generation);
-    if (c->kind == CLAIM_HELD && c->generation == rec->generation && claim_is_of(&c->rec, &d->host)) {
-        image_log_state(d, img, LOG_WARNING,
+        return journal_remove(g->journal, rec->ino, rec->generation);
+    if (c->kind == CLAIM_HELD && c->generation == rec->generation && claim_is_of(&c->rec, &g->host)) {
+        image_log_state(g, img, LOG_WARNING,
                         "its claim is there again: nothing was written back yet. The next open here, or the "
                         "next start of this "
                         "daemon, restores the header",
@@ -280,7 +279,7 @@ int image_drop_lost_row(struct daemon *d, struct image *img)
         return 0;
     }
     image_log_state(
-        d, img, LOG_CRIT,
+        g, img, LOG_CRIT,
         "its claim is missing on the datastore. Nothing was written back; the journal of this host "
         "keeps the true header: with the view "
         "unmounted, fsck.diskguard -y restores it",
@@ -289,19 +288,19 @@ int image_drop_lost_row(struct daemon *d, struct image *img)
 }
 
 /* It has no name left, but readers may have it open, here or elsewhere, and its record is about to go: they see the true header on. */
-static void unseal_removed(struct daemon *d, struct image *img) REQUIRES(img->header)
+static void unseal_removed(struct guard *g, struct image *img) REQUIRES(img->header)
 {
-    int r = img->fd < 0 || img->rec->plan.n == 0 ? 0 : claim_check(&d->store, img->rec);
+    int r = img->fd < 0 || img->rec->plan.n == 0 ? 0 : claim_check(&g->store, img->rec);
     if (r == 0 && img->fd >= 0 && img->rec->plan.n > 0)
         r = seal_undo(img->fd, img->rec);
     if (r < 0)
         log_debug("'%s', which was removed, stays sealed: %s", img->rec->image, strerror(-r));
 }
 
-static int restore_steps(struct daemon *d, struct image *img) REQUIRES(img->header)
+static int restore_steps(struct guard *g, struct image *img) REQUIRES(img->header)
 {
     /* Whatever was seen before: a claim is given up unrestored only on what is proved now. */
-    int r = store_gone(&d->store, img->fd, &img->rec->handle);
+    int r = store_gone(&g->store, img->fd, &img->rec->handle);
     if (r < 0)
         return -EIO; /* also where it is not known: a new descriptor is tried, and the keeper tries again */
     if (r == 1) {
@@ -310,10 +309,10 @@ static int restore_steps(struct daemon *d, struct image *img) REQUIRES(img->head
         bool expected = img->closed || img->unlinked || img->vanished;
         mutex_unlock(&img->lock);
         if (!expected)
-            image_log_state(d, img, LOG_WARNING,
+            image_log_state(g, img, LOG_WARNING,
                             "VANISHED: removed on the datastore while it was held; nothing to restore", 0);
-        unseal_removed(d, img);
-        return forget(d, img);
+        unseal_removed(g, img);
+        return forget(g, img);
     }
     r = io_fsync(img->fd);
     if (r < 0) {
@@ -327,7 +326,7 @@ static int restore_steps(struct daemon *d, struct image *img) REQUIRES(img->head
     if (atomic_load(&img->wrote))
         img->rec->chosen = false;
     image_bytes_drop(img);
-    struct seal s = image_seal(d, img);
+    struct seal s = image_seal(g, img);
     mutex_lock(&img->lock);
     s.unfence = img->plain_fd < 0; /* else the lock is that of plain writers, too */
     mutex_unlock(&img->lock);
@@ -335,40 +334,40 @@ static int restore_steps(struct daemon *d, struct image *img) REQUIRES(img->head
 }
 
 /* The steps, once more with a new descriptor where the storage has given up the old one. */
-static int restore_mended(struct daemon *d, struct image *img) REQUIRES(img->header)
+static int restore_mended(struct guard *g, struct image *img) REQUIRES(img->header)
 {
-    int r = restore_steps(d, img);
+    int r = restore_steps(g, img);
     if (r != -EIO && r != -ESTALE && r != -EBADF && r != -ENOLCK)
         return r;
-    r = image_lost(d, img, r);
+    r = image_lost(g, img, r);
     if (r == -ESTALE)
         return r;
-    int mended = image_mend_seal(d, img);
+    int mended = image_mend_seal(g, img);
     if (mended == -ESTALE)
         return mended;
-    return mended < 0 ? r : restore_steps(d, img);
+    return mended < 0 ? r : restore_steps(g, img);
 }
 
-int image_restore(struct daemon *d, struct image *img)
+int image_restore(struct guard *g, struct image *img)
 {
     rwlock_write(&img->header);
-    image_reader_follow(d, img);
-    int r = restore_mended(d, img);
+    image_reader_follow(g, img);
+    int r = restore_mended(g, img);
     if (r == -ESTALE) {
-        image_log_state(d, img, LOG_CRIT,
+        image_log_state(g, img, LOG_CRIT,
                         "the claim of this host is gone before the restore: nothing was written back", 0);
-        r = image_drop_lost_row(d, img);
+        r = image_drop_lost_row(g, img);
         if (r < 0) /* a row without a claim is forgotten by the next start */
-            image_log_state(d, img, LOG_WARNING, "its journal row could not be removed", r);
+            image_log_state(g, img, LOG_WARNING, "its journal row could not be removed", r);
         r = 0;
     }
     if (r < 0 && img->rec->step != STEP_STUCK && img->rec->step != STEP_FREE) {
         /* Other hosts read it there: they need not wait for a release that does not come. */
         img->rec->step = STEP_STUCK;
-        struct seal s = image_seal(d, img);
+        struct seal s = image_seal(g, img);
         int told = seal_record(&s);
         if (told < 0)
-            image_log_state(d, img, LOG_DEBUG, "could not be marked as stuck", told);
+            image_log_state(g, img, LOG_DEBUG, "could not be marked as stuck", told);
     }
     if (r == 0) /* from here on another host may seal it: our record explains nothing any more */
         atomic_store(&img->held, false);
@@ -376,20 +375,20 @@ int image_restore(struct daemon *d, struct image *img)
     uint64_t generation = img->rec->generation;
     rwlock_write_unlock(&img->header);
     if (marked)
-        image_chain_drop(d, img->inode->ino, generation);
+        image_chain_drop(g, img->inode->ino, generation);
     if (r == 0) {
-        image_end(d, img);
+        image_end(g, img);
         return 0;
     }
     mutex_lock(&img->lock);
     bool repeated = img->info.error == -r;
-    image_move_locked(d, img, IMAGE_STUCK, -r);
+    image_move_locked(g, img, IMAGE_STUCK, -r);
     mutex_unlock(&img->lock);
-    if (!repeated && d->keeper)
-        keeper_kick(d->keeper); /* once at once: most of what fails here passes */
+    if (!repeated)
+        guard_attention(g); /* once at once: most of what fails here passes */
     if (!repeated)
         image_log_state(
-            d, img, LOG_ERR,
+            g, img, LOG_ERR,
             r == -EUCLEAN
                 ? "STUCK: its header on the datastore is neither the sealed nor the true one, somebody "
                   "else wrote to it. "
@@ -399,32 +398,32 @@ int image_restore(struct daemon *d, struct image *img)
     return r;
 }
 
-void image_unguard(struct daemon *d, struct image *img)
+void image_unguard(struct guard *g, struct image *img)
 {
     enum image_state was;
     mutex_lock(&img->lock);
     bool last = --img->n_guarded == 0;
     was = img->state;
     if (last && (was == IMAGE_SEALED || was == IMAGE_VANISHED))
-        image_move_locked(d, img, IMAGE_RESTORING, 0);
+        image_move_locked(g, img, IMAGE_RESTORING, 0);
     mutex_unlock(&img->lock);
     if (!last)
         return;
     if (was == IMAGE_SEALED || was == IMAGE_VANISHED) {
-        if (image_restore(d, img) < 0)
+        if (image_restore(g, img) < 0)
             return; /* STUCK: logged; the keeper goes on */
     } else if (was == IMAGE_FENCED) {
         rwlock_write(&img->header);
-        int r = image_drop_lost_row(d, img);
+        int r = image_drop_lost_row(g, img);
         rwlock_write_unlock(&img->header);
         if (r < 0)
-            image_log_state(d, img, LOG_WARNING,
+            image_log_state(g, img, LOG_WARNING,
                             "its claim or journal row could not be removed; the next start does it", r);
-        image_end(d, img);
+        image_end(g, img);
     }
 }
 
-void image_release(struct daemon *d, struct handle *h)
+void image_release(struct guard *g, struct handle *h)
 {
     struct image *img = atomic_load(&h->inode->image);
     if (img && h->writer)
@@ -436,34 +435,34 @@ void image_release(struct daemon *d, struct handle *h)
         close(h->direct_fd);
     h->direct_fd = -1;
     if (img)
-        image_plain_leave(d, img, h);
+        image_plain_leave(g, img, h);
     if (img)
         image_shared_leave(img, h);
     if (atomic_exchange(&h->guarded, false))
-        image_unguard(d, img);
+        image_unguard(g, img);
 }
 
 /* Without asking anybody: does this host's kernel know another name of it? */
-static bool has_new_name(struct daemon *d, struct image *img)
+static bool has_new_name(struct guard *g, struct image *img)
 {
     char now[RECORD_IMAGE_MAX];
-    image_path(d, img->inode, now, sizeof(now));
+    image_path(g, img->inode, now, sizeof(now));
     mutex_lock(&img->lock);
     bool other = img->path && strcmp(now, img->path) != 0;
     mutex_unlock(&img->lock);
     return other;
 }
 
-void image_follow_name(struct daemon *d, struct image *img)
+void image_follow_name(struct guard *g, struct image *img)
 {
     char now[RECORD_IMAGE_MAX];
-    if (!has_new_name(d, img))
+    if (!has_new_name(g, img))
         return;
     rwlock_write(&img->header);
     bool held = img->rec && img->fd >= 0 && atomic_load(&img->held) && img->rec->step <= STEP_SEALED &&
                 atomic_load(&img->io_error) == 0;
-    if (held && image_path_now(d, img->inode, now, sizeof(now)) && strcmp(now, img->rec->image) != 0) {
-        struct seal s = image_seal(d, img);
+    if (held && image_path_now(g, img->inode, now, sizeof(now)) && strcmp(now, img->rec->image) != 0) {
+        struct seal s = image_seal(g, img);
         snprintf(img->rec->image, sizeof(img->rec->image), "%s", now);
         image_note(img);
         int r = seal_record(&s);
@@ -473,38 +472,38 @@ void image_follow_name(struct daemon *d, struct image *img)
     rwlock_write_unlock(&img->header);
 }
 
-void image_renamed(struct daemon *d, const struct inode *i)
+void image_renamed(struct guard *g, const struct inode *i)
 {
     unsigned n;
-    struct image **list = S_ISREG(i->type) && !atomic_load(&i->image) ? NULL : image_busy_list(d, &n);
+    struct image **list = S_ISREG(i->type) && !atomic_load(&i->image) ? NULL : image_busy_list(g, &n);
     for (unsigned k = 0; list && k < n; k++) {
         if (!S_ISREG(i->type) || list[k]->inode == i)
-            image_follow_name(d, list[k]);
-        inode_put(d->inodes, list[k]->inode);
+            image_follow_name(g, list[k]);
+        inode_put(g->inodes, list[k]->inode);
     }
     free(list);
 }
 
-struct image **image_busy_list(struct daemon *d, unsigned *ret_n)
+struct image **image_busy_list(struct guard *g, unsigned *ret_n)
 {
     unsigned n = 0, max = 0;
-    mutex_lock(&d->images->lock);
-    for (struct image *i = d->images->busy; i; i = i->next_busy)
+    mutex_lock(&g->images->lock);
+    for (struct image *i = g->images->busy; i; i = i->next_busy)
         max++;
     struct image **list = calloc(max + 1, sizeof(*list));
     if (list) {
-        for (struct image *i = d->images->busy; i; i = i->next_busy) {
-            inode_pin(d->inodes, i->inode);
+        for (struct image *i = g->images->busy; i; i = i->next_busy) {
+            inode_pin(g->inodes, i->inode);
             list[n++] = i;
         }
     }
-    mutex_unlock(&d->images->lock);
+    mutex_unlock(&g->images->lock);
     *ret_n = n;
     return list;
 }
 
 struct ending {
-    struct daemon *d;
+    struct guard *g;
     struct image *img;
     atomic_uint *left;
 };
@@ -512,16 +511,16 @@ struct ending {
 static void restore_at_end(void *arg)
 {
     struct ending *e = arg;
-    if (image_restore(e->d, e->img) < 0)
+    if (image_restore(e->g, e->img) < 0)
         atomic_fetch_add(e->left, 1);
 }
 
 /* Side by side: on slow storage one after the other takes minutes, and one that hangs stops all others. */
-unsigned image_shutdown(struct daemon *d)
+unsigned image_shutdown(struct guard *g)
 {
     unsigned n;
     atomic_uint left = 0;
-    struct image **list = image_busy_list(d, &n);
+    struct image **list = image_busy_list(g, &n);
     struct ending *all = calloc(n + 1, sizeof(*all)), here;
     for (unsigned k = 0; k < n; k++) {
         struct image *img = list[k];
@@ -531,27 +530,27 @@ unsigned image_shutdown(struct daemon *d)
         atomic_store(&img->io_error, EIO);
         bool guarded = state == IMAGE_SEALED || state == IMAGE_STUCK || state == IMAGE_VANISHED;
         if (guarded)
-            image_move_locked(d, img, IMAGE_RESTORING, 0);
+            image_move_locked(g, img, IMAGE_RESTORING, 0);
         mutex_unlock(&img->lock);
-        *e = (struct ending){d, img, &left};
+        *e = (struct ending){g, img, &left};
         if (guarded && all)
-            pool_submit(d->pool, restore_at_end, e);
+            pool_submit(g->pool, restore_at_end, e);
         else if (guarded)
             restore_at_end(e);
     }
     if (n > 0)
-        pool_drain(d->pool);
+        pool_drain(g->pool);
     for (unsigned k = 0; k < n; k++)
-        inode_put(d->inodes, list[k]->inode);
+        inode_put(g->inodes, list[k]->inode);
     free(all);
     free(list);
     return left;
 }
 
-void image_each(struct daemon *d, void (*fn)(void *arg, const struct image_info *info), void *arg)
+void image_each(struct guard *g, void (*fn)(void *arg, const struct image_info *info), void *arg)
 {
     unsigned n;
-    struct image **list = image_busy_list(d, &n);
+    struct image **list = image_busy_list(g, &n);
     for (unsigned k = 0; k < n; k++) {
         struct image *img = list[k];
         char path[RECORD_IMAGE_MAX];
@@ -564,7 +563,7 @@ void image_each(struct daemon *d, void (*fn)(void *arg, const struct image_info 
         mutex_unlock(&img->lock);
         info.path = path;
         fn(arg, &info);
-        inode_put(d->inodes, img->inode);
+        inode_put(g->inodes, img->inode);
     }
     free(list);
 }

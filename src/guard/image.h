@@ -1,26 +1,25 @@
-/* image_priv.h: what the files of the guard share; nobody else includes it.
- *   image.c        states, writers, restore      image_open.c   open for write, namespace operations
- *   image_claim.c  taking the claim, the seal    image_probe.c  what a file is, and the lines of refusals
- *   image_edit.c   changes in the zone           image_mend.c   storage that answers EIO or ESTALE
- *   image_read.c   reads in the zone             image_sound.c  may bytes that were read be sealed ones?
- *   image_plain.c  the fence of plain files        image_fence.c  the fence of those that write an image
- *   image_tend.c   the keeper's look at each image  image_bytes.c  QEMU's own locks
- *   image_chain.c  the files that an image needs    image_reader.c  who reads it and wants no writer
- *   image_first.c  handles that claim at their first change   image_wait.c   is waiting for a holder in vain?   image_time.c   mtime that somebody sets
- *   image_zone.c   the zone, and direct changes under way   image_walk.c   names in images
- *   image_disk.c   plain files that QEMU locks as disks
- *   image_shared.c what many hosts write on purpose */
+/* image.h: what the files of the guard share; nobody else includes it.
+ *   image.c        states, writers, restore      open.c   open for write, namespace operations
+ *   acquire.c  taking the claim, the seal    probe.c  what a file is, and the lines of refusals
+ *   edit.c   changes in the zone           reopen.c   storage that answers EIO or ESTALE
+ *   read.c   reads in the zone             snapshot.c  may bytes that were read be sealed ones?
+ *   plain.c  the fence of plain files        fence.c  the fence of those that write an image
+ *   maintain.c   the keeper's look at each image  qemu_locks.c  QEMU's own locks
+ *   chain.c  the files that an image needs    readers.c  who reads it and wants no writer
+ *   first.c  handles that claim at their first change   wait.c   is waiting for a holder in vain?   times.c   mtime that somebody sets
+ *   zone.c   the zone, and direct changes under way   walk.c   names in images
+ *   disk.c   plain files that QEMU locks as disks
+ *   shared.c what many hosts write on purpose */
 #ifndef DISKGUARD_IMAGE_PRIV_H
 #define DISKGUARD_IMAGE_PRIV_H
 
 #include "base/log.h"
-#include "daemon/monitor.h"
+#include "base/sync.h"
 #include "guard/disk.h"
 #include "guard/guard.h"
 #include "guard/qemu_locks.h"
 #include "guard/readers.h"
-#include "run/park.h"
-#include "view/cred.h"
+#include "node/opener.h"
 
 /* The last one who kept us out, for the log line. */
 struct image_rival {
@@ -37,14 +36,14 @@ struct image_rival {
         [320]; /* not this file is held, but one below or above it: "it needs its backing file 'x'", "it is needed by 'y'" */
 };
 
-/* image_probe.c: a line about a refusal, as a hash, and when it was said. */
+/* probe.c: a line about a refusal, as a hash, and when it was said. */
 #define IMAGE_SAID_MAX 4
 struct image_said {
     uint64_t sum, at_ms; /* CLOCK_MONOTONIC; 0: empty */
     unsigned more;       /* times that it was not said again */
 };
 
-/* image_sound.c: a ctime, and since when this host knows it. */
+/* snapshot.c: a ctime, and since when this host knows it. */
 struct image_stamp {
     struct timespec ctime;
     uint64_t since_ms; /* CLOCK_MONOTONIC; 0: none */
@@ -68,9 +67,9 @@ struct image {
     struct image_said said[IMAGE_SAID_MAX] GUARDED_BY(lock);
     struct image_info info GUARDED_BY(lock); /* what control.c shows, so that it never waits for `header` */
     char *path GUARDED_BY(lock);             /* of info: most files never need one */
-    int plain_fd GUARDED_BY(lock);           /* image_plain.c: carries the fence for plain writers; -1 */
+    int plain_fd GUARDED_BY(lock);           /* plain.c: carries the fence for plain writers; -1 */
     unsigned n_plain GUARDED_BY(lock);       /* handles that count on it */
-    atomic_uint n_shared;                    /* handles that write it as shared on purpose (image_shared.h) */
+    atomic_uint n_shared;                    /* handles that write it as shared on purpose (shared.h) */
     bool plain_borrowed GUARDED_BY(lock);    /* it is a handle's own: not to be claimed with */
     bool plain_lost GUARDED_BY(lock);        /* its lock may be lost: the keeper mends it */
     bool plain_busy GUARDED_BY(lock);        /* it is just being opened or closed: nobody may claim */
@@ -78,10 +77,10 @@ struct image {
     struct image_stamp stamp GUARDED_BY(lock);
     struct timespec
         mtime GUARDED_BY(lock); /* what the view shows while the holder has written nothing since */
-    /* image_mend.c: requests that the storage refused, for one job of the pool; and that job is under way */
+    /* reopen.c: requests that the storage refused, for one job of the pool; and that job is under way */
     struct image_failed *failed GUARDED_BY(lock);
     bool mending GUARDED_BY(lock);
-    /* image_tend.c, under its lock: waits to be looked at; it waits, or a thread is at it */
+    /* maintain.c, under its lock: waits to be looked at; it waits, or a thread is at it */
     struct image *next_due;
     bool tended;
     struct image *next_busy; /* image_table: list of images that are not IDLE */
@@ -90,26 +89,26 @@ struct image {
     struct rwlock header;
     struct record *rec GUARDED_BY(header); /* NULL: not held by this host */
     int fd GUARDED_BY(header);             /* the seal's descriptor, with the fence lock; -1 */
-    bool bytes_held GUARDED_BY(header);    /* image_bytes.c: and with the guard's locks on QEMU's bytes */
+    bool bytes_held GUARDED_BY(header);    /* qemu_locks.c: and with the guard's locks on QEMU's bytes */
     struct byte_owner *byte_owners GUARDED_BY(header); /* who of this view has locks there */
     struct image_reader *
-        readers GUARDED_BY(header); /* who of this view reads it and wants no writer (image_reader.c) */
+        readers GUARDED_BY(header); /* who of this view reads it and wants no writer (readers.c) */
     struct image *next_reading;     /* image_table: list of images that have readers */
     atomic_ullong
         reader_serial; /* of the name that says so on the datastore; 0: there is none. Changed under header */
-    /* Not 0: no host can seal it, nor has since this number was set, for readers keep writers away (image_reader.c). Set under header; gone before this host
+    /* Not 0: no host can seal it, nor has since this number was set, for readers keep writers away (readers.c). Set under header; gone before this host
      * claims it. */
     atomic_uint alone;
     unsigned alone_last GUARDED_BY(header);
     char damage[FORMAT_WHY] GUARDED_BY(
         header);                       /* when it was claimed: what its header contradicts; "": nothing */
-    bool marked GUARDED_BY(header);    /* this hold has made marks (image_chain.c) */
+    bool marked GUARDED_BY(header);    /* this hold has made marks (chain.c) */
     uint64_t links GUARDED_BY(header); /* and those are for these links: a hash */
 
     /* Where a write or read must be looked at (struct format_zone), for a look without lock. While the image is held: written under header held for writing. */
     atomic_ullong zone_head, zone_tail;
     atomic_uint zones; /* how often it was made wider */
-    /* image_zone.c: direct changes under way, by the epoch in which they began. epoch and draining: written under header held for writing. */
+    /* zone.c: direct changes under way, by the epoch in which they began. epoch and draining: written under header held for writing. */
     atomic_uint n_direct[2], epoch;
     atomic_bool draining;
     atomic_bool held;          /* rec != NULL, for a look without lock */
@@ -128,36 +127,36 @@ struct image {
 
 struct image_table {
     struct mutex lock;
-    /* image_chain.c: hashes of names that lead out of the datastore, as far as that was said */
+    /* chain.c: hashes of names that lead out of the datastore, as far as that was said */
     uint64_t told[IMAGE_TOLD_MAX] GUARDED_BY(lock);
     unsigned n_told GUARDED_BY(lock);
     struct image *busy GUARDED_BY(lock);
-    struct image *reading GUARDED_BY(lock);     /* image_reader.c: images that have readers */
+    struct image *reading GUARDED_BY(lock);     /* readers.c: images that have readers */
     atomic_ullong reader_serial;                /* the last number that a reader's name got */
     atomic_bool readers_left;                   /* a name could not be removed */
-    struct image_stamp claims GUARDED_BY(lock); /* image_sound.c: of claims/ */
+    struct image_stamp claims GUARDED_BY(lock); /* snapshot.c: of claims/ */
 };
 
 /* The image of a regular file's inode, made when it is first asked for. NULL: out of memory. */
 struct image *image_get(struct inode *i);
 
 /* IDLE -> SEALING, if it is IDLE and nobody opens it as a plain file just now: the caller then owns the long action. The busy list pins the inode until image_end(). */
-bool image_begin(struct daemon *d, struct image *img) EXCLUDES(img->lock);
+bool image_begin(struct guard *g, struct image *img) EXCLUDES(img->lock);
 /* The one function in which a state changes. error: positive errno for STUCK and FENCED. Wakes whoever is parked. */
-void image_move_locked(struct daemon *d, struct image *img, enum image_state to, int error)
+void image_move_locked(struct guard *g, struct image *img, enum image_state to, int error)
     REQUIRES(img->lock);
-void image_move(struct daemon *d, struct image *img, enum image_state to, int error) EXCLUDES(img->lock);
+void image_move(struct guard *g, struct image *img, enum image_state to, int error) EXCLUDES(img->lock);
 /* The last step to IDLE: forgets record and descriptor. `img` may be gone afterwards unless the caller has a pin of its own. */
-void image_end(struct daemon *d, struct image *img) EXCLUDES(img->lock, img->header);
+void image_end(struct guard *g, struct image *img) EXCLUDES(img->lock, img->header);
 /* Copies what control.c shows from the record. */
 void image_note(struct image *img) REQUIRES(img->header) EXCLUDES(img->lock);
 /* One guard less; the last one restores (or, fenced, drops). */
-void image_unguard(struct daemon *d, struct image *img) EXCLUDES(img->lock, img->header);
+void image_unguard(struct guard *g, struct image *img) EXCLUDES(img->lock, img->header);
 
 /* Journal and claim of a held image say its name of now: after a rename here; and the keeper, for those past this view. What fails is left at that. */
-void image_follow_name(struct daemon *d, struct image *img) EXCLUDES(img->lock, img->header);
+void image_follow_name(struct guard *g, struct image *img) EXCLUDES(img->lock, img->header);
 /* truncate(2) by path, by the holder himself. 0 or -errno. */
-DG_MUST_CHECK int image_truncate_own(struct daemon *d, struct image *img, const struct opener *who,
+DG_MUST_CHECK int image_truncate_own(struct guard *g, struct image *img, const struct opener *who,
                                      uint64_t size) EXCLUDES(img->lock, img->header);
 
 /* Lists a handle that is open for write. plain: only while the image is IDLE, else false. */
@@ -165,35 +164,34 @@ bool image_writer_add(struct image *img, struct handle *h, bool plain) EXCLUDES(
 
 /* Every listed handle takes the fence and becomes guarded: they join the hold that the caller is about to finish. The state is SEALING. -ESTALE: the claim
  * was lost before they had it; none is guarded, plain ones are barred. */
-DG_MUST_CHECK int image_adopt_writers(struct daemon *d, struct image *img) EXCLUDES(img->lock, img->header);
+DG_MUST_CHECK int image_adopt_writers(struct guard *g, struct image *img) EXCLUDES(img->lock, img->header);
 
 /* So often a file may change under the claim that is just taken for it (another write of its own was under way), before its writer is told. */
 #define IMAGE_CHANGED_MAX 16u
 
 /* A plain file is about to become an image under its writers' hands: claims it, without a seal yet, for all of them. -EAGAIN: it changed meanwhile; -EALREADY:
  * another thread is at it: look again. -EBUSY: another host holds it (image_refused says who). */
-DG_MUST_CHECK int image_convert(struct daemon *d, struct image *img, const struct opener *who)
+DG_MUST_CHECK int image_convert(struct guard *g, struct image *img, const struct opener *who)
     EXCLUDES(img->lock, img->header);
 /* Has another process the file open for write (writers=process)? Where it is not held: img->holder is that one, for image_refused(). */
-bool image_others_write(struct daemon *d, struct image *img, const struct opener *who) EXCLUDES(img->lock);
+bool image_others_write(struct guard *g, struct image *img, const struct opener *who) EXCLUDES(img->lock);
 
 /* Pins every image that is not IDLE. The caller puts each inode and frees the array. NULL, and 0 images: out of memory. */
-struct image **image_busy_list(struct daemon *d, unsigned *ret_n);
+struct image **image_busy_list(struct guard *g, unsigned *ret_n);
 
 /* The seal of a held image, for the core's functions. */
-struct seal image_seal(struct daemon *d, struct image *img) REQUIRES(img->header);
+struct seal image_seal(struct guard *g, struct image *img) REQUIRES(img->header);
 
 /* Another host has taken over, or our claim is gone: writes get EIO from now on. Logs, with the successor's name: reads its claim. */
-void image_fence(struct daemon *d, struct image *img) EXCLUDES(img->lock, img->header);
+void image_fence(struct guard *g, struct image *img) EXCLUDES(img->lock, img->header);
 
-/* ---- image_fence.c ---- */
+/* ---- fence.c ---- */
 
 /* Does our claim of the held image still rule? 0, -ESTALE, -EBUSY (not held any more) or -errno. */
-DG_MUST_CHECK int image_claim_rules(struct daemon *d, struct image *img) EXCLUDES(img->lock, img->header);
+DG_MUST_CHECK int image_claim_rules(struct guard *g, struct image *img) EXCLUDES(img->lock, img->header);
 /* A descriptor that is about to write the held image takes the shared fence, then looks whether the claim still rules: only in this order can nobody have
  * taken over in between. Without the lock again unless 0. -EBUSY: somebody has the fence; -ESTALE: a successor's claim. */
-DG_MUST_CHECK int image_fence_fd(struct daemon *d, struct image *img, int fd)
-    EXCLUDES(img->lock, img->header);
+DG_MUST_CHECK int image_fence_fd(struct guard *g, struct image *img, int fd) EXCLUDES(img->lock, img->header);
 /* A FENCED image: closes what carries the fence lock, and makes its handles read-only, so that the successor and others can claim. Of one that is not
  * FENCED, nothing. May be repeated. Blocks. */
 void image_let_go(struct image *img) EXCLUDES(img->lock, img->header);
@@ -203,18 +201,18 @@ void image_make_read_only(const struct handle *h);
 DG_MUST_CHECK int image_replace_fd(int fd, int at);
 
 /* -ESTALE of the core means a lost claim or a file that the storage does not find: asks the claim. r, or -EIO where it is not the claim (known). */
-DG_MUST_CHECK int image_lost(struct daemon *d, struct image *img, int r) REQUIRES(img->header);
+DG_MUST_CHECK int image_lost(struct guard *g, struct image *img, int r) REQUIRES(img->header);
 
 /* The seal's descriptor was given up by the storage (or there is none): a new one, under the fence lock and after a look at the claim, in its place. Data
  * that the old one could not sync is noted in sync_error. 0, -ESTALE (a successor's claim) or -errno. */
-DG_MUST_CHECK int image_mend_seal(struct daemon *d, struct image *img) REQUIRES(img->header);
+DG_MUST_CHECK int image_mend_seal(struct guard *g, struct image *img) REQUIRES(img->header);
 
 /* One line about a held image: path, generation, text, and err where it is not 0. */
-void image_log_state(struct daemon *d, struct image *img, int priority, const char *text, int err)
+void image_log_state(struct guard *g, struct image *img, int priority, const char *text, int err)
     EXCLUDES(img->lock);
 
 /* RESTORING -> IDLE or STUCK: sync, restore, free, close. The caller has moved the state to RESTORING. 0 or what made it STUCK. */
-int image_restore(struct daemon *d, struct image *img) EXCLUDES(img->lock, img->header);
+int image_restore(struct guard *g, struct image *img) EXCLUDES(img->lock, img->header);
 
 /* Takes the claim, with a plan and its seal or (plan_none) without. The state is SEALING, ours. On success rec, fd and held are set and the state is
  * still SEALING. -EBUSY: held by another (rival is filled); any other error is final. Nothing is left on failure, or the state is STUCK (*ret_stuck). */
@@ -226,85 +224,83 @@ struct acquire {
     bool plain_too;          /* the file need not be an image yet */
     bool judge;              /* apply the rules of an open for write to the header */
 };
-DG_MUST_CHECK int image_acquire(struct daemon *d, struct image *img, const struct acquire *a,
-                                bool *ret_stuck);
-/* image_edit.c: the same of a plain file (image_begin() was true) for all handles that have it open for write, up to SEALED. writes: the caller is about to change it. -EAGAIN: it
+DG_MUST_CHECK int image_acquire(struct guard *g, struct image *img, const struct acquire *a, bool *ret_stuck);
+/* edit.c: the same of a plain file (image_begin() was true) for all handles that have it open for write, up to SEALED. writes: the caller is about to change it. -EAGAIN: it
  * changed meanwhile. */
-DG_MUST_CHECK int image_claim_plain(struct daemon *d, struct image *img, const struct acquire *a, bool writes)
+DG_MUST_CHECK int image_claim_plain(struct guard *g, struct image *img, const struct acquire *a, bool writes)
     EXCLUDES(img->lock, img->header);
 
-/* ---- image_chain.c ---- */
+/* ---- chain.c ---- */
 
 /* Claimed, and not sealed: marks every file that the image needs, then looks whether somebody writes it. -EBUSY: yes, and the rival says who; -EUCLEAN (logged) or
  * -errno. late: the image has been written; only where its links changed, and nothing is refused. */
-DG_MUST_CHECK int image_chain_mark(struct daemon *d, struct image *img, const struct opener *who, bool late)
+DG_MUST_CHECK int image_chain_mark(struct guard *g, struct image *img, const struct opener *who, bool late)
     REQUIRES(img->header) EXCLUDES(img->lock);
 /* After an edit of a held image: the files that it needs now are marked, too, and those that it needs no more are free. What goes wrong is logged. */
-void image_chain_edited(struct daemon *d, struct image *img, const struct opener *who) REQUIRES(img->header)
+void image_chain_edited(struct guard *g, struct image *img, const struct opener *who) REQUIRES(img->header)
     EXCLUDES(img->lock);
 /* After the claim is free. Best effort. */
-void image_chain_drop(struct daemon *d, uint64_t ino, uint64_t generation);
+void image_chain_drop(struct guard *g, uint64_t ino, uint64_t generation);
 /* Does an image need this file that another process, or host, holds? -EBUSY: yes, and the rival says which; 0 or -errno. */
-DG_MUST_CHECK int image_chain_needed(struct daemon *d, struct image *img, const struct opener *who)
+DG_MUST_CHECK int image_chain_needed(struct guard *g, struct image *img, const struct opener *who)
     EXCLUDES(img->lock);
-/* image_reader.c: does another process, or host, read it that wants no writer beside it? -EBUSY: yes, and the rival says who; 0 or -errno. */
-DG_MUST_CHECK int image_reader_in_way(struct daemon *d, struct image *img, const struct opener *who)
+/* readers.c: does another process, or host, read it that wants no writer beside it? -EBUSY: yes, and the rival says who; 0 or -errno. */
+DG_MUST_CHECK int image_reader_in_way(struct guard *g, struct image *img, const struct opener *who)
     REQUIRES(img->header) EXCLUDES(img->lock);
 /* Before the claim is freed: what its readers need then, a name on the datastore, which no other host could have wanted to see before. */
-void image_reader_follow(struct daemon *d, struct image *img) REQUIRES(img->header) EXCLUDES(img->lock);
+void image_reader_follow(struct guard *g, struct image *img) REQUIRES(img->header) EXCLUDES(img->lock);
 /* Keeper: names that are missing are made, those that nobody needs any more removed; notes where reads need not be checked. */
-void image_reader_tend(struct daemon *d);
+void image_reader_tend(struct guard *g);
 /* Does any held image need it? 1, 0 or -errno. */
-DG_MUST_CHECK int image_chain_guards(struct daemon *d, const struct inode *i);
+DG_MUST_CHECK int image_chain_guards(struct guard *g, const struct inode *i);
 /* Is this the claim of a process that may write with this one? */
-bool image_own_claim(const struct daemon *d, const struct record *rec, const struct opener *who);
+bool image_own_claim(const struct guard *g, const struct record *rec, const struct opener *who);
 /* Notes for image_refused() who is in the way. NULL: nobody. */
 void image_set_rival(struct image *img, const struct record *rec) EXCLUDES(img->lock);
 
 /* Is the same inode number held through another inode of the view (one that was displaced by a reused number)? */
-bool image_busy_twin(struct daemon *d, const struct image *img);
+bool image_busy_twin(struct guard *g, const struct image *img);
 
 /* Another host holds the image now, or did. Only a successor's claim makes our row worthless: where there is no claim at all (somebody removed it,
  * the storage lost it), the row is the last copy of the true bytes, and stays for fsck.diskguard. */
-DG_MUST_CHECK int image_drop_lost_row(struct daemon *d, struct image *img) REQUIRES(img->header);
+DG_MUST_CHECK int image_drop_lost_row(struct guard *g, struct image *img) REQUIRES(img->header);
 
 /* Ends a failed long action: STUCK keeps record and descriptor for the keeper. -EUCLEAN, -EPERM and -EXDEV are logged where they are decided,
  * -EBUSY by whoever gives up waiting. */
-void image_acquire_failed(struct daemon *d, struct image *img, const struct acquire *a, bool stuck, int err);
+void image_acquire_failed(struct guard *g, struct image *img, const struct acquire *a, bool stuck, int err);
 
 /* The line for an image on another file system that is mounted below the datastore (-EXDEV). */
-void image_log_foreign(struct daemon *d, struct inode *i, const char *what);
+void image_log_foreign(struct guard *g, struct inode *i, const char *what);
 
 /* Keeper: writers of plain files that have become images elsewhere, or under another name, get EBUSY. */
-void image_tend_plain(struct daemon *d);
+void image_tend_plain(struct guard *g);
 
 /* May a handle that was opened on a plain file still change it? -EBUSY: the file has become somebody's image meanwhile. */
-DG_MUST_CHECK int image_plain_check(struct daemon *d, struct handle *h);
+DG_MUST_CHECK int image_plain_check(struct guard *g, struct handle *h);
 
-/* ---- image_plain.c: the fence of plain files that are open for write ---- */
+/* ---- plain.c: the fence of plain files that are open for write ---- */
 
 /* A handle is about to write a plain file. Takes the shared fence for it, or counts on the one that is there. -EBUSY: another host is just claiming the
  * file (image_refused says so), or it has become an image, or a thread here is at it: from the start. 0 without a fence. */
-DG_MUST_CHECK int image_plain_enter(struct daemon *d, struct image *img, struct handle *h)
-    EXCLUDES(img->lock);
+DG_MUST_CHECK int image_plain_enter(struct guard *g, struct image *img, struct handle *h) EXCLUDES(img->lock);
 /* The handle's descriptor is closed: what it wrote has left this host. */
-void image_plain_leave(struct daemon *d, struct image *img, struct handle *h) EXCLUDES(img->lock);
+void image_plain_leave(struct guard *g, struct image *img, struct handle *h) EXCLUDES(img->lock);
 /* A duplicate of plain_fd: the same lock, for OFD locks and flock belong to the open file description. -1: there is none; or -errno. to_claim: it
  * will write the header, so -EACCES where it was opened with the caller's rights because the daemon may not write the file: what the daemon claims it
  * must be able to restore after a crash, when no caller is there. */
 DG_MUST_CHECK int image_plain_dup(struct image *img, bool to_claim) EXCLUDES(img->lock);
 /* After a claim that failed: plain_fd's lock is shared again, or the plain writers are barred. */
-void image_plain_again(struct daemon *d, struct image *img) EXCLUDES(img->lock);
+void image_plain_again(struct guard *g, struct image *img) EXCLUDES(img->lock);
 /* The lock of plain_fd may be lost: the keeper opens it anew in its next round. true: that is news, and a reason to wake it. */
 bool image_plain_suspect(struct image *img) EXCLUDES(img->lock);
 /* Keeper: if it was, bars the writers, opens plain_fd and their descriptors anew, under lock, and looks what the file is now. 0: the caller may unbar them;
  * -errno: not now. Borrowed ones stay as they are. */
-DG_MUST_CHECK int image_plain_mend(struct daemon *d, struct image *img) EXCLUDES(img->lock);
+DG_MUST_CHECK int image_plain_mend(struct guard *g, struct image *img) EXCLUDES(img->lock);
 /* Plain writers get EBUSY until the keeper finds that the file is still plain. */
 void image_plain_bar(struct image *img) EXCLUDES(img->lock);
 /* Notes for image_refused() why -EBUSY: the fence lock was refused, and no claim says by whom. */
 void image_fence_refused(struct image *img, bool refused) EXCLUDES(img->lock);
-/* ---- image_bytes.c: the guard's own locks on the bytes that QEMU locks ---- */
+/* ---- qemu_locks.c: the guard's own locks on the bytes that QEMU locks ---- */
 
 /* Looks whether a QEMU outside of this view has the file open for write: -EBUSY. hold: takes the guard's locks first, on img->fd, if the storage has locks;
  * they are let go again on failure. */
@@ -312,15 +308,15 @@ DG_MUST_CHECK int image_bytes_take(struct image *img, bool hold) REQUIRES(img->h
 /* Lets them go; the programs' own stay. Before the claim is freed, so that they are not in the way of the next holder's QEMU. */
 void image_bytes_drop(struct image *img) REQUIRES(img->header);
 /* The plan may have changed: takes them where no seal stands now, drops them where one does. Logs what fails. */
-void image_bytes_follow(struct daemon *d, struct image *img) REQUIRES(img->header);
+void image_bytes_follow(struct guard *g, struct image *img) REQUIRES(img->header);
 /* fd is about to take the place of img->fd: takes them on it. */
-DG_MUST_CHECK int image_bytes_renew(struct daemon *d, struct image *img, int fd) REQUIRES(img->header);
+DG_MUST_CHECK int image_bytes_renew(struct guard *g, struct image *img, int fd) REQUIRES(img->header);
 /* Keeper, or after the storage gave up a descriptor: are they still there? If not, the seal's descriptor is opened anew. */
-void image_bytes_tend(struct daemon *d, struct image *img) EXCLUDES(img->lock, img->header);
+void image_bytes_tend(struct guard *g, struct image *img) EXCLUDES(img->lock, img->header);
 
-/* Is the file of a handle that is being opened guarded, by its header, its name or a claim? image_open.c. */
-DG_MUST_CHECK int image_guarded_inode(struct daemon *d, struct inode *i, bool *ret);
-DG_MUST_CHECK int image_guarded_file(struct daemon *d, struct handle *h, bool *ret);
+/* Is the file of a handle that is being opened guarded, by its header, its name or a claim? open.c. */
+DG_MUST_CHECK int image_guarded_inode(struct guard *g, struct inode *i, bool *ret);
+DG_MUST_CHECK int image_guarded_file(struct guard *g, struct handle *h, bool *ret);
 
 /* What the header says of where the image can be touched: of one that nobody here holds, and that only ever grows wider; and of a held one, exactly. */
 void image_zone_seen(struct image *img, const struct format_zone *zone) EXCLUDES(img->lock);
@@ -331,10 +327,10 @@ void image_zone_set(struct image *img, const struct format_zone *zone) REQUIRES(
 void image_drain(struct image *img) REQUIRES(img->header) EXCLUDES(img->lock);
 struct format_zone image_zone(const struct image *img);
 
-/* ---- image_sound.c: a look at claim and header ---- */
+/* ---- snapshot.c: a look at claim and header ---- */
 
 /* Before claim and header are read; what cannot be fetched makes a look that counts for nothing. */
-void image_look_begin(struct daemon *d, struct image *img, struct image_look *ret) EXCLUDES(img->lock);
+void image_look_begin(struct guard *g, struct image *img, struct image_look *ret) EXCLUDES(img->lock);
 /* After they were, the claim after the header, or before and after it: remembers it, unless this host holds the image meanwhile. */
 void image_look_end(struct image *img, struct image_look *look, const struct header *h, const struct claim *c)
     EXCLUDES(img->lock);
@@ -352,14 +348,14 @@ bool image_zone_is_far(const struct image *img);
 
 /* Reads and identifies the header as it stands. -EACCES, -EPERM: the daemon itself may not read the file, so nobody may do anything with it that would
  * need to know what it is; logged once for each file. */
-DG_MUST_CHECK int image_header(struct daemon *d, struct inode *i, struct header *ret);
+DG_MUST_CHECK int image_header(struct guard *g, struct inode *i, struct header *ret);
 /* The line for a file that this daemon may not open, with the cause and the way out. */
-void image_log_closed(struct daemon *d, struct inode *i, const char *verb);
+void image_log_closed(struct guard *g, struct inode *i, const char *verb);
 /* By content or, for a raw image, by name. */
-bool image_is_image(struct daemon *d, struct inode *i, const struct header *h);
+bool image_is_image(struct guard *g, struct inode *i, const struct header *h);
 /* The same, if the file has that name: not where that was removed. */
-bool image_path_now(struct daemon *d, const struct inode *i, char *ret, size_t size);
+bool image_path_now(struct guard *g, const struct inode *i, char *ret, size_t size);
 /* Path below the datastore, for people. */
-void image_path(struct daemon *d, const struct inode *i, char *ret, size_t size);
+void image_path(struct guard *g, const struct inode *i, char *ret, size_t size);
 
 #endif

@@ -1,4 +1,4 @@
-/* image_tend.c: what the keeper does with each image that is not IDLE. */
+/* maintain.c: what the keeper does with each image that is not IDLE. */
 #include "guard/image.h"
 
 #include <string.h>
@@ -15,24 +15,24 @@ struct look {
     bool lost;
 };
 
-static bool look(struct daemon *d, struct image *img, struct look *ret)
+static bool look(struct guard *g, struct image *img, struct look *ret)
 {
     rwlock_read(&img->header);
     bool held = img->rec && img->fd >= 0;
     if (held) {
         ret->rec = *img->rec;
-        ret->gone = store_gone(&d->store, img->fd, &img->rec->handle);
+        ret->gone = store_gone(&g->store, img->fd, &img->rec->handle);
     }
     rwlock_read_unlock(&img->header);
-    ret->lost = held && ret->gone != 1 && claim_check(&d->store, &ret->rec) == -ESTALE;
+    ret->lost = held && ret->gone != 1 && claim_check(&g->store, &ret->rec) == -ESTALE;
     return held;
 }
 
 /* Is the claim of a SEALED or VANISHED image still ours, and the image still there? VANISHED is a hint for people: the last close looks again. */
-static void check_claim(struct daemon *d, struct image *img)
+static void check_claim(struct guard *g, struct image *img)
 {
     _cleanup_free_ struct look *l = calloc(1, sizeof(*l));
-    if (!l || !look(d, img, l))
+    if (!l || !look(g, img, l))
         return;
     mutex_lock(&img->lock);
     /* A release or a new hold in between has another generation, or another state: then this look says
@@ -42,23 +42,23 @@ static void check_claim(struct daemon *d, struct image *img)
     bool vanished = same && img->state == IMAGE_SEALED && l->gone == 1;
     bool back = same && img->state == IMAGE_VANISHED && l->gone == 0;
     if (vanished)
-        image_move_locked(d, img, IMAGE_VANISHED, 0);
+        image_move_locked(g, img, IMAGE_VANISHED, 0);
     if (back)
-        image_move_locked(d, img, IMAGE_SEALED, 0);
+        image_move_locked(g, img, IMAGE_SEALED, 0);
     if (vanished || back)
         img->vanished = vanished;
     mutex_unlock(&img->lock);
     if (vanished)
-        image_log_state(d, img, LOG_WARNING, "VANISHED: removed on the datastore while it is held here", 0);
+        image_log_state(g, img, LOG_WARNING, "VANISHED: removed on the datastore while it is held here", 0);
     if (back)
-        image_log_state(d, img, LOG_NOTICE, "the datastore has it again: it is held as before", 0);
+        image_log_state(g, img, LOG_NOTICE, "the datastore has it again: it is held as before", 0);
     if (same && l->lost)
-        image_fence(d, img);
+        image_fence(g, img);
 }
 
 /* A copy that grows behind its header looks like a lie until its tables are there, and has no seal until
  * then. */
-static void seal_late(struct daemon *d, struct image *img)
+static void seal_late(struct guard *g, struct image *img)
 {
     mutex_lock(&img->lock);
     bool late = img->state == IMAGE_SEALED && !img->closed && !img->info.sealed &&
@@ -72,45 +72,45 @@ static void seal_late(struct daemon *d, struct image *img)
     late = img->state == IMAGE_SEALED; /* a release may have begun */
     mutex_unlock(&img->lock);
     if (late && img->rec && img->fd >= 0 && img->rec->plan.n == 0) {
-        struct seal s = image_seal(d, img);
+        struct seal s = image_seal(g, img);
         struct edit nothing = {.kind = EDIT_WRITE};
         r = seal_edit(&s, &nothing);
         image_zone_set(img, &s.zone);
-        r = image_lost(d, img, r);
+        r = image_lost(g, img, r);
         image_note(img);
     }
     rwlock_write_unlock(&img->header);
     if (r == -ESTALE)
-        image_fence(d, img);
+        image_fence(g, img);
     else if (r < 0)
-        image_log_state(d, img, LOG_WARNING,
+        image_log_state(g, img, LOG_WARNING,
                         "its header is complete now but could not be sealed; it is tried again", r);
 }
 
-static void tend_one(struct daemon *d, struct image *img)
+static void tend_one(struct guard *g, struct image *img)
 {
     mutex_lock(&img->lock);
     enum image_state state = img->state;
     int error = img->info.error;
     if (state == IMAGE_STUCK) {
-        image_move_locked(d, img, IMAGE_RESTORING, error);
+        image_move_locked(g, img, IMAGE_RESTORING, error);
     }
     mutex_unlock(&img->lock);
     if (state == IMAGE_STUCK) {
-        if (image_restore(d, img) == 0)
-            image_log_state(d, img, LOG_NOTICE, "it was STUCK, and is restored and free again", 0);
+        if (image_restore(g, img) == 0)
+            image_log_state(g, img, LOG_NOTICE, "it was STUCK, and is restored and free again", 0);
     } else if (state == IMAGE_SEALED || state == IMAGE_VANISHED) {
-        check_claim(d, img);
-        image_follow_name(d, img);
-        seal_late(d, img);
-        image_bytes_tend(d, img);
+        check_claim(g, img);
+        image_follow_name(g, img);
+        seal_late(g, img);
+        image_bytes_tend(g, img);
     }
 }
 
 /* ---- rounds: on the pool, so that one image whose storage hangs stops no other ---- */
 
 struct image_tend {
-    struct daemon *d;
+    struct guard *g;
     struct mutex lock;
     pthread_cond_t quiet;               /* with lock: the last runner has ended */
     struct image *due GUARDED_BY(lock); /* pinned, by next_due: wait for a runner */
@@ -121,12 +121,12 @@ struct image_tend {
     bool plain_tended GUARDED_BY(lock); /* they wait, or one is at them */
 };
 
-struct image_tend *image_tend_new(struct daemon *d)
+struct image_tend *image_tend_new(struct guard *g)
 {
     struct image_tend *t = calloc(1, sizeof(*t));
     if (!t)
         return NULL;
-    t->d = d;
+    t->g = g;
     mutex_init(&t->lock);
     pthread_cond_init(&t->quiet, NULL);
     mutex_lock(&t->lock);
@@ -149,7 +149,7 @@ static void due_add(struct image_tend *t, struct image *img)
     }
     mutex_unlock(&t->lock);
     if (!add)
-        inode_put(t->d->inodes, img->inode);
+        inode_put(t->g->inodes, img->inode);
 }
 
 /* *ret NULL: the plain writers. */
@@ -176,16 +176,16 @@ static void runner(void *arg)
     while (due_take_locked(t, &img)) {
         mutex_unlock(&t->lock);
         if (img) {
-            tend_one(t->d, img);
+            tend_one(t->g, img);
         } else {
-            image_tend_plain(t->d);
-            image_reader_tend(t->d);
+            image_tend_plain(t->g);
+            image_reader_tend(t->g);
         }
         mutex_lock(&t->lock);
         *(img ? &img->tended : &t->plain_tended) = false;
         mutex_unlock(&t->lock);
         if (img)
-            inode_put(t->d->inodes, img->inode);
+            inode_put(t->g->inodes, img->inode);
         mutex_lock(&t->lock);
     }
     if (--t->runners == 0)
@@ -196,7 +196,7 @@ static void runner(void *arg)
 void image_tend_round(struct image_tend *t)
 {
     unsigned n, more;
-    struct image **list = image_busy_list(t->d, &n);
+    struct image **list = image_busy_list(t->g, &n);
     for (unsigned k = 0; k < n; k++)
         due_add(t, list[k]);
     free(list);
@@ -208,7 +208,7 @@ void image_tend_round(struct image_tend *t)
     t->runners += more;
     mutex_unlock(&t->lock);
     while (more-- > 0)
-        pool_submit(t->d->pool, runner, t);
+        pool_submit(t->g->pool, runner, t);
 }
 
 void image_tend_free(struct image_tend *t)
@@ -220,7 +220,7 @@ void image_tend_free(struct image_tend *t)
     while (due_take_locked(t, &img)) { /* not begun */
         mutex_unlock(&t->lock);
         if (img)
-            inode_put(t->d->inodes, img->inode);
+            inode_put(t->g->inodes, img->inode);
         mutex_lock(&t->lock);
     }
     while (t->runners > 0)

@@ -2,8 +2,9 @@
 
 #include <string.h>
 
+#include "base/sync.h"
 #include "core/io.h"
-#include "view/cred.h"
+#include "node/opener.h"
 
 #define MAKERS_MAX 4096u
 
@@ -73,7 +74,7 @@ bool maker_is(struct maker_table *t, const struct inode *i, const struct opener 
     mutex_lock(&t->lock);
     unsigned n = find_locked(t, i);
     bool same = n < MAKERS_MAX && io_handle_equal(&t->maker[n].handle, &handle) &&
-                cred_same_process(&t->maker[n].who, who); /* it asks, so it lives */
+                opener_same(&t->maker[n].who, who); /* it asks, so it lives */
     mutex_unlock(&t->lock);
     return same;
 }

@@ -7,7 +7,7 @@
 #ifndef DISKGUARD_MAKER_H
 #define DISKGUARD_MAKER_H
 
-#include "node/inode.h"
+#include "guard/guard.h"
 
 struct maker_table;
 

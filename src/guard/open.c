@@ -1,4 +1,4 @@
-/* image_open.c: opens for write: the first one, one that joins, one of a plain file; holds for namespace
+/* open.c: opens for write: the first one, one that joins, one of a plain file; holds for namespace
  * operations. */
 #include "base/hook.h"
 #include "guard/first.h"
@@ -12,10 +12,10 @@
 /* ---- open for write ---- */
 
 /* Claimed and sealed, state SEALING: what the first handle still needs. */
-static int open_finish(struct daemon *d, struct image *img, struct handle *h, bool truncate)
+static int open_finish(struct guard *g, struct image *img, struct handle *h, bool truncate)
 {
     HOOK("image.fence.open");
-    int r = image_fence_fd(d, img, h->fd);
+    int r = image_fence_fd(g, img, h->fd);
     io_fsync_former(h->fd);
     if (r == 0 && truncate) {
         rwlock_write(&img->header);
@@ -26,31 +26,31 @@ static int open_finish(struct daemon *d, struct image *img, struct handle *h, bo
     return r;
 }
 
-static int open_first(struct daemon *d, struct image *img, struct handle *h, bool truncate)
+static int open_first(struct guard *g, struct image *img, struct handle *h, bool truncate)
 {
     struct acquire a = {.who = &h->opener, .what = "open for write", .plan_none = truncate, .judge = true};
     bool stuck;
-    int r = image_acquire(d, img, &a, &stuck);
+    int r = image_acquire(g, img, &a, &stuck);
     if (r < 0) {
-        image_acquire_failed(d, img, &a, stuck, r);
+        image_acquire_failed(g, img, &a, stuck, r);
         return r;
     }
     mutex_lock(&img->lock);
     img->holder = h->opener;
     img->n_guarded = 1;
     mutex_unlock(&img->lock);
-    r = image_adopt_writers(d, img);
+    r = image_adopt_writers(g, img);
     if (r == 0)
-        r = open_finish(d, img, h, truncate);
+        r = open_finish(g, img, h, truncate);
     mutex_lock(&img->lock);
-    image_move_locked(d, img, IMAGE_SEALED, 0);
+    image_move_locked(g, img, IMAGE_SEALED, 0);
     mutex_unlock(&img->lock);
     if (r == -ESTALE) {
-        image_fence(d, img);
+        image_fence(g, img);
         r = -EBUSY; /* it is another host's now */
     }
     if (r < 0)
-        image_unguard(d, img);
+        image_unguard(g, img);
     else
         h->guarded = true;
     return r;
@@ -59,9 +59,9 @@ static int open_first(struct daemon *d, struct image *img, struct handle *h, boo
 /* The holder, or one that has it open as well since it was a plain file and the holder's write made it an image. */
 static bool may_join(const struct image *img, const struct opener *who) REQUIRES(img->lock)
 {
-    bool r = cred_same_process(&img->holder, who);
+    bool r = opener_same(&img->holder, who);
     for (const struct handle *h = img->writers; h && !r; h = h->next_writer)
-        r = atomic_load(&h->guarded) && cred_same_process(&h->opener, who);
+        r = atomic_load(&h->guarded) && opener_same(&h->opener, who);
     return r;
 }
 
@@ -69,12 +69,12 @@ enum join { JOIN_TO_WRITE, JOIN_FOR_NAMES, JOIN_FOR_NAMES_ALONE /* not a byte ch
 
 /* A reservation in the hold of the process itself: no restore begins under us. What manages the machines of this host may take a name from what one of them holds, as on
  * the raw datastore (libvirt removes the scratch file of a backup before QEMU closes it). false: not ours to join. */
-static bool join(struct daemon *d, struct image *img, const struct opener *who, enum join how)
+static bool join(struct guard *g, struct image *img, const struct opener *who, enum join how)
 {
-    bool manager = how == JOIN_FOR_NAMES_ALONE && image_first_is_manager(d, who);
+    bool manager = how == JOIN_FOR_NAMES_ALONE && image_first_is_manager(g, who);
     mutex_lock(&img->lock);
     bool sealed = img->state == IMAGE_SEALED,
-         may = sealed && !img->closed && (d->opt.writers == WRITERS_HOST || manager || may_join(img, who));
+         may = sealed && !img->closed && (g->opt.writers == WRITERS_HOST || manager || may_join(img, who));
     if (may) {
         img->n_guarded++;
         img->n_names += how != JOIN_TO_WRITE;
@@ -86,15 +86,15 @@ static bool join(struct daemon *d, struct image *img, const struct opener *who, 
 }
 
 /* -EBUSY: not ours to join. */
-static int open_join(struct daemon *d, struct image *img, struct handle *h, bool truncate)
+static int open_join(struct guard *g, struct image *img, struct handle *h, bool truncate)
 {
-    if (!join(d, img, &h->opener, JOIN_TO_WRITE))
+    if (!join(g, img, &h->opener, JOIN_TO_WRITE))
         return -EBUSY;
     HOOK("image.fence.join");
-    int r = image_fence_fd(d, img, h->fd);
+    int r = image_fence_fd(g, img, h->fd);
     if (r == 0 && truncate) {
         h->guarded = true; /* lets image_ftruncate take the guarded way */
-        r = image_ftruncate(d, h, 0);
+        r = image_ftruncate(g, h, 0);
         h->guarded = false;
     }
     if (r == 0) {
@@ -102,10 +102,10 @@ static int open_join(struct daemon *d, struct image *img, struct handle *h, bool
         return 0;
     }
     if (r == -ESTALE) {
-        image_fence(d, img);
+        image_fence(g, img);
         r = -EIO;
     }
-    image_unguard(d, img);
+    image_unguard(g, img);
     return r;
 }
 
@@ -117,12 +117,12 @@ static bool is_idle(struct image *img)
     return idle;
 }
 
-bool image_others_write(struct daemon *d, struct image *img, const struct opener *who)
+bool image_others_write(struct guard *g, struct image *img, const struct opener *who)
 {
     bool r = false;
     mutex_lock(&img->lock);
-    for (const struct handle *h = img->writers; h && d->opt.writers == WRITERS_PROCESS; h = h->next_writer) {
-        if (!cred_same_process(&h->opener, who)) {
+    for (const struct handle *h = img->writers; h && g->opt.writers == WRITERS_PROCESS; h = h->next_writer) {
+        if (!opener_same(&h->opener, who)) {
             if (img->state == IMAGE_IDLE)
                 img->holder = h->opener;
             r = true;
@@ -134,38 +134,38 @@ bool image_others_write(struct daemon *d, struct image *img, const struct opener
 
 /* A file that is not an image now. The handle is listed, so that it joins when a write turns the file into
  * one. */
-static int open_plain(struct daemon *d, struct image *img, struct handle *h, bool truncate)
+static int open_plain(struct guard *g, struct image *img, struct handle *h, bool truncate)
 {
-    int r = image_plain_enter(d, img, h);
+    int r = image_plain_enter(g, img, h);
     if (r < 0)
         return r;
     if (!image_writer_add(img, h, true)) {
-        image_plain_leave(d, img, h);
+        image_plain_leave(g, img, h);
         return -EBUSY;
     }
-    image_shared_enter(d, img, h);
+    image_shared_enter(g, img, h);
     return truncate && ftruncate(h->fd, 0) < 0 ? -errno : 0;
 }
 
 /* Is this file guarded: by its header, by its name, because a held image needs it, or because somebody holds it although it does not look like an image just now (its holder
  * has truncated it, is creating one, or has renamed a raw image)? Another file's claim under the same inode number does not count. */
-int image_guarded_inode(struct daemon *d, struct inode *i, bool *ret)
+int image_guarded_inode(struct guard *g, struct inode *i, bool *ret)
 {
     _cleanup_header_ struct header *hd = header_new();
     _cleanup_free_ struct claim *c = malloc(sizeof(*c));
     if (!hd || !c)
         return -ENOMEM;
-    int r = image_header(d, i, hd);
+    int r = image_header(g, i, hd);
     if (r < 0)
         return r;
-    *ret = image_is_image(d, i, hd);
-    if (*ret || i->dev != d->store.dev)
+    *ret = image_is_image(g, i, hd);
+    if (*ret || i->dev != g->store.dev)
         return 0;
-    r = image_is_shared(d, i) ? 0 : image_chain_guards(d, i);
+    r = image_is_shared(g, i) ? 0 : image_chain_guards(g, i);
     *ret = r > 0;
     if (r != 0)
         return r < 0 ? r : 0;
-    r = claim_read(&d->store, i->ino, c);
+    r = claim_read(&g->store, i->ino, c);
     if (r < 0 || c->kind == CLAIM_NONE || c->kind == CLAIM_FREE)
         return r;
     struct io_handle handle;
@@ -179,12 +179,12 @@ int image_guarded_inode(struct daemon *d, struct inode *i, bool *ret)
 }
 
 /* O_TMPFILE files are not guarded: without a name nobody else can reach them. A file that was made a moment ago holds nobody out. */
-int image_guarded_file(struct daemon *d, struct handle *h, bool *ret)
+int image_guarded_file(struct guard *g, struct handle *h, bool *ret)
 {
     struct stat st;
     int r = io_fresh_stat(h->fd, &st);
     if (r == 0)
-        r = image_guarded_inode(d, h->inode, ret);
+        r = image_guarded_inode(g, h->inode, ret);
     if (r == 0 && st.st_nlink == 0)
         *ret = false;
     return r;
@@ -192,7 +192,7 @@ int image_guarded_file(struct daemon *d, struct handle *h, bool *ret)
 
 /* Collects the inodes of plain files that are open for write. */
 struct plain_writers {
-    struct daemon *d;
+    struct guard *g;
     struct inode **inode; /* pinned */
     size_t n, room;
 };
@@ -210,13 +210,13 @@ static void plain_writer(void *arg, struct handle *h)
         w->inode = grown;
         w->room = room;
     }
-    inode_pin(w->d->inodes, h->inode);
+    inode_pin(w->g->inodes, h->inode);
     w->inode[w->n++] = h->inode;
 }
 
 /* Nobody else holds it (it was renamed to a raw image's name, or got its footer where no write is looked at): its writers do, then. -EAGAIN, -EALREADY: they
  * are just changing it, or another thread is at it; any other -errno: it is not theirs. */
-static int adopt_idle(struct daemon *d, struct image *img)
+static int adopt_idle(struct guard *g, struct image *img)
 {
     struct opener who = {0};
     int r = -EAGAIN;
@@ -226,17 +226,17 @@ static int adopt_idle(struct daemon *d, struct image *img)
         who = img->writers->opener;
     mutex_unlock(&img->lock);
     for (unsigned n = 0; any && r == -EAGAIN && n < IMAGE_CHANGED_MAX; n++)
-        r = image_convert(d, img, &who);
+        r = image_convert(g, img, &who);
     return r;
 }
 
-static void bar_writers(struct daemon *d, struct inode *i)
+static void bar_writers(struct guard *g, struct inode *i)
 {
     struct image *img = atomic_load(&i->image);
     bool guarded, news = false;
-    if (!img || !is_idle(img) || image_plain_mend(d, img) < 0 || image_guarded_inode(d, i, &guarded) < 0)
+    if (!img || !is_idle(img) || image_plain_mend(g, img) < 0 || image_guarded_inode(g, i, &guarded) < 0)
         return;
-    int r = guarded ? adopt_idle(d, img) : 0;
+    int r = guarded ? adopt_idle(g, img) : 0;
     if (guarded && (r == 0 || r == -EAGAIN || r == -EALREADY))
         return; /* nobody else can claim it while they have the fence: the next round looks again */
     mutex_lock(&img->lock);
@@ -249,25 +249,25 @@ static void bar_writers(struct daemon *d, struct inode *i)
     }
     mutex_unlock(&img->lock);
     if (news)
-        image_log_refused(d, i, "further writes",
+        image_log_refused(g, i, "further writes",
                           "it was opened here as a plain file, and has become an image since. Whoever has it "
                           "open must open "
                           "it again");
 }
 
-void image_tend_plain(struct daemon *d)
+void image_tend_plain(struct guard *g)
 {
-    struct plain_writers w = {.d = d};
-    d->locks_lost = atomic_exchange(&d->locks_lost_new, false);
-    handle_each(d->handles, plain_writer, &w);
+    struct plain_writers w = {.g = g};
+    g->locks_lost = atomic_exchange(&g->locks_lost_new, false);
+    handle_each(g->handles, plain_writer, &w);
     for (size_t k = 0; k < w.n; k++) {
-        bar_writers(d, w.inode[k]);
-        inode_put(d->inodes, w.inode[k]);
+        bar_writers(g, w.inode[k]);
+        inode_put(g->inodes, w.inode[k]);
     }
     free(w.inode);
 }
 
-int image_plain_check(struct daemon *d, struct handle *h)
+int image_plain_check(struct guard *g, struct handle *h)
 {
     struct image *img = image_get(h->inode);
     bool guarded;
@@ -275,43 +275,43 @@ int image_plain_check(struct daemon *d, struct handle *h)
         return -ENOMEM;
     if (!is_idle(img))
         return -EBUSY;
-    int r = image_guarded_file(d, h, &guarded);
+    int r = image_guarded_file(g, h, &guarded);
     if (r < 0)
         return r;
     return guarded ? -EBUSY : 0;
 }
 
-int image_open(struct daemon *d, struct handle *h, bool truncate)
+int image_open(struct guard *g, struct handle *h, bool truncate)
 {
     struct image *img = image_get(h->inode);
     if (!img)
         return -ENOMEM;
-    if (atomic_load(&d->stopping))
+    if (atomic_load(&g->stopping))
         return -EBUSY;
     int r;
     if (!is_idle(img)) {
-        r = open_join(d, img, h, truncate);
+        r = open_join(g, img, h, truncate);
     } else {
         bool guarded;
         image_fence_refused(img, false);
-        r = image_guarded_file(d, h, &guarded);
+        r = image_guarded_file(g, h, &guarded);
         if (r < 0)
             return r;
         if (!guarded)
-            return open_plain(d, img, h, truncate);
-        if (image_others_write(d, img, &h->opener)) {
+            return open_plain(g, img, h, truncate);
+        if (image_others_write(g, img, &h->opener)) {
             image_set_rival(img, NULL);
             return -EBUSY;
         }
-        if (!image_begin(d, img))
+        if (!image_begin(g, img))
             return -EBUSY;
-        r = open_first(d, img, h, truncate);
+        r = open_first(g, img, h, truncate);
         if (r == -EAGAIN)
             r = -EBUSY; /* the file changed under us: another try, from the start */
     }
     if (r == 0) {
-        if (truncate && d->makers)
-            maker_note(d->makers, h->inode, &h->opener);
+        if (truncate && g->makers)
+            maker_note(g->makers, h->inode, &h->opener);
         (void)image_writer_add(img, h, false);
         image_let_go(img); /* if it was FENCED before the handle was listed */
     }
@@ -322,30 +322,29 @@ int image_open(struct daemon *d, struct handle *h, bool truncate)
 
 /* By the holder himself: claim and seal stay as they are until his last handle is closed. But not of a file that another image needs, or another process's
  * reader wants as it is: that he may write it does not change what he may take from others. */
-static int hold_own(struct daemon *d, struct image *img, const struct opener *who, bool data,
-                    struct hold *ret)
+static int hold_own(struct guard *g, struct image *img, const struct opener *who, bool data, struct hold *ret)
 {
-    if (!join(d, img, who, data ? JOIN_FOR_NAMES : JOIN_FOR_NAMES_ALONE))
+    if (!join(g, img, who, data ? JOIN_FOR_NAMES : JOIN_FOR_NAMES_ALONE))
         return -EBUSY;
-    inode_pin(d->inodes, img->inode);
+    inode_pin(g->inodes, img->inode);
     *ret = (struct hold){.inode = img->inode, .claimed = true, .joined = true};
     image_set_rival(img, NULL);
-    int r = image_chain_needed(d, img, who);
+    int r = image_chain_needed(g, img, who);
     if (r == 0) {
         rwlock_write(&img->header);
-        r = image_reader_in_way(d, img, who);
+        r = image_reader_in_way(g, img, who);
         rwlock_write_unlock(&img->header);
     }
     if (r < 0)
-        image_unhold(d, ret);
+        image_unhold(g, ret);
     return r;
 }
 
 /* Ends what hold_own() began; says that the image has no name left, before the keeper finds out, or the last close. */
-static void own_done(struct daemon *d, struct image *img)
+static void own_done(struct guard *g, struct image *img)
 {
     rwlock_read(&img->header);
-    bool gone = img->rec && img->fd >= 0 && store_gone(&d->store, img->fd, &img->rec->handle) == 1;
+    bool gone = img->rec && img->fd >= 0 && store_gone(&g->store, img->fd, &img->rec->handle) == 1;
     rwlock_read_unlock(&img->header);
     mutex_lock(&img->lock);
     img->unlinked |= gone;
@@ -353,7 +352,7 @@ static void own_done(struct daemon *d, struct image *img)
     mutex_unlock(&img->lock);
 }
 
-int image_hold(struct daemon *d, struct inode *i, const struct opener *who, const char *what, bool data,
+int image_hold(struct guard *g, struct inode *i, const struct opener *who, const char *what, bool data,
                struct hold *ret)
 {
     *ret = (struct hold){0};
@@ -362,69 +361,69 @@ int image_hold(struct daemon *d, struct inode *i, const struct opener *who, cons
     struct image *img = image_get(i);
     if (!img)
         return -ENOMEM;
-    if (atomic_load(&d->stopping))
+    if (atomic_load(&g->stopping))
         return -EBUSY;
     if (!is_idle(img))
-        return hold_own(d, img, who, data, ret);
+        return hold_own(g, img, who, data, ret);
     bool guarded;
-    int r = image_guarded_inode(d, i, &guarded);
+    int r = image_guarded_inode(g, i, &guarded);
     if (r == -ESTALE || r == -ENOENT)
         return 0; /* gone already: the operation itself will say so */
     if (r < 0)
         return r;
-    if (!guarded || i->dev != d->store.dev)
+    if (!guarded || i->dev != g->store.dev)
         return 0;
-    if (!image_begin(d, img))
+    if (!image_begin(g, img))
         return -EBUSY;
 
     struct acquire a = {.who = who, .what = what, .format_name = "none", .plan_none = true};
     bool stuck;
-    r = image_acquire(d, img, &a, &stuck);
+    r = image_acquire(g, img, &a, &stuck);
     if (r < 0) {
-        image_acquire_failed(d, img, &a, stuck, r);
+        image_acquire_failed(g, img, &a, stuck, r);
         return r == -EAGAIN ? -EBUSY : r;
     }
     mutex_lock(&img->lock);
     img->holder = *who;
     img->n_guarded = 1;
     img->closed = true;
-    image_move_locked(d, img, IMAGE_SEALED, 0);
+    image_move_locked(g, img, IMAGE_SEALED, 0);
     mutex_unlock(&img->lock);
-    inode_pin(d->inodes, i);
+    inode_pin(g->inodes, i);
     *ret = (struct hold){.inode = i, .claimed = true};
     return 0;
 }
 
-void image_unhold(struct daemon *d, struct hold *h)
+void image_unhold(struct guard *g, struct hold *h)
 {
     if (!h->inode)
         return;
     struct image *img = atomic_load(&h->inode->image);
     if (h->joined)
-        own_done(d, img);
-    image_unguard(d, img); /* a file without links is forgotten there: restore_steps, store_gone() */
-    inode_put(d->inodes, h->inode);
+        own_done(g, img);
+    image_unguard(g, img); /* a file without links is forgotten there: restore_steps, store_gone() */
+    inode_put(g->inodes, h->inode);
     *h = (struct hold){0};
 }
 
-int image_hold_check(struct daemon *d, const struct hold *h)
+int image_hold_check(struct guard *g, const struct hold *h)
 {
     if (!h->claimed)
         return 0;
     struct image *img = atomic_load(&h->inode->image);
-    int r = image_claim_rules(d, img);
+    int r = image_claim_rules(g, img);
     if (r != -ESTALE)
         return r;
-    image_fence(d, img);
+    image_fence(g, img);
     return -EIO;
 }
 
 /* Of an image that is held for it: through the descriptor that carries the fence, so that the storage refuses it when the lock is lost. */
-static int truncate_held(struct daemon *d, const struct hold *hold, uint64_t size)
+static int truncate_held(struct guard *g, const struct hold *hold, uint64_t size)
 {
     struct image *img = atomic_load(&hold->inode->image);
     HOOK("image.truncate.check");
-    int r = image_hold_check(d, hold);
+    int r = image_hold_check(g, hold);
     if (r < 0)
         return r;
     HOOK("image.truncate");
@@ -437,47 +436,47 @@ static int truncate_held(struct daemon *d, const struct hold *hold, uint64_t siz
 }
 
 /* Of a plain file nobody may make an image before it is done, and so it takes the fence and looks again. */
-static int truncate_plain(struct daemon *d, struct inode *i, uint64_t size)
+static int truncate_plain(struct guard *g, struct inode *i, uint64_t size)
 {
     _cleanup_close_ int fd = io_reopen(i->fd, O_RDWR);
     bool guarded = false;
     int r = 0;
     if (fd < 0)
         return fd;
-    if (S_ISREG(i->type) && i->dev == d->store.dev) {
+    if (S_ISREG(i->type) && i->dev == g->store.dev) {
         HOOK("image.fence.truncate");
-        r = io_fence_shared(fd, d->store.fence);
+        r = io_fence_shared(fd, g->store.fence);
         if (r == -EAGAIN) {
             struct image *img = atomic_load(&i->image);
             if (img)
                 image_fence_refused(img, true);
             return -EBUSY;
         }
-        if (r == 0 && d->store.fence != FENCE_NONE)
-            r = image_guarded_inode(d, i, &guarded);
+        if (r == 0 && g->store.fence != FENCE_NONE)
+            r = image_guarded_inode(g, i, &guarded);
     }
     if (r < 0 || guarded)
         return r < 0 ? r : -EBUSY;
     return io_header_truncate(fd, size);
 }
 
-int image_truncate(struct daemon *d, struct inode *i, const struct opener *who, uint64_t size)
+int image_truncate(struct guard *g, struct inode *i, const struct opener *who, uint64_t size)
 {
     struct hold hold;
     enum image_what what = IMAGE_WHAT_PLAIN;
-    int r = i->dev != d->store.dev ? image_probe(d, i, &what) : 0;
+    int r = i->dev != g->store.dev ? image_probe(g, i, &what) : 0;
     if (r < 0)
         return r;
     if (what == IMAGE_WHAT_IMAGE) {
-        image_log_foreign(d, i, "truncation");
+        image_log_foreign(g, i, "truncation");
         return -EXDEV;
     }
-    r = image_hold(d, i, who, "truncation", true, &hold);
+    r = image_hold(g, i, who, "truncation", true, &hold);
     if (r < 0)
         return r;
-    r = hold.joined    ? image_truncate_own(d, atomic_load(&i->image), who, size)
-        : hold.claimed ? truncate_held(d, &hold, size)
-                       : truncate_plain(d, i, size);
-    image_unhold(d, &hold);
+    r = hold.joined    ? image_truncate_own(g, atomic_load(&i->image), who, size)
+        : hold.claimed ? truncate_held(g, &hold, size)
+                       : truncate_plain(g, i, size);
+    image_unhold(g, &hold);
     return r;
 }

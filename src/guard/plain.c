@@ -1,4 +1,4 @@
-/* image_plain.c: plain files that are open for write. Any number of processes and hosts may write one; but as long as one does, no other host may make
+/* plain.c: plain files that are open for write. Any number of processes and hosts may write one; but as long as one does, no other host may make
  * an image of it. The first such handle of an inode opens one more descriptor, plain_fd, which carries the fence lock shared for all of them; who
  * claims takes the fence exclusively first (image_acquire), on a duplicate of this host's own plain_fd, so that only other hosts' are in the way. */
 #include "base/hook.h"
@@ -18,7 +18,7 @@ void image_fence_refused(struct image *img, bool refused)
 /* Opens the descriptor and takes the lock; only then is it certain that nobody claims the file, so that is looked at (again). Where the daemon may
  * not write the file, the caller's own descriptor carries the lock (*ret_borrowed). *ret_fd stays -1 where that cannot, being write-only: then the keeper's
  * look must do (image_tend_plain). */
-static int plain_lock(struct daemon *d, struct image *img, struct handle *h, int *ret_fd, bool *ret_borrowed)
+static int plain_lock(struct guard *g, struct image *img, struct handle *h, int *ret_fd, bool *ret_borrowed)
 {
     bool guarded = false;
     _cleanup_close_ int fd = io_reopen(img->inode->fd, O_RDWR);
@@ -32,13 +32,13 @@ static int plain_lock(struct daemon *d, struct image *img, struct handle *h, int
     }
     if (fd < 0)
         return fd;
-    int r = io_fence_shared(fd, d->store.fence);
+    int r = io_fence_shared(fd, g->store.fence);
     if (r == -EAGAIN) { /* somebody claims it just now, or repairs it */
         image_fence_refused(img, true);
         return -EBUSY;
     }
     if (r == 0)
-        r = image_guarded_file(d, h, &guarded);
+        r = image_guarded_file(g, h, &guarded);
     if (r == 0 && guarded)
         r = -EBUSY; /* has become an image: from the start */
     if (r == 0)
@@ -47,27 +47,27 @@ static int plain_lock(struct daemon *d, struct image *img, struct handle *h, int
 }
 
 /* Does plain_fd still have its lock? A read through it gets EIO on NFSv4 when not. (Of an empty file, or where its first page is dirty, nothing is asked of the storage: then the keeper finds out, by its beat.) */
-static int prove(struct daemon *d, struct image *img)
+static int prove(struct guard *g, struct image *img)
 {
     char byte;
     _cleanup_close_ int fd = image_plain_dup(img, false);
     int r = HOOK_FAIL("image.plain.prove");
     if (r == 0 && fd < -1)
         r = fd;
-    if (r == 0 && fd >= 0 && d->store.fs->stale_data)
+    if (r == 0 && fd >= 0 && g->store.fs->stale_data)
         r = io_fresh_header(fd, &byte, 1, 0) < 0 ? -EIO : 0;
-    if (r < 0 && image_plain_suspect(img) && d->keeper)
-        keeper_kick(d->keeper);
+    if (r < 0 && image_plain_suspect(img))
+        guard_attention(g);
     return r < 0 ? -EBUSY : 0; /* from the start, when it is mended */
 }
 
 /* In this order: a handle whose mark stands while the fence is lost must not be. */
-int image_plain_enter(struct daemon *d, struct image *img, struct handle *h)
+int image_plain_enter(struct guard *g, struct image *img, struct handle *h)
 {
-    if (d->store.fence == FENCE_NONE || img->inode->dev != d->store.dev)
+    if (g->store.fence == FENCE_NONE || img->inode->dev != g->store.dev)
         return 0;
     HOOK("image.plain.mark");
-    int r = io_fence_mark(h->fd, d->store.fence);
+    int r = io_fence_mark(h->fd, g->store.fence);
     if (r < 0)
         return r == -EAGAIN ? -EBUSY : r;
     mutex_lock(&img->lock);
@@ -80,15 +80,15 @@ int image_plain_enter(struct daemon *d, struct image *img, struct handle *h)
     if (wait)
         return -EBUSY;
     if (!first) {
-        r = prove(d, img);
+        r = prove(g, img);
         if (r < 0)
-            image_plain_leave(d, img, h);
+            image_plain_leave(g, img, h);
         return r;
     }
 
     int fd = -1;
     bool borrowed = false;
-    r = plain_lock(d, img, h, &fd, &borrowed);
+    r = plain_lock(g, img, h, &fd, &borrowed);
     mutex_lock(&img->lock);
     img->plain_busy = false;
     if (fd >= 0) {
@@ -99,11 +99,11 @@ int image_plain_enter(struct daemon *d, struct image *img, struct handle *h)
     }
     pthread_cond_broadcast(&img->moved);
     mutex_unlock(&img->lock);
-    park_kick(d->park);
+    guard_changed(g);
     return r;
 }
 
-void image_plain_leave(struct daemon *d, struct image *img, struct handle *h)
+void image_plain_leave(struct guard *g, struct image *img, struct handle *h)
 {
     if (!h->plain)
         return;
@@ -123,7 +123,7 @@ void image_plain_leave(struct daemon *d, struct image *img, struct handle *h)
     img->plain_busy = false;
     pthread_cond_broadcast(&img->moved);
     mutex_unlock(&img->lock);
-    park_kick(d->park);
+    guard_changed(g);
 }
 
 int image_plain_dup(struct image *img, bool to_claim)
@@ -149,17 +149,17 @@ void image_plain_bar(struct image *img)
     mutex_unlock(&img->lock);
 }
 
-void image_plain_again(struct daemon *d, struct image *img)
+void image_plain_again(struct guard *g, struct image *img)
 {
     _cleanup_close_ int fd = image_plain_dup(img, false);
     if (fd < 0)
         return;
-    int r = io_fence_shared(fd, d->store.fence);
+    int r = io_fence_shared(fd, g->store.fence);
     if (r < 0)
         image_plain_bar(img);
     /* A refused conversion of a flock lost the lock for a moment (io.h), in which another host may have claimed the file. */
-    if ((r < 0 || d->store.fence == FENCE_FLOCK) && d->keeper)
-        keeper_kick(d->keeper);
+    if ((r < 0 || g->store.fence == FENCE_FLOCK))
+        guard_attention(g);
 }
 
 /* ---- locks that were lost: after a long partition an NFSv4 client answers EIO on every descriptor that had one, for ever ---- */
@@ -176,13 +176,13 @@ bool image_plain_suspect(struct image *img)
 /* Medium errors of one handle must not keep the keeper busy. */
 #define MEND_PACE_MS 1000u
 
-void image_plain_failed(struct daemon *d, struct handle *h, int err)
+void image_plain_failed(struct guard *g, struct handle *h, int err)
 {
     struct image *img = atomic_load(&h->inode->image);
     if (img && h->plain && !atomic_load(&h->guarded) && !atomic_load(&h->lost_data) &&
         (err == -EIO || err == -ESTALE || err == -EBADF || err == -ENOLCK) &&
-        base_now_ms() - atomic_load(&h->mended_ms) >= MEND_PACE_MS && image_plain_suspect(img) && d->keeper)
-        keeper_kick(d->keeper);
+        base_now_ms() - atomic_load(&h->mended_ms) >= MEND_PACE_MS && image_plain_suspect(img))
+        guard_attention(g);
 }
 
 struct mended {
@@ -191,13 +191,13 @@ struct mended {
 };
 
 /* Bars every plain writer, and keeps it. NULL: nothing to do, or no memory. */
-static struct mended *mend_begin(struct daemon *d, struct image *img, unsigned *ret_n)
+static struct mended *mend_begin(struct guard *g, struct image *img, unsigned *ret_n)
 {
     struct mended *m = NULL;
     unsigned n = 0;
     mutex_lock(&img->lock);
     bool may = img->plain_fd >= 0 && !img->plain_borrowed && !img->plain_busy && img->state == IMAGE_IDLE &&
-               (img->plain_lost || d->locks_lost);
+               (img->plain_lost || g->locks_lost);
     if (may)
         m = calloc(img->n_plain + 1, sizeof(*m));
     for (struct handle *h = m ? img->writers : NULL; h && n < img->n_plain; h = h->next_writer) {
@@ -213,7 +213,7 @@ static struct mended *mend_begin(struct daemon *d, struct image *img, unsigned *
     return m;
 }
 
-static void mend_end(struct daemon *d, struct image *img, struct mended *m, unsigned n, bool again)
+static void mend_end(struct guard *g, struct image *img, struct mended *m, unsigned n, bool again)
 {
     mutex_lock(&img->lock);
     for (unsigned k = 0; k < n; k++)
@@ -223,7 +223,7 @@ static void mend_end(struct daemon *d, struct image *img, struct mended *m, unsi
     pthread_cond_broadcast(&img->moved);
     mutex_unlock(&img->lock);
     free(m);
-    park_kick(d->park);
+    guard_changed(g);
 }
 
 /* What the old descriptor could not write is not forgotten with it: then that one stays, and answers EIO. */
@@ -239,25 +239,25 @@ static void mend_handle(struct handle *h, int fd)
     atomic_store(&h->mended_ms, base_now_ms());
 }
 
-int image_plain_mend(struct daemon *d, struct image *img)
+int image_plain_mend(struct guard *g, struct image *img)
 {
     unsigned n;
-    struct mended *m = mend_begin(d, img, &n);
+    struct mended *m = mend_begin(g, img, &n);
     if (!m)
         return 0;
     for (unsigned k = 0; k < n; k++) {
         int flags = fcntl(m[k].h->fd, F_GETFL);
         m[k].fd = io_reopen(img->inode->fd, flags < 0 ? O_RDWR : flags);
-        if (m[k].fd >= 0 && io_fence_mark(m[k].fd, d->store.fence) < 0) {
+        if (m[k].fd >= 0 && io_fence_mark(m[k].fd, g->store.fence) < 0) {
             close(m[k].fd);
             m[k].fd = -1;
         }
     }
     bool guarded = false;
     int fd = io_reopen(img->inode->fd, O_RDWR);
-    int r = fd < 0 ? fd : io_fence_shared(fd, d->store.fence);
+    int r = fd < 0 ? fd : io_fence_shared(fd, g->store.fence);
     if (r == 0)
-        r = image_guarded_inode(d, img->inode, &guarded);
+        r = image_guarded_inode(g, img->inode, &guarded);
     if (r == 0 && !guarded) {
         mutex_lock(&img->lock);
         int at = img->plain_fd; /* nobody closes it: a handle counts on it, and cannot be released */
@@ -273,6 +273,6 @@ int image_plain_mend(struct daemon *d, struct image *img)
         else if (m[k].fd >= 0)
             close(m[k].fd);
     }
-    mend_end(d, img, m, n, r < 0);
+    mend_end(g, img, m, n, r < 0);
     return r;
 }

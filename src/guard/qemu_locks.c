@@ -1,4 +1,4 @@
-/* image_bytes.c: QEMU's own locks: those of the guard, and how those of the view's programs go along with them. See image_bytes.h. */
+/* qemu_locks.c: QEMU's own locks: those of the guard, and how those of the view's programs go along with them. See qemu_locks.h. */
 #include "guard/image.h"
 
 #include <string.h>
@@ -354,7 +354,7 @@ int image_bytes_take(struct image *img, bool hold)
     return r;
 }
 
-void image_bytes_follow(struct daemon *d, struct image *img)
+void image_bytes_follow(struct guard *g, struct image *img)
 {
     bool want = img->rec && img->fd >= 0 && img->rec->plan.n == 0;
     if (!want)
@@ -363,7 +363,7 @@ void image_bytes_follow(struct daemon *d, struct image *img)
         return;
     int r = image_bytes_take(img, true);
     if (r < 0 && !atomic_exchange(&img->bytes_logged, true))
-        image_log_state(d, img, r == -EBUSY ? LOG_ERR : LOG_WARNING,
+        image_log_state(g, img, r == -EBUSY ? LOG_ERR : LOG_WARNING,
                         r == -EBUSY
                             ? "no seal protects it just now, and a program outside of the views has it open "
                               "for write or locked (its QEMU lock says so): stop that program at once; "
@@ -372,7 +372,7 @@ void image_bytes_follow(struct daemon *d, struct image *img)
                         r == -EBUSY ? 0 : r);
 }
 
-int image_bytes_renew(struct daemon *d, struct image *img, int fd)
+int image_bytes_renew(struct guard *g, struct image *img, int fd)
 {
     int r = 0;
     bool outside = false;
@@ -383,7 +383,7 @@ int image_bytes_renew(struct daemon *d, struct image *img, int fd)
     if (img->bytes_held && r == 0)
         r = outside_writer(img, fd, &outside);
     if ((r == -EAGAIN || outside) && !atomic_exchange(&img->bytes_logged, true))
-        image_log_state(d, img, LOG_CRIT,
+        image_log_state(g, img, LOG_CRIT,
                         "QEMU's byte locks of this host were lost for a while, and a program outside of the "
                         "views has it open for write now: two write it. Stop one of them; fuser -v and "
                         "lslocks on each host's raw datastore name it",
@@ -391,7 +391,7 @@ int image_bytes_renew(struct daemon *d, struct image *img, int fd)
     return r == -EAGAIN || has_no_locks(r) ? 0 : r;
 }
 
-void image_bytes_tend(struct daemon *d, struct image *img)
+void image_bytes_tend(struct guard *g, struct image *img)
 {
     int r = 0;
     mutex_lock(&img->lock);
@@ -404,13 +404,13 @@ void image_bytes_tend(struct daemon *d, struct image *img)
     ours = img->state == IMAGE_SEALED && !img->closed; /* a release may have begun */
     mutex_unlock(&img->lock);
     if (ours)
-        image_bytes_follow(d, img);
+        image_bytes_follow(g, img);
     /* Locking what is locked changes nothing, and tells whether it still is. */
     for (unsigned k = FIRST_GUARDED; ours && img->bytes_held && k < IMAGE_BYTES && r == 0; k++)
         r = set_byte(img->fd, writer_of(img, k) ? F_WRLCK : F_RDLCK, k);
     if (r < 0)
-        r = image_mend_seal(d, img);
+        r = image_mend_seal(g, img);
     rwlock_write_unlock(&img->header);
     if (r == -ESTALE)
-        image_fence(d, img);
+        image_fence(g, img);
 }

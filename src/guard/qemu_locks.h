@@ -1,4 +1,4 @@
-/* image_bytes.h: the bytes by which QEMU tells other QEMUs what it does with a file (QEMU, block/file-posix.c, "RAW_LOCK_PERM_BASE"): a lock on 100 + p says
+/* qemu_locks.h: the bytes by which QEMU tells other QEMUs what it does with a file (QEMU, block/file-posix.c, "RAW_LOCK_PERM_BASE"): a lock on 100 + p says
  * "I use p", one on 200 + p "nobody else may", p: 1 write, 3 resize. All are OFD read locks; QEMU asks with F_OFD_GETLK for a write lock whether anybody has one.
  *
  * The guard has locks of its own on 201 and 203 for as long as this host holds an image without a seal, on the seal's descriptor: a QEMU that goes around
@@ -17,7 +17,7 @@
 
 #include <fcntl.h>
 
-#include "node/inode.h"
+#include "guard/guard.h"
 
 #define IMAGE_BYTES 3 /* 101, 201, 203 */
 

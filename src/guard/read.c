@@ -1,4 +1,4 @@
-/* image_read.c: reads in the zone of an image (format.h), and of files that may be one: the overlay of this host, headers that other hosts hold. */
+/* read.c: reads in the zone of an image (format.h), and of files that may be one: the overlay of this host, headers that other hosts hold. */
 #include "base/hook.h"
 #include "guard/image.h"
 
@@ -70,7 +70,7 @@ static bool explain(struct image *img, int fd, struct header *hd, const struct c
     if (c->kind == CLAIM_BAD)
         return image_is_headless(hd) && !image_zone_is_far(img);
     if (c->kind == CLAIM_HELD && c->rec.plan.n > 0) {
-        struct view v = header_view(hd);
+        struct excerpt v = header_view(hd);
         enum header_state st = overlay_compare(&c->rec.plan, &v, c->rec.cut);
         if (st == HEADER_ALIEN || st == HEADER_SHORT)
             return is_true(hd) && is_of_another(img->inode, &c->rec);
@@ -119,25 +119,25 @@ static int load_with_plan(int fd, struct foreign *w)
 
 /* Claim, header, the caller's bytes, claim again, until the claim did not change. 0: w->hd is the true header, or what was read lies where nothing can be
  * sealed, whatever it is; -EIO: it cannot be told. */
-static int foreign_header(struct daemon *d, struct image *img, struct handle *h, struct foreign *w, void *buf,
+static int foreign_header(struct guard *g, struct image *img, struct handle *h, struct foreign *w, void *buf,
                           size_t len, uint64_t off)
 {
     struct inode *i = h->inode;
     _cleanup_close_ int fd = io_reopen(i->fd, O_RDONLY);
     if (fd == -EACCES || fd == -EPERM)
-        image_log_closed(d, i, "read");
+        image_log_closed(g, i, "read");
     if (fd < 0)
         return fd;
     for (int k = 0; k < FOREIGN_TRIES; k++) {
         struct image_look look;
-        image_look_begin(d, img, &look);
-        int r = claim_read(&d->store, i->ino, &w->before);
+        image_look_begin(g, img, &look);
+        int r = claim_read(&g->store, i->ino, &w->before);
         if (r == 0)
             r = load_with_plan(fd, w);
         if (r == 0) {
             w->explained = explain(img, fd, &w->hd, &w->before);
             w->n = image_pread(h, buf, len, off);
-            r = w->n < 0 ? (int)w->n : claim_read(&d->store, i->ino, &w->after);
+            r = w->n < 0 ? (int)w->n : claim_read(&g->store, i->ino, &w->after);
         }
         if (r < 0)
             return r;
@@ -151,29 +151,29 @@ static int foreign_header(struct daemon *d, struct image *img, struct handle *h,
     return -EIO;
 }
 
-static void log_unexplained(struct daemon *d, struct inode *i)
+static void log_unexplained(struct guard *g, struct inode *i)
 {
     struct image *img = image_get(i);
     if (!img || atomic_exchange(&img->eio_logged, true))
         return;
     char path[PATH_MAX];
-    image_path(d, i, path, sizeof(path));
+    image_path(g, i, path, sizeof(path));
     log_image(LOG_ERR, path, NULL, 0,
               "'%s' is sealed on the datastore and no readable claim explains it: reads of its header get "
               "EIO rather than sealed "
               "bytes. See diskguardctl why, and fsck.diskguard %s",
-              path, d->store.path);
+              path, g->store.path);
 }
 
 /* What this host does not hold: another one may. */
-static ssize_t read_foreign(struct daemon *d, struct handle *h, void *buf, size_t len, uint64_t off,
+static ssize_t read_foreign(struct guard *g, struct handle *h, void *buf, size_t len, uint64_t off,
                             bool doubt)
 {
     struct inode *i = h->inode;
     struct image *img = image_get(i);
     if (!img)
         return -ENOMEM;
-    if (i->dev != d->store.dev)
+    if (i->dev != g->store.dev)
         return image_pread(h, buf, len, off);
     struct image_read began = image_read_begin(h);
     /* A hold that just ends here explains nothing. */
@@ -181,15 +181,15 @@ static ssize_t read_foreign(struct daemon *d, struct handle *h, void *buf, size_
     if (!doubt && may && (began.hold || image_look_covers(img, &began.look, off, len))) {
         ssize_t n = image_pread(h, buf, len, off);
         HOOK("read.check");
-        if (n <= 0 || image_read_sound(d, h, &began, off, (uint64_t)n) >= (uint64_t)n)
+        if (n <= 0 || image_read_sound(g, h, &began, off, (uint64_t)n) >= (uint64_t)n)
             return n;
     }
     __attribute__((cleanup(foreign_freep))) struct foreign *w = calloc(1, sizeof(*w));
     if (!w)
         return -ENOMEM;
-    int r = foreign_header(d, img, h, w, buf, len, off);
+    int r = foreign_header(g, img, h, w, buf, len, off);
     if (r == -EIO)
-        log_unexplained(d, i);
+        log_unexplained(g, i);
     if (r < 0)
         return r;
     if (w->n > 0 && w->explained)
@@ -197,11 +197,11 @@ static ssize_t read_foreign(struct daemon *d, struct handle *h, void *buf, size_
     return w->n;
 }
 
-ssize_t image_read(struct daemon *d, struct handle *h, void *buf, size_t len, uint64_t off, bool doubt)
+ssize_t image_read(struct guard *g, struct handle *h, void *buf, size_t len, uint64_t off, bool doubt)
 {
     struct image *img = atomic_load(&h->inode->image);
     ssize_t n;
     if (img && atomic_load(&img->held) && read_held(img, h, buf, len, off, &n))
         return n;
-    return read_foreign(d, h, buf, len, off, doubt);
+    return read_foreign(g, h, buf, len, off, doubt);
 }

@@ -1,4 +1,4 @@
-/* image_reader.c: readers that want no writer beside them. See image_reader.h. */
+/* readers.c: readers that want no writer beside them. See readers.h. */
 #include "guard/image.h"
 
 #include <limits.h>
@@ -18,21 +18,21 @@ static bool covers(off_t start, off_t len, off_t byte)
     return start <= byte && (len == 0 || byte - start < len);
 }
 
-void image_reader_init(struct daemon *d, struct image_reader *rd, const struct handle *via)
+void image_reader_init(struct guard *g, struct image_reader *rd, const struct handle *via)
 {
-    *rd = (struct image_reader){.may = d->opt.readers == READERS_PROTECT && d->journal &&
-                                       S_ISREG(via->inode->type) && via->inode->dev == d->store.dev &&
+    *rd = (struct image_reader){.may = g->opt.readers == READERS_PROTECT && g->journal &&
+                                       S_ISREG(via->inode->type) && via->inode->dev == g->store.dev &&
                                        (via->flags & O_ACCMODE) == O_RDONLY && !atomic_load(&via->writer),
                                 .who = via->opener};
 }
 
 /* ---- the name on the datastore ---- */
 
-static struct reader name_of(const struct daemon *d, const struct image *img)
+static struct reader name_of(const struct guard *g, const struct image *img)
 {
     struct reader r = {.ino = img->inode->ino, .serial = atomic_load(&img->reader_serial)};
-    memcpy(r.host, d->host.uuid, sizeof(r.host));
-    memcpy(r.daemon, d->host.daemon, sizeof(r.daemon));
+    memcpy(r.host, g->host.uuid, sizeof(r.host));
+    memcpy(r.daemon, g->host.daemon, sizeof(r.daemon));
     return r;
 }
 
@@ -53,40 +53,40 @@ static bool is_named(const struct image *img)
     return atomic_load(&img->reader_serial) != 0;
 }
 
-static void make_name(struct daemon *d, struct image *img) REQUIRES(img->header)
+static void make_name(struct guard *g, struct image *img) REQUIRES(img->header)
 {
     const struct opener *who = &img->readers->who;
     struct reader_info info = {.pid = who->pid};
     char path[PATH_MAX];
-    snprintf(info.host_name, sizeof(info.host_name), "%s", d->host.name);
+    snprintf(info.host_name, sizeof(info.host_name), "%s", g->host.name);
     base_time_text(info.since);
     read_comm(who->pid, info.program);
-    image_path(d, img->inode, path, sizeof(path));
+    image_path(g, img->inode, path, sizeof(path));
     HOOK("reader.make");
-    atomic_store(&img->reader_serial, atomic_fetch_add(&d->images->reader_serial, 1) + 1);
-    struct reader name = name_of(d, img);
+    atomic_store(&img->reader_serial, atomic_fetch_add(&g->images->reader_serial, 1) + 1);
+    struct reader name = name_of(g, img);
     int r = io_handle_get(img->inode->fd, &info.handle);
     if (r == 0)
-        r = reader_make(&d->store, &name, &info, path);
+        r = reader_make(&g->store, &name, &info, path);
     if (r == 0)
         return;
     atomic_store(&img->reader_serial, 0);
-    atomic_store(&d->images->readers_left, true); /* it may be there all the same */
+    atomic_store(&g->images->readers_left, true); /* it may be there all the same */
     if (!atomic_exchange(&img->reader_logged, true))
-        log_image(LOG_WARNING, path, d->host.name, 0,
+        log_image(LOG_WARNING, path, g->host.name, 0,
                   "'%s' is read by pid %llu (%s), which wants no writer beside it, but it cannot be "
                   "protected from those of other hosts: %s; %s. It is tried again",
                   path, (unsigned long long)info.pid, info.program, strerror(-r), store_hint(r));
 }
 
-static void remove_name(struct daemon *d, struct image *img) REQUIRES(img->header)
+static void remove_name(struct guard *g, struct image *img) REQUIRES(img->header)
 {
-    struct reader name = name_of(d, img);
-    int r = is_named(img) ? reader_remove(&d->store, &name) : 0;
+    struct reader name = name_of(g, img);
+    int r = is_named(img) ? reader_remove(&g->store, &name) : 0;
     atomic_store(&img->reader_serial, 0);
     if (r == 0)
         return;
-    atomic_store(&d->images->readers_left, true);
+    atomic_store(&g->images->readers_left, true);
     log_msg(
         LOG_WARNING,
         "the name of a reader of inode %llu could not be removed (%s): nobody can write that image until it "
@@ -95,33 +95,33 @@ static void remove_name(struct daemon *d, struct image *img) REQUIRES(img->heade
 }
 
 /* While this host holds the image its claim keeps others away; the name is needed from then on. */
-void image_reader_follow(struct daemon *d, struct image *img)
+void image_reader_follow(struct guard *g, struct image *img)
 {
     if (img->readers && !is_named(img))
-        make_name(d, img);
+        make_name(g, img);
 }
 
 /* ---- who reads ---- */
 
-/* A plain file needs no protection, for everybody may write it, unless somebody has it as a disk just now (image_disk.h). What cannot be told may be an image. */
-static bool is_image(struct daemon *d, struct image *img) REQUIRES(img->header)
+/* A plain file needs no protection, for everybody may write it, unless somebody has it as a disk just now (disk.h). What cannot be told may be an image. */
+static bool is_image(struct guard *g, struct image *img) REQUIRES(img->header)
 {
     _cleanup_header_ struct header *h = header_new();
     _cleanup_free_ struct claim *c = malloc(sizeof(*c));
     struct io_handle handle;
-    if (img->rec || !h || !c || image_header(d, img->inode, h) < 0 || image_is_image(d, img->inode, h))
+    if (img->rec || !h || !c || image_header(g, img->inode, h) < 0 || image_is_image(g, img->inode, h))
         return true;
-    int r = claim_read(&d->store, img->inode->ino, c);
+    int r = claim_read(&g->store, img->inode->ino, c);
     if (r == 0 && (c->kind == CLAIM_NONE || c->kind == CLAIM_FREE))
         return false;
     return r < 0 || c->kind == CLAIM_BAD || io_handle_get(img->inode->fd, &handle) < 0 ||
            io_handle_equal(&c->rec.handle, &handle);
 }
 
-static void list_image(struct daemon *d, struct image *img, bool add)
+static void list_image(struct guard *g, struct image *img, bool add)
 {
-    mutex_lock(&d->images->lock);
-    struct image **at = &d->images->reading;
+    mutex_lock(&g->images->lock);
+    struct image **at = &g->images->reading;
     while (*at && *at != img)
         at = &(*at)->next_reading;
     if (add && !*at)
@@ -129,23 +129,23 @@ static void list_image(struct daemon *d, struct image *img, bool add)
     else if (!add && *at)
         *at = img->next_reading;
     img->next_reading = add ? img->next_reading : NULL;
-    mutex_unlock(&d->images->lock);
+    mutex_unlock(&g->images->lock);
 }
 
-static void enlist(struct daemon *d, struct image *img, struct image_reader *rd) REQUIRES(img->header)
+static void enlist(struct guard *g, struct image *img, struct image_reader *rd) REQUIRES(img->header)
 {
-    if (!is_image(d, img))
+    if (!is_image(g, img))
         return;
     rd->listed = true;
     rd->next = img->readers;
     img->readers = rd;
     if (!rd->next)
-        list_image(d, img, true);
+        list_image(g, img, true);
     if (!img->rec)
-        image_reader_follow(d, img);
+        image_reader_follow(g, img);
 }
 
-static void unlist(struct daemon *d, struct image *img, struct image_reader *rd) REQUIRES(img->header)
+static void unlist(struct guard *g, struct image *img, struct image_reader *rd) REQUIRES(img->header)
 {
     struct image_reader **at = &img->readers;
     while (*at && *at != rd)
@@ -155,13 +155,13 @@ static void unlist(struct daemon *d, struct image *img, struct image_reader *rd)
     rd->listed = false;
     if (!img->readers) {
         atomic_store(&img->alone, 0);
-        remove_name(d, img);
+        remove_name(g, img);
         atomic_store(&img->reader_logged, false);
-        list_image(d, img, false);
+        list_image(g, img, false);
     }
 }
 
-void image_reader_locked(struct daemon *d, struct inode *i, struct image_reader *rd, short type, off_t start,
+void image_reader_locked(struct guard *g, struct inode *i, struct image_reader *rd, short type, off_t start,
                          off_t len)
 {
     bool want = type != F_UNLCK, reads = covers(start, len, BYTE_READS),
@@ -181,29 +181,29 @@ void image_reader_locked(struct daemon *d, struct inode *i, struct image_reader 
         atomic_store(&rd->denies, want);
     want = atomic_load(&rd->reads) && atomic_load(&rd->denies);
     if (want && !rd->listed) {
-        enlist(d, img, rd);
+        enlist(g, img, rd);
     } else if (!want && rd->listed) {
-        unlist(d, img, rd);
+        unlist(g, img, rd);
         freed = true;
     }
     rwlock_write_unlock(&img->header);
     if (freed)
-        park_kick(d->park);
+        guard_changed(g);
 }
 
-void image_reader_forget(struct daemon *d, struct inode *i, struct image_reader *rd)
+void image_reader_forget(struct guard *g, struct inode *i, struct image_reader *rd)
 {
-    image_reader_locked(d, i, rd, F_UNLCK, 0, 0);
+    image_reader_locked(g, i, rd, F_UNLCK, 0, 0);
 }
 
 /* ---- too late: somebody has it for write ---- */
 
 /* Who has it here: 0 nobody, or one who may; -EBUSY; -ENOENT: this host does not know. */
-static int ask_here(struct daemon *d, struct image *img, const struct image_reader *rd, pid_t *ret_pid)
+static int ask_here(struct guard *g, struct image *img, const struct image_reader *rd, pid_t *ret_pid)
 {
     mutex_lock(&img->lock);
     bool here = img->state != IMAGE_IDLE && img->state != IMAGE_FENCED;
-    bool may = d->opt.writers == WRITERS_HOST || cred_same_process(&img->holder, &rd->who);
+    bool may = g->opt.writers == WRITERS_HOST || opener_same(&img->holder, &rd->who);
     pid_t pid = (pid_t)img->holder.pid;
     mutex_unlock(&img->lock);
     if (!here)
@@ -213,37 +213,37 @@ static int ask_here(struct daemon *d, struct image *img, const struct image_read
 }
 
 /* *ret_nobody: there is no claim at all that holds it. */
-static int ask_datastore(struct daemon *d, struct image *img, const struct opener *who, bool *ret_nobody)
+static int ask_datastore(struct guard *g, struct image *img, const struct opener *who, bool *ret_nobody)
 {
     _cleanup_free_ struct claim *c = malloc(sizeof(*c));
     struct io_handle handle;
     HOOK("reader.ask");
-    int r = c ? claim_read(&d->store, img->inode->ino, c) : -ENOMEM;
+    int r = c ? claim_read(&g->store, img->inode->ino, c) : -ENOMEM;
     if (r == 0)
         r = io_handle_get(img->inode->fd, &handle);
     *ret_nobody = r == 0 && (c->kind == CLAIM_NONE || c->kind == CLAIM_FREE);
     if (r < 0 || *ret_nobody)
         return r;
     if (c->kind == CLAIM_HELD &&
-        (!io_handle_equal(&c->rec.handle, &handle) || image_own_claim(d, &c->rec, who)))
+        (!io_handle_equal(&c->rec.handle, &handle) || image_own_claim(g, &c->rec, who)))
         return 0;
     image_set_rival(img, c->kind == CLAIM_HELD ? &c->rec : NULL);
     return -EBUSY;
 }
 
-/* Nobody has it, and nobody can get it: reads need not ask whether it has been sealed (image_sound.c). */
-static void note_alone(struct daemon *d, struct image *img)
+/* Nobody has it, and nobody can get it: reads need not ask whether it has been sealed (snapshot.c). */
+static void note_alone(struct guard *g, struct image *img)
 {
     rwlock_write(&img->header);
     if (img->readers && is_named(img) && !img->rec && atomic_load(&img->alone) == 0 &&
-        !atomic_load(&d->host_lost)) {
+        !atomic_load(&g->host_lost)) {
         img->alone_last = img->alone_last % (UINT_MAX / 2) + 1;
         atomic_store(&img->alone, img->alone_last);
     }
     rwlock_write_unlock(&img->header);
 }
 
-int image_reader_ask(struct daemon *d, struct inode *i, struct image_reader *rd, short type, off_t start,
+int image_reader_ask(struct guard *g, struct inode *i, struct image_reader *rd, short type, off_t start,
                      off_t len, struct flock *ret)
 {
     struct image *img = rd->may && type == F_WRLCK && atomic_load(&rd->reads) && atomic_load(&rd->denies) &&
@@ -256,23 +256,23 @@ int image_reader_ask(struct daemon *d, struct inode *i, struct image_reader *rd,
         return 0;
     rwlock_write(&img->header);
     if (!rd->listed)
-        enlist(d, img, rd); /* it may have become an image since */
+        enlist(g, img, rd); /* it may have become an image since */
     bool listed = rd->listed;
     rwlock_write_unlock(&img->header);
-    int r = listed ? ask_here(d, img, rd, &pid) : 0;
+    int r = listed ? ask_here(g, img, rd, &pid) : 0;
     if (r == -ENOENT)
-        r = ask_datastore(d, img, &rd->who, &nobody);
+        r = ask_datastore(g, img, &rd->who, &nobody);
     if (nobody)
-        note_alone(d, img);
+        note_alone(g, img);
     if (r == -EBUSY)
         *ret = (struct flock){
             .l_type = F_RDLCK, .l_whence = SEEK_SET, .l_start = BYTE_WRITES, .l_len = 1, .l_pid = pid};
     return r;
 }
 
-void image_reader_refused(struct daemon *d, struct inode *i, const struct image_reader *rd)
+void image_reader_refused(struct guard *g, struct inode *i, const struct image_reader *rd)
 {
-    image_refused(d, i, &rd->who, "reading with nobody writing beside it (QEMU's byte locks)", -EBUSY);
+    image_refused(g, i, &rd->who, "reading with nobody writing beside it (QEMU's byte locks)", -EBUSY);
 }
 
 /* ---- the other side: who wants to write ---- */
@@ -292,37 +292,37 @@ static int refuse(struct image *img, const struct reader_info *info, const char 
     return -EBUSY;
 }
 
-static int reader_here(struct daemon *d, struct image *img, const struct opener *who) REQUIRES(img->header)
+static int reader_here(struct guard *g, struct image *img, const struct opener *who) REQUIRES(img->header)
 {
-    const struct image_reader *rd = d->opt.writers == WRITERS_PROCESS ? img->readers : NULL;
-    while (rd && cred_same_process(&rd->who, who))
+    const struct image_reader *rd = g->opt.writers == WRITERS_PROCESS ? img->readers : NULL;
+    while (rd && opener_same(&rd->who, who))
         rd = rd->next;
     if (!rd)
         return 0;
     struct reader_info info = {.pid = rd->who.pid};
-    snprintf(info.host_name, sizeof(info.host_name), "%s", d->host.name);
+    snprintf(info.host_name, sizeof(info.host_name), "%s", g->host.name);
     read_comm(rd->who.pid, info.program);
-    return refuse(img, &info, d->host.uuid, rd->who.pid);
+    return refuse(img, &info, g->host.uuid, rd->who.pid);
 }
 
-int image_reader_in_way(struct daemon *d, struct image *img, const struct opener *who)
+int image_reader_in_way(struct guard *g, struct image *img, const struct opener *who)
 {
     _cleanup_free_ struct reader *rd = NULL;
     struct io_handle handle;
     size_t n = 0;
-    int r = reader_here(d, img, who);
+    int r = reader_here(g, img, who);
     if (r == 0)
         r = io_handle_get(img->inode->fd, &handle);
     if (r == 0)
-        r = reader_list(&d->store, img->inode->ino, &rd, &n);
+        r = reader_list(&g->store, img->inode->ino, &rd, &n);
     for (size_t k = 0; r == 0 && k < n; k++) {
-        if (strcmp(rd[k].host, d->host.uuid) == 0)
+        if (strcmp(rd[k].host, g->host.uuid) == 0)
             continue; /* of this daemon, or of one that is gone */
-        r = reader_counts(&d->store, &rd[k]);
+        r = reader_counts(&g->store, &rd[k]);
         if (r <= 0)
             continue;
         struct reader_info info;
-        reader_look(&d->store, &rd[k], &info);
+        reader_look(&g->store, &rd[k], &info);
         r = reader_is_of(&info, &handle) ? refuse(img, &info, rd[k].host, info.pid) : 0;
     }
     return r;
@@ -330,9 +330,9 @@ int image_reader_in_way(struct daemon *d, struct image *img, const struct opener
 
 /* ---- keeper ---- */
 
-static bool is_among(const struct daemon *d, const struct image *img, const struct reader *rd, size_t n)
+static bool is_among(const struct guard *g, const struct image *img, const struct reader *rd, size_t n)
 {
-    struct reader own = name_of(d, img);
+    struct reader own = name_of(g, img);
     for (size_t k = 0; k < n; k++)
         if (rd[k].ino == own.ino && rd[k].serial == own.serial && strcmp(rd[k].daemon, own.daemon) == 0 &&
             strcmp(rd[k].host, own.host) == 0)
@@ -341,39 +341,39 @@ static bool is_among(const struct daemon *d, const struct image *img, const stru
 }
 
 /* Was our name taken away, by a person who took this host for dead? Looked at once more: it may have been made since the listing. */
-static bool name_lost(struct daemon *d, struct image *img) REQUIRES(img->header)
+static bool name_lost(struct guard *g, struct image *img) REQUIRES(img->header)
 {
     _cleanup_free_ struct reader *rd = NULL;
     size_t n = 0;
-    return is_named(img) && reader_list(&d->store, img->inode->ino, &rd, &n) == 0 && !is_among(d, img, rd, n);
+    return is_named(img) && reader_list(&g->store, img->inode->ino, &rd, &n) == 0 && !is_among(g, img, rd, n);
 }
 
-static void tend_image(struct daemon *d, struct image *img, bool seen)
+static void tend_image(struct guard *g, struct image *img, bool seen)
 {
     struct opener who = {0};
     bool nobody = false, ask = false, lost = false;
     rwlock_write(&img->header);
     if (img->readers) {
-        lost = !seen && name_lost(d, img);
-        if (lost || atomic_load(&d->host_lost))
+        lost = !seen && name_lost(g, img);
+        if (lost || atomic_load(&g->host_lost))
             atomic_store(&img->alone, 0);
         if (lost)
             atomic_store(&img->reader_serial, 0);
         if (!img->rec)
-            image_reader_follow(d, img);
+            image_reader_follow(g, img);
         who = img->readers->who;
         ask = !img->rec && is_named(img) && atomic_load(&img->alone) == 0;
     }
     rwlock_write_unlock(&img->header);
-    int r = ask ? ask_datastore(d, img, &who, &nobody) : 0;
+    int r = ask ? ask_datastore(g, img, &who, &nobody) : 0;
     if (nobody)
-        note_alone(d, img);
+        note_alone(g, img);
     if (!lost)
         return;
     char path[PATH_MAX];
-    image_path(d, img->inode, path, sizeof(path));
+    image_path(g, img->inode, path, sizeof(path));
     log_image(
-        LOG_CRIT, path, d->host.name, 0,
+        LOG_CRIT, path, g->host.name, 0,
         "'%s' is read by pid %llu, which wants no writer beside it, and the name that says so was removed "
         "from the datastore (fsck.diskguard --takeover of this host?)%s",
         path, (unsigned long long)who.pid,
@@ -382,57 +382,57 @@ static void tend_image(struct daemon *d, struct image *img, bool seen)
 }
 
 /* Those of this daemon that belong to no image's readers: their removal failed, or they were made in spite of an error. */
-static void remove_left(struct daemon *d, struct image **img, unsigned n_img, const struct reader *rd,
+static void remove_left(struct guard *g, struct image **img, unsigned n_img, const struct reader *rd,
                         size_t n)
 {
     for (size_t k = 0; k < n; k++) {
-        bool used = strcmp(rd[k].host, d->host.uuid) != 0 || strcmp(rd[k].daemon, d->host.daemon) != 0;
+        bool used = strcmp(rd[k].host, g->host.uuid) != 0 || strcmp(rd[k].daemon, g->host.daemon) != 0;
         for (unsigned i = 0; i < n_img && !used; i++)
-            used = is_among(d, img[i], &rd[k], 1);
-        if (!used && reader_remove(&d->store, &rd[k]) < 0)
-            atomic_store(&d->images->readers_left, true);
+            used = is_among(g, img[i], &rd[k], 1);
+        if (!used && reader_remove(&g->store, &rd[k]) < 0)
+            atomic_store(&g->images->readers_left, true);
     }
 }
 
 /* Pins them. NULL: out of memory. */
-static struct image **reading_list(struct daemon *d, unsigned *ret_n)
+static struct image **reading_list(struct guard *g, unsigned *ret_n)
 {
     unsigned n = 0, max = 0;
-    mutex_lock(&d->images->lock);
-    for (struct image *i = d->images->reading; i; i = i->next_reading)
+    mutex_lock(&g->images->lock);
+    for (struct image *i = g->images->reading; i; i = i->next_reading)
         max++;
     struct image **list = calloc(max + 1, sizeof(*list));
-    for (struct image *i = list ? d->images->reading : NULL; i; i = i->next_reading) {
-        inode_pin(d->inodes, i->inode);
+    for (struct image *i = list ? g->images->reading : NULL; i; i = i->next_reading) {
+        inode_pin(g->inodes, i->inode);
         list[n++] = i;
     }
-    mutex_unlock(&d->images->lock);
+    mutex_unlock(&g->images->lock);
     *ret_n = n;
     return list;
 }
 
-void image_reader_tend(struct daemon *d)
+void image_reader_tend(struct guard *g)
 {
     _cleanup_free_ struct reader *rd = NULL;
     size_t n = 0;
     unsigned n_img;
-    mutex_lock(&d->images->lock);
-    bool any = d->images->reading != NULL;
-    mutex_unlock(&d->images->lock);
-    bool left = atomic_exchange(&d->images->readers_left, false);
+    mutex_lock(&g->images->lock);
+    bool any = g->images->reading != NULL;
+    mutex_unlock(&g->images->lock);
+    bool left = atomic_exchange(&g->images->readers_left, false);
     if (!any && !left)
         return;
-    int r = reader_list(&d->store, 0, &rd, &n); /* before the images are asked which names are theirs */
-    struct image **img = r == 0 ? reading_list(d, &n_img) : NULL;
+    int r = reader_list(&g->store, 0, &rd, &n); /* before the images are asked which names are theirs */
+    struct image **img = r == 0 ? reading_list(g, &n_img) : NULL;
     if (!img) {
         if (left)
-            atomic_store(&d->images->readers_left, true);
+            atomic_store(&g->images->readers_left, true);
         return;
     }
-    remove_left(d, img, n_img, rd, n);
+    remove_left(g, img, n_img, rd, n);
     for (unsigned k = 0; k < n_img; k++) {
-        tend_image(d, img[k], is_among(d, img[k], rd, n));
-        inode_put(d->inodes, img[k]->inode);
+        tend_image(g, img[k], is_among(g, img[k], rd, n));
+        inode_put(g->inodes, img[k]->inode);
     }
     free(img);
 }

@@ -6,31 +6,31 @@
 
 #include "guard/image.h"
 
-bool image_name_is_shared(const struct daemon *d, const char *name)
+bool image_name_is_shared(const struct guard *g, const char *name)
 {
-    for (char **g = d->opt.shared_globs; g && *g; g++)
-        if (fnmatch(*g, name, 0) == 0)
+    for (char **glob = g->opt.shared_globs; glob && *glob; glob++)
+        if (fnmatch(*glob, name, 0) == 0)
             return true;
     return false;
 }
 
-bool image_is_shared(struct daemon *d, struct inode *i)
+bool image_is_shared(struct guard *g, struct inode *i)
 {
     char path[PATH_MAX], last[NAME_MAX + 1];
-    if (!d->opt.shared_globs || !S_ISREG(i->type))
+    if (!g->opt.shared_globs || !S_ISREG(i->type))
         return false;
     struct image *img = atomic_load(&i->image);
     if (img && atomic_load(&img->n_shared) > 0)
         return true;
-    image_path(d, i, path, sizeof(path));
-    inode_last_name(d->inodes, i, last, sizeof(last));
+    image_path(g, i, path, sizeof(path));
+    inode_last_name(g->inodes, i, last, sizeof(last));
     const char *slash = strrchr(path, '/');
-    return image_name_is_shared(d, slash ? slash + 1 : path) && (!last[0] || image_name_is_shared(d, last));
+    return image_name_is_shared(g, slash ? slash + 1 : path) && (!last[0] || image_name_is_shared(g, last));
 }
 
-bool image_shared_exempt(struct daemon *d, struct inode *i, const struct header *h)
+bool image_shared_exempt(struct guard *g, struct inode *i, const struct header *h)
 {
-    if (!image_is_shared(d, i))
+    if (!image_is_shared(g, i))
         return false;
     const struct image *img = atomic_load(&i->image);
     if (img && atomic_load(&img->n_shared) > 0)
@@ -46,21 +46,21 @@ bool image_shared_exempt(struct daemon *d, struct inode *i, const struct header 
     }
 }
 
-int image_shared_refuse(struct daemon *d, struct inode *i, const char *what)
+int image_shared_refuse(struct guard *g, struct inode *i, const char *what)
 {
-    if (!image_is_shared(d, i))
+    if (!image_is_shared(g, i))
         return 0;
-    image_log_refused(d, i, what,
+    image_log_refused(g, i, what,
                       "shared= names it, so that it is never claimed, but its header may be one that a seal "
                       "left, and no claim on the datastore says so. See diskguardctl show, and "
                       "fsck.diskguard %s; what is shared on purpose should be raw",
-                      d->store.path);
+                      g->store.path);
     return -EUCLEAN;
 }
 
-void image_shared_enter(struct daemon *d, struct image *img, struct handle *h)
+void image_shared_enter(struct guard *g, struct image *img, struct handle *h)
 {
-    if (!image_is_shared(d, img->inode))
+    if (!image_is_shared(g, img->inode))
         return;
     atomic_fetch_add(&img->n_shared, 1);
     atomic_store(&h->shared, true);
@@ -81,7 +81,7 @@ struct found_file {
 };
 
 struct found {
-    struct daemon *d;
+    struct guard *g;
     struct found_file *file;
     size_t n, room;
 };
@@ -105,25 +105,25 @@ static void found_handle(void *arg, struct handle *h)
         f->file = grown;
         f->room = room;
     }
-    inode_pin(f->d->inodes, h->inode);
+    inode_pin(f->g->inodes, h->inode);
     f->file[f->n].inode = h->inode;
     f->file[f->n].who = h->opener;
     f->file[f->n++].writers = 1;
 }
 
-void image_shared_each(struct daemon *d, void (*fn)(void *arg, const struct image_shared *s), void *arg)
+void image_shared_each(struct guard *g, void (*fn)(void *arg, const struct image_shared *s), void *arg)
 {
-    struct found f = {.d = d};
-    if (d->opt.shared_globs)
-        handle_each(d->handles, found_handle, &f);
+    struct found f = {.g = g};
+    if (g->opt.shared_globs)
+        handle_each(g->handles, found_handle, &f);
     for (size_t k = 0; k < f.n; k++) {
         char path[PATH_MAX];
-        image_path(d, f.file[k].inode, path, sizeof(path));
+        image_path(g, f.file[k].inode, path, sizeof(path));
         fn(arg, &(struct image_shared){.path = path,
                                        .ino = f.file[k].inode->ino,
                                        .who = f.file[k].who,
                                        .writers = f.file[k].writers});
-        inode_put(d->inodes, f.file[k].inode);
+        inode_put(g->inodes, f.file[k].inode);
     }
     free(f.file);
 }

@@ -1,4 +1,4 @@
-/* image_shared.h: files that many hosts write on purpose (option shared=): the shared disk of a cluster of guests, whose own file system keeps its writers apart
+/* shared.h: files that many hosts write on purpose (option shared=): the shared disk of a cluster of guests, whose own file system keeps its writers apart
  * (QEMU: share-rw=on). Told by name: by the one under which the file was met, and by the last one that the kernel looked up; both must match, so that a file that was
  * renamed is guarded again. While such a handle is open it stays shared.
  *
@@ -8,22 +8,22 @@
 #ifndef DISKGUARD_IMAGE_SHARED_H
 #define DISKGUARD_IMAGE_SHARED_H
 
-#include "node/inode.h"
+#include "guard/guard.h"
 
 struct header;
 
 /* By one name alone: the last path component. */
-bool image_name_is_shared(const struct daemon *d, const char *name);
+bool image_name_is_shared(const struct guard *g, const char *name);
 /* Costs a comparison without the option. */
-bool image_is_shared(struct daemon *d, struct inode *i);
+bool image_is_shared(struct guard *g, struct inode *i);
 /* The same, and its header is none that a seal may have left, so that nothing but a claim need be looked for. */
-bool image_shared_exempt(struct daemon *d, struct inode *i, const struct header *h);
+bool image_shared_exempt(struct guard *g, struct inode *i, const struct header *h);
 /* Right before a claim would be made: -EUCLEAN, logged: it is shared, and what its header is cannot be told. Else 0. */
-DG_MUST_CHECK int image_shared_refuse(struct daemon *d, struct inode *i, const char *what);
+DG_MUST_CHECK int image_shared_refuse(struct guard *g, struct inode *i, const char *what);
 
 struct image;
 /* A handle writes it as a plain file: counts it where that is shared; and its end. */
-void image_shared_enter(struct daemon *d, struct image *img, struct handle *h);
+void image_shared_enter(struct guard *g, struct image *img, struct handle *h);
 void image_shared_leave(struct image *img, struct handle *h);
 
 /* For control.c: each such file that is open for write here, from memory alone. */
@@ -33,6 +33,6 @@ struct image_shared {
     struct opener who; /* of one of the handles */
     unsigned writers;  /* handles */
 };
-void image_shared_each(struct daemon *d, void (*fn)(void *arg, const struct image_shared *s), void *arg);
+void image_shared_each(struct guard *g, void (*fn)(void *arg, const struct image_shared *s), void *arg);
 
 #endif

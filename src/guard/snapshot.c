@@ -1,4 +1,4 @@
-/* image_sound.c: may bytes that a read took straight from the datastore be sealed ones? A host that does not hold an image knows where it can be sealed
+/* snapshot.c: may bytes that a read took straight from the datastore be sealed ones? A host that does not hold an image knows where it can be sealed
  * (the zone) from its last look at claim and header; meanwhile another host may have made an image of the file, or another image. So the bytes are read
  * first, and then it is asked whether that look, the last one before the read, still counts.
  *
@@ -31,20 +31,20 @@ static bool stamp_note(struct image_stamp *s, const struct timespec *ctime, uint
     return now - s->since_ms > (ctime->tv_nsec ? TICK_FINE_MS : TICK_SECOND_MS);
 }
 
-void image_look_begin(struct daemon *d, struct image *img, struct image_look *ret)
+void image_look_begin(struct guard *g, struct image *img, struct image_look *ret)
 {
     struct stat claims, file;
     HOOK("image.look"); /* so that tests can count them */
     *ret = (struct image_look){0};
-    if (img->inode->dev != d->store.dev || io_fresh_stat(d->store.claims_fd, &claims) < 0 ||
+    if (img->inode->dev != g->store.dev || io_fresh_stat(g->store.claims_fd, &claims) < 0 ||
         io_fresh_stat(img->inode->fd, &file) < 0)
         return;
     uint64_t now = base_now_ms();
     *ret = (struct image_look){
         .valid = true, .size = (uint64_t)file.st_size, .ctime = file.st_ctim, .claims_ctime = claims.st_ctim};
-    mutex_lock(&d->images->lock);
-    ret->claims_settled = stamp_note(&d->images->claims, &claims.st_ctim, now);
-    mutex_unlock(&d->images->lock);
+    mutex_lock(&g->images->lock);
+    ret->claims_settled = stamp_note(&g->images->claims, &claims.st_ctim, now);
+    mutex_unlock(&g->images->lock);
     mutex_lock(&img->lock);
     ret->settled = stamp_note(&img->stamp, &file.st_ctim, now);
     mutex_unlock(&img->lock);
@@ -123,14 +123,14 @@ bool image_look_covers(const struct image *img, const struct image_look *look, u
     return !image_zone_touched(&zone, off, len) || (look->valid && look->clean);
 }
 
-uint64_t image_read_sound(struct daemon *d, const struct handle *h, const struct image_read *began,
+uint64_t image_read_sound(struct guard *g, const struct handle *h, const struct image_read *began,
                           uint64_t off, uint64_t len)
 {
     const struct inode *i = h->inode;
     const struct image *img = atomic_load(&i->image);
     const struct image_look *look = &began->look;
     struct stat st;
-    if (i->dev != d->store.dev)
+    if (i->dev != g->store.dev)
         return len; /* nothing is sealed there */
     if (began->hold != 0) {
         struct image_read now = image_read_begin(h);
@@ -148,7 +148,7 @@ uint64_t image_read_sound(struct daemon *d, const struct handle *h, const struct
     if (same && look->settled)
         return len;
     uint64_t good = same ? len : beyond_seals(off, len, (uint64_t)st.st_size);
-    if (good == 0 || !look->valid || !look->claims_settled || io_fresh_stat(d->store.claims_fd, &st) < 0)
+    if (good == 0 || !look->valid || !look->claims_settled || io_fresh_stat(g->store.claims_fd, &st) < 0)
         return 0;
     return same_time(&st.st_ctim, &look->claims_ctime) ? good : 0;
 }

@@ -7,7 +7,6 @@
 
 #include "core/recover.h"
 #include "core/whereis.h"
-#include "daemon/monitor.h"
 #include "guard/image.h"
 #include "run/pool.h"
 
@@ -50,33 +49,34 @@ void takeover_free(struct takeover *t)
     free(t);
 }
 
-void takeover_announce(const struct daemon *d)
+void takeover_announce(const struct guard *g)
 {
     const char *why;
-    if (d->opt.takeover == TAKEOVER_MANUAL || d->opt.read_only)
+    if (g->opt.takeover == TAKEOVER_MANUAL || g->opt.read_only)
         return;
-    enum fencing own = io_fencing(d->store.root_fd, d->store.fence, &why);
+    enum fencing own = io_fencing(g->store.root_fd, g->store.fence, &why);
     if (own == FENCING_LOCK)
         return;
-    if (own == FENCING_UNPROVEN && d->opt.takeover == TAKEOVER_UNPROVEN)
+    if (own == FENCING_UNPROVEN && g->opt.takeover == TAKEOVER_UNPROVEN)
         log_msg(LOG_WARNING,
                 "takeover=lock-unproven on %s: %s. A host that was cut off or frozen may write over an image "
                 "after it was taken over "
                 "from it. Use this only with other means that switch a host off before its locks run out",
-                d->store.fs->name, why);
+                g->store.fs->name, why);
     else
         log_msg(LOG_WARNING,
                 "takeover=%s has no effect on %s (%s): %s. Images of a dead host wait for fsck.diskguard "
                 "--takeover",
-                d->opt.takeover == TAKEOVER_UNPROVEN ? "lock-unproven" : "lock", d->store.path,
-                d->store.fs->name, why);
+                g->opt.takeover == TAKEOVER_UNPROVEN ? "lock-unproven" : "lock", g->store.path,
+                g->store.fs->name, why);
 }
 
 /* ---- is it worth trying? ---- */
 
 /* Notes what the record says and how long it has said so. Without memory nothing is known of the beat. */
-static enum takeover_beat note_beat(struct takeover *t, const struct host_record *rec)
+static enum takeover_beat note_beat(struct guard *g, const struct host_record *rec)
 {
+    struct takeover *t = g->takeover;
     enum takeover_beat r = TAKEOVER_BEAT_WATCHED;
     uint64_t now = base_now_ms();
     mutex_lock(&t->lock);
@@ -91,34 +91,34 @@ static enum takeover_beat note_beat(struct takeover *t, const struct host_record
         }
     }
     if (w) {
-        takeover_watch(&w->watch, rec, now, DG_MAX(2 * keeper_period_ms(), 3 * TAKEOVER_PACE_MS));
-        r = takeover_beat(&w->watch, now, TAKEOVER_BEATS * keeper_period_ms());
+        takeover_watch(&w->watch, rec, now, DG_MAX(2 * g->heartbeat_ms, 3 * TAKEOVER_PACE_MS));
+        r = takeover_beat(&w->watch, now, TAKEOVER_BEATS * g->heartbeat_ms);
     }
     mutex_unlock(&t->lock);
     return r;
 }
 
-static enum takeover_verdict look(struct daemon *d, const struct record *held, bool unproven, struct why *why)
+static enum takeover_verdict look(struct guard *g, const struct record *held, bool unproven, struct why *why)
 {
     struct host_record rec;
     const char *own_why;
     struct takeover_input in = {
         .unproven = unproven, .names = takeover_is_names(held), .holder = held->fenced};
-    in.own = io_fencing(d->store.root_fd, d->store.fence, &own_why);
-    in.record = host_record_read(&d->store, held->host, &rec);
+    in.own = io_fencing(g->store.root_fd, g->store.fence, &own_why);
+    in.record = host_record_read(&g->store, held->host, &rec);
     if (in.record == 0)
-        in.beat = note_beat(d->takeover, &rec);
+        in.beat = note_beat(g, &rec);
     if (in.beat == TAKEOVER_BEAT_STANDS)
-        in.alive = host_alive(&d->store, held->host);
+        in.alive = host_alive(&g->store, held->host);
     enum takeover_verdict v = takeover_decide(&in);
     takeover_explain(v, &in, own_why, held->host_name, held->host, why);
     return v;
 }
 
 /* 0: try; else as takeover_attempt(). */
-static int worth_it(struct daemon *d, const struct record *held, bool unproven, struct why *why)
+static int worth_it(struct guard *g, const struct record *held, bool unproven, struct why *why)
 {
-    switch (look(d, held, unproven, why)) {
+    switch (look(g, held, unproven, why)) {
     case TAKEOVER_TRY:
         return 0;
     case TAKEOVER_WATCH:
@@ -161,11 +161,11 @@ static void report(void *arg, const struct record *rec, struct recover_decision 
     a->done = done;
 }
 
-static void log_taken(const struct daemon *d, const struct record *from, bool unproven,
+static void log_taken(const struct guard *g, const struct record *from, bool unproven,
                       enum recover_action action)
 {
     char now[RECORD_IMAGE_MAX + 16];
-    whereis_name(&d->store, from->ino, &from->handle, from->image, now, sizeof(now));
+    whereis_name(&g->store, from->ino, &from->handle, from->image, now, sizeof(now));
     log_image(LOG_WARNING, now, from->host_name, from->generation + 1,
               "TAKEN OVER: '%s' from host %s (%s), which held it since %s, generation %llu: its beat stood "
               "still and the storage gave "
@@ -183,7 +183,7 @@ static int not_taken(const struct attempt *a, int r, struct why *why)
     const struct problem_info *p = problem_info(a->decision.problem);
     if (r < 0) {
         why_set(why, "taking it over failed: %s; %s", strerror(-r), store_hint(r));
-        return -EAGAIN; /* if the claim is ours by now, the next open settles it: settle_own() in image_claim.c */
+        return -EAGAIN; /* if the claim is ours by now, the next open settles it: settle_own() in acquire.c */
     }
     if (a->decision.action == RECOVER_NOTHING) {
         why_set(why, "another host was faster");
@@ -201,37 +201,37 @@ static int not_taken(const struct attempt *a, int r, struct why *why)
     return a->decision.problem == PROBLEM_UNREADABLE ? -EAGAIN : -EUCLEAN;
 }
 
-static int take(struct daemon *d, struct image *img, const struct record *held, struct why *why)
+static int take(struct guard *g, struct image *img, const struct record *held, struct why *why)
 {
     struct attempt a = {.judged = held};
-    struct recover rec = {.store = &d->store,
-                          .journal = d->journal,
-                          .host = &d->host,
+    struct recover rec = {.store = &g->store,
+                          .journal = g->journal,
+                          .host = &g->host,
                           .may_take = may_take,
-                          .policy = d->policy,
+                          .policy = g->policy,
                           .report = report,
                           .arg = &a};
-    if (!image_begin(d, img)) {
+    if (!image_begin(g, img)) {
         why_set(why, "another request of this host is at work on it");
         return -EAGAIN;
     }
     int r = recover_image(&rec, held->ino, NULL, 0);
-    image_end(d, img);
+    image_end(g, img);
     bool taken = a.reported && r == 0 && a.decision.action != RECOVER_NOTHING;
     if (taken)
-        log_taken(d, held,
+        log_taken(g, held,
                   held->fenced != FENCING_LOCK ||
-                      io_fencing(d->store.root_fd, d->store.fence, NULL) != FENCING_LOCK,
+                      io_fencing(g->store.root_fd, g->store.fence, NULL) != FENCING_LOCK,
                   a.decision.action);
     if (taken || (r == 0 && !a.reported)) { /* the latter: it was freed meanwhile */
-        park_kick(d->park);
+        guard_changed(g);
         return 0;
     }
     return not_taken(&a, r, why);
 }
 
 /* May this host take anything over now, and is it this very file that the claim holds? */
-static int check_claim_of(struct daemon *d, struct inode *i, const struct claim *c, struct why *why)
+static int check_claim_of(struct guard *g, struct inode *i, const struct claim *c, struct why *why)
 {
     struct io_handle handle;
     if (c->kind == CLAIM_BAD) {
@@ -240,7 +240,7 @@ static int check_claim_of(struct daemon *d, struct inode *i, const struct claim 
         why_set(why, "%s; %s", p->message, p->repair);
         return -EUCLEAN;
     }
-    if (claim_is_of(&c->rec, &d->host)) {
+    if (claim_is_of(&c->rec, &g->host)) {
         why_set(why, "this host holds it itself; diskguardctl why names the process");
         return -EBUSY;
     }
@@ -254,46 +254,46 @@ static int check_claim_of(struct daemon *d, struct inode *i, const struct claim 
     return -EUCLEAN;
 }
 
-int takeover_attempt(struct daemon *d, struct inode *i, bool unproven, struct why *why)
+int takeover_attempt(struct guard *g, struct inode *i, bool unproven, struct why *why)
 {
     struct image *img = image_get(i);
     _cleanup_free_ struct claim *c = malloc(sizeof(*c));
     if (!img || !c)
         return -ENOMEM;
-    if (!d->journal || d->opt.read_only || atomic_load(&d->stopping) || atomic_load(&d->host_lost)) {
+    if (!g->journal || g->opt.read_only || atomic_load(&g->stopping) || atomic_load(&g->host_lost)) {
         why_set(why, "this view is read-only, is being unmounted, or has lost the lock on its host's record");
         return -EBUSY;
     }
-    if (i->dev != d->store.dev) {
+    if (i->dev != g->store.dev) {
         why_set(why, "it lies on another file system that is mounted below the datastore");
         return -EPERM;
     }
-    int r = claim_read(&d->store, i->ino, c);
+    int r = claim_read(&g->store, i->ino, c);
     if (r < 0) {
         why_set(why, "its claim cannot be read: %s; %s", strerror(-r), store_hint(r));
         return r;
     }
     if (c->kind == CLAIM_NONE || c->kind == CLAIM_FREE)
         return 0;
-    r = check_claim_of(d, i, c, why);
+    r = check_claim_of(g, i, c, why);
     if (r == 0)
-        r = worth_it(d, &c->rec, unproven, why);
-    return r < 0 ? r : take(d, img, &c->rec, why);
+        r = worth_it(g, &c->rec, unproven, why);
+    return r < 0 ? r : take(g, img, &c->rec, why);
 }
 
 /* ---- for diskguardctl ---- */
 
 struct request {
-    struct daemon *d;
+    struct guard *g;
     uint64_t ticket;
     bool unproven;
     char image[];
 };
 
-static int find_inode(struct daemon *d, const char *image, struct inode **ret, struct why *why)
+static int find_inode(struct guard *g, const char *image, struct inode **ret, struct why *why)
 {
     struct stat st;
-    int fd = io_fresh_open(d->store.root_fd, image, O_PATH | O_NOFOLLOW);
+    int fd = io_fresh_open(g->store.root_fd, image, O_PATH | O_NOFOLLOW);
     int r = fd < 0 ? fd : io_fresh_stat(fd, &st);
     if (r == 0 && !S_ISREG(st.st_mode))
         r = -EINVAL;
@@ -303,21 +303,21 @@ static int find_inode(struct daemon *d, const char *image, struct inode **ret, s
             close(fd);
         return r;
     }
-    *ret = inode_enter(d->inodes, fd, &st, false);
+    *ret = inode_enter(g->inodes, fd, &st, false);
     return *ret ? 0 : -ENOMEM;
 }
 
 static void run_job(void *arg)
 {
     struct request *q = arg;
-    struct daemon *d = q->d;
-    struct takeover *t = d->takeover;
+    struct guard *g = q->g;
+    struct takeover *t = g->takeover;
     struct why why = {""};
     struct inode *i = NULL;
-    int r = find_inode(d, q->image, &i, &why);
+    int r = find_inode(g, q->image, &i, &why);
     if (r == 0)
-        r = takeover_attempt(d, i, q->unproven, &why);
-    inode_put(d->inodes, i);
+        r = takeover_attempt(g, i, q->unproven, &why);
+    inode_put(g->inodes, i);
     mutex_lock(&t->lock);
     for (unsigned k = 0; k < JOBS; k++) {
         struct job *j = &t->job[k];
@@ -345,9 +345,9 @@ static struct job *job_place_locked(struct takeover *t) REQUIRES(t->lock)
     return best;
 }
 
-uint64_t takeover_start(struct daemon *d, const char *image, bool unproven, struct why *why)
+uint64_t takeover_start(struct guard *g, const char *image, bool unproven, struct why *why)
 {
-    struct takeover *t = d->takeover;
+    struct takeover *t = g->takeover;
     size_t n = strlen(image) + 1;
     struct request *q = malloc(sizeof(*q) + n);
     uint64_t ticket = 0;
@@ -355,7 +355,7 @@ uint64_t takeover_start(struct daemon *d, const char *image, bool unproven, stru
         why_set(why, "out of memory");
         return 0;
     }
-    *q = (struct request){.d = d, .unproven = unproven};
+    *q = (struct request){.g = g, .unproven = unproven};
     memcpy(q->image, image, n);
     mutex_lock(&t->lock);
     struct job *j = job_place_locked(t);
@@ -370,13 +370,13 @@ uint64_t takeover_start(struct daemon *d, const char *image, bool unproven, stru
         return 0;
     }
     q->ticket = ticket;
-    pool_submit(d->pool, run_job, q);
+    pool_submit(g->pool, run_job, q);
     return ticket;
 }
 
-bool takeover_ended(struct daemon *d, uint64_t ticket, int *ret_result, struct why *why)
+bool takeover_ended(struct guard *g, uint64_t ticket, int *ret_result, struct why *why)
 {
-    struct takeover *t = d->takeover;
+    struct takeover *t = g->takeover;
     bool found = false, ended = true;
     mutex_lock(&t->lock);
     for (unsigned k = 0; k < JOBS && ticket != 0; k++) {

@@ -1,4 +1,4 @@
-/* image_time.c: mtime that somebody sets, while the seal is on the datastore: core/seal.h says why that one must not show it. */
+/* times.c: mtime that somebody sets, while the seal is on the datastore: core/seal.h says why that one must not show it. */
 #include "guard/image.h"
 
 #include <fcntl.h>
@@ -15,7 +15,7 @@ static bool is_chosen(const struct timespec *t)
 }
 
 /* Into the record, of an image that this host has sealed. The next write makes it void, as it would on any file: image_wrote(). */
-static int choose(struct daemon *d, struct image *img, struct timespec mtime) REQUIRES(img->header)
+static int choose(struct guard *g, struct image *img, struct timespec mtime) REQUIRES(img->header)
 {
     struct record *rec = img->rec, old = {.chosen = rec->chosen,
                                           .mtime_chosen = rec->mtime_chosen,
@@ -27,7 +27,7 @@ static int choose(struct daemon *d, struct image *img, struct timespec mtime) RE
     rec->chosen = true;
     rec->mtime_chosen = mtime;
     rec->mtime_seen = st.st_mtim;
-    struct seal s = image_seal(d, img);
+    struct seal s = image_seal(g, img);
     r = seal_record(&s);
     if (r < 0) {
         rec->chosen = old.chosen;
@@ -42,12 +42,12 @@ static int choose(struct daemon *d, struct image *img, struct timespec mtime) RE
     return 0;
 }
 
-static int set_sealed(struct daemon *d, struct image *img, const struct timespec tv[2]) REQUIRES(img->header)
+static int set_sealed(struct guard *g, struct image *img, const struct timespec tv[2]) REQUIRES(img->header)
 {
     const struct timespec rest[2] = {tv[0], {.tv_nsec = UTIME_OMIT}};
     if (is_chosen(&tv[1])) {
         int r = tv[0].tv_nsec == UTIME_OMIT ? 0 : set_on_storage(img->inode, rest);
-        return r < 0 ? r : choose(d, img, tv[1]);
+        return r < 0 ? r : choose(g, img, tv[1]);
     }
     int r = set_on_storage(img->inode, tv);
     if (r == 0 && tv[1].tv_nsec == UTIME_NOW)
@@ -57,20 +57,20 @@ static int set_sealed(struct daemon *d, struct image *img, const struct timespec
 
 /* Would a sealed image of another host show a chosen time? That one would be gone after its restore, and whoever set it should know. Setting what is there
  * already (a program that puts atime back), or now, which is older than what the restore sets, loses nothing. */
-static int may_set(struct daemon *d, struct inode *i, const struct timespec *mtime)
+static int may_set(struct guard *g, struct inode *i, const struct timespec *mtime)
 {
     _cleanup_header_ struct header *h = header_new();
     _cleanup_free_ struct claim *c = malloc(sizeof(*c));
     struct stat st;
     if (!h || !c)
         return -ENOMEM;
-    int r = image_header(d, i, h);
+    int r = image_header(g, i, h);
     if (r < 0 || h->verdict == FORMAT_PLAIN || h->verdict == FORMAT_IMAGE)
         return 0; /* what cannot be read cannot be known: as on the datastore */
-    r = claim_read(&d->store, i->ino, c);
+    r = claim_read(&g->store, i->ino, c);
     if (r == 0)
         r = io_fresh_stat(i->fd, &st);
-    if (r < 0 || c->kind != CLAIM_HELD || c->rec.plan.n == 0 || claim_is_of(&c->rec, &d->host))
+    if (r < 0 || c->kind != CLAIM_HELD || c->rec.plan.n == 0 || claim_is_of(&c->rec, &g->host))
         return r;
     if (st.st_mtim.tv_sec == mtime->tv_sec && st.st_mtim.tv_nsec == mtime->tv_nsec)
         return 0;
@@ -81,18 +81,18 @@ static int may_set(struct daemon *d, struct inode *i, const struct timespec *mti
     return -EBUSY;
 }
 
-int image_set_times(struct daemon *d, struct inode *i, const struct timespec tv[2])
+int image_set_times(struct guard *g, struct inode *i, const struct timespec tv[2])
 {
     struct image *img = atomic_load(&i->image);
     if (img) {
         rwlock_write(&img->header); /* an open or a restore of this host under way */
         bool sealed =
             atomic_load(&img->held) && img->rec && seal_was_taken(img->rec); /* not after the restore */
-        int r = sealed ? set_sealed(d, img, tv) : 0;
+        int r = sealed ? set_sealed(g, img, tv) : 0;
         rwlock_write_unlock(&img->header);
         if (sealed)
             return r;
     }
-    int r = is_chosen(&tv[1]) && i->dev == d->store.dev ? may_set(d, i, &tv[1]) : 0;
+    int r = is_chosen(&tv[1]) && i->dev == g->store.dev ? may_set(g, i, &tv[1]) : 0;
     return r < 0 ? r : set_on_storage(i, tv);
 }

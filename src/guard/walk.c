@@ -1,4 +1,4 @@
-/* image_walk.c: see image_walk.h. */
+/* walk.c: see walk.h. */
 #include "guard/walk.h"
 
 #include <fcntl.h>
@@ -304,13 +304,13 @@ static bool outside_wait(struct outside *o)
     return over;
 }
 
-static struct outside *outside_new(const struct daemon *d, int at)
+static struct outside *outside_new(const struct guard *g, int at)
 {
     struct outside *o = calloc(1, sizeof(*o));
     if (!o)
         return NULL;
     o->at = at < 0 ? -1 : fcntl(at, F_DUPFD_CLOEXEC, 0);
-    o->root_fd = fcntl(d->store.root_fd, F_DUPFD_CLOEXEC, 0);
+    o->root_fd = fcntl(g->store.root_fd, F_DUPFD_CLOEXEC, 0);
     if (o->root_fd < 0 || (at >= 0 && o->at < 0)) {
         if (o->at >= 0)
             close(o->at);
@@ -319,17 +319,17 @@ static struct outside *outside_new(const struct daemon *d, int at)
         free(o);
         return NULL;
     }
-    snprintf(o->root, sizeof(o->root), "%s", d->store.path);
-    snprintf(o->source, sizeof(o->source), "%s", d->opt.datastore);
+    snprintf(o->root, sizeof(o->root), "%s", g->store.path);
+    snprintf(o->source, sizeof(o->source), "%s", g->opt.datastore);
     pthread_mutex_init(&o->lock, NULL);
     pthread_cond_init(&o->changed, NULL);
     return o;
 }
 
 /* Goes on with w->rest outside, from w->out (or "/"), until it is in the datastore again. 0: it is, at w->done. */
-static int leave(const struct daemon *d, struct walk *w, bool from_root)
+static int leave(const struct guard *g, struct walk *w, bool from_root)
 {
-    struct outside *o = outside_new(d, from_root ? -1 : w->out);
+    struct outside *o = outside_new(g, from_root ? -1 : w->out);
     if (!o)
         return -ENOMEM;
     memcpy(o->rest, w->rest, sizeof(o->rest));
@@ -356,7 +356,7 @@ static int leave(const struct daemon *d, struct walk *w, bool from_root)
 
 /* ---- below the datastore ---- */
 
-static int go_up(const struct daemon *d, struct walk *w)
+static int go_up(const struct guard *g, struct walk *w)
 {
     char up[PATH_MAX];
     if (strlen(w->done) > w->entry) {
@@ -364,15 +364,15 @@ static int go_up(const struct daemon *d, struct walk *w)
         return 0;
     }
     if (w->out >= 0)
-        return leave(d, w, false);
-    snprintf(up, sizeof(up), "%s", d->opt.mountpoint);
+        return leave(g, w, false);
+    snprintf(up, sizeof(up), "%s", g->opt.mountpoint);
     drop_last(up);
     int r = put_front(w->rest, up);
-    return r < 0 ? r : leave(d, w, true);
+    return r < 0 ? r : leave(g, w, true);
 }
 
 /* The last component of done is a symbolic link: its target takes the place of it. */
-static int follow(const struct daemon *d, int fd, struct walk *w)
+static int follow(const struct guard *g, int fd, struct walk *w)
 {
     char target[PATH_MAX];
     int r = ++w->links > SYMLINK_MAX ? -ELOOP : read_link(fd, target);
@@ -381,11 +381,11 @@ static int follow(const struct daemon *d, int fd, struct walk *w)
     if (r < 0)
         return r;
     drop_last(w->done);
-    return target[0] == '/' ? leave(d, w, true) : 0;
+    return target[0] == '/' ? leave(g, w, true) : 0;
 }
 
 /* Takes one component from rest to done. */
-static int step(const struct daemon *d, struct walk *w)
+static int step(const struct guard *g, struct walk *w)
 {
     char name[NAME_MAX + 1];
     size_t at = strlen(w->done);
@@ -393,17 +393,17 @@ static int step(const struct daemon *d, struct walk *w)
     if (r < 0 || !name[0] || strcmp(name, ".") == 0)
         return r;
     if (strcmp(name, "..") == 0)
-        return go_up(d, w);
+        return go_up(g, w);
     if (snprintf(w->done + at, sizeof(w->done) - at, "%s%s", at ? "/" : "", name) >=
         (int)(sizeof(w->done) - at))
         return -ENAMETOOLONG;
-    _cleanup_close_ int fd = io_fresh_open(d->store.root_fd, w->done, O_PATH | O_NOFOLLOW);
+    _cleanup_close_ int fd = io_fresh_open(g->store.root_fd, w->done, O_PATH | O_NOFOLLOW);
     struct stat st;
     r = fd < 0 ? fd : io_fresh_stat(fd, &st);
-    return r == 0 && S_ISLNK(st.st_mode) ? follow(d, fd, w) : r;
+    return r == 0 && S_ISLNK(st.st_mode) ? follow(g, fd, w) : r;
 }
 
-int image_walk(const struct daemon *d, const char *dir, const char *name, struct walk *ret)
+int image_walk(const struct guard *g, const char *dir, const char *name, struct walk *ret)
 {
     struct walk *w = ret;
     int n = name[0] == '/' || !dir[0] ? snprintf(w->rest, sizeof(w->rest), "%s", name)
@@ -414,13 +414,13 @@ int image_walk(const struct daemon *d, const char *dir, const char *name, struct
     w->out = -1;
     if (n >= (int)sizeof(w->rest))
         return -ENAMETOOLONG;
-    int r = w->rest[0] == '/' ? leave(d, w, true) : 0;
+    int r = w->rest[0] == '/' ? leave(g, w, true) : 0;
     while (r == 0 && w->rest[0])
-        r = step(d, w);
+        r = step(g, w);
     if (w->out >= 0)
         close(w->out);
     w->out = -1;
-    return r < 0 ? r : io_fresh_open(d->store.root_fd, w->done, O_RDONLY | O_NOFOLLOW | O_NONBLOCK);
+    return r < 0 ? r : io_fresh_open(g->store.root_fd, w->done, O_RDONLY | O_NOFOLLOW | O_NONBLOCK);
 }
 
 int image_walk_dir(const char *dir, const char *name, char ret[PATH_MAX])

@@ -1,4 +1,4 @@
-/* image_walk.h: from a name in an image to the file of the datastore that a hypervisor of this host would open under it.
+/* walk.h: from a name in an image to the file of the datastore that a hypervisor of this host would open under it.
  *
  * Below the datastore the way goes through the datastore itself, fresh, never through a view. Everywhere else it goes from "/", component by component, as the
  * kernel would: symbolic links, "..", bind mounts. A view of this datastore (this daemon's own would wait for itself) is told by its mount: an O_PATH descriptor
@@ -11,9 +11,9 @@
 #ifndef DISKGUARD_IMAGE_WALK_H
 #define DISKGUARD_IMAGE_WALK_H
 
-#include <limits.h>
+#include "guard/guard.h"
 
-#include "daemon/daemon.h"
+#include <limits.h>
 
 #define WALK_MS 5000u
 #define WALK_THREADS 16u
@@ -29,7 +29,7 @@ struct walk {
 
 /* The file that `name` means in an image that was opened in the directory `dir` (absolute, or below the datastore), open for reading; its path in ret->done.
  * -EXDEV: it lies outside; -ETIMEDOUT; or -errno. Blocks. */
-DG_MUST_CHECK int image_walk(const struct daemon *d, const char *dir, const char *name, struct walk *ret);
+DG_MUST_CHECK int image_walk(const struct guard *g, const char *dir, const char *name, struct walk *ret);
 
 /* Where names in the image begin that was opened as dir/name: all of that but its last component. 0 or -ENAMETOOLONG. */
 DG_MUST_CHECK int image_walk_dir(const char *dir, const char *name, char ret[PATH_MAX]);

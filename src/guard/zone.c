@@ -1,4 +1,4 @@
-/* image_zone.c: where I/O on an image must be looked at (struct format_zone), and the changes of guest data that go straight to a descriptor, which that
+/* zone.c: where I/O on an image must be looked at (struct format_zone), and the changes of guest data that go straight to a descriptor, which that
  * place must not overtake: a seal written into a range where such a change has passed its look and not yet landed would be planned from older bytes.
  *
  * A direct change counts itself, then looks at the zone; whoever makes the zone wider publishes it, then waits until each of the two counters was zero once.

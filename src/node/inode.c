@@ -1,13 +1,11 @@
 #include "node/inode.h"
+#include "base/sync.h"
 
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/random.h>
 #include <sys/stat.h>
-
-#include "guard/guard.h"
-#include "view/fs.h"
 
 /* Slots live in chunks that are never moved nor freed before the table, so that a pointer stays good as long
  * as its inode is pinned. */
@@ -17,6 +15,7 @@
 #define TOLD_MS 1000u /* the kernel walks a path again at once */
 
 struct inode_table {
+    struct inode_parts parts;
     struct mutex lock;
     struct inode *chunks[CHUNKS_MAX] GUARDED_BY(lock);
     uint64_t slots GUARDED_BY(lock); /* ever used */
@@ -49,7 +48,7 @@ static size_t hash_of(dev_t dev, ino_t ino, size_t n_buckets)
     return (size_t)(x * 0xbf58476d1ce4e5b9u >> 17) & (n_buckets - 1);
 }
 
-struct inode_table *inode_table_new(void)
+struct inode_table *inode_table_new(const struct inode_parts *parts)
 {
     struct inode_table *t = calloc(1, sizeof(*t));
     struct inode **buckets = calloc(BUCKETS_MIN, sizeof(*buckets));
@@ -58,6 +57,7 @@ struct inode_table *inode_table_new(void)
         free(buckets);
         return NULL;
     }
+    t->parts = *parts;
     mutex_init(&t->lock);
     mutex_lock(&t->lock);
     t->buckets = buckets;
@@ -73,12 +73,12 @@ static struct remains remains_of(struct inode *i)
     return (struct remains){i->fd, atomic_load(&i->image), atomic_load(&i->locks), i->name};
 }
 
-static void bury(struct remains *r)
+static void bury(const struct inode_table *t, struct remains *r)
 {
     if (r->image)
-        image_free(r->image);
+        t->parts.free_image(r->image);
     if (r->locks)
-        fs_lock_free(r->locks);
+        t->parts.free_locks(r->locks);
     if (r->fd >= 0)
         close(r->fd);
     free(r->name);
@@ -86,8 +86,8 @@ static void bury(struct remains *r)
 
 static struct inode *slot_locked(struct inode_table *t, uint64_t nodeid) REQUIRES(t->lock)
 {
-    uint64_t index = nodeid - FUSE_ROOT_ID;
-    if (nodeid < FUSE_ROOT_ID || index >= t->slots)
+    uint64_t index = nodeid - INODE_ROOT_ID;
+    if (nodeid < INODE_ROOT_ID || index >= t->slots)
         return NULL;
     struct inode *i = &t->chunks[index / CHUNK_SLOTS][index % CHUNK_SLOTS];
     return i->pins > 0 || i->nlookup > 0 ? i : NULL;
@@ -151,7 +151,7 @@ static struct inode *alloc_locked(struct inode_table *t) REQUIRES(t->lock)
             return NULL;
     }
     struct inode *i = &t->chunks[chunk][t->slots % CHUNK_SLOTS];
-    i->nodeid = t->slots + FUSE_ROOT_ID;
+    i->nodeid = t->slots + INODE_ROOT_ID;
     i->generation = t->first_generation;
     t->slots++;
     return i;
@@ -219,10 +219,10 @@ void inode_table_free(struct inode_table *t)
         return;
     mutex_lock(&t->lock);
     for (uint64_t n = 0; n < t->slots; n++) {
-        struct inode *i = slot_locked(t, n + FUSE_ROOT_ID);
+        struct inode *i = slot_locked(t, n + INODE_ROOT_ID);
         if (i) {
             struct remains r = remains_of(i);
-            bury(&r);
+            bury(t, &r);
         }
     }
     for (size_t c = 0; c < CHUNKS_MAX && t->chunks[c]; c++)
@@ -261,7 +261,7 @@ void inode_put(struct inode_table *t, struct inode *i)
     i->pins--;
     reap_locked(t, i, &r);
     mutex_unlock(&t->lock);
-    bury(&r);
+    bury(t, &r);
 }
 
 /* Does (dev, ino) still mean the file that the inode was made for? Our descriptor keeps a local inode number
@@ -292,7 +292,7 @@ static void displace(struct inode_table *t, struct inode *i, bool lookup)
     i->nlookup -= lookup;
     reap_locked(t, i, &r);
     mutex_unlock(&t->lock);
-    bury(&r);
+    bury(t, &r);
 }
 
 struct inode *inode_enter(struct inode_table *t, int fd, const struct stat *st, bool lookup)
@@ -329,7 +329,7 @@ void inode_forget(struct inode_table *t, uint64_t nodeid, uint64_t nlookup)
         reap_locked(t, i, &r);
     }
     mutex_unlock(&t->lock);
-    bury(&r);
+    bury(t, &r);
 }
 
 unsigned long inode_count(const struct inode_table *t)
@@ -401,7 +401,7 @@ unsigned inode_idle_names(struct inode_table *t, struct inode_name *ret, unsigne
     for (uint64_t seen = 0; seen < 2 * t->slots && n < max;
          seen++) { /* twice around: all may be used at first */
         t->hand = t->hand + 1 < t->slots ? t->hand + 1 : 0;
-        struct inode *i = slot_locked(t, t->hand + FUSE_ROOT_ID);
+        struct inode *i = slot_locked(t, t->hand + INODE_ROOT_ID);
         if (!i || i->pins > 0 || !i->name)
             continue;
         if (i->used) {
@@ -413,122 +413,4 @@ unsigned inode_idle_names(struct inode_table *t, struct inode_name *ret, unsigne
     }
     mutex_unlock(&t->lock);
     return n;
-}
-
-/* ---- handles ---- */
-
-enum { HANDLE_DEAD, HANDLE_NEW, HANDLE_LIVE };
-
-struct handle_table {
-    struct mutex lock;
-    struct handle *_Atomic chunks[CHUNKS_MAX];
-    atomic_ullong slots;
-    struct handle *free GUARDED_BY(lock);
-};
-
-struct handle_table *handle_table_new(void)
-{
-    struct handle_table *t = calloc(1, sizeof(*t));
-    if (t)
-        mutex_init(&t->lock);
-    return t;
-}
-
-void handle_table_free(struct handle_table *t)
-{
-    if (!t)
-        return;
-    for (size_t c = 0; c < CHUNKS_MAX; c++)
-        free(atomic_load(&t->chunks[c]));
-    mutex_destroy(&t->lock);
-    free(t);
-}
-
-static struct handle *handle_alloc_locked(struct handle_table *t) REQUIRES(t->lock)
-{
-    struct handle *h = t->free;
-    if (h) {
-        t->free = h->next_free;
-        return h;
-    }
-    uint64_t index = atomic_load(&t->slots);
-    uint64_t chunk = index / CHUNK_SLOTS;
-    if (chunk >= CHUNKS_MAX)
-        return NULL;
-    struct handle *slots = atomic_load(&t->chunks[chunk]);
-    if (!slots) {
-        slots = calloc(CHUNK_SLOTS, sizeof(struct handle));
-        if (!slots)
-            return NULL;
-        atomic_store(&t->chunks[chunk], slots);
-    }
-    h = &slots[index % CHUNK_SLOTS];
-    h->fh = index;
-    atomic_store(&t->slots, index + 1);
-    return h;
-}
-
-struct handle *handle_new(struct daemon *d, struct inode *i)
-{
-    struct handle_table *t = d->handles;
-    mutex_lock(&t->lock);
-    struct handle *h = handle_alloc_locked(t);
-    if (h) {
-        uint64_t fh = h->fh;
-        memset(h, 0, sizeof(*h));
-        h->fh = fh;
-        h->inode = i;
-        h->fd = -1;
-        h->direct_fd = -1;
-        h->opened_ms = base_now_ms();
-        atomic_store(&h->live, HANDLE_NEW);
-    }
-    mutex_unlock(&t->lock);
-    if (h)
-        inode_pin(d->inodes, i);
-    return h;
-}
-
-void handle_publish(struct handle *h)
-{
-    atomic_store(&h->live, HANDLE_LIVE);
-}
-
-static struct handle *handle_slot(struct handle_table *t, uint64_t fh)
-{
-    if (fh >= atomic_load(&t->slots))
-        return NULL;
-    struct handle *h = atomic_load(&t->chunks[fh / CHUNK_SLOTS]);
-    h += fh % CHUNK_SLOTS;
-    return atomic_load(&h->live) == HANDLE_DEAD ? NULL : h;
-}
-
-struct handle *handle_get(struct handle_table *t, uint64_t fh)
-{
-    return handle_slot(t, fh);
-}
-
-void handle_free(struct daemon *d, struct handle *h)
-{
-    struct handle_table *t = d->handles;
-    struct inode *i = h->inode;
-    mutex_lock(&t->lock);
-    atomic_store(&h->live, HANDLE_DEAD);
-    h->inode = NULL;
-    h->next_free = t->free;
-    t->free = h;
-    mutex_unlock(&t->lock);
-    inode_put(d->inodes, i);
-}
-
-void handle_each(struct handle_table *t, void (*fn)(void *arg, struct handle *h), void *arg)
-{
-    mutex_lock(&t->lock);
-    uint64_t n = atomic_load(&t->slots);
-    for (uint64_t fh = 0; fh < n; fh++) {
-        struct handle *h = handle_slot(t, fh);
-        if (h && atomic_load(&h->live) == HANDLE_LIVE)
-            fn(arg, h);
-    }
-    mutex_unlock(&t->lock);
 }

@@ -1,17 +1,21 @@
-/* inode.h: inodes and handles of the view. Node ids and file handles are indexes into tables, never pointers.
+/* inode.h: inodes of the view. A node id is an index into a table, never a pointer.
  *
  * An inode is found by (st_dev, st_ino) and keeps an O_PATH descriptor. It lives while the kernel knows it (nlookup > 0) or while it is pinned
  * (handles, running operations, an image that is held). The table's lock protects the counts and the hash; nothing else. */
 #ifndef DISKGUARD_INODE_H
 #define DISKGUARD_INODE_H
 
-#include "daemon/daemon.h"
+#include <stdatomic.h>
+#include <sys/stat.h>
+
+#include "core/io.h"
+#include "node/opener.h"
 
 struct image;
 struct inode_locks;
 
 struct inode {
-    uint64_t nodeid;     /* index + FUSE_ROOT_ID */
+    uint64_t nodeid;     /* index + INODE_ROOT_ID */
     uint64_t generation; /* of the node id: counts its reuse */
     dev_t dev;
     ino_t ino;
@@ -32,9 +36,16 @@ struct inode {
     struct inode *next;
 };
 
-struct inode_table *inode_table_new(void);
+#define INODE_ROOT_ID 1 /* FUSE_ROOT_ID, <fuse_lowlevel.h> */
+
+/* Frees the parts of an inode that dies, which other modules made. */
+struct inode_parts {
+    void (*free_image)(struct image *img);
+    void (*free_locks)(struct inode_locks *locks);
+};
+struct inode_table *inode_table_new(const struct inode_parts *parts); /* NULL: out of memory */
 void inode_table_free(struct inode_table *t);
-/* The root; nodeid FUSE_ROOT_ID. Takes fd. 0 or -errno. */
+/* The root; nodeid INODE_ROOT_ID. Takes fd. 0 or -errno. */
 DG_MUST_CHECK int inode_table_root(struct inode_table *t, int fd, const struct stat *st);
 
 /* Pins the inode of a node id. NULL: unknown (answer ESTALE). */
@@ -67,57 +78,5 @@ struct inode_name {
 };
 /* Takes the names of inodes that nothing but the kernel's cache keeps, roughly the least recently used ones; no directories. */
 unsigned inode_idle_names(struct inode_table *t, struct inode_name *ret, unsigned max);
-
-/* ---- handles ---- */
-
-struct
-    opener { /* who: thread group id and its start time; pid 0: cannot be resolved, equals nobody, not even itself */
-    uint64_t pid, start, uid, gid;
-};
-
-struct handle {
-    uint64_t fh;         /* index */
-    struct inode *inode; /* pinned */
-    int fd;              /* backing descriptor, flags as the opener's */
-    int direct_fd;       /* reader of a file whose cached data may be stale: the same file, O_DIRECT; or -1 */
-    int flags;           /* O_* of the open */
-    atomic_bool writer;  /* open for write */
-    atomic_int first;    /* image_first.c: 0, or open for write by a manager, and nothing was changed yet */
-    bool managed;        /* image_first.c: it was so once: its mappings may be older than its claim */
-    uint64_t opened_ms;  /* CLOCK_MONOTONIC */
-    bool stale_data;     /* io_fstype.stale_data of its file system: see image_pread() */
-    atomic_bool shared;  /* counted in inode->image.n_shared (image_shared.h) */
-    bool plain;          /* counted in inode->image.n_plain (image_plain.c) */
-    atomic_bool guarded; /* counted as a writer of inode->image (image.c) */
-    struct opener opener;
-    atomic_bool dirty; /* wrote since the last fsync of this handle */
-    /* image.c: 0, or EBUSY: the plain file that it was opened on is somebody's image now; and when that was looked at last, CLOCK_MONOTONIC. */
-    atomic_int barred;
-    atomic_bool refusal_logged; /* image_edit.c: that it may not write any more was reported */
-    atomic_ullong looked_ms;
-    /* image_mend.c: when a new descriptor was last asked for, and whether that went well. */
-    atomic_ullong mended_ms;
-    atomic_bool mended_ok;
-    atomic_bool lost_data; /* image_plain.c: its descriptor was given up with data that was not synced */
-    bool let_go;           /* image_fence.c, under image->lock: has no fence lock any more, cannot write */
-    bool busy;             /* the same: its descriptor is just being replaced, do not close it */
-    struct handle *next_writer; /* image.c: list of the writers of an inode */
-    void *dir;                  /* fs_dir.c: open directory stream */
-    atomic_uint live;           /* inode.c only */
-    struct handle *next_free;   /* inode.c only */
-};
-
-struct handle_table *handle_table_new(void);
-void handle_table_free(struct handle_table *t);
-/* A zeroed handle with fd -1, its inode pinned. NULL: out of memory. */
-struct handle *handle_new(struct daemon *d, struct inode *i);
-/* To be called when all fields are set, just before the reply of open: what handle_get() returns on another thread is complete. */
-void handle_publish(struct handle *h);
-/* Valid from the reply of open until release; takes no lock. NULL: unknown. */
-struct handle *handle_get(struct handle_table *t, uint64_t fh);
-/* Frees and unpins; does not close fd. */
-void handle_free(struct daemon *d, struct handle *h);
-/* Calls fn for each published handle, under the table's lock: no handle is made or freed meanwhile. For shutdown and control. */
-void handle_each(struct handle_table *t, void (*fn)(void *arg, struct handle *h), void *arg);
 
 #endif

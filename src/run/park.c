@@ -1,14 +1,17 @@
 #include "run/park.h"
 
+#include <stdlib.h>
 #include <time.h>
 
+#include "base/base.h"
+#include "base/sync.h"
+
 #include "run/pool.h"
-#include "view/cred.h"
 
 /* One request that waits. It is on the list, or in the hands of the pool job that tries it, never both. */
 struct parked {
     struct park *park;
-    fuse_req_t req;
+    void *req;
     park_fn fn;
     void *op;
     uint64_t deadline_ms; /* CLOCK_MONOTONIC; PARK_FOREVER: none */
@@ -23,6 +26,7 @@ struct parked {
 
 struct park {
     struct pool *pool;
+    struct park_caller caller;
     pthread_t thread;
     struct mutex lock;
     pthread_cond_t changed;
@@ -51,15 +55,12 @@ static void hasten_locked(struct park *p, struct parked *e) REQUIRES(p->lock)
     e->due_ms = DG_MIN(e->due_ms, e->tried_ms + RETRY_MIN_MS);
 }
 
-/* libfuse calls this on the thread that read the INTERRUPT, with a lock of the request held: note it and
- * return. */
-static void on_interrupt(fuse_req_t req, void *data)
+void park_interrupt(void *entry)
 {
-    (void)req;
-    struct parked *e = data;
+    struct parked *e = entry;
     struct park *p = e->park;
     mutex_lock(&p->lock);
-    if (!e->interrupted) { /* libfuse repeats itself each time that the function is set again */
+    if (!e->interrupted) { /* once is enough, however often the caller says so */
         e->interrupted = true;
         e->due_ms = 0;
         pthread_cond_signal(&p->changed);
@@ -77,14 +78,14 @@ static bool list_entry(struct parked *e)
     e->tried_ms = base_now_ms();
     e->due_ms = DG_MIN(e->tried_ms + DG_MIN(step, RETRY_MAX_MS), e->deadline_ms);
 
-    /* Before it is on the list: from then on another thread may answer the request. Calls on_interrupt at
-     * once if an INTERRUPT came while the attempt was made. */
-    fuse_req_interrupt_func(e->req, on_interrupt, e);
+    /* Before it is on the list: from then on another thread may answer the request. Calls
+     * park_interrupt() at once if an INTERRUPT came while the attempt was made. */
+    p->caller.watch(e->req, e);
 
     mutex_lock(&p->lock);
     if (p->stopping) {
         mutex_unlock(&p->lock);
-        fuse_req_interrupt_func(e->req, NULL, NULL);
+        p->caller.watch(e->req, NULL);
         return false;
     }
     if (p->kicks != e->kicks_seen)
@@ -107,9 +108,8 @@ static enum park_turn turn_of(struct parked *e)
     bool interrupted = e->interrupted;
     e->kicks_seen = p->kicks;
     mutex_unlock(&p->lock);
-    enum cred_signal signal = interrupted ? cred_signal(e->req) : CRED_NO_SIGNAL;
     /* A wait that ends by itself goes on where a signal is not certain; one that does not must stay killable. */
-    if (signal == CRED_SIGNAL || (signal == CRED_UNKNOWN && e->deadline_ms == PARK_FOREVER))
+    if (interrupted && p->caller.signalled(e->req, e->deadline_ms == PARK_FOREVER))
         return PARK_INTERRUPTED;
     return stopping || base_now_ms() >= e->deadline_ms ? PARK_LAST : PARK_AGAIN;
 }
@@ -117,9 +117,9 @@ static enum park_turn turn_of(struct parked *e)
 static void retry(void *arg)
 {
     struct parked *e = arg;
-    /* When this returns, on_interrupt does not run and will not: the attempt may answer, and then e is freed.
-     */
-    fuse_req_interrupt_func(e->req, NULL, NULL);
+    /* When this returns, park_interrupt() does not run and will not: the attempt may answer, and then e is
+     * freed. */
+    e->park->caller.watch(e->req, NULL);
     e->attempts++;
     enum park_turn turn = turn_of(e);
     if (e->fn(e->op, turn) || turn == PARK_LAST || turn == PARK_INTERRUPTED) {
@@ -170,12 +170,13 @@ static void *clock_thread(void *arg)
     return NULL;
 }
 
-struct park *park_new(struct pool *pool)
+struct park *park_new(struct pool *pool, const struct park_caller *caller)
 {
     struct park *p = calloc(1, sizeof(*p));
     if (!p)
         return NULL;
     p->pool = pool;
+    p->caller = *caller;
     mutex_init(&p->lock);
     pthread_condattr_t attr;
     pthread_condattr_init(&attr);
@@ -191,7 +192,7 @@ struct park *park_new(struct pool *pool)
     return p;
 }
 
-void park_start(struct park *p, fuse_req_t req, park_fn fn, void *op, uint64_t wait_ms)
+void park_start(struct park *p, void *req, park_fn fn, void *op, uint64_t wait_ms)
 {
     mutex_lock(&p->lock);
     uint64_t kicks = p->kicks;

@@ -7,16 +7,30 @@
 #ifndef DISKGUARD_PARK_H
 #define DISKGUARD_PARK_H
 
-#include "daemon/daemon.h"
+#include <stdbool.h>
+#include <stdint.h>
 
 enum park_turn { PARK_FIRST, PARK_AGAIN, PARK_LAST, PARK_INTERRUPTED };
 typedef bool (*park_fn)(void *op, enum park_turn turn);
 
 #define PARK_FOREVER UINT64_MAX
 
-struct park *park_new(struct pool *pool);
+struct pool;
+struct park;
+
+/* The request that waits, as park sees it: whether its caller gave up. */
+struct park_caller {
+    /* While it waits park_interrupt(entry) is to be called, from any thread, at once if that was so already,
+     * when the caller may have got a signal. entry NULL: not any more; on return no such call is under way. */
+    void (*watch)(void *req, void *entry);
+    /* Has it really? Asked on a pool thread. unsure: what to say where that cannot be known. */
+    bool (*signalled)(void *req, bool unsure);
+};
+void park_interrupt(void *entry);
+
+struct park *park_new(struct pool *pool, const struct park_caller *caller);
 /* First attempt on this thread; parks when it returns false. wait_ms 0: the first attempt is followed at once by PARK_LAST. */
-void park_start(struct park *p, fuse_req_t req, park_fn fn, void *op, uint64_t wait_ms);
+void park_start(struct park *p, void *req, park_fn fn, void *op, uint64_t wait_ms);
 /* Something changed: try all parked requests now. Cheap; any thread; no lock may be held that an attempt takes. */
 void park_kick(struct park *p);
 /* Shutdown: every parked request gets PARK_LAST, and from now on a first attempt is followed at once by PARK_LAST. The answers

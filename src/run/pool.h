@@ -1,5 +1,5 @@
 /* pool.h: an elastic set of threads for work that may block for minutes on sick storage: claims, opens, namespace calls. READ and WRITE never run here and
- * never wait for it (loop.h, lanes.h), but for those that the storage has refused once (image_mend.c), and first writes that wait for a holder (image_first.h).
+ * never wait for it (loop.h, lanes.h), but for those that the storage has refused once (reopen.c), and first writes that wait for a holder (first.h).
  *
  * A thread is started when a job finds none idle, up to the limit; then jobs queue. An idle thread ends after 30 s. Each thread
  * has called unshare(CLONE_FS), so that a job may set umask for itself. */

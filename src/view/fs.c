@@ -6,7 +6,7 @@
 
 static void fs_init(void *userdata, struct fuse_conn_info *conn)
 {
-    const struct daemon *d = userdata;
+    const struct view *v = userdata;
     const unsigned wanted = FUSE_CAP_ATOMIC_O_TRUNC | FUSE_CAP_READDIRPLUS | FUSE_CAP_READDIRPLUS_AUTO |
                             FUSE_CAP_PARALLEL_DIROPS | FUSE_CAP_ASYNC_READ | FUSE_CAP_ASYNC_DIO |
                             FUSE_CAP_POSIX_LOCKS | FUSE_CAP_FLOCK_LOCKS | FUSE_CAP_DONT_MASK |
@@ -18,7 +18,7 @@ static void fs_init(void *userdata, struct fuse_conn_info *conn)
                               FUSE_CAP_SPLICE_WRITE | FUSE_CAP_SPLICE_MOVE;
     conn->want = ((conn->want | wanted) & conn->capable) & ~unwanted;
     conn->max_write = MAX_WRITE;
-    conn->max_read = d->opt.max_read;
+    conn->max_read = v->max_read;
     conn->max_background = MAX_BACKGROUND;
     conn->congestion_threshold = CONGESTION;
     conn->time_gran = 1;

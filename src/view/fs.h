@@ -3,7 +3,7 @@
 #ifndef DISKGUARD_FS_H
 #define DISKGUARD_FS_H
 
-#include "node/inode.h"
+#include "view/view.h"
 
 extern const struct fuse_lowlevel_ops fs_ops; /* fs.c: the table, init, destroy */
 
@@ -22,14 +22,14 @@ void fs_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t n
 void fs_readlink(fuse_req_t req, fuse_ino_t ino);
 
 /* Is this name, in this directory, the hidden one? For names about to be made or looked up. */
-bool fs_name_hidden(const struct daemon *d, const struct inode *dir, const char *name);
+bool fs_name_hidden(const struct inode *dir, const char *name);
 /* Looks a name up: fills *ret with attributes and a counted lookup, *ret_inode pinned (may be NULL). fresh: past what the storage's client has
  * cached of the directory, for a lookup that decides something. 0 or -errno. */
-DG_MUST_CHECK int fs_name_lookup(struct daemon *d, struct inode *dir, const char *name, bool fresh,
+DG_MUST_CHECK int fs_name_lookup(struct view *v, struct inode *dir, const char *name, bool fresh,
                                  struct fuse_entry_param *ret, struct inode **ret_inode);
 /* The inode of a name, pinned; *ret_st as on the datastore. lookup: counted; fresh: as above. 0 or -errno. */
-DG_MUST_CHECK int fs_name_inode(struct daemon *d, struct inode *dir, const char *name, bool lookup,
-                                bool fresh, struct stat *ret_st, struct inode **ret);
+DG_MUST_CHECK int fs_name_inode(struct view *v, struct inode *dir, const char *name, bool lookup, bool fresh,
+                                struct stat *ret_st, struct inode **ret);
 /* Is this directory `top`, or below it? */
 bool fs_name_beneath(int dir_fd, const struct inode *top);
 /* Does the name under which the kernel found this file lead to another one now, or nowhere? Asked freshly, for an open or truncation by path: the
@@ -47,13 +47,13 @@ void fs_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t size);
 void fs_listxattr(fuse_req_t req, fuse_ino_t ino, size_t size);
 void fs_removexattr(fuse_req_t req, fuse_ino_t ino, const char *name);
 /* Attributes as the view shows them: fresh from the datastore, with the holder's mtime of a held image. 0 or -errno. */
-DG_MUST_CHECK int fs_attr_get(struct daemon *d, struct inode *i, struct stat *ret);
+DG_MUST_CHECK int fs_attr_get(struct view *v, struct inode *i, struct stat *ret);
 /* The same for attributes just read from the datastore. */
-void fs_attr_show(const struct daemon *d, struct inode *i, struct stat *st);
+void fs_attr_show(const struct view *v, struct inode *i, struct stat *st);
 /* After a truncation by open(O_TRUNC), which the kernel leaves to us whole: a caller who is not root loses the set-id bits (inode(7)). */
 void fs_attr_drop_ids(fuse_req_t req, struct inode *i);
 /* Inode numbers of file systems mounted below the datastore must not collide with its own: programs take equal ones for hard links. */
-ino_t fs_attr_ino(const struct daemon *d, dev_t dev, ino_t ino);
+ino_t fs_attr_ino(const struct view *v, dev_t dev, ino_t ino);
 /* "/proc/self/fd/N": names what an O_PATH descriptor refers to, for system calls that take a path only. */
 #define FS_PROC_PATH_SIZE 32
 void fs_attr_proc_path(int fd, char ret[FS_PROC_PATH_SIZE]);
@@ -70,8 +70,8 @@ void fs_getlk(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi, struct 
 void fs_setlk(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi, struct flock *lock, int sleep);
 void fs_flock(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi, int op);
 /* FLUSH of an owner (close(2) drops all its POSIX locks) and release of a handle (its OFD and flock locks go). */
-void fs_lock_flush(struct daemon *d, fuse_req_t req, struct handle *h, uint64_t owner);
-void fs_lock_release(struct daemon *d, struct handle *h);
+void fs_lock_flush(struct view *v, fuse_req_t req, struct handle *h, uint64_t owner);
+void fs_lock_release(struct view *v, struct handle *h);
 void fs_lock_free(struct inode_locks *locks);
 
 /* fs_open.c: open, create, tmpfile, flush, release */

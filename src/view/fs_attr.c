@@ -18,29 +18,29 @@ void fs_attr_proc_path(int fd, char ret[FS_PROC_PATH_SIZE])
     snprintf(ret, FS_PROC_PATH_SIZE, "/proc/self/fd/%d", fd);
 }
 
-ino_t fs_attr_ino(const struct daemon *d, dev_t dev, ino_t ino)
+ino_t fs_attr_ino(const struct view *v, dev_t dev, ino_t ino)
 {
-    if (dev == d->store.dev)
+    if (dev == v->guard->store.dev)
         return ino;
     return ino ^ ((uint64_t)dev * 0x9e3779b97f4a7c15u & ~UINT64_C(0xffffffffff));
 }
 
-void fs_attr_show(const struct daemon *d, struct inode *i, struct stat *st)
+void fs_attr_show(const struct view *v, struct inode *i, struct stat *st)
 {
     if (S_ISREG(i->type))
         image_stat(i, st);
     if (i->nodeid == FUSE_ROOT_ID && st->st_nlink > 2)
         st->st_nlink--; /* the hidden directory's ".." */
-    st->st_ino = fs_attr_ino(d, st->st_dev, st->st_ino);
+    st->st_ino = fs_attr_ino(v, st->st_dev, st->st_ino);
 }
 
 /* As fresh as the storage's client thinks fit (acregmin= on NFS): nothing is decided by it. */
-int fs_attr_get(struct daemon *d, struct inode *i, struct stat *ret)
+int fs_attr_get(struct view *v, struct inode *i, struct stat *ret)
 {
     struct stat st;
     if (fstatat(i->fd, "", &st, AT_EMPTY_PATH) < 0)
         return -errno;
-    fs_attr_show(d, i, &st);
+    fs_attr_show(v, i, &st);
     *ret = st;
     return 0;
 }
@@ -48,11 +48,11 @@ int fs_attr_get(struct daemon *d, struct inode *i, struct stat *ret)
 void fs_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
     (void)fi;
-    struct daemon *d = daemon_of(req);
-    struct inode *i = inode_get(d->inodes, ino);
+    struct view *v = view_of(req);
+    struct inode *i = inode_get(v->guard->inodes, ino);
     struct stat st;
-    int r = i ? fs_attr_get(d, i, &st) : -ESTALE;
-    inode_put(d->inodes, i);
+    int r = i ? fs_attr_get(v, i, &st) : -ESTALE;
+    inode_put(v->guard->inodes, i);
     if (r < 0)
         fuse_reply_err(req, -r);
     else
@@ -61,11 +61,11 @@ void fs_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 
 void fs_statfs(fuse_req_t req, fuse_ino_t ino)
 {
-    struct daemon *d = daemon_of(req);
-    struct inode *i = inode_get(d->inodes, ino ? ino : FUSE_ROOT_ID);
+    struct view *v = view_of(req);
+    struct inode *i = inode_get(v->guard->inodes, ino ? ino : FUSE_ROOT_ID);
     struct statvfs st;
     int r = i ? (fstatvfs(i->fd, &st) < 0 ? -errno : 0) : -ESTALE;
-    inode_put(d->inodes, i);
+    inode_put(v->guard->inodes, i);
     if (r < 0)
         fuse_reply_err(req, -r);
     else
@@ -76,7 +76,7 @@ void fs_statfs(fuse_req_t req, fuse_ino_t ino)
 
 struct change {
     fuse_req_t req;
-    struct daemon *d;
+    struct view *v;
     struct inode *inode; /* pinned */
     struct opener who;
     struct stat attr;
@@ -112,7 +112,7 @@ static int set_times(const struct change *c)
         time_to_set(c->to_set, FUSE_SET_ATTR_MTIME_NOW, FUSE_SET_ATTR_MTIME, c->attr.st_mtim),
     };
     if (S_ISREG(c->inode->type))
-        return image_set_times(c->d, c->inode, tv);
+        return image_set_times(c->v->guard, c->inode, tv);
     return utimensat(c->inode->fd, "", tv, AT_EMPTY_PATH) < 0 ? -errno : 0;
 }
 
@@ -146,7 +146,7 @@ static int set_others(const struct change *c)
     if (r == -EBUSY) {
         struct opener who;
         cred_opener(c->req, &who);
-        image_refused(c->d, c->inode, &who, "a new mtime", r);
+        image_refused(c->v->guard, c->inode, &who, "a new mtime", r);
     }
     return r;
 }
@@ -154,17 +154,17 @@ static int set_others(const struct change *c)
 /* Sets what is left after the size, answers, and lets the operation go. */
 static void change_finish(struct change *c, int r)
 {
-    struct daemon *d = c->d;
+    struct view *v = c->v;
     struct stat st;
     if (r == 0)
         r = set_others(c);
     if (r == 0)
-        r = fs_attr_get(d, c->inode, &st);
+        r = fs_attr_get(v, c->inode, &st);
     if (r < 0)
         fuse_reply_err(c->req, -r);
     else
         fuse_reply_attr(c->req, &st, 0);
-    inode_put(d->inodes, c->inode);
+    inode_put(v->guard->inodes, c->inode);
 }
 
 static bool truncate_turn(void *arg, enum park_turn turn)
@@ -172,11 +172,12 @@ static bool truncate_turn(void *arg, enum park_turn turn)
     struct change *c = arg;
     int r = -EINTR;
     if (turn != PARK_INTERRUPTED) {
-        r = image_truncate(c->d, c->inode, &c->who, (uint64_t)c->attr.st_size);
-        if (r == -EBUSY && turn != PARK_LAST && !image_wait_is_vain(c->d, c->inode, &c->who, c->since_ms))
+        r = image_truncate(c->v->guard, c->inode, &c->who, (uint64_t)c->attr.st_size);
+        if (r == -EBUSY && turn != PARK_LAST &&
+            !image_wait_is_vain(c->v->guard, c->inode, &c->who, c->since_ms))
             return false;
         if (r == -EBUSY)
-            image_refused(c->d, c->inode, &c->who, "truncate", r);
+            image_refused(c->v->guard, c->inode, &c->who, "truncate", r);
     }
     change_finish(c, r);
     free(c);
@@ -195,21 +196,21 @@ static void truncate_by_path(const struct change *c)
     *op = *c;
     cred_opener(c->req, &op->who);
     op->since_ms = base_now_ms();
-    park_start(c->d->park, c->req, truncate_turn, op, c->d->opt.wait_s * UINT64_C(1000));
+    park_start(c->v->park, c->req, truncate_turn, op, c->v->guard->opt.wait_s * UINT64_C(1000));
 }
 
-static int truncate_handle(struct daemon *d, struct handle *h, uint64_t size)
+static int truncate_handle(struct view *v, struct handle *h, uint64_t size)
 {
-    int r = image_first_change(d, h);
-    return r < 0 ? r : image_ftruncate(d, h, size);
+    int r = image_first_change(v->guard, h);
+    return r < 0 ? r : image_ftruncate(v->guard, h, size);
 }
 
 void fs_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set, struct fuse_file_info *fi)
 {
-    struct daemon *d = daemon_of(req);
-    struct change c = {.req = req, .d = d, .attr = *attr, .to_set = to_set};
-    struct handle *h = fi ? handle_get(d->handles, fi->fh) : NULL;
-    c.inode = inode_get(d->inodes, ino);
+    struct view *v = view_of(req);
+    struct change c = {.req = req, .v = v, .attr = *attr, .to_set = to_set};
+    struct handle *h = fi ? handle_get(v->guard->handles, fi->fh) : NULL;
+    c.inode = inode_get(v->guard->inodes, ino);
     if (!c.inode) {
         fuse_reply_err(req, ESTALE);
         return;
@@ -217,7 +218,7 @@ void fs_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set, s
     if (!(to_set & FUSE_SET_ATTR_SIZE))
         change_finish(&c, 0);
     else if (h && h->inode == c.inode && (h->writer || image_first_expected(h)))
-        change_finish(&c, truncate_handle(d, h, (uint64_t)attr->st_size));
+        change_finish(&c, truncate_handle(v, h, (uint64_t)attr->st_size));
     else if (fs_name_moved(req, c.inode))
         change_finish(&c, -ESTALE);
     else
@@ -281,14 +282,14 @@ static int xattr_change(fuse_req_t req, const struct xattr *x, int (*fn)(const s
 
 static void xattr_run(fuse_req_t req, fuse_ino_t ino, struct xattr *x, int (*fn)(const struct xattr *x))
 {
-    struct daemon *d = daemon_of(req);
-    struct inode *i = inode_get(d->inodes, ino);
+    struct view *v = view_of(req);
+    struct inode *i = inode_get(v->guard->inodes, ino);
     int r = -ESTALE;
     if (i) {
         fs_attr_proc_path(i->fd, x->path);
         r = xattr_change(req, x, fn);
     }
-    inode_put(d->inodes, i);
+    inode_put(v->guard->inodes, i);
     fuse_reply_err(req, -r);
 }
 
@@ -344,8 +345,8 @@ static ssize_t xattr_list(const char *path, bool root, char *buf, size_t size)
 /* name NULL: the list of names. */
 static void xattr_answer(fuse_req_t req, fuse_ino_t ino, const char *name, size_t size)
 {
-    struct daemon *d = daemon_of(req);
-    struct inode *i = inode_get(d->inodes, ino);
+    struct view *v = view_of(req);
+    struct inode *i = inode_get(v->guard->inodes, ino);
     _cleanup_free_ char *buf = malloc(size + 1);
     ssize_t n = i ? -ENOMEM : -ESTALE;
     if (i && buf) {
@@ -354,7 +355,7 @@ static void xattr_answer(fuse_req_t req, fuse_ino_t ino, const char *name, size_
         n = name ? xattr_get(path, name, buf, size)
                  : xattr_list(path, fuse_req_ctx(req)->uid == 0, buf, size);
     }
-    inode_put(d->inodes, i);
+    inode_put(v->guard->inodes, i);
     if (n < 0)
         fuse_reply_err(req, (int)-n);
     else if (size == 0)

@@ -3,6 +3,7 @@
 #include "view/fs.h"
 
 #include <fcntl.h>
+#include <pthread.h>
 #include <string.h>
 
 #include "base/hook.h"
@@ -67,31 +68,31 @@ bool fs_data_direct(const struct handle *h, bool write, uint64_t off)
 }
 
 /* As guest data. *ret_sound false: what was read must be forgotten, and be read by image_read(). */
-static ssize_t read_direct(struct daemon *d, struct handle *h, const struct image_read *began, void *buf,
+static ssize_t read_direct(struct view *v, struct handle *h, const struct image_read *began, void *buf,
                            size_t size, uint64_t off, bool *ret_sound)
 {
     ssize_t n = HOOK_FAIL("data.read");
     if (n == 0)
         n = image_pread(h, buf, size, off);
-    *ret_sound = n <= 0 || image_read_sound(d, h, began, off, (uint64_t)n) >= (uint64_t)n;
+    *ret_sound = n <= 0 || image_read_sound(v->guard, h, began, off, (uint64_t)n) >= (uint64_t)n;
     return n;
 }
 
 /* May look at claims: not on a thread that reads requests. */
-static ssize_t read_at(struct daemon *d, struct handle *h, void *buf, size_t size, uint64_t off)
+static ssize_t read_at(struct view *v, struct handle *h, void *buf, size_t size, uint64_t off)
 {
     struct image_read began = image_read_begin(h);
     bool sound;
     if (!fs_data_direct(h, false, off))
-        return image_read(d, h, buf, size, off, false);
-    ssize_t n = read_direct(d, h, &began, buf, size, off, &sound);
-    return sound ? n : image_read(d, h, buf, size, off, true);
+        return image_read(v->guard, h, buf, size, off, false);
+    ssize_t n = read_direct(v, h, &began, buf, size, off, &sound);
+    return sound ? n : image_read(v->guard, h, buf, size, off, true);
 }
 
-/* ---- a request on its way to the pool: the storage refused it (image_mend.c), or a read must be done with care ---- */
+/* ---- a request on its way to the pool: the storage refused it (reopen.c), or a read must be done with care ---- */
 
 struct later {
-    struct daemon *d;
+    struct view *v;
     fuse_req_t req;
     struct handle *h;
     int error; /* of the first try, negative; 0: none */
@@ -100,7 +101,7 @@ struct later {
     uint64_t off;
     void *buf; /* aligned; of a write: its payload */
 };
-static ssize_t write_at(struct daemon *d, struct handle *h, const void *buf, size_t size, uint64_t off,
+static ssize_t write_at(struct view *v, struct handle *h, const void *buf, size_t size, uint64_t off,
                         bool page, bool *ret_direct);
 
 /* n: the outcome. */
@@ -122,19 +123,19 @@ static void failed_again(void *arg, bool mended)
     ssize_t n = l->error;
     bool direct;
     if (mended)
-        n = l->write ? write_at(l->d, l->h, l->buf, l->size, l->off, l->page, &direct)
-                     : read_at(l->d, l->h, l->buf, l->size, l->off);
+        n = l->write ? write_at(l->v, l->h, l->buf, l->size, l->off, l->page, &direct)
+                     : read_at(l->v, l->h, l->buf, l->size, l->off);
     later_reply(l, n);
 }
 
 static void doubt_again(void *arg)
 {
     struct later *l = arg;
-    later_reply(l, image_read(l->d, l->h, l->buf, l->size, l->off, true));
+    later_reply(l, image_read(l->v->guard, l->h, l->buf, l->size, l->off, true));
 }
 
 /* NULL: out of memory. */
-static struct later *later_new(struct daemon *d, fuse_req_t req, struct handle *h, const void *payload,
+static struct later *later_new(struct view *v, fuse_req_t req, struct handle *h, const void *payload,
                                size_t size, uint64_t off)
 {
     struct later *l = malloc(sizeof(*l));
@@ -145,22 +146,22 @@ static struct later *later_new(struct daemon *d, fuse_req_t req, struct handle *
         return NULL;
     }
     *l = (struct later){
-        .d = d, .req = req, .h = h, .write = payload != NULL, .size = size, .off = off, .buf = buf};
+        .v = v, .req = req, .h = h, .write = payload != NULL, .size = size, .off = off, .buf = buf};
     if (payload)
         memcpy(buf, payload, size);
     return l;
 }
 
 /* true: it will be answered later. */
-static bool failed_later(struct daemon *d, fuse_req_t req, struct handle *h, ssize_t err, const void *payload,
+static bool failed_later(struct view *v, fuse_req_t req, struct handle *h, ssize_t err, const void *payload,
                          size_t size, uint64_t off, bool page)
 {
-    struct later *l = later_new(d, req, h, payload, size, off);
+    struct later *l = later_new(v, req, h, payload, size, off);
     if (!l)
         return false;
     l->page = page;
     l->error = (int)err;
-    if (image_failed_later(d, h, (int)err, failed_again, l))
+    if (image_failed_later(v->guard, h, (int)err, failed_again, l))
         return true;
     free(l->buf);
     free(l);
@@ -168,11 +169,11 @@ static bool failed_later(struct daemon *d, fuse_req_t req, struct handle *h, ssi
 }
 
 /* Reads again, where looks at claims may block. */
-static void doubt_later(struct daemon *d, fuse_req_t req, struct handle *h, size_t size, uint64_t off)
+static void doubt_later(struct view *v, fuse_req_t req, struct handle *h, size_t size, uint64_t off)
 {
-    struct later *l = later_new(d, req, h, NULL, size, off);
+    struct later *l = later_new(v, req, h, NULL, size, off);
     if (l)
-        pool_submit(d->pool, doubt_again, l);
+        pool_submit(v->guard->pool, doubt_again, l);
     else
         fuse_reply_err(req, ENOMEM);
 }
@@ -180,8 +181,8 @@ static void doubt_later(struct daemon *d, fuse_req_t req, struct handle *h, size
 void fs_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi)
 {
     (void)ino;
-    struct daemon *d = daemon_of(req);
-    struct handle *h = handle_get(d->handles, fi->fh);
+    struct view *v = view_of(req);
+    struct handle *h = handle_get(v->guard->handles, fi->fh);
     void *buf = h ? buffer_get(size) : NULL;
     if (!buf) {
         fuse_reply_err(req, h ? ENOMEM : EBADF);
@@ -190,13 +191,13 @@ void fs_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse
     struct image_read began = image_read_begin(h);
     bool sound = true;
     HOOK("read.look");
-    ssize_t n = image_is_data(h, (uint64_t)off) ? read_direct(d, h, &began, buf, size, (uint64_t)off, &sound)
-                                                : image_read(d, h, buf, size, (uint64_t)off, false);
+    ssize_t n = image_is_data(h, (uint64_t)off) ? read_direct(v, h, &began, buf, size, (uint64_t)off, &sound)
+                                                : image_read(v->guard, h, buf, size, (uint64_t)off, false);
     if (!sound) {
-        doubt_later(d, req, h, size, (uint64_t)off);
+        doubt_later(v, req, h, size, (uint64_t)off);
         return;
     }
-    if (n < 0 && failed_later(d, req, h, n, NULL, size, (uint64_t)off, false))
+    if (n < 0 && failed_later(v, req, h, n, NULL, size, (uint64_t)off, false))
         return;
     if (n < 0)
         fuse_reply_err(req, (int)-n);
@@ -204,7 +205,7 @@ void fs_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse
         fuse_reply_buf(req, buf, (size_t)n);
 }
 
-static ssize_t write_direct(struct daemon *d, struct handle *h, const void *buf, size_t size, uint64_t off,
+static ssize_t write_direct(struct view *v, struct handle *h, const void *buf, size_t size, uint64_t off,
                             bool page)
 {
     bool guarded = atomic_load_explicit(&h->guarded, memory_order_relaxed);
@@ -220,20 +221,20 @@ static ssize_t write_direct(struct daemon *d, struct handle *h, const void *buf,
     ssize_t n = HOOK_FAIL("data.write");
     if (n < 0)
         return n;
-    n = image_pwrite(d, h, buf, size, off, page);
+    n = image_pwrite(v->guard, h, buf, size, off, page);
     if (guarded)
         image_wrote(h);
     return n;
 }
 
 /* page: of a shared mapping. *ret_direct: it went straight to the handle's descriptor, so that a failure may be mended and the write repeated. */
-static ssize_t write_at(struct daemon *d, struct handle *h, const void *buf, size_t size, uint64_t off,
+static ssize_t write_at(struct view *v, struct handle *h, const void *buf, size_t size, uint64_t off,
                         bool page, bool *ret_direct)
 {
     *ret_direct = false;
     if (page && h->managed)
         return -EBUSY; /* the rest of the page may be older than what another host wrote before the claim */
-    int r = image_first_change(d, h);
+    int r = image_first_change(v->guard, h);
     if (r < 0)
         return r;
     *ret_direct = true;
@@ -241,18 +242,18 @@ static ssize_t write_at(struct daemon *d, struct handle *h, const void *buf, siz
     unsigned epoch;
     if (page && h->flags & (O_APPEND | O_DIRECT) && atomic_load(&h->guarded)) {
         *ret_direct = false;
-        return image_write(d, h, buf, size, off, true);
+        return image_write(v->guard, h, buf, size, off, true);
     }
     if (fs_data_direct(h, true, off) && image_direct_begin(h, off, &epoch)) {
-        ssize_t n = write_direct(d, h, buf, size, off, page);
+        ssize_t n = write_direct(v, h, buf, size, off, page);
         image_direct_end(h, epoch);
         return n;
     }
     if (!image_data_begin(h, off, size)) {
         *ret_direct = false;
-        return image_write(d, h, buf, size, off, page);
+        return image_write(v->guard, h, buf, size, off, page);
     }
-    ssize_t n = write_direct(d, h, buf, size, off, page);
+    ssize_t n = write_direct(v, h, buf, size, off, page);
     image_data_end(h);
     return n;
 }
@@ -261,16 +262,16 @@ void fs_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_
               struct fuse_file_info *fi)
 {
     (void)ino;
-    struct daemon *d = daemon_of(req);
-    struct handle *h = handle_get(d->handles, fi->fh);
+    struct view *v = view_of(req);
+    struct handle *h = handle_get(v->guard->handles, fi->fh);
     bool direct = false;
     bool page = fi->writepage;
-    ssize_t n = h ? write_at(d, h, buf, size, (uint64_t)off, page, &direct) : -EBADF;
+    ssize_t n = h ? write_at(v, h, buf, size, (uint64_t)off, page, &direct) : -EBADF;
     if (n < 0 && h && direct && !(h->flags & O_APPEND) &&
-        failed_later(d, req, h, n, buf, size, (uint64_t)off, page))
+        failed_later(v, req, h, n, buf, size, (uint64_t)off, page))
         return;
     if (n < 0 && h)
-        image_plain_failed(d, h, (int)n);
+        image_plain_failed(v->guard, h, (int)n);
     if (n < 0)
         fuse_reply_err(req, (int)-n);
     else
@@ -280,7 +281,7 @@ void fs_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_
 void fs_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi)
 {
     (void)ino;
-    struct handle *h = handle_get(daemon_of(req)->handles, fi->fh);
+    struct handle *h = handle_get(view_of(req)->guard->handles, fi->fh);
     if (!h) {
         fuse_reply_err(req, EBADF);
         return;
@@ -289,7 +290,7 @@ void fs_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_inf
     int r = (datasync ? fdatasync(h->fd) : fsync(h->fd)) < 0 ? -errno : 0;
     if (r < 0) {
         image_sync_failed(h, -r);
-        image_io_failed(daemon_of(req), h, r);
+        image_io_failed(view_of(req)->guard, h, r);
     } else {
         r = image_sync_error(h); /* a later success does not bring lost data back */
     }
@@ -299,14 +300,14 @@ void fs_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_inf
 void fs_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off, off_t len, struct fuse_file_info *fi)
 {
     (void)ino;
-    struct daemon *d = daemon_of(req);
-    struct handle *h = handle_get(d->handles, fi->fh);
-    int r = h ? image_first_change(d, h) : -EBADF;
+    struct view *v = view_of(req);
+    struct handle *h = handle_get(v->guard->handles, fi->fh);
+    int r = h ? image_first_change(v->guard, h) : -EBADF;
     if (r == 0) {
         atomic_store(&h->dirty, true);
-        r = image_fallocate(d, h, mode, (uint64_t)off, (uint64_t)len);
+        r = image_fallocate(v->guard, h, mode, (uint64_t)off, (uint64_t)len);
         if (r < 0)
-            image_io_failed(d, h, r);
+            image_io_failed(v->guard, h, r);
     }
     fuse_reply_err(req, -r);
 }
@@ -314,7 +315,7 @@ void fs_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off, off_t len
 void fs_lseek(fuse_req_t req, fuse_ino_t ino, off_t off, int whence, struct fuse_file_info *fi)
 {
     (void)ino;
-    struct handle *h = handle_get(daemon_of(req)->handles, fi->fh);
+    struct handle *h = handle_get(view_of(req)->guard->handles, fi->fh);
     struct stat st;
     int err = h ? 0 : -EBADF;
     if (h && image_past_cache(h)) /* a size kept in the cache would bound the answer */
@@ -332,7 +333,7 @@ void fs_lseek(fuse_req_t req, fuse_ino_t ino, off_t off, int whence, struct fuse
 #define COPY_MOST (1u << 20)
 
 /* What is not guest data goes through the overlay, piece by piece. Never under the locks of both images at a time. */
-static ssize_t copy_head(struct daemon *d, struct handle *in, uint64_t off_in, struct handle *out,
+static ssize_t copy_head(struct view *v, struct handle *in, uint64_t off_in, struct handle *out,
                          uint64_t off_out, size_t len)
 {
     /* Where both begin in the first FORMAT_REACH bytes, as they mostly do, no more than that: the rest is the storage's to copy. */
@@ -342,11 +343,11 @@ static ssize_t copy_head(struct daemon *d, struct handle *in, uint64_t off_in, s
     void *buf = buffer_get(COPY_PIECE);
     if (!buf)
         return -ENOMEM;
-    ssize_t n = read_at(d, in, buf, len, off_in);
+    ssize_t n = read_at(v, in, buf, len, off_in);
     if (n == -EINVAL && (in->flags | out->flags) & O_DIRECT)
         return -EXDEV; /* unaligned: the kernel copies by itself then */
     bool direct;
-    return n <= 0 ? n : write_at(d, out, buf, (size_t)n, off_out, false, &direct);
+    return n <= 0 ? n : write_at(v, out, buf, (size_t)n, off_out, false, &direct);
 }
 
 /* Far from every header. Below it is the caller's business. */
@@ -375,7 +376,7 @@ static ssize_t copy_far(struct handle *in, uint64_t off_in, struct handle *out, 
 
 /* Lets the storage copy as much from here on as neither side must look at. 0: nothing was copied, or *ret_doubt bytes that may be sealed ones: copy_head()
  * must write the right ones over them. *ret_end: that is all, a count of 0 the end of the file. */
-static ssize_t copy_sound(struct daemon *d, struct handle *in, uint64_t off_in, struct handle *out,
+static ssize_t copy_sound(struct view *v, struct handle *in, uint64_t off_in, struct handle *out,
                           uint64_t off_out, size_t len, unsigned flags, bool *ret_end, size_t *ret_doubt)
 {
     struct image_read began = image_read_begin(in);
@@ -384,9 +385,9 @@ static ssize_t copy_sound(struct daemon *d, struct handle *in, uint64_t off_in, 
         return 0;
     if (began.hold == 0) /* so much may have to be written again */
         len = DG_MIN(len, COPY_MOST);
-    size_t far = (size_t)image_read_sound(d, in, &began, off_in, len);
+    size_t far = (size_t)image_read_sound(v->guard, in, &began, off_in, len);
     ssize_t n = far > 0 ? copy_far(in, off_in, out, off_out, far, flags) : 0;
-    if (n > 0 && image_read_sound(d, in, &began, off_in, (uint64_t)n) < (uint64_t)n) {
+    if (n > 0 && image_read_sound(v->guard, in, &began, off_in, (uint64_t)n) < (uint64_t)n) {
         *ret_doubt = (size_t)n;
         return 0;
     }
@@ -397,21 +398,21 @@ static ssize_t copy_sound(struct daemon *d, struct handle *in, uint64_t off_in, 
 static ssize_t copy_range(fuse_req_t req, struct handle *in, uint64_t off_in, struct handle *out,
                           uint64_t off_out, size_t len, unsigned flags)
 {
-    struct daemon *d = daemon_of(req);
+    struct view *v = view_of(req);
     size_t done = 0, slow = 0,
            must = 0; /* slow: of these, by copy_head(); must: up to where that may not stop */
     ssize_t n = 0;
     for (bool end = false; done < len && !end; done += n > 0 ? (size_t)n : 0) {
         size_t doubt = 0;
         n = done >= must
-                ? copy_sound(d, in, off_in + done, out, off_out + done, len - done, flags, &end, &doubt)
+                ? copy_sound(v, in, off_in + done, out, off_out + done, len - done, flags, &end, &doubt)
                 : 0;
         must = DG_MAX(must, done + doubt);
         if (n != 0 || end)
             continue;
         if (done >= must && (slow >= COPY_MOST || (slow > 0 && fuse_req_interrupted(req))))
             break;
-        n = copy_head(d, in, off_in + done, out, off_out + done, len - done);
+        n = copy_head(v, in, off_in + done, out, off_out + done, len - done);
         end = n <= 0;
         slow += n > 0 ? (size_t)n : 0;
     }
@@ -424,13 +425,14 @@ void fs_copy_file_range(fuse_req_t req, fuse_ino_t ino_in, off_t off_in, struct 
 {
     (void)ino_in;
     (void)ino_out;
-    struct daemon *d = daemon_of(req);
-    struct handle *in = handle_get(d->handles, fi_in->fh), *out = handle_get(d->handles, fi_out->fh);
-    ssize_t n = in && out ? image_first_change(d, out) : -EBADF;
+    struct view *v = view_of(req);
+    struct handle *in = handle_get(v->guard->handles, fi_in->fh),
+                  *out = handle_get(v->guard->handles, fi_out->fh);
+    ssize_t n = in && out ? image_first_change(v->guard, out) : -EBADF;
     if (n == 0)
         n = copy_range(req, in, (uint64_t)off_in, out, (uint64_t)off_out, len, (unsigned)flags);
     if (n < 0 && out)
-        image_io_failed(d, out, (int)n);
+        image_io_failed(v->guard, out, (int)n);
     if (n < 0)
         fuse_reply_err(req, (int)-n);
     else

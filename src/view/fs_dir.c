@@ -2,6 +2,7 @@
 #include <fcntl.h>
 #include <string.h>
 
+#include "base/sync.h"
 #include "view/cred.h"
 #include "view/fs.h"
 #include "view/prune.h"
@@ -37,7 +38,7 @@ static int open_dir(fuse_req_t req, const struct inode *i)
     return fd;
 }
 
-static void dir_free(struct daemon *d, struct handle *h)
+static void dir_free(struct view *v, struct handle *h)
 {
     struct stream *s = h->dir;
     if (s) {
@@ -45,18 +46,18 @@ static void dir_free(struct daemon *d, struct handle *h)
         close(s->fd);
         free(s);
     }
-    handle_free(d, h);
+    handle_free(v->guard->handles, h);
 }
 
 /* A handle with its stream; takes fd. NULL: out of memory. */
-static struct handle *dir_new(struct daemon *d, struct inode *i, int fd)
+static struct handle *dir_new(struct view *v, struct inode *i, int fd)
 {
-    struct handle *h = handle_new(d, i);
+    struct handle *h = handle_new(v->guard->handles, i);
     struct stream *s = h ? calloc(1, sizeof(*s)) : NULL;
     if (!s) {
         close(fd);
         if (h)
-            handle_free(d, h);
+            handle_free(v->guard->handles, h);
         return NULL;
     }
     mutex_init(&s->lock);
@@ -68,38 +69,38 @@ static struct handle *dir_new(struct daemon *d, struct inode *i, int fd)
 
 void fs_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
-    struct daemon *d = daemon_of(req);
-    struct inode *i = inode_get(d->inodes, ino);
+    struct view *v = view_of(req);
+    struct inode *i = inode_get(v->guard->inodes, ino);
     struct handle *h = NULL;
     int r = i ? open_dir(req, i) : -ESTALE;
     if (r >= 0) {
-        h = dir_new(d, i, r);
+        h = dir_new(v, i, r);
         r = h ? 0 : -ENOMEM;
     }
-    inode_put(d->inodes, i);
+    inode_put(v->guard->inodes, i);
     if (r < 0) {
         fuse_reply_err(req, -r);
         return;
     }
     fi->fh = h->fh;
     if (fuse_reply_open(req, fi) < 0)
-        dir_free(d, h); /* interrupted: no release will come */
+        dir_free(v, h); /* interrupted: no release will come */
 }
 
 void fs_releasedir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
     (void)ino;
-    struct daemon *d = daemon_of(req);
-    struct handle *h = handle_get(d->handles, fi->fh);
+    struct view *v = view_of(req);
+    struct handle *h = handle_get(v->guard->handles, fi->fh);
     if (h)
-        dir_free(d, h);
+        dir_free(v, h);
     fuse_reply_err(req, 0);
 }
 
 void fs_fsyncdir(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi)
 {
     (void)ino;
-    struct handle *h = handle_get(daemon_of(req)->handles, fi->fh);
+    struct handle *h = handle_get(view_of(req)->guard->handles, fi->fh);
     const struct stream *s = h ? h->dir : NULL;
     int r = -EBADF;
     if (s)
@@ -109,11 +110,11 @@ void fs_fsyncdir(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_
 
 /* ---- read ---- */
 
-static bool is_hidden(const struct daemon *d, const struct inode *dir, const struct dirent64 *e)
+static bool is_hidden(const struct view *v, const struct inode *dir, const struct dirent64 *e)
 {
-    if (fs_name_hidden(d, dir, e->d_name))
+    if (fs_name_hidden(dir, e->d_name))
         return true;
-    return e->d_ino == d->store.dir_ino && dir->dev == d->store.dev &&
+    return e->d_ino == v->guard->store.dir_ino && dir->dev == v->guard->store.dev &&
            (e->d_type == DT_DIR || e->d_type == DT_UNKNOWN) && strcmp(e->d_name, ".") != 0 &&
            strcmp(e->d_name, "..") != 0;
 }
@@ -166,14 +167,14 @@ static size_t entry_size(fuse_req_t req, const char *name, bool plus)
 static int collect(fuse_req_t req, const struct inode *dir, struct stream *s, off_t off, size_t size,
                    bool plus, struct batch *b) EXCLUDES(s->lock)
 {
-    const struct daemon *d = daemon_of(req);
+    const struct view *v = view_of(req);
     mutex_lock(&s->lock);
     int r = seek_locked(s, off);
     const struct dirent64 *e = NULL;
     size_t room = size;
     while (r == 0 && (r = peek_locked(s, &e)) > 0) {
         r = 0;
-        if (!is_hidden(d, dir, e)) {
+        if (!is_hidden(v, dir, e)) {
             size_t need = entry_size(req, e->d_name, plus);
             if (need > room)
                 break;
@@ -189,16 +190,16 @@ static int collect(fuse_req_t req, const struct inode *dir, struct stream *s, of
 }
 
 /* The number that stat(2) of the entry shows. */
-static ino_t entry_ino(struct daemon *d, const struct inode *dir, const struct dirent64 *e)
+static ino_t entry_ino(struct view *v, const struct inode *dir, const struct dirent64 *e)
 {
     bool above_root = dir->nodeid == FUSE_ROOT_ID && strcmp(e->d_name, "..") == 0;
-    return fs_attr_ino(d, dir->dev, above_root ? dir->ino : e->d_ino);
+    return fs_attr_ino(v, dir->dev, above_root ? dir->ino : e->d_ino);
 }
 
 static size_t add_plain(fuse_req_t req, const struct inode *dir, const struct dirent64 *e, char *out,
                         size_t room)
 {
-    struct stat st = {.st_ino = entry_ino(daemon_of(req), dir, e), .st_mode = (mode_t)DTTOIF(e->d_type)};
+    struct stat st = {.st_ino = entry_ino(view_of(req), dir, e), .st_mode = (mode_t)DTTOIF(e->d_type)};
     return fuse_add_direntry(req, out, room, e->d_name, &st, e->d_off);
 }
 
@@ -207,12 +208,12 @@ static size_t add_plain(fuse_req_t req, const struct inode *dir, const struct di
 static size_t add_plus(fuse_req_t req, struct inode *dir, const struct dirent64 *e, char *out, size_t room,
                        fuse_ino_t *ret_ino)
 {
-    struct daemon *d = daemon_of(req);
+    struct view *v = view_of(req);
     struct fuse_entry_param p = {0};
     bool dots = strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0;
-    if (dots || fs_name_lookup(d, dir, e->d_name, false, &p, NULL) < 0) {
+    if (dots || fs_name_lookup(v, dir, e->d_name, false, &p, NULL) < 0) {
         p.ino = 0;
-        p.attr.st_ino = entry_ino(d, dir, e);
+        p.attr.st_ino = entry_ino(v, dir, e);
         p.attr.st_mode = (mode_t)DTTOIF(e->d_type);
     }
     *ret_ino = p.ino;
@@ -221,9 +222,9 @@ static size_t add_plus(fuse_req_t req, struct inode *dir, const struct dirent64 
 
 /* Every lookup costs a descriptor. While there are many, names alone must do: the kernel asks for what is
  * really used. */
-static bool short_of_descriptors(const struct daemon *d)
+static bool short_of_descriptors(const struct view *v)
 {
-    return inode_count(d->inodes) > prune_limit();
+    return inode_count(v->guard->inodes) > prune_limit();
 }
 
 struct reply {
@@ -247,7 +248,7 @@ static void fill(fuse_req_t req, struct inode *dir, const struct batch *b, size_
             ret->len += add_plus(req, dir, e, out, room, &ret->counted[ret->n++]);
         } else {
             struct fuse_entry_param p = {
-                .attr = {.st_ino = entry_ino(daemon_of(req), dir, e), .st_mode = (mode_t)DTTOIF(e->d_type)}};
+                .attr = {.st_ino = entry_ino(view_of(req), dir, e), .st_mode = (mode_t)DTTOIF(e->d_type)}};
             ret->len += fuse_add_direntry_plus(req, out, room, e->d_name, &p, e->d_off);
         }
     }
@@ -255,8 +256,8 @@ static void fill(fuse_req_t req, struct inode *dir, const struct batch *b, size_
 
 static void read_dir(fuse_req_t req, size_t size, off_t off, struct fuse_file_info *fi, bool plus)
 {
-    struct daemon *d = daemon_of(req);
-    struct handle *h = handle_get(d->handles, fi->fh);
+    struct view *v = view_of(req);
+    struct handle *h = handle_get(v->guard->handles, fi->fh);
     if (!h || !h->dir) {
         fuse_reply_err(req, EBADF);
         return;
@@ -269,12 +270,12 @@ static void read_dir(fuse_req_t req, size_t size, off_t off, struct fuse_file_in
         r = collect(req, h->inode, h->dir, off, size, plus, &b);
     if (r == 0) {
         rep.counted = calloc(b.count + 1, sizeof(*rep.counted));
-        bool lookups = rep.counted && !short_of_descriptors(d);
+        bool lookups = rep.counted && !short_of_descriptors(v);
         fill(req, h->inode, &b, size, plus, lookups, &rep);
         if (fuse_reply_buf(req, rep.out, rep.len) < 0) {
             for (size_t n = 0; n < rep.n; n++)
                 if (rep.counted[n])
-                    inode_forget(d->inodes, rep.counted[n], 1);
+                    inode_forget(v->guard->inodes, rep.counted[n], 1);
         }
     } else {
         fuse_reply_err(req, -r);

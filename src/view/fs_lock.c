@@ -11,7 +11,7 @@
  * carries the fence. It meets the flock of other hosts and views as a flock would. Elsewhere it is an flock of that descriptor: the handle's own may be replaced.
  * The kernel tells an open file by its address, which the next file that is opened may have as soon as the last descriptor is closed, and so before our release of the former one. Then
  * the same number means two owners. That it is an open file's, and which, is known by the handle and by who locks and closes: owner_is().
- * A lock by which a writer says that the file is a disk is granted when that is claimed: image_disk.h.
+ * A lock by which a writer says that the file is a disk is granted when that is claimed: disk.h.
  * Not as on a plain file: no EDEADLK, and l_pid is 0 for a lock of another host or of a program outside the
  * view. */
 #include <fcntl.h>
@@ -21,6 +21,7 @@
 
 #include "base/hook.h"
 #include "base/log.h"
+#include "base/sync.h"
 #include "guard/disk.h"
 #include "guard/guard.h"
 #include "guard/qemu_locks.h"
@@ -48,7 +49,7 @@ struct owner {
 };
 
 struct inode_locks {
-    struct daemon *d;
+    struct view *v;
     struct inode *inode;
     struct mutex lock;
     struct owner *owners GUARDED_BY(lock);
@@ -58,7 +59,7 @@ struct inode_locks {
     atomic_bool host_only;
 };
 
-static struct inode_locks *locks_get(struct daemon *d, struct inode *i)
+static struct inode_locks *locks_get(struct view *v, struct inode *i)
 {
     struct inode_locks *l = atomic_load(&i->locks);
     if (l)
@@ -66,7 +67,7 @@ static struct inode_locks *locks_get(struct daemon *d, struct inode *i)
     struct inode_locks *mine = calloc(1, sizeof(*mine));
     if (!mine)
         return NULL;
-    mine->d = d;
+    mine->v = v;
     mine->inode = i;
     mutex_init(&mine->lock);
     atomic_store(&mine->memfd, -1);
@@ -108,7 +109,7 @@ void fs_lock_free(struct inode_locks *l)
 static void owner_forget(struct inode_locks *l, struct owner *o)
 {
     image_bytes_forget(l->inode, &o->bytes);
-    image_reader_forget(l->d, l->inode, &o->reader);
+    image_reader_forget(l->v->guard, l->inode, &o->reader);
 }
 
 /* One who asks or locks through a handle. */
@@ -157,7 +158,7 @@ static struct owner *owner_get(struct inode_locks *l, struct asker *a, bool make
         o->id = a->id;
         o->via = via;
         image_bytes_owner_init(&o->bytes);
-        image_reader_init(l->d, &o->reader, via);
+        image_reader_init(l->v->guard, &o->reader, via);
         atomic_store(&o->fd, -1);
         atomic_store(&o->host_fd, -1);
         o->refs = 1;
@@ -307,7 +308,7 @@ static int set_lock(struct inode *i, struct inode_locks *l, struct owner *o, con
 {
     struct range below, above;
     if (lock->l_type == F_UNLCK) /* before another program can find that nobody has it */
-        image_reader_locked(l->d, i, &o->reader, F_UNLCK, lock->l_start, lock->l_len);
+        image_reader_locked(l->v->guard, i, &o->reader, F_UNLCK, lock->l_start, lock->l_len);
     bool has_above = part_above(lock, &above);
     int r = has_above ? set_on_host(l, o, lock->l_type, above) : 0;
     if (r < 0 || !part_below(lock, &below))
@@ -316,7 +317,7 @@ static int set_lock(struct inode *i, struct inode_locks *l, struct owner *o, con
     if (r < 0 && has_above)
         (void)set_on_host(l, o, F_UNLCK, above);
     if (r == 0 && lock->l_type != F_UNLCK)
-        image_reader_locked(l->d, i, &o->reader, lock->l_type, lock->l_start, lock->l_len);
+        image_reader_locked(l->v->guard, i, &o->reader, lock->l_type, lock->l_start, lock->l_len);
     return r;
 }
 
@@ -384,7 +385,7 @@ static pid_t pid_of(struct inode_locks *l, const struct flock *found)
 
 struct get_op {
     fuse_req_t req;
-    struct daemon *d;
+    struct view *v;
     struct handle *h; /* stays: the kernel holds the open file for as long as it waits */
     uint64_t owner, since_ms;
     struct flock lock;
@@ -394,7 +395,7 @@ struct get_op {
 static int try_get(struct get_op *op, bool last, struct flock *ret)
 {
     struct inode *i = op->h->inode;
-    struct inode_locks *l = locks_get(op->d, i);
+    struct inode_locks *l = locks_get(op->v, i);
     struct asker a = {.req = op->req, .h = op->h, .kind = OWNER_BYTES, .id = op->owner};
     struct owner *o = l ? owner_get(l, &a, true) : NULL;
     if (!o)
@@ -404,9 +405,10 @@ static int try_get(struct get_op *op, bool last, struct flock *ret)
     if (r == 0 && ret->l_type != F_UNLCK)
         ret->l_pid = pid >= 0 ? pid : pid_of(l, ret);
     else if (r == 0)
-        r = image_reader_ask(op->d, i, &o->reader, op->lock.l_type, op->lock.l_start, op->lock.l_len, ret);
-    if (r == -EBUSY && (last || image_wait_is_vain(op->d, i, &op->h->opener, op->since_ms))) {
-        image_reader_refused(op->d, i, &o->reader);
+        r = image_reader_ask(op->v->guard, i, &o->reader, op->lock.l_type, op->lock.l_start, op->lock.l_len,
+                             ret);
+    if (r == -EBUSY && (last || image_wait_is_vain(op->v->guard, i, &op->h->opener, op->since_ms))) {
+        image_reader_refused(op->v->guard, i, &o->reader);
         r = 0;
     }
     owner_put(l, o);
@@ -431,29 +433,29 @@ static bool get_turn(void *arg, enum park_turn turn)
 void fs_getlk(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi, struct flock *lock)
 {
     (void)ino;
-    struct daemon *d = daemon_of(req);
-    struct handle *h = handle_get(d->handles, fi->fh);
+    struct view *v = view_of(req);
+    struct handle *h = handle_get(v->guard->handles, fi->fh);
     struct get_op *op = h ? malloc(sizeof(*op)) : NULL;
     if (!op) {
         fuse_reply_err(req, h ? ENOMEM : EBADF);
         return;
     }
     *op = (struct get_op){
-        .req = req, .d = d, .h = h, .owner = fi->lock_owner, .since_ms = base_now_ms(), .lock = *lock};
-    park_start(d->park, req, get_turn, op, d->opt.wait_s * UINT64_C(1000));
+        .req = req, .v = v, .h = h, .owner = fi->lock_owner, .since_ms = base_now_ms(), .lock = *lock};
+    park_start(v->park, req, get_turn, op, v->guard->opt.wait_s * UINT64_C(1000));
 }
 
 /* ---- operations that may wait ---- */
 
 struct lock_op {
     fuse_req_t req;
-    struct daemon *d;
+    struct view *v;
     struct handle *h; /* stays: the kernel holds the open file for as long as it waits */
     uint64_t owner;
     struct flock lock;
     int op; /* flock */
     bool is_flock, sleep;
-    bool is_disk;      /* it says "I write this disk" (image_disk.h) */
+    bool is_disk;      /* it says "I write this disk" (disk.h) */
     uint64_t since_ms; /* CLOCK_MONOTONIC: of the first attempt */
 };
 
@@ -467,12 +469,12 @@ static int flock_fd(int fd, int op)
 /* Where an flock goes. The same for plain files and images, so that one which becomes the other takes its locks along. */
 enum flock_way { FLOCK_HOST, FLOCK_BYTES, FLOCK_FILE };
 
-static enum flock_way flock_way(const struct daemon *d)
+static enum flock_way flock_way(const struct view *v)
 {
-    const struct io_fstype *fs = d->store.fs;
-    if (strcmp(fs->name, "gfs2") == 0 || d->store.fence == FENCE_FLOCK)
+    const struct io_fstype *fs = v->guard->store.fs;
+    if (strcmp(fs->name, "gfs2") == 0 || v->guard->store.fence == FENCE_FLOCK)
         return FLOCK_HOST;
-    return fs->flock_meets_fence && d->store.fence == FENCE_OFD ? FLOCK_BYTES : FLOCK_FILE;
+    return fs->flock_meets_fence && v->guard->store.fence == FENCE_OFD ? FLOCK_BYTES : FLOCK_FILE;
 }
 
 static short flock_type(int kind)
@@ -489,7 +491,7 @@ static int try_flock(struct lock_op *op, struct inode_locks *l)
         return -ENOMEM;
     int kind = op->op & ~LOCK_NB;
     int r = 0;
-    enum flock_way way = flock_way(op->d);
+    enum flock_way way = flock_way(op->v);
     if (way == FLOCK_FILE && atomic_load(&l->host_only) && !atomic_load(&o->forwarded))
         way = FLOCK_HOST;
     bool here = way == FLOCK_HOST;
@@ -515,15 +517,15 @@ static int try_flock(struct lock_op *op, struct inode_locks *l)
 static bool is_alive(const struct opener *who)
 {
     struct opener now = {0};
-    return cred_process(who->pid, &now) && cred_same_process(who, &now);
+    return opener_process(who->pid, &now) && opener_same(who, &now);
 }
 
 /* Who asks to say so: pid 0: nobody, or one who may. */
 static struct opener says_write(const struct lock_op *op)
 {
     struct opener who = {0};
-    if (op->lock.l_type == F_UNLCK || op->lock.l_pid <= 0 || op->d->opt.writers != WRITERS_PROCESS ||
-        !atomic_load(&op->h->guarded) || !cred_process((uint64_t)op->lock.l_pid, &who))
+    if (op->lock.l_type == F_UNLCK || op->lock.l_pid <= 0 || op->v->guard->opt.writers != WRITERS_PROCESS ||
+        !atomic_load(&op->h->guarded) || !opener_process((uint64_t)op->lock.l_pid, &who))
         return (struct opener){0};
     return who;
 }
@@ -547,9 +549,8 @@ static int note_writer(const struct lock_op *op, struct inode_locks *l, struct o
     mutex_lock(&l->lock);
     *ret_before = o->bytes.writes;
     mutex_unlock(&l->lock);
-    if (who->pid != 0 && ret_before->pid != 0 && !cred_same_process(ret_before, who) &&
-        is_alive(ret_before)) {
-        image_log_refused(op->d, op->h->inode, "a lock on QEMU's byte 101 (\"I write\")",
+    if (who->pid != 0 && ret_before->pid != 0 && !opener_same(ret_before, who) && is_alive(ret_before)) {
+        image_log_refused(op->v->guard, op->h->inode, "a lock on QEMU's byte 101 (\"I write\")",
                           "asked for by pid %llu, through the same open file by which pid %llu writes it: "
                           "some program passed that to both. One process at a time may write an image "
                           "(option writers=)",
@@ -562,7 +563,7 @@ static int note_writer(const struct lock_op *op, struct inode_locks *l, struct o
 /* -EBUSY: somebody writes what is to be a disk, whom no lock need show. */
 static int try_bytes(struct lock_op *op, struct inode_locks *l)
 {
-    int r = op->is_disk ? image_disk_claim(op->d, op->h) : 0;
+    int r = op->is_disk ? image_disk_claim(op->v->guard, op->h) : 0;
     if (r < 0)
         return r;
     struct asker a = {.req = op->req, .h = op->h, .kind = OWNER_BYTES, .id = op->owner};
@@ -586,10 +587,10 @@ static int try_bytes(struct lock_op *op, struct inode_locks *l)
 /* What was in the way when a disk was to be claimed: -EBUSY, try again, or (logged) what its program is told. */
 static int disk_busy(const struct lock_op *op, bool last)
 {
-    if (!last && (op->sleep || !image_wait_is_vain(op->d, op->h->inode, &op->h->opener, op->since_ms)))
+    if (!last && (op->sleep || !image_wait_is_vain(op->v->guard, op->h->inode, &op->h->opener, op->since_ms)))
         return -EBUSY;
     struct opener who = {.pid = op->lock.l_pid > 0 ? (uint64_t)op->lock.l_pid : 0};
-    image_refused(op->d, op->h->inode, &who, IMAGE_DISK_LOCK, -EBUSY);
+    image_refused(op->v->guard, op->h->inode, &who, IMAGE_DISK_LOCK, -EBUSY);
     return -EAGAIN;
 }
 
@@ -599,7 +600,7 @@ static bool lock_turn(void *arg, enum park_turn turn)
     int r = -EINTR;
     bool last = turn == PARK_LAST;
     if (turn != PARK_INTERRUPTED && !(last && op->sleep)) {
-        struct inode_locks *l = locks_get(op->d, op->h->inode);
+        struct inode_locks *l = locks_get(op->v, op->h->inode);
         if (l)
             r = op->is_flock ? try_flock(op, l) : try_bytes(op, l);
         else
@@ -611,19 +612,19 @@ static bool lock_turn(void *arg, enum park_turn turn)
         if (r == -EBUSY && op->is_disk)
             return false;
     }
-    struct daemon *d = op->d;
+    struct view *v = op->v;
     bool released = r == 0 && (op->is_flock ? op->op != LOCK_EX : op->lock.l_type != F_WRLCK);
     fuse_reply_err(op->req, -r);
     free(op);
     if (released)
-        park_kick(d->park);
+        park_kick(v->park);
     return true;
 }
 
 static void lock_start(fuse_req_t req, struct fuse_file_info *fi, const struct lock_op *in)
 {
-    struct daemon *d = daemon_of(req);
-    struct handle *h = handle_get(d->handles, fi->fh);
+    struct view *v = view_of(req);
+    struct handle *h = handle_get(v->guard->handles, fi->fh);
     struct lock_op *op = h ? malloc(sizeof(*op)) : NULL;
     if (!op) {
         fuse_reply_err(req, h ? ENOMEM : EBADF);
@@ -631,13 +632,13 @@ static void lock_start(fuse_req_t req, struct fuse_file_info *fi, const struct l
     }
     *op = *in;
     op->req = req;
-    op->d = d;
+    op->v = v;
     op->h = h;
     op->owner = fi->lock_owner;
-    op->is_disk = !op->is_flock && image_disk_said(d, h, &op->lock);
+    op->is_disk = !op->is_flock && image_disk_said(v->guard, h, &op->lock);
     op->since_ms = op->is_disk ? base_now_ms() : 0;
-    park_start(d->park, req, lock_turn, op,
-               op->is_disk && !op->sleep ? d->opt.wait_s * UINT64_C(1000) : PARK_FOREVER);
+    park_start(v->park, req, lock_turn, op,
+               op->is_disk && !op->sleep ? v->guard->opt.wait_s * UINT64_C(1000) : PARK_FOREVER);
 }
 
 void fs_setlk(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi, struct flock *lock, int sleep)
@@ -657,7 +658,7 @@ void fs_flock(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi, int op)
 /* ---- what ends with a descriptor ---- */
 
 /* Takes the owners that match off the list and drops their locks. */
-static void drop_owners(struct daemon *d, struct inode_locks *l,
+static void drop_owners(struct view *v, struct inode_locks *l,
                         bool (*match)(const struct owner *o, const void *arg), const void *arg)
 {
     struct owner *gone = NULL;
@@ -686,7 +687,7 @@ static void drop_owners(struct daemon *d, struct inode_locks *l,
         owner_put(l, o);
     }
     if (any)
-        park_kick(d->park);
+        park_kick(v->park);
 }
 
 static bool match_process(const struct owner *o, const void *arg)
@@ -718,22 +719,22 @@ static void note_files(struct inode_locks *l, const struct handle *h, uint64_t o
     mutex_unlock(&l->lock);
 }
 
-void fs_lock_flush(struct daemon *d, fuse_req_t req, struct handle *h, uint64_t owner)
+void fs_lock_flush(struct view *v, fuse_req_t req, struct handle *h, uint64_t owner)
 {
     struct inode_locks *l = atomic_load(&h->inode->locks);
     if (!l)
         return;
     note_files(l, h, owner, req);
-    drop_owners(d, l, match_process, &owner);
+    drop_owners(v, l, match_process, &owner);
 }
 
-void fs_lock_release(struct daemon *d, struct handle *h)
+void fs_lock_release(struct view *v, struct handle *h)
 {
     struct inode_locks *l = atomic_load(&h->inode->locks);
     if (!l)
         return;
     HOOK("lock.release");
-    drop_owners(d, l, match_handle, h);
+    drop_owners(v, l, match_handle, h);
     mutex_lock(&l->lock);
     for (struct owner *o = l->owners; o; o = o->next) {
         if (o->via == h)

@@ -9,16 +9,15 @@
 
 #define CLIMB_MAX 4096 /* levels from a directory to the root: PATH_MAX holds no more */
 
-bool fs_name_hidden(const struct daemon *d, const struct inode *dir, const char *name)
+bool fs_name_hidden(const struct inode *dir, const char *name)
 {
-    (void)d;
     return dir->nodeid == FUSE_ROOT_ID && strcmp(name, DG_DIR) == 0;
 }
 
 /* The same under any other spelling (a datastore that folds case) and at any other place. */
-static bool is_hidden_dir(const struct daemon *d, const struct stat *st)
+static bool is_hidden_dir(const struct view *v, const struct stat *st)
 {
-    return st->st_ino == d->store.dir_ino && st->st_dev == d->store.dev;
+    return st->st_ino == v->guard->store.dir_ino && st->st_dev == v->guard->store.dev;
 }
 
 /* ---- lookup ---- */
@@ -44,23 +43,23 @@ bool fs_name_beneath(int dir_fd, const struct inode *top)
 }
 
 /* One that another host moved out of the datastore leads to places that are none of ours. */
-static bool is_ours(struct daemon *d, int dir_fd)
+static bool is_ours(struct view *v, int dir_fd)
 {
-    struct inode *root = inode_get(d->inodes, FUSE_ROOT_ID);
+    struct inode *root = inode_get(v->guard->inodes, FUSE_ROOT_ID);
     bool ours = fs_name_beneath(dir_fd, root);
-    inode_put(d->inodes, root);
+    inode_put(v->guard->inodes, root);
     return ours;
 }
 
 /* "..", for NFS export. RESOLVE_BENEATH has no parent for the directory that it starts from. */
-static int open_parent(struct daemon *d, const struct inode *dir)
+static int open_parent(struct view *v, const struct inode *dir)
 {
     if (dir->nodeid == FUSE_ROOT_ID)
         return io_open_beneath(dir->fd, ".", O_PATH | O_DIRECTORY, 0);
     int fd = openat(dir->fd, "..", O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0)
         return -errno;
-    if (is_ours(d, fd))
+    if (is_ours(v, fd))
         return fd;
     close(fd);
     return -ESTALE;
@@ -68,30 +67,29 @@ static int open_parent(struct daemon *d, const struct inode *dir)
 
 /* Opens one name, O_PATH, never following a symbolic link. fd or -errno. A plain lookup may use what the storage's client has cached: nothing is
  * decided by it, an open looks again (fs_name_moved), and on NFS it would cost a round trip for each name on every path. */
-static int name_open(struct daemon *d, const struct inode *dir, const char *name, bool fresh,
-                     struct stat *ret)
+static int name_open(struct view *v, const struct inode *dir, const char *name, bool fresh, struct stat *ret)
 {
-    if (fs_name_hidden(d, dir, name))
+    if (fs_name_hidden(dir, name))
         return -ENOENT;
-    _cleanup_close_ int fd = strcmp(name, "..") == 0 ? open_parent(d, dir)
+    _cleanup_close_ int fd = strcmp(name, "..") == 0 ? open_parent(v, dir)
                              : fresh                 ? io_fresh_open(dir->fd, name, O_PATH | O_NOFOLLOW)
                                                      : io_open_beneath(dir->fd, name, O_PATH | O_NOFOLLOW, 0);
     if (fd < 0)
         return fd;
     if (fstatat(fd, "", ret, AT_EMPTY_PATH) < 0)
         return -errno;
-    if (is_hidden_dir(d, ret))
+    if (is_hidden_dir(v, ret))
         return -ENOENT;
     return base_steal_fd(&fd);
 }
 
-int fs_name_inode(struct daemon *d, struct inode *dir, const char *name, bool lookup, bool fresh,
+int fs_name_inode(struct view *v, struct inode *dir, const char *name, bool lookup, bool fresh,
                   struct stat *ret_st, struct inode **ret)
 {
-    int fd = name_open(d, dir, name, fresh, ret_st);
+    int fd = name_open(v, dir, name, fresh, ret_st);
     if (fd < 0)
         return fd;
-    struct inode *i = inode_enter(d->inodes, fd, ret_st, lookup);
+    struct inode *i = inode_enter(v->guard->inodes, fd, ret_st, lookup);
     if (!i)
         return -ENOMEM;
     *ret = i;
@@ -99,108 +97,108 @@ int fs_name_inode(struct daemon *d, struct inode *dir, const char *name, bool lo
 }
 
 /* A handle from an NFS client names the inode itself with ".". */
-static int self_inode(struct daemon *d, struct inode *dir, struct stat *ret_st, struct inode **ret)
+static int self_inode(struct view *v, struct inode *dir, struct stat *ret_st, struct inode **ret)
 {
     if (fstatat(dir->fd, "", ret_st, AT_EMPTY_PATH) < 0)
         return -errno;
     int fd = fcntl(dir->fd, F_DUPFD_CLOEXEC, 0);
     if (fd < 0)
         return -errno;
-    *ret = inode_enter(d->inodes, fd, ret_st, true);
+    *ret = inode_enter(v->guard->inodes, fd, ret_st, true);
     return *ret ? 0 : -ENOMEM;
 }
 
-int fs_name_lookup(struct daemon *d, struct inode *dir, const char *name, bool fresh,
+int fs_name_lookup(struct view *v, struct inode *dir, const char *name, bool fresh,
                    struct fuse_entry_param *ret, struct inode **ret_inode)
 {
     struct inode *i;
     struct stat st;
-    int r = strcmp(name, ".") == 0 ? self_inode(d, dir, &st, &i)
-                                   : fs_name_inode(d, dir, name, true, fresh, &st, &i);
+    int r = strcmp(name, ".") == 0 ? self_inode(v, dir, &st, &i)
+                                   : fs_name_inode(v, dir, name, true, fresh, &st, &i);
     if (r < 0)
         return r;
-    fs_attr_show(d, i, &st);
-    inode_named(d->inodes, i, dir, name);
+    fs_attr_show(v, i, &st);
+    inode_named(v->guard->inodes, i, dir, name);
     *ret = (struct fuse_entry_param){.ino = i->nodeid, .generation = i->generation, .attr = st};
     if (ret_inode)
         *ret_inode = i;
     else
-        inode_put(d->inodes, i);
+        inode_put(v->guard->inodes, i);
     return 0;
 }
 
 bool fs_name_moved(fuse_req_t req, struct inode *i)
 {
-    struct daemon *d = daemon_of(req);
+    struct view *v = view_of(req);
     char name[NAME_MAX + 1];
-    struct inode *dir = inode_last_place(d->inodes, i, name, sizeof(name));
+    struct inode *dir = inode_last_place(v->guard->inodes, i, name, sizeof(name));
     if (!dir)
         return false;
     _cleanup_close_ int fd = io_fresh_open(dir->fd, name, O_PATH | O_NOFOLLOW);
-    bool moved = fd >= 0 ? !inode_is_file(d->inodes, i, fd) : fd == -ENOENT;
-    moved = moved && inode_doubt_name(d->inodes, i, dir, (uint64_t)fuse_req_ctx(req)->pid);
-    inode_put(d->inodes, dir);
+    bool moved = fd >= 0 ? !inode_is_file(v->guard->inodes, i, fd) : fd == -ENOENT;
+    moved = moved && inode_doubt_name(v->guard->inodes, i, dir, (uint64_t)fuse_req_ctx(req)->pid);
+    inode_put(v->guard->inodes, dir);
     return moved;
 }
 
 /* A reply that did not arrive (the caller was interrupted) leaves a lookup that the kernel does not know of.
  */
-static void reply_entry(struct daemon *d, fuse_req_t req, const struct fuse_entry_param *e)
+static void reply_entry(struct view *v, fuse_req_t req, const struct fuse_entry_param *e)
 {
     if (fuse_reply_entry(req, e) < 0)
-        inode_forget(d->inodes, e->ino, 1);
+        inode_forget(v->guard->inodes, e->ino, 1);
 }
 
 /* Looks up as the daemon and, where the storage does not let it (root squash), as the caller. */
 static int lookup_for(fuse_req_t req, struct inode *dir, const char *name, struct fuse_entry_param *ret)
 {
-    struct daemon *d = daemon_of(req);
-    int r = fs_name_lookup(d, dir, name, false, ret, NULL);
+    struct view *v = view_of(req);
+    int r = fs_name_lookup(v, dir, name, false, ret, NULL);
     struct cred cred;
     if (r != -EACCES || cred_enter(req, &cred) < 0)
         return r;
-    r = fs_name_lookup(d, dir, name, false, ret, NULL);
+    r = fs_name_lookup(v, dir, name, false, ret, NULL);
     cred_leave(&cred);
     return r;
 }
 
 void fs_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)
 {
-    struct daemon *d = daemon_of(req);
-    struct inode *dir = inode_get(d->inodes, parent);
+    struct view *v = view_of(req);
+    struct inode *dir = inode_get(v->guard->inodes, parent);
     struct fuse_entry_param e;
     int r = dir ? lookup_for(req, dir, name, &e) : -ESTALE;
-    inode_put(d->inodes, dir);
+    inode_put(v->guard->inodes, dir);
     if (r < 0)
         fuse_reply_err(req, -r);
     else
-        reply_entry(d, req, &e);
+        reply_entry(v, req, &e);
 }
 
 void fs_forget(fuse_req_t req, fuse_ino_t ino, uint64_t nlookup)
 {
-    inode_forget(daemon_of(req)->inodes, ino, nlookup);
+    inode_forget(view_of(req)->guard->inodes, ino, nlookup);
     fuse_reply_none(req);
 }
 
 void fs_forget_multi(fuse_req_t req, size_t count, struct fuse_forget_data *forgets)
 {
     for (size_t n = 0; n < count; n++)
-        inode_forget(daemon_of(req)->inodes, forgets[n].ino, forgets[n].nlookup);
+        inode_forget(view_of(req)->guard->inodes, forgets[n].ino, forgets[n].nlookup);
     fuse_reply_none(req);
 }
 
 void fs_readlink(fuse_req_t req, fuse_ino_t ino)
 {
-    struct daemon *d = daemon_of(req);
-    struct inode *i = inode_get(d->inodes, ino);
+    struct view *v = view_of(req);
+    struct inode *i = inode_get(v->guard->inodes, ino);
     char target[PATH_MAX + 1];
     ssize_t n = -ESTALE;
     if (i) {
         n = readlinkat(i->fd, "", target, sizeof(target) - 1);
         n = n < 0 ? -errno : n;
     }
-    inode_put(d->inodes, i);
+    inode_put(v->guard->inodes, i);
     if (n < 0) {
         fuse_reply_err(req, (int)-n);
         return;
@@ -259,19 +257,19 @@ static int make_as_caller(fuse_req_t req, const struct make *m, const struct ino
 
 static void make_name(fuse_req_t req, const struct make *m, fuse_ino_t parent, const char *name)
 {
-    struct daemon *d = daemon_of(req);
-    struct inode *dir = inode_get(d->inodes, parent);
+    struct view *v = view_of(req);
+    struct inode *dir = inode_get(v->guard->inodes, parent);
     struct fuse_entry_param e;
     int r = -ESTALE;
     if (dir)
-        r = fs_name_hidden(d, dir, name) ? -EPERM : make_as_caller(req, m, dir, name);
+        r = fs_name_hidden(dir, name) ? -EPERM : make_as_caller(req, m, dir, name);
     if (r == 0)
         r = lookup_for(req, dir, name, &e);
-    inode_put(d->inodes, dir);
+    inode_put(v->guard->inodes, dir);
     if (r < 0)
         fuse_reply_err(req, -r);
     else
-        reply_entry(d, req, &e);
+        reply_entry(v, req, &e);
 }
 
 void fs_mknod(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, dev_t rdev)
@@ -294,13 +292,13 @@ void fs_symlink(fuse_req_t req, const char *target, fuse_ino_t parent, const cha
 
 void fs_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t newparent, const char *newname)
 {
-    struct daemon *d = daemon_of(req);
-    struct inode *i = inode_get(d->inodes, ino);
+    struct view *v = view_of(req);
+    struct inode *i = inode_get(v->guard->inodes, ino);
     if (!i) {
         fuse_reply_err(req, ESTALE);
         return;
     }
     struct make m = {.fn = make_link, .source_fd = i->fd};
     make_name(req, &m, newparent, newname);
-    inode_put(d->inodes, i);
+    inode_put(v->guard->inodes, i);
 }

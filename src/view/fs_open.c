@@ -23,10 +23,10 @@
 
 struct open_op {
     fuse_req_t req;
-    struct daemon *d;
+    struct view *v;
     struct handle *h;
     bool truncate;
-    bool later;  /* it claims at its first change (image_first.h) */
+    bool later;  /* it claims at its first change (first.h) */
     bool create; /* entry is to be answered too */
     bool made;   /* the file is new */
     struct fuse_entry_param entry;
@@ -40,11 +40,11 @@ struct open_op {
 static void op_free(struct open_op *op)
 {
     if (op->h) {
-        image_release(op->d, op->h);
-        handle_free(op->d, op->h);
+        image_release(op->v->guard, op->h);
+        handle_free(op->v->guard->handles, op->h);
     }
     if (op->create)
-        inode_forget(op->d->inodes, op->entry.ino, 1);
+        inode_forget(op->v->guard->inodes, op->entry.ino, 1);
     free(op);
 }
 
@@ -112,24 +112,25 @@ static bool open_turn(void *arg, enum park_turn turn);
 /* Held by another host, perhaps a dead one: takes it over where the options and the storage allow it. 0: it is free now. */
 static int open_takeover(struct open_op *op)
 {
-    struct daemon *d = op->d;
+    struct view *v = op->v;
     uint64_t now = base_now_ms();
-    if (d->opt.takeover == TAKEOVER_MANUAL || !image_held_elsewhere(op->h->inode))
+    if (v->guard->opt.takeover == TAKEOVER_MANUAL || !image_held_elsewhere(op->h->inode))
         return -EBUSY;
     if (op->tried_ms != 0 && now - op->tried_ms < TAKEOVER_PACE_MS)
         return -EBUSY;
     op->tried_ms = now;
-    op->takeover = takeover_attempt(d, op->h->inode, d->opt.takeover == TAKEOVER_UNPROVEN, &op->why);
+    op->takeover =
+        takeover_attempt(v->guard, op->h->inode, v->guard->opt.takeover == TAKEOVER_UNPROVEN, &op->why);
     return op->takeover;
 }
 
 /* The time of wait= is up: goes on waiting while a takeover may still come. false: no. */
 static bool open_wait_takeover(struct open_op *op)
 {
-    uint64_t now = base_now_ms(), until = op->since_ms + op->d->opt.takeover_wait_s * UINT64_C(1000);
-    if (op->takeover != -EAGAIN || now >= until || atomic_load(&op->d->stopping))
+    uint64_t now = base_now_ms(), until = op->since_ms + op->v->guard->opt.takeover_wait_s * UINT64_C(1000);
+    if (op->takeover != -EAGAIN || now >= until || atomic_load(&op->v->guard->stopping))
         return false;
-    park_start(op->d->park, op->req, open_turn, op, DG_MIN(until - now, (uint64_t)TAKEOVER_PACE_MS));
+    park_start(op->v->park, op->req, open_turn, op, DG_MIN(until - now, (uint64_t)TAKEOVER_PACE_MS));
     return true;
 }
 
@@ -137,9 +138,9 @@ static bool open_wait_takeover(struct open_op *op)
 static bool open_wait_longer(struct open_op *op)
 {
     if (image_being_released(op->h->inode) && op->more_s < OPEN_RELEASE_WAIT_S &&
-        !atomic_load(&op->d->stopping)) {
+        !atomic_load(&op->v->guard->stopping)) {
         op->more_s++;
-        park_start(op->d->park, op->req, open_turn, op, 1000);
+        park_start(op->v->park, op->req, open_turn, op, 1000);
         return true;
     }
     return open_wait_takeover(op);
@@ -149,8 +150,8 @@ static bool open_wait_longer(struct open_op *op)
 static void note_mapping(const struct open_op *op)
 {
     char path[RECORD_IMAGE_MAX];
-    if (!atomic_load(&op->d->may_map) && image_is_unsealed(op->h->inode, path, sizeof(path)))
-        init_say_mapping(op->d, path);
+    if (!atomic_load(&op->v->may_map) && image_is_unsealed(op->h->inode, path, sizeof(path)))
+        init_say_mapping(op->v, path);
 }
 
 static bool open_turn(void *arg, enum park_turn turn)
@@ -160,9 +161,9 @@ static bool open_turn(void *arg, enum park_turn turn)
         op_fail(op, -EINTR);
         return true;
     }
-    int r = image_open(op->d, op->h, op->truncate);
+    int r = image_open(op->v->guard, op->h, op->truncate);
     if (r == -EBUSY && open_takeover(op) == 0)
-        r = image_open(op->d, op->h, op->truncate);
+        r = image_open(op->v->guard, op->h, op->truncate);
     if (r == 0) {
         if (op->truncate)
             fs_attr_drop_ids(op->req, op->h->inode);
@@ -174,14 +175,15 @@ static bool open_turn(void *arg, enum park_turn turn)
         op_fail(op, r);
         return true;
     }
-    bool vain = turn != PARK_LAST && image_wait_is_vain(op->d, op->h->inode, &op->h->opener, op->since_ms);
+    bool vain =
+        turn != PARK_LAST && image_wait_is_vain(op->v->guard, op->h->inode, &op->h->opener, op->since_ms);
     if (turn != PARK_LAST && !vain)
         return false;
     if (!vain && open_wait_longer(op))
         return true;
-    image_refused(op->d, op->h->inode, &op->h->opener, "open for write", r);
+    image_refused(op->v->guard, op->h->inode, &op->h->opener, "open for write", r);
     if (op->takeover < 0)
-        image_log_refused(op->d, op->h->inode, "takeover", "%s", op->why.text);
+        image_log_refused(op->v->guard, op->h->inode, "takeover", "%s", op->why.text);
     op_fail(op, r);
     return true;
 }
@@ -211,17 +213,17 @@ static int open_backing(fuse_req_t req, struct inode *i, int flags)
 static void open_read_only(struct open_op *op)
 {
     enum image_what what = IMAGE_WHAT_PLAIN;
-    int r = image_probe(op->d, op->h->inode, &what);
+    int r = image_probe(op->v->guard, op->h->inode, &what);
     if (r < 0)
         op_fail(op, r);
     else
-        op_done(op, what == IMAGE_WHAT_IMAGE || image_is_shared(op->d, op->h->inode));
+        op_done(op, what == IMAGE_WHAT_IMAGE || image_is_shared(op->v->guard, op->h->inode));
 }
 
 /* A reader of a file that another host may write meanwhile gets a descriptor that asks the storage each time: image_pread(). */
-static void past_cache(const struct daemon *d, struct handle *h)
+static void past_cache(const struct view *v, struct handle *h)
 {
-    const struct io_fstype *fs = h->inode->dev == d->store.dev ? d->store.fs : io_fstype(h->fd);
+    const struct io_fstype *fs = h->inode->dev == v->guard->store.dev ? v->guard->store.fs : io_fstype(h->fd);
     h->stale_data = fs->stale_data;
     if (!h->stale_data || h->writer)
         return;
@@ -237,11 +239,11 @@ static void open_start(struct open_op *op)
     op->truncate = flags & O_TRUNC;
     if (op->later)
         image_first_expect(op->h);
-    past_cache(op->d, op->h);
-    if (op->made && op->d->makers)
-        maker_note(op->d->makers, op->h->inode, &op->h->opener);
+    past_cache(op->v, op->h);
+    if (op->made && op->v->guard->makers)
+        maker_note(op->v->guard->makers, op->h->inode, &op->h->opener);
     if (op->h->writer)
-        park_start(op->d->park, op->req, open_turn, op, op->d->opt.wait_s * UINT64_C(1000));
+        park_start(op->v->park, op->req, open_turn, op, op->v->guard->opt.wait_s * UINT64_C(1000));
     else
         open_read_only(op);
 }
@@ -249,40 +251,40 @@ static void open_start(struct open_op *op)
 /* An operation with a handle that is not open yet. NULL: answered with ENOMEM. */
 static struct open_op *op_new(fuse_req_t req, struct inode *i, int flags)
 {
-    struct daemon *d = daemon_of(req);
+    struct view *v = view_of(req);
     struct open_op *op = calloc(1, sizeof(*op));
     if (op)
-        op->h = handle_new(d, i);
+        op->h = handle_new(v->guard->handles, i);
     if (!op || !op->h) {
         free(op);
         return NULL;
     }
     op->req = req;
-    op->d = d;
+    op->v = v;
     cred_opener(req, &op->h->opener);
     op->h->flags = flags;
-    op->later = image_first_waits(d, &op->h->opener, flags);
+    op->later = image_first_waits(v->guard, &op->h->opener, flags);
     op->since_ms = base_now_ms();
     return op;
 }
 
 void fs_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
-    struct daemon *d = daemon_of(req);
-    struct inode *i = inode_get(d->inodes, ino);
+    struct view *v = view_of(req);
+    struct inode *i = inode_get(v->guard->inodes, ino);
     if (!i) {
         fuse_reply_err(req, ESTALE);
         return;
     }
     if (fs_name_moved(req, i)) {
-        inode_put(d->inodes, i);
+        inode_put(v->guard->inodes, i);
         fuse_reply_err(req, ESTALE);
         return;
     }
     int flags = fi->flags;
     struct open_op *op = op_new(req, i, flags);
     int fd = op ? open_backing(req, i, op->later ? flags & ~O_ACCMODE : flags) : -ENOMEM; /* O_RDONLY is 0 */
-    inode_put(d->inodes, i); /* the handle has a pin of its own */
+    inode_put(v->guard->inodes, i); /* the handle has a pin of its own */
     if (fd < 0) {
         if (op)
             op_fail(op, fd);
@@ -310,7 +312,7 @@ static int create_file(fuse_req_t req, struct inode *dir, const char *name, int 
 }
 
 /* The new file as an inode with one counted lookup, pinned. */
-static int create_enter(struct daemon *d, struct inode *dir, const char *name, int fd,
+static int create_enter(struct view *v, struct inode *dir, const char *name, int fd,
                         struct fuse_entry_param *e, struct inode **ret)
 {
     int path_fd = io_reopen(fd, O_PATH);
@@ -322,11 +324,11 @@ static int create_enter(struct daemon *d, struct inode *dir, const char *name, i
         close(path_fd);
         return r;
     }
-    struct inode *i = inode_enter(d->inodes, path_fd, &e->attr, true);
+    struct inode *i = inode_enter(v->guard->inodes, path_fd, &e->attr, true);
     if (!i)
         return -ENOMEM;
-    e->attr.st_ino = fs_attr_ino(d, e->attr.st_dev, e->attr.st_ino);
-    inode_named(d->inodes, i, dir, name);
+    e->attr.st_ino = fs_attr_ino(v, e->attr.st_dev, e->attr.st_ino);
+    inode_named(v->guard->inodes, i, dir, name);
     e->ino = i->nodeid;
     e->generation = i->generation;
     *ret = i;
@@ -351,37 +353,38 @@ static int open_existing(fuse_req_t req, struct inode *i, int flags)
 
 void fs_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, struct fuse_file_info *fi)
 {
-    struct daemon *d = daemon_of(req);
-    struct inode *dir = inode_get(d->inodes, parent), *i = NULL;
+    struct view *v = view_of(req);
+    struct inode *dir = inode_get(v->guard->inodes, parent), *i = NULL;
     struct fuse_entry_param e = {0};
     int flags = fi->flags, fd = -1, r = 0;
     bool made = false;
     if (!dir)
         r = -ESTALE;
-    else if (fs_name_hidden(d, dir, name))
+    else if (fs_name_hidden(dir, name))
         r = -EPERM;
-    else if (dir->dev != d->store.dev && image_name_is_raw(d, name) && !image_name_is_shared(d, name))
+    else if (dir->dev != v->guard->store.dev && image_name_is_raw(v->guard, name) &&
+             !image_name_is_shared(v->guard, name))
         r = -EXDEV; /* an image that could not be opened: do not leave an empty file either */
     if (r == 0)
         fd = r = create_file(req, dir, name, flags, mode);
     if (r >= 0) {
         flags &= ~O_TRUNC; /* it is new: nothing to truncate, and set-id bits of `mode` stay */
         made = true;
-        r = create_enter(d, dir, name, fd, &e, &i);
+        r = create_enter(v, dir, name, fd, &e, &i);
     } else if (r == -EEXIST && !(flags & O_EXCL)) {
-        r = fs_name_lookup(d, dir, name, true, &e, &i);
+        r = fs_name_lookup(v, dir, name, true, &e, &i);
         if (r == 0 && !S_ISREG(i->type))
             r = -EEXIST; /* not what open(2) may create: the kernel looks again */
         if (r == 0)
             fd = r = open_existing(req, i, flags);
     }
-    inode_put(d->inodes, dir);
+    inode_put(v->guard->inodes, dir);
     struct open_op *op = r >= 0 ? op_new(req, i, flags) : NULL;
     if (op) {
         op->create = true;
         op->entry = e;
         op->h->fd = fd;
-        inode_put(d->inodes, i);
+        inode_put(v->guard->inodes, i);
         op->made = made;
         open_start(op);
         return;
@@ -389,8 +392,8 @@ void fs_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode,
     if (fd >= 0)
         close(fd);
     if (i) {
-        inode_forget(d->inodes, e.ino, 1);
-        inode_put(d->inodes, i);
+        inode_forget(v->guard->inodes, e.ino, 1);
+        inode_put(v->guard->inodes, i);
     }
     fuse_reply_err(req, r < 0 ? -r : ENOMEM);
 }
@@ -398,20 +401,20 @@ void fs_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode,
 void fs_flush(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
     (void)ino;
-    struct daemon *d = daemon_of(req);
-    struct handle *h = handle_get(d->handles, fi->fh);
+    struct view *v = view_of(req);
+    struct handle *h = handle_get(v->guard->handles, fi->fh);
     if (!h) {
         fuse_reply_err(req, EBADF);
         return;
     }
-    fs_lock_flush(d, req, h, fi->lock_owner);
+    fs_lock_flush(v, req, h, fi->lock_owner);
     int r = 0;
     if (h->writer && atomic_exchange(&h->dirty, false)) {
         if (atomic_load(&h->guarded)) {
             r = io_fsync(h->fd);
             if (r < 0) {
                 image_sync_failed(h, -r);
-                image_io_failed(d, h, r);
+                image_io_failed(v->guard, h, r);
             }
         } else { /* a network file system reports what it could not write when a descriptor is closed */
             int dup_fd = fcntl(h->fd, F_DUPFD_CLOEXEC, 0);
@@ -426,12 +429,12 @@ void fs_flush(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 void fs_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
     (void)ino;
-    struct daemon *d = daemon_of(req);
-    struct handle *h = handle_get(d->handles, fi->fh);
+    struct view *v = view_of(req);
+    struct handle *h = handle_get(v->guard->handles, fi->fh);
     if (h) {
-        fs_lock_release(d, h);
-        image_release(d, h);
-        handle_free(d, h);
+        fs_lock_release(v, h);
+        image_release(v->guard, h);
+        handle_free(v->guard->handles, h);
     }
     fuse_reply_err(req, 0);
 }

@@ -21,7 +21,7 @@
  * held meanwhile. */
 struct removal {
     fuse_req_t req;
-    struct daemon *d;
+    struct view *v;
     struct opener who;
     const char *what;
     bool rename;
@@ -42,7 +42,7 @@ struct victims {
 static void removal_free(struct removal *op)
 {
     for (int s = 0; s < 2; s++) {
-        inode_put(op->d->inodes, op->dir[s]);
+        inode_put(op->v->guard->inodes, op->dir[s]);
         free(op->name[s]);
     }
     free(op);
@@ -51,17 +51,17 @@ static void removal_free(struct removal *op)
 static void victims_put(struct removal *op, struct victims *v)
 {
     for (unsigned n = 0; n < v->n; n++)
-        inode_put(op->d->inodes, v->inode[n]);
+        inode_put(op->v->guard->inodes, v->inode[n]);
 }
 
 static int victim_find(struct removal *op, unsigned slot, struct inode **ret)
 {
     struct stat st;
-    int r = fs_name_inode(op->d, op->dir[slot], op->name[slot], false, true, &st, ret);
+    int r = fs_name_inode(op->v, op->dir[slot], op->name[slot], false, true, &st, ret);
     struct cred cred;
     if (r != -EACCES || cred_enter(op->req, &cred) < 0)
         return r;
-    r = fs_name_inode(op->d, op->dir[slot], op->name[slot], false, true, &st, ret);
+    r = fs_name_inode(op->v, op->dir[slot], op->name[slot], false, true, &st, ret);
     cred_leave(&cred);
     return r;
 }
@@ -77,7 +77,7 @@ static int victim_add(struct removal *op, unsigned slot, struct victims *v)
     if (r < 0)
         return r;
     if (!S_ISREG(i->type) || (v->n == 1 && v->inode[0] == i)) {
-        inode_put(op->d->inodes, i);
+        inode_put(op->v->guard->inodes, i);
         return 0;
     }
     unsigned at = v->n++;
@@ -107,14 +107,14 @@ static int victims_find(struct removal *op, struct victims *v)
 static void victims_unhold(struct removal *op, struct victims *v, unsigned n)
 {
     while (n-- > 0)
-        image_unhold(op->d, &v->hold[n]);
+        image_unhold(op->v->guard, &v->hold[n]);
 }
 
 /* Both or none: one that is held while the other is waited for could make two hosts wait for each other. */
 static int victims_hold(struct removal *op, struct victims *v, unsigned *ret_failed)
 {
     for (unsigned n = 0; n < v->n; n++) {
-        int r = image_hold(op->d, v->inode[n], &op->who, op->what, false, &v->hold[n]);
+        int r = image_hold(op->v->guard, v->inode[n], &op->who, op->what, false, &v->hold[n]);
         if (r < 0) {
             victims_unhold(op, v, n);
             *ret_failed = n;
@@ -130,14 +130,14 @@ static bool victims_same(struct removal *op, const struct victims *v)
     if (v->absent && op->rename && !(op->flags & RENAME_EXCHANGE)) {
         struct inode *now = NULL;
         int r = victim_find(op, 1, &now);
-        inode_put(op->d->inodes, now);
+        inode_put(op->v->guard->inodes, now);
         if (r != -ENOENT)
             return false;
     }
     for (unsigned n = 0; n < v->n; n++) {
         struct inode *now = NULL;
         int r = victim_find(op, v->slot[n], &now);
-        inode_put(op->d->inodes, now);
+        inode_put(op->v->guard->inodes, now);
         if (r < 0 || now != v->inode[n])
             return false;
     }
@@ -200,7 +200,7 @@ struct beneath {
 static int look_beneath(void *arg, const char *path)
 {
     struct beneath *b = arg;
-    struct daemon *d = b->op->d;
+    struct view *v = b->op->v;
     char up[PATH_MAX];
     struct stat st;
     snprintf(up, sizeof(up), "%s", path);
@@ -208,20 +208,20 @@ static int look_beneath(void *arg, const char *path)
     if (!slash)
         return 0;
     *slash = '\0';
-    _cleanup_close_ int dir_fd = io_fresh_open(d->store.root_fd, up, O_PATH | O_DIRECTORY);
+    _cleanup_close_ int dir_fd = io_fresh_open(v->guard->store.root_fd, up, O_PATH | O_DIRECTORY);
     if (dir_fd < 0 || !fs_name_beneath(dir_fd, b->dir))
         return 0;
-    int fd = io_fresh_open(d->store.root_fd, path, O_PATH | O_NOFOLLOW);
+    int fd = io_fresh_open(v->guard->store.root_fd, path, O_PATH | O_NOFOLLOW);
     if (fd >= 0 && fstat(fd, &st) < 0) {
         close(fd);
         fd = -1;
     }
-    struct inode *i = fd < 0 ? NULL : inode_enter(d->inodes, fd, &st, false);
-    int r = i ? image_moving(d, i, &b->op->who) : 0;
+    struct inode *i = fd < 0 ? NULL : inode_enter(v->guard->inodes, fd, &st, false);
+    int r = i ? image_moving(v->guard, i, &b->op->who) : 0;
     if (r == -EBUSY)
         *b->busy = i;
     else
-        inode_put(d->inodes, i);
+        inode_put(v->guard->inodes, i);
     return r;
 }
 
@@ -234,15 +234,15 @@ static int source_moving(struct removal *op, unsigned slot, struct inode **ret_b
         return 0; /* the rename itself will say so */
     if (S_ISDIR(i->type)) {
         struct beneath b = {.op = op, .dir = i, .busy = ret_busy};
-        r = image_each_needed(op->d, &op->who, look_beneath, &b);
+        r = image_each_needed(op->v->guard, &op->who, look_beneath, &b);
     } else if (!(op->flags & RENAME_EXCHANGE)) {
-        r = image_moving(op->d, i, &op->who);
+        r = image_moving(op->v->guard, i, &op->who);
         if (r == -EBUSY) {
             *ret_busy = i;
             return r;
         }
     }
-    inode_put(op->d->inodes, i);
+    inode_put(op->v->guard->inodes, i);
     return r;
 }
 
@@ -262,8 +262,8 @@ static void tell_renamed(struct removal *op)
         if (slot == 0 && !(op->flags & RENAME_EXCHANGE))
             continue;
         if (victim_find(op, slot, &i) == 0 && (S_ISREG(i->type) || S_ISDIR(i->type)))
-            image_renamed(op->d, i);
-        inode_put(op->d->inodes, i);
+            image_renamed(op->v->guard, i);
+        inode_put(op->v->guard->inodes, i);
     }
 }
 
@@ -282,7 +282,7 @@ static int removal_try(struct removal *op, struct inode **ret_busy)
         r = victims_hold(op, &v, &failed);
         if (r == -EBUSY) {
             *ret_busy = v.inode[failed];
-            inode_pin(op->d->inodes, *ret_busy);
+            inode_pin(op->v->guard->inodes, *ret_busy);
         }
         if (r < 0) {
             victims_put(op, &v);
@@ -291,7 +291,7 @@ static int removal_try(struct removal *op, struct inode **ret_busy)
         bool same = victims_same(op, &v);
         HOOK("name.remove.check");
         for (unsigned n = 0; same && r == 0 && n < v.n; n++)
-            r = image_hold_check(op->d, &v.hold[n]);
+            r = image_hold_check(op->v->guard, &v.hold[n]);
         if (same && r == 0)
             r = remove_for(op, v.absent);
         if (same && r == 0)
@@ -313,10 +313,10 @@ static bool removal_turn(void *arg, enum park_turn turn)
     struct inode *busy = NULL;
     int r = turn == PARK_INTERRUPTED ? -EINTR : removal_try(op, &busy);
     if (busy) {
-        bool last = turn == PARK_LAST || image_wait_is_vain(op->d, busy, &op->who, op->since_ms);
+        bool last = turn == PARK_LAST || image_wait_is_vain(op->v->guard, busy, &op->who, op->since_ms);
         if (last)
-            image_refused(op->d, busy, &op->who, op->what, r);
-        inode_put(op->d->inodes, busy);
+            image_refused(op->v->guard, busy, &op->who, op->what, r);
+        inode_put(op->v->guard->inodes, busy);
         if (!last)
             return false;
     }
@@ -332,10 +332,10 @@ static struct removal *removal_new(fuse_req_t req, const char *what, fuse_ino_t 
     if (!op)
         return NULL;
     op->req = req;
-    op->d = daemon_of(req);
+    op->v = view_of(req);
     op->what = what;
     op->since_ms = base_now_ms();
-    op->dir[0] = inode_get(op->d->inodes, parent);
+    op->dir[0] = inode_get(op->v->guard->inodes, parent);
     op->name[0] = strdup(name);
     cred_opener(req, &op->who);
     return op;
@@ -343,7 +343,7 @@ static struct removal *removal_new(fuse_req_t req, const char *what, fuse_ino_t 
 
 static void removal_start(struct removal *op)
 {
-    park_start(op->d->park, op->req, removal_turn, op, op->d->opt.wait_s * UINT64_C(1000));
+    park_start(op->v->park, op->req, removal_turn, op, op->v->guard->opt.wait_s * UINT64_C(1000));
 }
 
 static void removal_refuse(struct removal *op, fuse_req_t req, int err)
@@ -360,7 +360,7 @@ void fs_unlink(fuse_req_t req, fuse_ino_t parent, const char *name)
         removal_refuse(op, req, ENOMEM);
     else if (!op->dir[0])
         removal_refuse(op, req, ESTALE);
-    else if (fs_name_hidden(op->d, op->dir[0], name))
+    else if (fs_name_hidden(op->dir[0], name))
         removal_refuse(op, req, ENOENT);
     else
         removal_start(op);
@@ -368,19 +368,19 @@ void fs_unlink(fuse_req_t req, fuse_ino_t parent, const char *name)
 
 void fs_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name)
 {
-    struct daemon *d = daemon_of(req);
-    struct inode *dir = inode_get(d->inodes, parent);
+    struct view *v = view_of(req);
+    struct inode *dir = inode_get(v->guard->inodes, parent);
     struct cred cred;
     int r = -ESTALE;
     if (dir)
-        r = fs_name_hidden(d, dir, name) ? -ENOENT : cred_enter(req, &cred);
+        r = fs_name_hidden(dir, name) ? -ENOENT : cred_enter(req, &cred);
     if (r == 0) {
         r = unlinkat(dir->fd, name, AT_REMOVEDIR) < 0 ? -errno : 0;
         cred_leave(&cred);
         if (r == -EPERM || r == -EACCES) /* as in remove_for() */
             r = unlinkat(dir->fd, name, AT_REMOVEDIR) < 0 ? -errno : 0;
     }
-    inode_put(d->inodes, dir);
+    inode_put(v->guard->inodes, dir);
     fuse_reply_err(req, -r);
 }
 
@@ -392,7 +392,7 @@ void fs_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t n
     if (op) {
         op->rename = true;
         op->flags = flags;
-        op->dir[1] = inode_get(op->d->inodes, newparent);
+        op->dir[1] = inode_get(op->v->guard->inodes, newparent);
         op->name[1] = strdup(newname);
     }
     if (!op || !op->name[0] || !op->name[1])
@@ -401,7 +401,7 @@ void fs_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t n
         removal_refuse(op, req, EINVAL);
     else if (!op->dir[0] || !op->dir[1])
         removal_refuse(op, req, ESTALE);
-    else if (fs_name_hidden(op->d, op->dir[0], name) || fs_name_hidden(op->d, op->dir[1], newname))
+    else if (fs_name_hidden(op->dir[0], name) || fs_name_hidden(op->dir[1], newname))
         removal_refuse(op, req, EPERM);
     else
         removal_start(op);

@@ -8,13 +8,13 @@
 #ifndef DISKGUARD_INIT_H
 #define DISKGUARD_INIT_H
 
-#include "daemon/daemon.h"
+#include "view/view.h"
 
 /* After fuse_session_mount(), before the first request is read: replies go through init.c from now on. 0 or -errno. */
-DG_MUST_CHECK int init_attach(struct daemon *d);
+DG_MUST_CHECK int init_attach(struct view *v);
 /* An INIT request as the kernel sent it, before libfuse sees it. */
-void init_seen(struct daemon *d, const char *mem, size_t size);
+void init_seen(struct view *v, const char *mem, size_t size);
 /* An image without a seal is open for write, and so could be mapped: one line a daemon where the kernel cannot. */
-void init_say_mapping(struct daemon *d, const char *path);
+void init_say_mapping(struct view *v, const char *path);
 
 #endif

@@ -1,6 +1,7 @@
 #include "view/loop.h"
 
 #include <linux/fuse.h>
+#include <pthread.h>
 #include <sched.h>
 #include <semaphore.h>
 #include <signal.h>
@@ -34,7 +35,7 @@ struct request { /* on its way to another thread */
 };
 
 struct receiver {
-    struct daemon *d;
+    struct view *v;
     pthread_t thread;
     atomic_bool ended;
     int error;
@@ -69,7 +70,7 @@ _Static_assert(offsetof(struct fuse_read_in, offset) == offsetof(struct fuse_wri
 enum where { ON_RECEIVER, IN_LANE, IN_POOL };
 
 /* Where it belongs. On this thread: READ and WRITE of guest data; what never touches the datastore. *ret_lane: of IN_LANE. */
-static enum where where_to(struct daemon *d, const char *mem, size_t size, uint64_t *ret_lane)
+static enum where where_to(struct view *v, const char *mem, size_t size, uint64_t *ret_lane)
 {
     struct fuse_in_header in;
     struct fuse_read_in io; /* fh, offset and size stand where those of fuse_write_in do */
@@ -80,7 +81,7 @@ static enum where where_to(struct daemon *d, const char *mem, size_t size, uint6
         if (size < sizeof(in) + sizeof(io))
             return ON_RECEIVER;
         memcpy(&io, mem + sizeof(in), sizeof(io));
-        const struct handle *h = handle_get(d->handles, io.fh);
+        const struct handle *h = handle_get(v->guard->handles, io.fh);
         if (!h || fs_data_direct(h, in.opcode == FUSE_WRITE, io.offset))
             return ON_RECEIVER;
         if (in.opcode == FUSE_WRITE && image_first_expected(h))
@@ -88,7 +89,7 @@ static enum where where_to(struct daemon *d, const char *mem, size_t size, uint6
         *ret_lane = h->inode->nodeid;
         return IN_LANE;
     case FUSE_INIT:
-        init_seen(d, mem, size);
+        init_seen(v, mem, size);
         return ON_RECEIVER;
     case FUSE_FORGET:
     case FUSE_BATCH_FORGET:
@@ -116,12 +117,12 @@ static void run_request(void *arg)
 
 /* Hands the request to the pool, or to its lane. *own is what the receiver goes on with: its base is NULL
  * when the buffer went along. */
-static void hand_over(struct daemon *d, struct buffer *own, size_t size, enum where where, uint64_t lane)
+static void hand_over(struct view *v, struct buffer *own, size_t size, enum where where, uint64_t lane)
 {
     struct request *r = malloc(sizeof(*r));
     if (!r)
         goto here;
-    *r = (struct request){.se = d->se, .size = size};
+    *r = (struct request){.se = v->se, .size = size};
     if (size > COPY_MAX) {
         r->buf = *own;
         own->base = NULL;
@@ -131,19 +132,19 @@ static void hand_over(struct daemon *d, struct buffer *own, size_t size, enum wh
         goto here;
     }
     if (where == IN_LANE)
-        lanes_submit(d->lanes, lane, run_request, r);
+        lanes_submit(v->lanes, lane, run_request, r);
     else
-        pool_submit(d->pool, run_request, r);
+        pool_submit(v->guard->pool, run_request, r);
     return;
 here: /* no memory: late is better than lost */
     free(r);
-    process(d->se, own->mem, size);
+    process(v->se, own->mem, size);
 }
 
 /* 0: unmounted or told to stop. */
-static int receive(struct daemon *d, struct buffer *buf)
+static int receive(struct view *v, struct buffer *buf)
 {
-    int fd = fuse_session_fd(d->se);
+    int fd = fuse_session_fd(v->se);
     while (!atomic_load(&loop.stop)) {
         if (!buf->base && !buffer_new(REQUEST_MAX, buf)) {
             usleep(10000);
@@ -166,11 +167,11 @@ static int receive(struct daemon *d, struct buffer *buf)
         if ((size_t)n < sizeof(struct fuse_in_header))
             return -EIO;
         uint64_t lane = 0;
-        enum where where = where_to(d, buf->mem, (size_t)n, &lane);
+        enum where where = where_to(v, buf->mem, (size_t)n, &lane);
         if (where == ON_RECEIVER)
-            process(d->se, buf->mem, (size_t)n);
+            process(v->se, buf->mem, (size_t)n);
         else
-            hand_over(d, buf, (size_t)n, where, lane);
+            hand_over(v, buf, (size_t)n, where, lane);
     }
     return 0;
 }
@@ -181,7 +182,7 @@ static void *receiver_main(void *arg)
     /* When there is neither memory nor a thread the pool runs a job here, and it may set umask. */
     (void)unshare(CLONE_FS);
     struct buffer buf = {0};
-    r->error = receive(r->d, &buf);
+    r->error = receive(r->v, &buf);
     free(buf.base);
     atomic_store(&r->ended, true);
     sem_post(&loop.wake);
@@ -203,7 +204,7 @@ static void stop_receiver(struct receiver *r)
     pthread_join(r->thread, NULL);
 }
 
-int loop_run(struct daemon *d)
+int loop_run(struct view *v)
 {
     pthread_once(&loop_once, loop_init);
     struct sigaction sa = {.sa_handler = on_wake}; /* no SA_RESTART: the read must return */
@@ -214,7 +215,7 @@ int loop_run(struct daemon *d)
         return -ENOMEM;
     unsigned started = 0;
     for (unsigned i = 0; i < LOOP_DATA_THREADS; i++) {
-        all[i].d = d;
+        all[i].v = v;
         if (pthread_create(&all[i].thread, NULL, receiver_main, &all[i]) != 0)
             break;
         started++;

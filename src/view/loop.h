@@ -7,13 +7,13 @@
 #ifndef DISKGUARD_LOOP_H
 #define DISKGUARD_LOOP_H
 
-#include "daemon/daemon.h"
+#include "view/view.h"
 
 #define LOOP_DATA_THREADS                                                                                    \
     32 /* requests of data in flight; a request that finds all busy waits in the kernel's queue */
 
 /* Serves until the view is unmounted or loop_stop() is called. 0 or -errno. */
-int loop_run(struct daemon *d);
+int loop_run(struct view *v);
 /* Signal-safe: makes loop_run() return soon. */
 void loop_stop(void);
 

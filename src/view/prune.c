@@ -3,12 +3,13 @@
 #include <string.h>
 #include <sys/resource.h>
 
+#include "base/sync.h"
 #include "node/inode.h"
 
 #define BATCH 64u
 
 struct prune {
-    struct daemon *d;
+    struct view *v;
     pthread_t thread;
     struct mutex lock;
     pthread_cond_t wake;
@@ -24,12 +25,12 @@ unsigned long prune_limit(void)
 
 /* One batch. Without any lock: the kernel takes the parent directory's, which a request that we are serving
  * may hold. */
-static unsigned drop_names(struct daemon *d)
+static unsigned drop_names(struct view *v)
 {
     struct inode_name names[BATCH];
-    unsigned n = inode_idle_names(d->inodes, names, BATCH);
+    unsigned n = inode_idle_names(v->guard->inodes, names, BATCH);
     for (unsigned k = 0; k < n; k++) {
-        (void)fuse_lowlevel_notify_inval_entry(d->se, names[k].parent, names[k].name, strlen(names[k].name));
+        (void)fuse_lowlevel_notify_inval_entry(v->se, names[k].parent, names[k].name, strlen(names[k].name));
         free(names[k].name);
     }
     return n;
@@ -59,8 +60,8 @@ static void *prune_main(void *arg)
     struct prune *p = arg;
     unsigned long goal = prune_limit() / 4 * 3;
     while (wait_for_crowd(p)) {
-        while (!is_ending(p) && inode_count(p->d->inodes) > goal) {
-            if (drop_names(p->d) == 0)
+        while (!is_ending(p) && inode_count(p->v->guard->inodes) > goal) {
+            if (drop_names(p->v) == 0)
                 break; /* the rest is in use */
         }
     }
@@ -76,12 +77,12 @@ static void on_crowded(void *arg)
     mutex_unlock(&p->lock);
 }
 
-struct prune *prune_new(struct daemon *d)
+struct prune *prune_new(struct view *v)
 {
     struct prune *p = calloc(1, sizeof(*p));
     if (!p)
         return NULL;
-    p->d = d;
+    p->v = v;
     mutex_init(&p->lock);
     pthread_cond_init(&p->wake, NULL);
     if (pthread_create(&p->thread, NULL, prune_main, p) != 0) {
@@ -90,7 +91,7 @@ struct prune *prune_new(struct daemon *d)
         free(p);
         return NULL;
     }
-    inode_watch(d->inodes, prune_limit(), on_crowded, p);
+    inode_watch(v->guard->inodes, prune_limit(), on_crowded, p);
     return p;
 }
 
@@ -98,7 +99,7 @@ void prune_free(struct prune *p)
 {
     if (!p)
         return;
-    inode_watch(p->d->inodes, 0, NULL, NULL);
+    inode_watch(p->v->guard->inodes, 0, NULL, NULL);
     mutex_lock(&p->lock);
     p->ending = true;
     pthread_cond_signal(&p->wake);

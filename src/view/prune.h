@@ -6,10 +6,10 @@
 #ifndef DISKGUARD_PRUNE_H
 #define DISKGUARD_PRUNE_H
 
-#include "daemon/daemon.h"
+#include "view/view.h"
 
 /* After RLIMIT_NOFILE is final and the view is mounted. NULL: no thread. */
-struct prune *prune_new(struct daemon *d);
+struct prune *prune_new(struct view *v);
 /* More inodes than this: names are dropped. */
 unsigned long prune_limit(void);
 /* While requests are still served: a notice may have to wait for one. NULL is fine. */

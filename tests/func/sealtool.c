@@ -159,7 +159,7 @@ static int do_unseal(const char *file, const char *true_file)
     r = header_read(fd, &plan, &header);
     if (r < 0)
         return fail(file, r);
-    struct view v = header_view(&header);
+    struct excerpt v = header_view(&header);
     state = overlay_compare(&plan, &v, OVERLAY_NO_CUT);
     if (state != HEADER_TRUE && state != HEADER_SEALED && state != HEADER_MIXED) {
         fprintf(stderr, "sealtool: %s: its header is neither true nor sealed\n", file);
@@ -199,7 +199,7 @@ static int do_rescue(const char *file, const char *size_text)
         return 1;
     }
     for (;;) {
-        struct view v = header_view(&header);
+        struct excerpt v = header_view(&header);
 
         r = header.format->rescue(&v, size_text ? &size : NULL, &rescue, &plan);
         if (r != -EAGAIN)

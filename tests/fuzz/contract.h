@@ -41,7 +41,7 @@ struct answer {
 
 /* The view of a file as one chain of calls on it sees it. */
 struct look {
-    struct view view;
+    struct excerpt view;
     uint8_t *mem[VIEW_WINDOWS];
     unsigned preloaded;
 };

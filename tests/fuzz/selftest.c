@@ -155,14 +155,14 @@ static bool sealed_by(const uint8_t *p)
     return le64(p + OFF_SIZE) == MARK || le64(p + OFF_MARK) == MARK;
 }
 
-static void want(struct view *v, uint64_t off, size_t len)
+static void want(struct excerpt *v, uint64_t off, size_t len)
 {
     v->want_off = off;
     v->want_len = len;
 }
 
 /* Breaches of a probe that still has to ask for its header. */
-static bool breaks_asking(struct view *v)
+static bool breaks_asking(struct excerpt *v)
 {
     switch (breach) {
     case WANTS_NOTHING:
@@ -181,7 +181,7 @@ static bool breaks_asking(struct view *v)
     }
 }
 
-static void breaks_info(struct view *v, struct format_info *info, enum probe answer)
+static void breaks_info(struct excerpt *v, struct format_info *info, enum probe answer)
 {
     const uint8_t *p;
 
@@ -255,7 +255,7 @@ static enum probe answer_of(const uint8_t *p, struct format_info *info)
     return PROBE_YES;
 }
 
-static enum probe test_probe(struct view *v, struct format_info *info)
+static enum probe test_probe(struct excerpt *v, struct format_info *info)
 {
     const uint8_t *p;
     enum probe answer;
@@ -293,7 +293,7 @@ static int add(struct plan *plan, const uint8_t *p, uint64_t off, uint64_t value
     return plan_add(plan, off, p + off, word, sizeof(word));
 }
 
-static void breaks_plan(struct view *v, struct plan *plan)
+static void breaks_plan(struct excerpt *v, struct plan *plan)
 {
     const uint8_t *p;
 
@@ -331,7 +331,7 @@ static void breaks_plan(struct view *v, struct plan *plan)
     }
 }
 
-static int test_plan(struct view *v, const struct seal_policy *policy, struct plan *plan)
+static int test_plan(struct excerpt *v, const struct seal_policy *policy, struct plan *plan)
 {
     const uint8_t *p = view_get(v, 0, HEAD);
     int r;
@@ -379,7 +379,7 @@ static int breaks_rescue(struct rescue *rescue, const uint64_t *size)
     return 0;
 }
 
-static int test_rescue(struct view *v, const uint64_t *size, struct rescue *rescue, struct plan *plan)
+static int test_rescue(struct excerpt *v, const uint64_t *size, struct rescue *rescue, struct plan *plan)
 {
     const uint8_t *p = view_get(v, 0, HEAD);
     uint64_t is;
@@ -412,7 +412,7 @@ static int test_rescue(struct view *v, const uint64_t *size, struct rescue *resc
     return 0;
 }
 
-static int test_links(struct view *v, int (*fn)(void *arg, const struct format_link *link), void *arg)
+static int test_links(struct excerpt *v, int (*fn)(void *arg, const struct format_link *link), void *arg)
 {
     const uint8_t *p = view_get(v, 0, HEAD);
     struct format_link link = {.role = LINK_BACKING, .path = "base", .format = "raw"};

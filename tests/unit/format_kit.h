@@ -20,7 +20,7 @@ struct kit {
     const struct format *format;
     uint8_t *file;
     uint64_t size; /* of the file, bytes */
-    struct view v;
+    struct excerpt v;
 };
 
 static inline void kit_start(struct kit *k)

@@ -1,5 +1,5 @@
-/* hooktest.h: in a build with hooks, lets a test act at each step that core/hook.h names. Weak, because all
- * unit tests are also linked into one program; and because it is there, the linker does not take core/hook.c
+/* hooktest.h: in a build with hooks, lets a test act at each step that base/hook.h names. Weak, because all
+ * unit tests are also linked into one program; and because it is there, the linker does not take base/hook.c
  * out of the library. */
 #ifndef HOOKTEST_H
 #define HOOKTEST_H

@@ -10,9 +10,9 @@
 
 /* A view whose one window is a heap copy of exactly n bytes, so that AddressSanitizer sees a read beyond it.
  */
-static struct view view_of(const uint8_t *bytes, size_t n, uint64_t file_size)
+static struct excerpt view_of(const uint8_t *bytes, size_t n, uint64_t file_size)
 {
-    struct view v = {.file_size = file_size, .n = 1};
+    struct excerpt v = {.file_size = file_size, .n = 1};
     uint8_t *copy = malloc(n ? n : 1);
 
     cr_assert_not_null(copy);
@@ -23,14 +23,14 @@ static struct view view_of(const uint8_t *bytes, size_t n, uint64_t file_size)
     return v;
 }
 
-static void view_free(struct view *v)
+static void view_free(struct excerpt *v)
 {
     for (unsigned i = 0; i < v->n; i++)
         free((void *)(uintptr_t)v->win[i].data);
 }
 
 /* Loads what is wanted, zeros, behind what the caller gave. */
-static void add_wanted(struct view *v)
+static void add_wanted(struct excerpt *v)
 {
     cr_assert_lt(v->n, (unsigned)VIEW_WINDOWS);
     cr_assert(v->want_len > 0 && v->want_len <= FORMAT_WINDOW_MAX);
@@ -44,7 +44,7 @@ static void add_wanted(struct view *v)
 static enum verdict identify(const uint8_t *bytes, size_t n, uint64_t size, const struct format **f,
                              struct format_info *info)
 {
-    struct view v = view_of(bytes, n, size);
+    struct excerpt v = view_of(bytes, n, size);
     enum verdict verdict;
 
     while ((verdict = format_identify(&v, f, info)) == FORMAT_MORE && v.want_off >= n)
@@ -58,7 +58,7 @@ static enum verdict identify(const uint8_t *bytes, size_t n, uint64_t size, cons
 Test(format, view_windows)
 {
     static const uint8_t a[100], b[50];
-    struct view v = {.file_size = 1000, .n = 2};
+    struct excerpt v = {.file_size = 1000, .n = 2};
 
     v.win[0].off = 0, v.win[0].len = sizeof(a), v.win[0].data = a;
     v.win[1].off = 900, v.win[1].len = sizeof(b), v.win[1].data = b;
@@ -176,7 +176,7 @@ Test(raw, plan_is_empty)
     struct seal_policy policy = {SEAL_REFUSE, "node"};
     uint8_t sector[512] = {0};
     static struct plan plan;
-    struct view v;
+    struct excerpt v;
 
     mbr_sign(sector);
     mbr_entry(sector, 0, 0x80, 0x83, 2048, 4096);
@@ -252,7 +252,7 @@ Test(format, more)
     static uint8_t b[1 << 20];
     const struct format *f;
     struct format_info info = {.virtual_size = 1, .why = "x"};
-    struct view v = {.file_size = sizeof(b)};
+    struct excerpt v = {.file_size = sizeof(b)};
     enum verdict verdict;
     int turns = 0;
 

@@ -171,14 +171,14 @@ Test(header, plain_lies_and_raw)
 
 static struct plan wrong_plan;
 
-static enum probe wrong_probe(struct view *v, struct format_info *ret_info)
+static enum probe wrong_probe(struct excerpt *v, struct format_info *ret_info)
 {
     (void)v;
     (void)ret_info;
     return PROBE_YES;
 }
 
-static int make_wrong_plan(struct view *v, const struct seal_policy *policy, struct plan *ret_plan)
+static int make_wrong_plan(struct excerpt *v, const struct seal_policy *policy, struct plan *ret_plan)
 {
     (void)v;
     (void)policy;

@@ -61,13 +61,13 @@ static void build2(uint8_t *b)
 }
 
 /* A view that has loaded exactly what was wanted, each window on the heap. `b` has DISK bytes of the file, zeros follow. */
-static void view_init(struct view *v, uint64_t file_size)
+static void view_init(struct excerpt *v, uint64_t file_size)
 {
     memset(v, 0, sizeof(*v));
     v->file_size = file_size;
 }
 
-static void view_load(struct view *v, const uint8_t *b)
+static void view_load(struct excerpt *v, const uint8_t *b)
 {
     uint8_t *copy = malloc(v->want_len);
 
@@ -84,7 +84,7 @@ static void view_load(struct view *v, const uint8_t *b)
     v->want_len = 0;
 }
 
-static void view_done(struct view *v)
+static void view_done(struct excerpt *v)
 {
     for (unsigned i = 0; i < v->n; i++)
         free((void *)(uintptr_t)v->win[i].data);
@@ -93,7 +93,7 @@ static void view_done(struct view *v)
 
 static enum probe probe(const uint8_t *b, uint64_t file_size, struct format_info *info)
 {
-    struct view v;
+    struct excerpt v;
     enum probe answer;
 
     view_init(&v, file_size);
@@ -111,7 +111,7 @@ static enum probe probe(const uint8_t *b, uint64_t file_size, struct format_info
 static int make_plan(const uint8_t *b, uint64_t file_size, struct plan *plan)
 {
     const struct seal_policy policy = {SEAL_REFUSE, "node"};
-    struct view v;
+    struct excerpt v;
     int r;
 
     view_init(&v, file_size);
@@ -125,7 +125,7 @@ static int make_plan(const uint8_t *b, uint64_t file_size, struct plan *plan)
 static int rescue(uint8_t *b, uint64_t file_size, const uint64_t *size, struct rescue *ret)
 {
     static struct plan plan;
-    struct view v;
+    struct excerpt v;
     int r;
 
     view_init(&v, file_size);

@@ -185,7 +185,7 @@ static void lay(const struct plan *plan, enum overlay_side side)
 
 static enum header_state compare_loaded(const struct plan *plan, size_t n, uint64_t file_size, uint64_t cut)
 {
-    struct view v = {.file_size = file_size, .n = n > 0, .win = {{0, n, disk}}};
+    struct excerpt v = {.file_size = file_size, .n = n > 0, .win = {{0, n, disk}}};
 
     return overlay_compare(plan, &v, cut);
 }

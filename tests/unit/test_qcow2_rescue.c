@@ -47,7 +47,7 @@ static void seal(const uint8_t *b, unsigned n, uint8_t *ret)
 static int rescue(uint8_t *b, uint64_t file_size, const uint64_t *size, struct rescue *ret)
 {
     static struct plan plan;
-    struct view v = view_of(b, file_size);
+    struct excerpt v = view_of(b, file_size);
     uint8_t before[FORMAT_REACH];
     int r;
 
@@ -295,7 +295,7 @@ static int see(void *arg, const struct format_link *link)
 
 static int links(const uint8_t *b, uint64_t file_size, struct seen *seen)
 {
-    struct view v = view_of(b, file_size);
+    struct excerpt v = view_of(b, file_size);
     int r = format_qcow2.links(&v, see, seen);
 
     view_free(&v);

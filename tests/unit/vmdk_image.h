@@ -94,7 +94,7 @@ static inline void build(struct file *f, enum kind kind)
 }
 
 /* Heap copies of exactly the windows that were wanted, so that AddressSanitizer sees a read beyond them. */
-static inline bool view_more(struct view *v, const struct file *f)
+static inline bool view_more(struct excerpt *v, const struct file *f)
 {
     uint8_t *copy = malloc(v->want_len ? v->want_len : 1);
 
@@ -108,7 +108,7 @@ static inline bool view_more(struct view *v, const struct file *f)
     return true;
 }
 
-static inline void view_free(struct view *v)
+static inline void view_free(struct excerpt *v)
 {
     while (v->n > 0)
         free((void *)(uintptr_t)v->win[--v->n].data);
@@ -116,7 +116,7 @@ static inline void view_free(struct view *v)
 
 static inline enum probe probe(const struct file *f, struct format_info *info)
 {
-    struct view v = {.file_size = f->size};
+    struct excerpt v = {.file_size = f->size};
     enum probe answer;
 
     do {
@@ -131,7 +131,7 @@ static inline enum probe probe(const struct file *f, struct format_info *info)
 static inline int make_plan(const struct file *f, enum seal_mode mode, const char *holder, struct plan *plan)
 {
     struct seal_policy policy = {mode, holder};
-    struct view v = {.file_size = f->size};
+    struct excerpt v = {.file_size = f->size};
     int r;
 
     while ((r = format_vmdk.plan(&v, &policy, plan)) == -EAGAIN && view_more(&v, f))
@@ -142,7 +142,7 @@ static inline int make_plan(const struct file *f, enum seal_mode mode, const cha
 
 static inline int rescue(const struct file *f, const uint64_t *size, struct rescue *ret, struct plan *plan)
 {
-    struct view v = {.file_size = f->size};
+    struct excerpt v = {.file_size = f->size};
     int r;
 
     while ((r = format_vmdk.rescue(&v, size, ret, plan)) == -EAGAIN && view_more(&v, f))
@@ -153,7 +153,7 @@ static inline int rescue(const struct file *f, const uint64_t *size, struct resc
 
 static inline int links(const struct file *f, int (*fn)(void *arg, const struct format_link *link), void *arg)
 {
-    struct view v = {.file_size = f->size};
+    struct excerpt v = {.file_size = f->size};
     int r;
 
     while ((r = format_vmdk.links(&v, fn, arg)) == -EAGAIN && view_more(&v, f))

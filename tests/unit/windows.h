@@ -15,7 +15,7 @@
 
 struct windows {
     const uint8_t *file;
-    struct view v;
+    struct excerpt v;
 };
 
 static inline struct windows windows_of(const uint8_t *file, uint64_t file_size)
@@ -25,7 +25,7 @@ static inline struct windows windows_of(const uint8_t *file, uint64_t file_size)
 
 static inline void windows_load(struct windows *w)
 {
-    struct view *v = &w->v;
+    struct excerpt *v = &w->v;
     uint8_t *copy;
 
     cr_assert(v->want_len > 0 && v->want_len <= FORMAT_WINDOW_MAX);

@@ -42,7 +42,7 @@ static int load_links(struct raw_image *im, int fd)
     int r = h->format && h->format->links && h->verdict != FORMAT_MORE ? -EAGAIN : 0;
 
     while (r == -EAGAIN) {
-        struct view v = header_view(h);
+        struct excerpt v = header_view(h);
 
         r = h->format->links(&v, add_link, im);
         if (r == -EAGAIN && header_add(fd, h, v.want_off, v.want_len) < 0)

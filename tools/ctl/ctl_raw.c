@@ -178,7 +178,7 @@ static void compare_handle(struct raw_image *im, int fd)
         im->other_file = !io_handle_equal(&h, &im->claim.rec.handle);
 }
 
-/* One of the bytes by which QEMU tells others what it does with a file: daemon/image_bytes.h. */
+/* One of the bytes by which QEMU tells others what it does with a file: daemon/qemu_locks.h. */
 static bool is_locked(int fd, off_t byte)
 {
     struct flock fl = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = byte, .l_len = 1};

@@ -353,7 +353,7 @@ static void why_damaged(struct answer *a, const struct look *l, const struct raw
     say(a, "To repair it, go through a view: qemu-img check -r all, or its own tools.");
 }
 
-/* false: it may be sealed. As image_shared.h has it. */
+/* false: it may be sealed. As shared.h has it. */
 static bool why_shared(struct answer *a, const struct raw_image *im, uint64_t here)
 {
     const struct header *h = &im->header;
