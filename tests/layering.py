@@ -11,7 +11,8 @@ import subprocess
 import sys
 
 TOP = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-MAX_LINES = 1000
+MAX_LINES = 1000  # of a file, which has one subject
+MAX_FUNCTION = 70  # lines between the braces
 
 CORE = {"src/core", "src/base", "src/format", "include/diskguard"}
 # Where a file is -> from which of the project's own directories it may include.
@@ -230,6 +231,19 @@ def check_lengths():
             yield "%s: %d lines, at most %d are allowed" % (path, count, MAX_LINES)
 
 
+def check_functions(files):
+    """clang-format puts a function's braces, and nothing else's, at the start of a line."""
+    for path in files:
+        begin = None
+        for number, line in enumerate(read(path).splitlines(), 1):
+            if line == "{":
+                begin = number
+            elif line == "}" and begin:
+                if number - begin - 1 > MAX_FUNCTION:
+                    yield "%s:%d: a function of %d lines, at most %d are allowed" % (path, begin, number - begin - 1, MAX_FUNCTION)
+                begin = None
+
+
 def check_alone(files):
     """Every header compiles by itself: what it needs it includes."""
     flags = subprocess.run(["pkg-config", "--cflags", "fuse3", "json-c", "sqlite3", "libsystemd"], check=True, capture_output=True,
@@ -269,6 +283,7 @@ def main():
         rule(title, check_call(files, call, allowed))
     rule("what decides is read freshly: io_fresh_*, or a reason why not", check_raw_reads(files))
     rule("every header compiles alone", check_alone(files))
+    rule("no function is longer than %d lines" % MAX_FUNCTION, check_functions(files))
     rule("no file is longer than %d lines" % MAX_LINES, check_lengths())
     print("layering: %d passed, %d failed, 0 skipped" % (counts[True], counts[False]))
     sys.exit(1 if counts[False] else 0)

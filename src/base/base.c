@@ -19,8 +19,8 @@ void why_set(struct why *why, const char *fmt, ...)
     va_start(ap, fmt);
     vsnprintf(why->text, sizeof why->text, fmt, ap);
     va_end(ap);
-    for (char *p = why->text; *p;
-         p++) /* names come from the datastore: one line, and nothing a terminal obeys */
+    for (char *p = why->text; *p; p++) /* names come from the datastore: one line, and nothing a
+                                          terminal obeys */
         if (iscntrl((unsigned char)*p))
             *p = '?';
 }
@@ -45,7 +45,8 @@ static int digit(char c)
     return -1;
 }
 
-/* Lower case only: there is one spelling of each value, so that a flipped bit never yields the same value. */
+/* Lower case only: there is one spelling of each value, so that a flipped bit never yields the same
+ * value. */
 int base_unhex(const char *text, size_t n, uint8_t *ret)
 {
     for (size_t i = 0; i < 2 * n; i++)
@@ -118,8 +119,8 @@ void base_unescape_octal(char *s)
     char *to = s;
 
     for (; *s; s++) {
-        if (s[0] == '\\' && s[1] >= '0' && s[1] <= '3' && s[2] >= '0' && s[2] <= '7' && s[3] >= '0' &&
-            s[3] <= '7') {
+        if (s[0] == '\\' && s[1] >= '0' && s[1] <= '3' && s[2] >= '0' && s[2] <= '7' &&
+            s[3] >= '0' && s[3] <= '7') {
             *to++ = (char)((s[1] - '0') * 64 + (s[2] - '0') * 8 + (s[3] - '0'));
             s += 3;
         } else {
@@ -155,13 +156,18 @@ const char *base_quote(const char *text, char *ret, size_t size)
 /* Length of the valid UTF-8 sequence at s (RFC 3629), 0 if there is none. */
 static size_t utf8_length(const unsigned char *s)
 {
-    size_t n = s[0] < 0x80 ? 1 : s[0] < 0xc2 ? 0 : s[0] < 0xe0 ? 2 : s[0] < 0xf0 ? 3 : s[0] < 0xf5 ? 4 : 0;
+    size_t n = s[0] < 0x80   ? 1
+               : s[0] < 0xc2 ? 0
+               : s[0] < 0xe0 ? 2
+               : s[0] < 0xf0 ? 3
+               : s[0] < 0xf5 ? 4
+                             : 0;
 
     for (size_t i = 1; i < n; i++)
         if ((s[i] & 0xc0) != 0x80)
             return 0;
-    if ((s[0] == 0xe0 && s[1] < 0xa0) || (s[0] == 0xed && s[1] > 0x9f) || (s[0] == 0xf0 && s[1] < 0x90) ||
-        (s[0] == 0xf4 && s[1] > 0x8f))
+    if ((s[0] == 0xe0 && s[1] < 0xa0) || (s[0] == 0xed && s[1] > 0x9f) ||
+        (s[0] == 0xf0 && s[1] < 0x90) || (s[0] == 0xf4 && s[1] > 0x8f))
         return 0;
     return n;
 }
@@ -182,7 +188,8 @@ void base_utf8(const char *text, char *ret, size_t size)
     ret[used] = '\0';
 }
 
-/* Leading decimal number of text; *ret_end is set behind it. One spelling of each value: no leading zeros. */
+/* Leading decimal number of text; *ret_end is set behind it. One spelling of each value: no leading
+ * zeros. */
 static int number(const char *text, uint64_t *ret, const char **ret_end)
 {
     uint64_t value = 0;
@@ -261,7 +268,8 @@ int base_uuid_random(dg_uuid ret)
         if (r > 0)
             n += (size_t)r;
     }
-    bytes[6] = (uint8_t)((bytes[6] & 0x0f) | 0x40); /* version 4 and the variant: RFC 4122 section 4.4 */
+    /* version 4 and the variant: RFC 4122 section 4.4 */
+    bytes[6] = (uint8_t)((bytes[6] & 0x0f) | 0x40);
     bytes[8] = (uint8_t)((bytes[8] & 0x3f) | 0x80);
     base_hex(bytes, sizeof bytes, hex);
     for (size_t i = 0; i < DG_UUID_LEN; i++)
@@ -276,9 +284,9 @@ void base_time_text(char ret[32])
     struct tm tm;
 
     if (!gmtime_r(&now, &tm) || strftime(ret, 32, "%Y-%m-%dT%H:%M:%SZ", &tm) != 20)
-        strcpy(
-            ret,
-            "1970-01-01T00:00:00Z"); /* a clock beyond the year 9999: the form matters more than the value */
+        strcpy(ret,
+               /* a clock beyond the year 9999: the form matters more than the value */
+               "1970-01-01T00:00:00Z");
 }
 
 uint64_t base_now_ms(void)

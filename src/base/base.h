@@ -1,4 +1,5 @@
-/* base.h: what every module uses: cleanup attributes, explanations, texts for files, shells and JSON, numbers, uuids, time. No I/O but getrandom. */
+/* base.h: what every module uses: cleanup attributes, explanations, texts for files, shells and
+ * JSON, numbers, uuids, time. No I/O but getrandom. */
 #ifndef DISKGUARD_BASE_H
 #define DISKGUARD_BASE_H
 
@@ -22,7 +23,8 @@ static inline void base_freep(void *p)
 static inline void base_closep(int *fd)
 {
     if (*fd >= 0)
-        close(*fd); /* only for descriptors whose close cannot lose data: read-only ones and directories */
+        /* only for descriptors whose close cannot lose data: read-only ones and directories */
+        close(*fd);
 }
 #define _cleanup_free_ _cleanup_(base_freep)
 #define _cleanup_close_ _cleanup_(base_closep)
@@ -40,7 +42,8 @@ static inline int base_steal_fd(int *fd)
 
 typedef char dg_uuid[DG_UUID_LEN + 1]; /* text form, NUL-terminated */
 
-/* An explanation for the person in front of the program: one line, no newline, names the thing and the way out. */
+/* An explanation for the person in front of the program: one line, no newline, names the thing and
+ * the way out. */
 struct why {
     char text[768];
 };
@@ -59,12 +62,14 @@ DG_MUST_CHECK int base_unescape(const char *text, size_t len, char *ret, size_t 
 /* Undoes the octal escapes of /proc/self/mountinfo (proc(5)) in place. */
 void base_unescape_octal(char *s);
 
-/* A word for sh(1), for a command that a person may copy: in single quotes where it needs them, and never an option. Returns ret, or "PATH" where
- * it does not fit: a command with half a path would act on something else. */
+/* A word for sh(1), for a command that a person may copy: in single quotes where it needs them, and
+ * never an option. Returns ret, or "PATH" where it does not fit: a command with half a path would
+ * act on something else. */
 const char *base_quote(const char *text, char *ret, size_t size);
 
-/* File names are bytes, JSON is UTF-8 (RFC 3629): each byte that is no part of it becomes U+FFFD. What does not fit is cut off between two
- * characters; 3 * strlen(text) + 1 bytes are always enough. */
+/* File names are bytes, JSON is UTF-8 (RFC 3629): each byte that is no part of it becomes U+FFFD.
+ * What does not fit is cut off between two characters; 3 * strlen(text) + 1 bytes are always
+ * enough. */
 void base_utf8(const char *text, char *ret, size_t size);
 
 /* Parses a whole decimal number (no sign, no space, no surplus). 0, -EINVAL or -ERANGE. */

@@ -40,8 +40,8 @@ static int parse_errno(const char *text)
     return atoi(text);
 }
 
-/* "k", "name:k" or "name:k:E". A variable that cannot be parsed must not pass as "no hook": a test would then
- * prove nothing. */
+/* "k", "name:k" or "name:k:E". A variable that cannot be parsed must not pass as "no hook": a test
+ * would then prove nothing. */
 static void parse_point(const char *variable, bool with_error, struct point *ret)
 {
     const char *text = getenv(variable);

@@ -1,4 +1,5 @@
-/* hook_stale.c: see hook.h. In a file of its own: unit tests bring a hook_step() of their own and must not link hook.c. */
+/* hook_stale.c: see hook.h. In a file of its own: unit tests bring a hook_step() of their own and
+ * must not link hook.c. */
 #include "base/hook.h"
 
 #ifdef DG_HOOKS
@@ -10,7 +11,8 @@
 
 #define FDS 4096
 
-static _Atomic unsigned long stuck[FDS]; /* the inode whose descriptor has answered ESTALE once, 0: none */
+/* the inode whose descriptor has answered ESTALE once, 0: none */
+static _Atomic unsigned long stuck[FDS];
 
 static bool listed(const char *variable, unsigned long ino)
 {

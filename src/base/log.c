@@ -77,7 +77,8 @@ static void send_stderr(const char *text)
     while (r < 0 && errno == EINTR);
 }
 
-static void send_text(int priority, const struct fields *fields, const char *fmt, va_list ap) DG_PRINTF(3, 0);
+static void send_text(int priority, const struct fields *fields, const char *fmt, va_list ap)
+    DG_PRINTF(3, 0);
 static void send_text(int priority, const struct fields *fields, const char *fmt, va_list ap)
 {
     char text[TEXT_MAX];
@@ -105,7 +106,8 @@ void log_msg(int priority, const char *fmt, ...)
     errno = saved;
 }
 
-void log_image(int priority, const char *image, const char *holder, uint64_t generation, const char *fmt, ...)
+void log_image(int priority, const char *image, const char *holder, uint64_t generation,
+               const char *fmt, ...)
 {
     const struct fields fields = {image, holder, generation};
     int saved = errno;

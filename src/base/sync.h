@@ -1,7 +1,8 @@
 /* sync.h: mutex and condition variable with the annotations of clang's -Wthread-safety.
  *
- * Lock order of the whole program: inode table -> image; separately header mutex -> journal. Never two images. No lock is held
- * over datastore I/O, sqlite or fuse_reply_*, except the header mutex, whose purpose is to serialise header I/O. */
+ * Lock order of the whole program: inode table -> image; separately header mutex -> journal. Never
+ * two images. No lock is held over datastore I/O, sqlite or fuse_reply_*, except the header mutex,
+ * whose purpose is to serialise header I/O. */
 #ifndef DISKGUARD_SYNC_H
 #define DISKGUARD_SYNC_H
 
@@ -12,7 +13,8 @@
 #else
 #define SYNC_ATTR(x)
 #endif
-/* Documentation: in C, clang 14 cannot name a sibling member in an attribute (GCC and C++ semantics differ); REQUIRES on functions is checked. */
+/* Documentation: in C, clang 14 cannot name a sibling member in an attribute (GCC and C++ semantics
+ * differ); REQUIRES on functions is checked. */
 #define GUARDED_BY(x)
 #define REQUIRES(...) SYNC_ATTR(requires_capability(__VA_ARGS__))
 #define REQUIRES_SHARED(...) SYNC_ATTR(requires_shared_capability(__VA_ARGS__))
@@ -48,7 +50,8 @@ struct SYNC_ATTR(capability("mutex")) rwlock {
     pthread_rwlock_t l;
 };
 
-/* Writers first, for readers come in streams (guest data of images with a footer): so no thread may take it twice for reading. */
+/* Writers first, for readers come in streams (guest data of images with a footer): so no thread may
+ * take it twice for reading. */
 static inline void rwlock_init(struct rwlock *l)
 {
     pthread_rwlockattr_t attr;

@@ -68,9 +68,10 @@ static int parse_magic(const char *text, size_t len, const char *magic, size_t *
     return 0;
 }
 
-/* One pass over the lines; fills the values only when asked to, so that a bad last line leaves the first
- * value alone. */
-static int parse_fields(const char *text, size_t len, const struct text_field *f, size_t n, bool fill)
+/* One pass over the lines; fills the values only when asked to, so that a bad last line leaves the
+ * first value alone. */
+static int parse_fields(const char *text, size_t len, const struct text_field *f, size_t n,
+                        bool fill)
 {
     size_t pos = 0;
 
@@ -78,8 +79,8 @@ static int parse_fields(const char *text, size_t len, const struct text_field *f
         size_t name = strlen(f[i].name), value;
         const char *end = memchr(text + pos, '\n', len - pos);
 
-        if (!end || (size_t)(end - text) < pos + name + 1 || memcmp(text + pos, f[i].name, name) != 0 ||
-            text[pos + name] != '=')
+        if (!end || (size_t)(end - text) < pos + name + 1 ||
+            memcmp(text + pos, f[i].name, name) != 0 || text[pos + name] != '=')
             return -EBADMSG;
         pos += name + 1;
         value = (size_t)(end - text) - pos;
@@ -94,8 +95,8 @@ static int parse_fields(const char *text, size_t len, const struct text_field *f
     return pos == len ? 0 : -EBADMSG;
 }
 
-int text_parse(const char *text, size_t len, const char *magic, unsigned version, const struct text_field *f,
-               size_t n)
+int text_parse(const char *text, size_t len, const char *magic, unsigned version,
+               const struct text_field *f, size_t n)
 {
     char sum[SUM_LEN + 1];
     size_t body, skip;

@@ -20,8 +20,9 @@
 #include "guard/shared.h"
 #include "guard/takeover.h"
 
-#define CLIENT_MS                                                                                            \
-    2000u /* a client has this long to send its line, and again to take the answer: others wait for it */
+#define CLIENT_MS                                                                                  \
+    2000u /* a client has this long to send its line, and again to take the answer: others wait    \
+             for it */
 #define BACKLOG 64
 
 struct control {
@@ -30,7 +31,8 @@ struct control {
     int listen_fd;
     int stop_fd; /* eventfd, readable once the thread is to end */
     struct sockaddr_un addr;
-    ino_t ino; /* of the socket's name, and its time, so that a successor's socket is never removed */
+    /* of the socket's name, and its time, so that a successor's socket is never removed */
+    ino_t ino;
     struct timespec mtime;
 };
 
@@ -177,7 +179,8 @@ static void count_one(void *arg, const struct image_info *info)
     ((unsigned *)arg)[info->state]++;
 }
 
-/* Has the kernel the view still mounted, here or in another mount namespace? fuse(4): a device whose connection is gone has POLLERR. */
+/* Has the kernel the view still mounted, here or in another mount namespace? fuse(4): a device
+ * whose connection is gone has POLLERR. */
 static bool is_mounted(const struct daemon *d)
 {
     struct pollfd p = {fuse_session_fd(d->view.se), POLLIN, 0};
@@ -245,9 +248,10 @@ static struct json_object *answer_takeover(struct daemon *d, uid_t uid, struct j
         return answer_error("takeover needs root, or the user that diskguard runs as");
     if (!image)
         return answer_error("takeover needs \"image\", a string: the path below the datastore");
-    ticket = takeover_start(
-        &d->guard, json_object_get_string(image),
-        (unproven && json_object_get_boolean(unproven)) || d->opt.guard.takeover == TAKEOVER_UNPROVEN, &why);
+    ticket = takeover_start(&d->guard, json_object_get_string(image),
+                            (unproven && json_object_get_boolean(unproven)) ||
+                                d->opt.guard.takeover == TAKEOVER_UNPROVEN,
+                            &why);
     if (ticket == 0)
         return answer_error(why.text);
     o = answer_new(true);
@@ -273,7 +277,8 @@ static const char *takeover_word(int r)
     }
 }
 
-static struct json_object *answer_takeover_result(struct daemon *d, uid_t uid, struct json_object *request)
+static struct json_object *answer_takeover_result(struct daemon *d, uid_t uid,
+                                                  struct json_object *request)
 {
     struct json_object *ticket = member(request, "ticket", json_type_int), *o;
     struct why why = {""};
@@ -302,7 +307,8 @@ static struct json_object *answer(struct daemon *d, const char *line, uid_t uid)
     if (request && json_object_object_get_ex(request, "command", &c) &&
         json_object_is_type(c, json_type_string))
         command = json_object_get_string(c);
-    if (!json_object_is_type(request, json_type_object) || !json_object_object_get_ex(request, "version", &v))
+    if (!json_object_is_type(request, json_type_object) ||
+        !json_object_object_get_ex(request, "version", &v))
         o = answer_error("the request is not a line of JSON with version and command");
     else if (json_object_get_int(v) != DG_CONTROL_VERSION)
         o = answer_error(
@@ -401,11 +407,12 @@ static void serve(struct control *c, int fd)
     int r = receive(c, fd, line);
     if (r < 0 && r != -EMSGSIZE)
         return;
-    o = r < 0 ? answer_error("the request is longer than a line may be") : answer(c->daemon, line, peer.uid);
+    o = r < 0 ? answer_error("the request is longer than a line may be")
+              : answer(c->daemon, line, peer.uid);
 
     size_t len;
-    const char *text =
-        json_object_to_json_string_length(o, JSON_C_TO_STRING_PLAIN | JSON_C_TO_STRING_NOSLASHESCAPE, &len);
+    const char *text = json_object_to_json_string_length(
+        o, JSON_C_TO_STRING_PLAIN | JSON_C_TO_STRING_NOSLASHESCAPE, &len);
     /* A client that went away, or does not read, loses its answer and nothing else. */
     if (text && transmit(c, fd, text, len) == 0)
         (void)!transmit(c, fd, "\n", 1);
@@ -442,8 +449,9 @@ static void *run(void *arg)
 
 /* ---- start and end ---- */
 
-/* The view's device number. A stat of our own mount would wait for ourselves, so the kernel's table is read
- * instead; of several mounts on one directory the last line is the one on top. 0 or -errno. */
+/* The view's device number. A stat of our own mount would wait for ourselves, so the kernel's table
+ * is read instead; of several mounts on one directory the last line is the one on top. 0 or -errno.
+ */
 static int find_device(const char *mountpoint, unsigned *ret_major, unsigned *ret_minor)
 {
     _cleanup_free_ char *line = NULL, *at = NULL;
@@ -476,14 +484,15 @@ static int find_device(const char *mountpoint, unsigned *ret_major, unsigned *re
 /* A name of our own in the same directory, for making and removing the socket. */
 static int tmp_path(const struct control *c, char *ret, size_t size)
 {
-    int n = snprintf(ret, size, DG_CONTROL_DIR "/.%d.%s", (int)getpid(), strrchr(c->addr.sun_path, '/') + 1);
+    int n = snprintf(ret, size, DG_CONTROL_DIR "/.%d.%s", (int)getpid(),
+                     strrchr(c->addr.sun_path, '/') + 1);
 
     return n < (int)size ? 0 : -ENAMETOOLONG;
 }
 
-/* Binds under a name of its own and renames it into place, so that nobody ever meets a socket that does not
- * listen. Whatever stands there is of a view that is no more, even if its daemon has not quite ended: the
- * device number is that of our mount now. */
+/* Binds under a name of its own and renames it into place, so that nobody ever meets a socket that
+ * does not listen. Whatever stands there is of a view that is no more, even if its daemon has not
+ * quite ended: the device number is that of our mount now. */
 static int bind_socket(struct control *c)
 {
     struct sockaddr_un tmp = {.sun_family = AF_UNIX};
@@ -499,8 +508,8 @@ static int bind_socket(struct control *c)
     unlink(tmp.sun_path);
     if (bind(c->listen_fd, (const struct sockaddr *)&tmp, sizeof(tmp)) < 0)
         return -errno;
-    if (chmod(tmp.sun_path, 0666) < 0 || listen(c->listen_fd, BACKLOG) < 0 || lstat(tmp.sun_path, &st) < 0 ||
-        rename(tmp.sun_path, c->addr.sun_path) < 0) {
+    if (chmod(tmp.sun_path, 0666) < 0 || listen(c->listen_fd, BACKLOG) < 0 ||
+        lstat(tmp.sun_path, &st) < 0 || rename(tmp.sun_path, c->addr.sun_path) < 0) {
         r = -errno;
         unlink(tmp.sun_path);
         return r;
@@ -510,7 +519,8 @@ static int bind_socket(struct control *c)
     return 0;
 }
 
-/* Removes the socket's name, unless it is a successor's by now: that one is put back, where there is none yet. */
+/* Removes the socket's name, unless it is a successor's by now: that one is put back, where there
+ * is none yet. */
 static void unbind_socket(const struct control *c)
 {
     char tmp[sizeof(c->addr.sun_path)];
@@ -531,7 +541,8 @@ static int control_open(struct control *c)
 
     if (r < 0)
         return r;
-    snprintf(c->addr.sun_path, sizeof(c->addr.sun_path), DG_CONTROL_DIR "/%u:%u.sock", major, minor);
+    snprintf(c->addr.sun_path, sizeof(c->addr.sun_path), DG_CONTROL_DIR "/%u:%u.sock", major,
+             minor);
     if (mkdir(DG_CONTROL_DIR, 0755) == 0)
         r = chmod(DG_CONTROL_DIR, 0755) < 0 ? -errno : 0; /* whatever the umask is */
     else
@@ -559,10 +570,10 @@ struct control *control_new(struct daemon *d, struct why *why)
         r = -pthread_create(&c->thread, NULL, run, c);
     if (r == 0)
         return c;
-    why_set(why,
-            "no control socket %s: %s; diskguardctl can still read the datastore itself, as root with "
-            "--datastore",
-            c->addr.sun_path[0] ? c->addr.sun_path : "in " DG_CONTROL_DIR, strerror(-r));
+    why_set(
+        why,
+        "no control socket %s: %s; diskguardctl can still read the datastore itself, as root with --datastore",
+        c->addr.sun_path[0] ? c->addr.sun_path : "in " DG_CONTROL_DIR, strerror(-r));
     if (c->ino != 0)
         unbind_socket(c);
     base_closep(&c->listen_fd);

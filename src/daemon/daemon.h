@@ -1,4 +1,5 @@
-/* daemon.h: the one structure that ties a running diskguard together. Built by main.c; for src/daemon alone. */
+/* daemon.h: the one structure that ties a running diskguard together. Built by main.c; for
+ * src/daemon alone. */
 #ifndef DISKGUARD_DAEMON_H
 #define DISKGUARD_DAEMON_H
 

@@ -29,7 +29,8 @@ unsigned monitor_period_ms(void)
     return MONITOR_PERIOD_MS;
 }
 
-/* Until the next round, or a kick (only of the looks: a beat proves life by its pace). false: stop. */
+/* Until the next round, or a kick (only of the looks: a beat proves life by its pace). false: stop.
+ */
 static bool wait_round(struct monitor *k, bool kickable)
 {
     struct timespec until;
@@ -48,9 +49,11 @@ static bool wait_round(struct monitor *k, bool kickable)
     return go;
 }
 
-/* The record's descriptor does not work any more: after a long partition an NFSv4 server may have taken the lock away, and the descriptor answers EIO for
- * ever. Opens and locks the record anew. While our own old lock may still stand, it is in the way itself and must go first. 0; -EBUSY and -EKEYREJECTED:
- * another process has taken the identity of this host; any other -errno: try again. */
+/* The record's descriptor does not work any more: after a long partition an NFSv4 server may have
+ * taken the lock away, and the descriptor answers EIO for ever. Opens and locks the record anew.
+ * While our own old lock may still stand, it is in the way itself and must go first. 0; -EBUSY and
+ * -EKEYREJECTED: another process has taken the identity of this host; any other -errno: try again.
+ */
 static int relock(struct daemon *d, struct why *why)
 {
     int fd = host_lock(&d->guard.store, &d->guard.host, why);
@@ -78,16 +81,17 @@ static void relock_and_say(struct daemon *d)
     struct why why = {""};
     int r = relock(d, &why);
     if (r == 0) {
-        log_msg(LOG_NOTICE, "the record of this host on '%s' is open and locked again", d->guard.store.path);
+        log_msg(LOG_NOTICE, "the record of this host on '%s' is open and locked again",
+                d->guard.store.path);
         atomic_store(&d->guard.host_lost, false);
-        atomic_store(&d->guard.locks_lost_new, true); /* one lease for all: those of plain files, too */
+        /* one lease for all: those of plain files, too */
+        atomic_store(&d->guard.locks_lost_new, true);
     } else if ((r == -EBUSY || r == -EKEYREJECTED || d->host_lock_fd < 0) &&
                !atomic_exchange(&d->guard.host_lost, true)) {
-        log_msg(LOG_ERR,
-                "the lock on this host's record on '%s' is lost: %s. What is held stays held, but no image "
-                "is claimed any more until the lock is "
-                "had again",
-                d->guard.store.path, why.text);
+        log_msg(
+            LOG_ERR,
+            "the lock on this host's record on '%s' is lost: %s. What is held stays held, but no image is claimed any more until the lock is had again",
+            d->guard.store.path, why.text);
     }
 }
 

@@ -81,7 +81,8 @@ static int set_wait(struct parse *p, const char *value)
 static int set_threshold(struct parse *p, const char *value)
 {
     if (base_size(value, &p->o->guard.threshold) < 0)
-        return bad(p, "threshold=%s: must be a number of bytes, with an optional K, M, G or T", value);
+        return bad(p, "threshold=%s: must be a number of bytes, with an optional K, M, G or T",
+                   value);
     p->o->guard.threshold_set = true;
     return 0;
 }
@@ -140,8 +141,9 @@ static int set_fence(struct parse *p, const char *value)
 
 const char *options_takeover_name(enum takeover_mode t)
 {
-    static const char *const words[] = {
-        [TAKEOVER_MANUAL] = "manual", [TAKEOVER_BY_LOCK] = "lock", [TAKEOVER_UNPROVEN] = "lock-unproven"};
+    static const char *const words[] = {[TAKEOVER_MANUAL] = "manual",
+                                        [TAKEOVER_BY_LOCK] = "lock",
+                                        [TAKEOVER_UNPROVEN] = "lock-unproven"};
     return words[t];
 }
 
@@ -160,7 +162,8 @@ static int set_takeover_wait(struct parse *p, const char *value)
 {
     uint64_t n;
     if (base_u64(value, &n) < 0 || n < 1 || n > WAIT_MAX)
-        return bad(p, "takeover-wait=%s: must be a number of seconds from 1 to %d", value, WAIT_MAX);
+        return bad(p, "takeover-wait=%s: must be a number of seconds from 1 to %d", value,
+                   WAIT_MAX);
     p->o->guard.takeover_wait_s = (unsigned)n;
     return 0;
 }
@@ -174,7 +177,8 @@ static void globs_free(char ***at)
 }
 
 /* must: what the value of the option `name` must be, for the message. */
-static int set_globs(struct parse *p, char ***at, const char *name, const char *must, const char *value)
+static int set_globs(struct parse *p, char ***at, const char *name, const char *must,
+                     const char *value)
 {
     size_t n = 2;
     for (const char *s = value; *s; s++)
@@ -224,10 +228,10 @@ static int set_managers(struct parse *p, const char *value)
     for (const char *s = value; strcmp(value, "none") != 0;) {
         size_t len = strcspn(s, ":");
         if (!is_executable(s, len))
-            return bad(p,
-                       "managers=%s: must be none, or names or absolute paths of programs such as "
-                       "libvirtd:/opt/bin/manager",
-                       value);
+            return bad(
+                p,
+                "managers=%s: must be none, or names or absolute paths of programs such as libvirtd:/opt/bin/manager",
+                value);
         p->o->guard.managers[n] = strndup(s, len);
         if (!p->o->guard.managers[n++])
             return no_memory(p);
@@ -243,13 +247,15 @@ static int set_subtype(struct parse *p, const char *value)
 {
     size_t n = strspn(value, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-");
     if (n == 0 || value[n] != '\0' || n > SUBTYPE_MAX)
-        return bad(p, "subtype=%s: must be 1 to %d letters, digits, '-' and '_'", value, SUBTYPE_MAX);
+        return bad(p, "subtype=%s: must be 1 to %d letters, digits, '-' and '_'", value,
+                   SUBTYPE_MAX);
     return set_text(p, &p->o->subtype, value);
 }
 
 static int set_raw(struct parse *p, const char *value)
 {
-    static const char *const words[] = {[RAW_AUTO] = "auto", [RAW_ALL] = "all", [RAW_NONE] = "none"};
+    static const char *const words[] = {
+        [RAW_AUTO] = "auto", [RAW_ALL] = "all", [RAW_NONE] = "none"};
     for (unsigned n = 0; n < sizeof(words) / sizeof(*words); n++) {
         if (strcmp(value, words[n]) == 0) {
             p->o->guard.raw = (enum raw_mode)n;
@@ -263,8 +269,8 @@ static int set_raw(struct parse *p, const char *value)
 
 static int set_shared(struct parse *p, const char *value)
 {
-    return set_globs(p, &p->o->guard.shared_globs, "shared", "file name patterns such as *.shared:quorum-*",
-                     value);
+    return set_globs(p, &p->o->guard.shared_globs, "shared",
+                     "file name patterns such as *.shared:quorum-*", value);
 }
 
 static const struct own_option {
@@ -283,8 +289,8 @@ static const struct own_option {
 
 /* ---- everybody else's ---- */
 
-/* What mount(8), fstab(5) and systemd.mount(5) put there for themselves; times of access, which FUSE
- * leaves to us; and what tunes libfuse's own loop, which is not used here. */
+/* What mount(8), fstab(5) and systemd.mount(5) put there for themselves; times of access, which
+ * FUSE leaves to us; and what tunes libfuse's own loop, which is not used here. */
 static bool is_for_others(const char *arg)
 {
     static const char *const words[] = {
@@ -294,9 +300,10 @@ static bool is_for_others(const char *arg)
     for (size_t n = 0; n < sizeof(words) / sizeof(*words); n++)
         if (strcmp(arg, words[n]) == 0)
             return true;
-    return strncmp(arg, "x-", 2) == 0 || strncmp(arg, "X-", 2) == 0 || strncmp(arg, "comment=", 8) == 0 ||
-           strncmp(arg, "user=", 5) == 0 || strcmp(arg, "clone_fd") == 0 ||
-           strncmp(arg, "max_threads=", 12) == 0 || strncmp(arg, "max_idle_threads=", 17) == 0;
+    return strncmp(arg, "x-", 2) == 0 || strncmp(arg, "X-", 2) == 0 ||
+           strncmp(arg, "comment=", 8) == 0 || strncmp(arg, "user=", 5) == 0 ||
+           strcmp(arg, "clone_fd") == 0 || strncmp(arg, "max_threads=", 12) == 0 ||
+           strncmp(arg, "max_idle_threads=", 17) == 0;
 }
 
 /* mount options that libfuse passes to the kernel or to fusermount3: fuse(8). */
@@ -355,7 +362,8 @@ static int mount_option(struct parse *p, const char *arg)
         return bad(p, "a view cannot be remounted: unmount it and mount it again");
     else if (is_for_fuse(arg))
         return to_fuse(p, arg);
-    else if (strcmp(arg, "default_permissions") != 0 && !is_for_others(arg)) /* the former is always on */
+    else if (strcmp(arg, "default_permissions") != 0 && !is_for_others(arg)) /* the former is always
+                                                                                on */
         return bad(p, "unknown option \"%s\"", arg);
     return 0;
 }
@@ -368,9 +376,10 @@ static int path_argument(struct parse *p, const char *arg)
 }
 
 enum { KEY_HELP = 1, KEY_VERSION, KEY_FOREGROUND, KEY_DEBUG };
-#define OPT_KEY(text, key)                                                                                   \
-    {                                                                                                        \
-        (text), (unsigned long)-1U, (key) /* FUSE_OPT_KEY, <fuse_opt.h>, with the cast spelled out */        \
+#define OPT_KEY(text, key)                                                                         \
+    {                                                                                              \
+        (text), (unsigned long)-1U, (key) /* FUSE_OPT_KEY, <fuse_opt.h>, with the cast spelled out \
+                                           */                                                      \
     }
 static const struct fuse_opt spec[] = {OPT_KEY("-h", KEY_HELP),
                                        OPT_KEY("--help", KEY_HELP),
@@ -432,7 +441,8 @@ static int finish(struct parse *p)
 {
     struct options *o = p->o;
     if (p->n_paths < 2)
-        return bad(p, p->n_paths == 0 ? "which datastore, and where to mount it?" : "where to mount it?");
+        return bad(p, p->n_paths == 0 ? "which datastore, and where to mount it?"
+                                      : "where to mount it?");
     o->guard.datastore = p->paths[0];
     o->guard.mountpoint = p->paths[1];
     p->paths[0] = p->paths[1] = NULL;
@@ -463,7 +473,8 @@ static void no_log(enum fuse_log_level level, const char *fmt, va_list ap)
     (void)ap;
 }
 
-int options_parse(int argc, char **argv, struct options *ret, enum options_todo *ret_todo, struct why *why)
+int options_parse(int argc, char **argv, struct options *ret, enum options_todo *ret_todo,
+                  struct why *why)
 {
     struct parse p = {.o = ret, .why = why};
     struct fuse_args args = FUSE_ARGS_INIT(argc, argv);

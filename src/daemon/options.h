@@ -20,14 +20,15 @@ struct options {
 enum options_todo { OPTIONS_RUN, OPTIONS_HELP, OPTIONS_VERSION };
 
 /* 0, or -EINVAL with why (a usage error). Call options_free() in both cases. */
-DG_MUST_CHECK int options_parse(int argc, char **argv, struct options *ret, enum options_todo *ret_todo,
-                                struct why *why);
+DG_MUST_CHECK int options_parse(int argc, char **argv, struct options *ret,
+                                enum options_todo *ret_todo, struct why *why);
 
 /* managers= where it is not given: what libvirt opens images with. */
 #define MANAGERS_DEFAULT "libvirtd:virtqemud:virtstoraged:virtlockd"
 
-/* Makes both paths canonical and refuses those that cannot be: missing, no directory, one inside the other, mounted already. A view of the same datastore
- * whose daemon died is unmounted. 0 or -errno with why. */
+/* Makes both paths canonical and refuses those that cannot be: missing, no directory, one inside
+ * the other, mounted already. A view of the same datastore whose daemon died is unmounted. 0 or
+ * -errno with why. */
 DG_MUST_CHECK int options_check_paths(struct options *o, struct why *why);
 
 /* Is a view of this datastore mounted here, by any daemon? */

@@ -107,18 +107,20 @@ static void report(void *arg, const struct record *rec, struct recover_decision 
     else
         snprintf(name, sizeof(name), "inode %llu", (unsigned long long)rec->ino);
     problem_fill(info->repair,
-                 &(struct problem_words){base_quote(d->guard.store.path, datastore, sizeof(datastore)),
-                                         rec->host[0] ? rec->host : NULL,
-                                         rec->image[0] ? base_quote(rec->image, image, sizeof(image)) : NULL},
+                 &(struct problem_words){
+                     base_quote(d->guard.store.path, datastore, sizeof(datastore)),
+                     rec->host[0] ? rec->host : NULL,
+                     rec->image[0] ? base_quote(rec->image, image, sizeof(image)) : NULL},
                  repair, sizeof(repair));
     if (done == 0 && decision.action != RECOVER_STOP)
         log_image(LOG_NOTICE, rec->image, rec->host_name, rec->generation,
-                  "recovery of %s (generation %llu): %s: %s", name, (unsigned long long)rec->generation,
-                  info->message, action);
+                  "recovery of %s (generation %llu): %s: %s", name,
+                  (unsigned long long)rec->generation, info->message, action);
     else if (done < 0)
         log_image(LOG_ERR, rec->image, rec->host_name, rec->generation,
                   "recovery of %s (generation %llu): %s: %s failed: %s; %s", name,
-                  (unsigned long long)rec->generation, info->message, action, strerror(-done), repair);
+                  (unsigned long long)rec->generation, info->message, action, strerror(-done),
+                  repair);
     else
         log_image(info->severity >= SEV_PREEN ? LOG_ERR : LOG_INFO, rec->image, rec->host_name,
                   rec->generation, "recovery of %s (generation %llu): %s: left as it is; %s", name,
@@ -141,8 +143,8 @@ static int recover(struct daemon *d, struct why *why)
     unsigned stale = 0;
     int r = claim_sweep(&d->guard.store, &d->guard.host, false, &stale);
     if (r < 0) {
-        why_set(why, "%s: what an earlier daemon left cannot be cleared away: %s", d->opt.guard.datastore,
-                strerror(-r));
+        why_set(why, "%s: what an earlier daemon left cannot be cleared away: %s",
+                d->opt.guard.datastore, strerror(-r));
         return r;
     }
     if (stale > 0)
@@ -155,22 +157,25 @@ static int recover(struct daemon *d, struct why *why)
                           .arg = d};
     r = recover_all(&rec);
     if (r < 0) {
-        why_set(why, "%s: the state that an earlier daemon left cannot be read: %s", d->opt.guard.datastore,
-                strerror(-r));
+        why_set(why, "%s: the state that an earlier daemon left cannot be read: %s",
+                d->opt.guard.datastore, strerror(-r));
         return r;
     }
     if (r > 0)
-        log_msg(LOG_ERR, "some images stay refused; see: fsck.diskguard -n %s", d->opt.guard.datastore);
+        log_msg(LOG_ERR, "some images stay refused; see: fsck.diskguard -n %s",
+                d->opt.guard.datastore);
     sweep_readers(d);
     unsigned marks = 0;
-    r = mark_sweep(&d->guard.store, false, &marks); /* they count for nothing: no reason not to start */
+    /* they count for nothing: no reason not to start */
+    r = mark_sweep(&d->guard.store, false, &marks);
     if (r < 0 || marks > 0)
-        log_msg(LOG_INFO, "%u marks of images that nobody holds any more were cleared away%s%s", marks,
-                r < 0 ? "; then: " : "", r < 0 ? strerror(-r) : "");
+        log_msg(LOG_INFO, "%u marks of images that nobody holds any more were cleared away%s%s",
+                marks, r < 0 ? "; then: " : "", r < 0 ? strerror(-r) : "");
     return 0;
 }
 
-/* umount(8) returns before the daemon of that view has restored everything and is gone: one that has no view any more is waited for. */
+/* umount(8) returns before the daemon of that view has restored everything and is gone: one that
+ * has no view any more is waited for. */
 static int lock_host(struct daemon *d, struct why *why)
 {
     uint64_t until = base_now_ms() + ENDING_WAIT_MS;
@@ -194,17 +199,15 @@ static int take_over_host(struct daemon *d, struct why *why)
     if (r < 0)
         return r;
     if (d->guard.store.mapped)
-        log_msg(LOG_NOTICE,
-                "%s: the storage takes this daemon (user %u) for user %u, as NFS does with root_squash: "
-                "images that user %u may not read and write are "
-                "refused with EACCES. Way out: export with no_root_squash, or give the images to that user "
-                "or a group of his",
-                d->opt.guard.datastore, (unsigned)geteuid(), (unsigned)d->guard.store.owner,
-                (unsigned)d->guard.store.owner);
+        log_msg(
+            LOG_NOTICE,
+            "%s: the storage takes this daemon (user %u) for user %u, as NFS does with root_squash: images that user %u may not read and write are refused with EACCES. Way out: export with no_root_squash, or give the images to that user or a group of his",
+            d->opt.guard.datastore, (unsigned)geteuid(), (unsigned)d->guard.store.owner,
+            (unsigned)d->guard.store.owner);
     r = host_beat(d->host_lock_fd, &d->guard.host, MONITOR_FIRST_BEAT);
     if (r < 0) {
-        why_set(why, "%s: the record of this host cannot be written: %s; %s", d->opt.guard.datastore,
-                strerror(-r), store_hint(r));
+        why_set(why, "%s: the record of this host cannot be written: %s; %s",
+                d->opt.guard.datastore, strerror(-r), store_hint(r));
         return r;
     }
     return recover(d, why);
@@ -254,8 +257,9 @@ static int mount_view(struct daemon *d, struct why *why)
     d->view.se = fuse_session_new(&d->opt.fuse_args, &fs_ops, sizeof(fs_ops), &d->view);
     if (!d->view.se || fuse_session_mount(d->view.se, d->opt.guard.mountpoint) < 0) {
         why_set(why, "cannot mount on %s: %s", d->opt.guard.mountpoint,
-                fuse_said.text[0] ? fuse_said.text
-                                  : "fusermount3 failed (is user_allow_other set in /etc/fuse.conf?)");
+                fuse_said.text[0]
+                    ? fuse_said.text
+                    : "fusermount3 failed (is user_allow_other set in /etc/fuse.conf?)");
         return -EIO;
     }
     fuse_said.mounted = true;
@@ -277,8 +281,8 @@ static void *serve_main(void *arg)
 {
     struct serve *s = arg;
     s->result = loop_run(&s->d->view);
-    if (s->result <
-        0) /* nobody reads requests any more: whoever waits for an answer must not wait for ever */
+    if (s->result < 0) /* nobody reads requests any more: whoever waits for an answer must not wait
+                          for ever */
         (void)umount2(s->d->opt.guard.mountpoint, MNT_FORCE | MNT_DETACH);
     pthread_kill(s->main_thread, SIGUSR2);
     return NULL;
@@ -308,9 +312,10 @@ static void wait_for_end(struct daemon *d, const sigset_t *set)
     int sig = 0;
     while (sigwait(set, &sig) != 0 || sig == SIGHUP)
         if (sig == SIGHUP)
-            log_msg(LOG_NOTICE,
-                    "SIGHUP is ignored: %s stays mounted. To end this daemon: umount it, or SIGTERM",
-                    d->opt.guard.mountpoint);
+            log_msg(
+                LOG_NOTICE,
+                "SIGHUP is ignored: %s stays mounted. To end this daemon: umount it, or SIGTERM",
+                d->opt.guard.mountpoint);
     if (sig != SIGUSR2) {
         log_msg(LOG_INFO, "stopping on signal %s", sigabbrev_np(sig));
         utab_remove(&d->opt);
@@ -330,17 +335,20 @@ static void announce(struct daemon *d)
         log_msg(LOG_WARNING, "no thread to limit the number of descriptors");
     d->monitor = d->guard.journal ? monitor_new(d) : NULL;
     if (d->guard.journal && !d->monitor)
-        log_msg(LOG_ERR, "no keeper thread: images that cannot be restored are not retried, and a lost claim "
-                         "is not noticed");
+        log_msg(
+            LOG_ERR,
+            "no keeper thread: images that cannot be restored are not retried, and a lost claim is not noticed");
     takeover_announce(&d->guard);
     utab_add(&d->opt);
     log_msg(LOG_INFO, "%s is mounted on %s%s", d->opt.guard.datastore, d->opt.guard.mountpoint,
             d->opt.guard.read_only ? ", read-only" : "");
-    sd_notifyf(0, "READY=1\nSTATUS=Guarding %s on %s", d->opt.guard.datastore, d->opt.guard.mountpoint);
+    sd_notifyf(0, "READY=1\nSTATUS=Guarding %s on %s", d->opt.guard.datastore,
+               d->opt.guard.mountpoint);
 }
 
 /* Serves until the end. false: the view never answered. */
-static bool serve(struct daemon *d, const sigset_t *set, void (*ready)(void *arg), void *arg, struct why *why)
+static bool serve(struct daemon *d, const sigset_t *set, void (*ready)(void *arg), void *arg,
+                  struct why *why)
 {
     struct serve s = {.d = d, .main_thread = pthread_self()};
     pthread_t t;
@@ -354,7 +362,8 @@ static bool serve(struct daemon *d, const sigset_t *set, void (*ready)(void *arg
         ready(arg);
         wait_for_end(d, set);
     } else {
-        why_set(why, "the view on %s does not answer: %s", d->opt.guard.mountpoint, strerror(errno));
+        why_set(why, "the view on %s does not answer: %s", d->opt.guard.mountpoint,
+                strerror(errno));
     }
     atomic_store(&d->guard.stopping, true);
     sd_notify(0, "STOPPING=1");
@@ -377,14 +386,16 @@ static unsigned stop(struct daemon *d)
     int names = d->guard.images && d->guard.journal ? reader_drop(&d->guard.store, &d->guard.host)
                                                     : 0; /* of handles that were never closed */
     if (names < 0)
-        log_msg(LOG_INFO, "names of readers stay until this host's next start: %s", strerror(-names));
+        log_msg(LOG_INFO, "names of readers stay until this host's next start: %s",
+                strerror(-names));
     if (left > 0)
-        log_msg(LOG_ERR, "%u images are left sealed: the next start tries again, or run: fsck.diskguard %s",
+        log_msg(LOG_ERR,
+                "%u images are left sealed: the next start tries again, or run: fsck.diskguard %s",
                 left, d->opt.guard.datastore);
     control_free(d->control); /* until here whoever waits for the restores can ask what is left */
     if (d->view.se) {
-        fuse_session_exit(
-            d->view.se); /* replies to requests that nobody waits for any more fail in silence */
+        fuse_session_exit(d->view.se); /* replies to requests that nobody waits for any more fail in
+                                          silence */
         fuse_session_unmount(d->view.se);
         fuse_session_destroy(d->view.se);
     }

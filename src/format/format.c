@@ -69,7 +69,9 @@ static void add_name(char *names, size_t size, const char *name)
 
 static enum verdict verdict_of(enum probe answer)
 {
-    return answer == PROBE_YES ? FORMAT_IMAGE : answer == PROBE_SEALED ? FORMAT_SEALED : FORMAT_LIES;
+    return answer == PROBE_YES      ? FORMAT_IMAGE
+           : answer == PROBE_SEALED ? FORMAT_SEALED
+                                    : FORMAT_LIES;
 }
 
 struct match {
@@ -78,8 +80,9 @@ struct match {
     struct format_info info;
 };
 
-/* A partition table or a volume descriptor at the start says nothing where the start of the file is guest data, and the first of two formats without a
- * header of their own (a bootable ISO has an MBR as well) is as good as the other. */
+/* A partition table or a volume descriptor at the start says nothing where the start of the file is
+ * guest data, and the first of two formats without a header of their own (a bootable ISO has an MBR
+ * as well) is as good as the other. */
 static bool yields(const struct match *weak, const struct match *to)
 {
     return weak->format->weak && (to->info.guest_at_start || to->format->weak);

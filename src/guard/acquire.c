@@ -57,16 +57,19 @@ static int find_row(void *arg, const struct record *rec, int err)
     return 0;
 }
 
-static void note_problem(void *arg, const struct record *rec, struct recover_decision decision, int done)
+static void note_problem(void *arg, const struct record *rec, struct recover_decision decision,
+                         int done)
 {
     (void)rec;
     (void)done;
     *(enum problem *)arg = decision.problem;
 }
 
-/* The claim is ours, and yet nobody here holds the image: an acquisition that failed, and whose undo failed too; a takeover that failed after its claim,
- * with the image still as the dead host left it; or what recovery could not settle at start, because another host was just trying to take it over. 0: settled;
- * -EBUSY: somebody has the fence lock just now; -EUCLEAN: a person is needed; or -errno. */
+/* The claim is ours, and yet nobody here holds the image: an acquisition that failed, and whose
+ * undo failed too; a takeover that failed after its claim, with the image still as the dead host
+ * left it; or what recovery could not settle at start, because another host was just trying to take
+ * it over. 0: settled; -EBUSY: somebody has the fence lock just now; -EUCLEAN: a person is needed;
+ * or -errno. */
 static int settle_own(struct guard *g, const struct inode *i)
 {
     enum problem problem = PROBLEM_NONE;
@@ -82,15 +85,16 @@ static int settle_own(struct guard *g, const struct inode *i)
         return -ENOMEM;
     rows.rec = row;
     int r = journal_each(g->journal, find_row, &rows);
-    if (r == 0) /* several rows have an order among them, which recover_all() knows at the next start */
+    if (r == 0) /* several rows have an order among them, which recover_all() knows at the next
+                   start */
         r = rows.n > 1 ? 1 : recover_image(&rec, i->ino, rows.n ? row : NULL, rows.err);
     if (r == 1)
         return problem == PROBLEM_BUSY_WRITER ? -EBUSY : -EUCLEAN;
     return r == -EUCLEAN ? -EIO : r;
 }
 
-/* May this inode number be claimed, seen what rules now? 0, -EBUSY (another host), or -EUCLEAN with a log
- * line. */
+/* May this inode number be claimed, seen what rules now? 0, -EBUSY (another host), or -EUCLEAN with
+ * a log line. */
 static int check_ruling(struct guard *g, struct image *img, const char *what, const struct claim *c,
                         const struct io_handle *handle)
 {
@@ -101,34 +105,32 @@ static int check_ruling(struct guard *g, struct image *img, const char *what, co
     if (c->kind == CLAIM_BAD) {
         image_log_refused(
             g, i, what,
-            "its claim %016llx.%llu on the datastore cannot be read (%s). Nobody may write until it "
-            "is repaired: fsck.diskguard %s",
+            "its claim %016llx.%llu on the datastore cannot be read (%s). Nobody may write until it is repaired: fsck.diskguard %s",
             (unsigned long long)i->ino, (unsigned long long)c->generation,
             c->error == -EPROTONOSUPPORT ? "written by a newer version" : "damaged", g->store.path);
         return -EUCLEAN;
     }
     if (!io_handle_equal(&c->rec.handle, handle)) {
-        /* The inode number was used before. Only the recorded handle itself can say that the former file is
-         * gone. */
+        /* The inode number was used before. Only the recorded handle itself can say that the former
+         * file is gone. */
         int gone = store_gone(&g->store, -1, &c->rec.handle);
         if (gone == 1)
             return 0;
         image_log_refused(
             g, i, what,
-            "its inode number is claimed for another file ('%s', host %s), whose fate cannot be told "
-            "(%s); see fsck.diskguard %s",
-            c->rec.image, c->rec.host_name, gone < 0 ? strerror(-gone) : "it still exists", g->store.path);
+            "its inode number is claimed for another file ('%s', host %s), whose fate cannot be told (%s); see fsck.diskguard %s",
+            c->rec.image, c->rec.host_name, gone < 0 ? strerror(-gone) : "it still exists",
+            g->store.path);
         return -EUCLEAN;
     }
     if (claim_is_of(&c->rec, &g->host) && !image_busy_twin(g, img)) {
         int r = settle_own(g, i);
         if (r != -EUCLEAN)
             return r == -EBUSY ? busy_with(img, &c->rec) : r == 0 ? -EAGAIN : r;
-        image_log_refused(g, i, what,
-                          "this host left it claimed (generation %llu) and could not settle that; see "
-                          "diskguardctl why, then "
-                          "fsck.diskguard %s with this view unmounted",
-                          (unsigned long long)c->generation, g->store.path);
+        image_log_refused(
+            g, i, what,
+            "this host left it claimed (generation %llu) and could not settle that; see diskguardctl why, then fsck.diskguard %s with this view unmounted",
+            (unsigned long long)c->generation, g->store.path);
         return r;
     }
     return busy_with(img, &c->rec);
@@ -136,15 +138,16 @@ static int check_ruling(struct guard *g, struct image *img, const char *what, co
 
 void image_log_foreign(struct guard *g, struct inode *i, const char *what)
 {
-    image_log_refused(g, i, what,
-                      "it lies on another file system that is mounted below the datastore, where diskguard "
-                      "cannot claim it. Mount a view of that "
-                      "file system instead");
+    image_log_refused(
+        g, i, what,
+        "it lies on another file system that is mounted below the datastore, where diskguard cannot claim it. Mount a view of that file system instead");
 }
 
-/* It may hold the only copy of guest data and be repaired by its own tools alone, so it is claimed, as a raw image is: without a seal. Not what a seal of ours may
- * have left, and not what reaches further than any format, where a change would not be seen. */
-static int judge_damaged(struct guard *g, struct inode *i, const struct header *h, const struct acquire *a)
+/* It may hold the only copy of guest data and be repaired by its own tools alone, so it is claimed,
+ * as a raw image is: without a seal. Not what a seal of ours may have left, and not what reaches
+ * further than any format, where a change would not be seen. */
+static int judge_damaged(struct guard *g, struct inode *i, const struct header *h,
+                         const struct acquire *a)
 {
     if (!h->format) {
         image_log_refused(g, i, a->what, "its header contradicts itself: %s", h->info.why);
@@ -153,10 +156,7 @@ static int judge_damaged(struct guard *g, struct inode *i, const struct header *
     if (h->info.maybe_sealed) {
         image_log_refused(
             g, i, a->what,
-            "its %s header contradicts itself: %s. That is what seal=size leaves of an image, and no claim "
-            "on "
-            "the datastore says by whom: see fsck.diskguard %s on the hosts that may have held it, else "
-            "restore its size from a backup",
+            "its %s header contradicts itself: %s. That is what seal=size leaves of an image, and no claim on the datastore says by whom: see fsck.diskguard %s on the hosts that may have held it, else restore its size from a backup",
             h->format->name, h->info.why, g->store.path);
         return -EUCLEAN;
     }
@@ -164,46 +164,42 @@ static int judge_damaged(struct guard *g, struct inode *i, const struct header *
         return 0;
     image_log_refused(
         g, i, a->what,
-        "its %s header contradicts itself: %s. With damaged=claim it can be repaired through the view "
-        "(qemu-img check -r all)",
+        "its %s header contradicts itself: %s. With damaged=claim it can be repaired through the view (qemu-img check -r all)",
         h->format->name, h->info.why);
     return -EUCLEAN;
 }
 
-static int judge_size(struct guard *g, struct inode *i, const struct header *h, const struct acquire *a)
+static int judge_size(struct guard *g, struct inode *i, const struct header *h,
+                      const struct acquire *a)
 {
     if (h->info.virtual_size > g->opt.threshold || !g->makers || maker_is(g->makers, i, a->who))
         return 0;
     image_log_refused(
         g, i, a->what,
-        "its virtual size is %llu bytes, not above the threshold of %llu, and pid %llu did not make it. If "
-        "it "
-        "was sealed by a tool that wrote the size away: fsck.diskguard %s; if it is right: lower threshold=, "
-        "or grow it with qemu-img resize on the raw datastore",
+        "its virtual size is %llu bytes, not above the threshold of %llu, and pid %llu did not make it. If it was sealed by a tool that wrote the size away: fsck.diskguard %s; if it is right: lower threshold=, or grow it with qemu-img resize on the raw datastore",
         (unsigned long long)h->info.virtual_size, (unsigned long long)g->opt.threshold,
         (unsigned long long)a->who->pid, g->store.path);
     return -EPERM;
 }
 
-/* Of size 0 by an orphan of seal=size, perhaps: the other host's view had that option, and this one's would take the image for an empty one. */
-static int judge_emptied(struct guard *g, struct inode *i, const struct header *h, const struct acquire *a)
+/* Of size 0 by an orphan of seal=size, perhaps: the other host's view had that option, and this
+ * one's would take the image for an empty one. */
+static int judge_emptied(struct guard *g, struct inode *i, const struct header *h,
+                         const struct acquire *a)
 {
     image_log_refused(
         g, i, a->what,
-        "its %s header has tables for a disk and the size 0. That is what seal=size leaves of an "
-        "image, and no claim on the datastore says by whom: see fsck.diskguard %s on the hosts "
-        "that may have held it. If the disk was really made empty: qemu-img resize on the raw "
-        "datastore",
+        "its %s header has tables for a disk and the size 0. That is what seal=size leaves of an image, and no claim on the datastore says by whom: see fsck.diskguard %s on the hosts that may have held it. If the disk was really made empty: qemu-img resize on the raw datastore",
         h->format->name, g->store.path);
     return -EUCLEAN;
 }
 
-/* Header rules of an open for write: exactly one format, a size above the threshold, on the datastore's own
- * file system. */
+/* Header rules of an open for write: exactly one format, a size above the threshold, on the
+ * datastore's own file system. */
 static int judge(struct guard *g, struct inode *i, const struct header *h, const struct acquire *a)
 {
-    /* An orphan may hold the only copy: not even a namespace operation may touch it. All else is for opens
-     * alone. */
+    /* An orphan may hold the only copy: not even a namespace operation may touch it. All else is
+     * for opens alone. */
     if (!a->judge && h->verdict != FORMAT_SEALED)
         return 0;
     if (i->dev != g->store.dev) {
@@ -216,8 +212,7 @@ static int judge(struct guard *g, struct inode *i, const struct header *h, const
     case FORMAT_SEALED:
         image_log_refused(
             g, i, a->what,
-            "its header is sealed (%s) and no claim on the datastore says by whom: an orphan. See "
-            "fsck.diskguard %s",
+            "its header is sealed (%s) and no claim on the datastore says by whom: an orphan. See fsck.diskguard %s",
             h->info.why, g->store.path);
         return -EUCLEAN;
     case FORMAT_LIES:
@@ -228,9 +223,7 @@ static int judge(struct guard *g, struct inode *i, const struct header *h, const
             return 0;
         image_log_refused(
             g, i, a->what,
-            "two formats match its header: %s. Nothing can tell which one a hypervisor would take; "
-            "rewrite it on the "
-            "raw datastore with qemu-img convert -f FORMAT",
+            "two formats match its header: %s. Nothing can tell which one a hypervisor would take; rewrite it on the raw datastore with qemu-img convert -f FORMAT",
             h->info.why);
         return -EUCLEAN;
     case FORMAT_IMAGE:
@@ -241,8 +234,8 @@ static int judge(struct guard *g, struct inode *i, const struct header *h, const
     return h->info.maybe_sealed && !g->makers ? judge_emptied(g, i, h, a) : judge_size(g, i, h, a);
 }
 
-static void fill_record(struct guard *g, struct image *img, const struct acquire *a, const struct stat *st,
-                        struct record *rec) REQUIRES(img->header)
+static void fill_record(struct guard *g, struct image *img, const struct acquire *a,
+                        const struct stat *st, struct record *rec) REQUIRES(img->header)
 {
     image_path(g, img->inode, rec->image, sizeof(rec->image));
     rec->ino = img->inode->ino;
@@ -285,16 +278,17 @@ static int fill_plan(struct guard *g, struct image *img, const struct acquire *a
     return r;
 }
 
-/* Under claim and fence: nobody else writes any more. Whatever was read before is looked at again, past every
- * cache. */
-static int recheck(struct guard *g, struct image *img, const struct acquire *a, const struct header *was)
-    REQUIRES(img->header)
+/* Under claim and fence: nobody else writes any more. Whatever was read before is looked at again,
+ * past every cache. */
+static int recheck(struct guard *g, struct image *img, const struct acquire *a,
+                   const struct header *was) REQUIRES(img->header)
 {
     io_fsync_former(img->fd); /* dirty pages cannot be dropped */
     int r = io_cache_drop(img->fd);
     if (r < 0)
         return r;
-    image_drain(img); /* plain writers of this host: they may have passed a look at a narrower zone */
+    /* plain writers of this host: they may have passed a look at a narrower zone */
+    image_drain(img);
     _cleanup_header_ struct header *h = header_new();
     if (!h)
         return -ENOMEM;
@@ -320,13 +314,14 @@ static int recheck(struct guard *g, struct image *img, const struct acquire *a, 
 }
 
 /* Claimed: from here on failure needs an undo. */
-static int seal_claimed(struct guard *g, struct image *img, const struct acquire *a, bool *ret_sealing,
-                        const struct header *was) REQUIRES(img->header)
+static int seal_claimed(struct guard *g, struct image *img, const struct acquire *a,
+                        bool *ret_sealing, const struct header *was) REQUIRES(img->header)
 {
     /* The claim is durable: whoever takes the fence from now on sees it. */
     int r = io_fence_shared(img->fd, g->store.fence);
     if (r == -EAGAIN)
-        return -EBUSY; /* only where a conversion is not atomic (flock): recovery or fsck was faster */
+        /* only where a conversion is not atomic (flock): recovery or fsck was faster */
+        return -EBUSY;
     if (r == 0)
         r = claim_check(&g->store, img->rec);
     if (r == 0)
@@ -345,9 +340,9 @@ static int seal_claimed(struct guard *g, struct image *img, const struct acquire
     return r;
 }
 
-/* The header as it stands while nobody holds the image: read after the claim was read, and for a refusal
- * believed only if the claim is still the same one afterwards (a header that another host is just sealing or
- * restoring must not be judged). */
+/* The header as it stands while nobody holds the image: read after the claim was read, and for a
+ * refusal believed only if the claim is still the same one afterwards (a header that another host
+ * is just sealing or restoring must not be judged). */
 static int free_header(struct guard *g, struct image *img, const struct acquire *a, struct claim *c,
                        struct header *ret)
 {
@@ -369,8 +364,8 @@ static int free_header(struct guard *g, struct image *img, const struct acquire 
     return judge(g, img->inode, ret, a);
 }
 
-static int make_record(struct guard *g, struct image *img, const struct acquire *a, struct header *ret_header)
-    REQUIRES(img->header)
+static int make_record(struct guard *g, struct image *img, const struct acquire *a,
+                       struct header *ret_header) REQUIRES(img->header)
 {
     _cleanup_free_ struct claim *c = malloc(sizeof(*c));
     if (!c)
@@ -404,23 +399,23 @@ static int make_record(struct guard *g, struct image *img, const struct acquire 
     return r < 0 ? r : fill_plan(g, img, a, ret_header);
 }
 
-static int acquire_locked(struct guard *g, struct image *img, const struct acquire *a, bool *ret_stuck)
-    REQUIRES(img->header)
+static int acquire_locked(struct guard *g, struct image *img, const struct acquire *a,
+                          bool *ret_stuck) REQUIRES(img->header)
 {
     _cleanup_header_ struct header *h = header_new();
     if (!h)
         return -ENOMEM;
     if (atomic_load(&g->host_lost)) {
-        image_log_refused(g, img->inode, a->what,
-                          "this host has lost the lock on its record on the datastore, so another process "
-                          "may act in its name; the log says "
-                          "since when. Unmount the view and mount it again if that does not pass");
+        image_log_refused(
+            g, img->inode, a->what,
+            "this host has lost the lock on its record on the datastore, so another process may act in its name; the log says since when. Unmount the view and mount it again if that does not pass");
         return -EIO;
     }
     int r = make_record(g, img, a, h);
     if (r < 0)
         return r;
-    /* Exclusive first, so that no other host has the file open for write, not even as a plain one: that needs no claim. */
+    /* Exclusive first, so that no other host has the file open for write, not even as a plain one:
+     * that needs no claim. */
     r = io_fence_exclusive(img->fd, g->store.fence);
     if (r == -EAGAIN) {
         image_fence_refused(img, true);
@@ -439,7 +434,8 @@ static int acquire_locked(struct guard *g, struct image *img, const struct acqui
         return r;
     r = claim_acquire(&g->store, rec);
     if (r < 0) {
-        /* Never claimed: the row says too much, but recovery forgets a row whose claim is not there. */
+        /* Never claimed: the row says too much, but recovery forgets a row whose claim is not
+         * there. */
         int j = journal_remove(g->journal, rec->ino, rec->generation);
         if (j < 0)
             log_debug("row of a lost race stays: %s", strerror(-j));
@@ -468,11 +464,11 @@ static int acquire_locked(struct guard *g, struct image *img, const struct acqui
 static void log_damage(struct guard *g, const struct image *img) REQUIRES(img->header)
 {
     const struct record *rec = img->rec;
-    log_image(LOG_WARNING, rec->image, g->host.name, rec->generation,
-              "'%s' is open for write and not sealed, for its %s header contradicts itself: %s. Its claim "
-              "guards it against "
-              "the views, %s against a program outside of them. It is sealed when its header is whole again",
-              rec->image, rec->format, img->damage, img->bytes_held ? "locks on QEMU's bytes" : "nothing");
+    log_image(
+        LOG_WARNING, rec->image, g->host.name, rec->generation,
+        "'%s' is open for write and not sealed, for its %s header contradicts itself: %s. Its claim guards it against the views, %s against a program outside of them. It is sealed when its header is whole again",
+        rec->image, rec->format, img->damage,
+        img->bytes_held ? "locks on QEMU's bytes" : "nothing");
 }
 
 int image_acquire(struct guard *g, struct image *img, const struct acquire *a, bool *ret_stuck)
@@ -507,7 +503,8 @@ int image_acquire(struct guard *g, struct image *img, const struct acquire *a, b
             log_damage(g, img);
         atomic_fetch_add(&img->holds, 1);
         atomic_store(&img->held, true);
-    } else { /* at once, under the lock: a record without a claim must explain nothing to a reader */
+    } else { /* at once, under the lock: a record without a claim must explain nothing to a reader
+              */
         image_bytes_drop(img);
         free(img->rec);
         img->rec = NULL;
@@ -522,14 +519,16 @@ int image_acquire(struct guard *g, struct image *img, const struct acquire *a, b
     return r;
 }
 
-/* Ends a failed long action: STUCK keeps record and descriptor for the keeper. -EUCLEAN, -EPERM and -EXDEV
- * are logged where they are decided, -EBUSY by whoever gives up waiting. */
-void image_acquire_failed(struct guard *g, struct image *img, const struct acquire *a, bool stuck, int err)
+/* Ends a failed long action: STUCK keeps record and descriptor for the keeper. -EUCLEAN, -EPERM and
+ * -EXDEV are logged where they are decided, -EBUSY by whoever gives up waiting. */
+void image_acquire_failed(struct guard *g, struct image *img, const struct acquire *a, bool stuck,
+                          int err)
 {
     if (err != -EBUSY && err != -EAGAIN && err != -EUCLEAN && err != -EPERM && err != -EXDEV &&
         err != -ETIMEDOUT)
-        image_log_refused(g, img->inode, a->what, "it could not be claimed and sealed: %s%s", strerror(-err),
-                          stuck ? "; undoing that failed too: the image is STUCK and is tried again" : "");
+        image_log_refused(
+            g, img->inode, a->what, "it could not be claimed and sealed: %s%s", strerror(-err),
+            stuck ? "; undoing that failed too: the image is STUCK and is tried again" : "");
     if (stuck)
         image_move(g, img, IMAGE_STUCK, -err);
     else

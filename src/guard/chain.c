@@ -1,6 +1,8 @@
-/* chain.c: the files that an image needs (backing chain, data file, extents) are protected while it is held. The rule and why it is sound: core/mark.h.
+/* chain.c: the files that an image needs (backing chain, data file, extents) are protected while it
+ * is held. The rule and why it is sound: core/mark.h.
  *
- * Who holds the other file is read from its claim on the datastore, which names host and process: no other image's lock is ever taken here. */
+ * Who holds the other file is read from its claim on the datastore, which names host and process:
+ * no other image's lock is ever taken here. */
 #include "guard/image.h"
 
 #include <fcntl.h>
@@ -18,7 +20,8 @@
 
 #define CHAIN_MAX 256 /* files: more than any chain that QEMU opens in reasonable time */
 #define HASH_START UINT64_C(14695981039346656037)
-#define NEEDED_NAMES_MAX 20000u /* looked at for a file below that has moved, when a directory is renamed */
+#define NEEDED_NAMES_MAX                                                                           \
+    20000u /* looked at for a file below that has moved, when a directory is renamed */
 #define NEEDED_MS 1000u
 #define FENCE_TRIES 5
 #define FENCE_PAUSE_MS 20u
@@ -43,7 +46,8 @@ static void image_dir(struct guard *g, struct inode *i, char ret[PATH_MAX])
 
 struct item {
     struct item *next;
-    char *dir; /* of the image that names it, as a hypervisor spells it: absolute, or below the datastore */
+    /* of the image that names it, as a hypervisor spells it: absolute, or below the datastore */
+    char *dir;
     struct format_link link;
 };
 
@@ -103,7 +107,8 @@ static uint64_t hash_text(uint64_t h, const char *p) /* FNV-1a */
 }
 
 /* Once for each image and name, not at each open. */
-static void say_unprotected(const struct chain *c, const char *role, const char *name, const char *why)
+static void say_unprotected(const struct chain *c, const char *role, const char *name,
+                            const char *why)
 {
     if (!told_before(c->g->images, hash_text(HASH_START ^ c->rec->ino, name)))
         log_image(LOG_WARNING, c->rec->image, c->g->host.name, c->rec->generation,
@@ -111,7 +116,8 @@ static void say_unprotected(const struct chain *c, const char *role, const char 
 }
 
 /* In front of all that is still to do, so that the walk goes into the depth first. */
-static int add_links(struct chain *c, int fd, struct header *h, const struct plan *plan, const char *dir)
+static int add_links(struct chain *c, int fd, struct header *h, const struct plan *plan,
+                     const char *dir)
 {
     int r = h->format && h->format->links && h->verdict != FORMAT_MORE ? -EAGAIN : 0;
     c->dir = dir;
@@ -137,7 +143,8 @@ static int add_links(struct chain *c, int fd, struct header *h, const struct pla
 bool image_own_claim(const struct guard *g, const struct record *rec, const struct opener *who)
 {
     struct opener holder = {.pid = rec->pid, .start = rec->start};
-    return claim_is_of(rec, &g->host) && (g->opt.writers == WRITERS_HOST || opener_same(&holder, who));
+    return claim_is_of(rec, &g->host) &&
+           (g->opt.writers == WRITERS_HOST || opener_same(&holder, who));
 }
 
 static void set_needs(struct image *img, const char *how, const char *path)
@@ -158,22 +165,23 @@ static int look_below(struct chain *c, int fd, uint64_t ino, const char *path, c
     if (r < 0 || claim->kind == CLAIM_NONE || claim->kind == CLAIM_FREE)
         return r;
     bool bad = claim->kind == CLAIM_BAD;
-    if (!bad && (!io_handle_equal(&claim->rec.handle, &handle) || image_own_claim(c->g, &claim->rec, c->who)))
+    if (!bad && (!io_handle_equal(&claim->rec.handle, &handle) ||
+                 image_own_claim(c->g, &claim->rec, c->who)))
         return 0;
     if (c->late) {
-        log_image(LOG_ERR, c->rec->image, c->g->host.name, c->rec->generation,
-                  "'%s' was written so that it needs '%s' (%s), which host %s, pid %llu, has open for write "
-                  "since %s: what the image shows may change, or is "
-                  "broken already. Close it there, then check",
-                  c->rec->image, path, role, bad ? "?" : claim->rec.host_name,
-                  bad ? 0ULL : (unsigned long long)claim->rec.pid, bad ? "?" : claim->rec.since);
+        log_image(
+            LOG_ERR, c->rec->image, c->g->host.name, c->rec->generation,
+            "'%s' was written so that it needs '%s' (%s), which host %s, pid %llu, has open for write since %s: what the image shows may change, or is broken already. Close it there, then check",
+            c->rec->image, path, role, bad ? "?" : claim->rec.host_name,
+            bad ? 0ULL : (unsigned long long)claim->rec.pid, bad ? "?" : claim->rec.since);
         return 0;
     }
     if (bad) {
         image_log_refused(
             c->g, c->img->inode, "open for write",
-            "it needs '%s' (%s), whose claim %016llx.%llu cannot be read; see fsck.diskguard %s", path, role,
-            (unsigned long long)ino, (unsigned long long)claim->generation, c->g->store.path);
+            "it needs '%s' (%s), whose claim %016llx.%llu cannot be read; see fsck.diskguard %s",
+            path, role, (unsigned long long)ino, (unsigned long long)claim->generation,
+            c->g->store.path);
         return -EUCLEAN;
     }
     image_set_rival(c->img, &claim->rec);
@@ -183,7 +191,8 @@ static int look_below(struct chain *c, int fd, uint64_t ino, const char *path, c
     return -EBUSY;
 }
 
-/* ---- a file below that somebody writes as a plain file: no claim says so, but the fence lock does (plain.c) ---- */
+/* ---- a file below that somebody writes as a plain file: no claim says so, but the fence lock does
+ * (plain.c) ---- */
 
 struct plain_look {
     const struct chain *c;
@@ -220,15 +229,18 @@ static int look_plain(struct chain *c, int fd, uint64_t ino, const char *path, c
     struct plain_look l = {.c = c, .ino = ino};
     _cleanup_close_ int lock_fd = io_reopen(fd, O_RDWR);
     if (lock_fd < 0)
-        return 0; /* who may not write it here cannot ask; the keeper of the writer's host bars him at its next round */
+        /* who may not write it here cannot ask; the keeper of the writer's host bars him at its
+         * next round */
+        return 0;
     handle_each(c->g->handles, plain_handle, &l);
     int r = l.other ? -EAGAIN : l.own ? 0 : try_fence(c->g, lock_fd);
     if (r != -EAGAIN)
         return r;
     if (c->late) {
-        log_image(LOG_ERR, c->rec->image, c->g->host.name, c->rec->generation,
-                  "'%s' was written so that it needs '%s' (%s), which is open for write as a plain file",
-                  c->rec->image, path, role);
+        log_image(
+            LOG_ERR, c->rec->image, c->g->host.name, c->rec->generation,
+            "'%s' was written so that it needs '%s' (%s), which is open for write as a plain file",
+            c->rec->image, path, role);
         return 0;
     }
     char how[48];
@@ -246,8 +258,8 @@ static int make_mark(struct chain *c, uint64_t ino, const char *path, const char
 {
     struct mark m = {.below = ino, .above = c->rec->ino, .generation = c->rec->generation};
     char text[2048];
-    snprintf(text, sizeof(text), "diskguard-mark 1\nrole=%s\nbelow=%.800s\nabove=%.800s\nhost=%s\n", role,
-             path, c->rec->image, c->rec->host_name);
+    snprintf(text, sizeof(text), "diskguard-mark 1\nrole=%s\nbelow=%.800s\nabove=%.800s\nhost=%s\n",
+             role, path, c->rec->image, c->rec->host_name);
     return mark_make(&c->g->store, &m, text);
 }
 
@@ -271,10 +283,10 @@ static bool is_absent(int err)
 static int not_protected(struct chain *c, const char *role, const char *name, int err)
 {
     if (err == -ETIMEDOUT && !c->late)
-        image_log_refused(c->g, c->img->inode, "open for write",
-                          "its %s '%s' leads through a file system of this host that does not answer within "
-                          "%u s, so nothing tells whether it lies in the datastore",
-                          role, name, WALK_MS / 1000);
+        image_log_refused(
+            c->g, c->img->inode, "open for write",
+            "its %s '%s' leads through a file system of this host that does not answer within %u s, so nothing tells whether it lies in the datastore",
+            role, name, WALK_MS / 1000);
     if (!is_absent(err))
         return err;
     c->doubt |= err != -EXDEV;
@@ -283,7 +295,8 @@ static int not_protected(struct chain *c, const char *role, const char *name, in
     else if (err == -EACCES || err == -EPERM)
         say_unprotected(c, role, name, "diskguard may not follow the name");
     else
-        log_debug("%s: its %s '%s' is not protected: %s", c->rec->image, role, name, strerror(-err));
+        log_debug("%s: its %s '%s' is not protected: %s", c->rec->image, role, name,
+                  strerror(-err));
     return 0;
 }
 
@@ -294,9 +307,10 @@ struct one_name {
     int r; /* what do_file() said */
 };
 
-/* Marks a file of the chain, and looks who writes it; then come those that it needs. dir: where its own names begin. */
-static int do_file(struct chain *c, int fd, const struct stat *st, const char *done, const char *dir,
-                   const char *role)
+/* Marks a file of the chain, and looks who writes it; then come those that it needs. dir: where its
+ * own names begin. */
+static int do_file(struct chain *c, int fd, const struct stat *st, const char *done,
+                   const char *dir, const char *role)
 {
     if (st->st_ino == c->rec->ino || seen(c, st->st_ino))
         return 0;
@@ -320,11 +334,13 @@ static int do_file(struct chain *c, int fd, const struct stat *st, const char *d
         r = look_plain(c, fd, st->st_ino, done, role);
     if (r < 0)
         return r;
-    c->doubt |= h->verdict != FORMAT_IMAGE && h->verdict != FORMAT_SEALED && h->verdict != FORMAT_PLAIN;
+    c->doubt |=
+        h->verdict != FORMAT_IMAGE && h->verdict != FORMAT_SEALED && h->verdict != FORMAT_PLAIN;
     return add_links(c, fd, h, NULL, dir);
 }
 
-/* The working directory of the process that opens the image: it alone knows what it counts such names from. */
+/* The working directory of the process that opens the image: it alone knows what it counts such
+ * names from. */
 static bool working_dir(const struct opener *who, char ret[PATH_MAX])
 {
     char link[48];
@@ -349,8 +365,8 @@ static int do_path(void *arg, const char *path, bool from_cwd)
         r = -EXDEV;
     if (r == 0)
         r = image_walk_dir(dir, path, below);
-    o->r =
-        r < 0 ? not_protected(c, role, o->item->link.path, r) : do_file(c, fd, &st, o->w->done, below, role);
+    o->r = r < 0 ? not_protected(c, role, o->item->link.path, r)
+                 : do_file(c, fd, &st, o->w->done, below, role);
     return o->r;
 }
 
@@ -390,17 +406,18 @@ static int run(struct chain *c)
     return r;
 }
 
-/* All that the chain needs now is marked. The files that dropped out of it are free, once no crash can bring back the header that needs them. */
+/* All that the chain needs now is marked. The files that dropped out of it are free, once no crash
+ * can bring back the header that needs them. */
 static void drop_former(struct chain *c)
 {
     int r = io_fsync(c->img->fd);
     if (r == 0)
         r = mark_drop(&c->g->store, c->rec->ino, c->rec->generation, c->seen, c->n);
     if (r < 0)
-        log_image(LOG_WARNING, c->rec->image, c->g->host.name, c->rec->generation,
-                  "'%s' was written so that it may need fewer files than before: they stay protected until "
-                  "it is closed: %s",
-                  c->rec->image, strerror(-r));
+        log_image(
+            LOG_WARNING, c->rec->image, c->g->host.name, c->rec->generation,
+            "'%s' was written so that it may need fewer files than before: they stay protected until it is closed: %s",
+            c->rec->image, strerror(-r));
 }
 
 int image_chain_mark(struct guard *g, struct image *img, const struct opener *who, bool late)
@@ -445,10 +462,10 @@ void image_chain_edited(struct guard *g, struct image *img, const struct opener 
 {
     int r = image_chain_mark(g, img, who, true);
     if (r < 0)
-        log_image(LOG_ERR, img->rec->image, g->host.name, img->rec->generation,
-                  "'%s' was written so that it may need other files than before, and they could not be "
-                  "protected: %s. They are from its next open on",
-                  img->rec->image, strerror(-r));
+        log_image(
+            LOG_ERR, img->rec->image, g->host.name, img->rec->generation,
+            "'%s' was written so that it may need other files than before, and they could not be protected: %s. They are from its next open on",
+            img->rec->image, strerror(-r));
 }
 
 void image_chain_drop(struct guard *g, uint64_t ino, uint64_t generation)
@@ -487,16 +504,16 @@ int image_chain_needed(struct guard *g, struct image *img, const struct opener *
     return r;
 }
 
-/* A rename loses nothing, so nobody need be kept out for it: whoever comes to need the file between this look and the rename finds no file, or has opened it
- * already; the name can be given back. */
+/* A rename loses nothing, so nobody need be kept out for it: whoever comes to need the file between
+ * this look and the rename finds no file, or has opened it already; the name can be given back. */
 int image_moving(struct guard *g, struct inode *i, const struct opener *who)
 {
     struct image *img = S_ISREG(i->type) && i->dev == g->store.dev ? image_get(i) : NULL;
     return img ? image_chain_needed(g, img, who) : 0;
 }
 
-int image_each_needed(struct guard *g, const struct opener *who, int (*fn)(void *arg, const char *path),
-                      void *arg)
+int image_each_needed(struct guard *g, const struct opener *who,
+                      int (*fn)(void *arg, const char *path), void *arg)
 {
     _cleanup_free_ struct claim *c = malloc(sizeof(*c));
     _cleanup_free_ struct whereis *w = NULL;
@@ -518,7 +535,8 @@ int image_each_needed(struct guard *g, const struct opener *who, int (*fn)(void 
     if (r == 0 && n_w > 0)
         whereis(&g->store, w, n_w, NEEDED_NAMES_MAX, NEEDED_MS);
     for (size_t k = 0; k < n_w; k++) {
-        if (r == 0 && w[k].now) /* where one is that was not found cannot be told: the rename loses nothing */
+        if (r == 0 && w[k].now) /* where one is that was not found cannot be told: the rename loses
+                                   nothing */
             r = fn(arg, w[k].now);
         free((char *)w[k].was);
         free(w[k].now);

@@ -37,7 +37,8 @@ static int claim_once(struct guard *g, struct image *img, struct handle *h)
         image_end(g, img);
         return -EBUSY;
     }
-    struct acquire a = {.who = &h->opener, .what = IMAGE_DISK_LOCK, .plain_too = true, .judge = true};
+    struct acquire a = {
+        .who = &h->opener, .what = IMAGE_DISK_LOCK, .plain_too = true, .judge = true};
     return image_claim_plain(g, img, &a, false);
 }
 
@@ -59,7 +60,8 @@ int image_disk_claim(struct guard *g, struct handle *h)
         r = claim_once(g, img, h);
     if (r == -EAGAIN || (r == 0 && !atomic_load(&h->guarded)))
         return -EBUSY;
-    /* What the kernel keeps of the file may be older than what another host wrote before. No request waits for this one with a page locked. */
+    /* What the kernel keeps of the file may be older than what another host wrote before. No
+     * request waits for this one with a page locked. */
     if (r == 0)
         guard_forget_pages(g, h->inode);
     return r;

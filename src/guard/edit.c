@@ -1,4 +1,5 @@
-/* edit.c: what changes an image in its zone (format.h): headers that change, plain files that become images. */
+/* edit.c: what changes an image in its zone (format.h): headers that change, plain files that
+ * become images. */
 #include "guard/image.h"
 #include "guard/maker.h"
 
@@ -37,8 +38,8 @@ void image_data_end(struct handle *h) NO_THREAD_SAFETY_ANALYSIS
 
 /* ---- a plain file becomes an image ---- */
 
-/* Another host that has the file open as a plain one may just be closing it: close(2) returns there before its lock is gone. So even with wait=0 the
- * first write of a header waits this long. */
+/* Another host that has the file open as a plain one may just be closing it: close(2) returns there
+ * before its lock is gone. So even with wait=0 the first write of a header waits this long. */
 #define FENCE_WAIT_MIN_S 1u
 /* And no longer than this, whatever wait= says: it waits on a thread of the pool. */
 #define FENCE_WAIT_MAX_S 10u
@@ -63,7 +64,8 @@ static void wait_idle(struct image *img, unsigned seconds)
     mutex_unlock(&img->lock);
 }
 
-/* Has a handle written since its last fsync? Then the mtime of before is not the holder's to keep. */
+/* Has a handle written since its last fsync? Then the mtime of before is not the holder's to keep.
+ */
 static bool is_dirty(struct image *img)
 {
     bool dirty = false;
@@ -101,10 +103,12 @@ int image_claim_plain(struct guard *g, struct image *img, const struct acquire *
 int image_convert(struct guard *g, struct image *img, const struct opener *who)
 {
     if (!image_begin(g, img)) {
-        wait_idle(img, seconds_to_wait(g) + 1); /* another thread is at it; the caller looks again */
+        /* another thread is at it; the caller looks again */
+        wait_idle(img, seconds_to_wait(g) + 1);
         return -EALREADY;
     }
-    struct acquire a = {.who = who, .what = "write of an image header", .plan_none = true, .plain_too = true};
+    struct acquire a = {
+        .who = who, .what = "write of an image header", .plan_none = true, .plain_too = true};
     return image_claim_plain(g, img, &a, true);
 }
 
@@ -132,11 +136,13 @@ struct becoming {
 
 static struct becoming becoming(const struct guard *g, const char *what)
 {
-    return (struct becoming){
-        .what = what, .until = base_now_ms() + DG_MAX(seconds_to_wait(g), FENCE_WAIT_MIN_S) * UINT64_C(1000)};
+    return (struct becoming){.what = what,
+                             .until = base_now_ms() + DG_MAX(seconds_to_wait(g), FENCE_WAIT_MIN_S) *
+                                                          UINT64_C(1000)};
 }
 
-/* A handle that may not write any more, for the file is somebody else's image: one line for each, for its program may go on trying. */
+/* A handle that may not write any more, for the file is somebody else's image: one line for each,
+ * for its program may go on trying. */
 static int refused(struct guard *g, struct handle *h, const char *what)
 {
     if (!atomic_exchange(&h->refusal_logged, true))
@@ -144,7 +150,8 @@ static int refused(struct guard *g, struct handle *h, const char *what)
     return -EBUSY;
 }
 
-/* The plain file has become an image, or is just about to: claims it for its writers. 0: look again, it may be guarded now; or -errno, logged. */
+/* The plain file has become an image, or is just about to: claims it for its writers. 0: look
+ * again, it may be guarded now; or -errno, logged. */
 static int become(struct guard *g, struct image *img, struct handle *h, struct becoming *b)
 {
     if (h->inode->dev != g->store.dev) {
@@ -250,7 +257,8 @@ static int edit_held(struct guard *g, struct image *img, struct handle *h, const
             image_chain_edited(g, img, who);
         if (r == 0 && h)
             r = sync_if_asked(h, img->fd);
-        /* Not repeated, for part of it may have happened: the next one has a descriptor that works. */
+        /* Not repeated, for part of it may have happened: the next one has a descriptor that works.
+         */
         if ((r == -EIO || r == -EBADF || r == -ENOLCK) && atomic_load(&img->io_error) == 0) {
             int mended = image_mend_seal(g, img);
             if (mended == -ESTALE)
@@ -266,8 +274,9 @@ static int edit_held(struct guard *g, struct image *img, struct handle *h, const
     return r;
 }
 
-/* Writes of a plain file below FORMAT_REACH look at its claim at most once in this time, so that a log of many short lines is not slowed down.
- * The keeper looks at all plain writers, too, every KEEPER_PERIOD_MS. */
+/* Writes of a plain file below FORMAT_REACH look at its claim at most once in this time, so that a
+ * log of many short lines is not slowed down. The keeper looks at all plain writers, too, every
+ * KEEPER_PERIOD_MS. */
 #define PLAIN_LOOK_MS 1000u
 
 static int plain_look(struct guard *g, struct handle *h)
@@ -280,8 +289,10 @@ static int plain_look(struct guard *g, struct handle *h)
     return image_plain_check(g, h);
 }
 
-/* Neither at the end of the file nor in whole blocks: through another descriptor, as good as the handle's own. */
-static ssize_t pwrite_page(struct guard *g, struct handle *h, const void *buf, size_t len, uint64_t off)
+/* Neither at the end of the file nor in whole blocks: through another descriptor, as good as the
+ * handle's own. */
+static ssize_t pwrite_page(struct guard *g, struct handle *h, const void *buf, size_t len,
+                           uint64_t off)
 {
     _cleanup_close_ int fd = io_reopen(h->inode->fd, O_WRONLY);
     int r = fd < 0 ? fd : h->inode->dev == g->store.dev ? io_fence_mark(fd, g->store.fence) : 0;
@@ -311,7 +322,8 @@ ssize_t image_pwrite(struct guard *g, struct handle *h, const void *buf, size_t 
     return n < 0 ? -errno : n;
 }
 
-/* Makes of the header what it would be after the write. What is too much for any format is for the guarded way to say. */
+/* Makes of the header what it would be after the write. What is too much for any format is for the
+ * guarded way to say. */
 static int after_write(const struct inode *i, struct header *hd, uint64_t off, const struct edit *e)
 {
     struct edit at = *e;
@@ -320,8 +332,8 @@ static int after_write(const struct inode *i, struct header *hd, uint64_t off, c
     return fd < 0 ? fd : header_ahead(fd, hd, NULL, &at, hd);
 }
 
-/* What the file would be after the write. Under the header lock, so that two halves of a header cannot pass
- * each other. */
+/* What the file would be after the write. Under the header lock, so that two halves of a header
+ * cannot pass each other. */
 static int write_plain(struct guard *g, struct image *img, struct handle *h, const struct edit *e,
                        bool *ret_becomes)
 {
@@ -331,15 +343,16 @@ static int write_plain(struct guard *g, struct image *img, struct handle *h, con
         return -ENOMEM;
     *ret_becomes = false;
     rwlock_write(&img->header);
-    int r = img->rec ? -EAGAIN : image_header(g, i, hd); /* converted by another thread: the guarded way */
+    /* converted by another thread: the guarded way */
+    int r = img->rec ? -EAGAIN : image_header(g, i, hd);
     if (r == 0) {
         struct stat st = {0};
         r = io_fresh_stat(h->fd, &st);
         bool before = image_is_image(g, i, hd);
         if (r == 0)
             r = after_write(i, hd, h->flags & O_APPEND && !e->placed ? hd->file_size : e->off, e);
-        *ret_becomes =
-            r == 0 && st.st_nlink > 0 && !atomic_load(&h->shared) && (before || image_is_image(g, i, hd));
+        *ret_becomes = r == 0 && st.st_nlink > 0 && !atomic_load(&h->shared) &&
+                       (before || image_is_image(g, i, hd));
         if (*ret_becomes && i->dev != g->store.dev) {
             image_log_foreign(g, i, "write of an image header");
             r = -EXDEV;
@@ -351,9 +364,10 @@ static int write_plain(struct guard *g, struct image *img, struct handle *h, con
     return r;
 }
 
-/* A write of a handle that is not guarded. *ret_again: it is guarded now, or must be looked at again. */
-static ssize_t write_unguarded(struct guard *g, struct image *img, struct handle *h, const struct edit *e,
-                               struct becoming *b, bool *ret_again)
+/* A write of a handle that is not guarded. *ret_again: it is guarded now, or must be looked at
+ * again. */
+static ssize_t write_unguarded(struct guard *g, struct image *img, struct handle *h,
+                               const struct edit *e, struct becoming *b, bool *ret_again)
 {
     bool becomes = false;
     int r = plain_look(g, h);
@@ -381,7 +395,8 @@ static ssize_t write_unguarded(struct guard *g, struct image *img, struct handle
     return 0;
 }
 
-ssize_t image_write(struct guard *g, struct handle *h, const void *buf, size_t len, uint64_t off, bool placed)
+ssize_t image_write(struct guard *g, struct handle *h, const void *buf, size_t len, uint64_t off,
+                    bool placed)
 {
     struct image *img = image_get(h->inode);
     if (!img)
@@ -400,7 +415,8 @@ ssize_t image_write(struct guard *g, struct handle *h, const void *buf, size_t l
     }
 }
 
-/* Truncation and allocation of a plain file. Under the header lock, so that no seal comes between look and change. */
+/* Truncation and allocation of a plain file. Under the header lock, so that no seal comes between
+ * look and change. */
 static int change_plain(struct guard *g, struct handle *h, const struct edit *e)
 {
     struct image *img = image_get(h->inode);
@@ -410,8 +426,9 @@ static int change_plain(struct guard *g, struct handle *h, const struct edit *e)
     int r = image_plain_check(g, h);
     if (r == 0) {
         do
-            r = (e->kind == EDIT_TRUNCATE ? ftruncate(h->fd, (off_t)e->off)
-                                          : fallocate(h->fd, e->mode, (off_t)e->off, (off_t)e->len)) < 0
+            r = (e->kind == EDIT_TRUNCATE
+                     ? ftruncate(h->fd, (off_t)e->off)
+                     : fallocate(h->fd, e->mode, (off_t)e->off, (off_t)e->len)) < 0
                     ? -errno
                     : 0;
         while (r == -EINTR);
@@ -420,8 +437,9 @@ static int change_plain(struct guard *g, struct handle *h, const struct edit *e)
     return r;
 }
 
-/* The same; a file that has become an image where no write is looked at (a footer at its end, the descriptor of an ISO) is claimed for its writers first.
- * 0: done; -EAGAIN: it is guarded now, the guarded way is to be taken; or -errno. */
+/* The same; a file that has become an image where no write is looked at (a footer at its end, the
+ * descriptor of an ISO) is claimed for its writers first. 0: done; -EAGAIN: it is guarded now, the
+ * guarded way is to be taken; or -errno. */
 static int change_unguarded(struct guard *g, struct handle *h, const struct edit *e)
 {
     struct image *img = image_get(h->inode);
@@ -469,8 +487,10 @@ static int allocate(int fd, int mode, uint64_t off, uint64_t len)
     return r;
 }
 
-/* Of an image with a footer the size is a part of the header: allocated first, then it grows in the durable order. */
-static int allocate_and_grow(struct guard *g, struct handle *h, int mode, uint64_t off, uint64_t len)
+/* Of an image with a footer the size is a part of the header: allocated first, then it grows in the
+ * durable order. */
+static int allocate_and_grow(struct guard *g, struct handle *h, int mode, uint64_t off,
+                             uint64_t len)
 {
     struct stat st;
     int r = allocate(h->fd, mode | FALLOC_FL_KEEP_SIZE, off, len);

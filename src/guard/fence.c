@@ -1,4 +1,5 @@
-/* fence.c: the fence lock of the descriptors that write a held image: taken before a look at the claim, let go when the claim is lost. */
+/* fence.c: the fence lock of the descriptors that write a held image: taken before a look at the
+ * claim, let go when the claim is lost. */
 #include "base/hook.h"
 #include "guard/image.h"
 
@@ -31,7 +32,8 @@ int image_fence_fd(struct guard *g, struct image *img, int fd)
 
 /* ---- plain writers that become holders ---- */
 
-/* A duplicate of a descriptor carries the same lock, and stays open while we are without img->lock. */
+/* A duplicate of a descriptor carries the same lock, and stays open while we are without img->lock.
+ */
 static int fence_writers(struct guard *g, struct image *img)
 {
     int r = 0;
@@ -58,7 +60,8 @@ static int fence_writers(struct guard *g, struct image *img)
         r = image_claim_rules(g, img);
     for (unsigned k = 0; k < n; k++) {
         if (r < 0)
-            /* none of them will be guarded, and a plain handle's own lock would be in our way later on */
+            /* none of them will be guarded, and a plain handle's own lock would be in our way later
+             * on */
             io_fence_drop(fds[k], g->store.fence);
         close(fds[k]);
     }
@@ -86,8 +89,9 @@ int image_adopt_writers(struct guard *g, struct image *img)
 
 /* ---- fenced ---- */
 
-/* Not an unlock: a write that has passed its check but not yet reached the storage would then land without a lock. What is under way on the old open file
- * keeps that, and its lock, until it has failed or ended; what comes later meets a descriptor that cannot write. */
+/* Not an unlock: a write that has passed its check but not yet reached the storage would then land
+ * without a lock. What is under way on the old open file keeps that, and its lock, until it has
+ * failed or ended; what comes later meets a descriptor that cannot write. */
 void image_make_read_only(const struct handle *h)
 {
     int fd = io_reopen(h->inode->fd, O_RDONLY | (h->flags & O_DIRECT));

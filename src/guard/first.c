@@ -74,7 +74,8 @@ static void pause_for_move(struct image *img)
 /* What the open left out. */
 static int open_now(struct guard *g, struct image *img, struct handle *h)
 {
-    uint64_t since = base_now_ms(), until = since + DG_MIN(g->opt.wait_s, WAIT_MAX_S) * UINT64_C(1000);
+    uint64_t since = base_now_ms(),
+             until = since + DG_MIN(g->opt.wait_s, WAIT_MAX_S) * UINT64_C(1000);
     int r;
     for (;;) {
         HOOK("image.first");

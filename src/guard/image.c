@@ -140,7 +140,8 @@ void image_move_locked(struct guard *g, struct image *img, enum image_state to, 
     img->info.state = to;
     img->info.error = error;
     pthread_cond_broadcast(&img->moved);
-    if (!attempt) /* one that failed is no news, and would make those that wait for another host spin */
+    if (!attempt) /* one that failed is no news, and would make those that wait for another host
+                     spin */
         guard_changed(g);
 }
 
@@ -246,10 +247,12 @@ void image_log_state(struct guard *g, struct image *img, int priority, const cha
     snprintf(path, sizeof(path), "%s", img->path ? img->path : "");
     mutex_unlock(&img->lock);
     log_image(priority, path, g->host.name, info.generation, "'%s' (generation %llu): %s%s%s", path,
-              (unsigned long long)info.generation, text, err ? ": " : "", err ? strerror(abs(err)) : "");
+              (unsigned long long)info.generation, text, err ? ": " : "",
+              err ? strerror(abs(err)) : "");
 }
 
-/* There is no image to put anything back into: free the claim, drop the row. The mark stays: claim.h, "Numbers". */
+/* There is no image to put anything back into: free the claim, drop the row. The mark stays:
+ * claim.h, "Numbers". */
 static int forget(struct guard *g, struct image *img) REQUIRES(img->header)
 {
     int r = claim_free_gone(&g->store, img->rec);
@@ -267,27 +270,27 @@ int image_drop_lost_row(struct guard *g, struct image *img)
     const struct record *rec = img->rec;
     bool successor = c->generation > rec->generation;
     /* Freed after a restore. An older mark says nothing about this hold: ours is missing then. */
-    bool freed = c->kind == CLAIM_FREE && c->generation == rec->generation && claim_is_of(&c->rec, &g->host);
+    bool freed =
+        c->kind == CLAIM_FREE && c->generation == rec->generation && claim_is_of(&c->rec, &g->host);
     if (successor || freed || rec->plan.n == 0)
         return journal_remove(g->journal, rec->ino, rec->generation);
-    if (c->kind == CLAIM_HELD && c->generation == rec->generation && claim_is_of(&c->rec, &g->host)) {
-        image_log_state(g, img, LOG_WARNING,
-                        "its claim is there again: nothing was written back yet. The next open here, or the "
-                        "next start of this "
-                        "daemon, restores the header",
-                        0);
+    if (c->kind == CLAIM_HELD && c->generation == rec->generation &&
+        claim_is_of(&c->rec, &g->host)) {
+        image_log_state(
+            g, img, LOG_WARNING,
+            "its claim is there again: nothing was written back yet. The next open here, or the next start of this daemon, restores the header",
+            0);
         return 0;
     }
     image_log_state(
         g, img, LOG_CRIT,
-        "its claim is missing on the datastore. Nothing was written back; the journal of this host "
-        "keeps the true header: with the view "
-        "unmounted, fsck.diskguard -y restores it",
+        "its claim is missing on the datastore. Nothing was written back; the journal of this host keeps the true header: with the view unmounted, fsck.diskguard -y restores it",
         0);
     return 0;
 }
 
-/* It has no name left, but readers may have it open, here or elsewhere, and its record is about to go: they see the true header on. */
+/* It has no name left, but readers may have it open, here or elsewhere, and its record is about to
+ * go: they see the true header on. */
 static void unseal_removed(struct guard *g, struct image *img) REQUIRES(img->header)
 {
     int r = img->fd < 0 || img->rec->plan.n == 0 ? 0 : claim_check(&g->store, img->rec);
@@ -302,15 +305,17 @@ static int restore_steps(struct guard *g, struct image *img) REQUIRES(img->heade
     /* Whatever was seen before: a claim is given up unrestored only on what is proved now. */
     int r = store_gone(&g->store, img->fd, &img->rec->handle);
     if (r < 0)
-        return -EIO; /* also where it is not known: a new descriptor is tried, and the keeper tries again */
+        /* also where it is not known: a new descriptor is tried, and the keeper tries again */
+        return -EIO;
     if (r == 1) {
         mutex_lock(&img->lock);
         /* Our own unlink or rename over it, its holder's, or it was said. */
         bool expected = img->closed || img->unlinked || img->vanished;
         mutex_unlock(&img->lock);
         if (!expected)
-            image_log_state(g, img, LOG_WARNING,
-                            "VANISHED: removed on the datastore while it was held; nothing to restore", 0);
+            image_log_state(
+                g, img, LOG_WARNING,
+                "VANISHED: removed on the datastore while it was held; nothing to restore", 0);
         unseal_removed(g, img);
         return forget(g, img);
     }
@@ -354,8 +359,9 @@ int image_restore(struct guard *g, struct image *img)
     image_reader_follow(g, img);
     int r = restore_mended(g, img);
     if (r == -ESTALE) {
-        image_log_state(g, img, LOG_CRIT,
-                        "the claim of this host is gone before the restore: nothing was written back", 0);
+        image_log_state(
+            g, img, LOG_CRIT,
+            "the claim of this host is gone before the restore: nothing was written back", 0);
         r = image_drop_lost_row(g, img);
         if (r < 0) /* a row without a claim is forgotten by the next start */
             image_log_state(g, img, LOG_WARNING, "its journal row could not be removed", r);
@@ -390,9 +396,7 @@ int image_restore(struct guard *g, struct image *img)
         image_log_state(
             g, img, LOG_ERR,
             r == -EUCLEAN
-                ? "STUCK: its header on the datastore is neither the sealed nor the true one, somebody "
-                  "else wrote to it. "
-                  "Nothing was touched; compare with `diskguardctl show` and repair with fsck.diskguard"
+                ? "STUCK: its header on the datastore is neither the sealed nor the true one, somebody else wrote to it. Nothing was touched; compare with `diskguardctl show` and repair with fsck.diskguard"
                 : "STUCK: the header could not be put back; it is tried again every few seconds",
             r);
     return r;
@@ -418,7 +422,8 @@ void image_unguard(struct guard *g, struct image *img)
         rwlock_write_unlock(&img->header);
         if (r < 0)
             image_log_state(g, img, LOG_WARNING,
-                            "its claim or journal row could not be removed; the next start does it", r);
+                            "its claim or journal row could not be removed; the next start does it",
+                            r);
         image_end(g, img);
     }
 }
@@ -459,9 +464,10 @@ void image_follow_name(struct guard *g, struct image *img)
     if (!has_new_name(g, img))
         return;
     rwlock_write(&img->header);
-    bool held = img->rec && img->fd >= 0 && atomic_load(&img->held) && img->rec->step <= STEP_SEALED &&
-                atomic_load(&img->io_error) == 0;
-    if (held && image_path_now(g, img->inode, now, sizeof(now)) && strcmp(now, img->rec->image) != 0) {
+    bool held = img->rec && img->fd >= 0 && atomic_load(&img->held) &&
+                img->rec->step <= STEP_SEALED && atomic_load(&img->io_error) == 0;
+    if (held && image_path_now(g, img->inode, now, sizeof(now)) &&
+        strcmp(now, img->rec->image) != 0) {
         struct seal s = image_seal(g, img);
         snprintf(img->rec->image, sizeof(img->rec->image), "%s", now);
         image_note(img);
@@ -475,7 +481,8 @@ void image_follow_name(struct guard *g, struct image *img)
 void image_renamed(struct guard *g, const struct inode *i)
 {
     unsigned n;
-    struct image **list = S_ISREG(i->type) && !atomic_load(&i->image) ? NULL : image_busy_list(g, &n);
+    struct image **list =
+        S_ISREG(i->type) && !atomic_load(&i->image) ? NULL : image_busy_list(g, &n);
     for (unsigned k = 0; list && k < n; k++) {
         if (!S_ISREG(i->type) || list[k]->inode == i)
             image_follow_name(g, list[k]);
@@ -515,7 +522,8 @@ static void restore_at_end(void *arg)
         atomic_fetch_add(e->left, 1);
 }
 
-/* Side by side: on slow storage one after the other takes minutes, and one that hangs stops all others. */
+/* Side by side: on slow storage one after the other takes minutes, and one that hangs stops all
+ * others. */
 unsigned image_shutdown(struct guard *g)
 {
     unsigned n;

@@ -5,7 +5,8 @@
 
 #include "run/pool.h"
 
-/* Looks of the keeper under way at the same time: the rest of the pool stays for users, whatever hangs here. */
+/* Looks of the keeper under way at the same time: the rest of the pool stays for users, whatever
+ * hangs here. */
 #define IMAGE_TEND_MAX (POOL_THREADS_MAX / 4u)
 
 /* What is known of a held image, read without image->lock. */
@@ -28,17 +29,18 @@ static bool look(struct guard *g, struct image *img, struct look *ret)
     return held;
 }
 
-/* Is the claim of a SEALED or VANISHED image still ours, and the image still there? VANISHED is a hint for people: the last close looks again. */
+/* Is the claim of a SEALED or VANISHED image still ours, and the image still there? VANISHED is a
+ * hint for people: the last close looks again. */
 static void check_claim(struct guard *g, struct image *img)
 {
     _cleanup_free_ struct look *l = calloc(1, sizeof(*l));
     if (!l || !look(g, img, l))
         return;
     mutex_lock(&img->lock);
-    /* A release or a new hold in between has another generation, or another state: then this look says
-     * nothing. */
-    bool same =
-        !img->closed && !img->unlinked && img->n_names == 0 && img->info.generation == l->rec.generation;
+    /* A release or a new hold in between has another generation, or another state: then this look
+     * says nothing. */
+    bool same = !img->closed && !img->unlinked && img->n_names == 0 &&
+                img->info.generation == l->rec.generation;
     bool vanished = same && img->state == IMAGE_SEALED && l->gone == 1;
     bool back = same && img->state == IMAGE_VANISHED && l->gone == 0;
     if (vanished)
@@ -49,15 +51,16 @@ static void check_claim(struct guard *g, struct image *img)
         img->vanished = vanished;
     mutex_unlock(&img->lock);
     if (vanished)
-        image_log_state(g, img, LOG_WARNING, "VANISHED: removed on the datastore while it is held here", 0);
+        image_log_state(g, img, LOG_WARNING,
+                        "VANISHED: removed on the datastore while it is held here", 0);
     if (back)
         image_log_state(g, img, LOG_NOTICE, "the datastore has it again: it is held as before", 0);
     if (same && l->lost)
         image_fence(g, img);
 }
 
-/* A copy that grows behind its header looks like a lie until its tables are there, and has no seal until
- * then. */
+/* A copy that grows behind its header looks like a lie until its tables are there, and has no seal
+ * until then. */
 static void seal_late(struct guard *g, struct image *img)
 {
     mutex_lock(&img->lock);

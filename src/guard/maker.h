@@ -1,9 +1,11 @@
-/* maker.h: which process made an image, or is just making it: it may go on while the image is still as small as threshold= refuses (QEMU writes each new
- * image with size 0, closes it, opens it again and grows it).
+/* maker.h: which process made an image, or is just making it: it may go on while the image is still
+ * as small as threshold= refuses (QEMU writes each new image with size 0, closes it, opens it again
+ * and grows it).
  *
- * The maker of a file is the process that created it through this view, or whose write made an image of a plain file, as long as that process lives. The
- * kernel may forget the inode meanwhile, so this is a table of its own: bounded, the oldest goes first. It says nothing about other hosts, and a
- * caller whose process cannot be told (pid 0) is nobody's maker. */
+ * The maker of a file is the process that created it through this view, or whose write made an
+ * image of a plain file, as long as that process lives. The kernel may forget the inode meanwhile,
+ * so this is a table of its own: bounded, the oldest goes first. It says nothing about other hosts,
+ * and a caller whose process cannot be told (pid 0) is nobody's maker. */
 #ifndef DISKGUARD_MAKER_H
 #define DISKGUARD_MAKER_H
 

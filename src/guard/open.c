@@ -28,7 +28,8 @@ static int open_finish(struct guard *g, struct image *img, struct handle *h, boo
 
 static int open_first(struct guard *g, struct image *img, struct handle *h, bool truncate)
 {
-    struct acquire a = {.who = &h->opener, .what = "open for write", .plan_none = truncate, .judge = true};
+    struct acquire a = {
+        .who = &h->opener, .what = "open for write", .plan_none = truncate, .judge = true};
     bool stuck;
     int r = image_acquire(g, img, &a, &stuck);
     if (r < 0) {
@@ -56,7 +57,8 @@ static int open_first(struct guard *g, struct image *img, struct handle *h, bool
     return r;
 }
 
-/* The holder, or one that has it open as well since it was a plain file and the holder's write made it an image. */
+/* The holder, or one that has it open as well since it was a plain file and the holder's write made
+ * it an image. */
 static bool may_join(const struct image *img, const struct opener *who) REQUIRES(img->lock)
 {
     bool r = opener_same(&img->holder, who);
@@ -67,14 +69,16 @@ static bool may_join(const struct image *img, const struct opener *who) REQUIRES
 
 enum join { JOIN_TO_WRITE, JOIN_FOR_NAMES, JOIN_FOR_NAMES_ALONE /* not a byte changes */ };
 
-/* A reservation in the hold of the process itself: no restore begins under us. What manages the machines of this host may take a name from what one of them holds, as on
- * the raw datastore (libvirt removes the scratch file of a backup before QEMU closes it). false: not ours to join. */
+/* A reservation in the hold of the process itself: no restore begins under us. What manages the
+ * machines of this host may take a name from what one of them holds, as on the raw datastore
+ * (libvirt removes the scratch file of a backup before QEMU closes it). false: not ours to join. */
 static bool join(struct guard *g, struct image *img, const struct opener *who, enum join how)
 {
     bool manager = how == JOIN_FOR_NAMES_ALONE && image_first_is_manager(g, who);
     mutex_lock(&img->lock);
     bool sealed = img->state == IMAGE_SEALED,
-         may = sealed && !img->closed && (g->opt.writers == WRITERS_HOST || manager || may_join(img, who));
+         may = sealed && !img->closed &&
+               (g->opt.writers == WRITERS_HOST || manager || may_join(img, who));
     if (may) {
         img->n_guarded++;
         img->n_names += how != JOIN_TO_WRITE;
@@ -121,7 +125,8 @@ bool image_others_write(struct guard *g, struct image *img, const struct opener 
 {
     bool r = false;
     mutex_lock(&img->lock);
-    for (const struct handle *h = img->writers; h && g->opt.writers == WRITERS_PROCESS; h = h->next_writer) {
+    for (const struct handle *h = img->writers; h && g->opt.writers == WRITERS_PROCESS;
+         h = h->next_writer) {
         if (!opener_same(&h->opener, who)) {
             if (img->state == IMAGE_IDLE)
                 img->holder = h->opener;
@@ -132,8 +137,8 @@ bool image_others_write(struct guard *g, struct image *img, const struct opener 
     return r;
 }
 
-/* A file that is not an image now. The handle is listed, so that it joins when a write turns the file into
- * one. */
+/* A file that is not an image now. The handle is listed, so that it joins when a write turns the
+ * file into one. */
 static int open_plain(struct guard *g, struct image *img, struct handle *h, bool truncate)
 {
     int r = image_plain_enter(g, img, h);
@@ -147,8 +152,10 @@ static int open_plain(struct guard *g, struct image *img, struct handle *h, bool
     return truncate && ftruncate(h->fd, 0) < 0 ? -errno : 0;
 }
 
-/* Is this file guarded: by its header, by its name, because a held image needs it, or because somebody holds it although it does not look like an image just now (its holder
- * has truncated it, is creating one, or has renamed a raw image)? Another file's claim under the same inode number does not count. */
+/* Is this file guarded: by its header, by its name, because a held image needs it, or because
+ * somebody holds it although it does not look like an image just now (its holder has truncated it,
+ * is creating one, or has renamed a raw image)? Another file's claim under the same inode number
+ * does not count. */
 int image_guarded_inode(struct guard *g, struct inode *i, bool *ret)
 {
     _cleanup_header_ struct header *hd = header_new();
@@ -178,7 +185,8 @@ int image_guarded_inode(struct guard *g, struct inode *i, bool *ret)
     return 0;
 }
 
-/* O_TMPFILE files are not guarded: without a name nobody else can reach them. A file that was made a moment ago holds nobody out. */
+/* O_TMPFILE files are not guarded: without a name nobody else can reach them. A file that was made
+ * a moment ago holds nobody out. */
 int image_guarded_file(struct guard *g, struct handle *h, bool *ret)
 {
     struct stat st;
@@ -214,8 +222,9 @@ static void plain_writer(void *arg, struct handle *h)
     w->inode[w->n++] = h->inode;
 }
 
-/* Nobody else holds it (it was renamed to a raw image's name, or got its footer where no write is looked at): its writers do, then. -EAGAIN, -EALREADY: they
- * are just changing it, or another thread is at it; any other -errno: it is not theirs. */
+/* Nobody else holds it (it was renamed to a raw image's name, or got its footer where no write is
+ * looked at): its writers do, then. -EAGAIN, -EALREADY: they are just changing it, or another
+ * thread is at it; any other -errno: it is not theirs. */
 static int adopt_idle(struct guard *g, struct image *img)
 {
     struct opener who = {0};
@@ -234,7 +243,8 @@ static void bar_writers(struct guard *g, struct inode *i)
 {
     struct image *img = atomic_load(&i->image);
     bool guarded, news = false;
-    if (!img || !is_idle(img) || image_plain_mend(g, img) < 0 || image_guarded_inode(g, i, &guarded) < 0)
+    if (!img || !is_idle(img) || image_plain_mend(g, img) < 0 ||
+        image_guarded_inode(g, i, &guarded) < 0)
         return;
     int r = guarded ? adopt_idle(g, img) : 0;
     if (guarded && (r == 0 || r == -EAGAIN || r == -EALREADY))
@@ -249,10 +259,9 @@ static void bar_writers(struct guard *g, struct inode *i)
     }
     mutex_unlock(&img->lock);
     if (news)
-        image_log_refused(g, i, "further writes",
-                          "it was opened here as a plain file, and has become an image since. Whoever has it "
-                          "open must open "
-                          "it again");
+        image_log_refused(
+            g, i, "further writes",
+            "it was opened here as a plain file, and has become an image since. Whoever has it open must open it again");
 }
 
 void image_tend_plain(struct guard *g)
@@ -320,9 +329,11 @@ int image_open(struct guard *g, struct handle *h, bool truncate)
 
 /* ---- holds ---- */
 
-/* By the holder himself: claim and seal stay as they are until his last handle is closed. But not of a file that another image needs, or another process's
- * reader wants as it is: that he may write it does not change what he may take from others. */
-static int hold_own(struct guard *g, struct image *img, const struct opener *who, bool data, struct hold *ret)
+/* By the holder himself: claim and seal stay as they are until his last handle is closed. But not
+ * of a file that another image needs, or another process's reader wants as it is: that he may write
+ * it does not change what he may take from others. */
+static int hold_own(struct guard *g, struct image *img, const struct opener *who, bool data,
+                    struct hold *ret)
 {
     if (!join(g, img, who, data ? JOIN_FOR_NAMES : JOIN_FOR_NAMES_ALONE))
         return -EBUSY;
@@ -340,7 +351,8 @@ static int hold_own(struct guard *g, struct image *img, const struct opener *who
     return r;
 }
 
-/* Ends what hold_own() began; says that the image has no name left, before the keeper finds out, or the last close. */
+/* Ends what hold_own() began; says that the image has no name left, before the keeper finds out, or
+ * the last close. */
 static void own_done(struct guard *g, struct image *img)
 {
     rwlock_read(&img->header);
@@ -352,8 +364,8 @@ static void own_done(struct guard *g, struct image *img)
     mutex_unlock(&img->lock);
 }
 
-int image_hold(struct guard *g, struct inode *i, const struct opener *who, const char *what, bool data,
-               struct hold *ret)
+int image_hold(struct guard *g, struct inode *i, const struct opener *who, const char *what,
+               bool data, struct hold *ret)
 {
     *ret = (struct hold){0};
     if (!S_ISREG(i->type))
@@ -401,7 +413,8 @@ void image_unhold(struct guard *g, struct hold *h)
     struct image *img = atomic_load(&h->inode->image);
     if (h->joined)
         own_done(g, img);
-    image_unguard(g, img); /* a file without links is forgotten there: restore_steps, store_gone() */
+    /* a file without links is forgotten there: restore_steps, store_gone() */
+    image_unguard(g, img);
     inode_put(g->inodes, h->inode);
     *h = (struct hold){0};
 }
@@ -418,7 +431,8 @@ int image_hold_check(struct guard *g, const struct hold *h)
     return -EIO;
 }
 
-/* Of an image that is held for it: through the descriptor that carries the fence, so that the storage refuses it when the lock is lost. */
+/* Of an image that is held for it: through the descriptor that carries the fence, so that the
+ * storage refuses it when the lock is lost. */
 static int truncate_held(struct guard *g, const struct hold *hold, uint64_t size)
 {
     struct image *img = atomic_load(&hold->inode->image);
@@ -435,7 +449,8 @@ static int truncate_held(struct guard *g, const struct hold *hold, uint64_t size
     return r;
 }
 
-/* Of a plain file nobody may make an image before it is done, and so it takes the fence and looks again. */
+/* Of a plain file nobody may make an image before it is done, and so it takes the fence and looks
+ * again. */
 static int truncate_plain(struct guard *g, struct inode *i, uint64_t size)
 {
     _cleanup_close_ int fd = io_reopen(i->fd, O_RDWR);

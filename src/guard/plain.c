@@ -1,6 +1,8 @@
-/* plain.c: plain files that are open for write. Any number of processes and hosts may write one; but as long as one does, no other host may make
- * an image of it. The first such handle of an inode opens one more descriptor, plain_fd, which carries the fence lock shared for all of them; who
- * claims takes the fence exclusively first (image_acquire), on a duplicate of this host's own plain_fd, so that only other hosts' are in the way. */
+/* plain.c: plain files that are open for write. Any number of processes and hosts may write one;
+ * but as long as one does, no other host may make an image of it. The first such handle of an inode
+ * opens one more descriptor, plain_fd, which carries the fence lock shared for all of them; who
+ * claims takes the fence exclusively first (image_acquire), on a duplicate of this host's own
+ * plain_fd, so that only other hosts' are in the way. */
 #include "base/hook.h"
 #include "guard/image.h"
 
@@ -15,10 +17,12 @@ void image_fence_refused(struct image *img, bool refused)
     mutex_unlock(&img->lock);
 }
 
-/* Opens the descriptor and takes the lock; only then is it certain that nobody claims the file, so that is looked at (again). Where the daemon may
- * not write the file, the caller's own descriptor carries the lock (*ret_borrowed). *ret_fd stays -1 where that cannot, being write-only: then the keeper's
- * look must do (image_tend_plain). */
-static int plain_lock(struct guard *g, struct image *img, struct handle *h, int *ret_fd, bool *ret_borrowed)
+/* Opens the descriptor and takes the lock; only then is it certain that nobody claims the file, so
+ * that is looked at (again). Where the daemon may not write the file, the caller's own descriptor
+ * carries the lock (*ret_borrowed). *ret_fd stays -1 where that cannot, being write-only: then the
+ * keeper's look must do (image_tend_plain). */
+static int plain_lock(struct guard *g, struct image *img, struct handle *h, int *ret_fd,
+                      bool *ret_borrowed)
 {
     bool guarded = false;
     _cleanup_close_ int fd = io_reopen(img->inode->fd, O_RDWR);
@@ -46,7 +50,9 @@ static int plain_lock(struct guard *g, struct image *img, struct handle *h, int 
     return r;
 }
 
-/* Does plain_fd still have its lock? A read through it gets EIO on NFSv4 when not. (Of an empty file, or where its first page is dirty, nothing is asked of the storage: then the keeper finds out, by its beat.) */
+/* Does plain_fd still have its lock? A read through it gets EIO on NFSv4 when not. (Of an empty
+ * file, or where its first page is dirty, nothing is asked of the storage: then the keeper finds
+ * out, by its beat.) */
 static int prove(struct guard *g, struct image *img)
 {
     char byte;
@@ -157,12 +163,14 @@ void image_plain_again(struct guard *g, struct image *img)
     int r = io_fence_shared(fd, g->store.fence);
     if (r < 0)
         image_plain_bar(img);
-    /* A refused conversion of a flock lost the lock for a moment (io.h), in which another host may have claimed the file. */
+    /* A refused conversion of a flock lost the lock for a moment (io.h), in which another host may
+     * have claimed the file. */
     if ((r < 0 || g->store.fence == FENCE_FLOCK))
         guard_attention(g);
 }
 
-/* ---- locks that were lost: after a long partition an NFSv4 client answers EIO on every descriptor that had one, for ever ---- */
+/* ---- locks that were lost: after a long partition an NFSv4 client answers EIO on every descriptor
+ * that had one, for ever ---- */
 
 bool image_plain_suspect(struct image *img)
 {
@@ -196,8 +204,8 @@ static struct mended *mend_begin(struct guard *g, struct image *img, unsigned *r
     struct mended *m = NULL;
     unsigned n = 0;
     mutex_lock(&img->lock);
-    bool may = img->plain_fd >= 0 && !img->plain_borrowed && !img->plain_busy && img->state == IMAGE_IDLE &&
-               (img->plain_lost || g->locks_lost);
+    bool may = img->plain_fd >= 0 && !img->plain_borrowed && !img->plain_busy &&
+               img->state == IMAGE_IDLE && (img->plain_lost || g->locks_lost);
     if (may)
         m = calloc(img->n_plain + 1, sizeof(*m));
     for (struct handle *h = m ? img->writers : NULL; h && n < img->n_plain; h = h->next_writer) {
@@ -226,7 +234,8 @@ static void mend_end(struct guard *g, struct image *img, struct mended *m, unsig
     guard_changed(g);
 }
 
-/* What the old descriptor could not write is not forgotten with it: then that one stays, and answers EIO. */
+/* What the old descriptor could not write is not forgotten with it: then that one stays, and
+ * answers EIO. */
 static void mend_handle(struct handle *h, int fd)
 {
     int r = fd < 0 ? fd : io_fsync(h->fd);
@@ -260,7 +269,8 @@ int image_plain_mend(struct guard *g, struct image *img)
         r = image_guarded_inode(g, img->inode, &guarded);
     if (r == 0 && !guarded) {
         mutex_lock(&img->lock);
-        int at = img->plain_fd; /* nobody closes it: a handle counts on it, and cannot be released */
+        /* nobody closes it: a handle counts on it, and cannot be released */
+        int at = img->plain_fd;
         mutex_unlock(&img->lock);
         r = n > 0 ? image_replace_fd(fd, at) : 0;
         fd = n > 0 ? -1 : fd;

@@ -28,7 +28,8 @@ bool image_path_now(struct guard *g, const struct inode *i, char *ret, size_t si
 {
     struct stat st;
     image_path(g, i, ret, size);
-    _cleanup_close_ int fd = ret[0] == '/' ? -1 : io_fresh_open(g->store.root_fd, ret, O_PATH | O_NOFOLLOW);
+    _cleanup_close_ int fd =
+        ret[0] == '/' ? -1 : io_fresh_open(g->store.root_fd, ret, O_PATH | O_NOFOLLOW);
     return fd >= 0 && io_fresh_stat(fd, &st) == 0 && st.st_ino == i->ino && st.st_dev == i->dev;
 }
 
@@ -41,7 +42,8 @@ static const char *raw_path(struct guard *g, struct inode *i, char *ret, size_t 
     return base_quote(path, ret, size);
 }
 
-/* A flag of the file that no user passes: not even root, whatever the owner and the mode. NULL: none. */
+/* A flag of the file that no user passes: not even root, whatever the owner and the mode. NULL:
+ * none. */
 static const char *flag_of(const struct inode *i)
 {
     struct statx stx;
@@ -60,8 +62,8 @@ void image_log_closed(struct guard *g, struct inode *i, const char *verb)
     if (flag) {
         image_log_refused(
             g, i, "a change",
-            "EPERM: the file is %s on the datastore, so nobody may %s it. Way out: chattr %s %s", flag, verb,
-            strstr(flag, "+i") ? "-i" : "-a", raw_path(g, i, quoted, sizeof(quoted)));
+            "EPERM: the file is %s on the datastore, so nobody may %s it. Way out: chattr %s %s",
+            flag, verb, strstr(flag, "+i") ? "-i" : "-a", raw_path(g, i, quoted, sizeof(quoted)));
         return;
     }
     if (!img || atomic_exchange(&img->closed_logged, true))
@@ -79,11 +81,10 @@ void image_log_closed(struct guard *g, struct inode *i, const char *verb)
         snprintf(who, sizeof(who), "the storage refuses root, as NFS does with root_squash");
     else
         snprintf(who, sizeof(who), "it runs as user %u", (unsigned)geteuid());
-    log_image(LOG_WARNING, path, NULL, 0,
-              "refused with EACCES: diskguard itself may not %s '%s' (owner %u, mode %04o), so it cannot "
-              "guard it: %s. Export with no_root_squash, or let that user "
-              "read and write the file",
-              verb, path, (unsigned)st.st_uid, (unsigned)(st.st_mode & 07777), who);
+    log_image(
+        LOG_WARNING, path, NULL, 0,
+        "refused with EACCES: diskguard itself may not %s '%s' (owner %u, mode %04o), so it cannot guard it: %s. Export with no_root_squash, or let that user read and write the file",
+        verb, path, (unsigned)st.st_uid, (unsigned)(st.st_mode & 07777), who);
 }
 
 int image_header(struct guard *g, struct inode *i, struct header *ret)
@@ -121,8 +122,9 @@ bool image_name_is_raw(const struct guard *g, const char *name)
     return false;
 }
 
-/* A file may have several names, and on shared storage get new ones behind our back: the one that the kernel asked for last counts as well as the
- * one under which it was first met, and once is for ever, so that a rename does not let a second writer in. */
+/* A file may have several names, and on shared storage get new ones behind our back: the one that
+ * the kernel asked for last counts as well as the one under which it was first met, and once is for
+ * ever, so that a rename does not let a second writer in. */
 static bool raw_by_name(struct guard *g, struct inode *i)
 {
     struct image *img = atomic_load(&i->image);
@@ -145,7 +147,8 @@ bool image_is_image(struct guard *g, struct inode *i, const struct header *h)
     switch (h->verdict) {
     case FORMAT_PLAIN:
         return raw_by_name(g, i);
-    case FORMAT_IMAGE: /* a partition table makes a raw image only where the admin lets it (raw=auto, raw=all)
+    case FORMAT_IMAGE: /* a partition table makes a raw image only where the admin lets it
+                        * (raw=auto, raw=all)
                         */
         if (h->format->weak)
             return g->opt.raw == RAW_AUTO || raw_by_name(g, i);
@@ -170,12 +173,14 @@ int image_probe(struct guard *g, struct inode *i, enum image_what *ret)
     *ret = image_is_image(g, i, h) ? IMAGE_WHAT_IMAGE : IMAGE_WHAT_PLAIN;
     if (i->dev != g->store.dev)
         return 0;
-    /* While a footer or a whole header is on the move, and where its holder died then, sealed bytes lie where the header does not say: the claim does. */
+    /* While a footer or a whole header is on the move, and where its holder died then, sealed bytes
+     * lie where the header does not say: the claim does. */
     r = claim_read(&g->store, i->ino, c);
     if (r < 0)
         return r;
     image_look_end(img, &look, h, c);
-    /* A disk of any name (disk.h) is one while it is held: what another host writes must not be read from this one's cache. */
+    /* A disk of any name (disk.h) is one while it is held: what another host writes must not be
+     * read from this one's cache. */
     struct io_handle handle;
     if (*ret == IMAGE_WHAT_IMAGE || c->kind != CLAIM_HELD)
         return 0;
@@ -186,7 +191,8 @@ int image_probe(struct guard *g, struct inode *i, enum image_what *ret)
 
 /* ---- refusals ---- */
 
-/* A line that says the same of the same image as one a moment ago is not repeated: programs try again and again. How often, the next one says. */
+/* A line that says the same of the same image as one a moment ago is not repeated: programs try
+ * again and again. How often, the next one says. */
 #define SAID_AGAIN_MS 60000u
 
 static uint64_t sum_of(const char *text)
@@ -262,22 +268,23 @@ static const char *way_out(struct guard *g, const struct image_rival *v, char *r
     char quoted[512];
     base_quote(g->store.path, quoted, sizeof(quoted));
     if (strcmp(v->host, g->host.uuid) == 0)
-        snprintf(ret, size,
-                 "It is free when that is closed on this host; if that program is gone: diskguardctl why");
+        snprintf(
+            ret, size,
+            "It is free when that is closed on this host; if that program is gone: diskguardctl why");
     else if (!v->host[0])
-        snprintf(ret, size, "It is free when that is closed; fuser -v on the file names the program");
-    else
         snprintf(ret, size,
-                 "It is free when that is closed there; if that host is down for good: fsck.diskguard "
-                 "--takeover %s "
-                 "--confirm-host-is-down %s",
-                 v->host, quoted);
+                 "It is free when that is closed; fuser -v on the file names the program");
+    else
+        snprintf(
+            ret, size,
+            "It is free when that is closed there; if that host is down for good: fsck.diskguard --takeover %s --confirm-host-is-down %s",
+            v->host, quoted);
     return ret;
 }
 
 /* Nobody here has it: another host, a program past the views, or a claim above or below it. */
-static void refused_by_rival(struct guard *g, struct inode *i, const struct opener *who, const char *what,
-                             const struct image_rival *v)
+static void refused_by_rival(struct guard *g, struct inode *i, const struct opener *who,
+                             const char *what, const struct image_rival *v)
 {
     char raw[1024], out[1024], since[48], asks[64], has[64];
     process_text(who->pid, asks);
@@ -288,41 +295,37 @@ static void refused_by_rival(struct guard *g, struct inode *i, const struct open
     const char *self = strcmp(v->host, g->host.uuid) == 0 ? " (this host)" : "";
     const char *released = v->restoring ? ", being released" : "";
     if (v->fenced)
-        image_log_refused(g, i, what,
-                          "asked for by %s; nobody's claim, but another host has this file open for "
-                          "write, since before it was an image, or is just about to claim "
-                          "or repair it: the storage did not grant the fence lock to host %s. It is free "
-                          "when that host closes it; if you cannot find who has it open, look with "
-                          "fuser -v on the other hosts. NFSv3 keeps the lock of a host that is off until "
-                          "that host boots again or the server's lock manager is restarted",
-                          asks, g->host.name);
-    else if (v->outside)
-        image_log_refused(g, i, what,
-                          "asked for by %s; nobody's claim, but a program outside of the views has it "
-                          "open for write, or locked: "
-                          "QEMU's own lock on the file says so. Stop that program; on its host fuser -v %s, "
-                          "or lslocks, names it. NFSv3 keeps the lock of a host that is off until that host "
-                          "boots again or the server's lock manager is restarted",
-                          asks, raw_path(g, i, raw, sizeof(raw)));
-    else if (v->reads)
-        image_log_refused(g, i, what,
-                          "asked for by %s; %s on host %s, %s, reads it%s and wants no writer beside it "
-                          "(QEMU's byte locks 100 and 201 say so; option readers=). %s",
-                          asks, v->needs, v->host_name, has, bare, out);
-    else if (v->needs[0] && !v->host[0])
-        image_log_refused(g, i, what, "asked for by %s; %s, on host %s. %s", asks, v->needs, v->host_name,
-                          out);
-    else if (v->needs[0])
         image_log_refused(
-            g, i, what, "asked for by %s; %s, which host %s, %s, holds%s, generation %llu%s. %s", asks,
-            v->needs, v->host_name, has, bare, (unsigned long long)v->generation, released, out);
+            g, i, what,
+            "asked for by %s; nobody's claim, but another host has this file open for write, since before it was an image, or is just about to claim or repair it: the storage did not grant the fence lock to host %s. It is free when that host closes it; if you cannot find who has it open, look with fuser -v on the other hosts. NFSv3 keeps the lock of a host that is off until that host boots again or the server's lock manager is restarted",
+            asks, g->host.name);
+    else if (v->outside)
+        image_log_refused(
+            g, i, what,
+            "asked for by %s; nobody's claim, but a program outside of the views has it open for write, or locked: QEMU's own lock on the file says so. Stop that program; on its host fuser -v %s, or lslocks, names it. NFSv3 keeps the lock of a host that is off until that host boots again or the server's lock manager is restarted",
+            asks, raw_path(g, i, raw, sizeof(raw)));
+    else if (v->reads)
+        image_log_refused(
+            g, i, what,
+            "asked for by %s; %s on host %s, %s, reads it%s and wants no writer beside it (QEMU's byte locks 100 and 201 say so; option readers=). %s",
+            asks, v->needs, v->host_name, has, bare, out);
+    else if (v->needs[0] && !v->host[0])
+        image_log_refused(g, i, what, "asked for by %s; %s, on host %s. %s", asks, v->needs,
+                          v->host_name, out);
+    else if (v->needs[0])
+        image_log_refused(g, i, what,
+                          "asked for by %s; %s, which host %s, %s, holds%s, generation %llu%s. %s",
+                          asks, v->needs, v->host_name, has, bare,
+                          (unsigned long long)v->generation, released, out);
     else
-        image_log_refused(g, i, what, "asked for by %s; held by host %s (%s)%s, %s%s, generation %llu%s. %s",
-                          asks, v->host_name, v->host, self, has, since, (unsigned long long)v->generation,
-                          released, out);
+        image_log_refused(g, i, what,
+                          "asked for by %s; held by host %s (%s)%s, %s%s, generation %llu%s. %s",
+                          asks, v->host_name, v->host, self, has, since,
+                          (unsigned long long)v->generation, released, out);
 }
 
-void image_refused(struct guard *g, struct inode *i, const struct opener *who, const char *what, int err)
+void image_refused(struct guard *g, struct inode *i, const struct opener *who, const char *what,
+                   int err)
 {
     struct image *img = atomic_load(&i->image);
     if (!img || err != -EBUSY)
@@ -345,20 +348,16 @@ void image_refused(struct guard *g, struct inode *i, const struct opener *who, c
     else if (state == IMAGE_IDLE)
         image_log_refused(
             g, i, what,
-            "asked for by %s; %s of this host (%s) has it open for write, since before it was an "
-            "image, or is just opening it. One process at a time may write an image (option "
-            "writers=)",
+            "asked for by %s; %s of this host (%s) has it open for write, since before it was an image, or is just opening it. One process at a time may write an image (option writers=)",
             asks, has, g->host.name);
     else if (state == IMAGE_STUCK || state == IMAGE_FENCED)
-        image_log_refused(g, i, what,
-                          "asked for by %s; the image is %s on this host (%s); see diskguardctl why", asks,
-                          image_state_name(state), g->host.name);
+        image_log_refused(
+            g, i, what, "asked for by %s; the image is %s on this host (%s); see diskguardctl why",
+            asks, image_state_name(state), g->host.name);
     else
         image_log_refused(
             g, i, what,
-            "asked for by %s; held by host %s (this host), %s%s, generation %llu%s. One process "
-            "at a time may write an image (option writers=). If that process is gone: "
-            "diskguardctl why",
+            "asked for by %s; held by host %s (this host), %s%s, generation %llu%s. One process at a time may write an image (option writers=). If that process is gone: diskguardctl why",
             asks, g->host.name, has, since_text(since, text), (unsigned long long)generation,
             state == IMAGE_RESTORING ? ", being released" : "");
 }

@@ -1,4 +1,5 @@
-/* qemu_locks.c: QEMU's own locks: those of the guard, and how those of the view's programs go along with them. See qemu_locks.h. */
+/* qemu_locks.c: QEMU's own locks: those of the guard, and how those of the view's programs go along
+ * with them. See qemu_locks.h. */
 #include "guard/image.h"
 
 #include <string.h>
@@ -64,7 +65,8 @@ static int ask(int fd, short type, off_t start, off_t len, struct flock *ret)
 
 /* ---- the list ---- */
 
-static struct byte_owner *writer_of(const struct image *img, unsigned k) REQUIRES_SHARED(img->header)
+static struct byte_owner *writer_of(const struct image *img, unsigned k)
+    REQUIRES_SHARED(img->header)
 {
     struct byte_owner *o = img->byte_owners;
     while (o && o->type[k] != F_WRLCK)
@@ -73,8 +75,8 @@ static struct byte_owner *writer_of(const struct image *img, unsigned k) REQUIRE
 }
 
 /* Another owner of the view whose lock stands in the way. */
-static const struct byte_owner *rival_of(const struct image *img, const struct byte_owner *me, short type,
-                                         unsigned k) REQUIRES_SHARED(img->header)
+static const struct byte_owner *rival_of(const struct image *img, const struct byte_owner *me,
+                                         short type, unsigned k) REQUIRES_SHARED(img->header)
 {
     const struct byte_owner *o = img->byte_owners;
     while (o && (o == me || o->type[k] == F_UNLCK || (type != F_WRLCK && o->type[k] != F_WRLCK)))
@@ -82,7 +84,8 @@ static const struct byte_owner *rival_of(const struct image *img, const struct b
     return o;
 }
 
-static void note(struct image *img, struct byte_owner *o, short type, unsigned k) REQUIRES(img->header)
+static void note(struct image *img, struct byte_owner *o, short type, unsigned k)
+    REQUIRES(img->header)
 {
     o->type[k] = type;
     if (type != F_UNLCK && !atomic_exchange(&o->listed, true)) {
@@ -104,7 +107,8 @@ static void unlist(struct image *img, struct byte_owner *o) REQUIRES(img->header
 /* ---- locks of the view's programs ---- */
 
 /* A lock on one of the guard's bytes. What the storage has changes only with a write lock. */
-static int set_guarded(struct image *img, struct byte_owner *o, short type, unsigned k) REQUIRES(img->header)
+static int set_guarded(struct image *img, struct byte_owner *o, short type, unsigned k)
+    REQUIRES(img->header)
 {
     if (type != F_UNLCK && rival_of(img, o, type, k))
         return -EAGAIN;
@@ -148,7 +152,8 @@ static int ask_pieces(int fd, short type, const struct piece *piece, unsigned n,
     return r;
 }
 
-/* A lock of several pieces is not one to the storage: it is asked for all of them before the first is taken, so that a refusal leaves what was there. */
+/* A lock of several pieces is not one to the storage: it is asked for all of them before the first
+ * is taken, so that a refusal leaves what was there. */
 static int set_pieces(int fd, short type, const struct piece *piece, unsigned n)
 {
     int r = 0;
@@ -166,8 +171,8 @@ static int set_pieces(int fd, short type, const struct piece *piece, unsigned n)
     return r;
 }
 
-static int set_beside_guard(struct image *img, struct byte_owner *o, short type, off_t start, off_t len)
-    REQUIRES(img->header)
+static int set_beside_guard(struct image *img, struct byte_owner *o, short type, off_t start,
+                            off_t len) REQUIRES(img->header)
 {
     struct piece piece[IMAGE_BYTES];
     short was[IMAGE_BYTES];
@@ -184,7 +189,8 @@ static int set_beside_guard(struct image *img, struct byte_owner *o, short type,
     return r;
 }
 
-int image_bytes_set(struct inode *i, struct byte_owner *o, int fd, short type, off_t start, off_t len)
+int image_bytes_set(struct inode *i, struct byte_owner *o, int fd, short type, off_t start,
+                    off_t len)
 {
     struct image *img = image_get(i);
     if (!img)
@@ -200,8 +206,9 @@ int image_bytes_set(struct inode *i, struct byte_owner *o, int fd, short type, o
     return r;
 }
 
-static int get_beside_guard(struct image *img, const struct byte_owner *o, int fd, short type, off_t start,
-                            off_t len, struct flock *ret, pid_t *ret_pid) REQUIRES_SHARED(img->header)
+static int get_beside_guard(struct image *img, const struct byte_owner *o, int fd, short type,
+                            off_t start, off_t len, struct flock *ret, pid_t *ret_pid)
+    REQUIRES_SHARED(img->header)
 {
     struct piece piece[IMAGE_BYTES];
     int r = ask_pieces(fd, type, piece, pieces_of(start, len, piece), ret);
@@ -220,8 +227,8 @@ static int get_beside_guard(struct image *img, const struct byte_owner *o, int f
     return r;
 }
 
-int image_bytes_get(struct inode *i, const struct byte_owner *o, int fd, short type, off_t start, off_t len,
-                    struct flock *ret, pid_t *ret_pid)
+int image_bytes_get(struct inode *i, const struct byte_owner *o, int fd, short type, off_t start,
+                    off_t len, struct flock *ret, pid_t *ret_pid)
 {
     struct image *img = image_get(i);
     if (!img)
@@ -245,7 +252,8 @@ void image_bytes_forget(struct inode *i, struct byte_owner *o)
             (void)set_byte(img->fd, F_RDLCK, k);
         o->type[k] = F_UNLCK;
     }
-    /* Here, under the lock: one that is not in the list and still has its lock would look like somebody outside. */
+    /* Here, under the lock: one that is not in the list and still has its lock would look like
+     * somebody outside. */
     (void)set_range(o->fd, F_UNLCK, 0, 0);
     unlist(img, o);
     rwlock_write_unlock(&img->header);
@@ -285,7 +293,8 @@ static void move_out(struct image *img, unsigned k) REQUIRES(img->header)
     for (struct byte_owner *o = img->byte_owners; o; o = o->next) {
         int r = o->type[k] == F_UNLCK ? 0 : set_byte(o->fd, o->type[k], k);
         if (r < 0) {
-            log_debug("byte %lld: a program's lock is lost: %s", (long long)byte_at[k], strerror(-r));
+            log_debug("byte %lld: a program's lock is lost: %s", (long long)byte_at[k],
+                      strerror(-r));
             o->type[k] = F_UNLCK;
         }
     }
@@ -309,8 +318,9 @@ void image_bytes_drop(struct image *img)
     tell(img);
 }
 
-/* Has a QEMU outside of this view the file open for write? Asked through the one descriptor of this view that has the byte locked, or, if there is none,
- * through `fd`. Two have it only where QEMU itself was content with that, and then it would have been refused beside one outside. */
+/* Has a QEMU outside of this view the file open for write? Asked through the one descriptor of this
+ * view that has the byte locked, or, if there is none, through `fd`. Two have it only where QEMU
+ * itself was content with that, and then it would have been refused beside one outside. */
 static int outside_writer(struct image *img, int fd, bool *ret) REQUIRES(img->header)
 {
     unsigned n = 0;
@@ -330,7 +340,8 @@ int image_bytes_take(struct image *img, bool hold)
 {
     bool outside = false;
     int r = 0;
-    /* As QEMU does it: say it first, then look. Of two that come at once at least one sees the other. */
+    /* As QEMU does it: say it first, then look. Of two that come at once at least one sees the
+     * other. */
     for (unsigned k = FIRST_GUARDED; hold && !img->bytes_held && k < IMAGE_BYTES && r == 0; k++) {
         r = move_in(img, k);
         if (r < 0)
@@ -363,13 +374,12 @@ void image_bytes_follow(struct guard *g, struct image *img)
         return;
     int r = image_bytes_take(img, true);
     if (r < 0 && !atomic_exchange(&img->bytes_logged, true))
-        image_log_state(g, img, r == -EBUSY ? LOG_ERR : LOG_WARNING,
-                        r == -EBUSY
-                            ? "no seal protects it just now, and a program outside of the views has it open "
-                              "for write or locked (its QEMU lock says so): stop that program at once; "
-                              "fuser -v and lslocks on each host's raw datastore name it"
-                            : "no seal protects it just now, and QEMU's byte locks could not be taken either",
-                        r == -EBUSY ? 0 : r);
+        image_log_state(
+            g, img, r == -EBUSY ? LOG_ERR : LOG_WARNING,
+            r == -EBUSY
+                ? "no seal protects it just now, and a program outside of the views has it open for write or locked (its QEMU lock says so): stop that program at once; fuser -v and lslocks on each host's raw datastore name it"
+                : "no seal protects it just now, and QEMU's byte locks could not be taken either",
+            r == -EBUSY ? 0 : r);
 }
 
 int image_bytes_renew(struct guard *g, struct image *img, int fd)
@@ -377,17 +387,16 @@ int image_bytes_renew(struct guard *g, struct image *img, int fd)
     int r = 0;
     bool outside = false;
     for (unsigned k = FIRST_GUARDED; img->bytes_held && k < IMAGE_BYTES && r == 0; k++)
-        r = writer_of(img, k)
-                ? 0
-                : set_byte(fd, F_RDLCK, k); /* a program's write lock still stands on the old descriptor */
+        r = writer_of(img, k) ? 0
+                              /* a program's write lock still stands on the old descriptor */
+                              : set_byte(fd, F_RDLCK, k);
     if (img->bytes_held && r == 0)
         r = outside_writer(img, fd, &outside);
     if ((r == -EAGAIN || outside) && !atomic_exchange(&img->bytes_logged, true))
-        image_log_state(g, img, LOG_CRIT,
-                        "QEMU's byte locks of this host were lost for a while, and a program outside of the "
-                        "views has it open for write now: two write it. Stop one of them; fuser -v and "
-                        "lslocks on each host's raw datastore name it",
-                        0);
+        image_log_state(
+            g, img, LOG_CRIT,
+            "QEMU's byte locks of this host were lost for a while, and a program outside of the views has it open for write now: two write it. Stop one of them; fuser -v and lslocks on each host's raw datastore name it",
+            0);
     return r == -EAGAIN || has_no_locks(r) ? 0 : r;
 }
 

@@ -1,4 +1,5 @@
-/* read.c: reads in the zone of an image (format.h), and of files that may be one: the overlay of this host, headers that other hosts hold. */
+/* read.c: reads in the zone of an image (format.h), and of files that may be one: the overlay of
+ * this host, headers that other hosts hold. */
 #include "base/hook.h"
 #include "guard/image.h"
 
@@ -33,12 +34,15 @@ ssize_t image_pread(const struct handle *h, void *buf, size_t len, uint64_t off)
 }
 
 /* The overlay of this host, if it holds the image. false: it does not (any more). */
-static bool read_held(struct image *img, struct handle *h, void *buf, size_t len, uint64_t off, ssize_t *ret)
+static bool read_held(struct image *img, struct handle *h, void *buf, size_t len, uint64_t off,
+                      ssize_t *ret)
 {
     rwlock_read(&img->header);
     mutex_lock(&img->lock);
-    /* A claim that is freed already (plan gone, not SEALED any more) explains nothing: a successor may have sealed. */
-    bool held = atomic_load(&img->held) && img->rec && (img->rec->plan.n > 0 || img->state == IMAGE_SEALED) &&
+    /* A claim that is freed already (plan gone, not SEALED any more) explains nothing: a successor
+     * may have sealed. */
+    bool held = atomic_load(&img->held) && img->rec &&
+                (img->rec->plan.n > 0 || img->state == IMAGE_SEALED) &&
                 img->state != IMAGE_FENCED && img->state != IMAGE_IDLE;
     mutex_unlock(&img->lock);
     if (held) {
@@ -50,7 +54,8 @@ static bool read_held(struct image *img, struct handle *h, void *buf, size_t len
     return held;
 }
 
-/* The claim is of another file, which had this inode number before, so that nothing of it stands here. */
+/* The claim is of another file, which had this inode number before, so that nothing of it stands
+ * here. */
 static bool is_of_another(const struct inode *i, const struct record *rec)
 {
     struct io_handle handle;
@@ -62,8 +67,9 @@ static bool is_true(const struct header *hd)
     return hd->verdict != FORMAT_SEALED && hd->verdict != FORMAT_MORE;
 }
 
-/* Takes the seal off a header that was read between two looks at the same claim. A probe that met the seal did not ask for all that the true header needs:
- * the rest is loaded now. false: the claim does not explain what stands there. */
+/* Takes the seal off a header that was read between two looks at the same claim. A probe that met
+ * the seal did not ask for all that the true header needs: the rest is loaded now. false: the claim
+ * does not explain what stands there. */
 static bool explain(struct image *img, int fd, struct header *hd, const struct claim *c)
 {
     /* Of what has no header of its own, and never was seen to have one, nothing is sealed. */
@@ -101,8 +107,9 @@ static void foreign_freep(struct foreign **w)
     free(*w);
 }
 
-#define FOREIGN_TRIES                                                                                        \
-    50 /* each one is a claim that changed meanwhile: a host that opens, resizes and closes all the time */
+#define FOREIGN_TRIES                                                                              \
+    50 /* each one is a claim that changed meanwhile: a host that opens, resizes and closes all    \
+          the time */
 
 /* The header as it stands and every place where the claim says that something was changed. */
 static int load_with_plan(int fd, struct foreign *w)
@@ -117,10 +124,11 @@ static int load_with_plan(int fd, struct foreign *w)
     return r;
 }
 
-/* Claim, header, the caller's bytes, claim again, until the claim did not change. 0: w->hd is the true header, or what was read lies where nothing can be
- * sealed, whatever it is; -EIO: it cannot be told. */
-static int foreign_header(struct guard *g, struct image *img, struct handle *h, struct foreign *w, void *buf,
-                          size_t len, uint64_t off)
+/* Claim, header, the caller's bytes, claim again, until the claim did not change. 0: w->hd is the
+ * true header, or what was read lies where nothing can be sealed, whatever it is; -EIO: it cannot
+ * be told. */
+static int foreign_header(struct guard *g, struct image *img, struct handle *h, struct foreign *w,
+                          void *buf, size_t len, uint64_t off)
 {
     struct inode *i = h->inode;
     _cleanup_close_ int fd = io_reopen(i->fd, O_RDONLY);
@@ -144,7 +152,8 @@ static int foreign_header(struct guard *g, struct image *img, struct handle *h, 
         if (same_claim(&w->before, &w->after)) {
             struct format_zone zone = image_look_zone(&w->hd, &w->before);
             image_look_end(img, &look, &w->hd, &w->before);
-            bool far = w->hd.verdict != FORMAT_MORE && !image_zone_touched(&zone, off, (uint64_t)w->n);
+            bool far =
+                w->hd.verdict != FORMAT_MORE && !image_zone_touched(&zone, off, (uint64_t)w->n);
             return w->explained || far ? 0 : -EIO;
         }
     }
@@ -158,11 +167,10 @@ static void log_unexplained(struct guard *g, struct inode *i)
         return;
     char path[PATH_MAX];
     image_path(g, i, path, sizeof(path));
-    log_image(LOG_ERR, path, NULL, 0,
-              "'%s' is sealed on the datastore and no readable claim explains it: reads of its header get "
-              "EIO rather than sealed "
-              "bytes. See diskguardctl why, and fsck.diskguard %s",
-              path, g->store.path);
+    log_image(
+        LOG_ERR, path, NULL, 0,
+        "'%s' is sealed on the datastore and no readable claim explains it: reads of its header get EIO rather than sealed bytes. See diskguardctl why, and fsck.diskguard %s",
+        path, g->store.path);
 }
 
 /* What this host does not hold: another one may. */
@@ -197,7 +205,8 @@ static ssize_t read_foreign(struct guard *g, struct handle *h, void *buf, size_t
     return w->n;
 }
 
-ssize_t image_read(struct guard *g, struct handle *h, void *buf, size_t len, uint64_t off, bool doubt)
+ssize_t image_read(struct guard *g, struct handle *h, void *buf, size_t len, uint64_t off,
+                   bool doubt)
 {
     struct image *img = atomic_load(&h->inode->image);
     ssize_t n;

@@ -8,7 +8,8 @@
 #include "base/hook.h"
 #include "core/reader.h"
 
-/* QEMU, block/file-posix.c: RAW_LOCK_PERM_BASE 100, RAW_LOCK_SHARED_BASE 200; permissions 0 consistent read, 1 write. */
+/* QEMU, block/file-posix.c: RAW_LOCK_PERM_BASE 100, RAW_LOCK_SHARED_BASE 200; permissions 0
+ * consistent read, 1 write. */
 #define BYTE_READS 100
 #define BYTE_WRITES 101
 #define BYTE_NO_WRITER 201
@@ -20,10 +21,11 @@ static bool covers(off_t start, off_t len, off_t byte)
 
 void image_reader_init(struct guard *g, struct image_reader *rd, const struct handle *via)
 {
-    *rd = (struct image_reader){.may = g->opt.readers == READERS_PROTECT && g->journal &&
-                                       S_ISREG(via->inode->type) && via->inode->dev == g->store.dev &&
-                                       (via->flags & O_ACCMODE) == O_RDONLY && !atomic_load(&via->writer),
-                                .who = via->opener};
+    *rd = (struct image_reader){
+        .may = g->opt.readers == READERS_PROTECT && g->journal && S_ISREG(via->inode->type) &&
+               via->inode->dev == g->store.dev && (via->flags & O_ACCMODE) == O_RDONLY &&
+               !atomic_load(&via->writer),
+        .who = via->opener};
 }
 
 /* ---- the name on the datastore ---- */
@@ -73,10 +75,10 @@ static void make_name(struct guard *g, struct image *img) REQUIRES(img->header)
     atomic_store(&img->reader_serial, 0);
     atomic_store(&g->images->readers_left, true); /* it may be there all the same */
     if (!atomic_exchange(&img->reader_logged, true))
-        log_image(LOG_WARNING, path, g->host.name, 0,
-                  "'%s' is read by pid %llu (%s), which wants no writer beside it, but it cannot be "
-                  "protected from those of other hosts: %s; %s. It is tried again",
-                  path, (unsigned long long)info.pid, info.program, strerror(-r), store_hint(r));
+        log_image(
+            LOG_WARNING, path, g->host.name, 0,
+            "'%s' is read by pid %llu (%s), which wants no writer beside it, but it cannot be protected from those of other hosts: %s; %s. It is tried again",
+            path, (unsigned long long)info.pid, info.program, strerror(-r), store_hint(r));
 }
 
 static void remove_name(struct guard *g, struct image *img) REQUIRES(img->header)
@@ -89,8 +91,7 @@ static void remove_name(struct guard *g, struct image *img) REQUIRES(img->header
     atomic_store(&g->images->readers_left, true);
     log_msg(
         LOG_WARNING,
-        "the name of a reader of inode %llu could not be removed (%s): nobody can write that image until it "
-        "is; it is tried again",
+        "the name of a reader of inode %llu could not be removed (%s): nobody can write that image until it is; it is tried again",
         (unsigned long long)name.ino, strerror(-r));
 }
 
@@ -103,13 +104,15 @@ void image_reader_follow(struct guard *g, struct image *img)
 
 /* ---- who reads ---- */
 
-/* A plain file needs no protection, for everybody may write it, unless somebody has it as a disk just now (disk.h). What cannot be told may be an image. */
+/* A plain file needs no protection, for everybody may write it, unless somebody has it as a disk
+ * just now (disk.h). What cannot be told may be an image. */
 static bool is_image(struct guard *g, struct image *img) REQUIRES(img->header)
 {
     _cleanup_header_ struct header *h = header_new();
     _cleanup_free_ struct claim *c = malloc(sizeof(*c));
     struct io_handle handle;
-    if (img->rec || !h || !c || image_header(g, img->inode, h) < 0 || image_is_image(g, img->inode, h))
+    if (img->rec || !h || !c || image_header(g, img->inode, h) < 0 ||
+        image_is_image(g, img->inode, h))
         return true;
     int r = claim_read(&g->store, img->inode->ino, c);
     if (r == 0 && (c->kind == CLAIM_NONE || c->kind == CLAIM_FREE))
@@ -132,7 +135,8 @@ static void list_image(struct guard *g, struct image *img, bool add)
     mutex_unlock(&g->images->lock);
 }
 
-static void enlist(struct guard *g, struct image *img, struct image_reader *rd) REQUIRES(img->header)
+static void enlist(struct guard *g, struct image *img, struct image_reader *rd)
+    REQUIRES(img->header)
 {
     if (!is_image(g, img))
         return;
@@ -145,7 +149,8 @@ static void enlist(struct guard *g, struct image *img, struct image_reader *rd) 
         image_reader_follow(g, img);
 }
 
-static void unlist(struct guard *g, struct image *img, struct image_reader *rd) REQUIRES(img->header)
+static void unlist(struct guard *g, struct image *img, struct image_reader *rd)
+    REQUIRES(img->header)
 {
     struct image_reader **at = &img->readers;
     while (*at && *at != rd)
@@ -161,14 +166,14 @@ static void unlist(struct guard *g, struct image *img, struct image_reader *rd) 
     }
 }
 
-void image_reader_locked(struct guard *g, struct inode *i, struct image_reader *rd, short type, off_t start,
-                         off_t len)
+void image_reader_locked(struct guard *g, struct inode *i, struct image_reader *rd, short type,
+                         off_t start, off_t len)
 {
     bool want = type != F_UNLCK, reads = covers(start, len, BYTE_READS),
          denies = covers(start, len, BYTE_NO_WRITER);
     /* Most owners never have one of the two, and those that have take it once. */
-    if (!rd->may ||
-        ((!reads || atomic_load(&rd->reads) == want) && (!denies || atomic_load(&rd->denies) == want)))
+    if (!rd->may || ((!reads || atomic_load(&rd->reads) == want) &&
+                     (!denies || atomic_load(&rd->denies) == want)))
         return;
     struct image *img = image_get(i);
     if (!img)
@@ -199,7 +204,8 @@ void image_reader_forget(struct guard *g, struct inode *i, struct image_reader *
 /* ---- too late: somebody has it for write ---- */
 
 /* Who has it here: 0 nobody, or one who may; -EBUSY; -ENOENT: this host does not know. */
-static int ask_here(struct guard *g, struct image *img, const struct image_reader *rd, pid_t *ret_pid)
+static int ask_here(struct guard *g, struct image *img, const struct image_reader *rd,
+                    pid_t *ret_pid)
 {
     mutex_lock(&img->lock);
     bool here = img->state != IMAGE_IDLE && img->state != IMAGE_FENCED;
@@ -213,7 +219,8 @@ static int ask_here(struct guard *g, struct image *img, const struct image_reade
 }
 
 /* *ret_nobody: there is no claim at all that holds it. */
-static int ask_datastore(struct guard *g, struct image *img, const struct opener *who, bool *ret_nobody)
+static int ask_datastore(struct guard *g, struct image *img, const struct opener *who,
+                         bool *ret_nobody)
 {
     _cleanup_free_ struct claim *c = malloc(sizeof(*c));
     struct io_handle handle;
@@ -231,7 +238,8 @@ static int ask_datastore(struct guard *g, struct image *img, const struct opener
     return -EBUSY;
 }
 
-/* Nobody has it, and nobody can get it: reads need not ask whether it has been sealed (snapshot.c). */
+/* Nobody has it, and nobody can get it: reads need not ask whether it has been sealed (snapshot.c).
+ */
 static void note_alone(struct guard *g, struct image *img)
 {
     rwlock_write(&img->header);
@@ -243,11 +251,11 @@ static void note_alone(struct guard *g, struct image *img)
     rwlock_write_unlock(&img->header);
 }
 
-int image_reader_ask(struct guard *g, struct inode *i, struct image_reader *rd, short type, off_t start,
-                     off_t len, struct flock *ret)
+int image_reader_ask(struct guard *g, struct inode *i, struct image_reader *rd, short type,
+                     off_t start, off_t len, struct flock *ret)
 {
-    struct image *img = rd->may && type == F_WRLCK && atomic_load(&rd->reads) && atomic_load(&rd->denies) &&
-                                covers(start, len, BYTE_WRITES)
+    struct image *img = rd->may && type == F_WRLCK && atomic_load(&rd->reads) &&
+                                atomic_load(&rd->denies) && covers(start, len, BYTE_WRITES)
                             ? image_get(i)
                             : NULL;
     bool nobody = false;
@@ -265,14 +273,18 @@ int image_reader_ask(struct guard *g, struct inode *i, struct image_reader *rd, 
     if (nobody)
         note_alone(g, img);
     if (r == -EBUSY)
-        *ret = (struct flock){
-            .l_type = F_RDLCK, .l_whence = SEEK_SET, .l_start = BYTE_WRITES, .l_len = 1, .l_pid = pid};
+        *ret = (struct flock){.l_type = F_RDLCK,
+                              .l_whence = SEEK_SET,
+                              .l_start = BYTE_WRITES,
+                              .l_len = 1,
+                              .l_pid = pid};
     return r;
 }
 
 void image_reader_refused(struct guard *g, struct inode *i, const struct image_reader *rd)
 {
-    image_refused(g, i, &rd->who, "reading with nobody writing beside it (QEMU's byte locks)", -EBUSY);
+    image_refused(g, i, &rd->who, "reading with nobody writing beside it (QEMU's byte locks)",
+                  -EBUSY);
 }
 
 /* ---- the other side: who wants to write ---- */
@@ -292,7 +304,8 @@ static int refuse(struct image *img, const struct reader_info *info, const char 
     return -EBUSY;
 }
 
-static int reader_here(struct guard *g, struct image *img, const struct opener *who) REQUIRES(img->header)
+static int reader_here(struct guard *g, struct image *img, const struct opener *who)
+    REQUIRES(img->header)
 {
     const struct image_reader *rd = g->opt.writers == WRITERS_PROCESS ? img->readers : NULL;
     while (rd && opener_same(&rd->who, who))
@@ -330,22 +343,25 @@ int image_reader_in_way(struct guard *g, struct image *img, const struct opener 
 
 /* ---- keeper ---- */
 
-static bool is_among(const struct guard *g, const struct image *img, const struct reader *rd, size_t n)
+static bool is_among(const struct guard *g, const struct image *img, const struct reader *rd,
+                     size_t n)
 {
     struct reader own = name_of(g, img);
     for (size_t k = 0; k < n; k++)
-        if (rd[k].ino == own.ino && rd[k].serial == own.serial && strcmp(rd[k].daemon, own.daemon) == 0 &&
-            strcmp(rd[k].host, own.host) == 0)
+        if (rd[k].ino == own.ino && rd[k].serial == own.serial &&
+            strcmp(rd[k].daemon, own.daemon) == 0 && strcmp(rd[k].host, own.host) == 0)
             return true;
     return false;
 }
 
-/* Was our name taken away, by a person who took this host for dead? Looked at once more: it may have been made since the listing. */
+/* Was our name taken away, by a person who took this host for dead? Looked at once more: it may
+ * have been made since the listing. */
 static bool name_lost(struct guard *g, struct image *img) REQUIRES(img->header)
 {
     _cleanup_free_ struct reader *rd = NULL;
     size_t n = 0;
-    return is_named(img) && reader_list(&g->store, img->inode->ino, &rd, &n) == 0 && !is_among(g, img, rd, n);
+    return is_named(img) && reader_list(&g->store, img->inode->ino, &rd, &n) == 0 &&
+           !is_among(g, img, rd, n);
 }
 
 static void tend_image(struct guard *g, struct image *img, bool seen)
@@ -374,19 +390,21 @@ static void tend_image(struct guard *g, struct image *img, bool seen)
     image_path(g, img->inode, path, sizeof(path));
     log_image(
         LOG_CRIT, path, g->host.name, 0,
-        "'%s' is read by pid %llu, which wants no writer beside it, and the name that says so was removed "
-        "from the datastore (fsck.diskguard --takeover of this host?)%s",
+        "'%s' is read by pid %llu, which wants no writer beside it, and the name that says so was removed from the datastore (fsck.diskguard --takeover of this host?)%s",
         path, (unsigned long long)who.pid,
-        r == -EBUSY ? "; another host has it for write now: what is read here may be wrong. Stop the reader"
-                    : "; it is protected again");
+        r == -EBUSY
+            ? "; another host has it for write now: what is read here may be wrong. Stop the reader"
+            : "; it is protected again");
 }
 
-/* Those of this daemon that belong to no image's readers: their removal failed, or they were made in spite of an error. */
-static void remove_left(struct guard *g, struct image **img, unsigned n_img, const struct reader *rd,
-                        size_t n)
+/* Those of this daemon that belong to no image's readers: their removal failed, or they were made
+ * in spite of an error. */
+static void remove_left(struct guard *g, struct image **img, unsigned n_img,
+                        const struct reader *rd, size_t n)
 {
     for (size_t k = 0; k < n; k++) {
-        bool used = strcmp(rd[k].host, g->host.uuid) != 0 || strcmp(rd[k].daemon, g->host.daemon) != 0;
+        bool used =
+            strcmp(rd[k].host, g->host.uuid) != 0 || strcmp(rd[k].daemon, g->host.daemon) != 0;
         for (unsigned i = 0; i < n_img && !used; i++)
             used = is_among(g, img[i], &rd[k], 1);
         if (!used && reader_remove(&g->store, &rd[k]) < 0)
@@ -422,7 +440,8 @@ void image_reader_tend(struct guard *g)
     bool left = atomic_exchange(&g->images->readers_left, false);
     if (!any && !left)
         return;
-    int r = reader_list(&g->store, 0, &rd, &n); /* before the images are asked which names are theirs */
+    /* before the images are asked which names are theirs */
+    int r = reader_list(&g->store, 0, &rd, &n);
     struct image **img = r == 0 ? reading_list(g, &n_img) : NULL;
     if (!img) {
         if (left)

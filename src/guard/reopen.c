@@ -1,6 +1,8 @@
-/* reopen.c: storage that answers EIO or ESTALE on the descriptor of a held image. Either another host has taken the image over (its claim is there:
- * FENCED), or the locks of this host ran out during a long partition and nobody took over: then an NFSv4 client answers EIO on every descriptor that
- * had a lock, for ever, and a new descriptor, with the fence lock and a look at the claim, goes on where the old one ended. */
+/* reopen.c: storage that answers EIO or ESTALE on the descriptor of a held image. Either another
+ * host has taken the image over (its claim is there: FENCED), or the locks of this host ran out
+ * during a long partition and nobody took over: then an NFSv4 client answers EIO on every
+ * descriptor that had a lock, for ever, and a new descriptor, with the fence lock and a look at the
+ * claim, goes on where the old one ended. */
 #include "guard/image.h"
 
 #include <fcntl.h>
@@ -10,7 +12,8 @@
 #include "base/hook.h"
 #include "run/pool.h"
 
-/* A handle that was mended and fails again within this time is not mended again: the medium is at fault. */
+/* A handle that was mended and fails again within this time is not mended again: the medium is at
+ * fault. */
 #define MEND_PACE_MS 1000u
 
 /* ---- fenced ---- */
@@ -29,29 +32,27 @@ static void log_successor(struct guard *g, struct image *img)
     if (r < 0)
         snprintf(text, sizeof(text), "whose claim rules now cannot be read: %s", strerror(-r));
     else if (c->generation < ours)
-        snprintf(text, sizeof(text),
-                 "nobody has taken it over: the claim of generation %llu was removed on the datastore. The "
-                 "journal of this host keeps the true "
-                 "header: close the image, unmount the view, then run fsck.diskguard -y",
-                 (unsigned long long)ours);
+        snprintf(
+            text, sizeof(text),
+            "nobody has taken it over: the claim of generation %llu was removed on the datastore. The journal of this host keeps the true header: close the image, unmount the view, then run fsck.diskguard -y",
+            (unsigned long long)ours);
     else if (c->kind == CLAIM_BAD)
         snprintf(text, sizeof(text), "the claim of generation %llu that rules now does not decode",
                  (unsigned long long)c->generation);
     else if (c->generation == ours)
-        snprintf(text, sizeof(text),
-                 "nobody has taken it over: the claim of generation %llu is there again, %s. Close the image "
-                 "and open it again",
-                 (unsigned long long)ours,
-                 c->kind == CLAIM_FREE ? "but is marked free" : "and is this host's");
+        snprintf(
+            text, sizeof(text),
+            "nobody has taken it over: the claim of generation %llu is there again, %s. Close the image and open it again",
+            (unsigned long long)ours,
+            c->kind == CLAIM_FREE ? "but is marked free" : "and is this host's");
     else
         snprintf(text, sizeof(text), "host %s (%s) took it over with generation %llu, and %s",
                  c->rec.host_name, c->rec.host, (unsigned long long)c->generation,
                  c->kind == CLAIM_FREE ? "has let it go again" : "has it now");
-    image_log_state(g, img, LOG_CRIT,
-                    "FENCED: the claim of this host is gone or was taken over; every write from here is "
-                    "refused with EIO "
-                    "until the holder has closed it. `diskguardctl why` names the new holder",
-                    0);
+    image_log_state(
+        g, img, LOG_CRIT,
+        "FENCED: the claim of this host is gone or was taken over; every write from here is refused with EIO until the holder has closed it. `diskguardctl why` names the new holder",
+        0);
     image_log_state(g, img, LOG_CRIT, text, 0);
 }
 
@@ -94,8 +95,9 @@ int image_replace_fd(int fd, int at)
     return r;
 }
 
-/* The file of the inode. Where its descriptor has met ESTALE once, an NFS client goes on saying so for ever: then through the recorded handle, which is
- * asked anew, and so is the inode's own descriptor from then on. fd or -errno. */
+/* The file of the inode. Where its descriptor has met ESTALE once, an NFS client goes on saying so
+ * for ever: then through the recorded handle, which is asked anew, and so is the inode's own
+ * descriptor from then on. fd or -errno. */
 static int open_file(struct guard *g, const struct inode *i, const struct record *rec, int flags)
 {
     struct stat st;
@@ -107,15 +109,17 @@ static int open_file(struct guard *g, const struct inode *i, const struct record
         close(fd);
     if (r != -ESTALE)
         return r;
-    fd = io_fresh_handle(g->store.root_fd, &rec->handle, flags & ~(O_CREAT | O_EXCL | O_NOFOLLOW), NULL);
+    fd = io_fresh_handle(g->store.root_fd, &rec->handle, flags & ~(O_CREAT | O_EXCL | O_NOFOLLOW),
+                         NULL);
     int path = fd < 0 ? -1 : io_fresh_handle(g->store.root_fd, &rec->handle, O_PATH, NULL);
     if (path >= 0 && image_replace_fd(path, i->fd) < 0)
         log_debug("the descriptor of inode %llu stays as it is", (unsigned long long)i->ino);
     return fd;
 }
 
-/* Opens the image anew, takes the fence lock and looks at the claim, in this order: whoever takes over holds the lock exclusively before it claims. fd,
- * -ESTALE: a successor's claim is there; -EAGAIN: somebody is just taking over, or recovering. */
+/* Opens the image anew, takes the fence lock and looks at the claim, in this order: whoever takes
+ * over holds the lock exclusively before it claims. fd, -ESTALE: a successor's claim is there;
+ * -EAGAIN: somebody is just taking over, or recovering. */
 static int open_anew(struct guard *g, const struct inode *i, const struct record *rec, int flags)
 {
     _cleanup_close_ int fd = open_file(g, i, rec, flags);
@@ -132,13 +136,14 @@ int image_mend_seal(struct guard *g, struct image *img)
     int fd = open_anew(g, img->inode, img->rec, O_RDWR);
     if (fd < 0)
         return fd;
-    int r = img->fd >= 0 ? io_fsync(img->fd)
-                         : 0; /* after the open: what fails later, the new descriptor reports */
+    int r = img->fd >= 0 ? io_fsync(img->fd) : 0; /* after the open: what fails later, the new
+                                                     descriptor reports */
     int none = 0;
     if (r < 0 && atomic_compare_exchange_strong(&img->sync_error, &none, -r))
-        image_log_state(g, img, LOG_ERR,
-                        "guest data that was not synced is lost with the descriptor that the storage gave up",
-                        r);
+        image_log_state(
+            g, img, LOG_ERR,
+            "guest data that was not synced is lost with the descriptor that the storage gave up",
+            r);
     r = io_cache_drop(fd);
     if (r == 0)
         r = image_bytes_renew(g, img, fd);
@@ -200,13 +205,14 @@ int image_mend(struct guard *g, struct handle *h)
         image_fence(g, img);
     if (fd < 0)
         return -EIO;
-    /* Whatever this descriptor could not write must be reported, and not be forgotten with it: then it stays, and answers EIO. */
+    /* Whatever this descriptor could not write must be reported, and not be forgotten with it: then
+     * it stays, and answers EIO. */
     if (io_fsync(h->fd) < 0) {
         image_sync_failed(h, EIO);
-        image_log_state(g, img, LOG_ERR,
-                        "the storage gave up a descriptor with guest data that was not synced: that data is "
-                        "lost, and every fsync says so",
-                        0);
+        image_log_state(
+            g, img, LOG_ERR,
+            "the storage gave up a descriptor with guest data that was not synced: that data is lost, and every fsync says so",
+            0);
         close(fd);
         return -EIO;
     }
@@ -216,11 +222,10 @@ int image_mend(struct guard *g, struct handle *h)
     if (r == 0)
         image_bytes_tend(g, img); /* what this descriptor has met, the seal's will meet */
     if (r == 0)
-        image_log_state(g, img, LOG_WARNING,
-                        "the storage had given up a descriptor (the locks of this host ran out?). Nobody has "
-                        "taken the image over: it is open "
-                        "again, nothing was lost",
-                        0);
+        image_log_state(
+            g, img, LOG_WARNING,
+            "the storage had given up a descriptor (the locks of this host ran out?). Nobody has taken the image over: it is open again, nothing was lost",
+            0);
     return r;
 }
 
@@ -255,7 +260,8 @@ static void run_failed(void *arg)
         while (list) {
             struct image_failed *f = list;
             list = f->next;
-            /* One that was mended a moment ago, for a request that failed with this one, is good for this one, too. */
+            /* One that was mended a moment ago, for a request that failed with this one, is good
+             * for this one, too. */
             uint64_t mended = atomic_load(&f->h->mended_ms);
             bool fresh = mended != 0 && f->h->mended_ok && base_now_ms() - mended < MEND_PACE_MS;
             if (!fresh)
@@ -268,8 +274,8 @@ static void run_failed(void *arg)
     free(job);
 }
 
-bool image_failed_later(struct guard *g, struct handle *h, int err, void (*again)(void *arg, bool mended),
-                        void *arg)
+bool image_failed_later(struct guard *g, struct handle *h, int err,
+                        void (*again)(void *arg, bool mended), void *arg)
 {
     struct image *img = atomic_load(&h->inode->image);
     if (!img || !is_dead_answer(err) || !atomic_load(&h->guarded) || atomic_load(&img->io_error))

@@ -25,7 +25,8 @@ bool image_is_shared(struct guard *g, struct inode *i)
     image_path(g, i, path, sizeof(path));
     inode_last_name(g->inodes, i, last, sizeof(last));
     const char *slash = strrchr(path, '/');
-    return image_name_is_shared(g, slash ? slash + 1 : path) && (!last[0] || image_name_is_shared(g, last));
+    return image_name_is_shared(g, slash ? slash + 1 : path) &&
+           (!last[0] || image_name_is_shared(g, last));
 }
 
 bool image_shared_exempt(struct guard *g, struct inode *i, const struct header *h)
@@ -50,11 +51,10 @@ int image_shared_refuse(struct guard *g, struct inode *i, const char *what)
 {
     if (!image_is_shared(g, i))
         return 0;
-    image_log_refused(g, i, what,
-                      "shared= names it, so that it is never claimed, but its header may be one that a seal "
-                      "left, and no claim on the datastore says so. See diskguardctl show, and "
-                      "fsck.diskguard %s; what is shared on purpose should be raw",
-                      g->store.path);
+    image_log_refused(
+        g, i, what,
+        "shared= names it, so that it is never claimed, but its header may be one that a seal left, and no claim on the datastore says so. See diskguardctl show, and fsck.diskguard %s; what is shared on purpose should be raw",
+        g->store.path);
     return -EUCLEAN;
 }
 
@@ -111,7 +111,8 @@ static void found_handle(void *arg, struct handle *h)
     f->file[f->n++].writers = 1;
 }
 
-void image_shared_each(struct guard *g, void (*fn)(void *arg, const struct image_shared *s), void *arg)
+void image_shared_each(struct guard *g, void (*fn)(void *arg, const struct image_shared *s),
+                       void *arg)
 {
     struct found f = {.g = g};
     if (g->opt.shared_globs)

@@ -1,18 +1,25 @@
-/* snapshot.c: may bytes that a read took straight from the datastore be sealed ones? A host that does not hold an image knows where it can be sealed
- * (the zone) from its last look at claim and header; meanwhile another host may have made an image of the file, or another image. So the bytes are read
- * first, and then it is asked whether that look, the last one before the read, still counts.
+/* snapshot.c: may bytes that a read took straight from the datastore be sealed ones? A host that
+ * does not hold an image knows where it can be sealed (the zone) from its last look at claim and
+ * header; meanwhile another host may have made an image of the file, or another image. So the bytes
+ * are read first, and then it is asked whether that look, the last one before the read, still
+ * counts.
  *
- * Why that is enough. A seal is written after its claim says where (design, invariant 1), a claim is changed by link(2) and rename(2) in claims/, and both, and
- * each write of the file, set a ctime. So while the ctime of claims/ is what it was before the look, no claim has changed, and what is sealed lies where the
- * claim of then says: in the zone. And while size and ctime of the file are what they were before the look, not a byte of it has changed, whatever
- * happened to claims. Only bytes that somebody copies into the file behind the views, seal and all, come without a claim: where a seal can lie at all (FORMAT_HEAD_MAX,
- * FORMAT_TAIL_MAX), the file's own ctime must be the same, too. */
+ * Why that is enough. A seal is written after its claim says where (design, invariant 1), a claim
+ * is changed by link(2) and rename(2) in claims/, and both, and each write of the file, set a
+ * ctime. So while the ctime of claims/ is what it was before the look, no claim has changed, and
+ * what is sealed lies where the claim of then says: in the zone. And while size and ctime of the
+ * file are what they were before the look, not a byte of it has changed, whatever happened to
+ * claims. Only bytes that somebody copies into the file behind the views, seal and all, come
+ * without a claim: where a seal can lie at all (FORMAT_HEAD_MAX, FORMAT_TAIL_MAX), the file's own
+ * ctime must be the same, too. */
 #include "base/hook.h"
 #include "guard/image.h"
 
-/* A ctime is counted in ticks: two changes within one have the same. Linux takes a clock that goes on with each timer interrupt (1 to 10 ms: ktime_get_coarse_real_ts64,
- * current_time()), and some file systems and servers keep whole seconds only: then the nanoseconds are 0. So a ctime tells of every later change only when
- * this host has known it for longer than a tick. CLOCK_MONOTONIC, ms; with room for a server whose clock is being slewed. */
+/* A ctime is counted in ticks: two changes within one have the same. Linux takes a clock that goes
+ * on with each timer interrupt (1 to 10 ms: ktime_get_coarse_real_ts64, current_time()), and some
+ * file systems and servers keep whole seconds only: then the nanoseconds are 0. So a ctime tells of
+ * every later change only when this host has known it for longer than a tick. CLOCK_MONOTONIC, ms;
+ * with room for a server whose clock is being slewed. */
 #define TICK_FINE_MS 100u
 #define TICK_SECOND_MS 1100u
 
@@ -21,7 +28,8 @@ static bool same_time(const struct timespec *a, const struct timespec *b)
     return a->tv_sec == b->tv_sec && a->tv_nsec == b->tv_nsec;
 }
 
-/* Notes a ctime that was just fetched. true: it has been known for so long that a change from now on has another one. */
+/* Notes a ctime that was just fetched. true: it has been known for so long that a change from now
+ * on has another one. */
 static bool stamp_note(struct image_stamp *s, const struct timespec *ctime, uint64_t now)
 {
     if (s->since_ms == 0 || !same_time(&s->ctime, ctime)) {
@@ -40,8 +48,10 @@ void image_look_begin(struct guard *g, struct image *img, struct image_look *ret
         io_fresh_stat(img->inode->fd, &file) < 0)
         return;
     uint64_t now = base_now_ms();
-    *ret = (struct image_look){
-        .valid = true, .size = (uint64_t)file.st_size, .ctime = file.st_ctim, .claims_ctime = claims.st_ctim};
+    *ret = (struct image_look){.valid = true,
+                               .size = (uint64_t)file.st_size,
+                               .ctime = file.st_ctim,
+                               .claims_ctime = claims.st_ctim};
     mutex_lock(&g->images->lock);
     ret->claims_settled = stamp_note(&g->images->claims, &claims.st_ctim, now);
     mutex_unlock(&g->images->lock);
@@ -69,14 +79,15 @@ struct format_zone image_look_zone(const struct header *h, const struct claim *c
     return zone;
 }
 
-void image_look_end(struct image *img, struct image_look *look, const struct header *h, const struct claim *c)
+void image_look_end(struct image *img, struct image_look *look, const struct header *h,
+                    const struct claim *c)
 {
     struct format_zone zone = image_look_zone(h, c);
     if (c->kind == CLAIM_BAD)
         look->clean = image_is_headless(h) && !image_zone_is_far(img);
     else
-        look->clean = !(c->kind == CLAIM_HELD && c->rec.plan.n > 0) && h->verdict != FORMAT_SEALED &&
-                      h->verdict != FORMAT_MORE;
+        look->clean = !(c->kind == CLAIM_HELD && c->rec.plan.n > 0) &&
+                      h->verdict != FORMAT_SEALED && h->verdict != FORMAT_MORE;
     look->valid &= h->verdict != FORMAT_MORE;
     image_zone_seen(img, &zone);
     mutex_lock(&img->lock);
@@ -117,7 +128,8 @@ bool image_zone_touched(const struct format_zone *zone, uint64_t off, uint64_t l
     return off < zone->head || off > zone->tail || len > zone->tail - off;
 }
 
-bool image_look_covers(const struct image *img, const struct image_look *look, uint64_t off, uint64_t len)
+bool image_look_covers(const struct image *img, const struct image_look *look, uint64_t off,
+                       uint64_t len)
 {
     struct format_zone zone = image_zone(img);
     return !image_zone_touched(&zone, off, len) || (look->valid && look->clean);
@@ -144,11 +156,13 @@ uint64_t image_read_sound(struct guard *g, const struct handle *h, const struct 
     HOOK("read.stat"); /* so that tests can count them */
     if (io_fresh_stat(h->fd, &st) < 0)
         return 0;
-    bool same = look->valid && (uint64_t)st.st_size == look->size && same_time(&st.st_ctim, &look->ctime);
+    bool same =
+        look->valid && (uint64_t)st.st_size == look->size && same_time(&st.st_ctim, &look->ctime);
     if (same && look->settled)
         return len;
     uint64_t good = same ? len : beyond_seals(off, len, (uint64_t)st.st_size);
-    if (good == 0 || !look->valid || !look->claims_settled || io_fresh_stat(g->store.claims_fd, &st) < 0)
+    if (good == 0 || !look->valid || !look->claims_settled ||
+        io_fresh_stat(g->store.claims_fd, &st) < 0)
         return 0;
     return same_time(&st.st_ctim, &look->claims_ctime) ? good : 0;
 }

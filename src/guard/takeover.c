@@ -10,7 +10,9 @@
 #include "guard/image.h"
 #include "run/pool.h"
 
-#define JOBS 16u /* of diskguardctl, under way or not yet asked about; the oldest result is forgotten first */
+#define JOBS                                                                                       \
+    16u /* of diskguardctl, under way or not yet asked about; the oldest result is forgotten first \
+         */
 
 struct watched {
     struct takeover_watch watch;
@@ -58,22 +60,22 @@ void takeover_announce(const struct guard *g)
     if (own == FENCING_LOCK)
         return;
     if (own == FENCING_UNPROVEN && g->opt.takeover == TAKEOVER_UNPROVEN)
-        log_msg(LOG_WARNING,
-                "takeover=lock-unproven on %s: %s. A host that was cut off or frozen may write over an image "
-                "after it was taken over "
-                "from it. Use this only with other means that switch a host off before its locks run out",
-                g->store.fs->name, why);
+        log_msg(
+            LOG_WARNING,
+            "takeover=lock-unproven on %s: %s. A host that was cut off or frozen may write over an image after it was taken over from it. Use this only with other means that switch a host off before its locks run out",
+            g->store.fs->name, why);
     else
-        log_msg(LOG_WARNING,
-                "takeover=%s has no effect on %s (%s): %s. Images of a dead host wait for fsck.diskguard "
-                "--takeover",
-                g->opt.takeover == TAKEOVER_UNPROVEN ? "lock-unproven" : "lock", g->store.path,
-                g->store.fs->name, why);
+        log_msg(
+            LOG_WARNING,
+            "takeover=%s has no effect on %s (%s): %s. Images of a dead host wait for fsck.diskguard --takeover",
+            g->opt.takeover == TAKEOVER_UNPROVEN ? "lock-unproven" : "lock", g->store.path,
+            g->store.fs->name, why);
 }
 
 /* ---- is it worth trying? ---- */
 
-/* Notes what the record says and how long it has said so. Without memory nothing is known of the beat. */
+/* Notes what the record says and how long it has said so. Without memory nothing is known of the
+ * beat. */
 static enum takeover_beat note_beat(struct guard *g, const struct host_record *rec)
 {
     struct takeover *t = g->takeover;
@@ -98,7 +100,8 @@ static enum takeover_beat note_beat(struct guard *g, const struct host_record *r
     return r;
 }
 
-static enum takeover_verdict look(struct guard *g, const struct record *held, bool unproven, struct why *why)
+static enum takeover_verdict look(struct guard *g, const struct record *held, bool unproven,
+                                  struct why *why)
 {
     struct host_record rec;
     const char *own_why;
@@ -166,15 +169,14 @@ static void log_taken(const struct guard *g, const struct record *from, bool unp
 {
     char now[RECORD_IMAGE_MAX + 16];
     whereis_name(&g->store, from->ino, &from->handle, from->image, now, sizeof(now));
-    log_image(LOG_WARNING, now, from->host_name, from->generation + 1,
-              "TAKEN OVER: '%s' from host %s (%s), which held it since %s, generation %llu: its beat stood "
-              "still and the storage gave "
-              "the fence lock to this host; %s%s",
-              now, from->host_name, from->host, from->since, (unsigned long long)from->generation,
-              action == RECOVER_RESTORE ? "its header is restored" : "its header was not sealed",
-              unproven ? ". It is NOT PROVEN that this storage stops late writes of that host: look at it, "
-                         "and check the image"
-                       : "");
+    log_image(
+        LOG_WARNING, now, from->host_name, from->generation + 1,
+        "TAKEN OVER: '%s' from host %s (%s), which held it since %s, generation %llu: its beat stood still and the storage gave the fence lock to this host; %s%s",
+        now, from->host_name, from->host, from->since, (unsigned long long)from->generation,
+        action == RECOVER_RESTORE ? "its header is restored" : "its header was not sealed",
+        unproven
+            ? ". It is NOT PROVEN that this storage stops late writes of that host: look at it, and check the image"
+            : "");
 }
 
 /* The words for an attempt that did not take it. */
@@ -183,18 +185,18 @@ static int not_taken(const struct attempt *a, int r, struct why *why)
     const struct problem_info *p = problem_info(a->decision.problem);
     if (r < 0) {
         why_set(why, "taking it over failed: %s; %s", strerror(-r), store_hint(r));
-        return -EAGAIN; /* if the claim is ours by now, the next open settles it: settle_own() in acquire.c */
+        /* if the claim is ours by now, the next open settles it: settle_own() in acquire.c */
+        return -EAGAIN;
     }
     if (a->decision.action == RECOVER_NOTHING) {
         why_set(why, "another host was faster");
         return -EAGAIN;
     }
     if (a->decision.problem == PROBLEM_BUSY_WRITER) {
-        why_set(why,
-                "the storage does not give the fence lock: host %.100s can still write to it, or its locks "
-                "have not run out yet (NFSv4: "
-                "the server's lease time)",
-                a->judged->host_name);
+        why_set(
+            why,
+            "the storage does not give the fence lock: host %.100s can still write to it, or its locks have not run out yet (NFSv4: the server's lease time)",
+            a->judged->host_name);
         return -EAGAIN;
     }
     why_set(why, "%s; %s", p->message, p->repair);
@@ -260,8 +262,11 @@ int takeover_attempt(struct guard *g, struct inode *i, bool unproven, struct why
     _cleanup_free_ struct claim *c = malloc(sizeof(*c));
     if (!img || !c)
         return -ENOMEM;
-    if (!g->journal || g->opt.read_only || atomic_load(&g->stopping) || atomic_load(&g->host_lost)) {
-        why_set(why, "this view is read-only, is being unmounted, or has lost the lock on its host's record");
+    if (!g->journal || g->opt.read_only || atomic_load(&g->stopping) ||
+        atomic_load(&g->host_lost)) {
+        why_set(
+            why,
+            "this view is read-only, is being unmounted, or has lost the lock on its host's record");
         return -EBUSY;
     }
     if (i->dev != g->store.dev) {
@@ -365,7 +370,8 @@ uint64_t takeover_start(struct guard *g, const char *image, bool unproven, struc
     }
     mutex_unlock(&t->lock);
     if (!j) {
-        why_set(why, "%u takeovers are under way already and wait for the storage; try again later", JOBS);
+        why_set(why, "%u takeovers are under way already and wait for the storage; try again later",
+                JOBS);
         free(q);
         return 0;
     }

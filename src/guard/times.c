@@ -1,4 +1,5 @@
-/* times.c: mtime that somebody sets, while the seal is on the datastore: core/seal.h says why that one must not show it. */
+/* times.c: mtime that somebody sets, while the seal is on the datastore: core/seal.h says why that
+ * one must not show it. */
 #include "guard/image.h"
 
 #include <fcntl.h>
@@ -14,7 +15,8 @@ static bool is_chosen(const struct timespec *t)
     return t->tv_nsec != UTIME_OMIT && t->tv_nsec != UTIME_NOW;
 }
 
-/* Into the record, of an image that this host has sealed. The next write makes it void, as it would on any file: image_wrote(). */
+/* Into the record, of an image that this host has sealed. The next write makes it void, as it would
+ * on any file: image_wrote(). */
 static int choose(struct guard *g, struct image *img, struct timespec mtime) REQUIRES(img->header)
 {
     struct record *rec = img->rec, old = {.chosen = rec->chosen,
@@ -42,7 +44,8 @@ static int choose(struct guard *g, struct image *img, struct timespec mtime) REQ
     return 0;
 }
 
-static int set_sealed(struct guard *g, struct image *img, const struct timespec tv[2]) REQUIRES(img->header)
+static int set_sealed(struct guard *g, struct image *img, const struct timespec tv[2])
+    REQUIRES(img->header)
 {
     const struct timespec rest[2] = {tv[0], {.tv_nsec = UTIME_OMIT}};
     if (is_chosen(&tv[1])) {
@@ -55,8 +58,9 @@ static int set_sealed(struct guard *g, struct image *img, const struct timespec 
     return r;
 }
 
-/* Would a sealed image of another host show a chosen time? That one would be gone after its restore, and whoever set it should know. Setting what is there
- * already (a program that puts atime back), or now, which is older than what the restore sets, loses nothing. */
+/* Would a sealed image of another host show a chosen time? That one would be gone after its
+ * restore, and whoever set it should know. Setting what is there already (a program that puts atime
+ * back), or now, which is older than what the restore sets, loses nothing. */
 static int may_set(struct guard *g, struct inode *i, const struct timespec *mtime)
 {
     _cleanup_header_ struct header *h = header_new();
@@ -87,7 +91,8 @@ int image_set_times(struct guard *g, struct inode *i, const struct timespec tv[2
     if (img) {
         rwlock_write(&img->header); /* an open or a restore of this host under way */
         bool sealed =
-            atomic_load(&img->held) && img->rec && seal_was_taken(img->rec); /* not after the restore */
+            /* not after the restore */
+            atomic_load(&img->held) && img->rec && seal_was_taken(img->rec);
         int r = sealed ? set_sealed(g, img, tv) : 0;
         rwlock_write_unlock(&img->header);
         if (sealed)

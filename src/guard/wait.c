@@ -21,7 +21,8 @@ static void look_for_reader(void *arg, struct handle *h)
 }
 
 /* Had this process the image open read-only for a while, when it began to wait? */
-static bool reads_already(struct guard *g, const struct inode *i, const struct opener *who, uint64_t since_ms)
+static bool reads_already(struct guard *g, const struct inode *i, const struct opener *who,
+                          uint64_t since_ms)
 {
     struct patience p = {.inode = i, .who = who, .before_ms = since_ms - IMAGE_WAIT_GRACE_MS};
     handle_each(g->handles, look_for_reader, &p);
@@ -34,7 +35,8 @@ static bool is_process(uint64_t pid)
     return pid > 0 && opener_process(pid, &now);
 }
 
-bool image_wait_is_vain(struct guard *g, struct inode *i, const struct opener *who, uint64_t since_ms)
+bool image_wait_is_vain(struct guard *g, struct inode *i, const struct opener *who,
+                        uint64_t since_ms)
 {
     struct image *img = atomic_load(&i->image);
     if (g->opt.wait_set || !img || base_now_ms() - since_ms < IMAGE_WAIT_GRACE_MS)

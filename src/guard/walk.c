@@ -9,7 +9,8 @@
 
 #define SYMLINK_MAX 40 /* MAXSYMLINKS, linux/namei.h */
 
-/* Takes the first component of a path out of it. 0 or -ENAMETOOLONG; *ret "": there is none left. */
+/* Takes the first component of a path out of it. 0 or -ENAMETOOLONG; *ret "": there is none left.
+ */
 static int take_name(char *rest, char ret[NAME_MAX + 1])
 {
     const char *p = rest + strspn(rest, "/");
@@ -65,9 +66,10 @@ static int path_of(int fd, char ret[PATH_MAX])
 
 struct outside {
     /* in */
-    int at;                                /* an O_PATH directory, or -1: "/" */
-    int root_fd;                           /* the datastore's root, a duplicate */
-    char root[PATH_MAX], source[PATH_MAX]; /* its path; and what mountinfo names as the source of its views */
+    int at;      /* an O_PATH directory, or -1: "/" */
+    int root_fd; /* the datastore's root, a duplicate */
+    /* its path; and what mountinfo names as the source of its views */
+    char root[PATH_MAX], source[PATH_MAX];
     /* in and out */
     char rest[2 * PATH_MAX];
     unsigned links;
@@ -122,7 +124,8 @@ static void mount_line_clear(struct mount_line *m)
     *m = (struct mount_line){0};
 }
 
-/* proc(5): "36 35 98:0 /root /point options optional - type source options". 0, -ENOENT or -errno. */
+/* proc(5): "36 35 98:0 /root /point options optional - type source options". 0, -ENOENT or -errno.
+ */
 static int mount_find(unsigned long id, struct mount_line *ret)
 {
     _cleanup_free_ char *line = NULL;
@@ -135,8 +138,8 @@ static int mount_find(unsigned long id, struct mount_line *ret)
         struct mount_line m = {0};
         unsigned long is;
         const char *dash = strstr(line, " - ");
-        if (dash && sscanf(line, "%lu %*u %*u:%*u %ms %ms", &is, &m.root, &m.point) == 3 && is == id &&
-            sscanf(dash, " - %ms %ms", &m.type, &m.source) == 2) {
+        if (dash && sscanf(line, "%lu %*u %*u:%*u %ms %ms", &is, &m.root, &m.point) == 3 &&
+            is == id && sscanf(dash, " - %ms %ms", &m.type, &m.source) == 2) {
             base_unescape_octal(m.root);
             base_unescape_octal(m.point);
             base_unescape_octal(m.source);
@@ -150,7 +153,8 @@ static int mount_find(unsigned long id, struct mount_line *ret)
     return r;
 }
 
-/* Is this mount a view of the datastore, this daemon's or another's? Then o->done is the path below it. 1, 0 or -errno. */
+/* Is this mount a view of the datastore, this daemon's or another's? Then o->done is the path below
+ * it. 1, 0 or -errno. */
 static int in_view(struct outside *o, int fd, unsigned long id)
 {
     struct mount_line m = {0};
@@ -166,16 +170,19 @@ static int in_view(struct outside *o, int fd, unsigned long id)
     if (r == 0 && (strncmp(path, m.point, n) != 0 || (path[n] != '/' && path[n] != '\0')))
         r = -ENOENT;
     if (r == 0) {
-        const char *root = strcmp(m.root, "/") == 0 ? "" : m.root + 1, *below = path + n + (path[n] == '/');
-        int len = snprintf(o->done, sizeof(o->done), "%s%s%s", root, *root && *below ? "/" : "", below);
+        const char *root = strcmp(m.root, "/") == 0 ? "" : m.root + 1,
+                   *below = path + n + (path[n] == '/');
+        int len =
+            snprintf(o->done, sizeof(o->done), "%s%s%s", root, *root && *below ? "/" : "", below);
         r = len < (int)sizeof(o->done) ? 1 : -ENAMETOOLONG;
     }
     mount_line_clear(&m);
     return r;
 }
 
-/* A file or directory on the datastore's file system that was reached through another mount of it: is it a part of the datastore? Its handle opens it in
- * the datastore's own mount, where the kernel knows its path. */
+/* A file or directory on the datastore's file system that was reached through another mount of it:
+ * is it a part of the datastore? Its handle opens it in the datastore's own mount, where the kernel
+ * knows its path. */
 static bool in_bind(struct outside *o, int fd, const struct stat *st)
 {
     struct io_handle h;
@@ -188,7 +195,8 @@ static bool in_bind(struct outside *o, int fd, const struct stat *st)
     if (own < 0 || path_of(own, path) < 0 || strncmp(path, o->root, n) != 0 || path[n] != '/')
         return false;
     _cleanup_close_ int again = io_fresh_open(o->root_fd, path + n + 1, O_PATH | O_NOFOLLOW);
-    if (again < 0 || io_fresh_stat(again, &now) < 0 || now.st_ino != st->st_ino || now.st_dev != st->st_dev)
+    if (again < 0 || io_fresh_stat(again, &now) < 0 || now.st_ino != st->st_ino ||
+        now.st_dev != st->st_dev)
         return false;
     memcpy(o->done, path + n + 1, strlen(path + n + 1) + 1);
     return true;
@@ -202,7 +210,8 @@ static int start_again(struct outside *o)
     return o->at < 0 ? -errno : mount_id(o->at, &o->mount);
 }
 
-/* One component led to fd, which is consumed. 1: that is in the datastore; 0: on; -EXDEV: the walk ends outside. */
+/* One component led to fd, which is consumed. 1: that is in the datastore; 0: on; -EXDEV: the walk
+ * ends outside. */
 static int arrive(struct outside *o, int opened)
 {
     _cleanup_close_ int fd = opened;
@@ -248,7 +257,8 @@ static int walk_outside(struct outside *o)
         bool last = o->rest[strspn(o->rest, "/")] == '\0';
         int fd = openat(o->at, name, O_PATH | O_NOFOLLOW | O_CLOEXEC | (last ? 0 : O_DIRECTORY));
         if (fd < 0 && errno == ENOTDIR && !last)
-            fd = openat(o->at, name, O_PATH | O_NOFOLLOW | O_CLOEXEC); /* a symbolic link, perhaps */
+            /* a symbolic link, perhaps */
+            fd = openat(o->at, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
         o->up = strcmp(name, "..") == 0;
         r = fd < 0 ? -errno : arrive(o, fd);
     }
@@ -326,7 +336,8 @@ static struct outside *outside_new(const struct guard *g, int at)
     return o;
 }
 
-/* Goes on with w->rest outside, from w->out (or "/"), until it is in the datastore again. 0: it is, at w->done. */
+/* Goes on with w->rest outside, from w->out (or "/"), until it is in the datastore again. 0: it is,
+ * at w->done. */
 static int leave(const struct guard *g, struct walk *w, bool from_root)
 {
     struct outside *o = outside_new(g, from_root ? -1 : w->out);

@@ -1,15 +1,19 @@
-/* zone.c: where I/O on an image must be looked at (struct format_zone), and the changes of guest data that go straight to a descriptor, which that
- * place must not overtake: a seal written into a range where such a change has passed its look and not yet landed would be planned from older bytes.
+/* zone.c: where I/O on an image must be looked at (struct format_zone), and the changes of guest
+ * data that go straight to a descriptor, which that place must not overtake: a seal written into a
+ * range where such a change has passed its look and not yet landed would be planned from older
+ * bytes.
  *
- * A direct change counts itself, then looks at the zone; whoever makes the zone wider publishes it, then waits until each of the two counters was zero once.
- * So one that counted itself too late to be waited for sees the new zone. Every atomic here is sequentially consistent. Two counters, so that new ones,
- * which go to the other one, cannot keep the wait from ending. */
+ * A direct change counts itself, then looks at the zone; whoever makes the zone wider publishes it,
+ * then waits until each of the two counters was zero once. So one that counted itself too late to
+ * be waited for sees the new zone. Every atomic here is sequentially consistent. Two counters, so
+ * that new ones, which go to the other one, cannot keep the wait from ending. */
 #include "base/hook.h"
 #include "guard/image.h"
 
 bool image_direct_begin(struct handle *h, uint64_t off, unsigned *ret_epoch)
 {
-    struct image *img = atomic_load(&h->inode->image); /* every handle that is open for write has one */
+    /* every handle that is open for write has one */
+    struct image *img = atomic_load(&h->inode->image);
     if (!img)
         return false;
     unsigned epoch = atomic_load(&img->epoch);
@@ -76,5 +80,6 @@ void image_zone_seen(struct image *img, const struct format_zone *zone)
 
 struct format_zone image_zone(const struct image *img)
 {
-    return (struct format_zone){.head = atomic_load(&img->zone_head), .tail = atomic_load(&img->zone_tail)};
+    return (struct format_zone){.head = atomic_load(&img->zone_head),
+                                .tail = atomic_load(&img->zone_tail)};
 }

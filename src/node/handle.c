@@ -5,8 +5,8 @@
 
 #include "base/sync.h"
 
-/* Slots live in chunks that are never moved nor freed before the table, so that a pointer stays good as long
- * as its handle is open. */
+/* Slots live in chunks that are never moved nor freed before the table, so that a pointer stays
+ * good as long as its handle is open. */
 #define CHUNK_SLOTS 1024u
 #define CHUNKS_MAX 16384u
 

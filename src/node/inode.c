@@ -7,8 +7,8 @@
 #include <sys/random.h>
 #include <sys/stat.h>
 
-/* Slots live in chunks that are never moved nor freed before the table, so that a pointer stays good as long
- * as its inode is pinned. */
+/* Slots live in chunks that are never moved nor freed before the table, so that a pointer stays
+ * good as long as its inode is pinned. */
 #define CHUNK_SLOTS 1024u
 #define CHUNKS_MAX 16384u
 #define BUCKETS_MIN 1024u
@@ -28,8 +28,8 @@ struct inode_table {
     unsigned long limit GUARDED_BY(lock); /* 0: nobody watches */
     void (*crowded)(void *arg) GUARDED_BY(lock);
     void *crowded_arg GUARDED_BY(lock);
-    uint32_t first_generation; /* random: a handle that an NFS client kept from an earlier daemon is stale,
-                                  not another file */
+    uint32_t first_generation; /* random: a handle that an NFS client kept from an earlier daemon is
+                                  stale, not another file */
     bool shared;               /* other hosts can reuse inode numbers behind our descriptors */
 };
 
@@ -157,7 +157,8 @@ static struct inode *alloc_locked(struct inode_table *t) REQUIRES(t->lock)
     return i;
 }
 
-static struct inode *make_locked(struct inode_table *t, int fd, const struct stat *st) REQUIRES(t->lock)
+static struct inode *make_locked(struct inode_table *t, int fd, const struct stat *st)
+    REQUIRES(t->lock)
 {
     struct inode *i = alloc_locked(t);
     if (!i)
@@ -185,7 +186,8 @@ static struct inode *make_locked(struct inode_table *t, int fd, const struct sta
 }
 
 /* Nobody knows it any more: its slot can be used again. */
-static void reap_locked(struct inode_table *t, struct inode *i, struct remains *ret) REQUIRES(t->lock)
+static void reap_locked(struct inode_table *t, struct inode *i, struct remains *ret)
+    REQUIRES(t->lock)
 {
     *ret = (struct remains){.fd = -1};
     if (i->pins > 0 || i->nlookup > 0)
@@ -264,9 +266,11 @@ void inode_put(struct inode_table *t, struct inode *i)
     bury(t, &r);
 }
 
-/* Does (dev, ino) still mean the file that the inode was made for? Our descriptor keeps a local inode number
- * from being reused; a server may have removed the file and given its number to the next one. */
-static bool same_file(const struct inode_table *t, const struct inode *i, int fd, const struct stat *st)
+/* Does (dev, ino) still mean the file that the inode was made for? Our descriptor keeps a local
+ * inode number from being reused; a server may have removed the file and given its number to the
+ * next one. */
+static bool same_file(const struct inode_table *t, const struct inode *i, int fd,
+                      const struct stat *st)
 {
     if (i->type != (st->st_mode & S_IFMT))
         return false;
@@ -362,7 +366,8 @@ void inode_last_name(struct inode_table *t, const struct inode *i, char *ret, si
 struct inode *inode_last_place(struct inode_table *t, struct inode *i, char *ret, size_t size)
 {
     mutex_lock(&t->lock);
-    struct inode *dir = i->name && !i->doubted && strlen(i->name) < size ? slot_locked(t, i->parent) : NULL;
+    struct inode *dir =
+        i->name && !i->doubted && strlen(i->name) < size ? slot_locked(t, i->parent) : NULL;
     if (dir && dir->type != S_IFDIR)
         dir = NULL; /* the directory is forgotten, its node id is another file's */
     if (dir) {
@@ -398,8 +403,8 @@ unsigned inode_idle_names(struct inode_table *t, struct inode_name *ret, unsigne
 {
     unsigned n = 0;
     mutex_lock(&t->lock);
-    for (uint64_t seen = 0; seen < 2 * t->slots && n < max;
-         seen++) { /* twice around: all may be used at first */
+    for (uint64_t seen = 0; seen < 2 * t->slots && n < max; seen++) { /* twice around: all may be
+                                                                         used at first */
         t->hand = t->hand + 1 < t->slots ? t->hand + 1 : 0;
         struct inode *i = slot_locked(t, t->hand + INODE_ROOT_ID);
         if (!i || i->pins > 0 || !i->name)

@@ -11,7 +11,8 @@
 
 #include "base/log.h"
 
-/* Numbers of processes are those of the pid namespace of this mount; a /proc of another namespace would show other processes under them. */
+/* Numbers of processes are those of the pid namespace of this mount; a /proc of another namespace
+ * would show other processes under them. */
 static pthread_once_t proc_once = PTHREAD_ONCE_INIT;
 static bool proc_is_ours;
 
@@ -22,9 +23,9 @@ static void proc_learn(void)
     me[n > 0 ? n : 0] = '\0';
     proc_is_ours = strtoull(me, NULL, 10) == (unsigned long long)getpid();
     if (!proc_is_ours)
-        log_msg(LOG_WARNING, "/proc is not of this daemon's pid namespace: who opens an image is not known, "
-                             "so that no process "
-                             "may open a second time what it holds (writers=host lifts that)");
+        log_msg(
+            LOG_WARNING,
+            "/proc is not of this daemon's pid namespace: who opens an image is not known, so that no process may open a second time what it holds (writers=host lifts that)");
 }
 
 /* Reads a file of /proc as one NUL-terminated text. */
@@ -52,7 +53,8 @@ static uint64_t thread_group(pid_t tid)
     return s ? strtoull(s + strlen("\nTgid:"), NULL, 10) : 0;
 }
 
-/* proc(5): field 22 of stat, counted after the name's closing parenthesis, which is the end of field 2. */
+/* proc(5): field 22 of stat, counted after the name's closing parenthesis, which is the end of
+ * field 2. */
 static uint64_t start_time(uint64_t pid)
 {
     char path[64], text[4096];

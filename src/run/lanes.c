@@ -89,7 +89,8 @@ static struct lane_job *take_locked(struct lanes *l, struct lane *lane) REQUIRES
     return j;
 }
 
-/* Counts one more runner, where a job waits that none is on its way to and the share has room: the caller submits it, without the lock. */
+/* Counts one more runner, where a job waits that none is on its way to and the share has room: the
+ * caller submits it, without the lock. */
 static bool grow_locked(struct lanes *l, struct lane *lane) REQUIRES(l->lock)
 {
     if (lane->queued <= lane->starting || lane->runners >= share_locked(l))

@@ -8,7 +8,8 @@
 
 #include "run/pool.h"
 
-/* One request that waits. It is on the list, or in the hands of the pool job that tries it, never both. */
+/* One request that waits. It is on the list, or in the hands of the pool job that tries it, never
+ * both. */
 struct parked {
     struct park *park;
     void *req;
@@ -19,8 +20,8 @@ struct parked {
     uint64_t due_ms;
     uint64_t kicks_seen;
     unsigned attempts;
-    bool interrupted; /* an INTERRUPT came; whether a signal is behind it is looked at in each turn from then
-                         on */
+    bool interrupted; /* an INTERRUPT came; whether a signal is behind it is looked at in each turn
+                         from then on */
     struct parked *prev, *next;
 };
 
@@ -35,7 +36,8 @@ struct park {
     bool stopping GUARDED_BY(lock);
 };
 
-/* Attempts may kick the park themselves (they let a hold go): two that wait for each other must not spin. */
+/* Attempts may kick the park themselves (they let a hold go): two that wait for each other must not
+ * spin. */
 #define RETRY_MIN_MS 2u
 #define RETRY_MAX_MS 100u
 
@@ -108,7 +110,8 @@ static enum park_turn turn_of(struct parked *e)
     bool interrupted = e->interrupted;
     e->kicks_seen = p->kicks;
     mutex_unlock(&p->lock);
-    /* A wait that ends by itself goes on where a signal is not certain; one that does not must stay killable. */
+    /* A wait that ends by itself goes on where a signal is not certain; one that does not must stay
+     * killable. */
     if (interrupted && p->caller.signalled(e->req, e->deadline_ms == PARK_FOREVER))
         return PARK_INTERRUPTED;
     return stopping || base_now_ms() >= e->deadline_ms ? PARK_LAST : PARK_AGAIN;
@@ -117,8 +120,8 @@ static enum park_turn turn_of(struct parked *e)
 static void retry(void *arg)
 {
     struct parked *e = arg;
-    /* When this returns, park_interrupt() does not run and will not: the attempt may answer, and then e is
-     * freed. */
+    /* When this returns, park_interrupt() does not run and will not: the attempt may answer, and
+     * then e is freed. */
     e->park->caller.watch(e->req, NULL);
     e->attempts++;
     enum park_turn turn = turn_of(e);
@@ -162,7 +165,8 @@ static void *clock_thread(void *arg)
         } else if (next == UINT64_MAX) {
             mutex_wait(&p->changed, &p->lock);
         } else {
-            struct timespec ts = {.tv_sec = (time_t)(next / 1000), .tv_nsec = (long)(next % 1000) * 1000000};
+            struct timespec ts = {.tv_sec = (time_t)(next / 1000),
+                                  .tv_nsec = (long)(next % 1000) * 1000000};
             pthread_cond_timedwait(&p->changed, &p->lock.m, &ts);
         }
     }

@@ -8,8 +8,8 @@
 
 #include "base/log.h"
 
-/* What the kernel takes at most: NGROUPS_MAX, <linux/limits.h>. Few callers have more than the first array
- * holds. */
+/* What the kernel takes at most: NGROUPS_MAX, <linux/limits.h>. Few callers have more than the
+ * first array holds. */
 #define GROUPS_FEW 64
 #define GROUPS_MAX 65536
 
@@ -66,8 +66,8 @@ static void back_to_self(void)
     }
 }
 
-/* The caller's supplementary groups; none where they cannot be known (another pid namespace, a kernel
- * thread). */
+/* The caller's supplementary groups; none where they cannot be known (another pid namespace, a
+ * kernel thread). */
 static int set_caller_groups(fuse_req_t req)
 {
     gid_t few[GROUPS_FEW];
@@ -90,7 +90,8 @@ int cred_enter(fuse_req_t req, struct cred *ret)
     struct cred c = {.changed = self.can_change && (ctx->uid != self.uid || ctx->gid != self.gid)};
 
     if (c.changed) {
-        /* Groups first: they need a capability that setfsuid takes away. Root needs none of them. */
+        /* Groups first: they need a capability that setfsuid takes away. Root needs none of them.
+         */
         int r = ctx->uid == 0 ? 0 : set_caller_groups(req);
         if (r == 0 && !set_fsgid(ctx->gid))
             r = -EPERM;

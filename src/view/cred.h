@@ -1,7 +1,9 @@
-/* cred.h: acts as the caller of a request for one system call, on this thread only (raw syscalls: glibc's would change every thread).
+/* cred.h: acts as the caller of a request for one system call, on this thread only (raw syscalls:
+ * glibc's would change every thread).
  *
- * Between cred_enter and cred_leave the thread has the caller's fsuid, fsgid, supplementary groups and umask, so that a new file belongs to
- * the caller, a set-gid directory hands on its group, and the storage checks with the caller's identity. Needs unshare(CLONE_FS) on the thread. */
+ * Between cred_enter and cred_leave the thread has the caller's fsuid, fsgid, supplementary groups
+ * and umask, so that a new file belongs to the caller, a set-gid directory hands on its group, and
+ * the storage checks with the caller's identity. Needs unshare(CLONE_FS) on the thread. */
 #ifndef DISKGUARD_CRED_H
 #define DISKGUARD_CRED_H
 

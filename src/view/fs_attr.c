@@ -88,7 +88,8 @@ static int set_owner(const struct change *c)
 {
     uid_t uid = c->to_set & FUSE_SET_ATTR_UID ? c->attr.st_uid : (uid_t)-1;
     gid_t gid = c->to_set & FUSE_SET_ATTR_GID ? c->attr.st_gid : (gid_t)-1;
-    return fchownat(c->inode->fd, "", uid, gid, AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW) < 0 ? -errno : 0;
+    return fchownat(c->inode->fd, "", uid, gid, AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW) < 0 ? -errno
+                                                                                         : 0;
 }
 
 static int set_mode(const struct change *c)
@@ -116,8 +117,8 @@ static int set_times(const struct change *c)
     return utimensat(c->inode->fd, "", tv, AT_EMPTY_PATH) < 0 ? -errno : 0;
 }
 
-/* The kernel of the view has checked that the caller may. On storage that does not let this daemon change
- * what is not its own (NFS with root squash) it is done as the caller. */
+/* The kernel of the view has checked that the caller may. On storage that does not let this daemon
+ * change what is not its own (NFS with root squash) it is done as the caller. */
 static int as_either(const struct change *c, int (*fn)(const struct change *c))
 {
     int r = fn(c);
@@ -139,8 +140,8 @@ static int set_others(const struct change *c)
         r = as_either(c, set_owner);
     if (r == 0 && c->to_set & FUSE_SET_ATTR_MODE)
         r = as_either(c, set_mode);
-    const int times =
-        FUSE_SET_ATTR_ATIME | FUSE_SET_ATTR_MTIME | FUSE_SET_ATTR_ATIME_NOW | FUSE_SET_ATTR_MTIME_NOW;
+    const int times = FUSE_SET_ATTR_ATIME | FUSE_SET_ATTR_MTIME | FUSE_SET_ATTR_ATIME_NOW |
+                      FUSE_SET_ATTR_MTIME_NOW;
     if (r == 0 && c->to_set & times)
         r = as_either(c, set_times);
     if (r == -EBUSY) {
@@ -205,7 +206,8 @@ static int truncate_handle(struct view *v, struct handle *h, uint64_t size)
     return r < 0 ? r : image_ftruncate(v->guard, h, size);
 }
 
-void fs_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set, struct fuse_file_info *fi)
+void fs_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set,
+                struct fuse_file_info *fi)
 {
     struct view *v = view_of(req);
     struct change c = {.req = req, .v = v, .attr = *attr, .to_set = to_set};
@@ -271,8 +273,8 @@ static int xattr_as_caller(fuse_req_t req, const struct xattr *x, int (*fn)(cons
 
 static int xattr_change(fuse_req_t req, const struct xattr *x, int (*fn)(const struct xattr *x))
 {
-    /* Setting an access ACL clears the set-group-id bit for a caller outside the group; only the datastore
-     * can decide that. */
+    /* Setting an access ACL clears the set-group-id bit for a caller outside the group; only the
+     * datastore can decide that. */
     bool acl = strcmp(x->name, "system.posix_acl_access") == 0 && fuse_req_ctx(req)->uid != 0;
     int r = acl ? xattr_as_caller(req, x, fn) : fn(x);
     if (r != -EPERM && r != -EACCES)
@@ -280,7 +282,8 @@ static int xattr_change(fuse_req_t req, const struct xattr *x, int (*fn)(const s
     return acl ? fn(x) : xattr_as_caller(req, x, fn);
 }
 
-static void xattr_run(fuse_req_t req, fuse_ino_t ino, struct xattr *x, int (*fn)(const struct xattr *x))
+static void xattr_run(fuse_req_t req, fuse_ino_t ino, struct xattr *x,
+                      int (*fn)(const struct xattr *x))
 {
     struct view *v = view_of(req);
     struct inode *i = inode_get(v->guard->inodes, ino);
@@ -293,7 +296,8 @@ static void xattr_run(fuse_req_t req, fuse_ino_t ino, struct xattr *x, int (*fn)
     fuse_reply_err(req, -r);
 }
 
-void fs_setxattr(fuse_req_t req, fuse_ino_t ino, const char *name, const char *value, size_t size, int flags)
+void fs_setxattr(fuse_req_t req, fuse_ino_t ino, const char *name, const char *value, size_t size,
+                 int flags)
 {
     struct xattr x = {.name = name, .value = value, .size = size, .flags = flags};
     xattr_run(req, ino, &x, xattr_set);
@@ -311,7 +315,8 @@ static ssize_t xattr_get(const char *path, const char *name, char *buf, size_t s
     return n < 0 ? -errno : n;
 }
 
-/* Takes the names out that the kernel shows only to those who may read them: it looked at us, not at the caller. */
+/* Takes the names out that the kernel shows only to those who may read them: it looked at us, not
+ * at the caller. */
 static size_t hide_trusted(char *list, size_t len)
 {
     size_t kept = 0;

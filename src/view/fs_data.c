@@ -1,5 +1,6 @@
-/* fs_data.c: the data path. Guest data (image_is_data) goes straight to the handle's descriptor: no lock, no copy, no allocation. What a host reads
- * that does not hold the image is only answered when it cannot be sealed bytes (image_read_sound). */
+/* fs_data.c: the data path. Guest data (image_is_data) goes straight to the handle's descriptor: no
+ * lock, no copy, no allocation. What a host reads that does not hold the image is only answered
+ * when it cannot be sealed bytes (image_read_sound). */
 #include "view/fs.h"
 
 #include <fcntl.h>
@@ -11,7 +12,8 @@
 #include "guard/guard.h"
 #include "run/pool.h"
 
-/* Alignment that every O_DIRECT backing file accepts (open(2), O_DIRECT: logical block size, at most a page).
+/* Alignment that every O_DIRECT backing file accepts (open(2), O_DIRECT: logical block size, at
+ * most a page).
  */
 #define DATA_ALIGN 4096u
 
@@ -68,8 +70,8 @@ bool fs_data_direct(const struct handle *h, bool write, uint64_t off)
 }
 
 /* As guest data. *ret_sound false: what was read must be forgotten, and be read by image_read(). */
-static ssize_t read_direct(struct view *v, struct handle *h, const struct image_read *began, void *buf,
-                           size_t size, uint64_t off, bool *ret_sound)
+static ssize_t read_direct(struct view *v, struct handle *h, const struct image_read *began,
+                           void *buf, size_t size, uint64_t off, bool *ret_sound)
 {
     ssize_t n = HOOK_FAIL("data.read");
     if (n == 0)
@@ -89,7 +91,8 @@ static ssize_t read_at(struct view *v, struct handle *h, void *buf, size_t size,
     return sound ? n : image_read(v->guard, h, buf, size, off, true);
 }
 
-/* ---- a request on its way to the pool: the storage refused it (reopen.c), or a read must be done with care ---- */
+/* ---- a request on its way to the pool: the storage refused it (reopen.c), or a read must be done
+ * with care ---- */
 
 struct later {
     struct view *v;
@@ -101,8 +104,8 @@ struct later {
     uint64_t off;
     void *buf; /* aligned; of a write: its payload */
 };
-static ssize_t write_at(struct view *v, struct handle *h, const void *buf, size_t size, uint64_t off,
-                        bool page, bool *ret_direct);
+static ssize_t write_at(struct view *v, struct handle *h, const void *buf, size_t size,
+                        uint64_t off, bool page, bool *ret_direct);
 
 /* n: the outcome. */
 static void later_reply(struct later *l, ssize_t n)
@@ -135,8 +138,8 @@ static void doubt_again(void *arg)
 }
 
 /* NULL: out of memory. */
-static struct later *later_new(struct view *v, fuse_req_t req, struct handle *h, const void *payload,
-                               size_t size, uint64_t off)
+static struct later *later_new(struct view *v, fuse_req_t req, struct handle *h,
+                               const void *payload, size_t size, uint64_t off)
 {
     struct later *l = malloc(sizeof(*l));
     void *buf = aligned_alloc(DATA_ALIGN, (size + DATA_ALIGN - 1) / DATA_ALIGN * DATA_ALIGN);
@@ -153,8 +156,8 @@ static struct later *later_new(struct view *v, fuse_req_t req, struct handle *h,
 }
 
 /* true: it will be answered later. */
-static bool failed_later(struct view *v, fuse_req_t req, struct handle *h, ssize_t err, const void *payload,
-                         size_t size, uint64_t off, bool page)
+static bool failed_later(struct view *v, fuse_req_t req, struct handle *h, ssize_t err,
+                         const void *payload, size_t size, uint64_t off, bool page)
 {
     struct later *l = later_new(v, req, h, payload, size, off);
     if (!l)
@@ -191,8 +194,9 @@ void fs_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse
     struct image_read began = image_read_begin(h);
     bool sound = true;
     HOOK("read.look");
-    ssize_t n = image_is_data(h, (uint64_t)off) ? read_direct(v, h, &began, buf, size, (uint64_t)off, &sound)
-                                                : image_read(v->guard, h, buf, size, (uint64_t)off, false);
+    ssize_t n = image_is_data(h, (uint64_t)off)
+                    ? read_direct(v, h, &began, buf, size, (uint64_t)off, &sound)
+                    : image_read(v->guard, h, buf, size, (uint64_t)off, false);
     if (!sound) {
         doubt_later(v, req, h, size, (uint64_t)off);
         return;
@@ -205,8 +209,8 @@ void fs_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse
         fuse_reply_buf(req, buf, (size_t)n);
 }
 
-static ssize_t write_direct(struct view *v, struct handle *h, const void *buf, size_t size, uint64_t off,
-                            bool page)
+static ssize_t write_direct(struct view *v, struct handle *h, const void *buf, size_t size,
+                            uint64_t off, bool page)
 {
     bool guarded = atomic_load_explicit(&h->guarded, memory_order_relaxed);
     int allowed = image_write_allowed(h);
@@ -227,13 +231,15 @@ static ssize_t write_direct(struct view *v, struct handle *h, const void *buf, s
     return n;
 }
 
-/* page: of a shared mapping. *ret_direct: it went straight to the handle's descriptor, so that a failure may be mended and the write repeated. */
-static ssize_t write_at(struct view *v, struct handle *h, const void *buf, size_t size, uint64_t off,
-                        bool page, bool *ret_direct)
+/* page: of a shared mapping. *ret_direct: it went straight to the handle's descriptor, so that a
+ * failure may be mended and the write repeated. */
+static ssize_t write_at(struct view *v, struct handle *h, const void *buf, size_t size,
+                        uint64_t off, bool page, bool *ret_direct)
 {
     *ret_direct = false;
     if (page && h->managed)
-        return -EBUSY; /* the rest of the page may be older than what another host wrote before the claim */
+        /* the rest of the page may be older than what another host wrote before the claim */
+        return -EBUSY;
     int r = image_first_change(v->guard, h);
     if (r < 0)
         return r;
@@ -297,7 +303,8 @@ void fs_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_inf
     fuse_reply_err(req, -r);
 }
 
-void fs_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off, off_t len, struct fuse_file_info *fi)
+void fs_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off, off_t len,
+                  struct fuse_file_info *fi)
 {
     (void)ino;
     struct view *v = view_of(req);
@@ -320,25 +327,29 @@ void fs_lseek(fuse_req_t req, fuse_ino_t ino, off_t off, int whence, struct fuse
     int err = h ? 0 : -EBADF;
     if (h && image_past_cache(h)) /* a size kept in the cache would bound the answer */
         err = io_fresh_stat(h->fd, &st);
-    off_t r = err == 0 ? lseek(h->fd, off, whence) : -1; /* the descriptor's own position is used by nobody */
+    /* the descriptor's own position is used by nobody */
+    off_t r = err == 0 ? lseek(h->fd, off, whence) : -1;
     if (r < 0)
         fuse_reply_err(req, err ? -err : errno);
     else
         fuse_reply_lseek(req, r);
 }
 
-/* Of what is not guest data one call copies no more than COPY_MOST, so that a signal ends a long copy: short counts are what callers of
- * copy_file_range(2) must expect. */
+/* Of what is not guest data one call copies no more than COPY_MOST, so that a signal ends a long
+ * copy: short counts are what callers of copy_file_range(2) must expect. */
 #define COPY_PIECE (256u << 10)
 #define COPY_MOST (1u << 20)
 
-/* What is not guest data goes through the overlay, piece by piece. Never under the locks of both images at a time. */
+/* What is not guest data goes through the overlay, piece by piece. Never under the locks of both
+ * images at a time. */
 static ssize_t copy_head(struct view *v, struct handle *in, uint64_t off_in, struct handle *out,
                          uint64_t off_out, size_t len)
 {
-    /* Where both begin in the first FORMAT_REACH bytes, as they mostly do, no more than that: the rest is the storage's to copy. */
-    size_t piece = DG_MAX(off_in, off_out) < FORMAT_REACH ? (size_t)(FORMAT_REACH - DG_MIN(off_in, off_out))
-                                                          : COPY_PIECE;
+    /* Where both begin in the first FORMAT_REACH bytes, as they mostly do, no more than that: the
+     * rest is the storage's to copy. */
+    size_t piece = DG_MAX(off_in, off_out) < FORMAT_REACH
+                       ? (size_t)(FORMAT_REACH - DG_MIN(off_in, off_out))
+                       : COPY_PIECE;
     len = DG_MIN(len, piece);
     void *buf = buffer_get(COPY_PIECE);
     if (!buf)
@@ -351,8 +362,8 @@ static ssize_t copy_head(struct view *v, struct handle *in, uint64_t off_in, str
 }
 
 /* Far from every header. Below it is the caller's business. */
-static ssize_t copy_far(struct handle *in, uint64_t off_in, struct handle *out, uint64_t off_out, size_t len,
-                        unsigned flags)
+static ssize_t copy_far(struct handle *in, uint64_t off_in, struct handle *out, uint64_t off_out,
+                        size_t len, unsigned flags)
 {
     int allowed = image_write_allowed(out);
     if (allowed < 0)
@@ -366,7 +377,8 @@ static ssize_t copy_far(struct handle *in, uint64_t off_in, struct handle *out, 
     off_t from = (off_t)off_in, to = (off_t)off_out;
     unsigned epoch;
     if (!image_direct_begin(out, off_out, &epoch))
-        return -EXDEV; /* has become a part of the header just now: the kernel copies by itself then */
+        /* has become a part of the header just now: the kernel copies by itself then */
+        return -EXDEV;
     ssize_t n = copy_file_range(in->fd, &from, out->fd, &to, len, flags);
     int err = errno;
     image_direct_end(out, epoch);
@@ -374,10 +386,12 @@ static ssize_t copy_far(struct handle *in, uint64_t off_in, struct handle *out, 
     return n < 0 ? -err : n;
 }
 
-/* Lets the storage copy as much from here on as neither side must look at. 0: nothing was copied, or *ret_doubt bytes that may be sealed ones: copy_head()
- * must write the right ones over them. *ret_end: that is all, a count of 0 the end of the file. */
+/* Lets the storage copy as much from here on as neither side must look at. 0: nothing was copied,
+ * or *ret_doubt bytes that may be sealed ones: copy_head() must write the right ones over them.
+ * *ret_end: that is all, a count of 0 the end of the file. */
 static ssize_t copy_sound(struct view *v, struct handle *in, uint64_t off_in, struct handle *out,
-                          uint64_t off_out, size_t len, unsigned flags, bool *ret_end, size_t *ret_doubt)
+                          uint64_t off_out, size_t len, unsigned flags, bool *ret_end,
+                          size_t *ret_doubt)
 {
     struct image_read began = image_read_begin(in);
     *ret_end = false;
@@ -399,14 +413,14 @@ static ssize_t copy_range(fuse_req_t req, struct handle *in, uint64_t off_in, st
                           uint64_t off_out, size_t len, unsigned flags)
 {
     struct view *v = view_of(req);
-    size_t done = 0, slow = 0,
-           must = 0; /* slow: of these, by copy_head(); must: up to where that may not stop */
+    size_t done = 0, slow = 0, must = 0; /* slow: of these, by copy_head(); must: up to where that
+                                            may not stop */
     ssize_t n = 0;
     for (bool end = false; done < len && !end; done += n > 0 ? (size_t)n : 0) {
         size_t doubt = 0;
-        n = done >= must
-                ? copy_sound(v, in, off_in + done, out, off_out + done, len - done, flags, &end, &doubt)
-                : 0;
+        n = done >= must ? copy_sound(v, in, off_in + done, out, off_out + done, len - done, flags,
+                                      &end, &doubt)
+                         : 0;
         must = DG_MAX(must, done + doubt);
         if (n != 0 || end)
             continue;
@@ -419,9 +433,9 @@ static ssize_t copy_range(fuse_req_t req, struct handle *in, uint64_t off_in, st
     return done > 0 ? (ssize_t)done : n;
 }
 
-void fs_copy_file_range(fuse_req_t req, fuse_ino_t ino_in, off_t off_in, struct fuse_file_info *fi_in,
-                        fuse_ino_t ino_out, off_t off_out, struct fuse_file_info *fi_out, size_t len,
-                        int flags)
+void fs_copy_file_range(fuse_req_t req, fuse_ino_t ino_in, off_t off_in,
+                        struct fuse_file_info *fi_in, fuse_ino_t ino_out, off_t off_out,
+                        struct fuse_file_info *fi_out, size_t len, int flags)
 {
     (void)ino_in;
     (void)ino_out;

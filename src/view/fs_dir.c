@@ -7,8 +7,8 @@
 #include "view/fs.h"
 #include "view/prune.h"
 
-/* Offsets are the backing directory's own (d_off), so that seekdir(3) works as there, also after names came
- * or went. */
+/* Offsets are the backing directory's own (d_off), so that seekdir(3) works as there, also after
+ * names came or went. */
 struct stream {
     struct mutex lock; /* one reader at a time; held while the directory is read */
     int fd;
@@ -119,8 +119,8 @@ static bool is_hidden(const struct view *v, const struct inode *dir, const struc
            strcmp(e->d_name, "..") != 0;
 }
 
-/* Moves to an offset; a reader that goes on where it was keeps what is buffered. 0 always starts anew:
- * rewinddir(3) must see new names. */
+/* Moves to an offset; a reader that goes on where it was keeps what is buffered. 0 always starts
+ * anew: rewinddir(3) must see new names. */
 static int seek_locked(struct stream *s, off_t off) REQUIRES(s->lock)
 {
     if (s->at_valid && s->at == off && off != 0)
@@ -164,8 +164,8 @@ static size_t entry_size(fuse_req_t req, const char *name, bool plus)
 }
 
 /* Copies the entries that fit into a reply of `size` bytes. */
-static int collect(fuse_req_t req, const struct inode *dir, struct stream *s, off_t off, size_t size,
-                   bool plus, struct batch *b) EXCLUDES(s->lock)
+static int collect(fuse_req_t req, const struct inode *dir, struct stream *s, off_t off,
+                   size_t size, bool plus, struct batch *b) EXCLUDES(s->lock)
 {
     const struct view *v = view_of(req);
     mutex_lock(&s->lock);
@@ -196,17 +196,18 @@ static ino_t entry_ino(struct view *v, const struct inode *dir, const struct dir
     return fs_attr_ino(v, dir->dev, above_root ? dir->ino : e->d_ino);
 }
 
-static size_t add_plain(fuse_req_t req, const struct inode *dir, const struct dirent64 *e, char *out,
-                        size_t room)
+static size_t add_plain(fuse_req_t req, const struct inode *dir, const struct dirent64 *e,
+                        char *out, size_t room)
 {
-    struct stat st = {.st_ino = entry_ino(view_of(req), dir, e), .st_mode = (mode_t)DTTOIF(e->d_type)};
+    struct stat st = {.st_ino = entry_ino(view_of(req), dir, e),
+                      .st_mode = (mode_t)DTTOIF(e->d_type)};
     return fuse_add_direntry(req, out, room, e->d_name, &st, e->d_off);
 }
 
-/* With attributes and a counted lookup, except for "." and ".." and for what cannot be looked up (then the
- * kernel asks by name). */
-static size_t add_plus(fuse_req_t req, struct inode *dir, const struct dirent64 *e, char *out, size_t room,
-                       fuse_ino_t *ret_ino)
+/* With attributes and a counted lookup, except for "." and ".." and for what cannot be looked up
+ * (then the kernel asks by name). */
+static size_t add_plus(fuse_req_t req, struct inode *dir, const struct dirent64 *e, char *out,
+                       size_t room, fuse_ino_t *ret_ino)
 {
     struct view *v = view_of(req);
     struct fuse_entry_param p = {0};
@@ -220,8 +221,8 @@ static size_t add_plus(fuse_req_t req, struct inode *dir, const struct dirent64 
     return fuse_add_direntry_plus(req, out, room, e->d_name, &p, e->d_off);
 }
 
-/* Every lookup costs a descriptor. While there are many, names alone must do: the kernel asks for what is
- * really used. */
+/* Every lookup costs a descriptor. While there are many, names alone must do: the kernel asks for
+ * what is really used. */
 static bool short_of_descriptors(const struct view *v)
 {
     return inode_count(v->guard->inodes) > prune_limit();
@@ -247,8 +248,8 @@ static void fill(fuse_req_t req, struct inode *dir, const struct batch *b, size_
         } else if (lookups) {
             ret->len += add_plus(req, dir, e, out, room, &ret->counted[ret->n++]);
         } else {
-            struct fuse_entry_param p = {
-                .attr = {.st_ino = entry_ino(view_of(req), dir, e), .st_mode = (mode_t)DTTOIF(e->d_type)}};
+            struct fuse_entry_param p = {.attr = {.st_ino = entry_ino(view_of(req), dir, e),
+                                                  .st_mode = (mode_t)DTTOIF(e->d_type)}};
             ret->len += fuse_add_direntry_plus(req, out, room, e->d_name, &p, e->d_off);
         }
     }
@@ -291,7 +292,8 @@ void fs_readdir(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct f
     read_dir(req, size, off, fi, false);
 }
 
-void fs_readdirplus(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi)
+void fs_readdirplus(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
+                    struct fuse_file_info *fi)
 {
     (void)ino;
     read_dir(req, size, off, fi, true);

@@ -1,19 +1,22 @@
 /* fs_lock.c: locks of the view, forwarded to the datastore.
  *
- * An owner is what the kernel says that it is: a process for POSIX locks, an open file for OFD locks, a
- * handle for flock. Each owner has an open file description of its own on the backing file, and its byte
- * locks are OFD locks there; so both meanings come out exact, and other hosts see them. Kept on this host, on
- * a memfd that stands for the file, are:
+ * An owner is what the kernel says that it is: a process for POSIX locks, an open file for OFD
+ * locks, a handle for flock. Each owner has an open file description of its own on the backing
+ * file, and its byte locks are OFD locks there; so both meanings come out exact, and other hosts
+ * see them. Kept on this host, on a memfd that stands for the file, are:
  *   - byte ranges at or beyond DG_FENCE_OFFSET, whose first byte is the fence lock,
- *   - flock where the fence lock itself is one (OCFS2), and on GFS2, where it hangs (design section 6),
+ *   - flock where the fence lock itself is one (OCFS2), and on GFS2, where it hangs (design section
+ * 6),
  *   - everything where the backing file system has no locks.
- * flock where it is one name space with byte locks (NFS): a byte lock of all that lies below the fence, on the owner's own descriptor, which never
- * carries the fence. It meets the flock of other hosts and views as a flock would. Elsewhere it is an flock of that descriptor: the handle's own may be replaced.
- * The kernel tells an open file by its address, which the next file that is opened may have as soon as the last descriptor is closed, and so before our release of the former one. Then
- * the same number means two owners. That it is an open file's, and which, is known by the handle and by who locks and closes: owner_is().
- * A lock by which a writer says that the file is a disk is granted when that is claimed: disk.h.
- * Not as on a plain file: no EDEADLK, and l_pid is 0 for a lock of another host or of a program outside the
- * view. */
+ * flock where it is one name space with byte locks (NFS): a byte lock of all that lies below the
+ * fence, on the owner's own descriptor, which never carries the fence. It meets the flock of other
+ * hosts and views as a flock would. Elsewhere it is an flock of that descriptor: the handle's own
+ * may be replaced. The kernel tells an open file by its address, which the next file that is opened
+ * may have as soon as the last descriptor is closed, and so before our release of the former one.
+ * Then the same number means two owners. That it is an open file's, and which, is known by the
+ * handle and by who locks and closes: owner_is(). A lock by which a writer says that the file is a
+ * disk is granted when that is claimed: disk.h. Not as on a plain file: no EDEADLK, and l_pid is 0
+ * for a lock of another host or of a program outside the view. */
 #include <fcntl.h>
 #include <string.h>
 #include <sys/file.h>
@@ -35,16 +38,20 @@ enum owner_kind { OWNER_BYTES, OWNER_FLOCK };
 
 struct owner {
     enum owner_kind kind;
-    uint64_t id;         /* lock owner of the kernel; for flock: the handle */
-    struct handle *via;  /* that introduced it; only compared. Under inode_locks.lock, as the next two */
-    struct handle *also; /* another one that used it, and may be of an open file that came after via's */
-    bool is_file;        /* it is an open file, not a process: its process has closed it as another owner */
+    uint64_t id; /* lock owner of the kernel; for flock: the handle */
+    /* that introduced it; only compared. Under inode_locks.lock, as the next two */
+    struct handle *via;
+    /* another one that used it, and may be of an open file that came after via's */
+    struct handle *also;
+    /* it is an open file, not a process: its process has closed it as another owner */
+    bool is_file;
     struct byte_owner bytes; /* what it has of QEMU's bytes, and its pid */
     struct image_reader reader;
     atomic_int fd;         /* on the backing file; -1: not opened yet */
     atomic_int host_fd;    /* on the memfd; -1: not opened yet */
     atomic_bool forwarded; /* flock: it went to the backing file */
-    unsigned refs;         /* under inode_locks.lock: the list has one, each operation under way has one */
+    /* under inode_locks.lock: the list has one, each operation under way has one */
+    unsigned refs;
     struct owner *next;
 };
 
@@ -54,8 +61,8 @@ struct inode_locks {
     struct mutex lock;
     struct owner *owners GUARDED_BY(lock);
     atomic_int memfd;
-    atomic_bool backing_ok; /* the backing file has granted a lock: a later ENOLCK is an error, not a missing
-                               feature */
+    atomic_bool backing_ok; /* the backing file has granted a lock: a later ENOLCK is an error, not
+                               a missing feature */
     atomic_bool host_only;
 };
 
@@ -122,7 +129,8 @@ struct asker {
     bool looked;
 };
 
-/* Is this owner the asker? An open file has one handle; a process may have several, and never asks through the handle of another one's open file. */
+/* Is this owner the asker? An open file has one handle; a process may have several, and never asks
+ * through the handle of another one's open file. */
 static bool owner_is(const struct owner *o, const struct asker *a)
 {
     if (o->kind != a->kind || o->id != a->id)
@@ -131,7 +139,8 @@ static bool owner_is(const struct owner *o, const struct asker *a)
     return o->via == a->h || !(o->is_file || (pid && a->pid && pid != a->pid));
 }
 
-static struct owner *owner_find_locked(struct inode_locks *l, const struct asker *a) REQUIRES(l->lock)
+static struct owner *owner_find_locked(struct inode_locks *l, const struct asker *a)
+    REQUIRES(l->lock)
 {
     struct owner *o = l->owners;
     while (o && !owner_is(o, a))
@@ -236,9 +245,10 @@ static bool fall_back(struct inode_locks *l, int err)
         return false;
     atomic_store(&l->host_only, true);
     if (!atomic_exchange(&logged, true))
-        log_msg(LOG_NOTICE,
-                "the datastore has no file locks (%s): locks of programs are kept on this host alone",
-                strerror(-err));
+        log_msg(
+            LOG_NOTICE,
+            "the datastore has no file locks (%s): locks of programs are kept on this host alone",
+            strerror(-err));
     return true;
 }
 
@@ -288,7 +298,8 @@ static int set_on_host(struct inode_locks *l, struct owner *o, short type, struc
     return set_range(host_fd(l, o), type, r);
 }
 
-static int set_below(struct inode *i, struct inode_locks *l, struct owner *o, short type, struct range r)
+static int set_below(struct inode *i, struct inode_locks *l, struct owner *o, short type,
+                     struct range r)
 {
     if (atomic_load(&l->host_only))
         return set_on_host(l, o, type, r);
@@ -304,7 +315,8 @@ static int set_below(struct inode *i, struct inode_locks *l, struct owner *o, sh
 }
 
 /* -EAGAIN: somebody else's lock is in the way. */
-static int set_lock(struct inode *i, struct inode_locks *l, struct owner *o, const struct flock *lock)
+static int set_lock(struct inode *i, struct inode_locks *l, struct owner *o,
+                    const struct flock *lock)
 {
     struct range below, above;
     if (lock->l_type == F_UNLCK) /* before another program can find that nobody has it */
@@ -323,7 +335,8 @@ static int set_lock(struct inode *i, struct inode_locks *l, struct owner *o, con
 
 static int query(int fd, const struct flock *lock, struct range r, struct flock *ret)
 {
-    *ret = (struct flock){.l_type = lock->l_type, .l_whence = SEEK_SET, .l_start = r.start, .l_len = r.len};
+    *ret = (struct flock){
+        .l_type = lock->l_type, .l_whence = SEEK_SET, .l_start = r.start, .l_len = r.len};
     if (fd < 0)
         return fd;
     return fcntl(fd, F_OFD_GETLK, ret) < 0 ? -errno : 0;
@@ -340,8 +353,8 @@ static int query_below(struct inode *i, struct owner *o, const struct flock *loc
 }
 
 /* *ret_pid: -1 where it is not known yet. */
-static int get_lock(struct inode *i, struct inode_locks *l, struct owner *o, const struct flock *lock,
-                    struct flock *ret, pid_t *ret_pid)
+static int get_lock(struct inode *i, struct inode_locks *l, struct owner *o,
+                    const struct flock *lock, struct flock *ret, pid_t *ret_pid)
 {
     struct range part;
     *ret = (struct flock){.l_type = F_UNLCK};
@@ -357,8 +370,8 @@ static int get_lock(struct inode *i, struct inode_locks *l, struct owner *o, con
     return r;
 }
 
-/* Whose lock is it? An open file description never meets its own locks: the owner that sees nothing there has
- * it. */
+/* Whose lock is it? An open file description never meets its own locks: the owner that sees nothing
+ * there has it. */
 static pid_t pid_of(struct inode_locks *l, const struct flock *found)
 {
     struct owner *all[64];
@@ -405,9 +418,10 @@ static int try_get(struct get_op *op, bool last, struct flock *ret)
     if (r == 0 && ret->l_type != F_UNLCK)
         ret->l_pid = pid >= 0 ? pid : pid_of(l, ret);
     else if (r == 0)
-        r = image_reader_ask(op->v->guard, i, &o->reader, op->lock.l_type, op->lock.l_start, op->lock.l_len,
-                             ret);
-    if (r == -EBUSY && (last || image_wait_is_vain(op->v->guard, i, &op->h->opener, op->since_ms))) {
+        r = image_reader_ask(op->v->guard, i, &o->reader, op->lock.l_type, op->lock.l_start,
+                             op->lock.l_len, ret);
+    if (r == -EBUSY &&
+        (last || image_wait_is_vain(op->v->guard, i, &op->h->opener, op->since_ms))) {
         image_reader_refused(op->v->guard, i, &o->reader);
         r = 0;
     }
@@ -440,8 +454,12 @@ void fs_getlk(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi, struct 
         fuse_reply_err(req, h ? ENOMEM : EBADF);
         return;
     }
-    *op = (struct get_op){
-        .req = req, .v = v, .h = h, .owner = fi->lock_owner, .since_ms = base_now_ms(), .lock = *lock};
+    *op = (struct get_op){.req = req,
+                          .v = v,
+                          .h = h,
+                          .owner = fi->lock_owner,
+                          .since_ms = base_now_ms(),
+                          .lock = *lock};
     park_start(v->park, req, get_turn, op, v->guard->opt.wait_s * UINT64_C(1000));
 }
 
@@ -466,7 +484,8 @@ static int flock_fd(int fd, int op)
     return flock(fd, op | LOCK_NB) == 0 ? 0 : -errno;
 }
 
-/* Where an flock goes. The same for plain files and images, so that one which becomes the other takes its locks along. */
+/* Where an flock goes. The same for plain files and images, so that one which becomes the other
+ * takes its locks along. */
 enum flock_way { FLOCK_HOST, FLOCK_BYTES, FLOCK_FILE };
 
 static enum flock_way flock_way(const struct view *v)
@@ -511,8 +530,9 @@ static int try_flock(struct lock_op *op, struct inode_locks *l)
     return r;
 }
 
-/* ---- two programs that write through one open file, which a third one has passed to both: QEMU's locks do not see each other there, for an open file never meets its own. The kernel
- * names the process that locks. ---- */
+/* ---- two programs that write through one open file, which a third one has passed to both: QEMU's
+ * locks do not see each other there, for an open file never meets its own. The kernel names the
+ * process that locks. ---- */
 
 static bool is_alive(const struct opener *who)
 {
@@ -524,8 +544,9 @@ static bool is_alive(const struct opener *who)
 static struct opener says_write(const struct lock_op *op)
 {
     struct opener who = {0};
-    if (op->lock.l_type == F_UNLCK || op->lock.l_pid <= 0 || op->v->guard->opt.writers != WRITERS_PROCESS ||
-        !atomic_load(&op->h->guarded) || !opener_process((uint64_t)op->lock.l_pid, &who))
+    if (op->lock.l_type == F_UNLCK || op->lock.l_pid <= 0 ||
+        op->v->guard->opt.writers != WRITERS_PROCESS || !atomic_load(&op->h->guarded) ||
+        !opener_process((uint64_t)op->lock.l_pid, &who))
         return (struct opener){0};
     return who;
 }
@@ -542,19 +563,20 @@ static bool swap_writer(struct inode_locks *l, struct owner *o, const struct ope
     return same;
 }
 
-/* Before a lock of byte 101: *ret_before: whom it replaces as the writer through this open file. -EAGAIN, logged: another process has said so, is alive, and has not taken it back. */
+/* Before a lock of byte 101: *ret_before: whom it replaces as the writer through this open file.
+ * -EAGAIN, logged: another process has said so, is alive, and has not taken it back. */
 static int note_writer(const struct lock_op *op, struct inode_locks *l, struct owner *o,
                        const struct opener *who, struct opener *ret_before)
 {
     mutex_lock(&l->lock);
     *ret_before = o->bytes.writes;
     mutex_unlock(&l->lock);
-    if (who->pid != 0 && ret_before->pid != 0 && !opener_same(ret_before, who) && is_alive(ret_before)) {
-        image_log_refused(op->v->guard, op->h->inode, "a lock on QEMU's byte 101 (\"I write\")",
-                          "asked for by pid %llu, through the same open file by which pid %llu writes it: "
-                          "some program passed that to both. One process at a time may write an image "
-                          "(option writers=)",
-                          (unsigned long long)who->pid, (unsigned long long)ret_before->pid);
+    if (who->pid != 0 && ret_before->pid != 0 && !opener_same(ret_before, who) &&
+        is_alive(ret_before)) {
+        image_log_refused(
+            op->v->guard, op->h->inode, "a lock on QEMU's byte 101 (\"I write\")",
+            "asked for by pid %llu, through the same open file by which pid %llu writes it: some program passed that to both. One process at a time may write an image (option writers=)",
+            (unsigned long long)who->pid, (unsigned long long)ret_before->pid);
         return -EAGAIN;
     }
     return swap_writer(l, o, ret_before, who) ? 0 : -EAGAIN; /* two at once: one of them */
@@ -569,7 +591,8 @@ static int try_bytes(struct lock_op *op, struct inode_locks *l)
     struct asker a = {.req = op->req, .h = op->h, .kind = OWNER_BYTES, .id = op->owner};
     struct owner *o = owner_get(l, &a, op->lock.l_type != F_UNLCK);
     if (!o)
-        return op->lock.l_type == F_UNLCK ? 0 : -ENOMEM; /* an owner that is unknown has nothing to unlock */
+        /* an owner that is unknown has nothing to unlock */
+        return op->lock.l_type == F_UNLCK ? 0 : -ENOMEM;
     if (op->lock.l_pid > 0)
         atomic_store(&o->bytes.pid, (unsigned long long)op->lock.l_pid);
     bool writes = image_bytes_says_write(&op->lock);
@@ -584,10 +607,12 @@ static int try_bytes(struct lock_op *op, struct inode_locks *l)
     return r;
 }
 
-/* What was in the way when a disk was to be claimed: -EBUSY, try again, or (logged) what its program is told. */
+/* What was in the way when a disk was to be claimed: -EBUSY, try again, or (logged) what its
+ * program is told. */
 static int disk_busy(const struct lock_op *op, bool last)
 {
-    if (!last && (op->sleep || !image_wait_is_vain(op->v->guard, op->h->inode, &op->h->opener, op->since_ms)))
+    if (!last && (op->sleep ||
+                  !image_wait_is_vain(op->v->guard, op->h->inode, &op->h->opener, op->since_ms)))
         return -EBUSY;
     struct opener who = {.pid = op->lock.l_pid > 0 ? (uint64_t)op->lock.l_pid : 0};
     image_refused(op->v->guard, op->h->inode, &who, IMAGE_DISK_LOCK, -EBUSY);
@@ -641,7 +666,8 @@ static void lock_start(fuse_req_t req, struct fuse_file_info *fi, const struct l
                op->is_disk && !op->sleep ? v->guard->opt.wait_s * UINT64_C(1000) : PARK_FOREVER);
 }
 
-void fs_setlk(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi, struct flock *lock, int sleep)
+void fs_setlk(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi, struct flock *lock,
+              int sleep)
 {
     (void)ino;
     struct lock_op op = {.lock = *lock, .sleep = sleep};
@@ -679,7 +705,8 @@ static void drop_owners(struct view *v, struct inode_locks *l,
         struct owner *o = gone;
         gone = o->next;
         owner_forget(l, o);
-        /* Closing unlocks; but an operation under way on another thread may keep the owner a while. */
+        /* Closing unlocks; but an operation under way on another thread may keep the owner a while.
+         */
         if (atomic_load(&o->fd) >= 0)
             (void)set_range(atomic_load(&o->fd), F_UNLCK, (struct range){0, 0});
         if (atomic_load(&o->forwarded))
@@ -695,14 +722,17 @@ static bool match_process(const struct owner *o, const void *arg)
     return o->kind == OWNER_BYTES && o->id == *(const uint64_t *)arg;
 }
 
-/* One that another handle uses, too, without that being told from an open file that came after this one's, keeps what it has: no live lock is ever dropped. */
+/* One that another handle uses, too, without that being told from an open file that came after this
+ * one's, keeps what it has: no live lock is ever dropped. */
 static bool match_handle(const struct owner *o, const void *arg)
 {
     return o->via == arg && !o->also;
 }
 
-/* A process closes a descriptor: what it has locked through this handle as another owner is its open file's. */
-static void note_files(struct inode_locks *l, const struct handle *h, uint64_t owner, fuse_req_t req)
+/* A process closes a descriptor: what it has locked through this handle as another owner is its
+ * open file's. */
+static void note_files(struct inode_locks *l, const struct handle *h, uint64_t owner,
+                       fuse_req_t req)
 {
     bool any = false;
     mutex_lock(&l->lock);
@@ -714,8 +744,8 @@ static void note_files(struct inode_locks *l, const struct handle *h, uint64_t o
     uint64_t pid = cred_thread_group(req);
     mutex_lock(&l->lock);
     for (struct owner *o = l->owners; o && pid; o = o->next)
-        o->is_file |=
-            o->kind == OWNER_BYTES && o->via == h && o->id != owner && atomic_load(&o->bytes.pid) == pid;
+        o->is_file |= o->kind == OWNER_BYTES && o->via == h && o->id != owner &&
+                      atomic_load(&o->bytes.pid) == pid;
     mutex_unlock(&l->lock);
 }
 

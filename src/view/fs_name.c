@@ -65,15 +65,17 @@ static int open_parent(struct view *v, const struct inode *dir)
     return -ESTALE;
 }
 
-/* Opens one name, O_PATH, never following a symbolic link. fd or -errno. A plain lookup may use what the storage's client has cached: nothing is
- * decided by it, an open looks again (fs_name_moved), and on NFS it would cost a round trip for each name on every path. */
-static int name_open(struct view *v, const struct inode *dir, const char *name, bool fresh, struct stat *ret)
+/* Opens one name, O_PATH, never following a symbolic link. fd or -errno. A plain lookup may use
+ * what the storage's client has cached: nothing is decided by it, an open looks again
+ * (fs_name_moved), and on NFS it would cost a round trip for each name on every path. */
+static int name_open(struct view *v, const struct inode *dir, const char *name, bool fresh,
+                     struct stat *ret)
 {
     if (fs_name_hidden(dir, name))
         return -ENOENT;
     _cleanup_close_ int fd = strcmp(name, "..") == 0 ? open_parent(v, dir)
-                             : fresh                 ? io_fresh_open(dir->fd, name, O_PATH | O_NOFOLLOW)
-                                                     : io_open_beneath(dir->fd, name, O_PATH | O_NOFOLLOW, 0);
+                             : fresh ? io_fresh_open(dir->fd, name, O_PATH | O_NOFOLLOW)
+                                     : io_open_beneath(dir->fd, name, O_PATH | O_NOFOLLOW, 0);
     if (fd < 0)
         return fd;
     if (fstatat(fd, "", ret, AT_EMPTY_PATH) < 0)
@@ -141,7 +143,8 @@ bool fs_name_moved(fuse_req_t req, struct inode *i)
     return moved;
 }
 
-/* A reply that did not arrive (the caller was interrupted) leaves a lookup that the kernel does not know of.
+/* A reply that did not arrive (the caller was interrupted) leaves a lookup that the kernel does not
+ * know of.
  */
 static void reply_entry(struct view *v, fuse_req_t req, const struct fuse_entry_param *e)
 {
@@ -150,7 +153,8 @@ static void reply_entry(struct view *v, fuse_req_t req, const struct fuse_entry_
 }
 
 /* Looks up as the daemon and, where the storage does not let it (root squash), as the caller. */
-static int lookup_for(fuse_req_t req, struct inode *dir, const char *name, struct fuse_entry_param *ret)
+static int lookup_for(fuse_req_t req, struct inode *dir, const char *name,
+                      struct fuse_entry_param *ret)
 {
     struct view *v = view_of(req);
     int r = fs_name_lookup(v, dir, name, false, ret, NULL);
@@ -239,10 +243,11 @@ static int make_link(const struct make *m, int dir_fd, const char *name)
     return linkat(AT_FDCWD, path, dir_fd, name, AT_SYMLINK_FOLLOW);
 }
 
-/* Makes a name as the caller, so that a new file is his. A hard link makes no file: what the storage forbids
- * him (protected_hardlinks sees another picture there) but the kernel of the view allowed is done by the
- * daemon. */
-static int make_as_caller(fuse_req_t req, const struct make *m, const struct inode *dir, const char *name)
+/* Makes a name as the caller, so that a new file is his. A hard link makes no file: what the
+ * storage forbids him (protected_hardlinks sees another picture there) but the kernel of the view
+ * allowed is done by the daemon. */
+static int make_as_caller(fuse_req_t req, const struct make *m, const struct inode *dir,
+                          const char *name)
 {
     struct cred cred;
     int r = cred_enter(req, &cred);

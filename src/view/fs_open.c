@@ -1,5 +1,5 @@
-/* fs_open.c: open, create, flush, release. An open for write may wait for another holder: it is an attempt
- * that park.h repeats. */
+/* fs_open.c: open, create, flush, release. An open for write may wait for another holder: it is an
+ * attempt that park.h repeats. */
 #include "view/fs.h"
 
 #include <fcntl.h>
@@ -18,7 +18,8 @@
 #include "view/cred.h"
 #include "view/init.h"
 
-/* An image that another host is just letting go is waited for beyond wait=, but not for ever: seconds. */
+/* An image that another host is just letting go is waited for beyond wait=, but not for ever:
+ * seconds. */
 #define OPEN_RELEASE_WAIT_S 60u
 
 struct open_op {
@@ -32,7 +33,8 @@ struct open_op {
     struct fuse_entry_param entry;
     unsigned more_s; /* waited beyond wait= */
     uint64_t since_ms,
-        tried_ms;   /* CLOCK_MONOTONIC: of the first attempt, and of the last one to take the image over */
+        /* CLOCK_MONOTONIC: of the first attempt, and of the last one to take the image over */
+        tried_ms;
     int takeover;   /* result of the latter; 0: none yet */
     struct why why; /* of the latter */
 };
@@ -76,8 +78,8 @@ static void fill_attr(struct fuse_attr *a, const struct stat *st)
     };
 }
 
-/* Answers by hand: libfuse 3.14 has no field for FOPEN_PARALLEL_DIRECT_WRITES (<linux/fuse.h>, since
- * protocol 7.36). -ENOENT: the open was interrupted and no release will come. */
+/* Answers by hand: libfuse 3.14 has no field for FOPEN_PARALLEL_DIRECT_WRITES (<linux/fuse.h>,
+ * since protocol 7.36). -ENOENT: the open was interrupted and no release will come. */
 static int reply(struct open_op *op, bool image)
 {
     struct {
@@ -96,7 +98,8 @@ static int reply(struct open_op *op, bool image)
 
 static void op_done(struct open_op *op, bool image)
 {
-    /* After the reply a release may already be under way: everything that an undo needs is taken out before.
+    /* After the reply a release may already be under way: everything that an undo needs is taken
+     * out before.
      */
     handle_publish(op->h);
     int r = reply(op, image);
@@ -109,7 +112,8 @@ static void op_done(struct open_op *op, bool image)
 
 static bool open_turn(void *arg, enum park_turn turn);
 
-/* Held by another host, perhaps a dead one: takes it over where the options and the storage allow it. 0: it is free now. */
+/* Held by another host, perhaps a dead one: takes it over where the options and the storage allow
+ * it. 0: it is free now. */
 static int open_takeover(struct open_op *op)
 {
     struct view *v = op->v;
@@ -119,22 +123,25 @@ static int open_takeover(struct open_op *op)
     if (op->tried_ms != 0 && now - op->tried_ms < TAKEOVER_PACE_MS)
         return -EBUSY;
     op->tried_ms = now;
-    op->takeover =
-        takeover_attempt(v->guard, op->h->inode, v->guard->opt.takeover == TAKEOVER_UNPROVEN, &op->why);
+    op->takeover = takeover_attempt(v->guard, op->h->inode,
+                                    v->guard->opt.takeover == TAKEOVER_UNPROVEN, &op->why);
     return op->takeover;
 }
 
 /* The time of wait= is up: goes on waiting while a takeover may still come. false: no. */
 static bool open_wait_takeover(struct open_op *op)
 {
-    uint64_t now = base_now_ms(), until = op->since_ms + op->v->guard->opt.takeover_wait_s * UINT64_C(1000);
+    uint64_t now = base_now_ms(),
+             until = op->since_ms + op->v->guard->opt.takeover_wait_s * UINT64_C(1000);
     if (op->takeover != -EAGAIN || now >= until || atomic_load(&op->v->guard->stopping))
         return false;
-    park_start(op->v->park, op->req, open_turn, op, DG_MIN(until - now, (uint64_t)TAKEOVER_PACE_MS));
+    park_start(op->v->park, op->req, open_turn, op,
+               DG_MIN(until - now, (uint64_t)TAKEOVER_PACE_MS));
     return true;
 }
 
-/* The time of wait= is up. true: waits on, the image is just being let go, or a takeover may come. */
+/* The time of wait= is up. true: waits on, the image is just being let go, or a takeover may come.
+ */
 static bool open_wait_longer(struct open_op *op)
 {
     if (image_being_released(op->h->inode) && op->more_s < OPEN_RELEASE_WAIT_S &&
@@ -175,8 +182,8 @@ static bool open_turn(void *arg, enum park_turn turn)
         op_fail(op, r);
         return true;
     }
-    bool vain =
-        turn != PARK_LAST && image_wait_is_vain(op->v->guard, op->h->inode, &op->h->opener, op->since_ms);
+    bool vain = turn != PARK_LAST &&
+                image_wait_is_vain(op->v->guard, op->h->inode, &op->h->opener, op->since_ms);
     if (turn != PARK_LAST && !vain)
         return false;
     if (!vain && open_wait_longer(op))
@@ -188,14 +195,15 @@ static bool open_turn(void *arg, enum park_turn turn)
     return true;
 }
 
-/* The backing descriptor of a writer is read-write, for the fence lock needs that; where the file's mode or
- * flags forbid it to the daemon, as the caller, and at last just as he asked (an append-only file: it cannot
- * become an image that way without the fence, and then is refused). */
+/* The backing descriptor of a writer is read-write, for the fence lock needs that; where the file's
+ * mode or flags forbid it to the daemon, as the caller, and at last just as he asked (an
+ * append-only file: it cannot become an image that way without the fence, and then is refused). */
 static int open_backing(fuse_req_t req, struct inode *i, int flags)
 {
     int keep = flags & ~(O_CREAT | O_EXCL | O_NOCTTY | O_TRUNC);
-    int fd = io_reopen(
-        i->fd, (flags & O_ACCMODE) == O_RDONLY && !(flags & O_TRUNC) ? keep : (keep & ~O_ACCMODE) | O_RDWR);
+    int fd = io_reopen(i->fd, (flags & O_ACCMODE) == O_RDONLY && !(flags & O_TRUNC)
+                                  ? keep
+                                  : (keep & ~O_ACCMODE) | O_RDWR);
     if (fd != -EACCES && fd != -EPERM)
         return fd;
     struct cred c;
@@ -220,10 +228,12 @@ static void open_read_only(struct open_op *op)
         op_done(op, what == IMAGE_WHAT_IMAGE || image_is_shared(op->v->guard, op->h->inode));
 }
 
-/* A reader of a file that another host may write meanwhile gets a descriptor that asks the storage each time: image_pread(). */
+/* A reader of a file that another host may write meanwhile gets a descriptor that asks the storage
+ * each time: image_pread(). */
 static void past_cache(const struct view *v, struct handle *h)
 {
-    const struct io_fstype *fs = h->inode->dev == v->guard->store.dev ? v->guard->store.fs : io_fstype(h->fd);
+    const struct io_fstype *fs =
+        h->inode->dev == v->guard->store.dev ? v->guard->store.fs : io_fstype(h->fd);
     h->stale_data = fs->stale_data;
     if (!h->stale_data || h->writer)
         return;
@@ -283,7 +293,8 @@ void fs_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
     }
     int flags = fi->flags;
     struct open_op *op = op_new(req, i, flags);
-    int fd = op ? open_backing(req, i, op->later ? flags & ~O_ACCMODE : flags) : -ENOMEM; /* O_RDONLY is 0 */
+    /* O_RDONLY is 0 */
+    int fd = op ? open_backing(req, i, op->later ? flags & ~O_ACCMODE : flags) : -ENOMEM;
     inode_put(v->guard->inodes, i); /* the handle has a pin of its own */
     if (fd < 0) {
         if (op)
@@ -335,8 +346,8 @@ static int create_enter(struct view *v, struct inode *dir, const char *name, int
     return 0;
 }
 
-/* Another host made the file between the kernel's look and ours. The kernel takes it for a new one and checks nothing more, so the
- * caller's own right to open it is asked here. fd or -errno. */
+/* Another host made the file between the kernel's look and ours. The kernel takes it for a new one
+ * and checks nothing more, so the caller's own right to open it is asked here. fd or -errno. */
 static int open_existing(fuse_req_t req, struct inode *i, int flags)
 {
     struct cred c;
@@ -351,7 +362,8 @@ static int open_existing(fuse_req_t req, struct inode *i, int flags)
     return open_backing(req, i, flags);
 }
 
-void fs_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, struct fuse_file_info *fi)
+void fs_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode,
+               struct fuse_file_info *fi)
 {
     struct view *v = view_of(req);
     struct inode *dir = inode_get(v->guard->inodes, parent), *i = NULL;
@@ -416,7 +428,8 @@ void fs_flush(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
                 image_sync_failed(h, -r);
                 image_io_failed(v->guard, h, r);
             }
-        } else { /* a network file system reports what it could not write when a descriptor is closed */
+        } else { /* a network file system reports what it could not write when a descriptor is
+                    closed */
             int dup_fd = fcntl(h->fd, F_DUPFD_CLOEXEC, 0);
             r = dup_fd < 0 || close(dup_fd) < 0 ? -errno : 0;
         }

@@ -17,8 +17,8 @@
 
 /* ---- names that go: unlink, rename over a file, exchange ---- */
 
-/* An image must not vanish under its holder, here or on another host: the file behind a name that goes is
- * held meanwhile. */
+/* An image must not vanish under its holder, here or on another host: the file behind a name that
+ * goes is held meanwhile. */
 struct removal {
     fuse_req_t req;
     struct view *v;
@@ -110,7 +110,8 @@ static void victims_unhold(struct removal *op, struct victims *v, unsigned n)
         image_unhold(op->v->guard, &v->hold[n]);
 }
 
-/* Both or none: one that is held while the other is waited for could make two hosts wait for each other. */
+/* Both or none: one that is held while the other is waited for could make two hosts wait for each
+ * other. */
 static int victims_hold(struct removal *op, struct victims *v, unsigned *ret_failed)
 {
     for (unsigned n = 0; n < v->n; n++) {
@@ -124,7 +125,8 @@ static int victims_hold(struct removal *op, struct victims *v, unsigned *ret_fai
     return 0;
 }
 
-/* Do the names still mean the files that were held, and is the one that led nowhere still free? (The storage may not know RENAME_NOREPLACE.) */
+/* Do the names still mean the files that were held, and is the one that led nowhere still free?
+ * (The storage may not know RENAME_NOREPLACE.) */
 static bool victims_same(struct removal *op, const struct victims *v)
 {
     if (v->absent && op->rename && !(op->flags & RENAME_EXCHANGE)) {
@@ -146,7 +148,8 @@ static bool victims_same(struct removal *op, const struct victims *v)
 
 static int rename_now(const struct removal *op, unsigned flags)
 {
-    return renameat2(op->dir[0]->fd, op->name[0], op->dir[1]->fd, op->name[1], flags) < 0 ? -errno : 0;
+    return renameat2(op->dir[0]->fd, op->name[0], op->dir[1]->fd, op->name[1], flags) < 0 ? -errno
+                                                                                          : 0;
 }
 
 static int remove_now(const struct removal *op, bool absent)
@@ -160,8 +163,8 @@ static int remove_now(const struct removal *op, bool absent)
     return r == -EINVAL || r == -ENOSYS ? rename_now(op, 0) : r;
 }
 
-/* As the caller, for the storage may know better; and as the daemon where the caller's groups could not be
- * learned (another pid namespace), for the kernel of the view has checked already. */
+/* As the caller, for the storage may know better; and as the daemon where the caller's groups could
+ * not be learned (another pid namespace), for the kernel of the view has checked already. */
 static int remove_for(const struct removal *op, bool absent)
 {
     struct cred cred;
@@ -173,7 +176,8 @@ static int remove_for(const struct removal *op, bool absent)
     return r == -EPERM || r == -EACCES ? remove_now(op, absent) : r;
 }
 
-/* What its holder has removed is forgotten, claim and seal, when he closes it: no crash of the storage may bring the name back then. */
+/* What its holder has removed is forgotten, claim and seal, when he closes it: no crash of the
+ * storage may bring the name back then. */
 static void sync_removal(const struct removal *op, const struct victims *v)
 {
     bool joined = false;
@@ -225,7 +229,8 @@ static int look_beneath(void *arg, const char *path)
     return r;
 }
 
-/* A file that a held image needs does not leave its name either, alone or with its directory. Those of an exchange are held, as what is removed. */
+/* A file that a held image needs does not leave its name either, alone or with its directory. Those
+ * of an exchange are held, as what is removed. */
 static int source_moving(struct removal *op, unsigned slot, struct inode **ret_busy)
 {
     struct inode *i = NULL;
@@ -313,7 +318,8 @@ static bool removal_turn(void *arg, enum park_turn turn)
     struct inode *busy = NULL;
     int r = turn == PARK_INTERRUPTED ? -EINTR : removal_try(op, &busy);
     if (busy) {
-        bool last = turn == PARK_LAST || image_wait_is_vain(op->v->guard, busy, &op->who, op->since_ms);
+        bool last =
+            turn == PARK_LAST || image_wait_is_vain(op->v->guard, busy, &op->who, op->since_ms);
         if (last)
             image_refused(op->v->guard, busy, &op->who, op->what, r);
         inode_put(op->v->guard->inodes, busy);
@@ -326,7 +332,8 @@ static bool removal_turn(void *arg, enum park_turn turn)
     return true;
 }
 
-static struct removal *removal_new(fuse_req_t req, const char *what, fuse_ino_t parent, const char *name)
+static struct removal *removal_new(fuse_req_t req, const char *what, fuse_ino_t parent,
+                                   const char *name)
 {
     struct removal *op = calloc(1, sizeof(*op));
     if (!op)
@@ -384,8 +391,8 @@ void fs_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name)
     fuse_reply_err(req, -r);
 }
 
-void fs_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t newparent, const char *newname,
-               unsigned flags)
+void fs_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t newparent,
+               const char *newname, unsigned flags)
 {
     const char *what = flags & RENAME_EXCHANGE ? "exchange" : "rename";
     struct removal *op = removal_new(req, what, parent, name);

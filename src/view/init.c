@@ -7,10 +7,12 @@
 #include "base/hook.h"
 #include "base/log.h"
 
-/* FUSE_DIRECT_IO_ALLOW_MMAP: bit 36 of the flags, in fuse_init_in.flags2 and fuse_init_out.flags2. */
+/* FUSE_DIRECT_IO_ALLOW_MMAP: bit 36 of the flags, in fuse_init_in.flags2 and fuse_init_out.flags2.
+ */
 #define FLAG2_MAP (1u << (36 - 32))
 /* <linux/fuse.h>: they may be shorter with an old kernel */
-#define IN_SIZE (sizeof(struct fuse_in_header) + offsetof(struct fuse_init_in, flags2) + sizeof(uint32_t))
+#define IN_SIZE                                                                                    \
+    (sizeof(struct fuse_in_header) + offsetof(struct fuse_init_in, flags2) + sizeof(uint32_t))
 #define OUT_SIZE (offsetof(struct fuse_init_out, flags2) + sizeof(uint32_t))
 
 void init_seen(struct view *v, const char *mem, size_t size)
@@ -26,7 +28,8 @@ void init_seen(struct view *v, const char *mem, size_t size)
         atomic_store(&v->init_unique, head.unique);
 }
 
-/* The reply to that request says the bit, too. There is one INIT, and before it is answered nothing else. */
+/* The reply to that request says the bit, too. There is one INIT, and before it is answered nothing
+ * else. */
 static void add_flag(struct view *v, uint64_t unique, struct iovec *iov, int count)
 {
     struct fuse_out_header head;
@@ -67,11 +70,8 @@ void init_say_mapping(struct view *v, const char *path)
 {
     if (atomic_load(&v->may_map) || atomic_exchange(&v->map_said, true))
         return;
-    log_image(LOG_NOTICE, path, v->guard->host.name, 0,
-              "'%s' is an image that is not sealed; a program that maps such a file shared, to write it "
-              "(mmap: swtpm's "
-              "state, some emulators), gets ENODEV, for this kernel is older than Linux 6.6. Way out: a "
-              "newer kernel, "
-              "or a name that raw= does not take for an image's. This is said once",
-              path);
+    log_image(
+        LOG_NOTICE, path, v->guard->host.name, 0,
+        "'%s' is an image that is not sealed; a program that maps such a file shared, to write it (mmap: swtpm's state, some emulators), gets ENODEV, for this kernel is older than Linux 6.6. Way out: a newer kernel, or a name that raw= does not take for an image's. This is said once",
+        path);
 }

@@ -19,7 +19,8 @@
 #define WRITE_HEAD (sizeof(struct fuse_in_header) + sizeof(struct fuse_write_in))
 /* The kernel wants room for a header and max_write; libfuse counts a page for the header. */
 #define REQUEST_MAX (MAX_WRITE + 4096u)
-/* A request up to this size is copied for the other thread; a greater one takes the receiver's buffer along. */
+/* A request up to this size is copied for the other thread; a greater one takes the receiver's
+ * buffer along. */
 #define COPY_MAX (32u * 1024u)
 
 /* Memory for one request: `mem` stands WRITE_HEAD bytes before a page boundary. */
@@ -69,7 +70,8 @@ _Static_assert(offsetof(struct fuse_read_in, offset) == offsetof(struct fuse_wri
 
 enum where { ON_RECEIVER, IN_LANE, IN_POOL };
 
-/* Where it belongs. On this thread: READ and WRITE of guest data; what never touches the datastore. *ret_lane: of IN_LANE. */
+/* Where it belongs. On this thread: READ and WRITE of guest data; what never touches the datastore.
+ * *ret_lane: of IN_LANE. */
 static enum where where_to(struct view *v, const char *mem, size_t size, uint64_t *ret_lane)
 {
     struct fuse_in_header in;
@@ -85,7 +87,8 @@ static enum where where_to(struct view *v, const char *mem, size_t size, uint64_
         if (!h || fs_data_direct(h, in.opcode == FUSE_WRITE, io.offset))
             return ON_RECEIVER;
         if (in.opcode == FUSE_WRITE && image_first_expected(h))
-            return IN_POOL; /* it may wait for the holder, whose own reads and writes are in that lane */
+            /* it may wait for the holder, whose own reads and writes are in that lane */
+            return IN_POOL;
         *ret_lane = h->inode->nodeid;
         return IN_LANE;
     case FUSE_INIT:
@@ -115,9 +118,10 @@ static void run_request(void *arg)
     free(r);
 }
 
-/* Hands the request to the pool, or to its lane. *own is what the receiver goes on with: its base is NULL
- * when the buffer went along. */
-static void hand_over(struct view *v, struct buffer *own, size_t size, enum where where, uint64_t lane)
+/* Hands the request to the pool, or to its lane. *own is what the receiver goes on with: its base
+ * is NULL when the buffer went along. */
+static void hand_over(struct view *v, struct buffer *own, size_t size, enum where where,
+                      uint64_t lane)
 {
     struct request *r = malloc(sizeof(*r));
     if (!r)
@@ -150,8 +154,9 @@ static int receive(struct view *v, struct buffer *buf)
             usleep(10000);
             continue;
         }
-        /* Not fuse_session_receive_buf(): it reads as much as libfuse thinks that the buffer holds, which is
-         * not ours to know, and it drops a request that it has read when the session is ending. */
+        /* Not fuse_session_receive_buf(): it reads as much as libfuse thinks that the buffer holds,
+         * which is not ours to know, and it drops a request that it has read when the session is
+         * ending. */
         ssize_t n = read(fd, buf->mem, REQUEST_MAX);
         if (n < 0) {
             if (errno == ENODEV)

@@ -23,14 +23,15 @@ unsigned long prune_limit(void)
     return getrlimit(RLIMIT_NOFILE, &rl) < 0 ? 256 : rl.rlim_cur / 8 * 3;
 }
 
-/* One batch. Without any lock: the kernel takes the parent directory's, which a request that we are serving
- * may hold. */
+/* One batch. Without any lock: the kernel takes the parent directory's, which a request that we are
+ * serving may hold. */
 static unsigned drop_names(struct view *v)
 {
     struct inode_name names[BATCH];
     unsigned n = inode_idle_names(v->guard->inodes, names, BATCH);
     for (unsigned k = 0; k < n; k++) {
-        (void)fuse_lowlevel_notify_inval_entry(v->se, names[k].parent, names[k].name, strlen(names[k].name));
+        (void)fuse_lowlevel_notify_inval_entry(v->se, names[k].parent, names[k].name,
+                                               strlen(names[k].name));
         free(names[k].name);
     }
     return n;

@@ -16,10 +16,11 @@ struct view {
     struct lanes *lanes; /* threads for reads and writes; all else that may block has guard->pool */
     struct park *park;
     struct prune *prune;
-    unsigned max_read;         /* bytes; libfuse wants init() to repeat -o max_read; 0: none */
-    atomic_ullong init_unique; /* init.c: of the INIT request, until its reply is told of shared mappings */
-    atomic_bool may_map;       /* the kernel allows shared mappings of images */
-    atomic_bool map_said;      /* that it does not was logged */
+    unsigned max_read; /* bytes; libfuse wants init() to repeat -o max_read; 0: none */
+    /* init.c: of the INIT request, until its reply is told of shared mappings */
+    atomic_ullong init_unique;
+    atomic_bool may_map;  /* the kernel allows shared mappings of images */
+    atomic_bool map_said; /* that it does not was logged */
 };
 
 static inline struct view *view_of(fuse_req_t req)

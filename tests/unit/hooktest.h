@@ -1,6 +1,6 @@
-/* hooktest.h: in a build with hooks, lets a test act at each step that base/hook.h names. Weak, because all
- * unit tests are also linked into one program; and because it is there, the linker does not take base/hook.c
- * out of the library. */
+/* hooktest.h: in a build with hooks, lets a test act at each step that base/hook.h names. Weak,
+ * because all unit tests are also linked into one program; and because it is there, the linker does
+ * not take base/hook.c out of the library. */
 #ifndef HOOKTEST_H
 #define HOOKTEST_H
 

@@ -30,7 +30,8 @@ static inline uint64_t get(const uint8_t *b, size_t off)
     return value;
 }
 
-/* header_build() with QEMU's own feature names: five incompatible ones, one compatible, two autoclear. */
+/* header_build() with QEMU's own feature names: five incompatible ones, one compatible, two
+ * autoclear. */
 static inline void build(uint8_t b[FORMAT_REACH], uint32_t version)
 {
     memset(b, 0, FORMAT_REACH);
@@ -45,8 +46,8 @@ static inline void build(uint8_t b[FORMAT_REACH], uint32_t version)
     }
 }
 
-/* A view whose one window is a heap copy of exactly what is visible of the file, so that AddressSanitizer
- * sees a read beyond it. */
+/* A view whose one window is a heap copy of exactly what is visible of the file, so that
+ * AddressSanitizer sees a read beyond it. */
 static inline struct excerpt view_of(const uint8_t *b, uint64_t file_size)
 {
     size_t n = file_size < FORMAT_REACH ? (size_t)file_size : FORMAT_REACH;
@@ -73,8 +74,8 @@ static inline enum probe probe(const uint8_t *b, uint64_t file_size, struct form
     return answer;
 }
 
-static inline int make_plan(const uint8_t *b, uint64_t file_size, enum seal_mode mode, const char *holder,
-                            struct plan *plan)
+static inline int make_plan(const uint8_t *b, uint64_t file_size, enum seal_mode mode,
+                            const char *holder, struct plan *plan)
 {
     struct seal_policy policy = {mode, holder};
     struct excerpt v = view_of(b, file_size);

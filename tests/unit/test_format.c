@@ -1,4 +1,5 @@
-/* test_format.c: windows of a view, the verdicts of format_identify(), and partition tables (raw.c). */
+/* test_format.c: windows of a view, the verdicts of format_identify(), and partition tables
+ * (raw.c). */
 #include "unit.h"
 
 #include "format/format.h"
@@ -8,7 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* A view whose one window is a heap copy of exactly n bytes, so that AddressSanitizer sees a read beyond it.
+/* A view whose one window is a heap copy of exactly n bytes, so that AddressSanitizer sees a read
+ * beyond it.
  */
 static struct excerpt view_of(const uint8_t *bytes, size_t n, uint64_t file_size)
 {
@@ -68,12 +70,22 @@ Test(format, view_windows)
         const uint8_t *want;
         bool noted;
     } rows[] = {
-        {0, 1, a, false},           {0, 100, a, false},           {99, 1, a + 99, false},
-        {0, 101, NULL, true},       {100, 1, NULL, true},         {900, 50, b, false},
-        {925, 25, b + 25, false},   {899, 2, NULL, true},         {949, 2, NULL, true},
-        {950, 50, NULL, true},      {950, 51, NULL, false}, /* ends outside the file */
-        {1000, 1, NULL, false},     {UINT64_MAX, 1, NULL, false}, {UINT64_MAX, SIZE_MAX, NULL, false},
-        {1, SIZE_MAX, NULL, false}, {10, 0, NULL, false},
+        {0, 1, a, false},
+        {0, 100, a, false},
+        {99, 1, a + 99, false},
+        {0, 101, NULL, true},
+        {100, 1, NULL, true},
+        {900, 50, b, false},
+        {925, 25, b + 25, false},
+        {899, 2, NULL, true},
+        {949, 2, NULL, true},
+        {950, 50, NULL, true},
+        {950, 51, NULL, false}, /* ends outside the file */
+        {1000, 1, NULL, false},
+        {UINT64_MAX, 1, NULL, false},
+        {UINT64_MAX, SIZE_MAX, NULL, false},
+        {1, SIZE_MAX, NULL, false},
+        {10, 0, NULL, false},
     };
 
     for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
@@ -87,7 +99,8 @@ Test(format, view_windows)
 
 /* ---- partition tables ---- */
 
-static void mbr_entry(uint8_t *sector, unsigned i, uint8_t status, uint8_t type, uint32_t start, uint32_t len)
+static void mbr_entry(uint8_t *sector, unsigned i, uint8_t status, uint8_t type, uint32_t start,
+                      uint32_t len)
 {
     uint8_t *e = sector + 446 + 16 * i;
 
@@ -134,7 +147,8 @@ Test(raw, one_entry)
         uint8_t sector[512] = {0};
 
         mbr_entry(sector, r->i, r->status, r->type, r->start, r->len);
-        cr_assert_eq(identify(sector, 512, 1 << 20, &f, &info), FORMAT_PLAIN, "%s: no signature", r->what);
+        cr_assert_eq(identify(sector, 512, 1 << 20, &f, &info), FORMAT_PLAIN, "%s: no signature",
+                     r->what);
         mbr_sign(sector);
         cr_assert_eq(identify(sector, 512, 1 << 20, &f, &info), r->want, "%s", r->what);
         cr_assert(f == (r->want == FORMAT_IMAGE ? &format_raw : NULL), "%s", r->what);
@@ -156,7 +170,8 @@ Test(raw, one_bad_entry_spoils_all)
     cr_assert_eq(identify(sector, 512, 512, &f, &info), FORMAT_PLAIN);
 }
 
-/* What mkfs.fat and mkfs.ntfs write: the signature, and code or text or zeros where entries would be. */
+/* What mkfs.fat and mkfs.ntfs write: the signature, and code or text or zeros where entries would
+ * be. */
 Test(raw, boot_sectors_are_plain)
 {
     static const char text[] =
@@ -246,7 +261,8 @@ Test(format, ambiguous)
     }
 }
 
-/* A caller that loads just what is wanted gets to an answer, and one that loads all is never asked. */
+/* A caller that loads just what is wanted gets to an answer, and one that loads all is never asked.
+ */
 Test(format, more)
 {
     static uint8_t b[1 << 20];

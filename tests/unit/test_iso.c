@@ -1,4 +1,5 @@
-/* test_iso.c: a volume descriptor makes a file an ISO image; it has no seal, and yields to none but formats with a header. */
+/* test_iso.c: a volume descriptor makes a file an ISO image; it has no seal, and yields to none but
+ * formats with a header. */
 #include "unit.h"
 
 #include "format/format.h"

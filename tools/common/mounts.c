@@ -155,8 +155,8 @@ static int push(struct walk *w, const char *name, size_t n)
     return 0;
 }
 
-/* If the last component of w->done is a symbolic link outside every view: takes it back and puts its target
- * before the rest. */
+/* If the last component of w->done is a symbolic link outside every view: takes it back and puts
+ * its target before the rest. */
 static int follow(struct walk *w, size_t before)
 {
     char target[PATH_MAX];

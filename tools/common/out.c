@@ -120,7 +120,8 @@ const char *out_quote(const char *text)
 
 void out_fill(const char *text, const struct out_words *words, char *ret, size_t size)
 {
-    problem_fill(text, &(struct problem_words){words->datastore, words->host, words->image}, ret, size);
+    problem_fill(text, &(struct problem_words){words->datastore, words->host, words->image}, ret,
+                 size);
 }
 
 const char *out_human(uint64_t bytes, char ret[32])
@@ -268,7 +269,8 @@ void out_json_bool(struct json_object *o, const char *key, bool b)
 
 void out_json_print(struct json_object *o)
 {
-    puts(json_object_to_json_string_ext(o, JSON_C_TO_STRING_PLAIN | JSON_C_TO_STRING_NOSLASHESCAPE));
+    puts(
+        json_object_to_json_string_ext(o, JSON_C_TO_STRING_PLAIN | JSON_C_TO_STRING_NOSLASHESCAPE));
     json_object_put(o);
 }
 

@@ -1,4 +1,5 @@
-/* out.h: what the tools print: text that cannot disturb a terminal, tables, and JSON that every parser takes.
+/* out.h: what the tools print: text that cannot disturb a terminal, tables, and JSON that every
+ * parser takes.
  */
 #ifndef DISKGUARD_TOOLS_OUT_H
 #define DISKGUARD_TOOLS_OUT_H
@@ -8,28 +9,30 @@
 
 #include "base/base.h"
 
-#define OUT_JSON_VERSION                                                                                     \
-    1 /* of every object that diskguardctl and fsck.diskguard print; counts up when a member changes its     \
-         meaning */
+#define OUT_JSON_VERSION                                                                           \
+    1 /* of every object that diskguardctl and fsck.diskguard print; counts up when a member       \
+         changes its meaning */
 
 /* ---- text ---- */
 
 /* "diskguardctl: text" on stderr, one line, control characters replaced. */
 void out_program(const char *name);
 void out_error(const char *fmt, ...) DG_PRINTF(1, 2);
-/* printf to stdout with control characters of the result, but '\n', replaced by '?': file names come from
- * strangers. */
+/* printf to stdout with control characters of the result, but '\n', replaced by '?': file names
+ * come from strangers. */
 void out_line(const char *fmt, ...) DG_PRINTF(1, 2);
 
-/* A text from a stranger (a file name) for one line of a terminal. One of four buffers of its own, used in
- * turn. */
+/* A text from a stranger (a file name) for one line of a terminal. One of four buffers of its own,
+ * used in turn. */
 const char *out_tame(const char *text);
 
-/* The same for a command that the reader may copy: quoted for a shell where it needs that (base_quote). */
+/* The same for a command that the reader may copy: quoted for a shell where it needs that
+ * (base_quote). */
 const char *out_quote(const char *text);
 
-/* Copies text with the words DATASTORE, HOST and IMAGE, which stand for the reader's own (core/problem.c),
- * replaced; a NULL leaves the word, and so does a value that does not fit. They stand in commands: give them quoted. */
+/* Copies text with the words DATASTORE, HOST and IMAGE, which stand for the reader's own
+ * (core/problem.c), replaced; a NULL leaves the word, and so does a value that does not fit. They
+ * stand in commands: give them quoted. */
 struct out_words {
     const char *datastore, *host, *image;
 };
@@ -62,13 +65,14 @@ struct json_object *out_object(void); /* {"version":1} */
 /* Bytes that are not UTF-8 become U+FFFD (base_utf8). */
 struct json_object *out_json_string(const char *text);
 void out_json_text(struct json_object *o, const char *key, const char *text);
-void out_json_text_or_null(struct json_object *o, const char *key, const char *text); /* NULL or "": null */
+/* NULL or "": null */
+void out_json_text_or_null(struct json_object *o, const char *key, const char *text);
 void out_json_u64(struct json_object *o, const char *key, uint64_t n);
 void out_json_bool(struct json_object *o, const char *key, bool b);
 void out_json_print(struct json_object *o); /* one line per object on stdout; consumes o */
 
-/* Members of an object (or NULL) that another program sent; fallback, or NULL, where missing or of another
- * type. */
+/* Members of an object (or NULL) that another program sent; fallback, or NULL, where missing or of
+ * another type. */
 struct json_object *out_json_get(struct json_object *o, const char *key, enum json_type type);
 const char *out_json_get_text(struct json_object *o, const char *key, const char *fallback);
 uint64_t out_json_get_u64(struct json_object *o, const char *key);

@@ -62,7 +62,8 @@ static bool in_view(struct work *w)
     if (r < 0)
         say(w->u, "cannot be found: %s", strerror(-r));
     else if (m)
-        say(w->u, "lies in a view of %s: what it shows has no seal; see diskguardctl why", m->source);
+        say(w->u, "lies in a view of %s: what it shows has no seal; see diskguardctl why",
+            m->source);
     mounts_free(&mounts);
     return r < 0 || m;
 }
@@ -110,7 +111,8 @@ static bool store_above(struct work *w, char *dir)
         return true;
     }
     if (r < 0)
-        say(w->u, "lies in a datastore that cannot be read, so nothing tells who holds it: %s", why.text);
+        say(w->u, "lies in a datastore that cannot be read, so nothing tells who holds it: %s",
+            why.text);
     return r == 0;
 }
 
@@ -123,22 +125,24 @@ static const char *below(const char *path, const char *dir)
 }
 
 /* proc(5), mountinfo: "36 35 98:0 /root /point ...". */
-static bool next_mount(FILE *f, char **line, size_t *size, uint64_t *ret_id, unsigned ret_dev[2], char **root,
-                       char **point)
+static bool next_mount(FILE *f, char **line, size_t *size, uint64_t *ret_id, unsigned ret_dev[2],
+                       char **root, char **point)
 {
     free(*root);
     free(*point);
     *root = *point = NULL;
     if (getline(line, size, f) < 0)
         return false;
-    if (sscanf(*line, "%" SCNu64 " %*u %u:%u %ms %ms", ret_id, &ret_dev[0], &ret_dev[1], root, point) != 5)
+    if (sscanf(*line, "%" SCNu64 " %*u %u:%u %ms %ms", ret_id, &ret_dev[0], &ret_dev[1], root,
+               point) != 5)
         return false;
     base_unescape_octal(*root);
     base_unescape_octal(*point);
     return true;
 }
 
-/* The file's directory, dir, by its other paths: a part of a datastore may be mounted on its own (mount --bind), where nothing above it says what it is. */
+/* The file's directory, dir, by its other paths: a part of a datastore may be mounted on its own
+ * (mount --bind), where nothing above it says what it is. */
 static bool find_by_mounts(struct work *w, const char *dir)
 {
     _cleanup_free_ char *line = NULL, *inner = NULL, *root = NULL, *point = NULL;
@@ -150,25 +154,28 @@ static bool find_by_mounts(struct work *w, const char *dir)
     bool fine = true;
     FILE *f = fopen("/proc/self/mountinfo", "re");
 
-    if (!f || fstat(w->dir_fd, &st) < 0 || statx(w->dir_fd, "", AT_EMPTY_PATH, STATX_MNT_ID, &here) < 0) {
+    if (!f || fstat(w->dir_fd, &st) < 0 ||
+        statx(w->dir_fd, "", AT_EMPTY_PATH, STATX_MNT_ID, &here) < 0) {
         say(w->u, "the mounts cannot be read: %s", strerror(errno));
         fine = false;
     }
     while (fine && !inner && next_mount(f, &line, &size, &id, dev, &root, &point))
         if (id == here.stx_mnt_id && below(dir[0] ? dir : "/", point) &&
-            asprintf(&inner, "%s%s", strcmp(root, "/") == 0 ? "" : root, below(dir[0] ? dir : "/", point)) <
-                0)
+            asprintf(&inner, "%s%s", strcmp(root, "/") == 0 ? "" : root,
+                     below(dir[0] ? dir : "/", point)) < 0)
             out_no_memory();
     if (f)
         rewind(f);
     while (fine && inner && !w->inside && next_mount(f, &line, &size, &id, dev, &root, &point)) {
         const char *rest = below(inner, root);
         _cleanup_free_ char *path = NULL;
-        if (dev[0] != here.stx_dev_major || dev[1] != here.stx_dev_minor || id == here.stx_mnt_id || !rest)
+        if (dev[0] != here.stx_dev_major || dev[1] != here.stx_dev_minor || id == here.stx_mnt_id ||
+            !rest)
             continue;
         if (asprintf(&path, "%s%s", strcmp(point, "/") == 0 ? "" : point, rest) < 0)
             out_no_memory();
-        if (stat(path[0] ? path : "/", &other) == 0 && other.st_ino == st.st_ino && other.st_dev == st.st_dev)
+        if (stat(path[0] ? path : "/", &other) == 0 && other.st_ino == st.st_ino &&
+            other.st_dev == st.st_dev)
             fine = store_above(w, path);
     }
     if (f)
@@ -188,7 +195,9 @@ static bool find_store(struct work *w)
 static bool is_free(struct work *w)
 {
     struct io_handle handle;
-    int r = w->inside && w->st.st_dev == w->store.dev ? claim_read(&w->store, w->st.st_ino, &w->claim) : 0;
+    int r = w->inside && w->st.st_dev == w->store.dev
+                ? claim_read(&w->store, w->st.st_ino, &w->claim)
+                : 0;
 
     if (r == 0 && w->claim.kind == CLAIM_HELD)
         r = io_handle_get(w->fd, &handle);
@@ -197,7 +206,8 @@ static bool is_free(struct work *w)
         return false;
     }
     if (w->claim.kind == CLAIM_HELD && io_handle_equal(&handle, &w->claim.rec.handle))
-        say(w->u, "is no copy: it is an image of this datastore, held by %s since %s; see diskguardctl why",
+        say(w->u,
+            "is no copy: it is an image of this datastore, held by %s since %s; see diskguardctl why",
             out_tame(w->claim.rec.host_name), w->claim.rec.since);
     else if (w->claim.kind == CLAIM_BAD)
         say(w->u, "its claim on the datastore is damaged; see diskguardctl why");
@@ -214,14 +224,13 @@ static bool lock(struct work *w)
         return true;
     if (w->inside && kind == FENCE_NONE) {
         say(w->u,
-            "this storage has no locks that would prove that no host is just opening it: move it out of "
-            "the datastore first");
+            "this storage has no locks that would prove that no host is just opening it: move it out of the datastore first");
         return false;
     }
     int r = io_fence_exclusive(w->fd, kind);
     if (r == -EAGAIN)
-        say(w->u, "somebody writes to it: the storage did not grant the fence lock. If it is no copy, see "
-                  "diskguardctl why; else end that program (fuser names it)");
+        say(w->u,
+            "somebody writes to it: the storage did not grant the fence lock. If it is no copy, see diskguardctl why; else end that program (fuser names it)");
     else if (r < 0)
         say(w->u, "cannot be locked: %s", strerror(-r));
     return r == 0;
@@ -311,8 +320,8 @@ static enum unsealed plan_of(struct work *w)
         return UNSEAL_DONE;
     if (r == -ENODATA) {
         hints_of(w);
-        say(u, "; the file does not hold the exact size: find it in a backup, on the image itself, or in the "
-               "definition of the virtual machine, and give it with --size");
+        say(u,
+            "; the file does not hold the exact size: find it in a backup, on the image itself, or in the definition of the virtual machine, and give it with --size");
         return UNSEAL_LEFT;
     }
     say(u,
@@ -364,7 +373,8 @@ static int side_write(struct work *w)
     return r;
 }
 
-/* Is there one from a run that was cut short? 1, 0 or -errno. One that does not decode was not complete when it was cut: nothing was written yet. */
+/* Is there one from a run that was cut short? 1, 0 or -errno. One that does not decode was not
+ * complete when it was cut: nothing was written yet. */
 static int side_read(struct work *w)
 {
     _cleanup_close_ int fd = openat(w->dir_fd, w->side, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
@@ -399,7 +409,8 @@ static enum unsealed undo(struct work *w)
     if (r == 0)
         r = side_remove(w);
     if (r == 0) {
-        say(w->u, "; the seal was taken off: header verified, the rest untouched, and its mtime is new");
+        say(w->u,
+            "; the seal was taken off: header verified, the rest untouched, and its mtime is new");
         return UNSEAL_DONE;
     }
     say(w->u, "; the seal could not be taken off: %s%s", strerror(-r),
@@ -417,7 +428,8 @@ static enum unsealed run(struct work *w)
         return UNSEAL_FAILED;
     int r = side_read(w);
     if (r < 0) {
-        say(w->u, "'%s' beside it, of a run that was cut short, cannot be used: %s", w->side, strerror(-r));
+        say(w->u, "'%s' beside it, of a run that was cut short, cannot be used: %s", w->side,
+            strerror(-r));
         return UNSEAL_FAILED;
     }
     if (r == 1) {

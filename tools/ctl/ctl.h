@@ -7,9 +7,9 @@
  *   ctl_list.c      list, hosts         ctl_show.c  show         ctl_why.c  why, wait
  *   ctl_takeover.c  takeover            ctl_chain.c what an image needs
  *
- * A source is a view or a raw datastore. What its daemon knows comes at once and from memory; what only the
- * datastore knows needs root and storage that answers, so through a view it is read on a thread of its own
- * and given up after CTL_RAW_MS. */
+ * A source is a view or a raw datastore. What its daemon knows comes at once and from memory; what
+ * only the datastore knows needs root and storage that answers, so through a view it is read on a
+ * thread of its own and given up after CTL_RAW_MS. */
 #ifndef DISKGUARD_TOOLS_CTL_H
 #define DISKGUARD_TOOLS_CTL_H
 
@@ -26,11 +26,14 @@
 #include "core/store.h"
 #include "diskguard/exitcodes.h"
 
-/* For images that have moved since they were claimed: names of the datastore looked at, and time. */
+/* For images that have moved since they were claimed: names of the datastore looked at, and time.
+ */
 #define CTL_FIND_NAMES 200000u
 #define CTL_FIND_MS 3000u
-#define CTL_DAEMON_MS 5000u /* a daemon answers from memory; longer means that it does not answer */
-#define CTL_RAW_MS 15000u   /* storage that needs longer is reported as not answering */
+#define CTL_DAEMON_MS                                                                              \
+    5000u                 /* a daemon answers from memory; longer means that it does not answer    \
+                           */
+#define CTL_RAW_MS 15000u /* storage that needs longer is reported as not answering */
 
 struct ctl {
     bool json, all, unproven;
@@ -71,10 +74,12 @@ struct raw_reader { /* a host that reads the image and wants no writer beside it
     struct reader reader;
     struct reader_info info;
 };
-struct raw_needs { /* one file that the image needs, or one image that needs this file (host is set then) */
+struct raw_needs { /* one file that the image needs, or one image that needs this file (host is set
+                      then) */
     char role[16], path[RECORD_IMAGE_MAX], format[16], host[RECORD_NAME_MAX];
     bool itself; /* the image names itself */
-    int guarded; /* of a held image: is it kept from other writers? 1, 0; -1: the image is not held */
+    /* of a held image: is it kept from other writers? 1, 0; -1: the image is not held */
+    int guarded;
 };
 struct raw_image {
     int err;         /* why nothing below is filled, negative */
@@ -104,15 +109,17 @@ struct raw {
     size_t nhosts;
     struct raw_image *image; /* NULL unless asked for */
 };
-/* Reads the datastore at dir. rel: only this image and its claim, or NULL for all. all: free claims too.
- * limit_ms 0: no limit. Never NULL. A result that came too late is abandoned, with what it holds. */
+/* Reads the datastore at dir. rel: only this image and its claim, or NULL for all. all: free claims
+ * too. limit_ms 0: no limit. Never NULL. A result that came too late is abandoned, with what it
+ * holds. */
 struct raw *raw_load(const char *dir, const char *rel, bool all, unsigned limit_ms);
 void raw_free(struct raw *r);
 const struct raw_host *raw_host_of(const struct raw *r, const char *uuid); /* or NULL */
 
 /* ---- ctl_chain.c ---- */
 
-/* What the image needs, by what it is needed, and who reads it; claim and header are loaded. fd: the file, for reading; rel: its path below the datastore. */
+/* What the image needs, by what it is needed, and who reads it; claim and header are loaded. fd:
+ * the file, for reading; rel: its path below the datastore. */
 DG_MUST_CHECK int chain_load(const struct store *s, struct raw_image *im, int fd, const char *rel);
 void chain_text(const struct raw_image *im);
 void chain_json(struct json_object *o, const struct raw_image *im);
@@ -131,11 +138,13 @@ struct source {
 struct json_object *daemon_ask(const struct mount *m, const char *command, const char *image,
                                struct why *why);
 /* The same with more members than the command; consumes request. */
-struct json_object *daemon_request(const struct mount *m, const char *command, struct json_object *request,
-                                   struct why *why);
-/* Which process serves the view: who made its control socket. *ret_pid 0: one of another pid namespace; *ret_pidfd is -1 then. 0 or -errno
- * with why: -ENOENT no socket, -ECONNREFUSED it is dead, -EAGAIN it answers nobody. */
-DG_MUST_CHECK int daemon_peer(const struct mount *m, pid_t *ret_pid, int *ret_pidfd, struct why *why);
+struct json_object *daemon_request(const struct mount *m, const char *command,
+                                   struct json_object *request, struct why *why);
+/* Which process serves the view: who made its control socket. *ret_pid 0: one of another pid
+ * namespace; *ret_pidfd is -1 then. 0 or -errno with why: -ENOENT no socket, -ECONNREFUSED it is
+ * dead, -EAGAIN it answers nobody. */
+DG_MUST_CHECK int daemon_peer(const struct mount *m, pid_t *ret_pid, int *ret_pidfd,
+                              struct why *why);
 /* Fills all but raw. */
 void source_open(struct source *s, const struct mount *m, const char *dir);
 /* Reads the datastore, once; it must be the one that the daemon serves. */
@@ -143,9 +152,10 @@ void source_read(struct source *s, const char *rel, bool all);
 void source_close(struct source *s);
 void source_say_unreadable(const struct source *s); /* why the datastore could not be read */
 const char *source_dir(const struct source *s);     /* the datastore, canonical where it is known */
-/* The source that an IMAGE argument is in, and its path below the datastore. 0 or -errno with a message
- * printed. */
-DG_MUST_CHECK int source_of_image(struct ctl *ctl, const char *arg, struct source *ret, char **ret_rel);
+/* The source that an IMAGE argument is in, and its path below the datastore. 0 or -errno with a
+ * message printed. */
+DG_MUST_CHECK int source_of_image(struct ctl *ctl, const char *arg, struct source *ret,
+                                  char **ret_rel);
 
 /* ---- ctl_item.c ---- */
 
@@ -158,7 +168,8 @@ struct items {
     struct item *item;
     size_t n;
 };
-/* All images that somebody holds, by path; what the daemon says of its own images is laid over their claims.
+/* All images that somebody holds, by path; what the daemon says of its own images is laid over
+ * their claims.
  */
 void items_collect(const struct source *s, struct items *ret);
 void items_free(struct items *i);
@@ -169,12 +180,13 @@ struct item items_find(const struct items *i, uint64_t ino);
 const char *item_path(const struct item *i);
 /* The recorded name leads elsewhere, and the file was not found. */
 bool item_lost(const struct item *i);
-const char *item_state(const struct item *i); /* free claimed sealed restoring stuck fenced ... unreadable */
+/* free claimed sealed restoring stuck fenced ... unreadable */
+const char *item_state(const struct item *i);
 const char *item_holder(const struct source *s, const struct item *i);
 bool item_sealed(const struct item *i); /* false: protected by its claim, and */
 bool item_locked(
-    const struct item
-        *i); /* by QEMU's byte locks, as this host's daemon says: of others only the file itself tells */
+    /* by QEMU's byte locks, as this host's daemon says: of others only the file itself tells */
+    const struct item *i);
 const char *item_protection(const struct item *i); /* a word, for programs */
 bool item_is_held(const struct item *i);
 /* A claim of this boot of this machine, so that its pid means something here. */
@@ -187,7 +199,8 @@ struct trouble {
     char text[512];         /* what is wrong */
     char out[OUT_FILL_MAX]; /* the way out */
 };
-void trouble_set(struct trouble *t, const char *code, const char *out, const char *fmt, ...) DG_PRINTF(4, 5);
+void trouble_set(struct trouble *t, const char *code, const char *out, const char *fmt, ...)
+    DG_PRINTF(4, 5);
 void trouble_from(struct trouble *t, enum problem p); /* the words of core/problem.h */
 /* Puts the reader's own datastore and image, quoted, into the way out. */
 void trouble_finish(struct trouble *t, const struct source *s, const char *path);
@@ -204,10 +217,11 @@ struct look {
     struct items items;
     struct item item; /* zeroed: nothing is known of a holder */
 };
-/* Is its name one of those that many hosts may write on purpose? As the daemon's option shared= has it; *ret_here: handles that write it as such here. */
+/* Is its name one of those that many hosts may write on purpose? As the daemon's option shared= has
+ * it; *ret_here: handles that write it as such here. */
 bool look_shared(const struct look *l, uint64_t *ret_here);
-/* Finds the image and reads all that is known of it. 0 or -errno with a message printed. look_close in either
- * case. */
+/* Finds the image and reads all that is known of it. 0 or -errno with a message printed. look_close
+ * in either case. */
 DG_MUST_CHECK int look_open(struct ctl *ctl, const char *arg, struct look *ret);
 void look_close(struct look *l);
 /* The file, its claim and its header, or NULL where the datastore cannot be read. */
@@ -218,7 +232,8 @@ void look_trouble(const struct look *l, struct trouble *ret);
 const struct host_record *look_host(const struct look *l);
 
 /* ---- ctl_takeover.c ---- */
-/* Could another host's image be taken over by the fence lock? false: that is no question here; else the answer and its reason. */
+/* Could another host's image be taken over by the fence lock? false: that is no question here; else
+ * the answer and its reason. */
 bool look_takeover(const struct look *l, bool *ret_possible, struct why *ret);
 
 /* ---- commands: exit codes ---- */
@@ -233,7 +248,7 @@ int cmd_takeover(struct ctl *ctl, const char *image);
 const char *ctl_fence_word(enum fence_kind f);
 
 /* Calls fn for each source that VIEW (NULL: all), or --datastore, means. The greatest exit code. */
-int each_source(struct ctl *ctl, const char *view, int (*fn)(struct ctl *ctl, struct source *s, void *arg),
-                void *arg);
+int each_source(struct ctl *ctl, const char *view,
+                int (*fn)(struct ctl *ctl, struct source *s, void *arg), void *arg);
 
 #endif

@@ -1,4 +1,5 @@
-/* ctl_chain.c: the files that an image needs, by which image a file is needed, and who reads it and wants no writer beside it. See ctl.h. */
+/* ctl_chain.c: the files that an image needs, by which image a file is needed, and who reads it and
+ * wants no writer beside it. See ctl.h. */
 #include "ctl/ctl.h"
 
 #include <inttypes.h>
@@ -51,7 +52,8 @@ static int load_links(struct raw_image *im, int fd)
     return r == -EUCLEAN ? 0 : r; /* a name that cannot be followed */
 }
 
-/* The file that a link means, as a program on this host would find it, through the datastore or a view of it (whose inode numbers are the same). false: none. */
+/* The file that a link means, as a program on this host would find it, through the datastore or a
+ * view of it (whose inode numbers are the same). false: none. */
 static bool find_link(const struct store *s, const char *rel, const char *link, struct stat *ret)
 {
     char path[2 * RECORD_IMAGE_MAX];
@@ -61,7 +63,8 @@ static bool find_link(const struct store *s, const char *rel, const char *link, 
     if (link[0] == '/')
         snprintf(path, sizeof(path), "%s", link);
     else
-        snprintf(path, sizeof(path), "%.*s/%s", slash ? (int)(slash - rel) : 1, slash ? rel : ".", link);
+        snprintf(path, sizeof(path), "%.*s/%s", slash ? (int)(slash - rel) : 1, slash ? rel : ".",
+                 link);
     if (fstatat(s->root_fd, path, ret, 0) < 0)
         return false;
     return ret->st_dev == s->dev ||
@@ -85,15 +88,15 @@ static int look_guarded(void *arg, const char *path, bool from_cwd)
 
     (void)from_cwd; /* the working directory of its holder is not known here */
     for (size_t i = 0; i < g->n && find_link(g->s, g->rel, path, &st); i++)
-        found |= g->m[i].above == g->im->st.st_ino && g->m[i].generation == g->im->claim.generation &&
-                 g->m[i].below == st.st_ino;
+        found |= g->m[i].above == g->im->st.st_ino &&
+                 g->m[i].generation == g->im->claim.generation && g->m[i].below == st.st_ino;
     g->all &= found;
     return 0;
 }
 
 /* Of a held image: which of the files that it names have a mark of this hold? */
-static void match_marks(const struct store *s, struct raw_image *im, const char *rel, const struct mark *m,
-                        size_t n)
+static void match_marks(const struct store *s, struct raw_image *im, const char *rel,
+                        const struct mark *m, size_t n)
 {
     struct stat st;
 
@@ -159,7 +162,8 @@ int chain_load(const struct store *s, struct raw_image *im, int fd, const char *
         snprintf(one->path, sizeof(one->path), "?");
         if (c->kind == CLAIM_HELD)
             whereis_name(s, c->rec.ino, &c->rec.handle, c->rec.image, one->path, sizeof(one->path));
-        snprintf(one->host, sizeof(one->host), "%s", c->kind == CLAIM_HELD ? c->rec.host_name : "?");
+        snprintf(one->host, sizeof(one->host), "%s",
+                 c->kind == CLAIM_HELD ? c->rec.host_name : "?");
     }
     return r;
 }
@@ -170,20 +174,22 @@ void chain_text(const struct raw_image *im)
         const struct raw_needs *n = &im->needs[i];
 
         if (n->host[0])
-            out_line("needed by:  %s, held by host %s: nobody else may write this file\n", out_tame(n->path),
-                     out_tame(n->host));
+            out_line("needed by:  %s, held by host %s: nobody else may write this file\n",
+                     out_tame(n->path), out_tame(n->host));
         else
-            out_line("needs:      %s %s%s%s%s\n", n->role, out_tame(n->path), n->format[0] ? ", " : "",
-                     out_tame(n->format),
-                     n->itself         ? ": the image itself, so that no program can open it"
-                     : n->guarded > 0  ? ", kept from other writers"
-                     : n->guarded == 0 ? ", NOT protected: it is not in this datastore, or not there"
-                                       : "");
+            out_line("needs:      %s %s%s%s%s\n", n->role, out_tame(n->path),
+                     n->format[0] ? ", " : "", out_tame(n->format),
+                     n->itself        ? ": the image itself, so that no program can open it"
+                     : n->guarded > 0 ? ", kept from other writers"
+                     : n->guarded == 0
+                         ? ", NOT protected: it is not in this datastore, or not there"
+                         : "");
     }
     for (size_t i = 0; i < im->nreaders; i++) {
         const struct reader_info *info = &im->readers[i].info;
 
-        out_line("read by:    %s, pid %" PRIu64 ", on host %s%s%s: nobody else may write it meanwhile\n",
+        out_line("read by:    %s, pid %" PRIu64
+                 ", on host %s%s%s: nobody else may write it meanwhile\n",
                  info->program[0] ? out_tame(info->program) : "a program", info->pid,
                  out_tame(info->host_name), info->since[0] ? " since " : "", info->since);
     }

@@ -16,7 +16,8 @@
 static int connect_to(const struct mount *m, struct why *why)
 {
     struct sockaddr_un a = {.sun_family = AF_UNIX};
-    const struct timeval limit = {.tv_sec = CTL_DAEMON_MS / 1000}; /* a stopped daemon's queue may be full */
+    /* a stopped daemon's queue may be full */
+    const struct timeval limit = {.tv_sec = CTL_DAEMON_MS / 1000};
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0), r;
 
     snprintf(a.sun_path, sizeof(a.sun_path), DG_CONTROL_DIR "/%u:%u.sock", m->major, m->minor);
@@ -29,7 +30,8 @@ static int connect_to(const struct mount *m, struct why *why)
     if (r == -ENOENT)
         why_set(why, "diskguard on %.200s has no control socket %s", m->point, a.sun_path);
     else if (r == -ECONNREFUSED)
-        why_set(why, "diskguard on %.200s is dead (nobody serves %s): unmount it and mount it again",
+        why_set(why,
+                "diskguard on %.200s is dead (nobody serves %s): unmount it and mount it again",
                 m->point, a.sun_path);
     else if (r == -EAGAIN)
         why_set(why, "diskguard on %.200s did not answer in time", m->point);
@@ -100,10 +102,10 @@ static struct json_object *check_answer(const struct mount *m, char *text, struc
     if (!json_object_is_type(o, json_type_object)) {
         why_set(why, "diskguard on %.200s did not answer in time", m->point);
     } else if (out_json_get_u64(o, "version") != DG_CONTROL_VERSION) {
-        why_set(why,
-                "diskguard on %.200s speaks another version of the control protocol: use the diskguardctl of "
-                "its package",
-                m->point);
+        why_set(
+            why,
+            "diskguard on %.200s speaks another version of the control protocol: use the diskguardctl of its package",
+            m->point);
     } else if (!out_json_get_bool(o, "ok")) {
         why_set(why, "%.500s", out_json_get_text(o, "error", "diskguard refused without a reason"));
     } else {
@@ -113,7 +115,8 @@ static struct json_object *check_answer(const struct mount *m, char *text, struc
     return NULL;
 }
 
-struct json_object *daemon_ask(const struct mount *m, const char *command, const char *image, struct why *why)
+struct json_object *daemon_ask(const struct mount *m, const char *command, const char *image,
+                               struct why *why)
 {
     struct json_object *o = out_object();
 
@@ -122,8 +125,8 @@ struct json_object *daemon_ask(const struct mount *m, const char *command, const
     return daemon_request(m, command, o, why);
 }
 
-struct json_object *daemon_request(const struct mount *m, const char *command, struct json_object *o,
-                                   struct why *why)
+struct json_object *daemon_request(const struct mount *m, const char *command,
+                                   struct json_object *o, struct why *why)
 {
     char *text = NULL, *line;
     int fd = connect_to(m, why), n;
@@ -171,8 +174,8 @@ void source_read(struct source *s, const char *rel, bool all)
     s->raw = raw_load(s->dir, rel, all, s->mount ? CTL_RAW_MS : 0);
     if (s->raw->err == 0 && uuid && strcmp(uuid, s->raw->store.uuid) != 0) {
         s->raw->err = -ESTALE;
-        why_set(&s->raw->why, "%.300s is another datastore now than the one that %.200s shows", s->dir,
-                s->mount->point);
+        why_set(&s->raw->why, "%.300s is another datastore now than the one that %.200s shows",
+                s->dir, s->mount->point);
     }
 }
 
@@ -204,8 +207,9 @@ void source_close(struct source *s)
 
 static int no_view(const char *arg)
 {
-    out_error("%s is not in a diskguard view of this machine; for the datastore itself use --datastore DIR",
-              arg);
+    out_error(
+        "%s is not in a diskguard view of this machine; for the datastore itself use --datastore DIR",
+        arg);
     return -ENOENT;
 }
 
@@ -219,8 +223,8 @@ static bool is_view(const struct ctl *ctl, const char *dir)
     return m != NULL;
 }
 
-/* Below --datastore: an absolute path, one relative to the datastore, or one relative to the working
- * directory. */
+/* Below --datastore: an absolute path, one relative to the datastore, or one relative to the
+ * working directory. */
 static int below_datastore(const char *dir, const char *arg, const char *path, char **ret_rel)
 {
     size_t n = strcmp(dir, "/") == 0 ? 0 : strlen(dir);
@@ -282,8 +286,8 @@ static int one_source(struct ctl *ctl, const struct mount *m, const char *dir,
     return code;
 }
 
-int each_source(struct ctl *ctl, const char *view, int (*fn)(struct ctl *ctl, struct source *s, void *arg),
-                void *arg)
+int each_source(struct ctl *ctl, const char *view,
+                int (*fn)(struct ctl *ctl, struct source *s, void *arg), void *arg)
 {
     const struct mount *m = NULL;
     char *path = NULL;

@@ -36,7 +36,9 @@ static int by_path(const void *a, const void *b)
     int r = strcmp(item_path(x), item_path(y));
 
     return r ? r
-             : (x->claim && y->claim ? (x->claim->ino > y->claim->ino) - (x->claim->ino < y->claim->ino) : 0);
+             : (x->claim && y->claim
+                    ? (x->claim->ino > y->claim->ino) - (x->claim->ino < y->claim->ino)
+                    : 0);
 }
 
 static void add_claims(const struct source *s, struct items *items)
@@ -132,8 +134,8 @@ static const char *claim_state(const struct raw_claim *c)
         return "free";
     case STEP_CLAIMED:
         return "claimed";
-    case STEP_ARMED: /* the record on the datastore stays at armed: that the seal is on is noted in the
-                        journal */
+    case STEP_ARMED: /* the record on the datastore stays at armed: that the seal is on is noted in
+                        the journal */
         return c->extents ? "sealed" : "claimed";
     case STEP_SEALED:
         return c->extents ? "sealed" : "claimed";
@@ -186,7 +188,9 @@ const char *item_holder(const struct source *s, const struct item *i)
 {
     if (i->claim && i->claim->kind == CLAIM_HELD)
         return i->claim->host_name[0] ? i->claim->host_name : i->claim->host;
-    return i->live ? out_json_get_text(out_json_get(s->status, "host", json_type_object), "name", "") : "";
+    return i->live
+               ? out_json_get_text(out_json_get(s->status, "host", json_type_object), "name", "")
+               : "";
 }
 
 bool item_is_local(const struct item *i)
@@ -209,7 +213,8 @@ bool item_is_local(const struct item *i)
 
 bool item_is_own(const struct source *s, const struct item *i)
 {
-    const char *own = out_json_get_text(out_json_get(s->status, "host", json_type_object), "uuid", "");
+    const char *own =
+        out_json_get_text(out_json_get(s->status, "host", json_type_object), "uuid", "");
 
     return own[0] ? i->live || (i->claim && strcmp(i->claim->host, own) == 0) : item_is_local(i);
 }
@@ -238,32 +243,34 @@ void trouble_from(struct trouble *t, enum problem p)
 static void live_trouble(const struct item *i, struct trouble *t)
 {
     const char *state = item_state(i);
-    int err = (int)out_json_get_u64(i->live, "error"), sync = (int)out_json_get_u64(i->live, "sync_error");
+    int err = (int)out_json_get_u64(i->live, "error"),
+        sync = (int)out_json_get_u64(i->live, "sync_error");
 
     if (strcmp(state, "fenced") == 0)
-        trouble_set(t, "fenced",
-                    "end the process that has it open; see who holds it: diskguardctl why IMAGE; what it "
-                    "wrote since may be missing",
-                    "this host lost its claim%s%s: every write gets an input/output error", err ? ": " : "",
-                    err ? strerror(err) : "");
+        trouble_set(
+            t, "fenced",
+            "end the process that has it open; see who holds it: diskguardctl why IMAGE; what it wrote since may be missing",
+            "this host lost its claim%s%s: every write gets an input/output error", err ? ": " : "",
+            err ? strerror(err) : "");
     else if (strcmp(state, "stuck") == 0 && err == EUCLEAN)
-        trouble_set(t, "stuck", problem_info(PROBLEM_ALIEN)->repair, "the header could not be restored: %s",
-                    problem_info(PROBLEM_ALIEN)->message);
+        trouble_set(t, "stuck", problem_info(PROBLEM_ALIEN)->repair,
+                    "the header could not be restored: %s", problem_info(PROBLEM_ALIEN)->message);
     else if (strcmp(state, "stuck") == 0)
-        trouble_set(t, "stuck",
-                    "make the storage work; diskguard repeats the restore by itself, or at once: "
-                    "diskguardctl retry IMAGE",
-                    "the header could not be restored%s%s; the image stays refused until it is",
-                    err ? ": " : "", err ? strerror(err) : "");
+        trouble_set(
+            t, "stuck",
+            "make the storage work; diskguard repeats the restore by itself, or at once: diskguardctl retry IMAGE",
+            "the header could not be restored%s%s; the image stays refused until it is",
+            err ? ": " : "", err ? strerror(err) : "");
     else if (sync)
-        trouble_set(t, "sync-error",
-                    "guest data was lost by the storage: check the guest's file systems, then restart it",
-                    "an fsync of guest data failed: %s", strerror(sync));
+        trouble_set(
+            t, "sync-error",
+            "guest data was lost by the storage: check the guest's file systems, then restart it",
+            "an fsync of guest data failed: %s", strerror(sync));
 }
 
-/* Is it a claim of the very daemon that runs there now? A daemon writes its name into the record with its
- * first beat only, so the record may be of its predecessor for a moment: then the claim is younger than that
- * one's start. Both times are of that host's clock. */
+/* Is it a claim of the very daemon that runs there now? A daemon writes its name into the record
+ * with its first beat only, so the record may be of its predecessor for a moment: then the claim is
+ * younger than that one's start. Both times are of that host's clock. */
 static bool is_of_living(const struct raw_host *h, const struct raw_claim *c)
 {
     if (strcmp(h->rec.installation, c->installation) != 0)
@@ -284,25 +291,23 @@ static void left_trouble(const struct source *s, const struct item *i, struct tr
     if (i->host && i->host->alive == 1) {
         trouble_set(
             t, "left-behind",
-            "on that host, with the image's path in its view: diskguardctl retry PATH; what it cannot "
-            "settle: "
-            "stop it and run fsck.diskguard DATASTORE there",
+            "on that host, with the image's path in its view: diskguardctl retry PATH; what it cannot settle: stop it and run fsck.diskguard DATASTORE there",
             "an earlier diskguard of %s (%s) left it, and the one that runs there now has not settled it",
             c->host_name, c->host);
         return;
     }
     if (item_is_own(s, i))
-        snprintf(out, sizeof(out),
-                 "start diskguard on %s, which is this host: it restores the image by itself; or: "
-                 "fsck.diskguard -p DATASTORE",
-                 c->host_name[0] ? c->host_name : c->host);
+        snprintf(
+            out, sizeof(out),
+            "start diskguard on %s, which is this host: it restores the image by itself; or: fsck.diskguard -p DATASTORE",
+            c->host_name[0] ? c->host_name : c->host);
     else
-        snprintf(out, sizeof(out),
-                 "start diskguard on %s: it restores the image by itself; if that host is surely down: "
-                 "fsck.diskguard --takeover %s "
-                 "--confirm-host-is-down DATASTORE",
-                 c->host_name[0] ? c->host_name : c->host, c->host);
-    trouble_set(t, "holder-down", out, "diskguard does not run on its holder %s (%s)", c->host_name, c->host);
+        snprintf(
+            out, sizeof(out),
+            "start diskguard on %s: it restores the image by itself; if that host is surely down: fsck.diskguard --takeover %s --confirm-host-is-down DATASTORE",
+            c->host_name[0] ? c->host_name : c->host, c->host);
+    trouble_set(t, "holder-down", out, "diskguard does not run on its holder %s (%s)", c->host_name,
+                c->host);
 }
 
 void trouble_finish(struct trouble *t, const struct source *s, const char *path)
@@ -315,7 +320,8 @@ void trouble_finish(struct trouble *t, const struct source *s, const char *path)
                  s->mount ? "" : " ", out_quote(s->mount ? plain : path)) < 0)
         out_no_memory();
     memcpy(text, t->out, sizeof(text));
-    out_fill(text, &(struct out_words){datastore, NULL, path[0] ? image : NULL}, t->out, sizeof(t->out));
+    out_fill(text, &(struct out_words){datastore, NULL, path[0] ? image : NULL}, t->out,
+             sizeof(t->out));
     free(plain);
     free(image);
 }
@@ -326,20 +332,21 @@ void item_trouble(const struct source *s, const struct item *i, struct trouble *
     if (i->live) {
         live_trouble(i, ret);
     } else if (i->claim && i->claim->kind == CLAIM_BAD) {
-        trouble_from(ret, i->claim->error == -EPROTONOSUPPORT ? PROBLEM_NEWER_CLAIM : PROBLEM_BAD_CLAIM);
+        trouble_from(ret,
+                     i->claim->error == -EPROTONOSUPPORT ? PROBLEM_NEWER_CLAIM : PROBLEM_BAD_CLAIM);
     } else if (i->claim && i->claim->kind == CLAIM_HELD) {
         left_trouble(s, i, ret);
         if (!ret->code && i->claim->step == STEP_STUCK)
-            trouble_set(ret, "stuck",
-                        "diskguardctl why IMAGE compares the header: if somebody else wrote to it, run "
-                        "fsck.diskguard -n DATASTORE; else make the storage of that host work: diskguard "
-                        "there repeats the restore by itself",
-                        "%s could not restore the header; the image stays refused until it can",
-                        i->claim->host_name);
+            trouble_set(
+                ret, "stuck",
+                "diskguardctl why IMAGE compares the header: if somebody else wrote to it, run fsck.diskguard -n DATASTORE; else make the storage of that host work: diskguard there repeats the restore by itself",
+                "%s could not restore the header; the image stays refused until it can",
+                i->claim->host_name);
         else if (!ret->code && i->claim->sync_error)
-            trouble_set(ret, "sync-error",
-                        "guest data was lost by the storage: check the guest's file systems, then restart it",
-                        "an fsync of guest data failed: %s", strerror(i->claim->sync_error));
+            trouble_set(
+                ret, "sync-error",
+                "guest data was lost by the storage: check the guest's file systems, then restart it",
+                "an fsync of guest data failed: %s", strerror(i->claim->sync_error));
     }
     trouble_finish(ret, s, item_lost(i) ? "" : item_path(i));
 }
@@ -353,7 +360,10 @@ static struct json_object *holder_json(const struct source *s, const struct item
     struct json_object *self = out_json_get(s->status, "host", json_type_object);
 
     out_json_text_or_null(o, "host", item_holder(s, i));
-    out_json_text_or_null(o, "uuid", c ? c->host : i->live ? out_json_get_text(self, "uuid", NULL) : NULL);
+    out_json_text_or_null(o, "uuid",
+                          c         ? c->host
+                          : i->live ? out_json_get_text(self, "uuid", NULL)
+                                    : NULL);
     out_json_u64(o, "pid", i->live ? out_json_get_u64(i->live, "pid") : c ? c->pid : 0);
     out_json_u64(o, "start", i->live ? out_json_get_u64(i->live, "start") : c ? c->start : 0);
     out_json_u64(o, "uid", i->live ? out_json_get_u64(i->live, "uid") : c ? c->uid : 0);

@@ -12,8 +12,8 @@ static struct json_object *source_json(const struct source *s)
 
     out_json_text_or_null(o, "mountpoint", s->mount ? s->mount->point : NULL);
     out_json_text(o, "datastore", source_dir(s));
-    out_json_text_or_null(o, "uuid",
-                          readable ? s->raw->store.uuid : out_json_get_text(s->status, "uuid", NULL));
+    out_json_text_or_null(
+        o, "uuid", readable ? s->raw->store.uuid : out_json_get_text(s->status, "uuid", NULL));
     out_json_bool(o, "daemon", s->status != NULL);
     out_json_bool(o, "complete", readable);
     out_json_text_or_null(o, "fence", readable ? ctl_fence_word(s->raw->store.fence) : NULL);
@@ -67,7 +67,9 @@ static void list_row(struct out_table *t, const struct source *s, const struct i
 {
     const struct raw_claim *c = i->claim;
     uint64_t size = i->live ? out_json_get_u64(i->live, "size") : c ? c->virtual_size : 0;
-    uint64_t pid = i->live ? out_json_get_u64(i->live, "pid") : c && c->kind == CLAIM_HELD ? c->pid : 0;
+    uint64_t pid = i->live                      ? out_json_get_u64(i->live, "pid")
+                   : c && c->kind == CLAIM_HELD ? c->pid
+                                                : 0;
     bool held = item_is_held(i), known = !c || c->kind != CLAIM_BAD;
     char human[32], number[32], path[RECORD_IMAGE_MAX + 8];
 
@@ -77,8 +79,8 @@ static void list_row(struct out_table *t, const struct source *s, const struct i
                                       i->live ? out_json_get_text(i->live, "format", "")
                                       : c     ? c->format
                                               : "",
-                                      size ? out_human(size, human) : "", held ? item_holder(s, i) : "",
-                                      pid ? number : "",
+                                      size ? out_human(size, human) : "",
+                                      held ? item_holder(s, i) : "", pid ? number : "",
                                       !held     ? ""
                                       : i->live ? out_json_get_text(i->live, "since", "")
                                       : c       ? c->since
@@ -88,7 +90,8 @@ static void list_row(struct out_table *t, const struct source *s, const struct i
                                                                          : "claim only"});
 }
 
-/* Those that many hosts may write on purpose, and that are open for write here: of other hosts nothing tells. */
+/* Those that many hosts may write on purpose, and that are open for write here: of other hosts
+ * nothing tells. */
 static void list_shared(struct out_table *t, const struct source *s)
 {
     struct json_object *a = out_json_get(s->list, "shared", json_type_array),
@@ -100,11 +103,13 @@ static void list_shared(struct out_table *t, const struct source *s)
 
         snprintf(pid, sizeof(pid), "%llu", (unsigned long long)out_json_get_u64(o, "pid"));
         out_table_row(t, (const char *[]){out_json_get_text(o, "image", ""), "shared", "", "",
-                                          out_json_get_text(host, "name", ""), pid, "", "none (shared=)"});
+                                          out_json_get_text(host, "name", ""), pid, "",
+                                          "none (shared=)"});
     }
 }
 
-static unsigned list_troubles(const struct ctl *ctl, const struct source *s, const struct items *items)
+static unsigned list_troubles(const struct ctl *ctl, const struct source *s,
+                              const struct items *items)
 {
     char name[RECORD_IMAGE_MAX + 8];
     struct trouble t;
@@ -151,7 +156,8 @@ static int list_source(struct ctl *ctl, struct source *s, void *arg)
 
         o = source_json(s);
         json_object_object_add(o, "images", images);
-        json_object_object_add(o, "shared", shared ? json_object_get(shared) : json_object_new_array());
+        json_object_object_add(o, "shared",
+                               shared ? json_object_get(shared) : json_object_new_array());
         json_object_array_add(l->array, o);
     } else {
         json_object_put(images);
@@ -166,7 +172,8 @@ static int list_source(struct ctl *ctl, struct source *s, void *arg)
     return is_blind(s) ? DG_EXIT_FAILURE : troubles ? DG_EXIT_NEED_REPAIR : DG_EXIT_OK;
 }
 
-static int print_all(struct ctl *ctl, const char *view, int (*fn)(struct ctl *, struct source *, void *))
+static int print_all(struct ctl *ctl, const char *view,
+                     int (*fn)(struct ctl *, struct source *, void *))
 {
     struct listing l = {json_object_new_array(), true};
     int code = each_source(ctl, view, fn, &l);

@@ -134,14 +134,15 @@ static void host_add(struct raw *r)
 
         h->alive = host_alive(&r->store, h->rec.uuid);
         for (size_t k = 0; k < r->nclaims; k++)
-            h->held += r->claims[k].kind == CLAIM_HELD && strcmp(r->claims[k].host, h->rec.uuid) == 0;
+            h->held +=
+                r->claims[k].kind == CLAIM_HELD && strcmp(r->claims[k].host, h->rec.uuid) == 0;
     }
 }
 
 /* ---- one image ---- */
 
-/* The claim, then the header, then the claim again: only when the claim stayed the same do the two belong
- * together. */
+/* The claim, then the header, then the claim again: only when the claim stayed the same do the two
+ * belong together. */
 static int load_claim_and_header(const struct store *s, struct raw_image *im, int fd)
 {
     _cleanup_free_ struct claim *again = malloc(sizeof(*again));
@@ -246,7 +247,8 @@ static void load_all(struct job *j)
         r->image->err = load_image(&r->store, r->image, j->rel);
         if (r->image->err == 0 && !r->image->other_fs)
             r->err = load_claim(&l, r->image->st.st_ino, &r->image->claim);
-        if (r->err == 0 && r->nclaims > 0 && r->claims[0].kind == CLAIM_HELD && !r->image->other_file)
+        if (r->err == 0 && r->nclaims > 0 && r->claims[0].kind == CLAIM_HELD &&
+            !r->image->other_file)
             r->claims[0].now = out_strdup(j->rel);
     } else {
         r->err = claim_each(&r->store, load_claim, &l);
@@ -281,7 +283,8 @@ static void job_free(struct job *j)
     free(j);
 }
 
-/* The result, or NULL when it did not come in time; the thread, its job and its result are then left alone.
+/* The result, or NULL when it did not come in time; the thread, its job and its result are then
+ * left alone.
  */
 static struct raw *wait_for(struct job *j, unsigned limit_ms)
 {
@@ -306,7 +309,8 @@ static struct raw *raw_new(void)
 {
     struct raw *r = out_alloc(sizeof(*r));
 
-    r->store.root_fd = r->store.dir_fd = r->store.claims_fd = r->store.tmp_fd = r->store.hosts_fd = -1;
+    r->store.root_fd = r->store.dir_fd = r->store.claims_fd = r->store.tmp_fd = r->store.hosts_fd =
+        -1;
     return r;
 }
 
@@ -332,7 +336,8 @@ struct raw *raw_load(const char *dir, const char *rel, bool all, unsigned limit_
     if (!raw) {
         raw = raw_new();
         raw->err = -ETIMEDOUT;
-        why_set(&raw->why, "the storage below %.300s did not answer within %u s", dir, limit_ms / 1000);
+        why_set(&raw->why, "the storage below %.300s did not answer within %u s", dir,
+                limit_ms / 1000);
     }
     return raw;
 }

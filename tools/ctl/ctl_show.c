@@ -32,8 +32,9 @@ static int look_live(struct look *l, const char *arg)
         }
     source_say_unreadable(&l->source);
     if (l->source.list)
-        out_error("this host's diskguard does not hold %s; whether another host does stands on the datastore",
-                  arg);
+        out_error(
+            "this host's diskguard does not hold %s; whether another host does stands on the datastore",
+            arg);
     else if (l->source.mount)
         out_error("%s", l->source.daemon_why);
     return l->source.raw->err;
@@ -114,7 +115,8 @@ static void header_trouble(const struct look *l, const struct raw_image *im, str
     else if (im->header_err < 0)
         trouble_set(ret, "unreadable", "make the storage and the permissions work, then repeat",
                     "the header cannot be read: %s", strerror(-im->header_err));
-    else if (im->claim.kind == CLAIM_HELD && (im->state == HEADER_ALIEN || im->state == HEADER_SHORT))
+    else if (im->claim.kind == CLAIM_HELD &&
+             (im->state == HEADER_ALIEN || im->state == HEADER_SHORT))
         trouble_from(ret, PROBLEM_ALIEN);
     else if (!item_is_held(&l->item) && im->header.verdict == FORMAT_SEALED)
         trouble_from(ret, PROBLEM_ORPHAN);
@@ -123,14 +125,14 @@ static void header_trouble(const struct look *l, const struct raw_image *im, str
             ret, "lies",
             im->header.info.maybe_sealed
                 ? "fsck.diskguard on the hosts that may have held it; else restore the size from a backup"
-                : "repair the image through a view with its own tools (qemu-img check -r all), or restore it "
-                  "from a backup",
+                : "repair the image through a view with its own tools (qemu-img check -r all), or restore it from a backup",
             "the header contradicts itself%s: %s",
             im->header.info.maybe_sealed ? ", as seal=size leaves it" : "", im->header.info.why);
     else if (!item_is_held(&l->item) && im->header.verdict == FORMAT_AMBIGUOUS)
-        trouble_set(ret, "ambiguous",
-                    "find out what the file is; a convert of it into a new image is never ambiguous", "%s",
-                    im->header.info.why);
+        trouble_set(
+            ret, "ambiguous",
+            "find out what the file is; a convert of it into a new image is never ambiguous", "%s",
+            im->header.info.why);
 }
 
 void look_trouble(const struct look *l, struct trouble *ret)
@@ -190,11 +192,13 @@ static void time_text(struct timespec t, char ret[40])
 
 static void show_claim(const struct record *r)
 {
-    out_line("claim:      %s, generation %" PRIu64 ", sequence %" PRIu64 "\n", record_step_name(r->step),
-             r->generation, r->seq);
+    out_line("claim:      %s, generation %" PRIu64 ", sequence %" PRIu64 "\n",
+             record_step_name(r->step), r->generation, r->seq);
     out_line("            written for %s\n", out_tame(r->image));
-    out_line("            installation %s, boot %s, daemon %s\n", r->installation, r->boot, r->daemon);
-    out_line("            losing the fence lock stops its holder's writes: %s\n", io_fencing_name(r->fenced));
+    out_line("            installation %s, boot %s, daemon %s\n", r->installation, r->boot,
+             r->daemon);
+    out_line("            losing the fence lock stops its holder's writes: %s\n",
+             io_fencing_name(r->fenced));
     if (r->sync_error)
         out_line("            an fsync of guest data failed: %s\n", strerror(r->sync_error));
     for (unsigned i = 0; i < r->plan.n; i++) {
@@ -255,17 +259,22 @@ static void show_file(const struct look *l, const struct raw_image *im)
     time_text(im->st.st_mtim, mtime);
     out_line("file:       inode %" PRIu64 ", %s long, %s allocated, %lu links, changed %s\n",
              (uint64_t)im->st.st_ino, out_human((uint64_t)im->st.st_size, size),
-             out_human((uint64_t)im->st.st_blocks * 512, used), (unsigned long)im->st.st_nlink, mtime);
+             out_human((uint64_t)im->st.st_blocks * 512, used), (unsigned long)im->st.st_nlink,
+             mtime);
     if (!im->other_fs && im->header_err == 0)
-        out_line("header:     %s%s%s%s%s\n", verdict_word(&im->header), im->header.info.why[0] ? ": " : "",
-                 out_tame(im->header.info.why),
-                 im->claim.kind == CLAIM_HELD && im->state != HEADER_NOPLAN ? "; against the claim: " : "",
-                 im->claim.kind == CLAIM_HELD && im->state != HEADER_NOPLAN ? state_word(im->state) : "");
+        out_line("header:     %s%s%s%s%s\n", verdict_word(&im->header),
+                 im->header.info.why[0] ? ": " : "", out_tame(im->header.info.why),
+                 im->claim.kind == CLAIM_HELD && im->state != HEADER_NOPLAN
+                     ? "; against the claim: "
+                     : "",
+                 im->claim.kind == CLAIM_HELD && im->state != HEADER_NOPLAN ? state_word(im->state)
+                                                                            : "");
     out_line("storage:    %s (%s, %s), fence: %s\n", s->path, s->fs->name,
              s->fs->shared ? "shared" : "this host only", ctl_fence_word(s->fence));
 }
 
-/* No seal, but QEMU's locks, be they the guard's or its holder's: on the file itself they are the same. */
+/* No seal, but QEMU's locks, be they the guard's or its holder's: on the file itself they are the
+ * same. */
 static bool show_locked(const struct look *l)
 {
     const struct raw_image *im = look_image(l);
@@ -278,7 +287,9 @@ static void show_text(const struct look *l, const struct trouble *t)
 {
     const struct raw_image *im = look_image(l);
     const struct item *i = &l->item;
-    uint64_t size = i->live ? out_json_get_u64(i->live, "size") : i->claim ? i->claim->virtual_size : 0;
+    uint64_t size = i->live    ? out_json_get_u64(i->live, "size")
+                    : i->claim ? i->claim->virtual_size
+                               : 0;
     const char *format = i->live    ? out_json_get_text(i->live, "format", "")
                          : i->claim ? i->claim->format
                                     : "";
@@ -298,7 +309,9 @@ static void show_text(const struct look *l, const struct trouble *t)
              : show_locked(l) ? ", protected by its claim and QEMU's byte locks"
                               : ", protected by its claim only");
     if (look_shared(l, &here))
-        out_line("            shared on purpose (shared=), %" PRIu64 " handles open for write here\n", here);
+        out_line("            shared on purpose (shared=), %" PRIu64
+                 " handles open for write here\n",
+                 here);
     out_line("format:     %s", format[0] ? format : "none");
     if (size)
         out_line(", %s (%" PRIu64 " bytes)", out_human(size, human), size);
@@ -307,8 +320,8 @@ static void show_text(const struct look *l, const struct trouble *t)
     if (im && im->claim.kind == CLAIM_HELD)
         show_claim(&im->claim.rec);
     else if (im && im->claim.kind == CLAIM_FREE)
-        out_line("claim:      free, generation %" PRIu64 ", last held by %s\n", im->claim.generation,
-                 out_tame(im->claim.rec.host_name));
+        out_line("claim:      free, generation %" PRIu64 ", last held by %s\n",
+                 im->claim.generation, out_tame(im->claim.rec.host_name));
     else if (im && im->claim.kind == CLAIM_BAD)
         out_line("claim:      generation %" PRIu64 " does not decode\n", im->claim.generation);
     if (im) {
@@ -387,9 +400,10 @@ static void file_json(struct json_object *o, const struct look *l, const struct 
         out_json_text_or_null(h, "format", im->header.format ? im->header.format->name : NULL);
         out_json_u64(h, "size", im->header.info.virtual_size);
         out_json_text_or_null(h, "why", im->header.info.why);
-        out_json_text_or_null(
-            h, "state",
-            im->claim.kind == CLAIM_HELD && im->state != HEADER_NOPLAN ? state_word(im->state) : NULL);
+        out_json_text_or_null(h, "state",
+                              im->claim.kind == CLAIM_HELD && im->state != HEADER_NOPLAN
+                                  ? state_word(im->state)
+                                  : NULL);
     }
     json_object_object_add(o, "header", h);
     json_object_object_add(o, "claim", claim_json(&im->claim));

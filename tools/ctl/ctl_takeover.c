@@ -1,11 +1,13 @@
-/* ctl_takeover.c: diskguardctl takeover, and what show and why say of it. See ctl.h, and core/takeover.h for the decision. */
+/* ctl_takeover.c: diskguardctl takeover, and what show and why say of it. See ctl.h, and
+ * core/takeover.h for the decision. */
 #include <string.h>
 
 #include "core/takeover.h"
 #include "ctl/ctl.h"
 
-#define PACE_MS 1000u /* between two attempts; the daemon's record of the holder's beat needs no more */
-#define ASK_MS 100u   /* between two questions whether one has ended */
+#define PACE_MS                                                                                    \
+    1000u /* between two attempts; the daemon's record of the holder's beat needs no more */
+#define ASK_MS 100u /* between two questions whether one has ended */
 
 /* ---- would it be possible? ---- */
 
@@ -23,8 +25,9 @@ bool look_takeover(const struct look *l, bool *ret_possible, struct why *ret)
     const struct record *rec = &im->claim.rec;
     in.unproven = strcmp(out_json_get_text(opt, "takeover", ""), "lock-unproven") == 0;
     in.own = io_fencing(l->source.raw->store.root_fd,
-                        strcmp(out_json_get_text(opt, "fence", ""), "none") == 0 ? FENCE_NONE
-                                                                                 : l->source.raw->store.fence,
+                        strcmp(out_json_get_text(opt, "fence", ""), "none") == 0
+                            ? FENCE_NONE
+                            : l->source.raw->store.fence,
                         &own_why);
     in.holder = rec->fenced;
     in.names = takeover_is_names(rec);
@@ -33,9 +36,9 @@ bool look_takeover(const struct look *l, bool *ret_possible, struct why *ret)
     v = takeover_decide(&in);
     *ret_possible = v == TAKEOVER_TRY;
     if (v == TAKEOVER_TRY)
-        why_set(&why, "if the beat of that host stands still and the storage gives the fence lock: "
-                      "diskguardctl takeover IMAGE, or with "
-                      "takeover=lock the next open for write does it by itself");
+        why_set(
+            &why,
+            "if the beat of that host stands still and the storage gives the fence lock: diskguardctl takeover IMAGE, or with takeover=lock the next open for write does it by itself");
     else
         takeover_explain(v, &in, own_why, out_tame(rec->host_name), rec->host, &why);
     out_fill(why.text,
@@ -68,8 +71,9 @@ static int attempt(const struct source *s, const char *rel, bool unproven, struc
     if (o) {
         const char *result = out_json_get_text(o, "result", "");
 
-        out_fill(out_json_get_text(o, "text", ""), &(struct out_words){.datastore = out_quote(source_dir(s))},
-                 why->text, sizeof(why->text));
+        out_fill(out_json_get_text(o, "text", ""),
+                 &(struct out_words){.datastore = out_quote(source_dir(s))}, why->text,
+                 sizeof(why->text));
         code = strcmp(result, "free") == 0   ? DG_EXIT_OK
                : strcmp(result, "wait") == 0 ? -1
                : strcmp(result, "held") == 0 ? DG_EXIT_IN_USE
@@ -89,7 +93,8 @@ static int say(const struct ctl *ctl, const char *image, int code, const struct 
         out_json_text_or_null(o, "text", why->text);
         out_json_print(o);
     } else if (code == DG_EXIT_OK) {
-        out_line("%s: nobody holds it now; an open for write on this host gets it\n", out_tame(image));
+        out_line("%s: nobody holds it now; an open for write on this host gets it\n",
+                 out_tame(image));
     } else {
         out_error("%s was not taken over: %s", image, why->text);
     }
@@ -105,13 +110,14 @@ int cmd_takeover(struct ctl *ctl, const char *image)
     int code;
 
     if (ctl->datastore) {
-        out_error("takeover asks a running diskguard: name the image through its view; without one: "
-                  "fsck.diskguard --takeover");
+        out_error(
+            "takeover asks a running diskguard: name the image through its view; without one: fsck.diskguard --takeover");
         return DG_EXIT_USAGE;
     }
     if (source_of_image(ctl, image, &s, &rel) < 0)
         return DG_EXIT_FAILURE;
-    wait_ms = 1000 * out_json_get_u64(out_json_get(s.status, "options", json_type_object), "takeover_wait");
+    wait_ms = 1000 * out_json_get_u64(out_json_get(s.status, "options", json_type_object),
+                                      "takeover_wait");
     if (ctl->timeout_ms != UINT64_MAX)
         wait_ms = ctl->timeout_ms;
     for (;;) {

@@ -7,7 +7,8 @@
 #include <stdarg.h>
 #include <string.h>
 
-#define WAIT_POLL_MS 500u /* claims change by rename on another host: nothing but looking again tells */
+#define WAIT_POLL_MS                                                                               \
+    500u /* claims change by rename on another host: nothing but looking again tells */
 
 /* ---- the answer: a verdict and sentences ---- */
 
@@ -42,7 +43,8 @@ static void decide(struct answer *a, const char *reason, bool refused)
 
 /* ---- processes of this machine ---- */
 
-/* The name of a process, if it is still the one that started at that time (clock ticks since boot, proc(5)).
+/* The name of a process, if it is still the one that started at that time (clock ticks since boot,
+ * proc(5)).
  */
 static bool process_name(uint64_t pid, uint64_t start, char ret[64])
 {
@@ -55,7 +57,8 @@ static bool process_name(uint64_t pid, uint64_t start, char ret[64])
         return false;
     p = fgets(line, sizeof(line), f);
     fclose(f);
-    /* "pid (name) state ppid ..." with the name free to contain blanks and brackets; start is field 22 */
+    /* "pid (name) state ppid ..." with the name free to contain blanks and brackets; start is field
+     * 22 */
     char *open = p ? strchr(line, '(') : NULL, *end = p ? strrchr(line, ')') : NULL;
     if (!open || !end || end < open)
         return false;
@@ -80,7 +83,8 @@ static uint64_t held_u64(const struct item *i, const char *key, uint64_t from_cl
     return i->live ? out_json_get_u64(i->live, key) : i->claim ? from_claim : 0;
 }
 
-/* Has that process a descriptor of the file? proc(5), fdinfo: "ino:", which no view is asked for. 1, 0, or -1: cannot be told. */
+/* Has that process a descriptor of the file? proc(5), fdinfo: "ino:", which no view is asked for.
+ * 1, 0, or -1: cannot be told. */
 static int process_has(uint64_t pid, uint64_t ino)
 {
     char path[96];
@@ -155,7 +159,8 @@ static void say_process(struct answer *a, const struct item *i)
     else
         say(a, "Process %" PRIu64 " (%s) of this machine opened it.", pid, out_tame(name));
     if (i->live && out_json_get_u64(i->live, "writers"))
-        say(a, "It has %" PRIu64 " handle(s) open for write.", out_json_get_u64(i->live, "writers"));
+        say(a, "It has %" PRIu64 " handle(s) open for write.",
+            out_json_get_u64(i->live, "writers"));
 }
 
 /* How the one that has it open now is found: by file, for no number says it. */
@@ -167,9 +172,7 @@ static void say_find(struct answer *a, const struct look *l)
     if (asprintf(&path, "%s/%s", point, l->rel) < 0)
         out_no_memory();
     say(a,
-        "Way out: end what has it open now, which fuser -v %s names, or, if it is a loop device, losetup -j "
-        "%s; "
-        "or wait for it: diskguardctl wait %s.",
+        "Way out: end what has it open now, which fuser -v %s names, or, if it is a loop device, losetup -j %s; or wait for it: diskguardctl wait %s.",
         out_quote(path), out_quote(path), l->again);
     free(path);
 }
@@ -182,7 +185,8 @@ static void say_evidence(struct answer *a, const struct look *l)
     if (l->item.live || !l->item.claim)
         return;
     if (!h) {
-        say(a, "That host has no readable record in the datastore, so nothing tells whether it lives.");
+        say(a,
+            "That host has no readable record in the datastore, so nothing tells whether it lives.");
         return;
     }
     int64_t s = out_age(h->beat_time);
@@ -190,7 +194,8 @@ static void say_evidence(struct answer *a, const struct look *l)
         h->beat_time, s < 0 ? "" : ", by this clock ", s < 0 ? "" : out_duration((uint64_t)s, age),
         s < 0 ? "" : " ago");
     if (l->item.host->alive == 1)
-        say(a, "Its record is locked now: a diskguard of that host lives, or its lock has not run out yet.");
+        say(a,
+            "Its record is locked now: a diskguard of that host lives, or its lock has not run out yet.");
     else if (l->item.host->alive == 0)
         say(a, "Its record is not locked: no diskguard of that host runs with this datastore now.");
     else
@@ -202,16 +207,16 @@ static void say_fenced(struct answer *a, const struct look *l)
 {
     struct json_object *images = out_json_get(l->source.list, "images", json_type_array);
 
-    for (size_t k = 0; images && !l->item.live && l->item.claim && k < json_object_array_length(images);
-         k++) {
+    for (size_t k = 0;
+         images && !l->item.live && l->item.claim && k < json_object_array_length(images); k++) {
         struct json_object *o = json_object_array_get_idx(images, k);
 
         if (out_json_get_u64(o, "inode") == l->item.claim->ino &&
             strcmp(out_json_get_text(o, "state", ""), "fenced") == 0)
             say(a,
                 "This host held it before, with generation %" PRIu64
-                ", and is FENCED: it was taken over. Whoever still has it open here "
-                "(process %" PRIu64 ") gets EIO for every write, and should be ended.",
+                ", and is FENCED: it was taken over. Whoever still has it open here (process %" PRIu64
+                ") gets EIO for every write, and should be ended.",
                 out_json_get_u64(o, "generation"), out_json_get_u64(o, "pid"));
     }
 }
@@ -222,7 +227,8 @@ static void say_takeover(struct answer *a, const struct look *l)
     bool possible;
 
     if (look_takeover(l, &possible, &why))
-        say(a, "Takeover by the fence lock: %s%s.", possible ? "possible, " : "not possible now: ", why.text);
+        say(a, "Takeover by the fence lock: %s%s.",
+            possible ? "possible, " : "not possible now: ", why.text);
 }
 
 static void why_held(struct answer *a, const struct look *l)
@@ -239,15 +245,15 @@ static void why_held(struct answer *a, const struct look *l)
 
     decide(a, strcmp(state, "restoring") == 0 ? "being-released" : "held", true);
     say(a, "Refused (device or resource busy): %s holds it for writing%s%s%s%s%s.",
-        i->live ? "this host" : out_tame(item_holder(&l->source, i)), since[0] ? " since " : "", since,
-        s < 0 ? "" : " (", s < 0 ? "" : out_duration((uint64_t)s, age), s < 0 ? "" : ")");
+        i->live ? "this host" : out_tame(item_holder(&l->source, i)), since[0] ? " since " : "",
+        since, s < 0 ? "" : " (", s < 0 ? "" : out_duration((uint64_t)s, age), s < 0 ? "" : ")");
     say_process(a, i);
     if (look_shared(l, &here))
-        say(a, "It is shared on purpose (shared=), but a claim that was made without that option counts "
-               "until it is "
-               "free.");
+        say(a,
+            "It is shared on purpose (shared=), but a claim that was made without that option counts until it is free.");
     if (im && im->header.verdict == FORMAT_LIES && !item_sealed(i))
-        say(a, "It is not sealed, for its header contradicts itself: %s.", out_tame(im->header.info.why));
+        say(a, "It is not sealed, for its header contradicts itself: %s.",
+            out_tame(im->header.info.why));
     say_fenced(a, l);
     say_evidence(a, l);
     look_trouble(l, &t);
@@ -257,7 +263,8 @@ static void why_held(struct answer *a, const struct look *l)
         say(a, "Problem: %s.", t.text);
         say(a, "Way out: %s.", t.out);
     } else if (strcmp(state, "restoring") == 0) {
-        say(a, "It is just being released: try again in a moment, or: diskguardctl wait %s.", l->again);
+        say(a, "It is just being released: try again in a moment, or: diskguardctl wait %s.",
+            l->again);
     } else if (i->live && fate != OPENER_HAS) {
         say_find(a, l);
     } else if (i->live) {
@@ -268,7 +275,8 @@ static void why_held(struct answer *a, const struct look *l)
                 ? "Any process of this host"
                 : "The process itself");
     } else {
-        say(a, "Way out: shut the virtual machine down on %s, or wait for it: diskguardctl wait %s.",
+        say(a,
+            "Way out: shut the virtual machine down on %s, or wait for it: diskguardctl wait %s.",
             out_tame(item_holder(&l->source, i)), l->again);
     }
     say_takeover(a, l);
@@ -281,7 +289,8 @@ static const char *raw_mode(const struct look *l)
     return out_json_get_text(options_of(l), "raw", "auto");
 }
 
-/* Is a file without a known header guarded as a raw image, by its name? As the daemon's option raw= has it.
+/* Is a file without a known header guarded as a raw image, by its name? As the daemon's option raw=
+ * has it.
  */
 static bool raw_by_name(const struct look *l, bool *ret_known)
 {
@@ -307,7 +316,8 @@ static bool raw_by_name(const struct look *l, bool *ret_known)
 
 static void why_image(struct answer *a, const struct look *l, const struct raw_image *im)
 {
-    uint64_t size = im->header.info.virtual_size, threshold = out_json_get_u64(options_of(l), "threshold");
+    uint64_t size = im->header.info.virtual_size,
+             threshold = out_json_get_u64(options_of(l), "threshold");
     bool has_size = !im->header.format->weak && out_json_get_bool(options_of(l), "threshold_rules");
 
     if (has_size && size <= threshold) {
@@ -317,20 +327,23 @@ static void why_image(struct answer *a, const struct look *l, const struct raw_i
             " bytes. Only the process that makes the image may write it still.",
             size, threshold);
         if (size == 0)
-            say(a, "A size of 0 is also what seal=size leaves on the datastore; nobody holds a claim on the "
-                   "image, so nothing tells which.");
-        say(a, "Way out: fsck.diskguard on the host that last held it; else the option threshold= of "
-               "diskguard(8), or a backup.");
+            say(a,
+                "A size of 0 is also what seal=size leaves on the datastore; nobody holds a claim on the image, so nothing tells which.");
+        say(a,
+            "Way out: fsck.diskguard on the host that last held it; else the option threshold= of diskguard(8), or a backup.");
         return;
     }
     decide(a, "free", false);
-    say(a, "Granted: nobody holds this %s image, and an open for write through a view would get it.",
+    say(a,
+        "Granted: nobody holds this %s image, and an open for write through a view would get it.",
         im->header.format->name);
     if (im->claim.kind == CLAIM_FREE)
-        say(a, "It was last held by %s, since %s.", out_tame(im->claim.rec.host_name), im->claim.rec.since);
+        say(a, "It was last held by %s, since %s.", out_tame(im->claim.rec.host_name),
+            im->claim.rec.since);
 }
 
-/* Does its header contradict itself, and is it claimed nevertheless? As the daemon's option damaged= has it. */
+/* Does its header contradict itself, and is it claimed nevertheless? As the daemon's option
+ * damaged= has it. */
 static bool is_claimed_damaged(const struct look *l, const struct raw_image *im)
 {
     const struct header *h = &im->header;
@@ -345,9 +358,7 @@ static void why_damaged(struct answer *a, const struct look *l, const struct raw
 
     decide(a, "damaged", false);
     say(a,
-        "Granted, without a seal: its %s header contradicts itself: %s. Its claim and QEMU's byte locks "
-        "guard "
-        "it until it is repaired%s.",
+        "Granted, without a seal: its %s header contradicts itself: %s. Its claim and QEMU's byte locks guard it until it is repaired%s.",
         h->format->name, out_tame(h->info.why),
         options_of(l) ? "" : " (if the view has damaged=claim, the default)");
     say(a, "To repair it, go through a view: qemu-img check -r all, or its own tools.");
@@ -357,24 +368,27 @@ static void why_damaged(struct answer *a, const struct look *l, const struct raw
 static bool why_shared(struct answer *a, const struct raw_image *im, uint64_t here)
 {
     const struct header *h = &im->header;
-    bool told = h->verdict == FORMAT_PLAIN || ((h->verdict == FORMAT_IMAGE || h->verdict == FORMAT_LIES) &&
-                                               h->format && !h->info.maybe_sealed);
+    bool told =
+        h->verdict == FORMAT_PLAIN || ((h->verdict == FORMAT_IMAGE || h->verdict == FORMAT_LIES) &&
+                                       h->format && !h->info.maybe_sealed);
 
     if (!told && here == 0)
         return false;
     decide(a, "shared", false);
     say(a,
-        "Granted: it is shared on purpose (shared=). Any process of any host may write it at the same time, "
-        "so it is "
-        "neither claimed nor sealed; here %" PRIu64 " handle(s) are open for write.",
+        "Granted: it is shared on purpose (shared=). Any process of any host may write it at the same time, so it is neither claimed nor sealed; here %" PRIu64
+        " handle(s) are open for write.",
         here);
     return true;
 }
 
-/* Nobody holds it, but an image that is held needs it, or somebody reads it who wants no writer beside him. */
-static bool why_used(struct answer *a, const struct look *l, const struct raw_image *im, bool guarded)
+/* Nobody holds it, but an image that is held needs it, or somebody reads it who wants no writer
+ * beside him. */
+static bool why_used(struct answer *a, const struct look *l, const struct raw_image *im,
+                     bool guarded)
 {
-    const char *own = out_json_get_text(out_json_get(l->source.status, "host", json_type_object), "uuid", "");
+    const char *own =
+        out_json_get_text(out_json_get(l->source.status, "host", json_type_object), "uuid", "");
 
     for (size_t i = 0; i < im->nneeds; i++) {
         const struct raw_needs *n = &im->needs[i];
@@ -382,7 +396,8 @@ static bool why_used(struct answer *a, const struct look *l, const struct raw_im
         if (!n->host[0])
             continue;
         decide(a, "needed", true);
-        say(a, "Refused: %s needs it, which host %s holds. Only the process that holds that may write this.",
+        say(a,
+            "Refused: %s needs it, which host %s holds. Only the process that holds that may write this.",
             out_tame(n->path), out_tame(n->host));
         say(a, "Way out: close the image above, or see: diskguardctl why on it.");
         return true;
@@ -392,16 +407,15 @@ static bool why_used(struct answer *a, const struct look *l, const struct raw_im
 
         decide(a, "read", true);
         say(a,
-            "Refused: %s on host %s, pid %" PRIu64 ", reads it%s%s and wants no writer beside it (QEMU's "
-            "byte locks 100 and 201 say so).",
-            info->program[0] ? out_tame(info->program) : "a program", out_tame(info->host_name), info->pid,
-            info->since[0] ? " since " : "", info->since);
+            "Refused: %s on host %s, pid %" PRIu64
+            ", reads it%s%s and wants no writer beside it (QEMU's byte locks 100 and 201 say so).",
+            info->program[0] ? out_tame(info->program) : "a program", out_tame(info->host_name),
+            info->pid, info->since[0] ? " since " : "", info->since);
         if (strcmp(im->readers[i].reader.host, own) == 0)
             say(a, "Way out: close that program, on this host.");
         else
             say(a,
-                "Way out: close that program. If its host is down for good: fsck.diskguard --takeover %s "
-                "--confirm-host-is-down %s.",
+                "Way out: close that program. If its host is down for good: fsck.diskguard --takeover %s --confirm-host-is-down %s.",
                 im->readers[i].reader.host, out_quote(source_dir(&l->source)));
         return true;
     }
@@ -413,16 +427,15 @@ static void why_plain(struct answer *a, const struct look *l)
 {
     decide(a, "not-an-image", false);
     if (strcmp(raw_mode(l), "none") == 0) {
-        say(a, "Granted: it is not an image of a known format, and the view has raw=none, so it is not "
-               "guarded, and anybody may write to it at any time.");
+        say(a,
+            "Granted: it is not an image of a known format, and the view has raw=none, so it is not guarded, and anybody may write to it at any time.");
         say(a, "To have it guarded: raw=auto, or raw= with a pattern for its name.");
         return;
     }
-    say(a, "Granted: it is not an image of a known format, nor a raw one by its name (option raw=), so it is "
-           "not guarded, and anybody may write to it at any time.");
     say(a,
-        "A QEMU that writes it says so by a lock on byte 101: then it is claimed as a raw image until that "
-        "QEMU closes it%s.",
+        "Granted: it is not an image of a known format, nor a raw one by its name (option raw=), so it is not guarded, and anybody may write to it at any time.");
+    say(a,
+        "A QEMU that writes it says so by a lock on byte 101: then it is claimed as a raw image until that QEMU closes it%s.",
         options_of(l) ? "" : " (not with raw=none)");
     say(a, "To have it guarded from everybody: raw=all, or raw= with a pattern for its name.");
 }
@@ -443,10 +456,10 @@ static void why_free(struct answer *a, const struct look *l, const struct raw_im
         t.code = NULL;
     if (!t.code && im->writer_lock && (raw || damaged || image)) {
         decide(a, "outside-writer", true);
-        say(a, "Refused: nobody holds a claim, but a program that goes around the views has it open for "
-               "write: QEMU's own lock on the file says so.");
-        say(a, "Way out: stop that program. On its host, fuser -v on the file of the datastore, or lslocks, "
-               "names it.");
+        say(a,
+            "Refused: nobody holds a claim, but a program that goes around the views has it open for write: QEMU's own lock on the file says so.");
+        say(a,
+            "Way out: stop that program. On its host, fuser -v on the file of the datastore, or lslocks, names it.");
     } else if (!t.code && why_used(a, l, im, raw || damaged || image)) {
         ;
     } else if (t.code) {
@@ -463,8 +476,7 @@ static void why_free(struct answer *a, const struct look *l, const struct raw_im
     } else if (raw) {
         decide(a, "free", false);
         say(a,
-            "Granted: nobody holds it. By its name it is guarded as a raw image, by its claim and QEMU's "
-            "byte locks%s.",
+            "Granted: nobody holds it. By its name it is guarded as a raw image, by its claim and QEMU's byte locks%s.",
             known ? "" : " (if the view has raw=auto, the default)");
     } else {
         why_plain(a, l);
@@ -478,11 +490,12 @@ static void why_look(struct answer *a, const struct look *l)
 
     if (im && im->other_fs) {
         decide(a, "other-file-system", true);
-        say(a, "If it is an image: refused (cross-device link). It lies in a file system that is mounted "
-               "below the datastore.");
-        say(a, "Way out: make that file system a datastore of its own (diskguardctl init) and give it a view "
-               "of its own.");
-    } else if (item_is_held(&l->item) && l->item.claim && l->item.claim->kind == CLAIM_BAD && !l->item.live) {
+        say(a,
+            "If it is an image: refused (cross-device link). It lies in a file system that is mounted below the datastore.");
+        say(a,
+            "Way out: make that file system a datastore of its own (diskguardctl init) and give it a view of its own.");
+    } else if (item_is_held(&l->item) && l->item.claim && l->item.claim->kind == CLAIM_BAD &&
+               !l->item.live) {
         struct trouble t;
 
         item_trouble(&l->source, &l->item, &t);
@@ -576,8 +589,8 @@ int cmd_wait(struct ctl *ctl, const char *image)
         if (!item_is_held(&l.item))
             return wait_end(ctl, &l, DG_EXIT_OK);
         if (l.item.claim && l.item.claim->kind == CLAIM_BAD) {
-            out_error("%s: its claim cannot be read, so waiting is no use: see diskguardctl why %s", image,
-                      l.again);
+            out_error("%s: its claim cannot be read, so waiting is no use: see diskguardctl why %s",
+                      image, l.again);
             return wait_end(ctl, &l, DG_EXIT_NEED_REPAIR);
         }
         uint64_t waited = base_now_ms() - start;

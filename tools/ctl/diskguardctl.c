@@ -29,13 +29,21 @@ static const char usage_text[] =
     "  --all               list: also images that are free\n"
     "  --timeout=SECONDS   wait, takeover: give up after this time, with exit code 3 (--wait is the same)\n"
     "  --size=BYTES        unseal: the virtual size, where the copy does not hold it exactly\n"
-    "  --yes-unproven      takeover: also on storage of which nobody has shown that the lock stops late "
-    "writes\n"
+    "  --yes-unproven      takeover: also on storage of which nobody has shown that the lock stops late writes\n"
     "  --help, --version\n"
     "\n"
     "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 in use or already done, 4 something needs repair.\n";
 
-enum { OPT_JSON = 256, OPT_DATASTORE, OPT_ALL, OPT_TIMEOUT, OPT_UNPROVEN, OPT_SIZE, OPT_HELP, OPT_VERSION };
+enum {
+    OPT_JSON = 256,
+    OPT_DATASTORE,
+    OPT_ALL,
+    OPT_TIMEOUT,
+    OPT_UNPROVEN,
+    OPT_SIZE,
+    OPT_HELP,
+    OPT_VERSION
+};
 static const struct option options[] = {
     {"json", no_argument, NULL, OPT_JSON},
     {"datastore", required_argument, NULL, OPT_DATASTORE},
@@ -88,12 +96,12 @@ static void init_print(const struct ctl *ctl, const struct store *s, bool made)
     }
     out_line("%s is a datastore now, uuid %s\n", s->path, s->uuid);
     if (!s->fs->shared)
-        out_line("It is on %s, which one host alone can mount: the images are guarded between the processes "
-                 "of this host.\n",
-                 s->fs->name);
+        out_line(
+            "It is on %s, which one host alone can mount: the images are guarded between the processes of this host.\n",
+            s->fs->name);
     if (s->fence == FENCE_NONE)
-        out_line("This storage has no locks that reach other hosts: a takeover rests on you alone "
-                 "(fsck.diskguard(8)).\n");
+        out_line(
+            "This storage has no locks that reach other hosts: a takeover rests on you alone (fsck.diskguard(8)).\n");
     fstab_word(s->path, fstab);
     out_line("\n"
              "Next, on each host:\n"

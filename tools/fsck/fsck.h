@@ -8,8 +8,8 @@
  *   fsck_walk.c        all claims and all files of the datastore
  *   fsck_report.c      what is printed, and the question before a repair
  *
- * What to do about an image is decided by core/recover.h alone, as in the daemon. Here is only who may act,
- * on what, and what people are told. */
+ * What to do about an image is decided by core/recover.h alone, as in the daemon. Here is only who
+ * may act, on what, and what people are told. */
 #ifndef DISKGUARD_TOOLS_FSCK_H
 #define DISKGUARD_TOOLS_FSCK_H
 
@@ -82,17 +82,20 @@ int fsck_file(struct fsck *f);       /* the exit code */
 
 /* ---- fsck_report.c ---- */
 
-/* What is said of one thing. `done` as in struct recover: 0 repaired, 1 left, -errno failed. Counts it. */
-void report_problem(struct fsck *f, enum problem p, const struct record *rec, const char *detail, int done,
-                    const char *verb);
+/* What is said of one thing. `done` as in struct recover: 0 repaired, 1 left, -errno failed. Counts
+ * it. */
+void report_problem(struct fsck *f, enum problem p, const struct record *rec, const char *detail,
+                    int done, const char *verb);
 /* Callbacks for struct recover; arg is the struct fsck. */
 void report_recover(void *arg, const struct record *rec, struct recover_decision d, int done);
 bool report_ask(void *arg, const struct record *rec, struct recover_decision d);
-/* Something else that is wrong, or was: code as in problem.h's table, counted as corrected or left. */
-void report_other(struct fsck *f, const char *code, bool corrected, const char *message, const char *repair);
+/* Something else that is wrong, or was: code as in problem.h's table, counted as corrected or left.
+ */
+void report_other(struct fsck *f, const char *code, bool corrected, const char *message,
+                  const char *repair);
 /* Not wrong, but worth a line. `code` for programs. */
-void report_note(struct fsck *f, const char *code, const char *image, uint64_t ino, const char *fmt, ...)
-    DG_PRINTF(5, 6);
+void report_note(struct fsck *f, const char *code, const char *image, uint64_t ino, const char *fmt,
+                 ...) DG_PRINTF(5, 6);
 /* A line for people only. */
 void report_say(const struct fsck *f, const char *fmt, ...) DG_PRINTF(2, 3);
 /* An error that keeps fsck from looking at something: sets f->error. */
@@ -103,14 +106,14 @@ void report_end(struct fsck *f, int code);
 
 /* ---- fsck_identity.c ---- */
 
-/* Who we are. With f->dry_run this makes nothing: it works on a private copy of the state directory. 0 or
- * -errno with a message. */
+/* Who we are. With f->dry_run this makes nothing: it works on a private copy of the state
+ * directory. 0 or -errno with a message. */
 DG_MUST_CHECK int identity_load(struct fsck *f);
-/* Takes the lock of our host record, after takeover_open(). May turn f->dry_run or f->beside on. 0 or -errno
- * with a message. */
-DG_MUST_CHECK int identity_lock(struct fsck *f);
-/* Opens the journal if there is one, and turns f->dry_run on where it is damaged and may not be set aside. 0
+/* Takes the lock of our host record, after takeover_open(). May turn f->dry_run or f->beside on. 0
  * or -errno with a message. */
+DG_MUST_CHECK int identity_lock(struct fsck *f);
+/* Opens the journal if there is one, and turns f->dry_run on where it is damaged and may not be set
+ * aside. 0 or -errno with a message. */
 DG_MUST_CHECK int identity_journal(struct fsck *f);
 /* After a takeover of our own uuid: the record is this installation's from now on. */
 void identity_bind(struct fsck *f);
@@ -118,8 +121,8 @@ void identity_close(struct fsck *f);
 
 /* ---- fsck_takeover.c ---- */
 
-/* Fills f->takeover, shows the evidence, takes that host's lock. 0 or -errno with a message: -EINVAL wrong
- * usage (unknown or ambiguous host, no confirmation), -EBUSY it is alive. */
+/* Fills f->takeover, shows the evidence, takes that host's lock. 0 or -errno with a message:
+ * -EINVAL wrong usage (unknown or ambiguous host, no confirmation), -EBUSY it is alive. */
 DG_MUST_CHECK int takeover_open(struct fsck *f);
 bool takeover_is_own(const struct fsck *f);
 /* host_alive(), but a lock of our own is nobody's life. */
@@ -129,8 +132,10 @@ const char *takeover_alive_text(const struct fsck *f, const char *uuid);
 
 /* ---- fsck_rescue.c ---- */
 
-/* A sealed image that nobody holds and no journal row here explains: says what the file alone tells, and undoes the seal where that is exact and wanted. */
-void rescue_orphan(struct fsck *f, int path_fd, const char *path, const struct stat *st, uint64_t generation);
+/* A sealed image that nobody holds and no journal row here explains: says what the file alone
+ * tells, and undoes the seal where that is exact and wanted. */
+void rescue_orphan(struct fsck *f, int path_fd, const char *path, const struct stat *st,
+                   uint64_t generation);
 
 /* ---- fsck_walk.c ---- */
 

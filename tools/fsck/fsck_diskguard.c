@@ -20,8 +20,7 @@ static const char usage_text[] =
     "\n"
     "  --takeover HOST           also settle what HOST (uuid or name) left\n"
     "  --confirm-host-is-down    you have made sure that it cannot write any more\n"
-    "  --size=IMAGE=BYTES        the virtual size of an image below DATASTORE that is sealed without any "
-    "record\n"
+    "  --size=IMAGE=BYTES        the virtual size of an image below DATASTORE that is sealed without any record\n"
     "  --host-id=UUID            act as this host, as the option of diskguard\n"
     "  --state-dir=DIR           journal of this host (/var/lib/diskguard)\n"
     "  --fence=auto|none         as the option of diskguard\n"
@@ -29,10 +28,18 @@ static const char usage_text[] =
     "  -v, --verbose   -V, --version   --help\n"
     "  -C, -t, -T, -M, -R        of fsck(8): ignored\n"
     "\n"
-    "Exit code, a sum as fsck(8): 0 clean, 1 repaired, 4 something is left, 8 could not look or act, 16 "
-    "wrong usage, 32 canceled.\n";
+    "Exit code, a sum as fsck(8): 0 clean, 1 repaired, 4 something is left, 8 could not look or act, 16 wrong usage, 32 canceled.\n";
 
-enum { OPT_JSON = 256, OPT_HOST_ID, OPT_STATE_DIR, OPT_TAKEOVER, OPT_CONFIRM, OPT_FENCE, OPT_SIZE, OPT_HELP };
+enum {
+    OPT_JSON = 256,
+    OPT_HOST_ID,
+    OPT_STATE_DIR,
+    OPT_TAKEOVER,
+    OPT_CONFIRM,
+    OPT_FENCE,
+    OPT_SIZE,
+    OPT_HELP
+};
 static const struct option options[] = {
     {"json", no_argument, NULL, OPT_JSON},
     {"host-id", required_argument, NULL, OPT_HOST_ID},
@@ -146,8 +153,9 @@ static enum parsed parse_long(struct fsck *f, int c)
         return PARSE_RUN;
     case OPT_FENCE:
         f->fence_none = strcmp(optarg, "none") == 0;
-        return f->fence_none || strcmp(optarg, "auto") == 0 ? PARSE_RUN
-                                                            : wrong("--fence is auto or none, not", optarg);
+        return f->fence_none || strcmp(optarg, "auto") == 0
+                   ? PARSE_RUN
+                   : wrong("--fence is auto or none, not", optarg);
     case OPT_SIZE:
         return parse_size(f, optarg);
     case OPT_HELP:
@@ -174,7 +182,8 @@ static enum parsed parse(struct fsck *f, int argc, char **argv)
     f->datastore = argv[optind];
     f->one_file = fsck_is_file(f->datastore);
     if (f->one_file ? f->size_image != NULL : f->size && !f->size_image)
-        return wrong(f->one_file ? "--size of a single file wants BYTES" : "--size wants IMAGE=BYTES", NULL);
+        return wrong(
+            f->one_file ? "--size of a single file wants BYTES" : "--size wants IMAGE=BYTES", NULL);
     if (f->one_file && f->takeover_arg)
         return wrong("--takeover goes with a datastore", NULL);
     return PARSE_RUN;
@@ -186,7 +195,8 @@ static void settle_mode(struct fsck *f)
     if (f->mode == MODE_ASK && (f->json || !isatty(STDIN_FILENO))) {
         f->mode = f->confirmed ? MODE_PREEN : MODE_CHECK;
         if (f->mode == MODE_CHECK)
-            report_say(f, "Nobody can be asked here: only looking, as with -n. Repair with -p or -y.");
+            report_say(f,
+                       "Nobody can be asked here: only looking, as with -n. Repair with -p or -y.");
     }
     f->dry_run = f->mode == MODE_CHECK;
 }
@@ -203,7 +213,8 @@ static int open_store(struct fsck *f)
     if (r == 0 && mounts_resolve(&mounts, f->datastore, &path) == 0) {
         const struct mount *m = mounts_of_path(&mounts, path, NULL);
         if (m) {
-            report_error(f, "%s is a view; check the datastore behind it: %s", f->datastore, m->source);
+            report_error(f, "%s is a view; check the datastore behind it: %s", f->datastore,
+                         m->source);
             r = -EINVAL;
         }
     }
@@ -211,7 +222,8 @@ static int open_store(struct fsck *f)
     mounts_free(&mounts);
     if (r < 0)
         return r;
-    r = f->dry_run ? store_look(f->datastore, &f->store, &why) : store_open(f->datastore, &f->store, &why);
+    r = f->dry_run ? store_look(f->datastore, &f->store, &why)
+                   : store_open(f->datastore, &f->store, &why);
     if (r < 0 && !(r == -EXDEV && f->dry_run)) {
         report_error(f, "%s", why.text[0] ? why.text : strerror(-r));
         return r;

@@ -56,7 +56,8 @@ static int snapshot_make(struct fsck *f)
         out_no_memory();
     if (!mkdtemp(dir)) {
         r = -errno;
-        report_error(f, "cannot make a directory %s for a copy of the journal: %s", dir, strerror(-r));
+        report_error(f, "cannot make a directory %s for a copy of the journal: %s", dir,
+                     strerror(-r));
         free(dir);
         return r;
     }
@@ -106,7 +107,8 @@ static void look_beside(struct fsck *f)
 {
     struct host_record rec;
 
-    if (host_alive(&f->store, f->host.uuid) == 1 && host_record_read(&f->store, f->host.uuid, &rec) == 0 &&
+    if (host_alive(&f->store, f->host.uuid) == 1 &&
+        host_record_read(&f->store, f->host.uuid, &rec) == 0 &&
         strcmp(rec.installation, f->host.installation) == 0)
         f->beside = true;
 }
@@ -149,12 +151,14 @@ int identity_lock(struct fsck *f)
     if (r == -EKEYREJECTED)
         return lock_rejected(f, &why);
     if (r == -EBUSY && f->takeover[0] && !takeover_is_own(f)) {
-        report_say(f, "This host's diskguard runs: its own images are left to it, only those of the other "
-                      "host are looked at.");
+        report_say(
+            f,
+            "This host's diskguard runs: its own images are left to it, only those of the other host are looked at.");
         f->beside = true;
         return 0;
     }
-    report_error(f, "%s%s", why.text, r == -EBUSY ? "; or look without repairing: fsck.diskguard -n" : "");
+    report_error(f, "%s%s", why.text,
+                 r == -EBUSY ? "; or look without repairing: fsck.diskguard -n" : "");
     return r;
 }
 
@@ -166,8 +170,8 @@ void identity_bind(struct fsck *f)
         return;
     r = host_bind(f->lock_fd, &f->host);
     if (r < 0)
-        report_error(f, "cannot bind the record of host %s to this installation: %s; %s", f->host.uuid,
-                     strerror(-r), store_hint(r));
+        report_error(f, "cannot bind the record of host %s to this installation: %s; %s",
+                     f->host.uuid, strerror(-r), store_hint(r));
     else
         report_other(f, "host-bound", true,
                      "Host uuid now belongs to this installation: diskguard can start here", NULL);
@@ -191,10 +195,10 @@ static int set_aside(struct fsck *f)
             return r;
         }
     }
-    report_other(f, "journal-damaged", true,
-                 "This host's journal was damaged; it has been set aside, and the claims on the datastore "
-                 "are used instead",
-                 NULL);
+    report_other(
+        f, "journal-damaged", true,
+        "This host's journal was damaged; it has been set aside, and the claims on the datastore are used instead",
+        NULL);
     report_say(f, "Its remains are %s.", to);
     return 0;
 }
@@ -203,10 +207,12 @@ static int journal_damaged(struct fsck *f, const struct why *why)
 {
     if (!f->dry_run &&
         report_yes(
-            f, "This host's journal is damaged. Set it aside, and go on from the claims on the datastore"))
+            f,
+            "This host's journal is damaged. Set it aside, and go on from the claims on the datastore"))
         return set_aside(f);
-    report_other(f, "journal-damaged", false, why->text,
-                 "fsck.diskguard -y DATASTORE sets it aside and goes on from the claims on the datastore");
+    report_other(
+        f, "journal-damaged", false, why->text,
+        "fsck.diskguard -y DATASTORE sets it aside and goes on from the claims on the datastore");
     if (!f->dry_run)
         report_say(f, "Only looking.");
     f->dry_run = true;
@@ -220,13 +226,15 @@ int identity_journal(struct fsck *f)
     struct stat st;
     int r;
 
-    /* Beside a live daemon it is the daemon's; of another installation it is none of these claims'. */
+    /* Beside a live daemon it is the daemon's; of another installation it is none of these claims'.
+     */
     if (f->beside || (f->dry_run && !f->snapshot))
         return 0;
     snprintf(path, sizeof(path), "%s/%s.db", state_dir(f), f->store.uuid);
     if (lstat(path, &st) < 0) {
         if (errno == ENOENT && f->verbose)
-            report_say(f, "This host has no journal for this datastore; the claims alone are used.");
+            report_say(f,
+                       "This host has no journal for this datastore; the claims alone are used.");
         return 0;
     }
     r = journal_open(state_dir(f), f->store.uuid, &f->journal, &why);

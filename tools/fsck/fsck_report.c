@@ -108,8 +108,8 @@ static void problem_json(struct fsck *f, const struct problem_info *info, const 
     json_object_array_add(f->found, o);
 }
 
-static void problem_text(const struct fsck *f, const struct problem_info *info, const struct record *rec,
-                         const char *detail, int done, const char *verb)
+static void problem_text(const struct fsck *f, const struct problem_info *info,
+                         const struct record *rec, const char *detail, int done, const char *verb)
 {
     char name[64];
 
@@ -133,11 +133,12 @@ static void problem_text(const struct fsck *f, const struct problem_info *info, 
     fflush(stdout);
 }
 
-void report_problem(struct fsck *f, enum problem p, const struct record *rec, const char *detail, int done,
-                    const char *verb)
+void report_problem(struct fsck *f, enum problem p, const struct record *rec, const char *detail,
+                    int done, const char *verb)
 {
     struct problem_info filled = *problem_info(p), *info = &filled;
-    const struct out_words words = {out_quote(f->store.path), rec->host[0] ? rec->host : NULL, NULL};
+    const struct out_words words = {out_quote(f->store.path), rec->host[0] ? rec->host : NULL,
+                                    NULL};
     char repair[OUT_FILL_MAX];
 
     out_fill(filled.repair, &words, repair, sizeof(repair));
@@ -178,7 +179,8 @@ void report_recover(void *arg, const struct record *rec, struct recover_decision
     report_problem(f, d.problem, rec, NULL, done, action_done(d.action));
 }
 
-void report_other(struct fsck *f, const char *code, bool corrected, const char *message, const char *repair)
+void report_other(struct fsck *f, const char *code, bool corrected, const char *message,
+                  const char *repair)
 {
     char text[OUT_FILL_MAX];
 
@@ -187,7 +189,8 @@ void report_other(struct fsck *f, const char *code, bool corrected, const char *
     else
         f->left++;
     if (repair) {
-        out_fill(repair, &(struct out_words){.datastore = out_quote(f->store.path)}, text, sizeof(text));
+        out_fill(repair, &(struct out_words){.datastore = out_quote(f->store.path)}, text,
+                 sizeof(text));
         repair = text;
     }
     if (f->json) {
@@ -203,7 +206,8 @@ void report_other(struct fsck *f, const char *code, bool corrected, const char *
     }
 }
 
-void report_note(struct fsck *f, const char *code, const char *image, uint64_t ino, const char *fmt, ...)
+void report_note(struct fsck *f, const char *code, const char *image, uint64_t ino, const char *fmt,
+                 ...)
 {
     char text[TEXT_MAX];
     va_list ap;
@@ -246,8 +250,8 @@ bool report_ask(void *arg, const struct record *rec, struct recover_decision d)
 
     if (fsck_canceled)
         return false;
-    /* Beside a live daemon of our own only the other host's images are touched, whatever became of their
-     * claims meanwhile. */
+    /* Beside a live daemon of our own only the other host's images are touched, whatever became of
+     * their claims meanwhile. */
     if (f->beside && strcmp(rec->host, f->takeover) != 0)
         return false;
     if (f->mode != MODE_ASK)
@@ -275,7 +279,8 @@ void report_end(struct fsck *f, int code)
     if (!f->json) {
         if (f->walked)
             out_line("%s: %u files, %u sealed, %u held; %u repaired, %u left, %u notes\n",
-                     out_tame(f->store.path), f->files, f->sealed, f->held, f->corrected, f->left, f->notes);
+                     out_tame(f->store.path), f->files, f->sealed, f->held, f->corrected, f->left,
+                     f->notes);
         return;
     }
     struct json_object *o = out_object(), *c = json_object_new_object();

@@ -1,7 +1,9 @@
-/* fsck_rescue.c: an image that is sealed and has no record anywhere: what the seal and the rest of the file tell. See fsck.h.
+/* fsck_rescue.c: an image that is sealed and has no record anywhere: what the seal and the rest of
+ * the file tell. See fsck.h.
  *
- * The restore itself goes the way of every other: a claim of this host that carries the plan, the fence lock exclusively, seal_restore(). So a crash here
- * leaves what the next run of recovery settles. */
+ * The restore itself goes the way of every other: a claim of this host that carries the plan, the
+ * fence lock exclusively, seal_restore(). So a crash here leaves what the next run of recovery
+ * settles. */
 #include "fsck/fsck.h"
 
 #include <fcntl.h>
@@ -60,19 +62,20 @@ static void explain(const struct work *w, int r, char *ret, size_t size)
 
     append(ret, size, "%s", w->header->info.why);
     for (unsigned i = 0; i < w->rescue.n && i < RESCUE_MAX; i++)
-        append(ret, size, "; true size: %s %" PRIu64 " bytes (%s)", word[w->rescue.candidate[i].kind],
-               w->rescue.candidate[i].size, w->rescue.candidate[i].source);
+        append(ret, size, "; true size: %s %" PRIu64 " bytes (%s)",
+               word[w->rescue.candidate[i].kind], w->rescue.candidate[i].size,
+               w->rescue.candidate[i].source);
     if (r == 0)
         append(ret, size, "; fsck.diskguard -y can undo it from the file alone");
     else if (r == -ENODATA)
-        append(ret, size,
-               "; the file does not hold the exact size: find it in a backup or in the definition of the "
-               "virtual machine, then: fsck.diskguard -y --size IMAGE=BYTES");
+        append(
+            ret, size,
+            "; the file does not hold the exact size: find it in a backup or in the definition of the virtual machine, then: fsck.diskguard -y --size IMAGE=BYTES");
     else if (r == -ERANGE)
         append(ret, size, "; the size given with --size contradicts the file");
     else
-        append(ret, size, "; it cannot be undone from the file alone%s%s", r == -EUCLEAN ? "" : ": ",
-               r == -EUCLEAN ? "" : strerror(-r));
+        append(ret, size, "; it cannot be undone from the file alone%s%s",
+               r == -EUCLEAN ? "" : ": ", r == -EUCLEAN ? "" : strerror(-r));
 }
 
 /* Is it still an orphan, now that nobody can write to it? Fills the plan. */
@@ -140,8 +143,9 @@ static int repair(struct fsck *f, struct work *w, int path_fd)
     r = claim_acquire(&f->store, &w->rec);
     if (r < 0) {
         if (f->journal && journal_remove(f->journal, w->rec.ino, w->rec.generation) < 0)
-            report_say(f, "%s: the journal row of a claim that was not made stays; the next run drops it",
-                       w->rec.image);
+            report_say(
+                f, "%s: the journal row of a claim that was not made stays; the next run drops it",
+                w->rec.image);
         return r;
     }
     struct seal s = {.store = &f->store,
@@ -161,12 +165,13 @@ static bool wanted(struct fsck *f, const struct work *w, const char *detail)
         return false;
     if (f->mode == MODE_YES)
         return true;
-    snprintf(question, sizeof(question), "%s: sealed, and no record says by whom [%s]. Undo the seal?",
-             w->rec.image, detail);
+    snprintf(question, sizeof(question),
+             "%s: sealed, and no record says by whom [%s]. Undo the seal?", w->rec.image, detail);
     return report_yes(f, question);
 }
 
-void rescue_orphan(struct fsck *f, int path_fd, const char *path, const struct stat *st, uint64_t generation)
+void rescue_orphan(struct fsck *f, int path_fd, const char *path, const struct stat *st,
+                   uint64_t generation)
 {
     _cleanup_close_ int fd = io_reopen(path_fd, O_RDONLY);
     struct work *w = work_new();
@@ -181,12 +186,13 @@ void rescue_orphan(struct fsck *f, int path_fd, const char *path, const struct s
     explain(w, r, detail, sizeof(detail));
     int done = 1;
     if (r == 0 && f->store.fence == FENCE_NONE)
-        append(detail, sizeof(detail),
-               "; not without the fence lock (--fence=none, or storage without locks): nothing would prove "
-               "that nobody writes it");
+        append(
+            detail, sizeof(detail),
+            "; not without the fence lock (--fence=none, or storage without locks): nothing would prove that nobody writes it");
     else if (r == 0 && wanted(f, w, detail))
         done = repair(f, w, path_fd);
     w->rec.host[0] = w->rec.host_name[0] = '\0'; /* nobody is known to hold it */
-    report_problem(f, PROBLEM_ORPHAN, &w->rec, detail, done, "the seal was undone from the file alone");
+    report_problem(f, PROBLEM_ORPHAN, &w->rec, detail, done,
+                   "the seal was undone from the file alone");
     work_free(w);
 }

@@ -1,5 +1,5 @@
-/* fsck_takeover.c: --takeover HOST: which host is meant, what speaks for its being down, its lock. See
- * fsck.h. */
+/* fsck_takeover.c: --takeover HOST: which host is meant, what speaks for its being down, its lock.
+ * See fsck.h. */
 #include "fsck/fsck.h"
 
 #include <inttypes.h>
@@ -62,18 +62,21 @@ static int find(struct fsck *f, struct search *s)
     if (r == 0)
         r = claim_each(&f->store, see_claim, s);
     if (r < 0) {
-        report_error(f, "cannot read who uses %s: %s; %s", f->store.path, strerror(-r), store_hint(r));
+        report_error(f, "cannot read who uses %s: %s; %s", f->store.path, strerror(-r),
+                     store_hint(r));
         return r;
     }
     if (s->n == 0) {
-        report_error(f, "no host %s is known on %s: diskguardctl hosts --datastore %s lists them", s->wanted,
-                     f->store.path, out_quote(f->store.path));
+        report_error(f, "no host %s is known on %s: diskguardctl hosts --datastore %s lists them",
+                     s->wanted, f->store.path, out_quote(f->store.path));
         return -EINVAL;
     }
     if (s->n > 1) {
         for (unsigned i = 0; i < s->n; i++)
-            out_error("%s could be %s, with %u claims", s->wanted, s->found[i].uuid, s->found[i].claims);
-        report_error(f, "several hosts are named %s: give the uuid of the one that is down", s->wanted);
+            out_error("%s could be %s, with %u claims", s->wanted, s->found[i].uuid,
+                      s->found[i].claims);
+        report_error(f, "several hosts are named %s: give the uuid of the one that is down",
+                     s->wanted);
         return -EINVAL;
     }
     return 0;
@@ -108,14 +111,15 @@ static void evidence(struct fsck *f, const struct candidate *c)
     char age[48];
     int r = host_record_read(&f->store, c->uuid, &rec);
 
-    report_say(f, "Host %s (%s): %u claims.", c->name[0] ? out_tame(c->name) : "without a readable name",
-               c->uuid, c->claims);
+    report_say(f, "Host %s (%s): %u claims.",
+               c->name[0] ? out_tame(c->name) : "without a readable name", c->uuid, c->claims);
     if (r == 0) {
         int64_t s = out_age(rec.beat_time);
 
-        report_say(f, "  last sign of life: beat %" PRIu64 " at %s%s%s%s; diskguard started there at %s",
-                   rec.beat, rec.beat_time, s < 0 ? "" : ", by this clock ",
-                   s < 0 ? "" : out_duration((uint64_t)s, age), s < 0 ? "" : " ago", rec.started);
+        report_say(
+            f, "  last sign of life: beat %" PRIu64 " at %s%s%s%s; diskguard started there at %s",
+            rec.beat, rec.beat_time, s < 0 ? "" : ", by this clock ",
+            s < 0 ? "" : out_duration((uint64_t)s, age), s < 0 ? "" : " ago", rec.started);
     } else {
         report_say(f, "  its record cannot be read: %s",
                    r == -ENOENT    ? "there is none"
@@ -132,7 +136,8 @@ bool takeover_is_own(const struct fsck *f)
     return f->takeover[0] && strcmp(f->takeover, f->host.uuid) == 0;
 }
 
-/* NFSv3 keeps the locks of a host that is off until it boots again: there a locked record proves nothing. */
+/* NFSv3 keeps the locks of a host that is off until it boots again: there a locked record proves
+ * nothing. */
 static bool keeps_dead_locks(const struct fsck *f)
 {
     return f->store.fs->magic == NFS_SUPER_MAGIC &&
@@ -178,26 +183,25 @@ int takeover_open(struct fsck *f)
     evidence(f, c);
     alive = host_alive(&f->store, c->uuid);
     if (alive == 1) {
-        report_error(f,
-                     "host %s is alive: stop diskguard there, or cut the host off from the storage; nothing "
-                     "was taken over%s",
-                     c->name[0] ? c->name : c->uuid,
-                     keeps_dead_locks(f)
-                         ? ". NFSv3 keeps the lock of a host that is off until it boots again: if it "
-                           "is surely off, add --fence=none"
-                         : "");
+        report_error(
+            f,
+            "host %s is alive: stop diskguard there, or cut the host off from the storage; nothing was taken over%s",
+            c->name[0] ? c->name : c->uuid,
+            keeps_dead_locks(f)
+                ? ". NFSv3 keeps the lock of a host that is off until it boots again: if it is surely off, add --fence=none"
+                : "");
         return -EBUSY;
     }
     if (alive < 0 && alive != -ENOENT && alive != -EOPNOTSUPP && alive != -EBADMSG) {
-        report_error(f, "whether host %s is alive cannot be read: %s; %s", c->uuid, strerror(-alive),
-                     store_hint(alive));
+        report_error(f, "whether host %s is alive cannot be read: %s; %s", c->uuid,
+                     strerror(-alive), store_hint(alive));
         return alive;
     }
     if (!f->confirmed) {
-        report_error(f,
-                     "make sure that host %s is switched off, or cut off from the storage, then add "
-                     "--confirm-host-is-down",
-                     c->name[0] ? c->name : c->uuid);
+        report_error(
+            f,
+            "make sure that host %s is switched off, or cut off from the storage, then add --confirm-host-is-down",
+            c->name[0] ? c->name : c->uuid);
         return -EINVAL;
     }
     memcpy(f->takeover, c->uuid, sizeof(f->takeover));

@@ -112,15 +112,17 @@ static void speak_of(struct fsck *f, const struct fsck_claim *c, struct record *
 {
     fill_record(c, rec);
     if (c->kind == CLAIM_BAD)
-        report_problem(f, c->error == -EPROTONOSUPPORT ? PROBLEM_NEWER_CLAIM : PROBLEM_BAD_CLAIM, rec, NULL,
-                       1, NULL);
+        report_problem(f, c->error == -EPROTONOSUPPORT ? PROBLEM_NEWER_CLAIM : PROBLEM_BAD_CLAIM,
+                       rec, NULL, 1, NULL);
     else if (strcmp(c->host, f->host.uuid) == 0 && !is_lost_self(f, c))
         report_note(f, "held-here", c->path, c->ino,
-                    "held by this host's running diskguard (pid %" PRIu64 ", since %s)", c->pid, c->since);
+                    "held by this host's running diskguard (pid %" PRIu64 ", since %s)", c->pid,
+                    c->since);
     else
-        report_problem(
-            f, !is_lost_self(f, c) && takeover_alive(f, c->host) == 0 ? PROBLEM_HOLDER_DOWN : PROBLEM_FOREIGN,
-            rec, takeover_alive_text(f, c->host), 1, NULL);
+        report_problem(f,
+                       !is_lost_self(f, c) && takeover_alive(f, c->host) == 0 ? PROBLEM_HOLDER_DOWN
+                                                                              : PROBLEM_FOREIGN,
+                       rec, takeover_alive_text(f, c->host), 1, NULL);
 }
 
 void walk_speak(struct fsck *f)
@@ -140,14 +142,14 @@ void walk_speak(struct fsck *f)
     free(rec);
     if (lost == 0 || takeover_alive(f, f->host.uuid) == 1)
         return;
-    snprintf(text, sizeof(text),
-             "if this is that host and its state directory was lost: fsck.diskguard --takeover %s "
-             "--confirm-host-is-down DATASTORE; if it is a "
-             "clone: give it a machine-id of its own",
-             f->host.uuid);
-    report_other(f, "lost-installation", false,
-                 "Claims carry this host's uuid but another installation id, so they count as another host's",
-                 text);
+    snprintf(
+        text, sizeof(text),
+        "if this is that host and its state directory was lost: fsck.diskguard --takeover %s --confirm-host-is-down DATASTORE; if it is a clone: give it a machine-id of its own",
+        f->host.uuid);
+    report_other(
+        f, "lost-installation", false,
+        "Claims carry this host's uuid but another installation id, so they count as another host's",
+        text);
 }
 
 /* ---- what crashes left ---- */
@@ -160,7 +162,8 @@ static int sweep_as(struct fsck *f, const char *uuid, bool dry_run, unsigned *re
     return claim_sweep(&f->store, &h, dry_run, ret);
 }
 
-/* Below a claim that is held, the generation before stays until it is freed: nothing is wrong then. */
+/* Below a claim that is held, the generation before stays until it is freed: nothing is wrong then.
+ */
 static int sweep_count(struct fsck *f, unsigned *ret)
 {
     unsigned below = 0, below_free = 0, own = 0, other = 0;
@@ -210,8 +213,8 @@ static int lock_other(void *arg, const struct host_record *rec, int err)
     return 0;
 }
 
-/* Claims of images that exist no more are only marks of a number (claim.h, "Numbers"). They do no harm, so
- * where a host lives or cannot be asked they just stay. */
+/* Claims of images that exist no more are only marks of a number (claim.h, "Numbers"). They do no
+ * harm, so where a host lives or cannot be asked they just stay. */
 static int sweep_gone(struct fsck *f)
 {
     struct others o = {.f = f};
@@ -228,11 +231,13 @@ static int sweep_gone(struct fsck *f)
         close(o.fd[i]);
     free(o.fd);
     if (gone > 0)
-        report_note(f, "gone", NULL, 0, "%u claims of images that exist no more were removed", gone);
+        report_note(f, "gone", NULL, 0, "%u claims of images that exist no more were removed",
+                    gone);
     return r < 0 ? r : 0;
 }
 
-/* Names of readers: void ones, those of the host that a person says is down, and, with no daemon of it alive, our own. */
+/* Names of readers: void ones, those of the host that a person says is down, and, with no daemon of
+ * it alive, our own. */
 static int sweep_readers(struct fsck *f)
 {
     const char *gone[3] = {NULL};
@@ -258,10 +263,12 @@ int walk_sweep(struct fsck *f)
     int r = f->beside ? 0 : sweep_count(f, &left);
 
     if (r == 0)
-        r = mark_sweep(&f->store, f->dry_run, &marks); /* void ones: no daemon can be relying on them */
+        /* void ones: no daemon can be relying on them */
+        r = mark_sweep(&f->store, f->dry_run, &marks);
     if (r == 0 && marks > 0)
         report_note(f, "marks", NULL, 0, "%u marks of images that nobody holds any more %s", marks,
-                    f->dry_run ? "are left; the next start of a daemon clears them away" : "were removed");
+                    f->dry_run ? "are left; the next start of a daemon clears them away"
+                               : "were removed");
     if (r == 0)
         r = sweep_readers(f);
     if (r == 0)
@@ -322,8 +329,9 @@ static int look(struct walk *w, int fd)
     return r;
 }
 
-/* Sealed, and no claim was held when the claims were read. A live host may have claimed, sealed, restored or
- * freed it since: only when a fresh claim, the header and the claim again agree is it an orphan. */
+/* Sealed, and no claim was held when the claims were read. A live host may have claimed, sealed,
+ * restored or freed it since: only when a fresh claim, the header and the claim again agree is it
+ * an orphan. */
 static bool is_orphan(struct walk *w, int fd, const struct stat *st)
 {
     for (int i = 0; i < 2; i++) {
@@ -372,24 +380,24 @@ static void see_file(struct walk *w, int path_fd, const struct stat *st)
         see_sealed(w, fd, st);
         break;
     case FORMAT_LIES:
-        report_note(w->f, "lies", w->path, st->st_ino,
-                    w->header->info.maybe_sealed
-                        ? "its header contradicts itself as seal=size leaves it, so a view refuses to open "
-                          "it for write: %s"
-                        : "its header contradicts itself, so a view does not seal it (option damaged=): %s",
-                    w->header->info.why);
+        report_note(
+            w->f, "lies", w->path, st->st_ino,
+            w->header->info.maybe_sealed
+                ? "its header contradicts itself as seal=size leaves it, so a view refuses to open it for write: %s"
+                : "its header contradicts itself, so a view does not seal it (option damaged=): %s",
+            w->header->info.why);
         break;
     case FORMAT_AMBIGUOUS:
         report_note(w->f, "ambiguous", w->path, st->st_ino,
-                    "two formats match, so a view refuses to open it for write: %s", w->header->info.why);
+                    "two formats match, so a view refuses to open it for write: %s",
+                    w->header->info.why);
         break;
     case FORMAT_IMAGE:
         if (w->header->info.virtual_size == 0 && strcmp(w->header->format->name, "raw") != 0 &&
             !(c && c->kind == CLAIM_HELD))
-            report_note(w->f, "empty", w->path, st->st_ino,
-                        "its virtual size is 0 and nobody holds it: an empty image; or, where a view has "
-                        "seal=size, one "
-                        "that was sealed and lost its claim");
+            report_note(
+                w->f, "empty", w->path, st->st_ino,
+                "its virtual size is 0 and nobody holds it: an empty image; or, where a view has seal=size, one that was sealed and lost its claim");
         break;
     case FORMAT_PLAIN:
     case FORMAT_MORE:
@@ -421,8 +429,8 @@ static void see_dir(struct walk *w, int path_fd)
         report_error(w->f, "%s: cannot be read: %s", w->path[0] ? w->path : ".", strerror(-r));
 }
 
-/* Neither symbolic links nor other file systems nor .diskguard: none of their files can be an image of this
- * datastore. */
+/* Neither symbolic links nor other file systems nor .diskguard: none of their files can be an image
+ * of this datastore. */
 static void see_entry(struct walk *w, const char *name)
 {
     _cleanup_close_ int fd = io_fresh_open(w->dir_fd, name, O_PATH | O_NOFOLLOW);

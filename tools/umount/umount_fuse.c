@@ -1,5 +1,6 @@
-/* umount_fuse.c: umount.fuse.diskguard(8): umount(8) starts it for a view ("EXTERNAL HELPERS" there). It unmounts with umount -i, then waits until the daemon of
- * just that view has put every header back and has ended. */
+/* umount_fuse.c: umount.fuse.diskguard(8): umount(8) starts it for a view ("EXTERNAL HELPERS"
+ * there). It unmounts with umount -i, then waits until the daemon of just that view has put every
+ * header back and has ended. */
 #include "umount/umount.h"
 
 #include <ctype.h>
@@ -22,12 +23,12 @@ static void on_signal(int number)
 
 static void usage(FILE *f)
 {
-    fprintf(f,
-            "usage: umount.fuse.diskguard MOUNTPOINT [-flnrv] [-N NAMESPACE] [-t TYPE]\n"
-            "Unmounts a view of diskguard, and waits until every header is back. umount(8) starts it.\n"
-            "DISKGUARD_UMOUNT_WAIT=SECONDS in the environment: gives up when for so long no image was "
-            "restored (default %u).\n",
-            UMOUNT_WAIT_S);
+    fprintf(
+        f,
+        "usage: umount.fuse.diskguard MOUNTPOINT [-flnrv] [-N NAMESPACE] [-t TYPE]\n"
+        "Unmounts a view of diskguard, and waits until every header is back. umount(8) starts it.\n"
+        "DISKGUARD_UMOUNT_WAIT=SECONDS in the environment: gives up when for so long no image was restored (default %u).\n",
+        UMOUNT_WAIT_S);
 }
 
 /* 0, or an exit code + 1. */
@@ -135,7 +136,8 @@ static int wait_for_child(pid_t pid, uint64_t bound_ms)
     if (fd >= 0 && umount_signal)
         (void)poll(&p, 1, 5000); /* it may be at its end: then it is known what is left */
     if (fd >= 0 && poll(&p, 1, 0) <= 0) {
-        out_error("umount does not return%s", umount_signal ? " and a signal ends the waiting" : "");
+        out_error("umount does not return%s",
+                  umount_signal ? " and a signal ends the waiting" : "");
         kill(pid, SIGKILL);
         if (poll(&p, 1, 5000) <= 0)
             return DG_EXIT_FAILURE;

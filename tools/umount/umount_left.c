@@ -14,7 +14,8 @@ static void boot_id(dg_uuid ret)
         fclose(f);
 }
 
-/* Is this claim one that the view should have given back? Where its host serves another view by now, what that daemon holds is its own. */
+/* Is this claim one that the view should have given back? Where its host serves another view by
+ * now, what that daemon holds is its own. */
 static bool is_left(const struct ending *e, const struct raw *raw, const struct raw_claim *c,
                     const char *boot)
 {
@@ -66,8 +67,8 @@ int left_report(const struct ending *e, bool by_machine, bool quiet)
         out_error("%s: it is not known whether every header is back: %s", e->mount->point,
                   r == -EACCES || r == -EPERM ? "root only can read that" : raw->why.text);
     if (n > 0 && !quiet) {
-        out_error("%s: %u image%s not released on %s:", e->mount->point, n, n == 1 ? " is" : "s are",
-                  out_quote(e->dir));
+        out_error("%s: %u image%s not released on %s:", e->mount->point, n,
+                  n == 1 ? " is" : "s are", out_quote(e->dir));
         for (size_t i = 0; i < raw->nclaims; i++)
             if (is_left(e, raw, &raw->claims[i], by_machine ? boot : NULL))
                 print_one(&raw->claims[i]);

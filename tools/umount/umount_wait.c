@@ -15,7 +15,8 @@
 
 /* ---- who it is ---- */
 
-/* The host that a daemon is which does not answer: it keeps its record on the datastore open, and locked. */
+/* The host that a daemon is which does not answer: it keeps its record on the datastore open, and
+ * locked. */
 static void host_from_files(struct ending *e)
 {
     char path[64], target[4096];
@@ -135,7 +136,8 @@ static char *names(const struct ending *e)
     for (size_t i = 0; i < n; i++) {
         struct json_object *image = json_object_array_get_idx(images, i);
         if (is_held(image) && all++ < NAMES_MAX)
-            fprintf(f, "%s%s", all == 1 ? " (" : ", ", out_quote(out_json_get_text(image, "image", "?")));
+            fprintf(f, "%s%s", all == 1 ? " (" : ", ",
+                    out_quote(out_json_get_text(image, "image", "?")));
     }
     if (all > NAMES_MAX)
         fprintf(f, " and %zu more", all - NAMES_MAX);
@@ -166,8 +168,8 @@ static const char *why_slow(const struct ending *e)
 /* ---- waiting ---- */
 
 struct progress {
-    uint64_t begun, moved,
-        said; /* base_now_ms(): of the start, of the last image that was done, of the last line */
+    uint64_t begun, moved, said; /* base_now_ms(): of the start, of the last image that was done, of
+                                    the last line */
     uint64_t left, said_left;
 };
 
@@ -191,14 +193,17 @@ static void say(const struct ending *e, struct progress *p)
     uint64_t now = base_now_ms();
     bool news = p->said == 0 || p->left != p->said_left;
 
-    if (now - p->begun < QUIET_MS || (p->said != 0 && now - p->said < (news ? QUIET_MS : REPEAT_MS)))
+    if (now - p->begun < QUIET_MS ||
+        (p->said != 0 && now - p->said < (news ? QUIET_MS : REPEAT_MS)))
         return;
     _cleanup_free_ char *which = names(e);
     if (e->status && p->left > 0)
-        out_error("%s: waits for %llu image%s to be restored%s by diskguard (pid %d)%s", e->mount->point,
-                  (unsigned long long)p->left, p->left == 1 ? "" : "s", which, (int)e->pid, why_slow(e));
+        out_error("%s: waits for %llu image%s to be restored%s by diskguard (pid %d)%s",
+                  e->mount->point, (unsigned long long)p->left, p->left == 1 ? "" : "s", which,
+                  (int)e->pid, why_slow(e));
     else
-        out_error("%s: waits for diskguard (pid %d) to end%s", e->mount->point, (int)e->pid, why_slow(e));
+        out_error("%s: waits for diskguard (pid %d) to end%s", e->mount->point, (int)e->pid,
+                  why_slow(e));
     p->said = now;
     p->said_left = p->left;
 }
@@ -252,16 +257,15 @@ static int say_in_use(const struct ending *e, const struct umount_options *o)
     if (mounted_elsewhere(e))
         return DG_EXIT_OK;
     if (o->lazy || n == 0) {
-        out_error("%s: detached, but programs or another mount namespace still use it: diskguard (pid %d) "
-                  "goes on until they are done%s%s",
-                  e->mount->point, (int)e->pid, n > 0 ? ", and holds" : "", which);
+        out_error(
+            "%s: detached, but programs or another mount namespace still use it: diskguard (pid %d) goes on until they are done%s%s",
+            e->mount->point, (int)e->pid, n > 0 ? ", and holds" : "", which);
         return DG_EXIT_OK;
     }
-    out_error("%s: unmounted here, but still mounted in another mount namespace: diskguard (pid %d) goes on "
-              "there, and %llu image%s stay%s held%s. "
-              "Way out: end the programs there; findmnt --task PID -t %s shows it",
-              e->mount->point, (int)e->pid, (unsigned long long)n, n == 1 ? "" : "s", n == 1 ? "s" : "",
-              which, e->mount->type);
+    out_error(
+        "%s: unmounted here, but still mounted in another mount namespace: diskguard (pid %d) goes on there, and %llu image%s stay%s held%s. Way out: end the programs there; findmnt --task PID -t %s shows it",
+        e->mount->point, (int)e->pid, (unsigned long long)n, n == 1 ? "" : "s", n == 1 ? "s" : "",
+        which, e->mount->type);
     return DG_EXIT_FAILURE;
 }
 
@@ -274,11 +278,12 @@ static void say_late(const struct ending *e, const struct umount_options *o, enu
         out_error("%s: signal %d: waits no longer; diskguard (pid %d) goes on%s", e->mount->point,
                   (int)umount_signal, (int)e->pid, why_slow(e));
     else
-        out_error("%s: nothing was restored for %llu s; diskguard (pid %d) goes on%s", e->mount->point,
-                  (unsigned long long)(o->bound_ms / 1000), (int)e->pid, why_slow(e));
+        out_error("%s: nothing was restored for %llu s; diskguard (pid %d) goes on%s",
+                  e->mount->point, (unsigned long long)(o->bound_ms / 1000), (int)e->pid,
+                  why_slow(e));
     if (e->fresh && images) {
-        out_error("%s: %llu image%s not released on %s:", e->mount->point, (unsigned long long)held(e),
-                  held(e) == 1 ? " is" : "s are", out_quote(e->dir));
+        out_error("%s: %llu image%s not released on %s:", e->mount->point,
+                  (unsigned long long)held(e), held(e) == 1 ? " is" : "s are", out_quote(e->dir));
         for (size_t i = 0; i < n; i++) {
             struct json_object *image = json_object_array_get_idx(images, i);
             if (is_held(image))
@@ -288,20 +293,23 @@ static void say_late(const struct ending *e, const struct umount_options *o, enu
     } else if (!e->host[0] || left_report(e, false, false) > 0) {
         return; /* and its way out */
     }
-    out_error("way out: keep storage and network up until it has ended (diskguardctl list --datastore %s), "
-              "then: fsck.diskguard -p %s",
-              out_quote(e->dir), out_quote(e->dir));
+    out_error(
+        "way out: keep storage and network up until it has ended (diskguardctl list --datastore %s), then: fsck.diskguard -p %s",
+        out_quote(e->dir), out_quote(e->dir));
 }
 
-/* Its daemon cannot be found, so nobody tells when it ends; but what it held is on the datastore. */
+/* Its daemon cannot be found, so nobody tells when it ends; but what it held is on the datastore.
+ */
 static int without_daemon(struct ending *e, const struct umount_options *o)
 {
     uint64_t until = base_now_ms() + (e->found == -ECONNREFUSED ? 0 : o->bound_ms);
     int r;
 
     r = left_report(e, true, true);
-    if (r != 0 && e->found != -ECONNREFUSED) /* a daemon whose view was broken off has ended well before */
-        out_error("%s; waits until nothing of this machine is held on %s", e->why.text, out_quote(e->dir));
+    if (r != 0 && e->found != -ECONNREFUSED) /* a daemon whose view was broken off has ended well
+                                                before */
+        out_error("%s; waits until nothing of this machine is held on %s", e->why.text,
+                  out_quote(e->dir));
     for (; r == 1 && base_now_ms() < until && !umount_signal; r = left_report(e, true, true))
         (void)poll(NULL, 0, PAUSE_MS);
     if (r == 0)
