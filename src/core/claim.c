@@ -336,6 +336,31 @@ static int replace_by_free(const struct store *s, const struct record *rec)
     return replace(s, freed);
 }
 
+/* The same where the file is gone and there is no room for a new record: its own room is what is missing, and that comes back only when its claim is free.
+ * In place, so not in one step: nobody asks for the claim of a file without a name, and its number is not used again before our descriptor is closed. */
+static int overwrite_by_free(const struct store *s, const struct record *rec)
+{
+    _cleanup_free_ struct record *freed = malloc(sizeof(*freed));
+    _cleanup_free_ char *text = NULL;
+    char name[NAME_SIZE];
+    size_t len;
+
+    if (!freed)
+        return -ENOMEM;
+    *freed = *rec;
+    set_freed(freed);
+    freed->seq++;
+    int r = record_encode(freed, &text, &len);
+    if (r < 0)
+        return r;
+    claim_name(rec->ino, rec->generation, name);
+    _cleanup_close_ int fd = openat(s->claims_fd, name, O_WRONLY | O_NOFOLLOW | O_CLOEXEC);
+    r = fd < 0 ? medium(-errno) : io_pwrite_all(fd, text, len, 0);
+    if (r == 0 && ftruncate(fd, (off_t)len) < 0)
+        r = -errno;
+    return r == 0 ? io_fsync(fd) : r;
+}
+
 /* ---- acquiring ---- */
 
 /* Links the record to its generation's name. 0: it stands there; -EBUSY: it does not, another host's does;
@@ -469,7 +494,7 @@ static bool was_freed(const struct store *s, const struct record *rec, struct cl
            check_ours(scratch, rec) == 0 && scratch->kind == CLAIM_FREE;
 }
 
-int claim_free(const struct store *s, struct record *rec)
+static int give_back(const struct store *s, struct record *rec, bool gone)
 {
     _cleanup_free_ struct claim *c = malloc(sizeof(*c));
     int r;
@@ -484,6 +509,8 @@ int claim_free(const struct store *s, struct record *rec)
         r = 0; /* the successor removes our generation when it is done */
     else if (r == 0)
         r = replace_by_free(s, rec); /* also where it is free: maybe not durably */
+    if (gone && (r == -ENOSPC || r == -EDQUOT))
+        r = overwrite_by_free(s, rec);
     if (r < 0)
         return r;
     set_freed(rec);
@@ -493,6 +520,16 @@ int claim_free(const struct store *s, struct record *rec)
         log_debug("inode %llu: older claims cannot be removed: %s", (unsigned long long)rec->ino,
                   strerror(-r));
     return 0;
+}
+
+int claim_free(const struct store *s, struct record *rec)
+{
+    return give_back(s, rec, false);
+}
+
+int claim_free_gone(const struct store *s, struct record *rec)
+{
+    return give_back(s, rec, true);
 }
 
 int claim_forget(const struct store *s, uint64_t ino, uint64_t generation)

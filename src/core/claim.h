@@ -55,6 +55,8 @@ DG_MUST_CHECK int claim_check(const struct store *s, const struct record *rec);
 /* Marks our generation free (rec->step is set, extents are dropped) and removes lower generations. -ESTALE as above. After a failure it may be
  * repeated, also when the mark did land. */
 DG_MUST_CHECK int claim_free(const struct store *s, struct record *rec);
+/* The same when the file has no name any more: also on a datastore without room, which may be the removed file's own. */
+DG_MUST_CHECK int claim_free_gone(const struct store *s, struct record *rec);
 
 /* Removes every generation of an image that exists no more, up to this one, which is the highest, and raises the floor to it. Only while no daemon of
  * any host lives on the datastore; everybody else leaves the mark of claim_free. -EFBIG: the number is not one that was counted to; it stays. */

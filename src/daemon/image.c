@@ -253,7 +253,7 @@ void image_log_state(struct daemon *d, struct image *img, int priority, const ch
 /* There is no image to put anything back into: free the claim, drop the row. The mark stays: claim.h, "Numbers". */
 static int forget(struct daemon *d, struct image *img) REQUIRES(img->header)
 {
-    int r = claim_free(&d->store, img->rec);
+    int r = claim_free_gone(&d->store, img->rec);
     if (r == 0 || r == -ESTALE)
         r = journal_remove(d->journal, img->rec->ino, img->rec->generation);
     return r;
