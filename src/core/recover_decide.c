@@ -1,6 +1,6 @@
 /* recover_decide.c: what to do about an image whose daemon is gone. Pure: no I/O, no log, no time.
  *
- * It rests on four facts about the order of durable steps (design section 4):
+ * It rests on four facts about the order of durable steps (DESIGN 4.1):
  *   1. the journal row is written before its claim, and the claim before the first sealed byte;
  *   2. a claim is freed only after a verified restore, and only by its owner;
  *   3. a row says "sealed" only after its claim was proved;

@@ -1,4 +1,4 @@
-/* seal.h: the only module that orders a header write. Every function here performs a part of design's durable order:
+/* seal.h: the only module that orders a header write. Every function here performs a part of the durable order (DESIGN 4.4 to 4.6):
  *
  *   open      journal armed -> claim armed -> sealed bytes, fsync, read back -> journal sealed
  *   edit      journal (new plan) -> claim (new plan) -> bytes outside the extents -> sealed bytes if they changed -> memory

@@ -2,7 +2,7 @@
  * (the zone) from its last look at claim and header; meanwhile another host may have made an image of the file, or another image. So the bytes are read
  * first, and then it is asked whether that look, the last one before the read, still counts.
  *
- * Why that is enough. A seal is written after its claim says where (design, invariant 1), a claim is changed by link(2) and rename(2) in claims/, and both, and
+ * Why that is enough. A seal is written after its claim says where (DESIGN 5.1, I4), a claim is changed by link(2) and rename(2) in claims/, and both, and
  * each write of the file, set a ctime. So while the ctime of claims/ is what it was before the look, no claim has changed, and what is sealed lies where the
  * claim of then says: in the zone. And while size and ctime of the file are what they were before the look, not a byte of it has changed, whatever
  * happened to claims. Only bytes that somebody copies into the file behind the views, seal and all, come without a claim: where a seal can lie at all (FORMAT_HEAD_MAX,
