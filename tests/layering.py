@@ -74,6 +74,7 @@ RAW_ALLOWED = [
     ("tools/common/unseal.c", "openat(w->dir_fd, w->side", "a file of this program alone"),
     ("tools/common/unseal.c", "read(fd, text", "a file of this program alone: read past no cache, written by nobody else"),
     ("tools/common/unseal.c", "fopen(\"/proc/self/mountinfo\"", "mounts of this host"),
+    ("tools/common/unseal.c", "statx(w->dir_fd", "which mount it is on, which no cache changes"),
     ("tools/common/unseal.c", "fstat(w->dir_fd", "its number and its mount, neither of which a cache changes"),
     ("tools/common/unseal.c", "stat(path[0]", "which mount of this host shows the same directory"),
     ("tools/ctl/ctl_chain.c", "(s->root_fd, path, ret, 0)", "shown to a person; nothing is decided by it"),

@@ -4,14 +4,19 @@
  *   DATASTORE/.diskguard/            0700, hidden from every view
  *       datastore                    text, see src/core/store.h
  *       claims/<key>.<generation>    text, see record.h; key = inode number, 16 hex digits;
- * generation = decimal tmp/                         records being written hosts/<host uuid> text,
- * see src/core/host.h marks/<key>-<key>.<generation>   which file (first key) a held image (second
- * key, generation of its claim) needs, see src/core/mark.h. Additive: made with the first mark;
- * versions that do not know it ignore it, and protect no file below an image readers/<key>-<host
- * uuid>.<daemon>.<number>   which host, and which daemon of it (its random id, as in hosts/), reads
- * an image and wants no writer beside it, see src/core/reader.h. Additive in the same way: versions
- * that do not know it write what others read floor                        its size counts, see
- * "Numbers" in src/core/claim.h; absent: 0
+ *                                    generation = decimal
+ *       tmp/                         records being written
+ *       hosts/<host uuid>            text, see src/core/host.h
+ *       marks/<key>-<key>.<generation>   which file (first key) a held image (second key,
+ *                                        generation of its claim) needs, see src/core/mark.h.
+ *                                        Additive: made with the first mark; versions that do not
+ *                                        know it ignore it, and protect no file below an image
+ *       readers/<key>-<host uuid>.<daemon>.<number>   which host, and which daemon of it (its
+ *                                        random id, as in hosts/), reads an image and wants no
+ *                                        writer beside it, see src/core/reader.h. Additive in the
+ *                                        same way: versions that do not know it write what others
+ *                                        read
+ *       floor                        its size counts, see "Numbers" in src/core/claim.h; absent: 0
  */
 #ifndef DISKGUARD_LAYOUT_H
 #define DISKGUARD_LAYOUT_H

@@ -7,14 +7,17 @@
  *   DISKGUARD_HOOK_STOP=name:k    raise(SIGSTOP) there
  *   DISKGUARD_HOOK_WAIT=name:k    the thread, it alone, goes on when the file of _ARM is gone
  *   DISKGUARD_HOOK_FAIL=name:k:E  the operation after it is not done and fails with errno E
- * (HOOK_FAIL only) DISKGUARD_HOOK_FAIL2          one more of these DISKGUARD_HOOK_ARM=file count
- * and act only while that file exists DISKGUARD_HOOK_LOG=file       append "n name" for each hook
- * passed (while armed) DISKGUARD_HOOK_FSTYPE=name    every file system counts as this row of
- * io_fstype()'s table DISKGUARD_HOOK_STALE=file     while that file lists an inode number
- * (decimal), io_fresh_stat answers ESTALE for it, and afterwards, as an NFS client does, for every
- * descriptor of a regular file that has answered so, and for what io_reopen makes of it
+ *                                 (HOOK_FAIL only)
+ *   DISKGUARD_HOOK_FAIL2          one more of these
+ *   DISKGUARD_HOOK_ARM=file       count and act only while that file exists
+ *   DISKGUARD_HOOK_LOG=file       append "n name" for each hook passed (while armed)
+ *   DISKGUARD_HOOK_FSTYPE=name    every file system counts as this row of io_fstype()'s table
+ *   DISKGUARD_HOOK_STALE=file     while that file lists an inode number (decimal), io_fresh_stat
+ *                                 answers ESTALE for it, and afterwards, as an NFS client does, for
+ *                                 every descriptor of a regular file that has answered so, and for
+ *                                 what io_reopen makes of it
  *   DISKGUARD_HOOK_HANG=file      while that file lists an inode number, io_fresh_stat does not
- * return for it */
+ *                                 return for it */
 #ifndef DISKGUARD_HOOK_H
 #define DISKGUARD_HOOK_H
 

@@ -1,4 +1,4 @@
-/* claim.c: see claim.h. The order of every step here is design section 3, "Claim". */
+/* claim.c: see claim.h. The order of every step here is in DESIGN 4.3. */
 #include "core/claim_priv.h"
 
 #include <fcntl.h>

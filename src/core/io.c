@@ -468,7 +468,7 @@ int io_handle_open(int mount_fd, const struct io_handle *h, int flags)
  * fs/bcachefs/bcachefs_format.h; ZFS: OpenZFS, sys/zfs_vfsops.h. Where flock(2) meets byte locks:
  * NFS and CIFS turn it into a byte lock of the whole file (flock(2), "NFS details", "CIFS
  * details"), 9p sends both as the same message (fs/9p/vfs_file.c). Fencing: NFSv4 was measured
- * (design section 6), on local file systems one kernel has lock and writes; overlayfs may lie on
+ * (DESIGN 10.1), on local file systems one kernel has lock and writes; overlayfs may lie on
  * anything. On OCFS2 the fence itself is a flock, so a user's flock meets it too. */
 static const struct io_fstype fstypes[] = {
     {EXT4_SUPER_MAGIC, "ext2/ext3/ext4", FENCE_OFD, FENCING_LOCK, false, false, false},

@@ -144,7 +144,7 @@ enum fence_kind {
     FENCE_NONE
 };
 /* Once another host has been given the fence lock exclusively, do late writes of the one that lost
- * it still land? Design section 6. */
+ * it still land? DESIGN 10.1 and 10.2. */
 enum fencing {
     FENCING_NO,       /* they do (NFSv3), or the lock does not reach other hosts at all */
     FENCING_UNPROVEN, /* nobody has shown that they do not (OCFS2, GFS2, Ceph ...) */

@@ -1,5 +1,5 @@
-/* io_fencing.c: does the loss of the fence lock stop this host's writes? See io.h, and design
- * section 6 for what was measured. */
+/* io_fencing.c: does the loss of the fence lock stop this host's writes? See io.h, and DESIGN 10.1
+ * for what was measured. */
 #include <linux/magic.h>
 #include <stdio.h>
 #include <string.h>

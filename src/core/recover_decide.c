@@ -1,12 +1,12 @@
 /* recover_decide.c: what to do about an image whose daemon is gone. Pure: no I/O, no log, no time.
  *
- * It rests on four facts about the order of durable steps (design section 4):
+ * It rests on four facts about the order of durable steps (DESIGN 4.1):
  *   1. the journal row is written before its claim, and the claim before the first sealed byte;
  *   2. a claim is freed only after a verified restore, and only by its owner;
  *   3. a row says "sealed" only after its claim was proved;
  *   4. a generation is added only over a free claim, over one whose recorded handle says that its
- * image is gone, or by a takeover that a person confirmed. A rule that would need more than these
- * to be safe says STOP. */
+ *      image is gone, or by a takeover that a person confirmed.
+ * A rule that would need more than these to be safe says STOP. */
 #include "core/recover.h"
 
 static struct recover_decision decision(enum recover_action action, enum problem problem)

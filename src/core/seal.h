@@ -1,10 +1,11 @@
 /* seal.h: the only module that orders a header write. Every function here performs a part of
- * design's durable order:
+ * the durable order (DESIGN 4.4 to 4.6):
  *
  *   open      journal armed -> claim armed -> sealed bytes, fsync, read back -> journal sealed
  *   edit      journal (new plan) -> claim (new plan) -> bytes outside the extents -> sealed bytes
- * if they changed -> memory restore   journal restoring -> claim restoring -> true bytes in
- * reverse, fsync, read back -> mtime -> claim free -> row gone
+ *             if they changed -> memory
+ *   restore   journal restoring -> claim restoring -> true bytes in reverse, fsync, read back ->
+ *             mtime -> claim free -> row gone
  *
  * mtime. Programs that copy files skip those whose size and mtime they have seen (rsync, restic),
  * or that are no newer than their copy (cp -u). What they copied past the view while the image was

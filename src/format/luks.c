@@ -4,13 +4,13 @@
  *
  * What differs from a naive reading:
  *   - The sha256 that a LUKS2 header carries over itself and its JSON area is NOT checked (no
- * cryptography here), nor is the JSON area but for the offset of its first segment. Everything else
- * in the binary headers is.
+ *     cryptography here), nor is the JSON area but for the offset of its first segment. Everything
+ *     else in the binary headers is.
  *   - LUKS2: a secondary header that is absent or all zero passes (cryptsetup opens such a volume,
- * and luksFormat writes the primary one first); its place is then not sealed. The sequence ids may
- * differ by any number: an update that was cut leaves that, and cryptsetup opens it.
+ *     and luksFormat writes the primary one first); its place is then not sealed. The sequence ids
+ *     may differ by any number: an update that was cut leaves that, and cryptsetup opens it.
  *   - LUKS1: payload offset 0 is a detached header. A file that ends before its payload is one that
- * is being created.
+ *     is being created.
  *
  * The seal of LUKS1 is one extent, so there are no prefixes: hash name and payload offset are
  * neighbours in the first sector. The payload offset becomes 0xffffffff, which stops QEMU ("Could

@@ -4,9 +4,9 @@
  * What QEMU opens passes, but for a table or a name that lies over the header. In two points that
  * differs from a naive reading:
  *   - The length of the L1 table stands nowhere: it follows from the size. So a size is too large
- * when its L1 table is.
+ *     when its L1 table is.
  *   - Bytes beyond the end of the file count as zero, as QEMU reads them, and the L1 table need not
- * lie inside the file.
+ *     lie inside the file.
  *
  * The seal. Size := "SEALED\0\0", 5.2 EiB: with every permitted cluster_bits and l2_bits its L1
  * table is larger than QEMU takes (L1_ENTRIES_MAX), so that QEMU refuses it as "Image too large"

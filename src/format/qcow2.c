@@ -3,8 +3,9 @@
  * What is refused here is what the spec forbids or what QEMU refuses to open, no more: an image
  * that QEMU opens must be guarded. In two points that differs from a naive reading of the spec:
  *   - Bytes beyond the end of the file count as zero, as QEMU reads them, and no table must lie
- * inside the file. While qemu-img create or a copy tool writes an image, its tables follow the
- * header, and a write beyond FORMAT_REACH must not change what the file is.
+ *     inside the
+ * file. While qemu-img create or a copy tool writes an image, its tables follow the header, and a
+ * write beyond FORMAT_REACH must not change what the file is.
  *   - A header extension may go on beyond FORMAT_REACH; what is not visible is not judged.
  *
  * The seal. Size := "SEALED\0\0", 5.2 EiB, which no permitted L1 table can map (check_tables): QEMU

@@ -1,14 +1,14 @@
-/* qed.c: QEMU Enhanced Disk (QEMU docs/interop/qed_spec.txt, "spec" below; "QEMU" is the reader
- * of 7.2, block/qed.c).
+/* qed.c: QEMU Enhanced Disk (QEMU docs/interop/qed_spec.txt, "spec" below; "QEMU" is the reader of
+ * 7.2, block/qed.c).
  *
  * What is refused here is what the spec forbids or what QEMU refuses to open. In three points that
  * differs from a naive reading of the two:
  *   - The L1 table need not lie inside the file, though QEMU asks for it: qemu-img create writes
- * the header first, and a write beyond FORMAT_REACH must not change what the file is.
+ *     the header first, and a write beyond FORMAT_REACH must not change what the file is.
  *   - QEMU does not open an image of table_size 1, which the spec permits and qemu-img makes (its
- * test for an overflow takes it for one): it passes.
+ *     test for an overflow takes it for one): it passes.
  *   - The largest size, entries x entries x cluster_size, wraps around in QEMU where it is 2^64 or
- * more, and only the size 0 is left.
+ *     more, and only the size 0 is left.
  *
  * The seal. Feature bit 63 first: "an image with unknown features bits enabled must not be opened"
  * (spec), and QEMU looks at them before all else but the magic. Then size := "SEALED\0\0", 5.2 EiB,

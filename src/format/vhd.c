@@ -3,18 +3,18 @@
  *
  * What differs from a naive reading of the spec:
  *   - The footer stands at the file's current end, whatever the offset was a moment ago: a dynamic
- * image that grows overwrites the old one with a block's bitmap before it writes the new one. In
- * between the end is no footer, and it is an image still, by its copy at 0. QEMU reads that copy
- * only.
+ *     image that grows overwrites the old one with a block's bitmap before it writes the new one.
+ *     In between the end is no footer, and it is an image still, by its copy at 0. QEMU reads that
+ *     copy only.
  *   - A fixed image is known by its footer alone, and the footer of a file that a guest keeps may
- * end any other image. So that is a fixed image only if it is as long as the footer says; QEMU,
- * VirtualBox and Hyper-V make no other.
+ *     end any other image. So that is a fixed image only if it is as long as the footer says; QEMU,
+ *     VirtualBox and Hyper-V make no other.
  *   - The table may lie beyond the end of the file: it does so while a copy tool writes the image.
- * Byte 85 and up are zero by the spec, but Xen uses byte 85.
+ *     Byte 85 and up are zero by the spec, but Xen uses byte 85.
  *   - The size is the geometry's or CurrentSize, by the creator's name: as QEMU has it
- * (vpc_open()).
+ *     (vpc_open()).
  *   - The 511-byte footers of Virtual PC before 2004 are not known here, as QEMU does not know
- * them.
+ *     them.
  *
  * The seal. The checksum of each copy is inverted: QEMU and Hyper-V refuse that. VirtualBox and
  * libvhdi do not look at the checksum, so the type is one that no reader knows, and all three sizes

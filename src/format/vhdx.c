@@ -2,16 +2,16 @@
  *
  * What differs from a naive reading of the spec:
  *   - The log is not replayed, and one that has entries is fine: nothing that is read here is ever
- * changed by the entries that QEMU writes, and the seal lies outside of what a log may change
- * (spec, 2.3: the header section is never logged).
+ *     changed by the entries that QEMU writes, and the seal lies outside of what a log may change
+ *     (spec, 2.3: the header section is never logged).
  *   - Region table and metadata items are found by their tables: QEMU and Hyper-V put them at
- * different places.
+ *     different places.
  *   - Only the region table at 0x30000 counts, as QEMU reads no other; the headers are compared as
- * QEMU does it.
+ *     QEMU does it.
  *   - qemu-img create writes headers, region tables, the metadata table and its items, in this
- * order. A table or items that are all zero, or that the file ends in or before, are not there yet:
- * an image whose size is not known. A write there must not change what the file is, because the log
- * and the BAT lie before it and zone.head must not reach them.
+ *     order. A table or items that are all zero, or that the file ends in or before, are not there
+ *     yet: an image whose size is not known. A write there must not change what the file is,
+ *     because the log and the BAT lie before it and zone.head must not reach them.
  *
  * The seal. QEMU replays the log, and writes both headers, before it looks at region table and
  * size; so both headers lose their signature, and every opener refuses the file before it writes.

@@ -6,13 +6,13 @@
  *
  * What differs from a naive reading of the spec:
  *   - Where gdOffset is all ones a footer 1024 bytes before the end counts instead of the header.
- * QEMU looks for it from the file's length rounded up to sectors, and refuses the file while there
- * is none. A stream that is being written has none: that is no contradiction.
+ *     QEMU looks for it from the file's length rounded up to sectors, and refuses the file while
+ *     there is none. A stream that is being written has none: that is no contradiction.
  *   - capacity 0 with a descriptor: QEMU reads nothing but that descriptor, as if it were a file of
- * its own.
+ *     its own.
  *   - Otherwise QEMU takes only the parent's name from an embedded descriptor, libvmdk takes
- * everything from there and ignores version and capacity. One that cannot be understood is left
- * alone: while qemu-img create or a copy tool writes an image it is not there yet.
+ *     everything from there and ignores version and capacity. One that cannot be understood is left
+ *     alone: while qemu-img create or a copy tool writes an image it is not there yet.
  *   - QEMU checks no version of COWD and opens it with any capacity; grainSize is what it refuses.
  *
  * The seal. Version := 0x5ea1 in its upper half ("Unsupported VMDK version"), first of all and in

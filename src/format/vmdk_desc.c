@@ -5,10 +5,10 @@
  * What differs from a naive reading:
  *   - The text ends at its first NUL: QEMU rewrites it with 20 sectors of which most are zero.
  *   - QEMU takes the first "createType" anywhere in the text, also in a comment. Where that is not
- * the line of that name, readers disagree: refused.
+ *     the line of that name, readers disagree: refused.
  *   - QEMU recognises a file by "version=1".."version=3" behind comments, the signature line is not
- * needed. Such a text without the signature is ours only if it names a createType in its first
- * FORMAT_REACH bytes; any configuration file begins like that.
+ *     needed. Such a text without the signature is ours only if it names a createType in its first
+ *     FORMAT_REACH bytes; any configuration file begins like that.
  *
  * The seal. The first six letters of createType's value become "SEALED" (of "vmfs": "SEAL"), so
  * that QEMU says "Unsupported image type 'SEALEDthicFlat'"; what is left of the value tells which

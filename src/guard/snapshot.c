@@ -4,7 +4,7 @@
  * are read first, and then it is asked whether that look, the last one before the read, still
  * counts.
  *
- * Why that is enough. A seal is written after its claim says where (design, invariant 1), a claim
+ * Why that is enough. A seal is written after its claim says where (DESIGN 5.1, I4), a claim
  * is changed by link(2) and rename(2) in claims/, and both, and each write of the file, set a
  * ctime. So while the ctime of claims/ is what it was before the look, no claim has changed, and
  * what is sealed lies where the claim of then says: in the zone. And while size and ctime of the

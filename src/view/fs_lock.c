@@ -5,8 +5,7 @@
  * file, and its byte locks are OFD locks there; so both meanings come out exact, and other hosts
  * see them. Kept on this host, on a memfd that stands for the file, are:
  *   - byte ranges at or beyond DG_FENCE_OFFSET, whose first byte is the fence lock,
- *   - flock where the fence lock itself is one (OCFS2), and on GFS2, where it hangs (design section
- * 6),
+ *   - flock where the fence lock itself is one (OCFS2), and on GFS2, where it hangs (DESIGN 10.2),
  *   - everything where the backing file system has no locks.
  * flock where it is one name space with byte locks (NFS): a byte lock of all that lies below the
  * fence, on the owner's own descriptor, which never carries the fence. It meets the flock of other
