@@ -11,21 +11,31 @@ import subprocess
 import sys
 
 TOP = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-MAX_LINES = 1000
+MAX_LINES = 1000  # of a file, which has one subject
+MAX_FUNCTION = 70  # lines between the braces
 
+CORE = {"src/core", "src/base", "src/format", "include/diskguard"}
 # Where a file is -> from which of the project's own directories it may include.
 ALLOWED = {
     "include/diskguard": {"include/diskguard"},
+    "src/base": {"src/base", "include/diskguard"},
     "src/format": {"src/format"},
-    "src/core": {"src/core", "src/format", "include/diskguard"},
-    "src/daemon": {"src/daemon", "src/core", "src/format", "include/diskguard"},
-    "tools": {"tools", "src/core", "src/format", "include/diskguard"},
+    "src/core": CORE,
+    "src/node": {"src/node", *CORE},
+    "src/run": {"src/run", "src/base"},
+    "src/guard": {"src/guard", "src/node", "src/run", *CORE},
+    "src/view": {"src/view", "src/guard", "src/node", "src/run", *CORE},
+    "src/daemon": {"src/daemon", "src/view", "src/guard", "src/node", "src/run", *CORE},
+    "tools/common": {"tools/common", *CORE},
+    "tools/ctl": {"tools/ctl", "tools/common", *CORE},
+    "tools/fsck": {"tools/fsck", "tools/common", *CORE},
+    "tools/umount": {"tools/umount", "tools/ctl", "tools/common", *CORE},
 }
 # System header -> which files may include it, and why.
 HEADERS = [
     ("only the journal knows sqlite", r"sqlite3\.h", r"src/core/journal\w*\.c"),
-    ("only the daemon knows FUSE", r"(fuse3/)?fuse\w*\.h|linux/fuse\.h", r"src/daemon/\w+\.[ch]|tests/stress/\w+\.c|tests/func/stalefs\.c"),
-    ("JSON is spoken by the control channel, the tools and names in images", r"json(-c/\w+|_\w+)?\.h", r"src/daemon/control\w*\.c|src/core/link_name\.c|tools/\w+\.[ch]"),
+    ("only the view and the daemon know FUSE", r"(fuse3/)?fuse\w*\.h|linux/fuse\.h", r"src/(view|daemon)/\w+\.[ch]|tests/stress/\w+\.c|tests/func/stalefs\.c"),
+    ("JSON is spoken by the control channel, the tools and names in images", r"json(-c/\w+|_\w+)?\.h", r"src/daemon/control\w*\.c|src/core/link_name\.c|tools/\w+/\w+\.[ch]"),
     ("a format has no descriptor, no lock and no log", r"unistd\.h|fcntl\.h|pthread\.h|syslog\.h|stdio_ext\.h|sys/.*", r"(?!src/format/).*"),
 ]
 # Name that is called -> which files may.
@@ -37,93 +47,95 @@ CALLS = [
 # (file, text in the line, reason). A line that nothing matches any more is an offence too.
 RAW_READ = re.compile(r"(?<!->)(?<!\.)\b(f?stat|lstat|fstatat|statx|f?statv?fs|open|openat2?|fopen|(fd)?opendir|scandir|n?ftw|readdir|getdents64|p?readv?|"
                       r"f?access(at)?|realpath|lseek|io_open_beneath|io_reopen|io_pread_all|io_handle_open)\s*\(")
-RAW_READERS = r"(src/core|src/daemon|tools)/\w+\.c"
+RAW_READERS = r"(src/(base|core|node|run|guard|view|daemon)|tools/\w+)/\w+\.c"
 RAW_ALLOWED = [
     ("src/core/io.c", "", "the choke point itself"),
     ("src/core/io_fresh.c", "", "the choke point itself"),
+    ("src/core/claim.c", "openat(s->claims_fd, name, O_WRONLY", "writes; claim_read_known has just looked"),
     ("src/core/claim_floor.c", "O_RDWR | O_CREAT", "writes; what it led to is read freshly afterwards"),
-    ("src/core/hook.c", "", "files of the tests"),
-    ("src/core/hook_stale.c", "", "files of the tests"),
-    ("src/core/log.c", "access(JOURNAL_SOCKET", "journald's socket on this host"),
+    ("src/base/hook.c", "", "files of the tests"),
+    ("src/base/hook_stale.c", "", "files of the tests"),
+    ("src/base/log.c", "access(JOURNAL_SOCKET", "journald's socket on this host"),
     ("src/core/host.c", "", "the state directory: on a disk of this host alone"),
     ("src/core/journal_open.c", "", "the state directory: on a disk of this host alone"),
     ("src/core/store.c", '"..", O_PATH', "what is above a directory is this host's own mount table and directory cache"),
     ("src/core/store.c", "realpath(path", "the admin's word; what it leads to is checked by its file handle (root_compare)"),
     ("src/core/store.c", "open(s->path", "the admin's word; what it leads to is checked by its file handle (root_compare)"),
     ("src/core/store.c", "fstatvfs(s->root_fd", "read-only is a flag of this host's mount"),
-    ("src/daemon/image_reader.c", "fopen(path", "/proc of this host"),
+    ("src/guard/readers.c", "fopen(path", "/proc of this host"),
     ("src/core/whereis.c", "", "a look for people; what is found is looked at freshly"),
-    ("src/daemon/fs_remove.c", "fstat(fd, &st)", "identity: never changes"),
-    ("src/daemon/image_probe.c", "statx(i->fd", "a flag for a message: nothing is decided by it"),
-    ("tools/ctl_why.c", "opendir(path)", "/proc of this host"),
-    ("tools/ctl_why.c", "readdir(dir)", "/proc of this host"),
-    ("tools/fsck_file.c", "stat(real", "a file or a directory: what it is, is looked at under the lock"),
-    ("tools/unseal.c", "open(w->real", "the person's word; what it leads to is looked at through the descriptor"),
-    ("tools/unseal.c", "access(probe", "the person's word: is a datastore above the copy?"),
-    ("tools/unseal.c", "openat(w->dir_fd, w->side", "a file of this program alone"),
-    ("tools/unseal.c", "read(fd, text", "a file of this program alone: read past no cache, written by nobody else"),
-    ("tools/unseal.c", "fopen(\"/proc/self/mountinfo\"", "mounts of this host"),
-    ("tools/unseal.c", "fstat(w->dir_fd", "its number and its mount, neither of which a cache changes"),
-    ("tools/unseal.c", "stat(path[0]", "which mount of this host shows the same directory"),
-    ("tools/ctl_chain.c", "(s->root_fd, path, ret, 0)", "shown to a person; nothing is decided by it"),
-    ("tools/ctl_chain.c", "statfs(path", "what is mounted on this host"),
+    ("src/view/fs_remove.c", "fstat(fd, &st)", "identity: never changes"),
+    ("src/guard/probe.c", "statx(i->fd", "a flag for a message: nothing is decided by it"),
+    ("tools/ctl/ctl_why.c", "opendir(path)", "/proc of this host"),
+    ("tools/ctl/ctl_why.c", "readdir(dir)", "/proc of this host"),
+    ("tools/fsck/fsck_file.c", "stat(real", "a file or a directory: what it is, is looked at under the lock"),
+    ("tools/common/unseal.c", "open(w->real", "the person's word; what it leads to is looked at through the descriptor"),
+    ("tools/common/unseal.c", "access(probe", "the person's word: is a datastore above the copy?"),
+    ("tools/common/unseal.c", "openat(w->dir_fd, w->side", "a file of this program alone"),
+    ("tools/common/unseal.c", "read(fd, text", "a file of this program alone: read past no cache, written by nobody else"),
+    ("tools/common/unseal.c", "fopen(\"/proc/self/mountinfo\"", "mounts of this host"),
+    ("tools/common/unseal.c", "statx(w->dir_fd", "which mount it is on, which no cache changes"),
+    ("tools/common/unseal.c", "fstat(w->dir_fd", "its number and its mount, neither of which a cache changes"),
+    ("tools/common/unseal.c", "stat(path[0]", "which mount of this host shows the same directory"),
+    ("tools/ctl/ctl_chain.c", "(s->root_fd, path, ret, 0)", "shown to a person; nothing is decided by it"),
+    ("tools/ctl/ctl_chain.c", "statfs(path", "what is mounted on this host"),
     ("src/core/views.c", "lstat(path", "a socket of this host"),
-    ("src/daemon/image_first.c", "io_reopen(", "the file of an open handle: a handle, not a name"),
+    ("src/guard/first.c", "io_reopen(", "the file of an open handle: a handle, not a name"),
     ("src/core/recover.c", "io_reopen(found", "the file that io_fresh_handle or io_fresh_open found"),
     ("src/core/io_fencing.c", "fopen(", "/proc and /sys of this host"),
     ("src/daemon/control.c", "", "sockets and the mount table of this host"),
-    ("src/daemon/cred.c", "", "/proc of this host"),
+    ("src/node/opener.c", "", "/proc of this host"),
     ("src/daemon/main.c", "", "the daemon's own descriptors"),
-    ("src/daemon/loop.c", "read(fd, buf->mem", "requests of the kernel"),
-    ("src/daemon/init.c", "return read(fd, buf, size)", "the same"),
-    ("src/daemon/image_edit.c", "io_reopen(h->inode->fd, O_WRONLY)", "writes"),
+    ("src/view/loop.c", "read(fd, buf->mem", "requests of the kernel"),
+    ("src/view/init.c", "return read(fd, buf, size)", "the same"),
+    ("src/guard/edit.c", "io_reopen(h->inode->fd, O_WRONLY)", "writes"),
     ("src/daemon/options_path.c", "", "mount point and mount table of this host"),
     ("src/daemon/start.c", "fopen(\"/proc", "/proc of this host"),
-    ("src/daemon/start.c", "stat(d->opt.mountpoint", "the view itself: does it answer?"),
-    ("src/daemon/start.c", "store.root_fd, \".\"", "the open root again"),
-    ("src/daemon/start.c", "fstat(fd, &st)", "the root's inode number: identity never changes"),
-    ("src/daemon/inode.c", 'fstatat(fd, ""', "inode number, device and type of an open file: identity never changes"),
-    ("src/daemon/fs_attr.c", 'fstatat(i->fd, ""', "getattr: a user's look"),
-    ("src/daemon/fs_attr.c", "fstatvfs(i->fd", "statfs: a user's look"),
-    ("src/daemon/fs_data.c", "lseek(h->fd", "guest data"),
-    ("src/daemon/fs_dir.c", "io_open_beneath(i->fd", "listing: a user's look"),
-    ("src/daemon/fs_dir.c", "lseek(s->fd", "listing: a user's look"),
-    ("src/daemon/fs_dir.c", "getdents64(s->fd", "listing: a user's look"),
-    ("src/daemon/fs_lock.c", "", "descriptors for users' locks: nothing is read"),
-    ("src/daemon/fs_name.c", "fstat(fd, &st) == 0; level", "what is above a directory is this host's own directory cache"),
-    ("src/daemon/fs_name.c", '"..", O_PATH', "what is above a directory is this host's own directory cache"),
-    ("src/daemon/fs_name.c", 'io_open_beneath(dir->fd, "."', "the open directory again"),
-    ("src/daemon/fs_name.c", "io_open_beneath(dir->fd, name", "plain lookup: decides nothing, an open looks again"),
-    ("src/daemon/fs_name.c", 'fstatat(fd, ""', "identity, and what a user is shown"),
-    ("src/daemon/fs_name.c", 'fstatat(dir->fd, ""', "identity, and what a user is shown"),
-    ("src/daemon/fs_remove.c", "io_reopen(op->dir[s]->fd", "the directory of an open descriptor, to sync it"),
-    ("src/daemon/image_plain.c", "io_reopen(img->inode->fd, flags", "the file of an open handle: a handle, not a name"),
-    ("src/daemon/image_fence.c", "io_reopen(", "the file of a handle, to read it on without the fence: decides nothing"),
-    ("src/daemon/fs_open.c", "io_reopen(", "the file of an open descriptor; fs_name_moved has looked at its name"),
-    ("src/daemon/fs_open.c", "O_CREAT | O_EXCL", "O_EXCL sees the truth (measured)"),
-    ("src/daemon/fs_open.c", "fstat(fd, &e->attr)", "the file that was just made"),
-    ("src/daemon/image_claim.c", "io_reopen(", "the file of an open descriptor: a handle, not a name"),
-    ("src/daemon/image_probe.c", "io_reopen(", "the file of an open descriptor: a handle, not a name"),
-    ("src/daemon/image_read.c", "io_reopen(i->fd", "the file of an open descriptor: a handle, not a name"),
-    ("src/daemon/image_edit.c", "io_reopen(i->fd", "the file of an open descriptor: a handle, not a name"),
-    ("tools/fsck_rescue.c", "io_reopen(path_fd", "the file that io_fresh_open found"),
-    ("src/daemon/image_mend.c", "io_reopen(", "the file of an open descriptor: a handle, not a name"),
-    ("src/daemon/image_plain.c", "io_reopen(", "the file of an open descriptor: a handle, not a name"),
-    ("src/daemon/image_open.c", "io_reopen(", "the file of an open descriptor: a handle, not a name"),
-    ("src/daemon/image_walk.c", "", "mounts and paths of this host; below the datastore io_fresh_open"),
-    ("src/daemon/image_chain.c", "io_reopen(fd, O_RDWR", "the file that io_fresh_open found, for its lock"),
-    ("src/daemon/image_read.c", "pread(fd, buf", "guest data; the header is laid over it by image_read"),
-    ("tools/ctl_item.c", "fopen(\"/proc", "/proc of this host"),
-    ("tools/ctl_why.c", "", "/proc of this host"),
-    ("tools/ctl_raw.c", "io_reopen(fd", "the file that io_fresh_open found"),
-    ("tools/diskguardctl.c", "stat(dir", "the admin's word; store_init looks at it"),
-    ("tools/fsck_identity.c", "", "journals: on a disk of this host alone"),
-    ("tools/fsck_walk.c", "io_reopen(path_fd", "the file that io_fresh_open found"),
-    ("tools/fsck_walk.c", "openat(path_fd, \".\"", "the directory that io_fresh_open found"),
-    ("tools/umount_fuse.c", "", "mount namespaces of this host"),
-    ("tools/umount_wait.c", "", "/proc of this host"),
-    ("tools/umount_left.c", "fopen(\"/proc", "/proc of this host"),
-    ("tools/mounts.c", "", "the mount table of this host"),
+    ("src/daemon/start.c", "stat(d->opt.guard.mountpoint", "the view itself: does it answer?"),
+    ("src/guard/guard.c", "store.root_fd, \".\"", "the open root again"),
+    ("src/guard/guard.c", "fstat(fd, &st)", "the root's inode number: identity never changes"),
+    ("src/node/inode.c", 'fstatat(fd, ""', "inode number, device and type of an open file: identity never changes"),
+    ("src/view/fs_attr.c", 'fstatat(i->fd, ""', "getattr: a user's look"),
+    ("src/view/fs_attr.c", "fstatvfs(i->fd", "statfs: a user's look"),
+    ("src/view/fs_data.c", "lseek(h->fd", "guest data"),
+    ("src/view/fs_dir.c", "io_open_beneath(i->fd", "listing: a user's look"),
+    ("src/view/fs_dir.c", "lseek(s->fd", "listing: a user's look"),
+    ("src/view/fs_dir.c", "getdents64(s->fd", "listing: a user's look"),
+    ("src/view/fs_lock.c", "", "descriptors for users' locks: nothing is read"),
+    ("src/view/fs_name.c", "fstat(fd, &st) == 0; level", "what is above a directory is this host's own directory cache"),
+    ("src/view/fs_name.c", '"..", O_PATH', "what is above a directory is this host's own directory cache"),
+    ("src/view/fs_name.c", 'io_open_beneath(dir->fd, "."', "the open directory again"),
+    ("src/view/fs_name.c", "io_open_beneath(dir->fd, name", "plain lookup: decides nothing, an open looks again"),
+    ("src/view/fs_name.c", 'fstatat(fd, ""', "identity, and what a user is shown"),
+    ("src/view/fs_name.c", 'fstatat(dir->fd, ""', "identity, and what a user is shown"),
+    ("src/view/fs_remove.c", "io_reopen(op->dir[s]->fd", "the directory of an open descriptor, to sync it"),
+    ("src/guard/plain.c", "io_reopen(img->inode->fd, flags", "the file of an open handle: a handle, not a name"),
+    ("src/guard/fence.c", "io_reopen(", "the file of a handle, to read it on without the fence: decides nothing"),
+    ("src/view/fs_open.c", "io_reopen(", "the file of an open descriptor; fs_name_moved has looked at its name"),
+    ("src/view/fs_open.c", "O_CREAT | O_EXCL", "O_EXCL sees the truth (measured)"),
+    ("src/view/fs_open.c", "fstat(fd, &e->attr)", "the file that was just made"),
+    ("src/guard/acquire.c", "io_reopen(", "the file of an open descriptor: a handle, not a name"),
+    ("src/guard/probe.c", "io_reopen(", "the file of an open descriptor: a handle, not a name"),
+    ("src/guard/read.c", "io_reopen(i->fd", "the file of an open descriptor: a handle, not a name"),
+    ("src/guard/edit.c", "io_reopen(i->fd", "the file of an open descriptor: a handle, not a name"),
+    ("tools/fsck/fsck_rescue.c", "io_reopen(path_fd", "the file that io_fresh_open found"),
+    ("src/guard/reopen.c", "io_reopen(", "the file of an open descriptor: a handle, not a name"),
+    ("src/guard/plain.c", "io_reopen(", "the file of an open descriptor: a handle, not a name"),
+    ("src/guard/open.c", "io_reopen(", "the file of an open descriptor: a handle, not a name"),
+    ("src/guard/walk.c", "", "mounts and paths of this host; below the datastore io_fresh_open"),
+    ("src/guard/chain.c", "io_reopen(fd, O_RDWR", "the file that io_fresh_open found, for its lock"),
+    ("src/guard/read.c", "pread(fd, buf", "guest data; the header is laid over it by image_read"),
+    ("tools/ctl/ctl_item.c", "fopen(\"/proc", "/proc of this host"),
+    ("tools/ctl/ctl_why.c", "", "/proc of this host"),
+    ("tools/ctl/ctl_raw.c", "io_reopen(fd", "the file that io_fresh_open found"),
+    ("tools/ctl/diskguardctl.c", "stat(dir", "the admin's word; store_init looks at it"),
+    ("tools/fsck/fsck_identity.c", "", "journals: on a disk of this host alone"),
+    ("tools/fsck/fsck_walk.c", "io_reopen(path_fd", "the file that io_fresh_open found"),
+    ("tools/fsck/fsck_walk.c", "openat(path_fd, \".\"", "the directory that io_fresh_open found"),
+    ("tools/umount/umount_fuse.c", "", "mount namespaces of this host"),
+    ("tools/umount/umount_wait.c", "", "/proc of this host"),
+    ("tools/umount/umount_left.c", "fopen(\"/proc", "/proc of this host"),
+    ("tools/common/mounts.c", "", "the mount table of this host"),
 ]
 
 
@@ -157,7 +169,7 @@ def includes(text):
 
 def resolve(path, name):
     """The directory, from the top, of the project's header `name` as `path` would find it; None: not ours."""
-    for folder in (os.path.dirname(path), "include", "src"):
+    for folder in (os.path.dirname(path), "include", "src", "tools"):
         candidate = os.path.normpath(os.path.join(folder, name))
         if os.path.exists(os.path.join(TOP, candidate)):
             return os.path.dirname(candidate)
@@ -220,6 +232,19 @@ def check_lengths():
             yield "%s: %d lines, at most %d are allowed" % (path, count, MAX_LINES)
 
 
+def check_functions(files):
+    """clang-format puts a function's braces, and nothing else's, at the start of a line."""
+    for path in files:
+        begin = None
+        for number, line in enumerate(read(path).splitlines(), 1):
+            if line == "{":
+                begin = number
+            elif line == "}" and begin:
+                if number - begin - 1 > MAX_FUNCTION:
+                    yield "%s:%d: a function of %d lines, at most %d are allowed" % (path, begin, number - begin - 1, MAX_FUNCTION)
+                begin = None
+
+
 def check_alone(files):
     """Every header compiles by itself: what it needs it includes."""
     flags = subprocess.run(["pkg-config", "--cflags", "fuse3", "json-c", "sqlite3", "libsystemd"], check=True, capture_output=True,
@@ -227,7 +252,7 @@ def check_alone(files):
 
     def compile_one(path):
         r = subprocess.run(["gcc", "-fsyntax-only", "-std=gnu17", "-Wall", "-Wextra", "-Werror", "-D_GNU_SOURCE", "-DFUSE_USE_VERSION=314",
-                            "-D_FILE_OFFSET_BITS=64", "-I", "include", "-I", "src", "-I", os.path.dirname(path), *flags, "-include", path,
+                            "-D_FILE_OFFSET_BITS=64", "-I", "include", "-I", "src", "-I", "tools", *flags, "-include", path,
                             "-x", "c", "/dev/null"], cwd=TOP, capture_output=True, text=True, check=False)
         errors = [line for line in r.stderr.splitlines() if "error:" in line]
         return ["%s does not compile alone: %s" % (path, (errors or [r.stderr.strip()])[0])] if r.returncode else []
@@ -259,6 +284,7 @@ def main():
         rule(title, check_call(files, call, allowed))
     rule("what decides is read freshly: io_fresh_*, or a reason why not", check_raw_reads(files))
     rule("every header compiles alone", check_alone(files))
+    rule("no function is longer than %d lines" % MAX_FUNCTION, check_functions(files))
     rule("no file is longer than %d lines" % MAX_LINES, check_lengths())
     print("layering: %d passed, %d failed, 0 skipped" % (counts[True], counts[False]))
     sys.exit(1 if counts[False] else 0)

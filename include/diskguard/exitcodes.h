@@ -1,15 +1,18 @@
-/* exitcodes.h: the exit codes of diskguard's programs. They are an interface: scripts depend on them.
+/* exitcodes.h: the exit codes of diskguard's programs. They are an interface: scripts depend on
+ * them.
  *
- * diskguard(8) and diskguardctl(8) use the DG_EXIT_* values, fsck.diskguard(8) the FSCK_* values, which are
- * the sums that fsck(8) defines (util-linux, fsck.8, "EXIT STATUS"). */
+ * diskguard(8) and diskguardctl(8) use the DG_EXIT_* values, fsck.diskguard(8) the FSCK_* values,
+ * which are the sums that fsck(8) defines (util-linux, fsck.8, "EXIT STATUS"). */
 #ifndef DISKGUARD_EXITCODES_H
 #define DISKGUARD_EXITCODES_H
 
 enum dg_exit {
     DG_EXIT_OK = 0,
-    DG_EXIT_FAILURE = 1,    /* the operation was tried and failed; stderr says what and the way out */
-    DG_EXIT_USAGE = 2,      /* wrong command line or option */
-    DG_EXIT_IN_USE = 3,     /* `diskguardctl wait`: still held when the time was up; `init`: already done */
+    /* the operation was tried and failed; stderr says what and the way out */
+    DG_EXIT_FAILURE = 1,
+    DG_EXIT_USAGE = 2, /* wrong command line or option */
+    /* `diskguardctl wait`: still held when the time was up; `init`: already done */
+    DG_EXIT_IN_USE = 3,
     DG_EXIT_NEED_REPAIR = 4 /* `diskguardctl show|why|list`: an image needs fsck.diskguard */
 };
 

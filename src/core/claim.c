@@ -1,4 +1,4 @@
-/* claim.c: see claim.h. The order of every step here is design section 3, "Claim". */
+/* claim.c: see claim.h. The order of every step here is in DESIGN 4.3. */
 #include "core/claim_priv.h"
 
 #include <fcntl.h>
@@ -6,17 +6,18 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "core/hook.h"
-#include "core/log.h"
+#include "base/hook.h"
+#include "base/log.h"
 #include "core/overlay.h"
 
 #define KEY_DIGITS 16                       /* layout.h: the inode number */
 #define NAME_SIZE (KEY_DIGITS + 1 + 20 + 1) /* 20: digits of UINT64_MAX */
-#define READ_TRIES 32 /* each lost one means that another host made and freed a whole claim meanwhile */
-#define TMP_TRIES 64  /* names that a dead process of the same daemon uuid may have left behind */
+#define READ_TRIES                                                                                 \
+    32 /* each lost one means that another host made and freed a whole claim meanwhile */
+#define TMP_TRIES 64 /* names that a dead process of the same daemon uuid may have left behind */
 
-/* To a caller -ESTALE says that its claim is gone. A server that lost the handle of our directory is a medium
- * at fault. */
+/* To a caller -ESTALE says that its claim is gone. A server that lost the handle of our directory
+ * is a medium at fault. */
 static int medium(int r)
 {
     return r == -ESTALE ? -EIO : r;
@@ -26,7 +27,8 @@ static int medium(int r)
 
 static void claim_name(uint64_t ino, uint64_t generation, char ret[NAME_SIZE])
 {
-    snprintf(ret, NAME_SIZE, "%016llx.%llu", (unsigned long long)ino, (unsigned long long)generation);
+    snprintf(ret, NAME_SIZE, "%016llx.%llu", (unsigned long long)ino,
+             (unsigned long long)generation);
 }
 
 /* One name per claim, so no second spelling: no upper case, no leading zero, no generation 0. */
@@ -78,12 +80,13 @@ static int exists(const struct store *s, uint64_t ino, uint64_t generation)
     return fd >= 0 ? 1 : fd == -ENOENT ? 0 : medium(fd);
 }
 
-/* The highest generation of a key now, 0 for none. A listing is no snapshot. Others may make or remove claims
- * meanwhile: those may be missed, and it does not matter which way. But a claim that stands throughout is
- * missed, too, where its owner updates it just then: btrfs moves a name that is renamed over to the end of the
- * directory, behind what a listing that has begun will show. So what shows less than `known`, a generation that
- * the caller has reason to believe in, is repeated, and then the name itself is asked, which is never absent
- * during a rename. `known` 0: any that there may be, so that "none" is believed only when it was seen twice. */
+/* The highest generation of a key now, 0 for none. A listing is no snapshot. Others may make or
+ * remove claims meanwhile: those may be missed, and it does not matter which way. But a claim that
+ * stands throughout is missed, too, where its owner updates it just then: btrfs moves a name that
+ * is renamed over to the end of the directory, behind what a listing that has begun will show. So
+ * what shows less than `known`, a generation that the caller has reason to believe in, is repeated,
+ * and then the name itself is asked, which is never absent during a rename. `known` 0: any that
+ * there may be, so that "none" is believed only when it was seen twice. */
 static int highest_of(const struct store *s, uint64_t ino, uint64_t known, uint64_t *ret)
 {
     struct ruling ruling = {.ino = ino};
@@ -155,7 +158,8 @@ bool claim_is_of(const struct record *rec, const struct host *h)
     return strcmp(rec->host, h->uuid) == 0 && strcmp(rec->installation, h->installation) == 0;
 }
 
-int claim_read_generation(const struct store *s, uint64_t ino, uint64_t generation, struct claim *ret)
+int claim_read_generation(const struct store *s, uint64_t ino, uint64_t generation,
+                          struct claim *ret)
 {
     _cleanup_free_ char *text = NULL;
     char name[NAME_SIZE];
@@ -201,8 +205,8 @@ int claim_read_known(const struct store *s, uint64_t ino, uint64_t known, struct
         r = claim_read_generation(s, ino, highest, ret);
         if (r != -ENOENT && r != -ESTALE && r != -EAGAIN)
             return r;
-        /* A successor came and removed the lower generations; or it is being replaced faster than it can be
-         * read. */
+        /* A successor came and removed the lower generations; or it is being replaced faster than
+         * it can be read. */
     }
     return -EAGAIN;
 }
@@ -225,7 +229,8 @@ int claim_check(const struct store *s, const struct record *rec)
 /* ---- writing ---- */
 
 /* Writes rec, durable, to a name in tmp/ that nobody used before. Returns the open descriptor. */
-static int tmp_create(const struct store *s, const struct record *rec, char ret_name[CLAIM_TMP_SIZE])
+static int tmp_create(const struct store *s, const struct record *rec,
+                      char ret_name[CLAIM_TMP_SIZE])
 {
     static _Atomic uint64_t counter;
     _cleanup_free_ char *text = NULL;
@@ -249,7 +254,8 @@ static int tmp_create(const struct store *s, const struct record *rec, char ret_
     return r;
 }
 
-/* Not followed by an fsync of tmp/: a name that comes back after a power cut is what claim_sweep is for. */
+/* Not followed by an fsync of tmp/: a name that comes back after a power cut is what claim_sweep is
+ * for. */
 static void tmp_unlink(const struct store *s, const char *name)
 {
     int r = HOOK_FAIL("claim.unlink");
@@ -278,8 +284,8 @@ int claim_remove_generation(const struct store *s, uint64_t ino, uint64_t genera
     return r;
 }
 
-/* Does the claim's name lead to the file that fd has open? While it is open, its inode number cannot be
- * anybody else's. */
+/* Does the claim's name lead to the file that fd has open? While it is open, its inode number
+ * cannot be anybody else's. */
 static bool name_leads_to(const struct store *s, const struct record *rec, int fd)
 {
     _cleanup_close_ int named = -1;
@@ -293,9 +299,9 @@ static bool name_leads_to(const struct store *s, const struct record *rec, int f
     return there.st_ino == ours.st_ino && there.st_dev == ours.st_dev;
 }
 
-/* Puts rec in the place of our own generation's file. The caller made sure that it is ours; a rename that
- * lands late, when a successor has come, hits no other name. Removing the tmp name before returning an error
- * makes sure that it cannot land after our next attempt either. */
+/* Puts rec in the place of our own generation's file. The caller made sure that it is ours; a
+ * rename that lands late, when a successor has come, hits no other name. Removing the tmp name
+ * before returning an error makes sure that it cannot land after our next attempt either. */
 static int replace(const struct store *s, const struct record *rec)
 {
     char tmp[CLAIM_TMP_SIZE], name[NAME_SIZE];
@@ -309,7 +315,8 @@ static int replace(const struct store *s, const struct record *rec)
         r = medium(-errno);
     if (r < 0 && name_leads_to(s, rec, fd))
         r = 0; /* the answer was lost, the rename was not */
-    close(fd); /* fsynced: no error is lost here. Before the unlink: NFS would only hide an open file */
+    /* fsynced: no error is lost here. Before the unlink: NFS would only hide an open file */
+    close(fd);
     if (r < 0) {
         tmp_unlink(s, tmp);
         return r;
@@ -336,10 +343,37 @@ static int replace_by_free(const struct store *s, const struct record *rec)
     return replace(s, freed);
 }
 
+/* The same where the file is gone and there is no room for a new record: its own room is what is
+ * missing, and that comes back only when its claim is free. In place, so not in one step: nobody
+ * asks for the claim of a file without a name, and its number is not used again before our
+ * descriptor is closed. */
+static int overwrite_by_free(const struct store *s, const struct record *rec)
+{
+    _cleanup_free_ struct record *freed = malloc(sizeof(*freed));
+    _cleanup_free_ char *text = NULL;
+    char name[NAME_SIZE];
+    size_t len;
+
+    if (!freed)
+        return -ENOMEM;
+    *freed = *rec;
+    set_freed(freed);
+    freed->seq++;
+    int r = record_encode(freed, &text, &len);
+    if (r < 0)
+        return r;
+    claim_name(rec->ino, rec->generation, name);
+    _cleanup_close_ int fd = openat(s->claims_fd, name, O_WRONLY | O_NOFOLLOW | O_CLOEXEC);
+    r = fd < 0 ? medium(-errno) : io_pwrite_all(fd, text, len, 0);
+    if (r == 0 && ftruncate(fd, (off_t)len) < 0)
+        r = -errno;
+    return r == 0 ? io_fsync(fd) : r;
+}
+
 /* ---- acquiring ---- */
 
-/* Links the record to its generation's name. 0: it stands there; -EBUSY: it does not, another host's does;
- * else -errno: unknown. */
+/* Links the record to its generation's name. 0: it stands there; -EBUSY: it does not, another
+ * host's does; else -errno: unknown. */
 static int link_proved(const struct store *s, const struct record *rec, int fd, const char *tmp)
 {
     char name[NAME_SIZE];
@@ -358,10 +392,11 @@ static int link_proved(const struct store *s, const struct record *rec, int fd, 
     return answer == 0 || answer == -EEXIST ? -EBUSY : answer;
 }
 
-/* Takes back whatever a failed acquisition left. The tmp name goes first: once it is gone, no copy of the
- * link request that is still under way can succeed. If the record stands under our generation's name, it is
- * marked free and not unlinked: a generation that others may have seen must not be given out again, or a
- * retransmission of the unlink would remove the next owner's claim. */
+/* Takes back whatever a failed acquisition left. The tmp name goes first: once it is gone, no copy
+ * of the link request that is still under way can succeed. If the record stands under our
+ * generation's name, it is marked free and not unlinked: a generation that others may have seen
+ * must not be given out again, or a retransmission of the unlink would remove the next owner's
+ * claim. */
 static void abandon(const struct store *s, const struct record *rec, int fd, const char *tmp)
 {
     int r = 0;
@@ -395,8 +430,9 @@ int claim_acquire(const struct store *s, const struct record *rec)
     if (r == 0)
         r = highest_of(s, rec->ino, rec->generation, &highest);
     if (r == 0 && highest > rec->generation) {
-        /* We read the directory before our rival came, went and cleaned up. Our name lies below the ruling
-         * one: nobody looks at it, so removing it is safe even if by now it is another late comer's. */
+        /* We read the directory before our rival came, went and cleaned up. Our name lies below the
+         * ruling one: nobody looks at it, so removing it is safe even if by now it is another late
+         * comer's. */
         (void)!claim_remove_generation(s, rec->ino, rec->generation);
         close(fd);
         tmp_unlink(s, tmp);
@@ -411,15 +447,16 @@ int claim_acquire(const struct store *s, const struct record *rec)
         return r;
     }
     close(fd);
-    /* A tmp name that stays is a second name of the same record: harmless, and swept at the next start. */
+    /* A tmp name that stays is a second name of the same record: harmless, and swept at the next
+     * start. */
     tmp_unlink(s, tmp);
     return 0;
 }
 
 /* ---- owning ---- */
 
-/* Is the ruling claim our generation, decodable and ours? The daemon instance is not compared: a recovering
- * daemon is another one. */
+/* Is the ruling claim our generation, decodable and ours? The daemon instance is not compared: a
+ * recovering daemon is another one. */
 static int check_ours(const struct claim *c, const struct record *rec)
 {
     if (c->kind == CLAIM_NONE || c->generation != rec->generation)
@@ -443,7 +480,8 @@ int claim_update(const struct store *s, const struct record *rec)
     r = claim_read_known(s, rec->ino, rec->generation, c);
     if (r == 0)
         r = check_ours(c, rec);
-    /* Given back once, it cannot be had again: somebody may be linking the next generation just now. */
+    /* Given back once, it cannot be had again: somebody may be linking the next generation just
+     * now. */
     if (r == 0 && c->kind == CLAIM_FREE)
         r = -ESTALE;
     return r < 0 ? r : replace(s, rec);
@@ -461,15 +499,15 @@ static int remove_lower(const struct store *s, uint64_t ino, uint64_t generation
     return r;
 }
 
-/* Did an earlier claim_free of ours reach the disk, although its last step failed, and has a successor come
- * since? Nobody but us writes under our generation's name. */
+/* Did an earlier claim_free of ours reach the disk, although its last step failed, and has a
+ * successor come since? Nobody but us writes under our generation's name. */
 static bool was_freed(const struct store *s, const struct record *rec, struct claim *scratch)
 {
     return claim_read_generation(s, rec->ino, rec->generation, scratch) == 0 &&
            check_ours(scratch, rec) == 0 && scratch->kind == CLAIM_FREE;
 }
 
-int claim_free(const struct store *s, struct record *rec)
+static int give_back(const struct store *s, struct record *rec, bool gone)
 {
     _cleanup_free_ struct claim *c = malloc(sizeof(*c));
     int r;
@@ -484,6 +522,8 @@ int claim_free(const struct store *s, struct record *rec)
         r = 0; /* the successor removes our generation when it is done */
     else if (r == 0)
         r = replace_by_free(s, rec); /* also where it is free: maybe not durably */
+    if (gone && (r == -ENOSPC || r == -EDQUOT))
+        r = overwrite_by_free(s, rec);
     if (r < 0)
         return r;
     set_freed(rec);
@@ -495,12 +535,22 @@ int claim_free(const struct store *s, struct record *rec)
     return 0;
 }
 
+int claim_free(const struct store *s, struct record *rec)
+{
+    return give_back(s, rec, false);
+}
+
+int claim_free_gone(const struct store *s, struct record *rec)
+{
+    return give_back(s, rec, true);
+}
+
 int claim_forget(const struct store *s, uint64_t ino, uint64_t generation)
 {
     int r = remove_lower(s, ino, generation);
 
-    /* The ruling one goes last, and only when the others are gone for good: else a crash would make a former
-     * owner's claim rule again. */
+    /* The ruling one goes last, and only when the others are gone for good: else a crash would make
+     * a former owner's claim rule again. */
     if (r == 0)
         r = claims_sync(s);
     if (r == 0)

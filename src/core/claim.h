@@ -1,15 +1,18 @@
 /* claim.h: who holds an image: the records in DATASTORE/.diskguard/claims.
  *
- * The highest generation of a key rules. Each generation has its own file name, so no late rename, unlink or retransmission of a former owner
- * can touch a successor's claim. What link(2) answers proves nothing (replies get lost): the proof is our own record's st_nlink.
+ * The highest generation of a key rules. Each generation has its own file name, so no late rename,
+ * unlink or retransmission of a former owner can touch a successor's claim. What link(2) answers
+ * proves nothing (replies get lost): the proof is our own record's st_nlink.
  *
- * Numbers: a generation of a key is never given out twice, or a late rename or unlink of a former owner could hit the claim of a successor, though of
- * another file by now: inode numbers are used again. So the highest generation stays, marked free, also when its image is gone. Such a mark is removed
- * only by claim_sweep_gone, which notes its number first: all that is known of numbers without a mark is one number, the floor. Two hosts that claim
- * the same unmarked image must come to the same next generation, so the floor moves only while no daemon lives.
+ * Numbers: a generation of a key is never given out twice, or a late rename or unlink of a former
+ * owner could hit the claim of a successor, though of another file by now: inode numbers are used
+ * again. So the highest generation stays, marked free, also when its image is gone. Such a mark is
+ * removed only by claim_sweep_gone, which notes its number first: all that is known of numbers
+ * without a mark is one number, the floor. Two hosts that claim the same unmarked image must come
+ * to the same next generation, so the floor moves only while no daemon lives.
  *
- * Life: claim_read -> claim_next -> claim_acquire -> claim_update* -> claim_free. Blocks on the datastore: never call it from a FUSE
- * data thread. Thread-safe: no state of its own. */
+ * Life: claim_read -> claim_next -> claim_acquire -> claim_update* -> claim_free. Blocks on the
+ * datastore: never call it from a FUSE data thread. Thread-safe: no state of its own. */
 #ifndef DISKGUARD_CLAIM_H
 #define DISKGUARD_CLAIM_H
 
@@ -30,48 +33,60 @@ struct claim {
     struct record rec;   /* for FREE and HELD */
 };
 
-/* Reads the rule for an inode number, fresh. 0 or -errno (the datastore did not answer). *ret is ~40 KiB: keep it off small stacks. */
+/* Reads the rule for an inode number, fresh. 0 or -errno (the datastore did not answer). *ret is
+ * ~40 KiB: keep it off small stacks. */
 DG_MUST_CHECK int claim_read(const struct store *s, uint64_t ino, struct claim *ret);
 
-/* The same for one who has reason to believe in a generation of the key: its name is asked before a lower one, or none, is said to rule, for a listing may
- * miss a claim that is being updated. */
-DG_MUST_CHECK int claim_read_known(const struct store *s, uint64_t ino, uint64_t known, struct claim *ret);
+/* The same for one who has reason to believe in a generation of the key: its name is asked before a
+ * lower one, or none, is said to rule, for a listing may miss a claim that is being updated. */
+DG_MUST_CHECK int claim_read_known(const struct store *s, uint64_t ino, uint64_t known,
+                                   struct claim *ret);
 
-/* The generation that a new claim takes after c, which was just read. 0 or -errno; -EOVERFLOW: there is none. */
+/* The generation that a new claim takes after c, which was just read. 0 or -errno; -EOVERFLOW:
+ * there is none. */
 DG_MUST_CHECK int claim_next(const struct store *s, const struct claim *c, uint64_t *ret);
 
-/* Takes rec->generation, which must be claim_next of the claim just read, with rec as its record (step CLAIMED or ARMED). 0; -EBUSY: another host was
- * faster (read again); any other -errno: nothing is claimed, as far as could be undone (a claim left by a failed undo carries our name and is
- * settled by recovery). */
+/* Takes rec->generation, which must be claim_next of the claim just read, with rec as its record
+ * (step CLAIMED or ARMED). 0; -EBUSY: another host was faster (read again); any other -errno:
+ * nothing is claimed, as far as could be undone (a claim left by a failed undo carries our name and
+ * is settled by recovery). */
 DG_MUST_CHECK int claim_acquire(const struct store *s, const struct record *rec);
 
-/* Replaces our generation's record, after a fresh check that it is still the highest. -ESTALE: it is not (or is not ours, or is free already): we
- * are fenced. */
+/* Replaces our generation's record, after a fresh check that it is still the highest. -ESTALE: it
+ * is not (or is not ours, or is free already): we are fenced. */
 DG_MUST_CHECK int claim_update(const struct store *s, const struct record *rec);
 
 /* Is our generation still the highest? 0, -ESTALE or -errno. */
 DG_MUST_CHECK int claim_check(const struct store *s, const struct record *rec);
 
-/* Marks our generation free (rec->step is set, extents are dropped) and removes lower generations. -ESTALE as above. After a failure it may be
- * repeated, also when the mark did land. */
+/* Marks our generation free (rec->step is set, extents are dropped) and removes lower generations.
+ * -ESTALE as above. After a failure it may be repeated, also when the mark did land. */
 DG_MUST_CHECK int claim_free(const struct store *s, struct record *rec);
+/* The same when the file has no name any more: also on a datastore without room, which may be the
+ * removed file's own. */
+DG_MUST_CHECK int claim_free_gone(const struct store *s, struct record *rec);
 
-/* Removes every generation of an image that exists no more, up to this one, which is the highest, and raises the floor to it. Only while no daemon of
- * any host lives on the datastore; everybody else leaves the mark of claim_free. -EFBIG: the number is not one that was counted to; it stays. */
+/* Removes every generation of an image that exists no more, up to this one, which is the highest,
+ * and raises the floor to it. Only while no daemon of any host lives on the datastore; everybody
+ * else leaves the mark of claim_free. -EFBIG: the number is not one that was counted to; it stays.
+ */
 DG_MUST_CHECK int claim_forget(const struct store *s, uint64_t ino, uint64_t generation);
 
-/* claim_forget for each key whose claim is free and whose image the storage does not know any more. For fsck, which holds the locks of all hosts. */
+/* claim_forget for each key whose claim is free and whose image the storage does not know any more.
+ * For fsck, which holds the locks of all hosts. */
 DG_MUST_CHECK int claim_sweep_gone(const struct store *s, unsigned *ret_gone);
 
 /* Same host uuid and same installation. */
 bool claim_is_of(const struct record *rec, const struct host *h);
 
 /* Calls fn once per key with the ruling claim. */
-DG_MUST_CHECK int claim_each(const struct store *s, int (*fn)(void *arg, uint64_t ino, const struct claim *c),
-                             void *arg);
+DG_MUST_CHECK int claim_each(const struct store *s,
+                             int (*fn)(void *arg, uint64_t ino, const struct claim *c), void *arg);
 
-/* Removes what a crash left: records in tmp/ written by this installation's earlier daemons, and generations below the highest. For
- * start-up and fsck, under the host lock. Tmp names are "<host uuid>.<daemon uuid>.<counter>". */
-DG_MUST_CHECK int claim_sweep(const struct store *s, const struct host *h, bool dry_run, unsigned *ret_stale);
+/* Removes what a crash left: records in tmp/ written by this installation's earlier daemons, and
+ * generations below the highest. For start-up and fsck, under the host lock. Tmp names are "<host
+ * uuid>.<daemon uuid>.<counter>". */
+DG_MUST_CHECK int claim_sweep(const struct store *s, const struct host *h, bool dry_run,
+                              unsigned *ret_stale);
 
 #endif

@@ -4,14 +4,15 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "core/hook.h"
+#include "base/hook.h"
 
 static bool is_ruling(const struct claim_listing *l, size_t i)
 {
     return i + 1 == l->n || l->entry[i + 1].ino != l->entry[i].ino;
 }
 
-int claim_each(const struct store *s, int (*fn)(void *arg, uint64_t ino, const struct claim *c), void *arg)
+int claim_each(const struct store *s, int (*fn)(void *arg, uint64_t ino, const struct claim *c),
+               void *arg)
 {
     struct claim_listing l = {0};
     struct claim *c = malloc(sizeof(*c));
@@ -48,7 +49,8 @@ static bool tmp_name_parse(const char *name, dg_uuid ret_host, dg_uuid ret_daemo
     memcpy(host, name, DG_UUID_LEN);
     memcpy(daemon, name + DG_UUID_LEN + 1, DG_UUID_LEN);
     host[DG_UUID_LEN] = daemon[DG_UUID_LEN] = '\0';
-    if (!base_uuid_ok(host) || !base_uuid_ok(daemon) || base_u64(name + 2 * (DG_UUID_LEN + 1), &counter) < 0)
+    if (!base_uuid_ok(host) || !base_uuid_ok(daemon) ||
+        base_u64(name + 2 * (DG_UUID_LEN + 1), &counter) < 0)
         return false;
     memcpy(ret_host, host, sizeof(host));
     memcpy(ret_daemon, daemon, sizeof(daemon));
@@ -67,8 +69,8 @@ static int see_tmp(void *arg, const char *name)
     dg_uuid host, daemon;
     void *grown;
 
-    /* The host lock says that no other daemon of this host lives, and its own names carry its own uuid. Other
-     * hosts' names are theirs. */
+    /* The host lock says that no other daemon of this host lives, and its own names carry its own
+     * uuid. Other hosts' names are theirs. */
     if (!tmp_name_parse(name, host, daemon) || strcmp(host, stale->host->uuid) != 0 ||
         strcmp(daemon, stale->host->daemon) == 0)
         return 0;
@@ -111,7 +113,8 @@ static int sweep_lower(const struct store *s, bool dry_run, unsigned *stale)
         if (!is_ruling(&l, i))
             continue;
         /* Below a record that does not decode, the older ones may be all that a person has left. */
-        decodes = first < i && claim_read_generation(s, l.entry[i].ino, l.entry[i].generation, c) == 0 &&
+        decodes = first < i &&
+                  claim_read_generation(s, l.entry[i].ino, l.entry[i].generation, c) == 0 &&
                   c->kind != CLAIM_BAD;
         for (; decodes && r == 0 && first < i; first++) {
             ++*stale;
@@ -128,8 +131,8 @@ static int sweep_lower(const struct store *s, bool dry_run, unsigned *stale)
 int claim_sweep(const struct store *s, const struct host *h, bool dry_run, unsigned *ret_stale)
 {
     unsigned stale = 0;
-    /* tmp/ first: a link request of a dead daemon that is still on its way fails once its source is gone, so
-     * that what is read after this is final. */
+    /* tmp/ first: a link request of a dead daemon that is still on its way fails once its source is
+     * gone, so that what is read after this is final. */
     int r = sweep_tmp(s, h, dry_run, &stale);
 
     if (r == 0)

@@ -1,16 +1,18 @@
 /* claim_floor.c: the numbers that are left of claims which are not: see "Numbers" in claim.h.
  *
- * DATASTORE/.diskguard/floor is a file whose size is the floor; what it holds means nothing. It is raised by writing one byte at its new
- * end: that never shrinks a file, so two raises in any order, one of them late or repeated, leave the greater. */
+ * DATASTORE/.diskguard/floor is a file whose size is the floor; what it holds means nothing. It is
+ * raised by writing one byte at its new end: that never shrinks a file, so two raises in any order,
+ * one of them late or repeated, leave the greater. */
 #include "core/claim_priv.h"
 
 #include <fcntl.h>
 
-#include "core/hook.h"
+#include "base/hook.h"
 
 #define FLOOR_FILE "floor"
-#define FLOOR_MAX                                                                                            \
-    (UINT64_C(1) << 40) /* bytes: far below any file system's largest file, and above what counting reaches */
+#define FLOOR_MAX                                                                                  \
+    (UINT64_C(1) << 40) /* bytes: far below any file system's largest file, and above what         \
+                           counting reaches */
 
 static int floor_read(const struct store *s, uint64_t *ret)
 {

@@ -74,7 +74,8 @@ static struct run run_of(const struct header *h, unsigned i)
 }
 
 /* The part of [off, end) in the run. False: none. */
-static bool meets(const struct run *r, uint64_t off, uint64_t end, uint64_t *ret_lo, size_t *ret_len)
+static bool meets(const struct run *r, uint64_t off, uint64_t end, uint64_t *ret_lo,
+                  size_t *ret_len)
 {
     uint64_t lo = DG_MAX(r->off, off), hi = DG_MIN(end_of(r->off, r->len), end);
 
@@ -85,9 +86,9 @@ static bool meets(const struct run *r, uint64_t off, uint64_t end, uint64_t *ret
     return true;
 }
 
-struct view header_view(const struct header *h)
+struct excerpt header_view(const struct header *h)
 {
-    struct view v = {.file_size = h->file_size};
+    struct excerpt v = {.file_size = h->file_size};
 
     for (unsigned i = 0; i <= h->n_far; i++) {
         struct run r = run_of(h, i);
@@ -117,7 +118,7 @@ bool header_get(const struct header *h, uint64_t off, void *ret, size_t len)
     memset(ret, 0, len);
     if (off >= h->file_size)
         return true;
-    struct view v = header_view(h);
+    struct excerpt v = header_view(h);
     size_t inside = (size_t)DG_MIN((uint64_t)len, h->file_size - off);
     const uint8_t *p = view_get(&v, off, inside);
 
@@ -130,7 +131,8 @@ void header_patch(struct header *h, const struct plan *plan, bool truth)
 {
     for (unsigned i = 0; i <= h->n_far; i++) {
         struct run r = run_of(h, i);
-        size_t inside = r.off < h->file_size ? (size_t)DG_MIN((uint64_t)r.len, h->file_size - r.off) : 0;
+        size_t inside =
+            r.off < h->file_size ? (size_t)DG_MIN((uint64_t)r.len, h->file_size - r.off) : 0;
         overlay_patch(plan, truth ? OVERLAY_TRUE : OVERLAY_SEALED, r.off, r.bytes, inside);
     }
 }
@@ -197,7 +199,8 @@ int header_settle(int fd, struct header *h)
             return r;
         if (r == 0)
             continue;
-        h->verdict = FORMAT_LIES; /* an extent there could be changed unseen, so it cannot be guarded */
+        /* an extent there could be changed unseen, so it cannot be guarded */
+        h->verdict = FORMAT_LIES;
         h->format = NULL;
         snprintf(h->info.why, sizeof(h->info.why),
                  "its header goes on at byte %llu, in more places than any format has",
@@ -236,7 +239,7 @@ int header_read(int fd, const struct plan *plan, struct header *ret)
 
 void header_identify(struct header *h)
 {
-    struct view v = header_view(h);
+    struct excerpt v = header_view(h);
 
     h->verdict = format_identify(&v, &h->format, &h->info);
     h->want_off = v.want_off;
@@ -248,27 +251,29 @@ static bool in_zone(const struct format_zone *zone, const struct extent *e)
     uint64_t begin = e->off / EXTENT_MAX * EXTENT_MAX;
     uint64_t end = (e->off + e->len + EXTENT_MAX - 1) / EXTENT_MAX * EXTENT_MAX;
 
-    return end <= zone->head || begin >= zone->tail || (zone->tail < UINT64_MAX && e->off >= zone->tail);
+    return end <= zone->head || begin >= zone->tail ||
+           (zone->tail < UINT64_MAX && e->off >= zone->tail);
 }
 
 void header_zone_cover(struct format_zone *zone, const struct plan *plan)
 {
     for (unsigned i = 0; i < plan->n; i++)
         if (!in_zone(zone, &plan->ext[i]))
-            zone->head =
-                (plan->ext[i].off + plan->ext[i].len + FORMAT_REACH - 1) / FORMAT_REACH * FORMAT_REACH;
+            zone->head = (plan->ext[i].off + plan->ext[i].len + FORMAT_REACH - 1) / FORMAT_REACH *
+                         FORMAT_REACH;
 }
 
-/* Other hosts count on it (image_sound.c). */
+/* Other hosts count on it (snapshot.c). */
 static bool in_reach(const struct header *h, const struct extent *e)
 {
     return e->off + e->len <= FORMAT_HEAD_MAX || h->file_size < FORMAT_TAIL_MAX ||
            e->off >= h->file_size - FORMAT_TAIL_MAX;
 }
 
-/* A plan is carried out blindly later on: every extent must lie in the bytes that were read, hold what they
- * hold, meet no other, and lie where a write is looked at. */
-static bool plan_fits(const struct header *h, struct view *v, const struct plan *plan, bool sealed)
+/* A plan is carried out blindly later on: every extent must lie in the bytes that were read, hold
+ * what they hold, meet no other, and lie where a write is looked at. */
+static bool plan_fits(const struct header *h, struct excerpt *v, const struct plan *plan,
+                      bool sealed)
 {
     const struct format_zone *zone = &h->info.zone;
 
@@ -290,7 +295,7 @@ static bool plan_fits(const struct header *h, struct view *v, const struct plan 
 
 int header_plan(struct header *h, const struct seal_policy *policy, struct plan *ret)
 {
-    struct view v = header_view(h);
+    struct excerpt v = header_view(h);
     struct plan *plan;
     int r = 0;
 
@@ -336,10 +341,11 @@ static int undone(int fd, const struct header *h, const struct plan *plan)
     return after->verdict == FORMAT_IMAGE && after->format == h->format ? 0 : -EUCLEAN;
 }
 
-int header_rescue(int fd, struct header *h, const uint64_t *size, struct rescue *ret_rescue, struct plan *ret)
+int header_rescue(int fd, struct header *h, const uint64_t *size, struct rescue *ret_rescue,
+                  struct plan *ret)
 {
     _cleanup_free_ struct plan *plan = calloc(1, sizeof(*plan));
-    struct view v;
+    struct excerpt v;
     int r = -EAGAIN;
 
     memset(ret_rescue, 0, sizeof(*ret_rescue));
@@ -368,7 +374,8 @@ int header_rescue(int fd, struct header *h, const uint64_t *size, struct rescue 
 
 /* ---- edits in memory ---- */
 
-/* Bytes behind the end are always zero, so that a file that grows again shows zeros there, as on disk. */
+/* Bytes behind the end are always zero, so that a file that grows again shows zeros there, as on
+ * disk. */
 void header_truncate(struct header *h, uint64_t size)
 {
     size_t n = reach(size);
@@ -376,8 +383,8 @@ void header_truncate(struct header *h, uint64_t size)
     if (n < h->n)
         memset(h->bytes + n, 0, h->n - n);
     else
-        memset(h->bytes + h->n, 0,
-               n - h->n); /* a header that the caller filled himself may have anything there */
+        memset(h->bytes + h->n, 0, n - h->n); /* a header that the caller filled himself may have
+                                                 anything there */
     h->n = n;
     for (unsigned i = 0; i < h->n_far; i++) {
         struct header_window *w = &h->far[i];

@@ -1,12 +1,14 @@
-/* header.h: an image's header as it stands on the datastore, or would stand after an edit: loaded fresh, identified, planned.
+/* header.h: an image's header as it stands on the datastore, or would stand after an edit: loaded
+ * fresh, identified, planned.
  *
- * "Header" is every part of a file that a probe or a plan looks at: the first FORMAT_REACH bytes, and windows further on (a copy at 64 KiB, a footer), which
- * are loaded when a format asks for them. Life: header_new -> header_load or header_read -> ... -> header_free; a zeroed struct header may be loaded, too, and is
- * emptied by header_clear. */
+ * "Header" is every part of a file that a probe or a plan looks at: the first FORMAT_REACH bytes,
+ * and windows further on (a copy at 64 KiB, a footer), which are loaded when a format asks for
+ * them. Life: header_new -> header_load or header_read -> ... -> header_free; a zeroed struct
+ * header may be loaded, too, and is emptied by header_clear. */
 #ifndef DISKGUARD_HEADER_H
 #define DISKGUARD_HEADER_H
 
-#include "core/base.h"
+#include "base/base.h"
 #include "core/io.h"
 #include "format/format.h"
 
@@ -26,15 +28,16 @@ struct header {
     enum verdict verdict;
     const struct format *format;
     struct format_info info;
-    uint64_t
-        want_off; /* FORMAT_MORE, and -EAGAIN of header_plan(): what must be loaded with header_add() first */
+    /* FORMAT_MORE, and -EAGAIN of header_plan(): what must be loaded with header_add() first */
+    uint64_t want_off;
     size_t want_len;
 };
 
 struct header *header_new(void); /* empty; NULL: out of memory */
 void header_free(struct header *h);
 void header_clear(struct header *h);
-DG_MUST_CHECK int header_copy(struct header *to, const struct header *from); /* 0 or -ENOMEM, then empty */
+/* 0 or -ENOMEM, then empty */
+DG_MUST_CHECK int header_copy(struct header *to, const struct header *from);
 
 static inline void header_freep(struct header **h)
 {
@@ -42,45 +45,56 @@ static inline void header_freep(struct header **h)
 }
 #define _cleanup_header_ __attribute__((cleanup(header_freep)))
 
-/* Reads the header past the cache, and identifies it. What was in *ret is forgotten. 0 or -errno, then *ret is empty. */
+/* Reads the header past the cache, and identifies it. What was in *ret is forgotten. 0 or -errno,
+ * then *ret is empty. */
 DG_MUST_CHECK int header_load(int fd, struct header *ret);
-/* Reads the start and every extent of the plan past the cache. Does not identify. 0 or -errno, then empty. */
+/* Reads the start and every extent of the plan past the cache. Does not identify. 0 or -errno, then
+ * empty. */
 DG_MUST_CHECK int header_read(int fd, const struct plan *plan, struct header *ret);
 /* Loads one window more, as it stands in the file. 0, -EUCLEAN (too many, too long) or -errno. */
 DG_MUST_CHECK int header_add(int fd, struct header *h, uint64_t off, size_t len);
 
-/* Fills verdict, format, info from what is loaded. Pure. FORMAT_MORE: want_* is missing. LIES names its format. */
+/* Fills verdict, format, info from what is loaded. Pure. FORMAT_MORE: want_* is missing. LIES names
+ * its format. */
 void header_identify(struct header *h);
-/* header_identify, loading what is missing as it stands in the file. 0 or -errno; a format that is never content is LIES with format NULL. */
+/* header_identify, loading what is missing as it stands in the file. 0 or -errno; a format that is
+ * never content is LIES with format NULL. */
 DG_MUST_CHECK int header_settle(int fd, struct header *h);
-/* The plan that seals it; an empty plan for a verdict without one (PLAIN) and for raw. 0, -EAGAIN (want_* is missing), -EUCLEAN (also for every
- * other verdict, and for a plan that is not of these bytes) or -ENOMEM. */
+/* The plan that seals it; an empty plan for a verdict without one (PLAIN) and for raw. 0, -EAGAIN
+ * (want_* is missing), -EUCLEAN (also for every other verdict, and for a plan that is not of these
+ * bytes) or -ENOMEM. */
 DG_MUST_CHECK int header_plan(struct header *h, const struct seal_policy *policy, struct plan *ret);
 /* The same, loading what is missing as it stands in the file. */
 DG_MUST_CHECK int header_plan_load(int fd, struct header *h, const struct seal_policy *policy,
                                    struct plan *ret);
 
-/* Of a SEALED header: what can be told without a record, as format->rescue says it, loading what is missing. A plan is only given out when it fits the file
- * as it stands, and what it makes of the header is an image. size: bytes, or NULL. 0, -ENODATA (the size must be given), -ERANGE (it contradicts the file),
- * -EUCLEAN (cannot be undone) or -errno. *ret_rescue is filled in each case. */
-DG_MUST_CHECK int header_rescue(int fd, struct header *h, const uint64_t *size, struct rescue *ret_rescue,
-                                struct plan *ret);
+/* Of a SEALED header: what can be told without a record, as format->rescue says it, loading what is
+ * missing. A plan is only given out when it fits the file as it stands, and what it makes of the
+ * header is an image. size: bytes, or NULL. 0, -ENODATA (the size must be given), -ERANGE (it
+ * contradicts the file), -EUCLEAN (cannot be undone) or -errno. *ret_rescue is filled in each case.
+ */
+DG_MUST_CHECK int header_rescue(int fd, struct header *h, const uint64_t *size,
+                                struct rescue *ret_rescue, struct plan *ret);
 
-/* What is loaded, for the pure functions of format.h and overlay.h. Valid while h is not changed. */
-struct view header_view(const struct header *h);
+/* What is loaded, for the pure functions of format.h and overlay.h. Valid while h is not changed.
+ */
+struct excerpt header_view(const struct header *h);
 /* Same size and same bytes in all that is loaded. */
 bool header_same(const struct header *a, const struct header *b);
-/* Is [off, off + len) of the file loaded, as far as it lies in the file? Then *ret are its bytes, zero beyond the end. */
+/* Is [off, off + len) of the file loaded, as far as it lies in the file? Then *ret are its bytes,
+ * zero beyond the end. */
 bool header_get(const struct header *h, uint64_t off, void *ret, size_t len);
 /* Lays one side of the plan over everything that is loaded. */
 void header_patch(struct header *h, const struct plan *plan, bool truth);
 /* Copies what is loaded of [off, off + len) over buf, which holds the file's bytes there. */
 void header_overlay(const struct header *h, uint64_t off, void *buf, size_t len);
 
-/* Widens the zone so far that every sector of an extent lies in it: for a plan that is kept over a header that says something else for the moment. */
+/* Widens the zone so far that every sector of an extent lies in it: for a plan that is kept over a
+ * header that says something else for the moment. */
 void header_zone_cover(struct format_zone *zone, const struct plan *plan);
 
-/* Edits in memory, for "what would this write make of it". Bytes that are not loaded are ignored but move file_size. */
+/* Edits in memory, for "what would this write make of it". Bytes that are not loaded are ignored
+ * but move file_size. */
 void header_write(struct header *h, uint64_t off, const void *buf, size_t len);
 void header_zero(struct header *h, uint64_t off, uint64_t len, bool keep_size);
 void header_truncate(struct header *h, uint64_t size);
@@ -95,12 +109,13 @@ struct edit {
     uint64_t off, len;
     const void *buf;
     int mode; /* fallocate mode of EDIT_ZERO */
-    bool
-        placed; /* EDIT_WRITE: at off also through a handle with O_APPEND: a page of a shared mapping (mmap) */
+    /* EDIT_WRITE: at off also through a handle with O_APPEND: a page of a shared mapping (mmap) */
+    bool placed;
 };
-/* What the true bytes of a plan and then an edit (NULL: without) make of `disk`, identified: what a format wants to see of that is added to `disk` as it
- * stands in the file. ret may be disk itself. 0 (verdict MORE: no format wants that much) or -errno. */
-DG_MUST_CHECK int header_ahead(int fd, struct header *disk, const struct plan *plan, const struct edit *e,
-                               struct header *ret);
+/* What the true bytes of a plan and then an edit (NULL: without) make of `disk`, identified: what a
+ * format wants to see of that is added to `disk` as it stands in the file. ret may be disk itself.
+ * 0 (verdict MORE: no format wants that much) or -errno. */
+DG_MUST_CHECK int header_ahead(int fd, struct header *disk, const struct plan *plan,
+                               const struct edit *e, struct header *ret);
 
 #endif

@@ -8,11 +8,11 @@
 #include <sys/stat.h>
 #include <systemd/sd-id128.h>
 
-#include "core/hook.h"
-#include "core/text.h"
+#include "base/hook.h"
+#include "base/text.h"
 
-/* What machine-id and this make is the host uuid (sd-id128(3)). Made once with `uuidgen`; a change would give
- * every host a new identity. */
+/* What machine-id and this make is the host uuid (sd-id128(3)). Made once with `uuidgen`; a change
+ * would give every host a new identity. */
 #define HOST_APP_ID SD_ID128_MAKE(1a, 64, 50, 68, e3, c6, 49, a9, b6, c1, 02, eb, cd, 43, 5d, 97)
 
 #define INSTALLATION_FILE "installation"
@@ -20,10 +20,12 @@
 #define INSTALLATION_VERSION 1
 #define INSTALLATION_TEXT_MAX 256
 
-/* A path is cut in explanations, so that the way out at the end of the line is never what falls off. */
+/* A path is cut in explanations, so that the way out at the end of the line is never what falls
+ * off. */
 #define P "%.200s"
 
-_Static_assert(DG_UUID_LEN + 1 == SD_ID128_UUID_STRING_MAX, "the two text forms of a uuid have one size");
+_Static_assert(DG_UUID_LEN + 1 == SD_ID128_UUID_STRING_MAX,
+               "the two text forms of a uuid have one size");
 
 static const char *state_hint(int err)
 {
@@ -58,7 +60,8 @@ static int step_into(int *fd, const char *name)
 
     if (r < 0)
         return r;
-    /* Whatever mkdir(2) said: below a read-only or foreign directory there may well be one that is ours. */
+    /* Whatever mkdir(2) said: below a read-only or foreign directory there may well be one that is
+     * ours. */
     next = openat(*fd, name, O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (next < 0)
         return errno == ENOENT && made < 0 ? made : -errno;
@@ -95,7 +98,8 @@ static int state_open(const char *path, int *ret_fd, struct why *why)
     struct stat st;
 
     if (fd < 0) {
-        why_set(why, "cannot make the state directory " P ": %s; %s", path, strerror(-fd), state_hint(fd));
+        why_set(why, "cannot make the state directory " P ": %s; %s", path, strerror(-fd),
+                state_hint(fd));
         return fd;
     }
     if (fstat(fd, &st) < 0) {
@@ -104,13 +108,14 @@ static int state_open(const char *path, int *ret_fd, struct why *why)
         return r;
     }
     if (st.st_uid != geteuid()) {
-        why_set(why, "the state directory " P " belongs to user %u, and this runs as user %u; %s", path,
-                (unsigned)st.st_uid, (unsigned)geteuid(), state_hint(-EPERM));
+        why_set(why, "the state directory " P " belongs to user %u, and this runs as user %u; %s",
+                path, (unsigned)st.st_uid, (unsigned)geteuid(), state_hint(-EPERM));
         return -EPERM;
     }
     if (st.st_mode & 022) {
-        why_set(why, "other users can write to the state directory " P " (mode %04o): chmod 0700 it", path,
-                (unsigned)(st.st_mode & 07777));
+        why_set(why,
+                "other users can write to the state directory " P " (mode %04o): chmod 0700 it",
+                path, (unsigned)(st.st_mode & 07777));
         return -EPERM;
     }
     *ret_fd = base_steal_fd(&fd);
@@ -138,8 +143,8 @@ static int installation_read(int dir_fd, dg_uuid ret)
     return 0;
 }
 
-/* By link(2), not rename(2): several daemons of this host may start for the first time together, and the
- * first one's id must stay. 0 also when another one was faster. */
+/* By link(2), not rename(2): several daemons of this host may start for the first time together,
+ * and the first one's id must stay. 0 also when another one was faster. */
 static int installation_make(int dir_fd)
 {
     char id[sizeof(dg_uuid)], text[INSTALLATION_TEXT_MAX], tmp[64];
@@ -159,7 +164,8 @@ static int installation_make(int dir_fd)
         return fd;
     close(fd);
     r = HOOK_FAIL("host.installation-link");
-    if (r == 0 && linkat(dir_fd, tmp, dir_fd, INSTALLATION_FILE, 0) < 0 && errno != EEXIST && errno != ENOENT)
+    if (r == 0 && linkat(dir_fd, tmp, dir_fd, INSTALLATION_FILE, 0) < 0 && errno != EEXIST &&
+        errno != ENOENT)
         r = -errno; /* ENOENT: the winner has swept our file away */
     HOOK("host.installation-linked");
     unlinkat(dir_fd, tmp, 0);
@@ -190,25 +196,28 @@ static int installation_get(const char *state_dir, int dir_fd, dg_uuid ret, stru
     }
     if (r == 0)
         r = io_fresh_dir(dir_fd, installation_sweep, &dir_fd);
-    /* Also when the file was there: the process that made it may not have come to its fsync, and an id that a
-     * record on the datastore names must not be lost in a power cut. */
+    /* Also when the file was there: the process that made it may not have come to its fsync, and an
+     * id that a record on the datastore names must not be lost in a power cut. */
     if (r == 0)
         r = io_fsync(dir_fd);
     if (r == -EROFS)
-        why_set(why, "the state directory " P " is on a read-only file system; %s", state_dir, state_hint(r));
+        why_set(why, "the state directory " P " is on a read-only file system; %s", state_dir,
+                state_hint(r));
     else if (r == -EPROTONOSUPPORT)
-        why_set(why, P "/" INSTALLATION_FILE " was made by a newer diskguard; update diskguard on this host",
+        why_set(why,
+                P "/" INSTALLATION_FILE
+                  " was made by a newer diskguard; update diskguard on this host",
                 state_dir);
     else if (r == -EBADMSG)
-        why_set(why,
-                P
-                "/" INSTALLATION_FILE
-                " is damaged; bring it back from a backup. If there is none, remove it: this host then needs "
-                "fsck.diskguard --takeover once for each datastore",
-                state_dir);
+        why_set(
+            why,
+            P
+            "/" INSTALLATION_FILE
+            " is damaged; bring it back from a backup. If there is none, remove it: this host then needs fsck.diskguard --takeover once for each datastore",
+            state_dir);
     else if (r < 0)
-        why_set(why, "cannot read or make " P "/" INSTALLATION_FILE ": %s; %s", state_dir, strerror(-r),
-                state_hint(r));
+        why_set(why, "cannot read or make " P "/" INSTALLATION_FILE ": %s; %s", state_dir,
+                strerror(-r), state_hint(r));
     if (r < 0)
         return r;
     memcpy(ret, id, sizeof(id));
@@ -232,9 +241,10 @@ static int host_uuid(const char *host_id, dg_uuid ret, struct why *why)
     }
     r = sd_id128_get_machine_app_specific(HOST_APP_ID, &id);
     if (r < 0) {
-        why_set(why,
-                "this host has no valid /etc/machine-id (%s): run systemd-machine-id-setup, or give host-id=",
-                strerror(-r));
+        why_set(
+            why,
+            "this host has no valid /etc/machine-id (%s): run systemd-machine-id-setup, or give host-id=",
+            strerror(-r));
         return -ENOENT;
     }
     sd_id128_to_uuid_string(id, ret);

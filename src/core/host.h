@@ -1,19 +1,23 @@
 /* host.h: who this host is, and its record hosts/<uuid> on the datastore.
  *
- * Host uuid: option host-id, or derived from /etc/machine-id with sd_id128_get_machine_app_specific(3), so that the machine-id itself
- * is never published. Installation id: random, in STATE_DIR/installation, made once. The two are bound to each other in hosts/ when first
- * seen: cloned machine-ids are common, and a host uuid with another installation id is another host.
+ * Host uuid: option host-id, or derived from /etc/machine-id with
+ * sd_id128_get_machine_app_specific(3), so that the machine-id itself is never published.
+ * Installation id: random, in STATE_DIR/installation, made once. The two are bound to each other in
+ * hosts/ when first seen: cloned machine-ids are common, and a host uuid with another installation
+ * id is another host.
  *
- * hosts/<uuid> is written in place so that the lock on it survives. It is two copies of HOST_COPY_SIZE bytes, each a text (core/text.h) padded with
- * newlines: "diskguard-host 1", uuid=, name=, installation=, boot=, daemon=, started=<time>, seq=<counter>, beat=<counter>, beat-time=<time>, sum=.
- * The copy that decodes and has the greater seq counts; a write goes to the other one. So a crash in the middle of a write leaves one good copy. */
+ * hosts/<uuid> is written in place so that the lock on it survives. It is two copies of
+ * HOST_COPY_SIZE bytes, each a text (base/text.h) padded with newlines: "diskguard-host 1", uuid=,
+ * name=, installation=, boot=, daemon=, started=<time>, seq=<counter>, beat=<counter>,
+ * beat-time=<time>, sum=. The copy that decodes and has the greater seq counts; a write goes to the
+ * other one. So a crash in the middle of a write leaves one good copy. */
 #ifndef DISKGUARD_HOST_H
 #define DISKGUARD_HOST_H
 
-#include "core/base.h"
+#include "base/base.h"
 #include "core/store.h"
 
-#define HOST_COPY_SIZE                                                                                       \
+#define HOST_COPY_SIZE                                                                             \
     1024 /* two sectors: a write of one copy never tears the other (T10 SBC-4, logical block) */
 #define HOST_RECORD_SIZE (2 * HOST_COPY_SIZE)
 #define HOST_NAME_SIZE 65
@@ -23,9 +27,11 @@ struct host {
     char name[HOST_NAME_SIZE];
 };
 
-/* host_id may be NULL (derive). Creates STATE_DIR (0700) and the installation id when missing (durably). -EINVAL bad uuid, -ENOENT no machine-id,
- * -EPERM STATE_DIR belongs to another user or others can write to it, -EBADMSG or -EPROTONOSUPPORT the installation id does not decode. */
-DG_MUST_CHECK int host_load(const char *host_id, const char *state_dir, struct host *ret, struct why *why);
+/* host_id may be NULL (derive). Creates STATE_DIR (0700) and the installation id when missing
+ * (durably). -EINVAL bad uuid, -ENOENT no machine-id, -EPERM STATE_DIR belongs to another user or
+ * others can write to it, -EBADMSG or -EPROTONOSUPPORT the installation id does not decode. */
+DG_MUST_CHECK int host_load(const char *host_id, const char *state_dir, struct host *ret,
+                            struct why *why);
 
 struct host_record {
     dg_uuid uuid, installation, boot, daemon;
@@ -34,27 +40,34 @@ struct host_record {
     uint64_t beat;
 };
 /* 0, -ENOENT, -EBADMSG, -EPROTONOSUPPORT. */
-DG_MUST_CHECK int host_record_read(const struct store *s, const char *uuid, struct host_record *ret);
+DG_MUST_CHECK int host_record_read(const struct store *s, const char *uuid,
+                                   struct host_record *ret);
 
-/* Locks this host's record and returns the descriptor that carries the lock. Creates and binds it when absent, else writes nothing (the first
- * beat does). -EBUSY: a live daemon (or fsck) of this identity; -EKEYREJECTED: bound to another installation, alive or not; -EBADMSG,
- * -EPROTONOSUPPORT: record does not decode; -EROFS, -EACCES, ... why names the way out. */
+/* Locks this host's record and returns the descriptor that carries the lock. Creates and binds it
+ * when absent, else writes nothing (the first beat does). -EBUSY: a live daemon (or fsck) of this
+ * identity; -EKEYREJECTED: bound to another installation, alive or not; -EBADMSG, -EPROTONOSUPPORT:
+ * record does not decode; -EROFS, -EACCES, ... why names the way out. */
 DG_MUST_CHECK int host_lock(const struct store *s, const struct host *h, struct why *why);
-/* Binds the record to this installation whatever stood there (a person confirmed). lock_fd from host_lock_force, which only locks and looks at
- * nothing: -ENOENT where there is no record (h->uuid names it), -EBUSY. Both copies are written, durably. */
+/* Binds the record to this installation whatever stood there (a person confirmed). lock_fd from
+ * host_lock_force, which only locks and looks at nothing: -ENOENT where there is no record (h->uuid
+ * names it), -EBUSY. Both copies are written, durably. */
 DG_MUST_CHECK int host_lock_force(const struct store *s, const struct host *h, struct why *why);
 DG_MUST_CHECK int host_bind(int lock_fd, const struct host *h);
 
-/* Writes the next beat, durably; the first one of a daemon also its boot, name and start. Evidence for people: nothing is decided by it.
- * -EKEYREJECTED: the record has been bound to another installation meanwhile (only where locks do not work). */
+/* Writes the next beat, durably; the first one of a daemon also its boot, name and start. Evidence
+ * for people: nothing is decided by it. -EKEYREJECTED: the record has been bound to another
+ * installation meanwhile (only where locks do not work). */
 DG_MUST_CHECK int host_beat(int lock_fd, const struct host *h, uint64_t beat);
 
-/* Is the record of that host locked by a live process now? 1, 0 or -errno. -ENOENT: no such record; -EOPNOTSUPP: cannot be told (FENCE_NONE:
- * locks do not reach other hosts). Never waits, keeps no lock. */
+/* Is the record of that host locked by a live process now? 1, 0 or -errno. -ENOENT: no such record;
+ * -EOPNOTSUPP: cannot be told (FENCE_NONE: locks do not reach other hosts). Never waits, keeps no
+ * lock. */
 DG_MUST_CHECK int host_alive(const struct store *s, const char *uuid);
 
-/* Calls fn for each decodable host record; fn gets err < 0 and only rec->uuid set for one that is not. A non-zero return of fn stops and is returned. */
+/* Calls fn for each decodable host record; fn gets err < 0 and only rec->uuid set for one that is
+ * not. A non-zero return of fn stops and is returned. */
 DG_MUST_CHECK int host_each(const struct store *s,
-                            int (*fn)(void *arg, const struct host_record *rec, int err), void *arg);
+                            int (*fn)(void *arg, const struct host_record *rec, int err),
+                            void *arg);
 
 #endif

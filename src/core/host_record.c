@@ -5,16 +5,17 @@
 #include <sys/file.h>
 #include <time.h>
 
-#include "core/hook.h"
+#include "base/hook.h"
+#include "base/text.h"
 #include "core/host.h"
-#include "core/text.h"
 
 #define RECORD_MAGIC "diskguard-host"
 #define RECORD_FIELDS 9
 #define LOCK_TRIES 5
 #define LOCK_PAUSE_MS 20
 
-/* A path is cut in explanations, so that the way out at the end of the line is never what falls off. */
+/* A path is cut in explanations, so that the way out at the end of the line is never what falls
+ * off. */
 #define P "%.200s"
 
 /* ---- text ---- */
@@ -29,7 +30,8 @@ struct copy_text {
     char name[3 * HOST_NAME_SIZE + 1], seq[24], beat[24];
 };
 
-static void copy_fields(struct host_record *rec, struct copy_text *t, struct text_field ret[RECORD_FIELDS])
+static void copy_fields(struct host_record *rec, struct copy_text *t,
+                        struct text_field ret[RECORD_FIELDS])
 {
     const struct text_field f[RECORD_FIELDS] = {
         TEXT_FIELD("uuid", rec->uuid),
@@ -82,8 +84,9 @@ static int copy_decode(const char *text, const char *uuid, struct copy *ret)
     r = text_parse(text, len, RECORD_MAGIC, DG_FORMAT_VERSION, f, RECORD_FIELDS);
     if (r < 0)
         return r;
-    if (!base_uuid_ok(c.rec.uuid) || !base_uuid_ok(c.rec.installation) || !base_uuid_ok(c.rec.boot) ||
-        !base_uuid_ok(c.rec.daemon) || (uuid && strcmp(c.rec.uuid, uuid) != 0))
+    if (!base_uuid_ok(c.rec.uuid) || !base_uuid_ok(c.rec.installation) ||
+        !base_uuid_ok(c.rec.boot) || !base_uuid_ok(c.rec.daemon) ||
+        (uuid && strcmp(c.rec.uuid, uuid) != 0))
         return -EBADMSG;
     if (base_unescape(t.name, strlen(t.name), c.rec.name, sizeof(c.rec.name)) < 0 ||
         base_u64(t.seq, &c.seq) < 0 || base_u64(t.beat, &c.rec.beat) < 0)
@@ -92,8 +95,8 @@ static int copy_decode(const char *text, const char *uuid, struct copy *ret)
     return 0;
 }
 
-/* The newer of the copies that decode. A copy of a newer version rules whatever the other one says: only that
- * version knows which of them counts. */
+/* The newer of the copies that decode. A copy of a newer version rules whatever the other one says:
+ * only that version knows which of them counts. */
 static int record_decode_file(const char *text, size_t len, const char *uuid, struct copy *ret)
 {
     struct copy found[2];
@@ -183,8 +186,8 @@ int host_bind(int lock_fd, const struct host *h)
 
     if (r < 0 && r != -EBADMSG && r != -EPROTONOSUPPORT)
         return r;
-    /* First the copy that does not count, so that there is a good one at every moment; then the other, or one
-     * torn write would later bring the old binding back. */
+    /* First the copy that does not count, so that there is a good one at every moment; then the
+     * other, or one torn write would later bring the old binding back. */
     for (int i = 1; i <= 2; i++) {
         r = HOOK_FAIL("host.bind");
         if (r < 0)
@@ -218,9 +221,9 @@ int host_beat(int lock_fd, const struct host *h, uint64_t beat)
 
 /* ---- creation ---- */
 
-/* Links a finished record into place; two hosts with one uuid cannot both win. The proof is the link count of
- * our own file, not the answer of link(2), which lies when a reply got lost. 0 also when another one was
- * faster. */
+/* Links a finished record into place; two hosts with one uuid cannot both win. The proof is the
+ * link count of our own file, not the answer of link(2), which lies when a reply got lost. 0 also
+ * when another one was faster. */
 static int record_link(const struct store *s, const struct host *h, const char *tmp, int fd)
 {
     struct stat st;
@@ -250,7 +253,8 @@ static int record_create(const struct store *s, const struct host *h)
         if (r < 0)
             return r;
     }
-    /* The form of claim's names, so that claim_sweep removes it after a crash; claims count from 1. */
+    /* The form of claim's names, so that claim_sweep removes it after a crash; claims count from 1.
+     */
     snprintf(tmp, sizeof(tmp), "%s.%s.0", h->uuid, h->daemon);
     HOOK("host.create");
     fd = io_text_create(s->tmp_fd, tmp, text, sizeof(text));
@@ -276,7 +280,8 @@ static int lock_open(const struct store *s, const char *uuid)
     if (fd < 0)
         return fd;
     r = io_lock_file(fd, s->fence);
-    /* With flock(2), host_alive() of another process has to take the lock for a moment in order to look. */
+    /* With flock(2), host_alive() of another process has to take the lock for a moment in order to
+     * look. */
     for (int i = 1; r == -EAGAIN && s->fence == FENCE_FLOCK && i < LOCK_TRIES; i++) {
         nanosleep(&pause, NULL);
         r = io_lock_file(fd, s->fence);
@@ -296,11 +301,11 @@ static void explain_busy(const struct store *s, const char *uuid, struct why *wh
     struct host_record rec;
 
     if (host_record_read(s, uuid, &rec) == 0)
-        why_set(why,
-                "a diskguard or fsck.diskguard of this host is at work on " P
-                " already: host %s, daemon %s, last beat %s (%s); "
-                "unmount that view or wait for it to end",
-                s->path, rec.name, rec.daemon, rec.beat_time, uuid);
+        why_set(
+            why,
+            "a diskguard or fsck.diskguard of this host is at work on " P
+            " already: host %s, daemon %s, last beat %s (%s); unmount that view or wait for it to end",
+            s->path, rec.name, rec.daemon, rec.beat_time, uuid);
     else
         why_set(why,
                 "a diskguard or fsck.diskguard with host uuid %s is at work on " P
@@ -308,26 +313,24 @@ static void explain_busy(const struct store *s, const char *uuid, struct why *wh
                 uuid, s->path);
 }
 
-static void explain_rejected(const struct store *s, const struct host *h, const struct host_record *rec,
-                             bool alive, struct why *why)
+static void explain_rejected(const struct store *s, const struct host *h,
+                             const struct host_record *rec, bool alive, struct why *why)
 {
     char quoted[256];
 
     if (alive)
-        why_set(why,
-                "another running host, %s, has this host's uuid %s on " P
-                ": a cloned /etc/machine-id. Give each host one of its own "
-                "(systemd-machine-id-setup, or host-id=)",
-                rec->name, h->uuid, s->path);
+        why_set(
+            why,
+            "another running host, %s, has this host's uuid %s on " P
+            ": a cloned /etc/machine-id. Give each host one of its own (systemd-machine-id-setup, or host-id=)",
+            rec->name, h->uuid, s->path);
     else
-        why_set(why,
-                "host uuid %s on " P " belongs to another installation (host %s, last beat %s). Either this "
-                "machine is a clone: give each "
-                "host a uuid of its own (systemd-machine-id-setup, or host-id=); or its state directory was "
-                "lost: "
-                "fsck.diskguard --takeover %s --confirm-host-is-down %s",
-                h->uuid, s->path, rec->name, rec->beat_time, h->uuid,
-                base_quote(s->path, quoted, sizeof(quoted)));
+        why_set(
+            why,
+            "host uuid %s on " P
+            " belongs to another installation (host %s, last beat %s). Either this machine is a clone: give each host a uuid of its own (systemd-machine-id-setup, or host-id=); or its state directory was lost: fsck.diskguard --takeover %s --confirm-host-is-down %s",
+            h->uuid, s->path, rec->name, rec->beat_time, h->uuid,
+            base_quote(s->path, quoted, sizeof(quoted)));
 }
 
 static int explain_failed(const struct store *s, const struct host *h, int err, struct why *why)
@@ -335,19 +338,23 @@ static int explain_failed(const struct store *s, const struct host *h, int err, 
     char quoted[256];
 
     if (err == -EBADMSG)
-        why_set(why,
-                P "/" DG_DIR "/hosts/%s is damaged; after a look at it: fsck.diskguard --takeover %s "
-                  "--confirm-host-is-down %s",
-                s->path, h->uuid, h->uuid, base_quote(s->path, quoted, sizeof(quoted)));
+        why_set(
+            why,
+            P
+            "/" DG_DIR
+            "/hosts/%s is damaged; after a look at it: fsck.diskguard --takeover %s --confirm-host-is-down %s",
+            s->path, h->uuid, h->uuid, base_quote(s->path, quoted, sizeof(quoted)));
     else if (err == -EPROTONOSUPPORT)
-        why_set(why, P "/" DG_DIR "/hosts/%s was written by a newer diskguard; update diskguard on this host",
+        why_set(why,
+                P "/" DG_DIR
+                  "/hosts/%s was written by a newer diskguard; update diskguard on this host",
                 s->path, h->uuid);
     else if (err == -ENOENT)
-        why_set(why, "there is no record of host %s on " P "; `diskguardctl hosts` lists them", h->uuid,
-                s->path);
+        why_set(why, "there is no record of host %s on " P "; `diskguardctl hosts` lists them",
+                h->uuid, s->path);
     else
-        why_set(why, "cannot lock " P "/" DG_DIR "/hosts/%s: %s; %s", s->path, h->uuid, strerror(-err),
-                store_hint(err));
+        why_set(why, "cannot lock " P "/" DG_DIR "/hosts/%s: %s; %s", s->path, h->uuid,
+                strerror(-err), store_hint(err));
     return err;
 }
 
@@ -365,7 +372,8 @@ static int alive_ofd(int fd)
     return lock.l_type == F_UNLCK ? 0 : 1;
 }
 
-/* flock(2) cannot be asked: take it, shared so that two that look do not see each other, and let go at close.
+/* flock(2) cannot be asked: take it, shared so that two that look do not see each other, and let go
+ * at close.
  */
 static int alive_flock(int fd)
 {
@@ -393,8 +401,9 @@ int host_alive(const struct store *s, const char *uuid)
     return s->fence == FENCE_FLOCK ? alive_flock(fd) : alive_ofd(fd);
 }
 
-/* Makes the record when there is none, and says no to a foreign one before the lock is taken: a clone that
- * took it for a moment, only to be turned away, would turn the rightful host away as well. */
+/* Makes the record when there is none, and says no to a foreign one before the lock is taken: a
+ * clone that took it for a moment, only to be turned away, would turn the rightful host away as
+ * well. */
 static int bind_or_reject(const struct store *s, const struct host *h, struct why *why)
 {
     struct host_record rec;
@@ -482,7 +491,8 @@ static int each_name(void *arg, const char *name)
     return e->fn(e->arg, &rec, r);
 }
 
-int host_each(const struct store *s, int (*fn)(void *arg, const struct host_record *rec, int err), void *arg)
+int host_each(const struct store *s, int (*fn)(void *arg, const struct host_record *rec, int err),
+              void *arg)
 {
     struct each e = {s, fn, arg};
 

@@ -15,7 +15,7 @@
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
 
-#include "core/hook.h"
+#include "base/hook.h"
 
 /* ---- files below the datastore ---- */
 
@@ -44,8 +44,8 @@ static int open_component(int dirfd, const char *name, size_t len, int flags, mo
     return fd;
 }
 
-/* For where there is no openat2(2), as under valgrind 3.19: the same by hand, and stricter in that it refuses
- * every "..". */
+/* For where there is no openat2(2), as under valgrind 3.19: the same by hand, and stricter in that
+ * it refuses every "..". */
 static int walk_beneath(int dirfd, const char *path, int flags, mode_t mode)
 {
     int at = dirfd, next;
@@ -76,7 +76,8 @@ int io_open_beneath(int dirfd, const char *path, int flags, mode_t mode)
     };
     long fd;
 
-    if ((flags & O_CREAT) || (flags & O_TMPFILE) == O_TMPFILE) { /* openat2 refuses a mode without them */
+    if ((flags & O_CREAT) || (flags & O_TMPFILE) == O_TMPFILE) { /* openat2 refuses a mode without
+                                                                    them */
         how.mode = mode & 07777;
         int r = HOOK_FAIL("io.create");
         if (r < 0)
@@ -88,7 +89,8 @@ int io_open_beneath(int dirfd, const char *path, int flags, mode_t mode)
             return (int)fd;
         if (errno == ENOSYS)
             return walk_beneath(dirfd, path, flags, (mode_t)how.mode);
-        /* EAGAIN: a rename raced with ".." in the path (openat2(2)); also what O_NONBLOCK meets under a lease
+        /* EAGAIN: a rename raced with ".." in the path (openat2(2)); also what O_NONBLOCK meets
+         * under a lease
          */
         if (errno != EINTR && (errno != EAGAIN || ++tries == 32))
             return -errno;
@@ -157,7 +159,8 @@ int io_fresh_dir(int dirfd, int (*fn)(void *arg, const char *name), void *arg)
     DIR *dir = NULL;
     int r, fd;
 
-    fd = openat(dirfd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC); /* a position of its own, also for threads */
+    /* a position of its own, also for threads */
+    fd = openat(dirfd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0)
         return -errno;
     r = io_fresh_stat(fd, &st);
@@ -270,7 +273,8 @@ static int read_text(int fd, size_t max, char **ret_text, size_t *ret_len)
 
     if (r < 0)
         return r;
-    text = malloc(max + 2); /* one byte more than allowed shows that it is too long, one for the NUL */
+    /* one byte more than allowed shows that it is too long, one for the NUL */
+    text = malloc(max + 2);
     if (!text)
         return -ENOMEM;
     n = read_upto(fd, text, max + 1, 0);
@@ -297,7 +301,8 @@ int io_fresh_text(int dirfd, const char *name, size_t max, char **ret_text, size
             r = S_ISREG(st.st_mode) ? read_text(fd, max, ret_text, ret_len) : -EINVAL;
         if (fd >= 0)
             close(fd);
-        /* ESTALE: another host has replaced the file since the name was looked up, or the directory is gone. */
+        /* ESTALE: another host has replaced the file since the name was looked up, or the directory
+         * is gone. */
         if (r != -ESTALE && r != -EINTR)
             return r;
         r = io_fresh_stat(dirfd, &st);
@@ -344,10 +349,11 @@ int io_cache_drop(int fd)
     return drop(fd, 0, 0); /* 0: to the end of the file */
 }
 
-/* The kernel ignores DONTNEED for a folio that reaches beyond the range. Measured on ext4, Linux 6.18: after
- * an 8 MiB write, dropping the first 512, 4096 or 65536 bytes drops nothing, the first 2 MiB drops them. So
- * the range is widened to a multiple of the largest folio that the page cache can hold: 2^11 pages
- * (MAX_XAS_ORDER, include/linux/pagemap.h), which are aligned to their size. */
+/* The kernel ignores DONTNEED for a folio that reaches beyond the range. Measured on ext4,
+ * Linux 6.18: after an 8 MiB write, dropping the first 512, 4096 or 65536 bytes drops nothing, the
+ * first 2 MiB drops them. So the range is widened to a multiple of the largest folio that the page
+ * cache can hold: 2^11 pages (MAX_XAS_ORDER, include/linux/pagemap.h), which are aligned to their
+ * size. */
 static int drop_folios(int fd, uint64_t off, size_t len)
 {
     uint64_t folio = (uint64_t)sysconf(_SC_PAGESIZE) << 11;
@@ -458,10 +464,11 @@ int io_handle_open(int mount_fd, const struct io_handle *h, int flags)
 
 /* ---- file system types and the fence lock ---- */
 
-/* Magic numbers: <linux/magic.h>, <linux/gfs2_ondisk.h>, statfs(2); bcachefs: fs/bcachefs/bcachefs_format.h;
- * ZFS: OpenZFS, sys/zfs_vfsops.h. Where flock(2) meets byte locks: NFS and CIFS turn it into a byte lock of
- * the whole file (flock(2), "NFS details", "CIFS details"), 9p sends both as the same message
- * (fs/9p/vfs_file.c). Fencing: NFSv4 was measured (design section 6), on local file systems one kernel has lock and writes; overlayfs may lie on
+/* Magic numbers: <linux/magic.h>, <linux/gfs2_ondisk.h>, statfs(2); bcachefs:
+ * fs/bcachefs/bcachefs_format.h; ZFS: OpenZFS, sys/zfs_vfsops.h. Where flock(2) meets byte locks:
+ * NFS and CIFS turn it into a byte lock of the whole file (flock(2), "NFS details", "CIFS
+ * details"), 9p sends both as the same message (fs/9p/vfs_file.c). Fencing: NFSv4 was measured
+ * (DESIGN 10.1), on local file systems one kernel has lock and writes; overlayfs may lie on
  * anything. On OCFS2 the fence itself is a flock, so a user's flock meets it too. */
 static const struct io_fstype fstypes[] = {
     {EXT4_SUPER_MAGIC, "ext2/ext3/ext4", FENCE_OFD, FENCING_LOCK, false, false, false},
@@ -479,13 +486,15 @@ static const struct io_fstype fstypes[] = {
     {GFS2_MAGIC, "gfs2", FENCE_OFD, FENCING_UNPROVEN, true, false, false},
     {CEPH_SUPER_MAGIC, "ceph", FENCE_OFD, FENCING_UNPROVEN, true, true, false},
     {V9FS_MAGIC, "9p", FENCE_OFD, FENCING_UNPROVEN, true, true, true},
-    {FUSE_SUPER_MAGIC, "fuse", FENCE_OFD, FENCING_UNPROVEN, true, true, false}, /* GlusterFS among others */
+    /* GlusterFS among others */
+    {FUSE_SUPER_MAGIC, "fuse", FENCE_OFD, FENCING_UNPROVEN, true, true, false},
     {SMB_SUPER_MAGIC, "smb", FENCE_OFD, FENCING_UNPROVEN, true, true, true},
     {CIFS_SUPER_MAGIC, "cifs", FENCE_OFD, FENCING_UNPROVEN, true, true, true},
     {SMB2_SUPER_MAGIC, "smb2", FENCE_OFD, FENCING_UNPROVEN, true, true, true},
 };
 /* Of a type that nobody has looked at, the careful answers. */
-static const struct io_fstype unknown_fstype = {0, "unknown", FENCE_OFD, FENCING_UNPROVEN, true, true, true};
+static const struct io_fstype unknown_fstype = {0,    "unknown", FENCE_OFD, FENCING_UNPROVEN,
+                                                true, true,      true};
 
 const struct io_fstype *io_fstype(int fd)
 {
@@ -498,8 +507,8 @@ const struct io_fstype *io_fstype(int fd)
     if (fstatfs(fd, &sfs) < 0)
         return &unknown_fstype;
     for (size_t i = 0; i < sizeof fstypes / sizeof fstypes[0]; i++)
-        if ((uint32_t)fstypes[i].magic ==
-            (uint32_t)sfs.f_type) /* f_type is a signed 32-bit word on some machines */
+        if ((uint32_t)fstypes[i].magic == (uint32_t)sfs.f_type) /* f_type is a signed 32-bit word on
+                                                                   some machines */
             return &fstypes[i];
     return &unknown_fstype;
 }
@@ -530,8 +539,8 @@ static int fence(int fd, enum fence_kind kind, bool exclusive)
     switch (kind) {
     case FENCE_OFD:
         return ofd_lock(fd, exclusive ? F_WRLCK : F_RDLCK, DG_FENCE_OFFSET, 1);
-    case FENCE_FLOCK: /* a conversion that is refused loses the old lock: flock(2); so after -EAGAIN the
-                         descriptor has none */
+    case FENCE_FLOCK: /* a conversion that is refused loses the old lock: flock(2); so after -EAGAIN
+                         the descriptor has none */
         return whole_flock(fd, exclusive ? LOCK_EX : LOCK_SH);
     case FENCE_NONE:
         return 0;
@@ -583,7 +592,7 @@ int io_lock_file(int fd, enum fence_kind kind)
         return whole_flock(fd, LOCK_EX);
     r = ofd_lock(fd, F_WRLCK, 0, 0);
     if (kind == FENCE_NONE && (r == -ENOLCK || r == -EOPNOTSUPP || r == -ENOSYS || r == -EINVAL))
-        return 0; /* fence=none is for storage without locks; where there are some, they still keep this
-                     host's processes apart */
+        return 0; /* fence=none is for storage without locks; where there are some, they still keep
+                     this host's processes apart */
     return r;
 }

@@ -1,11 +1,15 @@
-/* io.h: every system call that reads or writes header, claim or host-record bytes on the datastore. One choke point: what is "fresh"
- * and what is "durable" is decided here and nowhere else. All functions return 0 (or a count) or -errno; all retry EINTR and short counts.
+/* io.h: every system call that reads or writes header, claim or host-record bytes on the datastore.
+ * One choke point: what is "fresh" and what is "durable" is decided here and nowhere else. All
+ * functions return 0 (or a count) or -errno; all retry EINTR and short counts.
  *
- * Fresh. On NFS a name is cached for up to 30 s and data without limit, so what is read there in order to decide something is read through one of
- * the io_fresh_* functions: `grep -rn io_fresh_ src tools` lists every deciding read of the project, and tests/layering.py fails on any other. Each
- * comment below says on which measurement it rests: two clients, one server, Linux 6.1, NFSv3 and NFSv4.2 with default mount options, 10 to 90 s of
- * watching. OCFS2 and GFS2 showed nothing stale in any of these. On a local file system the same functions cost one cheap system call more.
- * Not cached, and so not here: what an open descriptor refers to (its inode number, device, type and file handle never change). */
+ * Fresh. On NFS a name is cached for up to 30 s and data without limit, so what is read there in
+ * order to decide something is read through one of the io_fresh_* functions: `grep -rn io_fresh_
+ * src tools` lists every deciding read of the project, and tests/layering.py fails on any other.
+ * Each comment below says on which measurement it rests: two clients, one server, Linux 6.1, NFSv3
+ * and NFSv4.2 with default mount options, 10 to 90 s of watching. OCFS2 and GFS2 showed nothing
+ * stale in any of these. On a local file system the same functions cost one cheap system call more.
+ * Not cached, and so not here: what an open descriptor refers to (its inode number, device, type
+ * and file handle never change). */
 #ifndef DISKGUARD_IO_H
 #define DISKGUARD_IO_H
 
@@ -13,7 +17,7 @@
 #include <sys/types.h>
 #include <time.h>
 
-#include "core/base.h"
+#include "base/base.h"
 #include "format/format.h"
 
 #define IO_HANDLE_MAX 128 /* MAX_HANDLE_SZ, <linux/exportfs.h> */
@@ -21,54 +25,71 @@ struct io_handle;
 
 /* ---- files below the datastore ---- */
 
-/* openat2(2) with RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS and O_CLOEXEC: never leaves dirfd. fd or -errno. */
+/* openat2(2) with RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS and O_CLOEXEC:
+ * never leaves dirfd. fd or -errno. */
 DG_MUST_CHECK int io_open_beneath(int dirfd, const char *path, int flags, mode_t mode);
 
-/* Opens again, with `flags`, the file that fd (which may be O_PATH) refers to, through /proc/self/fd. Regular files only: -EINVAL. */
+/* Opens again, with `flags`, the file that fd (which may be O_PATH) refers to, through
+ * /proc/self/fd. Regular files only: -EINVAL. */
 DG_MUST_CHECK int io_reopen(int fd, int flags);
 
 DG_MUST_CHECK int io_fsync(int fd);
-/* For a descriptor through which nothing was written yet: takes the error that an earlier writer of the file on this host left, which the kernel gives to
- * the next one that asks (errseq_t, Documentation/core-api/errseq.rst): of a former hold whose late writes the storage refused, say. */
+/* For a descriptor through which nothing was written yet: takes the error that an earlier writer of
+ * the file on this host left, which the kernel gives to the next one that asks (errseq_t,
+ * Documentation/core-api/errseq.rst): of a former hold whose late writes the storage refused, say.
+ */
 void io_fsync_former(int fd);
-DG_MUST_CHECK int io_pread_all(int fd, void *buf, size_t len, uint64_t off); /* -ENODATA at end of file */
-DG_MUST_CHECK int io_pwrite_all(int fd, const void *buf, size_t len, uint64_t off); /* -EIO on a zero count */
+/* -ENODATA at end of file */
+DG_MUST_CHECK int io_pread_all(int fd, void *buf, size_t len, uint64_t off);
+/* -EIO on a zero count */
+DG_MUST_CHECK int io_pwrite_all(int fd, const void *buf, size_t len, uint64_t off);
 
 /* ---- fresh reads (io.c, io_fresh.c) ---- */
 
 /* Attributes: statx(AT_EMPTY_PATH, AT_STATX_FORCE_SYNC) of an open descriptor, which may be O_PATH.
- * Measured: fstat(2) showed another client's change 2.8 s late, and later the longer the file had been at rest; this at once. -ESTALE: the file is gone. */
+ * Measured: fstat(2) showed another client's change 2.8 s late, and later the longer the file had
+ * been at rest; this at once. -ESTALE: the file is gone. */
 DG_MUST_CHECK int io_fresh_stat(int fd, struct stat *ret);
 
-/* The names of a directory: opens it anew, forces its attributes, reads it; calls fn for each entry but . and .. . A non-zero return of fn stops and
- * is returned. Measured: a new name that this client had seen absent was missed by stat, open and access for 29.7 s; opendir + readdir showed it at once.
- * A listing is no snapshot: an entry that comes or goes meanwhile may be missed, and on btrfs one that is renamed over, too. */
+/* The names of a directory: opens it anew, forces its attributes, reads it; calls fn for each entry
+ * but . and .. . A non-zero return of fn stops and is returned. Measured: a new name that this
+ * client had seen absent was missed by stat, open and access for 29.7 s; opendir + readdir showed
+ * it at once. A listing is no snapshot: an entry that comes or goes meanwhile may be missed, and on
+ * btrfs one that is renamed over, too. */
 DG_MUST_CHECK int io_fresh_dir(int dirfd, int (*fn)(void *arg, const char *name), void *arg);
 
-/* What a name, or a relative path, leads to now: as io_open_beneath without a symbolic link or ".." anywhere, but the attributes of each directory are
- * forced before a name is looked up in it. fd or -errno; -EINVAL for O_CREAT and O_TRUNC.
- * Measured: after another client renamed or removed it, open(2), O_DIRECT or not, reached the old file for 29.8 s; after statx(AT_STATX_FORCE_SYNC) of
- * the directory it was right in every case (renamed, renamed over, removed and made again, made where it was absent). */
+/* What a name, or a relative path, leads to now: as io_open_beneath without a symbolic link or ".."
+ * anywhere, but the attributes of each directory are forced before a name is looked up in it. fd or
+ * -errno; -EINVAL for O_CREAT and O_TRUNC. Measured: after another client renamed or removed it,
+ * open(2), O_DIRECT or not, reached the old file for 29.8 s; after statx(AT_STATX_FORCE_SYNC) of
+ * the directory it was right in every case (renamed, renamed over, removed and made again, made
+ * where it was absent). */
 DG_MUST_CHECK int io_fresh_open(int dirfd, const char *path, int flags);
 
-/* The file of a handle, if it still exists: opens it and asks the server for it. fd, -ESTALE (gone: the server does not know it, or it has no name
- * left), -EOPNOTSUPP (no handle) or -errno. *ret (may be NULL): its attributes.
- * An NFS client answers open_by_handle_at(2) from its inode cache without asking anybody (nfs_fh_to_dentry, fs/nfs/export.c), so that alone proves nothing;
- * the attributes rest on what io_fresh_stat rests on. */
-DG_MUST_CHECK int io_fresh_handle(int mount_fd, const struct io_handle *h, int flags, struct stat *ret);
+/* The file of a handle, if it still exists: opens it and asks the server for it. fd, -ESTALE (gone:
+ * the server does not know it, or it has no name left), -EOPNOTSUPP (no handle) or -errno. *ret
+ * (may be NULL): its attributes. An NFS client answers open_by_handle_at(2) from its inode cache
+ * without asking anybody (nfs_fh_to_dentry, fs/nfs/export.c), so that alone proves nothing; the
+ * attributes rest on what io_fresh_stat rests on. */
+DG_MUST_CHECK int io_fresh_handle(int mount_fd, const struct io_handle *h, int flags,
+                                  struct stat *ret);
 
-/* Bytes: drops the cached pages, fetches the size, reads exactly len bytes at off. -ENODATA at end of file.
- * Measured: data that another client wrote was stale for ever (90 s) through any buffered read while this client had the file open read-write, also
- * through a new descriptor; a read after posix_fadvise(DONTNEED) was fresh in every case. */
+/* Bytes: drops the cached pages, fetches the size, reads exactly len bytes at off. -ENODATA at end
+ * of file. Measured: data that another client wrote was stale for ever (90 s) through any buffered
+ * read while this client had the file open read-write, also through a new descriptor; a read after
+ * posix_fadvise(DONTNEED) was fresh in every case. */
 DG_MUST_CHECK int io_fresh_data(int fd, void *buf, size_t len, uint64_t off);
 
 /* ---- small text files (records) ---- */
 
-/* Reads a whole file, at most max bytes (-EFBIG). -EINVAL: not a regular file; -EAGAIN: replaced again and again meanwhile. *ret_text is NUL-terminated
- * and freed by the caller. The name is fresh as in io_fresh_open, the bytes as in io_fresh_data. */
-DG_MUST_CHECK int io_fresh_text(int dirfd, const char *name, size_t max, char **ret_text, size_t *ret_len);
+/* Reads a whole file, at most max bytes (-EFBIG). -EINVAL: not a regular file; -EAGAIN: replaced
+ * again and again meanwhile. *ret_text is NUL-terminated and freed by the caller. The name is fresh
+ * as in io_fresh_open, the bytes as in io_fresh_data. */
+DG_MUST_CHECK int io_fresh_text(int dirfd, const char *name, size_t max, char **ret_text,
+                                size_t *ret_len);
 
-/* Creates tmp_name (O_EXCL, 0600) in dirfd, writes, fsyncs. Returns the open descriptor (read-write) or -errno; nothing is left on failure. */
+/* Creates tmp_name (O_EXCL, 0600) in dirfd, writes, fsyncs. Returns the open descriptor
+ * (read-write) or -errno; nothing is left on failure. */
 DG_MUST_CHECK int io_text_create(int dirfd, const char *tmp_name, const void *text, size_t len);
 
 /* ---- image headers ---- */
@@ -76,14 +97,18 @@ DG_MUST_CHECK int io_text_create(int dirfd, const char *tmp_name, const void *te
 /* Drops every clean cached page of the file so that the next read asks the storage. */
 DG_MUST_CHECK int io_cache_drop(int fd);
 
-/* Reads up to len bytes at off, past the cache. Returns the count (short only at the end of the file as this host knows it: io_fresh_stat first) or
- * -errno. Rests on the same measurement as io_fresh_data; drops no more of the file than it must. */
+/* Reads up to len bytes at off, past the cache. Returns the count (short only at the end of the
+ * file as this host knows it: io_fresh_stat first) or -errno. Rests on the same measurement as
+ * io_fresh_data; drops no more of the file than it must. */
 DG_MUST_CHECK ssize_t io_fresh_header(int fd, void *buf, size_t len, uint64_t off);
 
-/* One read of guest data past the cache, for files that another host may write (io_fstype.stale_data): as pread(2), the count or -errno. direct_fd is
- * the same file open O_DIRECT, or -1. Measured fresh on NFSv3 and v4.2: a read through O_DIRECT, which also leaves no page behind that could be
- * stale later; where direct_fd is missing or wants an alignment (EINVAL), a read through fd after posix_fadvise(DONTNEED). */
-DG_MUST_CHECK ssize_t io_fresh_guest_data(int direct_fd, int fd, void *buf, size_t len, uint64_t off);
+/* One read of guest data past the cache, for files that another host may write
+ * (io_fstype.stale_data): as pread(2), the count or -errno. direct_fd is the same file open
+ * O_DIRECT, or -1. Measured fresh on NFSv3 and v4.2: a read through O_DIRECT, which also leaves no
+ * page behind that could be stale later; where direct_fd is missing or wants an alignment (EINVAL),
+ * a read through fd after posix_fadvise(DONTNEED). */
+DG_MUST_CHECK ssize_t io_fresh_guest_data(int direct_fd, int fd, void *buf, size_t len,
+                                          uint64_t off);
 
 /* pwrite of header bytes through the seal's descriptor. Not durable before io_fsync. */
 DG_MUST_CHECK int io_header_write(int fd, const void *buf, size_t len, uint64_t off);
@@ -103,10 +128,12 @@ struct io_handle {
     uint8_t bytes[IO_HANDLE_MAX];
 };
 DG_MUST_CHECK int
-io_handle_get(int fd, struct io_handle *ret); /* fd may be O_PATH; 0 with len 0 on EOPNOTSUPP/EOVERFLOW */
+/* fd may be O_PATH; 0 with len 0 on EOPNOTSUPP/EOVERFLOW */
+io_handle_get(int fd, struct io_handle *ret);
 bool io_handle_equal(const struct io_handle *a, const struct io_handle *b);
-/* Opens by handle on the file system of mount_fd. fd, -ESTALE (the file is gone), -EOPNOTSUPP (no handle) or -errno. A descriptor does not prove
- * that the file still exists: io_fresh_handle does. */
+/* Opens by handle on the file system of mount_fd. fd, -ESTALE (the file is gone), -EOPNOTSUPP (no
+ * handle) or -errno. A descriptor does not prove that the file still exists: io_fresh_handle does.
+ */
 DG_MUST_CHECK int io_handle_open(int mount_fd, const struct io_handle *h, int flags);
 
 /* ---- file system types and the fence lock ---- */
@@ -116,11 +143,13 @@ enum fence_kind {
     FENCE_FLOCK, /* flock(2): where byte locks do not leave the host (OCFS2) */
     FENCE_NONE
 };
-/* Once another host has been given the fence lock exclusively, do late writes of the one that lost it still land? Design section 6. */
+/* Once another host has been given the fence lock exclusively, do late writes of the one that lost
+ * it still land? DESIGN 10.1 and 10.2. */
 enum fencing {
     FENCING_NO,       /* they do (NFSv3), or the lock does not reach other hosts at all */
     FENCING_UNPROVEN, /* nobody has shown that they do not (OCFS2, GFS2, Ceph ...) */
-    FENCING_LOCK /* measured that they do not (NFSv4); or one kernel has both the lock and the writes (local file systems) */
+    FENCING_LOCK      /* measured that they do not (NFSv4); or one kernel has both the lock and the
+                         writes (local file systems) */
 };
 const char *io_fencing_name(enum fencing f); /* "no", "unproven", "lock" */
 
@@ -128,21 +157,25 @@ struct io_fstype {
     long magic;       /* statfs(2) f_type */
     const char *name; /* for people */
     enum fence_kind fence;
-    enum fencing fencing; /* NFS: of version 4; the mount's options have their say in io_fencing() */
-    bool shared;          /* more than one host can mount it */
-    /* A client may go on showing cached data that another host has changed since (measured on NFS; OCFS2 and GFS2 were always coherent; the others
-     * were not measured). */
+    /* NFS: of version 4; the mount's options have their say in io_fencing() */
+    enum fencing fencing;
+    bool shared; /* more than one host can mount it */
+    /* A client may go on showing cached data that another host has changed since (measured on NFS;
+     * OCFS2 and GFS2 were always coherent; the others were not measured). */
     bool stale_data;
-    /* flock and byte locks are one name space there (NFS), so that a user's flock would meet the fence. */
+    /* flock and byte locks are one name space there (NFS), so that a user's flock would meet the
+     * fence. */
     bool flock_meets_fence;
 };
 /* Never NULL: an unknown type gets a row of its own name "unknown", OFD. */
 const struct io_fstype *io_fstype(int fd);
 
-/* Does the fence lock, taken through the mount that fd lies on, fence this host? Read anew each time from /proc/self/mountinfo and, for NFS, from
- * /sys/module/nfs/parameters/recover_lost_locks (with Y the client takes lost locks again behind our back and lets late writes land) and
- * /proc/self/mountstats (with pNFS, data goes to servers that do not see the lock). What cannot be told is never FENCING_LOCK. *ret_why (may be NULL): a
- * clause for people, never freed; "" for FENCING_LOCK. */
+/* Does the fence lock, taken through the mount that fd lies on, fence this host? Read anew each
+ * time from /proc/self/mountinfo and, for NFS, from /sys/module/nfs/parameters/recover_lost_locks
+ * (with Y the client takes lost locks again behind our back and lets late writes land) and
+ * /proc/self/mountstats (with pNFS, data goes to servers that do not see the lock). What cannot be
+ * told is never FENCING_LOCK. *ret_why (may be NULL): a clause for people, never freed; "" for
+ * FENCING_LOCK. */
 enum fencing io_fencing(int fd, enum fence_kind kind, const char **ret_why);
 /* The same from what was read. Pure. */
 struct io_mount {
@@ -150,23 +183,27 @@ struct io_mount {
     char recover_lost_locks;    /* 'Y', 'N' or 0: cannot be read */
     char pnfs;                  /* 'Y', 'N' or 0: cannot be read */
 };
-enum fencing io_fencing_judge(const struct io_fstype *fs, enum fence_kind kind, const struct io_mount *mount,
-                              const char **ret_why);
+enum fencing io_fencing_judge(const struct io_fstype *fs, enum fence_kind kind,
+                              const struct io_mount *mount, const char **ret_why);
 
-/* Takes the fence lock on a descriptor that is open read-write: shared (writers, of plain files too) or exclusive (recovery, and who claims, at first). Never waits.
- * -EAGAIN: somebody else holds it in a conflicting mode. Also converts from one mode to the other;
- * where flock refuses a conversion, the lock that was there is lost (flock(2)): close the descriptor. FENCE_NONE: 0. */
+/* Takes the fence lock on a descriptor that is open read-write: shared (writers, of plain files
+ * too) or exclusive (recovery, and who claims, at first). Never waits. -EAGAIN: somebody else holds
+ * it in a conflicting mode. Also converts from one mode to the other; where flock refuses a
+ * conversion, the lock that was there is lost (flock(2)): close the descriptor. FENCE_NONE: 0. */
 DG_MUST_CHECK int io_fence_shared(int fd, enum fence_kind kind);
 DG_MUST_CHECK int io_fence_exclusive(int fd, enum fence_kind kind);
-/* Marks a descriptor that writes a plain file: a lock beyond the fence's byte that is in nobody's way, also not in that of a claim of this host. NFSv4 then
- * refuses the descriptor's writes, as it does those under the fence, when the locks of this host are lost, for they are lost all at once. Taken before
- * the fence, or before a proof that the fence still stands. Nothing for FENCE_FLOCK and FENCE_NONE. */
+/* Marks a descriptor that writes a plain file: a lock beyond the fence's byte that is in nobody's
+ * way, also not in that of a claim of this host. NFSv4 then refuses the descriptor's writes, as it
+ * does those under the fence, when the locks of this host are lost, for they are lost all at once.
+ * Taken before the fence, or before a proof that the fence still stands. Nothing for FENCE_FLOCK
+ * and FENCE_NONE. */
 DG_MUST_CHECK int io_fence_mark(int fd, enum fence_kind kind);
-/* Drops it, for a descriptor that stays open but writes no more; best effort: closing drops it anyway. */
+/* Drops it, for a descriptor that stays open but writes no more; best effort: closing drops it
+ * anyway. */
 void io_fence_drop(int fd, enum fence_kind kind);
 
-/* Exclusive lock on a whole small file (hosts/ record, lock file). -EAGAIN: another process has it. Kept until fd is closed.
- * FENCE_NONE: a byte lock too, but storage without locks answers 0. */
+/* Exclusive lock on a whole small file (hosts/ record, lock file). -EAGAIN: another process has it.
+ * Kept until fd is closed. FENCE_NONE: a byte lock too, but storage without locks answers 0. */
 DG_MUST_CHECK int io_lock_file(int fd, enum fence_kind kind);
 
 #endif

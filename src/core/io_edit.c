@@ -2,7 +2,7 @@
 
 #include <fcntl.h>
 
-#include "core/hook.h"
+#include "base/hook.h"
 
 int io_header_fallocate(int fd, int mode, uint64_t off, uint64_t len)
 {

@@ -1,4 +1,5 @@
-/* io_fencing.c: does the loss of the fence lock stop this host's writes? See io.h, and design section 6 for what was measured. */
+/* io_fencing.c: does the loss of the fence lock stop this host's writes? See io.h, and DESIGN 10.1
+ * for what was measured. */
 #include <linux/magic.h>
 #include <stdio.h>
 #include <string.h>
@@ -13,7 +14,8 @@ const char *io_fencing_name(enum fencing f)
     return (size_t)f < sizeof(names) / sizeof(names[0]) ? names[f] : "?";
 }
 
-/* The value of an option in a comma-separated list: "" for one without a value, NULL when it is not there. *ret_len: its length. */
+/* The value of an option in a comma-separated list: "" for one without a value, NULL when it is not
+ * there. *ret_len: its length. */
 static const char *option(const char *list, const char *name, size_t *ret_len)
 {
     size_t n = strlen(name);
@@ -44,28 +46,29 @@ static enum fencing judge_nfs(const struct io_mount *m, const char **ret_why)
         return no(ret_why, "the NFS mount cannot be found in /proc/self/mountinfo");
     vers = option(options, "vers", &len);
     if (vers ? vers[0] != '4' || (len > 1 && vers[1] != '.') : strcmp(type, "nfs4") != 0)
-        return no(ret_why,
-                  "NFSv3 does not fence: writes that a host had under way land even after it lost its lock");
+        return no(
+            ret_why,
+            "NFSv3 does not fence: writes that a host had under way land even after it lost its lock");
     if (option(options, "nolock", &len))
         return no(ret_why, "the NFS mount has the option nolock: its locks do not leave the host");
     local = option(options, "local_lock", &len);
     if (local && (len != 4 || strncmp(local, "none", 4) != 0))
-        return no(ret_why, "the NFS mount has the option local_lock: its locks do not leave the host");
-    if (m->recover_lost_locks != 'N')
         return no(ret_why,
-                  "nfs.recover_lost_locks is not N on that host: its NFS client takes lost locks again and "
-                  "lets late writes land");
+                  "the NFS mount has the option local_lock: its locks do not leave the host");
+    if (m->recover_lost_locks != 'N')
+        return no(
+            ret_why,
+            "nfs.recover_lost_locks is not N on that host: its NFS client takes lost locks again and lets late writes land");
     if (m->pnfs != 'N') {
         *ret_why =
-            "the NFS mount uses pNFS, or cannot be shown not to (/proc/self/mountstats): nobody has shown "
-            "that the loss of the lock stops writes to its data servers";
+            "the NFS mount uses pNFS, or cannot be shown not to (/proc/self/mountstats): nobody has shown that the loss of the lock stops writes to its data servers";
         return FENCING_UNPROVEN;
     }
     return FENCING_LOCK;
 }
 
-enum fencing io_fencing_judge(const struct io_fstype *fs, enum fence_kind kind, const struct io_mount *mount,
-                              const char **ret_why)
+enum fencing io_fencing_judge(const struct io_fstype *fs, enum fence_kind kind,
+                              const struct io_mount *mount, const char **ret_why)
 {
     *ret_why = "";
     if (kind == FENCE_NONE)
@@ -73,7 +76,8 @@ enum fencing io_fencing_judge(const struct io_fstype *fs, enum fence_kind kind, 
     if (fs->magic == NFS_SUPER_MAGIC)
         return judge_nfs(mount, ret_why);
     if (fs->fencing == FENCING_UNPROVEN)
-        *ret_why = "nobody has shown that the loss of the lock stops late writes on this type of file system";
+        *ret_why =
+            "nobody has shown that the loss of the lock stops late writes on this type of file system";
     return fs->fencing;
 }
 
@@ -141,7 +145,8 @@ static char read_recover_lost_locks(void)
     return c == 'Y' || c == '1' ? 'Y' : c == 'N' || c == '0' ? 'N' : 0;
 }
 
-/* 'N' only where every NFS mount on that point says "pnfs=not configured" (Linux, fs/nfs/super.c, nfs_show_stats). */
+/* 'N' only where every NFS mount on that point says "pnfs=not configured" (Linux, fs/nfs/super.c,
+ * nfs_show_stats). */
 static char read_pnfs(const char *point)
 {
     FILE *f = fopen("/proc/self/mountstats", "re");
@@ -152,7 +157,8 @@ static char read_pnfs(const char *point)
 
     while (f && getline(&line, &size, f) >= 0) {
         if (strncmp(line, "device ", 7) == 0) {
-            char *on = strstr(line, " mounted on "), *end = on ? strstr(on, " with fstype nfs") : NULL;
+            char *on = strstr(line, " mounted on "),
+                 *end = on ? strstr(on, " with fstype nfs") : NULL;
             ours = false;
             if (end) {
                 *end = '\0';

@@ -34,7 +34,8 @@ static int open_once(int dirfd, const char *path, int flags)
             break;
         memcpy(name, path, len);
         name[len] = '\0';
-        r = next = io_open_beneath(at, name, last ? flags | (slashes ? O_DIRECTORY : 0) : O_PATH, 0);
+        r = next =
+            io_open_beneath(at, name, last ? flags | (slashes ? O_DIRECTORY : 0) : O_PATH, 0);
         if (last || r < 0)
             break;
         if (at != dirfd)

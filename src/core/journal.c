@@ -1,15 +1,15 @@
 /* journal.c: see core/journal.h. Opening is in journal_open.c.
  *
- * Group commit: a caller puts its operation in the queue. If nobody is at work on the database it takes the
- * whole queue, runs it as one transaction and tells everybody the result; else it waits, and whoever wakes
- * first and is not served yet is the next one to lead. `busy` is what makes the leader the only user of the
- * database, so that no lock is held over sqlite. */
+ * Group commit: a caller puts its operation in the queue. If nobody is at work on the database it
+ * takes the whole queue, runs it as one transaction and tells everybody the result; else it waits,
+ * and whoever wakes first and is not served yet is the next one to lead. `busy` is what makes the
+ * leader the only user of the database, so that no lock is held over sqlite. */
 #include "core/journal.h"
 
 #include <sqlite3.h>
 #include <string.h>
 
-#include "core/hook.h"
+#include "base/hook.h"
 #include "core/journal_priv.h"
 
 /* ---- one transaction; the caller is the leader ---- */
@@ -40,9 +40,9 @@ static int run_op(struct journal *j, const struct op *op)
     return step_done(j, stmt);
 }
 
-/* Room for the pages of this transaction in the database file, before it is committed to the log: so the log
- * can always be copied into the database, and start anew, and an operation that needs no more pages (a
- * remove, most replacements) never fails for want of space. */
+/* Room for the pages of this transaction in the database file, before it is committed to the log:
+ * so the log can always be copied into the database, and start anew, and an operation that needs no
+ * more pages (a remove, most replacements) never fails for want of space. */
 static int reserve_pages(struct journal *j)
 {
     sqlite3_stmt *stmt = j->stmt[STMT_SIZE];
@@ -54,9 +54,9 @@ static int reserve_pages(struct journal *j)
     return err < 0 ? err : journal_reserve(j, size);
 }
 
-/* Runs the operations from first up to, without, end. After an error nothing of it is in the database, except
- * that a commit whose fsync failed may come back after a crash: a row too many, with a claim that was never
- * made, which recovery knows (stale row). */
+/* Runs the operations from first up to, without, end. After an error nothing of it is in the
+ * database, except that a commit whose fsync failed may come back after a crash: a row too many,
+ * with a claim that was never made, which recovery knows (stale row). */
 static int run_transaction(struct journal *j, struct op *first, const struct op *end)
 {
     int r = step_done(j, j->stmt[STMT_BEGIN]);
@@ -77,8 +77,8 @@ static int run_transaction(struct journal *j, struct op *first, const struct op 
     return r;
 }
 
-/* On a full disk: once the log is copied into the database, the next transaction starts at the beginning of
- * the log file, in space that is there. */
+/* On a full disk: once the log is copied into the database, the next transaction starts at the
+ * beginning of the log file, in space that is there. */
 static int run_full(struct journal *j, struct op *first, const struct op *end)
 {
     int r = run_transaction(j, first, end);
@@ -89,7 +89,8 @@ static int run_full(struct journal *j, struct op *first, const struct op *end)
     return run_transaction(j, first, end);
 }
 
-/* All together; if that fails each one alone, so that one bad operation does not fail the others. */
+/* All together; if that fails each one alone, so that one bad operation does not fail the others.
+ */
 static void run_group(struct journal *j, struct op *group)
 {
     int r = run_full(j, group, NULL);
@@ -255,7 +256,8 @@ static int row_decode(const struct row *row, struct record *rec)
     return r;
 }
 
-int journal_each(struct journal *j, int (*fn)(void *arg, const struct record *rec, int err), void *arg)
+int journal_each(struct journal *j, int (*fn)(void *arg, const struct record *rec, int err),
+                 void *arg)
 {
     struct row *rows = NULL;
     struct record *rec = malloc(sizeof(*rec));

@@ -1,12 +1,16 @@
-/* journal.h: this host's database of the claims that it holds (schema: include/diskguard/journal.h). The only module that knows sqlite3.
+/* journal.h: this host's database of the claims that it holds (schema:
+ * include/diskguard/journal.h). The only module that knows sqlite3.
  *
- * Thread-safe. Concurrent puts and removes share one transaction (group commit): the first caller commits for all that wait. Every function
- * returns only when its change is durable. After an error of the medium the journal stays usable; each call reports for itself.
+ * Thread-safe. Concurrent puts and removes share one transaction (group commit): the first caller
+ * commits for all that wait. Every function returns only when its change is durable. After an error
+ * of the medium the journal stays usable; each call reports for itself.
  *
- * On a full disk new rows are refused (-ENOSPC); replacing a row by one of about its size, and removing one, need no space: it was allocated
- * before. A write that failed may still be there after a crash: a row without a claim, which recovery forgets.
+ * On a full disk new rows are refused (-ENOSPC); replacing a row by one of about its size, and
+ * removing one, need no space: it was allocated before. A write that failed may still be there
+ * after a crash: a row without a claim, which recovery forgets.
  *
- * Open it after the last fork(2) of a program that turns itself into a daemon: neither sqlite nor the pid in the lock file survives one. */
+ * Open it after the last fork(2) of a program that turns itself into a daemon: neither sqlite nor
+ * the pid in the lock file survives one. */
 #ifndef DISKGUARD_CORE_JOURNAL_H
 #define DISKGUARD_CORE_JOURNAL_H
 
@@ -14,8 +18,9 @@
 
 struct journal;
 
-/* Opens or creates STATE_DIR/<store uuid>.db and takes STATE_DIR/<store uuid>.lock (flock). -EBUSY: another process has it; -EPROTONOSUPPORT:
- * newer version; -EBADMSG: not a database (why says how to set it aside: fsck can do without it); -EACCES, -ENOSPC (a new one; an old one opens also on a
+/* Opens or creates STATE_DIR/<store uuid>.db and takes STATE_DIR/<store uuid>.lock (flock). -EBUSY:
+ * another process has it; -EPROTONOSUPPORT: newer version; -EBADMSG: not a database (why says how
+ * to set it aside: fsck can do without it); -EACCES, -ENOSPC (a new one; an old one opens also on a
  * full disk), -EROFS. STATE_DIR must exist (host_load makes it). */
 DG_MUST_CHECK int journal_open(const char *state_dir, const char *store_uuid, struct journal **ret,
                                struct why *why);
@@ -26,9 +31,10 @@ DG_MUST_CHECK int journal_put(struct journal *j, const struct record *rec);
 /* Removes the row; no error when there is none. */
 DG_MUST_CHECK int journal_remove(struct journal *j, uint64_t ino, uint64_t generation);
 
-/* Calls fn for each row of a snapshot, in no order. err: 0, or record_decode's error (rec then has only ino and generation). fn may put and remove.
- * A non-zero return of fn stops and is returned. */
-DG_MUST_CHECK int journal_each(struct journal *j, int (*fn)(void *arg, const struct record *rec, int err),
-                               void *arg);
+/* Calls fn for each row of a snapshot, in no order. err: 0, or record_decode's error (rec then has
+ * only ino and generation). fn may put and remove. A non-zero return of fn stops and is returned.
+ */
+DG_MUST_CHECK int journal_each(struct journal *j,
+                               int (*fn)(void *arg, const struct record *rec, int err), void *arg);
 
 #endif

@@ -7,15 +7,17 @@
 #include <sys/file.h>
 #include <sys/stat.h>
 
-#include "core/hook.h"
+#include "base/hook.h"
 #include "core/journal_priv.h"
 #include "diskguard/journal.h"
 
-/* A path is cut in explanations, so that the way out at the end of the line is never what falls off. */
+/* A path is cut in explanations, so that the way out at the end of the line is never what falls
+ * off. */
 #define P "%.200s"
 
-/* The log is copied into the database when it has this many pages (of 4096 bytes), so that it stays within
- * LOG_SIZE, which is allocated once and kept; the rest is for the transaction that comes last. */
+/* The log is copied into the database when it has this many pages (of 4096 bytes), so that it stays
+ * within LOG_SIZE, which is allocated once and kept; the rest is for the transaction that comes
+ * last. */
 #define LOG_PAGES "128"
 #define LOG_SIZE (1024 * 1024)
 
@@ -96,14 +98,16 @@ static int explain(const char *path, int err, struct why *why)
 {
     switch (-err) {
     case EBADMSG:
-        why_set(why,
-                "the journal " P " is damaged or no diskguard journal: move it (and -wal beside it) away, "
-                "then run fsck.diskguard -n on the "
-                "datastore: what was held is in the claims too, and this host takes it up at its next start",
-                path);
+        why_set(
+            why,
+            "the journal " P
+            " is damaged or no diskguard journal: move it (and -wal beside it) away, then run fsck.diskguard -n on the datastore: what was held is in the claims too, and this host takes it up at its next start",
+            path);
         break;
     case EPROTONOSUPPORT:
-        why_set(why, "the journal " P " was made by a newer diskguard; update diskguard on this host", path);
+        why_set(why,
+                "the journal " P " was made by a newer diskguard; update diskguard on this host",
+                path);
         break;
     case ENOSPC:
         why_set(why,
@@ -119,10 +123,12 @@ static int explain(const char *path, int err, struct why *why)
                 path, strerror(-err));
         break;
     case EBUSY:
-        why_set(why, "another program has the journal " P " open: end it (sqlite3? a backup?)", path);
+        why_set(why, "another program has the journal " P " open: end it (sqlite3? a backup?)",
+                path);
         break;
     default:
-        why_set(why, "cannot open the journal " P ": %s; look at the kernel log", path, strerror(-err));
+        why_set(why, "cannot open the journal " P ": %s; look at the kernel log", path,
+                strerror(-err));
     }
     return err;
 }
@@ -160,7 +166,8 @@ static int lock_take(int dir_fd, const char *dir, const char *name, int *ret_fd,
 
 /* ---- the database ---- */
 
-/* Made here and not by sqlite, for its mode: -wal gets the same one. An empty file is an empty database. */
+/* Made here and not by sqlite, for its mode: -wal gets the same one. An empty file is an empty
+ * database. */
 static int file_make(int dir_fd, const char *name, int *ret_fd)
 {
     _cleanup_close_ int fd = -1;
@@ -199,8 +206,8 @@ int journal_reserve(struct journal *j, uint64_t size)
     return allocate(j->db_fd, (off_t)((size + JOURNAL_CHUNK - 1) / JOURNAL_CHUNK * JOURNAL_CHUNK));
 }
 
-/* Zeros behind the log's last page are no pages to sqlite (file format, section 4.1: a frame's salts must be
- * the header's). */
+/* Zeros behind the log's last page are no pages to sqlite (file format, section 4.1: a frame's
+ * salts must be the header's). */
 static int reserve_log(int dir_fd, const char *db_name)
 {
     char name[DG_UUID_LEN + 16];
@@ -242,8 +249,8 @@ static int exec(sqlite3 *db, const char *sql)
     return r == SQLITE_OK ? 0 : journal_errno(db, r);
 }
 
-/* Exclusive: the lock file keeps our own programs out, this keeps others out, and there is no -shm file to be
- * mapped. Before the first look at the database, or it does not hold for the log. */
+/* Exclusive: the lock file keeps our own programs out, this keeps others out, and there is no -shm
+ * file to be mapped. Before the first look at the database, or it does not hold for the log. */
 static int configure(sqlite3 *db)
 {
     char mode[16];
@@ -251,7 +258,8 @@ static int configure(sqlite3 *db)
 
     sqlite3_extended_result_codes(db, 1);
     sqlite3_busy_timeout(db, 2000);
-    r = exec(db, "PRAGMA locking_mode=EXCLUSIVE; PRAGMA temp_store=MEMORY; PRAGMA trusted_schema=OFF;");
+    r = exec(db,
+             "PRAGMA locking_mode=EXCLUSIVE; PRAGMA temp_store=MEMORY; PRAGMA trusted_schema=OFF;");
     if (r < 0)
         return r;
     r = pragma_get(db, "PRAGMA journal_mode=WAL", mode, sizeof(mode));
@@ -259,8 +267,8 @@ static int configure(sqlite3 *db)
         return r;
     if (strcmp(mode, "wal") != 0)
         return -EROFS;
-    /* What has been allocated stays: the database's size is a multiple of the chunk, and closing does not
-     * remove the log. */
+    /* What has been allocated stays: the database's size is a multiple of the chunk, and closing
+     * does not remove the log. */
     sqlite3_file_control(db, "main", SQLITE_FCNTL_CHUNK_SIZE, &chunk);
     sqlite3_file_control(db, "main", SQLITE_FCNTL_PERSIST_WAL, &keep);
     return exec(db, "PRAGMA synchronous=FULL; PRAGMA wal_autocheckpoint=" LOG_PAGES);
@@ -312,7 +320,8 @@ static int schema(sqlite3 *db)
 static int prepare(struct journal *j)
 {
     for (int i = 0; i < STMT_COUNT; i++) {
-        int r = sqlite3_prepare_v3(j->db, statements[i], -1, SQLITE_PREPARE_PERSISTENT, &j->stmt[i], NULL);
+        int r = sqlite3_prepare_v3(j->db, statements[i], -1, SQLITE_PREPARE_PERSISTENT, &j->stmt[i],
+                                   NULL);
 
         if ((r & 0xff) == SQLITE_ERROR) /* no such table or column: a database of somebody else */
             return -EBADMSG;
@@ -328,8 +337,8 @@ static int database_open(struct journal *j, int dir_fd, const char *name, const 
 
     if (r < 0)
         return r;
-    r = sqlite3_open_v2(path, &j->db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_FULLMUTEX | SQLITE_OPEN_NOFOLLOW,
-                        NULL);
+    r = sqlite3_open_v2(path, &j->db,
+                        SQLITE_OPEN_READWRITE | SQLITE_OPEN_FULLMUTEX | SQLITE_OPEN_NOFOLLOW, NULL);
     if (r != SQLITE_OK)
         return j->db ? journal_errno(j->db, r) : -ENOMEM;
     r = configure(j->db);
@@ -344,7 +353,8 @@ static int database_open(struct journal *j, int dir_fd, const char *name, const 
     r = reserve_log(dir_fd, name);
     if (r == 0)
         r = journal_reserve(j, 1);
-    /* No room: a new journal is refused; an old one opens, because what is in it must be settled. */
+    /* No room: a new journal is refused; an old one opens, because what is in it must be settled.
+     */
     if (r < 0 && (r != -ENOSPC || made))
         return r;
     return io_fsync(dir_fd);
@@ -375,14 +385,16 @@ void journal_close(struct journal *j)
         sqlite3_finalize(j->stmt[i]);
     sqlite3_close(j->db);
     base_closep(
-        &j->db_fd); /* not earlier: closing any descriptor of a file drops the process's POSIX locks on it */
+        /* not earlier: closing any descriptor of a file drops the process's POSIX locks on it */
+        &j->db_fd);
     base_closep(&j->lock_fd); /* last: until here the database is ours */
     pthread_cond_destroy(&j->cond);
     mutex_destroy(&j->mutex);
     free(j);
 }
 
-int journal_open(const char *state_dir, const char *store_uuid, struct journal **ret, struct why *why)
+int journal_open(const char *state_dir, const char *store_uuid, struct journal **ret,
+                 struct why *why)
 {
     char dir[PATH_MAX], name[DG_UUID_LEN + 8], path[PATH_MAX + sizeof(name)];
     struct journal *j = NULL;

@@ -1,10 +1,10 @@
-/* journal_priv.h: what journal.c and journal_open.c share. Nobody else includes it. It names sqlite's
- * structures without including sqlite3.h, which only journal*.c may. */
+/* journal_priv.h: what journal.c and journal_open.c share. Nobody else includes it. It names
+ * sqlite's structures without including sqlite3.h, which only journal*.c may. */
 #ifndef DISKGUARD_JOURNAL_PRIV_H
 #define DISKGUARD_JOURNAL_PRIV_H
 
+#include "base/sync.h"
 #include "core/journal.h"
-#include "core/sync.h"
 
 struct sqlite3;
 struct sqlite3_stmt;
@@ -32,7 +32,8 @@ struct op {
 
 struct journal {
     int lock_fd;
-    int db_fd; /* of the database file, to give it room. Closed after sqlite has closed it: see journal_close
+    int db_fd; /* of the database file, to give it room. Closed after sqlite has closed it: see
+                * journal_close
                 */
     /* Used by whoever has set busy (and by open and close, which are alone). */
     struct sqlite3 *db;
@@ -45,7 +46,8 @@ struct journal {
     struct op **tail GUARDED_BY(mutex);
 };
 
-/* Makes the database file as large as its pages need, in steps of this many bytes. 0, -ENOSPC or -errno. */
+/* Makes the database file as large as its pages need, in steps of this many bytes. 0, -ENOSPC or
+ * -errno. */
 #define JOURNAL_CHUNK (256 * 1024)
 DG_MUST_CHECK int journal_reserve(struct journal *j, uint64_t size);
 

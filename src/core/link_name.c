@@ -4,7 +4,8 @@
 #include <json-c/json.h>
 #include <string.h>
 
-#define DEPTH_MAX 16 /* of nodes within nodes: more than any graph of block nodes that people write */
+#define DEPTH_MAX                                                                                  \
+    16 /* of nodes within nodes: more than any graph of block nodes that people write */
 
 struct look {
     int (*fn)(void *arg, const char *path, bool from_cwd);
@@ -34,7 +35,8 @@ static bool ends_with(const char *key, const char *last)
     return n >= m && strcmp(key + n - m, last) == 0 && (n == m || key[n - m - 1] == '.');
 }
 
-/* The driver beside a file name: the member "driver" of its node, or "a.b.driver" beside "a.b.filename" (QEMU takes both spellings). NULL: not said. */
+/* The driver beside a file name: the member "driver" of its node, or "a.b.driver" beside
+ * "a.b.filename" (QEMU takes both spellings). NULL: not said. */
 static const char *driver_of(struct json_object *node, const char *key)
 {
     char name[256];
@@ -48,9 +50,11 @@ static const char *driver_of(struct json_object *node, const char *key)
     return json_object_object_get_ex(node, name, &driver) ? json_object_get_string(driver) : NULL;
 }
 
-static int take_filename(struct look *l, struct json_object *node, const char *key, const char *value)
+static int take_filename(struct look *l, struct json_object *node, const char *key,
+                         const char *value)
 {
-    static const char *const files[] = {"file", "host_device", "host_cdrom"}; /* block/file-posix.c */
+    /* block/file-posix.c */
+    static const char *const files[] = {"file", "host_device", "host_cdrom"};
     const char *driver = driver_of(node, key);
 
     for (size_t i = 0; driver && i < sizeof(files) / sizeof(files[0]); i++)
@@ -75,7 +79,9 @@ static bool is_remote(const char *key)
 }
 
 /* The depth is bounded by DEPTH_MAX, which the parser holds to as well. */
-static int look_at(struct look *l, struct json_object *o, unsigned depth) /* NOLINT(misc-no-recursion) */
+static int look_at(struct look *l, struct json_object *o,
+                   unsigned depth) /* NOLINT(misc-no-recursion)
+                                    */
 {
     int r = 0;
 

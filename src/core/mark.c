@@ -19,8 +19,8 @@ bool mark_name_parse(const char *name, struct mark *ret)
     const char *above = name + NAMES_KEY_DIGITS + 1, *digits = above + NAMES_KEY_DIGITS + 1;
     struct mark m;
 
-    if (!names_key(name, &m.below) || above[-1] != '-' || !names_key(above, &m.above) || digits[-1] != '.' ||
-        *digits == '0' || base_u64(digits, &m.generation) < 0)
+    if (!names_key(name, &m.below) || above[-1] != '-' || !names_key(above, &m.above) ||
+        digits[-1] != '.' || *digits == '0' || base_u64(digits, &m.generation) < 0)
         return false;
     *ret = m;
     return true;
@@ -104,7 +104,8 @@ static bool is_kept(uint64_t below, const uint64_t *keep, size_t n_keep)
     return false;
 }
 
-int mark_drop(const struct store *s, uint64_t above, uint64_t generation, const uint64_t *keep, size_t n_keep)
+int mark_drop(const struct store *s, uint64_t above, uint64_t generation, const uint64_t *keep,
+              size_t n_keep)
 {
     _cleanup_close_ int dir = names_open(s, MARK_DIR);
     _cleanup_free_ struct mark *m = NULL;
@@ -112,7 +113,8 @@ int mark_drop(const struct store *s, uint64_t above, uint64_t generation, const 
     int r = dir < 0 ? dir : mark_list(s, 0, &m, &n);
 
     for (size_t i = 0; r == 0 && i < n; i++)
-        if (m[i].above == above && m[i].generation == generation && !is_kept(m[i].below, keep, n_keep))
+        if (m[i].above == above && m[i].generation == generation &&
+            !is_kept(m[i].below, keep, n_keep))
             r = remove_mark(dir, &m[i]);
     return r == -ENOENT ? 0 : r;
 }

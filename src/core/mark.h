@@ -1,18 +1,22 @@
 /* mark.h: which files an image that is held needs: the names in DATASTORE/.diskguard/marks.
  *
- * A mark is a name, <key of the file below>-<key of the image above>.<generation of the claim of the image above>; its content is a text for people. It
- * counts only while that generation is the ruling claim of the image above, and held: a mark that a crash or a takeover leaves is void by itself. A name is
- * never used by two holds, for a generation is not.
+ * A mark is a name, <key of the file below>-<key of the image above>.<generation of the claim of
+ * the image above>; its content is a text for people. It counts only while that generation is the
+ * ruling claim of the image above, and held: a mark that a crash or a takeover leaves is void by
+ * itself. A name is never used by two holds, for a generation is not.
  *
- * While it is held, marks go in one case only: its header was rewritten so that it needs other files, and that header is durable. Before that a crash could
- * bring back the header that needs the former ones.
+ * While it is held, marks go in one case only: its header was rewritten so that it needs other
+ * files, and that header is durable. Before that a crash could bring back the header that needs the
+ * former ones.
  *
- * Two that race, one to hold an image, the other to write a file below it (Dekker): the holder makes the mark durably, then reads the claim of the file
- * below; the writer makes his claim durably, then lists the marks. At least one sees the other. Marks are never renamed, so a listing that begins after a
- * mark was made shows it.
+ * Two that race, one to hold an image, the other to write a file below it (Dekker): the holder
+ * makes the mark durably, then reads the claim of the file below; the writer makes his claim
+ * durably, then lists the marks. At least one sees the other. Marks are never renamed, so a listing
+ * that begins after a mark was made shows it.
  *
- * The directory is made with the first mark. Versions of diskguard that do not know it ignore it, and write below an image that others hold.
- * Blocks on the datastore. Thread-safe: no state of its own. */
+ * The directory is made with the first mark. Versions of diskguard that do not know it ignore it,
+ * and write below an image that others hold. Blocks on the datastore. Thread-safe: no state of its
+ * own. */
 #ifndef DISKGUARD_MARK_H
 #define DISKGUARD_MARK_H
 
@@ -20,7 +24,8 @@
 
 #define MARK_DIR "marks"
 #define MARK_NAME_SIZE (16 + 1 + 16 + 1 + 20 + 1)
-#define MARK_TEXT_MAX 4096u /* bytes, for people and mark_path(): a line "below=NAME", then "above=NAME" */
+#define MARK_TEXT_MAX                                                                              \
+    4096u /* bytes, for people and mark_path(): a line "below=NAME", then "above=NAME" */
 
 struct mark {
     uint64_t below, above; /* inode numbers */
@@ -30,22 +35,27 @@ struct mark {
 void mark_name(const struct mark *m, char ret[MARK_NAME_SIZE]);
 bool mark_name_parse(const char *name, struct mark *ret); /* one spelling each, as of claims */
 
-/* Makes it, durable on return; one that stands there already is as good. text: for people. 0 or -errno. */
+/* Makes it, durable on return; one that stands there already is as good. text: for people. 0 or
+ * -errno. */
 DG_MUST_CHECK int mark_make(const struct store *s, const struct mark *m, const char *text);
 
 /* All marks, or (below not 0) those of one file, fresh. *ret is freed by the caller. */
-DG_MUST_CHECK int mark_list(const struct store *s, uint64_t below, struct mark **ret, size_t *ret_n);
+DG_MUST_CHECK int mark_list(const struct store *s, uint64_t below, struct mark **ret,
+                            size_t *ret_n);
 
-/* The name, below the datastore, that the file below had when the mark was made: from its text. 0, -ENOENT (void, or no text) or -errno. */
+/* The name, below the datastore, that the file below had when the mark was made: from its text. 0,
+ * -ENOENT (void, or no text) or -errno. */
 DG_MUST_CHECK int mark_path(const struct store *s, const struct mark *m, char *ret, size_t size);
 
-/* Does it count now? 1, 0 or -errno. *ret: the claim of the image above as it was read; BAD counts, for nobody can tell. */
+/* Does it count now? 1, 0 or -errno. *ret: the claim of the image above as it was read; BAD counts,
+ * for nobody can tell. */
 DG_MUST_CHECK int mark_counts(const struct store *s, const struct mark *m, struct claim *ret);
 
-/* Removes the marks of one hold, whose claim is free or was never there, or (keep not NULL) those of a live one for other files than these n. Not made
- * durable: one that comes back is void, or goes with the rest of the hold. */
-DG_MUST_CHECK int mark_drop(const struct store *s, uint64_t above, uint64_t generation, const uint64_t *keep,
-                            size_t n_keep);
+/* Removes the marks of one hold, whose claim is free or was never there, or (keep not NULL) those
+ * of a live one for other files than these n. Not made durable: one that comes back is void, or
+ * goes with the rest of the hold. */
+DG_MUST_CHECK int mark_drop(const struct store *s, uint64_t above, uint64_t generation,
+                            const uint64_t *keep, size_t n_keep);
 
 /* Removes all that count no more. dry_run: only counts them. */
 DG_MUST_CHECK int mark_sweep(const struct store *s, bool dry_run, unsigned *ret_void);

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "core/hook.h"
+#include "base/hook.h"
 
 static int medium(int r)
 {
@@ -56,7 +56,8 @@ int names_make(const struct store *s, const char *dir, const char *name, const c
     return r;
 }
 
-int names_each(const struct store *s, const char *dir, int (*fn)(void *arg, const char *name), void *arg)
+int names_each(const struct store *s, const char *dir, int (*fn)(void *arg, const char *name),
+               void *arg)
 {
     _cleanup_close_ int fd = names_open(s, dir);
 
@@ -91,7 +92,8 @@ static int see(void *arg, const char *name)
 }
 
 int names_list(const struct store *s, const char *dir, size_t item,
-               bool (*take)(void *arg, const char *name, void *ret), void *arg, void **ret, size_t *ret_n)
+               bool (*take)(void *arg, const char *name, void *ret), void *arg, void **ret,
+               size_t *ret_n)
 {
     struct listing l = {.item = item, .take = take, .arg = arg};
     int r = names_each(s, dir, see, &l);

@@ -12,7 +12,8 @@ static uint64_t end_of(uint64_t off, uint64_t len)
 }
 
 /* The part of an extent that lies in [off, end). False: none. */
-static bool common(const struct extent *e, uint64_t off, uint64_t end, uint64_t *ret_lo, size_t *ret_len)
+static bool common(const struct extent *e, uint64_t off, uint64_t end, uint64_t *ret_lo,
+                   size_t *ret_len)
 {
     uint64_t lo = DG_MAX(e->off, off), hi = DG_MIN(end_of(e->off, e->len), end);
 
@@ -43,7 +44,8 @@ uint64_t overlay_end(const struct plan *plan)
     return end;
 }
 
-void overlay_patch(const struct plan *plan, enum overlay_side side, uint64_t off, void *buf, size_t len)
+void overlay_patch(const struct plan *plan, enum overlay_side side, uint64_t off, void *buf,
+                   size_t len)
 {
     uint64_t lo;
     size_t n;
@@ -51,12 +53,13 @@ void overlay_patch(const struct plan *plan, enum overlay_side side, uint64_t off
     for (unsigned i = 0; i < plan->n; i++) {
         const struct extent *e = &plan->ext[i];
         if (common(e, off, end_of(off, len), &lo, &n))
-            memcpy((uint8_t *)buf + (lo - off), (side == OVERLAY_TRUE ? e->truth : e->sealed) + (lo - e->off),
-                   n);
+            memcpy((uint8_t *)buf + (lo - off),
+                   (side == OVERLAY_TRUE ? e->truth : e->sealed) + (lo - e->off), n);
     }
 }
 
-void overlay_take(struct plan *plan, enum overlay_side side, uint64_t off, const void *buf, size_t len)
+void overlay_take(struct plan *plan, enum overlay_side side, uint64_t off, const void *buf,
+                  size_t len)
 {
     uint64_t lo;
     size_t n;
@@ -76,7 +79,8 @@ static uint64_t skip_extents(const struct plan *plan, uint64_t off)
         const struct extent *e = &plan->ext[i++];
         if (off >= e->off && off < end_of(e->off, e->len)) {
             off = end_of(e->off, e->len);
-            i = 0; /* extents stand in seal order: the next one in the file may be an earlier one of the plan
+            i = 0; /* extents stand in seal order: the next one in the file may be an earlier one of
+                    * the plan
                     */
         }
     }
@@ -127,17 +131,18 @@ bool overlay_same_truth(const struct plan *a, const struct plan *b)
     return true;
 }
 
-/* Byte by byte: a torn write can leave any mixture of the sides. Only called for extents that are neither
- * wholly true nor wholly sealed. */
+/* Byte by byte: a torn write can leave any mixture of the sides. Only called for extents that are
+ * neither wholly true nor wholly sealed. */
 static bool explained(const struct extent *e, const uint8_t *disk, size_t n)
 {
     for (size_t i = 0; i < n; i++)
-        if (disk[i] != e->truth[i] && disk[i] != e->sealed[i] && !(e->has_was && disk[i] == e->was[i]))
+        if (disk[i] != e->truth[i] && disk[i] != e->sealed[i] &&
+            !(e->has_was && disk[i] == e->was[i]))
             return false;
     return true;
 }
 
-enum header_state overlay_compare(const struct plan *plan, struct view *disk, uint64_t cut)
+enum header_state overlay_compare(const struct plan *plan, struct excerpt *disk, uint64_t cut)
 {
     bool all_true = true, all_sealed = true, all_explained = true;
     uint64_t file_size = disk->file_size;

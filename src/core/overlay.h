@@ -1,8 +1,9 @@
-/* overlay.h: arithmetic of plans. Pure: no I/O, no lock. "Content of view = content of datastore with the true bytes laid over". */
+/* overlay.h: arithmetic of plans. Pure: no I/O, no lock. "Content of view = content of datastore
+ * with the true bytes laid over". */
 #ifndef DISKGUARD_OVERLAY_H
 #define DISKGUARD_OVERLAY_H
 
-#include "core/base.h"
+#include "base/base.h"
 #include "format/format.h"
 
 /* Does [off, off+len) meet an extent? */
@@ -14,13 +15,16 @@ uint64_t overlay_end(const struct plan *plan);
 enum overlay_side { OVERLAY_TRUE, OVERLAY_SEALED };
 
 /* Lays one side's bytes of every extent over buf, which holds the file's bytes [off, off+len). */
-void overlay_patch(const struct plan *plan, enum overlay_side side, uint64_t off, void *buf, size_t len);
+void overlay_patch(const struct plan *plan, enum overlay_side side, uint64_t off, void *buf,
+                   size_t len);
 
-/* Takes bytes out of buf (the file's bytes [off, off+len)) into that side of every extent that they meet. */
-void overlay_take(struct plan *plan, enum overlay_side side, uint64_t off, const void *buf, size_t len);
+/* Takes bytes out of buf (the file's bytes [off, off+len)) into that side of every extent that they
+ * meet. */
+void overlay_take(struct plan *plan, enum overlay_side side, uint64_t off, const void *buf,
+                  size_t len);
 
-/* The next run of [*off, end) that lies outside all extents. false: none left. Start with *off = begin; call again with
- * *off = *ret_off + *ret_len. */
+/* The next run of [*off, end) that lies outside all extents. false: none left. Start with *off =
+ * begin; call again with *off = *ret_off + *ret_len. */
 bool overlay_next_gap(const struct plan *plan, uint64_t off, uint64_t end, uint64_t *ret_off,
                       uint64_t *ret_len);
 
@@ -33,15 +37,18 @@ bool overlay_same_truth(const struct plan *a, const struct plan *b);
 enum header_state {
     HEADER_TRUE,   /* every extent has its true bytes */
     HEADER_SEALED, /* every extent has its sealed bytes */
-    HEADER_MIXED, /* every extent, byte by byte, is true, sealed or `was`: a crash while sealing, resealing or restoring */
+    /* every extent, byte by byte, is true, sealed or `was`: a crash while sealing, resealing or
+       restoring */
+    HEADER_MIXED,
     HEADER_ALIEN, /* anything else: somebody else wrote */
     HEADER_SHORT, /* the file ends inside or before an extent */
     HEADER_NOPLAN /* the plan has no extents: nothing to compare */
 };
-/* disk: what was read of the file, and its size. cut: length of a truncation that may have happened (extents or parts of them at or beyond it are
- * ignored when file_size <= cut), or OVERLAY_NO_CUT. An extent that is inside the file and not loaded is a caller's error and answered HEADER_ALIEN. A plan
- * whose true and sealed bytes are equal is TRUE. */
+/* disk: what was read of the file, and its size. cut: length of a truncation that may have happened
+ * (extents or parts of them at or beyond it are ignored when file_size <= cut), or OVERLAY_NO_CUT.
+ * An extent that is inside the file and not loaded is a caller's error and answered HEADER_ALIEN. A
+ * plan whose true and sealed bytes are equal is TRUE. */
 #define OVERLAY_NO_CUT UINT64_MAX
-enum header_state overlay_compare(const struct plan *plan, struct view *disk, uint64_t cut);
+enum header_state overlay_compare(const struct plan *plan, struct excerpt *disk, uint64_t cut);
 
 #endif

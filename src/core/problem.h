@@ -1,5 +1,6 @@
-/* problem.h: the table of everything that can be wrong with a claim, a journal row or a sealed image: message, severity, repair.
- * "The call failed" is errno; "the state is wrong" is a problem. One table for the daemon, diskguardctl and fsck.diskguard. */
+/* problem.h: the table of everything that can be wrong with a claim, a journal row or a sealed
+ * image: message, severity, repair. "The call failed" is errno; "the state is wrong" is a problem.
+ * One table for the daemon, diskguardctl and fsck.diskguard. */
 #ifndef DISKGUARD_PROBLEM_H
 #define DISKGUARD_PROBLEM_H
 
@@ -15,11 +16,13 @@ enum severity {
 
 enum problem {
     PROBLEM_NONE,
-    PROBLEM_LEFT_SEALED,       /* ours, dead daemon, header sealed or mixed: RESTORE */
-    PROBLEM_LEFT_CLAIMED,      /* ours, dead daemon, header true: RELEASE */
-    PROBLEM_STALE_ROW,         /* a journal row whose claim is free, later or never was made: FORGET */
-    PROBLEM_VANISHED,          /* the image of a claim is gone: FORGET */
-    PROBLEM_LOST_CLAIM,        /* our row, but another host holds or held a later generation: FORGET */
+    PROBLEM_LEFT_SEALED,  /* ours, dead daemon, header sealed or mixed: RESTORE */
+    PROBLEM_LEFT_CLAIMED, /* ours, dead daemon, header true: RELEASE */
+    /* a journal row whose claim is free, later or never was made: FORGET */
+    PROBLEM_STALE_ROW,
+    PROBLEM_VANISHED, /* the image of a claim is gone: FORGET */
+    /* our row, but another host holds or held a later generation: FORGET */
+    PROBLEM_LOST_CLAIM,
     PROBLEM_FOREIGN,           /* held by another host: report only */
     PROBLEM_HOLDER_DOWN,       /* the same, and no daemon of that host runs: a person decides */
     PROBLEM_FOREIGN_CONFIRMED, /* held by another host that a person says is down: as LEFT_* */
@@ -30,7 +33,8 @@ enum problem {
     PROBLEM_BAD_ROW,           /* journal row does not decode and no claim of ours: STOP */
     PROBLEM_WRONG_HANDLE,      /* the inode number belongs to another file now: STOP */
     PROBLEM_UNREADABLE,        /* the image or the claim cannot be read: STOP, retry */
-    PROBLEM_CLAIM_MISSING, /* our row says sealed, header is sealed, no claim at all: restore only when a person agrees */
+    /* our row says sealed, header is sealed, no claim at all: restore only when a person agrees */
+    PROBLEM_CLAIM_MISSING,
     PROBLEM_IMPOSSIBLE, /* a combination that the protocol never makes: STOP */
     PROBLEM_ORPHAN,     /* a sealed image without claim and without row: STOP */
     PROBLEM_STALE_TMP,  /* a record in tmp/ that nobody is writing */
@@ -45,8 +49,9 @@ struct problem_info {
 };
 const struct problem_info *problem_info(enum problem p);
 
-/* Copies text with the words DATASTORE, HOST and IMAGE, which stand for the reader's own, replaced; a NULL leaves the word, and so does a value that does not fit.
- * They stand in commands: give them quoted (base_quote). */
+/* Copies text with the words DATASTORE, HOST and IMAGE, which stand for the reader's own, replaced;
+ * a NULL leaves the word, and so does a value that does not fit. They stand in commands: give them
+ * quoted (base_quote). */
 struct problem_words {
     const char *datastore, *host, *image;
 };

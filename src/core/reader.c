@@ -6,8 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/text.h"
 #include "core/names.h"
-#include "core/text.h"
 
 #define READER_MAGIC "diskguard-reader"
 #define READER_TEXT_MAX 8192
@@ -53,8 +53,9 @@ struct text {
 static void fields_of(struct text *t, struct text_field ret[static N_FIELDS])
 {
     const struct text_field f[N_FIELDS] = {
-        TEXT_FIELD("host", t->host),   TEXT_FIELD("program", t->program), TEXT_FIELD("pid", t->pid),
-        TEXT_FIELD("since", t->since), TEXT_FIELD("handle", t->handle),   TEXT_FIELD("image", t->image),
+        TEXT_FIELD("host", t->host),     TEXT_FIELD("program", t->program),
+        TEXT_FIELD("pid", t->pid),       TEXT_FIELD("since", t->since),
+        TEXT_FIELD("handle", t->handle), TEXT_FIELD("image", t->image),
     };
     memcpy(ret, f, sizeof(f));
 }
@@ -113,8 +114,8 @@ int reader_make(const struct store *s, const struct reader *rd, const struct rea
     snprintf(t->since, sizeof(t->since), "%s", info->since);
     handle_text(&info->handle, t->handle, sizeof(t->handle));
     if (r == 0)
-        r = text_emit(READER_MAGIC, DG_FORMAT_VERSION, f, sizeof(f) / sizeof(f[0]), text, READER_TEXT_MAX,
-                      &len);
+        r = text_emit(READER_MAGIC, DG_FORMAT_VERSION, f, sizeof(f) / sizeof(f[0]), text,
+                      READER_TEXT_MAX, &len);
     if (r < 0)
         return r;
     reader_name(rd, name);

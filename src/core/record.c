@@ -10,8 +10,10 @@
 #include "core/overlay.h"
 
 #define SUM_NAME "sum="
-#define SUM_LINE (sizeof SUM_NAME - 1 + 8 + 1) /* bytes of the last line: name, 8 digits, newline */
-#define ERRNO_MAX 4095                         /* MAX_ERRNO, include/linux/err.h of the kernel */
+#define SUM_LINE                                                                                   \
+    (sizeof SUM_NAME - 1 + 8 + 1) /* bytes of the last line: name, 8 digits, newline               \
+                                   */
+#define ERRNO_MAX 4095            /* MAX_ERRNO, include/linux/err.h of the kernel */
 #define MTIME_FORM "%" PRId64 " %ld"
 
 static const char *const step_names[] = {
@@ -70,9 +72,10 @@ static bool fields_ok(const struct record *rec)
     return base_uuid_ok(rec->host) && base_uuid_ok(rec->installation) && base_uuid_ok(rec->boot) &&
            base_uuid_ok(rec->daemon) && time_ok(rec->since) && timespec_ok(&rec->mtime) &&
            timespec_ok(&rec->mtime_sealed) && timespec_ok(&rec->mtime_chosen) &&
-           timespec_ok(&rec->mtime_seen) && (unsigned)rec->step < STEP_COUNT && rec->handle.type >= 0 &&
-           rec->handle.len <= IO_HANDLE_MAX && rec->sync_error >= 0 && rec->sync_error <= ERRNO_MAX &&
-           (unsigned)rec->fenced <= FENCING_LOCK && plan_ok(&rec->plan);
+           timespec_ok(&rec->mtime_seen) && (unsigned)rec->step < STEP_COUNT &&
+           rec->handle.type >= 0 && rec->handle.len <= IO_HANDLE_MAX && rec->sync_error >= 0 &&
+           rec->sync_error <= ERRNO_MAX && (unsigned)rec->fenced <= FENCING_LOCK &&
+           plan_ok(&rec->plan);
 }
 
 static uint32_t checksum(const char *text, size_t len)
@@ -111,7 +114,8 @@ static void put_text(struct writer *w, const char *name, const char *value, size
     put(w, "%s=", name);
     if (w->error)
         return;
-    if (!memchr(value, '\0', size) || base_escape(value, w->text + w->len, DG_RECORD_MAX + 1 - w->len) < 0)
+    if (!memchr(value, '\0', size) ||
+        base_escape(value, w->text + w->len, DG_RECORD_MAX + 1 - w->len) < 0)
         w->error = -EINVAL;
     else
         w->len += strlen(w->text + w->len);
@@ -219,7 +223,8 @@ struct reader {
     bool bad;   /* something did not parse; what was read since is meaningless */
 };
 
-/* Cuts the next line off, which must begin with "name=", and returns its value; "" when there is none. */
+/* Cuts the next line off, which must begin with "name=", and returns its value; "" when there is
+ * none. */
 static char *take(struct reader *r, const char *name)
 {
     size_t n = strlen(name);
@@ -424,7 +429,8 @@ static void take_all(struct reader *r, struct record *rec)
     take_mtime(r, "mtime", &rec->mtime);
     take_mtime(r, "mtime-sealed", &rec->mtime_sealed);
     uint64_t sync_error = take_u64(r, "sync-error");
-    rec->sync_error = (int)DG_MIN(sync_error, (uint64_t)ERRNO_MAX + 1); /* too much for fields_ok() */
+    /* too much for fields_ok() */
+    rec->sync_error = (int)DG_MIN(sync_error, (uint64_t)ERRNO_MAX + 1);
     take_fenced(r, &rec->fenced);
     take_chosen(r, rec);
     while (!r->bad && *r->next && rec->plan.n < PLAN_MAX)
@@ -433,8 +439,8 @@ static void take_all(struct reader *r, struct record *rec)
         r->bad = true;
 }
 
-/* Is text whole, and the version's number? 0 with *ret_body set behind the first line, or -errno. text is cut
- * before its sum. */
+/* Is text whole, and the version's number? 0 with *ret_body set behind the first line, or -errno.
+ * text is cut before its sum. */
 static int check_frame(char *text, size_t len, char **ret_body)
 {
     static const char magic[] = DG_RECORD_MAGIC " ";
@@ -442,7 +448,8 @@ static int check_frame(char *text, size_t len, char **ret_body)
     uint8_t sum[4];
     uint64_t version;
 
-    if (len < sizeof magic + SUM_LINE || memchr(text, '\0', len) || strncmp(text, magic, strlen(magic)) != 0)
+    if (len < sizeof magic + SUM_LINE || memchr(text, '\0', len) ||
+        strncmp(text, magic, strlen(magic)) != 0)
         return -EBADMSG;
     end = text + len - SUM_LINE;
     if (end[-1] != '\n' || strncmp(end, SUM_NAME, strlen(SUM_NAME)) != 0 || text[len - 1] != '\n' ||

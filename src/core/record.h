@@ -1,11 +1,12 @@
-/* record.h: the claim record in memory, and its text form (include/diskguard/record.h is the contract). Pure. */
+/* record.h: the claim record in memory, and its text form (include/diskguard/record.h is the
+ * contract). Pure. */
 #ifndef DISKGUARD_CORE_RECORD_H
 #define DISKGUARD_CORE_RECORD_H
 
 #include <sys/types.h>
 #include <time.h>
 
-#include "core/base.h"
+#include "base/base.h"
 #include "core/io.h"
 #include "diskguard/record.h"
 #include "format/plan.h"
@@ -14,12 +15,15 @@
 #define RECORD_NAME_MAX 65    /* HOST_NAME_MAX + 1 */
 #define RECORD_FORMAT_MAX 16
 
-enum claim_step {               /* text in brackets */
-                  STEP_FREE,    /* "free": nobody holds the image */
-                  STEP_CLAIMED, /* "claimed": held; no plan needed (raw image, namespace operation) */
-                  STEP_ARMED,   /* "armed": held; the seal may be written at any moment */
-                  STEP_SEALED,  /* "sealed" */
-                  STEP_RESTORING, /* "restoring": the last handle is closed, the true bytes are being written back */
+enum claim_step {            /* text in brackets */
+                  STEP_FREE, /* "free": nobody holds the image */
+                  /* "claimed": held; no plan needed (raw image, namespace operation) */
+                  STEP_CLAIMED,
+                  STEP_ARMED,  /* "armed": held; the seal may be written at any moment */
+                  STEP_SEALED, /* "sealed" */
+                  /* "restoring": the last handle is closed, the true bytes are being written back
+                   */
+                  STEP_RESTORING,
                   STEP_STUCK /* "stuck": a restore failed and is retried */
 };
 
@@ -39,8 +43,9 @@ struct record {
     uint64_t virtual_size;
     uint64_t cut; /* OVERLAY_NO_CUT or bytes */
     struct timespec mtime, mtime_sealed;
-    /* An mtime that somebody chose (utimensat) while the image was sealed: it waits here for the restore, so that the sealed image never shows it. It counts
-     * as long as the file's own is still mtime_seen, or nobody can write any more (restoring, stuck). */
+    /* An mtime that somebody chose (utimensat) while the image was sealed: it waits here for the
+     * restore, so that the sealed image never shows it. It counts as long as the file's own is
+     * still mtime_seen, or nobody can write any more (restoring, stuck). */
     bool chosen;
     struct timespec mtime_chosen, mtime_seen;
     int sync_error;      /* 0 or a positive errno */
@@ -48,11 +53,13 @@ struct record {
     struct plan plan;
 };
 
-/* Text form, NUL-terminated, freed by the caller. 0, -ENOMEM or -EINVAL (a field that cannot be encoded). */
+/* Text form, NUL-terminated, freed by the caller. 0, -ENOMEM or -EINVAL (a field that cannot be
+ * encoded). */
 DG_MUST_CHECK int record_encode(const struct record *rec, char **ret_text, size_t *ret_len);
 
-/* Strict: every line, in order, nothing else. 0, -EBADMSG (does not decode: truncated, checksum, syntax, range, overlapping
- * extents), -EPROTONOSUPPORT (a newer version; its checksum is right). */
+/* Strict: every line, in order, nothing else. 0, -EBADMSG (does not decode: truncated, checksum,
+ * syntax, range, overlapping extents), -EPROTONOSUPPORT (a newer version; its checksum is right).
+ */
 DG_MUST_CHECK int record_decode(const char *text, size_t len, struct record *ret);
 
 const char *record_step_name(enum claim_step step);

@@ -5,17 +5,20 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "core/log.h"
+#include "base/log.h"
 #include "core/seal.h"
 
-#define LOOKS 4 /* each lost one means that a live host changed the claim between two reads of it */
+#define LOOKS                                                                                      \
+    4 /* each lost one means that a live host changed the claim between two reads of it            \
+       */
 
 struct job {
     struct recover *r;
     uint64_t ino;
     const struct record *row; /* or NULL */
     struct claim *claim;
-    struct record *rec;  /* the newer plan of the two, as found: what is decided about and reported */
+    /* the newer plan of the two, as found: what is decided about and reported */
+    struct record *rec;
     struct record *work; /* a copy to act with: ours, with the next sequence numbers */
     bool from_row;       /* rec is the row */
     int fd;              /* the image, read-write, under the exclusive fence lock; or -1 */
@@ -24,8 +27,9 @@ struct job {
 
 /* ---- looking ---- */
 
-/* Opens the recorded file itself, O_PATH. The handle finds it under any name; where it cannot be asked (no
- * handles, no CAP_DAC_READ_SEARCH), the recorded path is tried, and inode number and handle must be right. */
+/* Opens the recorded file itself, O_PATH. The handle finds it under any name; where it cannot be
+ * asked (no handles, no CAP_DAC_READ_SEARCH), the recorded path is tried, and inode number and
+ * handle must be right. */
 static int find_image(const struct store *s, const struct record *rec, enum image_kind *ret)
 {
     _cleanup_close_ int fd = -1;
@@ -63,9 +67,9 @@ static int find_image(const struct store *s, const struct record *rec, enum imag
     return *ret == IMAGE_FOUND ? base_steal_fd(&fd) : -1;
 }
 
-/* Opens the image so that nobody else can write while we look and act: the exclusive lock is not granted as
- * long as any writer's shared one stands. The lock stays until the descriptor is closed, after the verified
- * restore. */
+/* Opens the image so that nobody else can write while we look and act: the exclusive lock is not
+ * granted as long as any writer's shared one stands. The lock stays until the descriptor is closed,
+ * after the verified restore. */
 static enum image_kind open_image(struct job *j)
 {
     const struct store *s = j->r->store;
@@ -77,15 +81,16 @@ static enum image_kind open_image(struct job *j)
     if (kind != IMAGE_FOUND)
         return kind;
     fd = io_reopen(found, O_RDWR);
-    if ((fd == -EROFS || fd == -EACCES) &&
-        j->r->dry_run) { /* only looking: what can be seen without the lock */
+    if ((fd == -EROFS || fd == -EACCES) && j->r->dry_run) { /* only looking: what can be seen
+                                                               without the lock */
         j->fd = io_reopen(found, O_RDONLY);
         return j->fd < 0 ? IMAGE_UNREADABLE : IMAGE_FOUND;
     }
     if (fd < 0)
         return IMAGE_UNREADABLE;
     r = io_fence_exclusive(fd, s->fence);
-    /* The dead daemon's writes first, or they would stay in the cache of this host alone; then the cache. */
+    /* The dead daemon's writes first, or they would stay in the cache of this host alone; then the
+     * cache. */
     if (r == 0)
         r = io_fsync(fd);
     if (r == 0)
@@ -122,7 +127,8 @@ static void describe(struct job *j)
     if (c->kind == CLAIM_HELD || c->kind == CLAIM_FREE)
         in->owner = owner_of(j->r, &c->rec);
     if (j->row && c->kind != CLAIM_NONE)
-        in->generation = (c->generation > j->row->generation) - (c->generation < j->row->generation);
+        in->generation =
+            (c->generation > j->row->generation) - (c->generation < j->row->generation);
     in->row_sealed = in->row == ROW_VALID && past_seal(j->row->step);
 }
 
@@ -134,8 +140,8 @@ static void choose_plan(struct job *j)
 
     j->from_row = false;
     if (c->kind == CLAIM_HELD) {
-        j->from_row = j->in.row == ROW_VALID && j->in.owner == OWNER_MINE && j->in.generation == 0 &&
-                      j->row->seq >= c->rec.seq;
+        j->from_row = j->in.row == ROW_VALID && j->in.owner == OWNER_MINE &&
+                      j->in.generation == 0 && j->row->seq >= c->rec.seq;
         rec = j->from_row ? j->row : &c->rec;
     } else if (j->row) {
         j->from_row = j->in.row == ROW_VALID;
@@ -153,8 +159,8 @@ static void choose_plan(struct job *j)
     j->rec->generation = j->row ? j->row->generation : c->generation;
 }
 
-/* Does the decision depend on the image at all? A row that is stale anyway must not wait for an image that
- * somebody uses. */
+/* Does the decision depend on the image at all? A row that is stale anyway must not wait for an
+ * image that somebody uses. */
 static bool image_matters(const struct recover_input *in)
 {
     struct recover_input other = *in;
@@ -189,8 +195,8 @@ static void close_image(struct job *j)
     j->fd = -1;
 }
 
-/* Looks at the image and, under its lock, at the claim again: what was read before the lock may have been a
- * live owner's. */
+/* Looks at the image and, under its lock, at the claim again: what was read before the lock may
+ * have been a live owner's. */
 static int look_at_image(struct job *j)
 {
     _cleanup_free_ struct claim *again = malloc(sizeof(*again));
@@ -257,15 +263,16 @@ static void make_ours(struct job *j)
     memcpy(j->work->host, h->uuid, sizeof(dg_uuid));
     memcpy(j->work->installation, h->installation, sizeof(dg_uuid));
     memcpy(j->work->boot, h->boot, sizeof(dg_uuid));
-    memcpy(j->work->daemon, h->daemon, sizeof(dg_uuid)); /* its tmp names must be those of a living daemon */
+    /* its tmp names must be those of a living daemon */
+    memcpy(j->work->daemon, h->daemon, sizeof(dg_uuid));
     snprintf(j->work->host_name, sizeof(j->work->host_name), "%s", h->name);
     j->work->fenced = io_fencing(j->r->store->root_fd, j->r->store->fence, NULL);
 }
 
-/* Makes work the record of the generation after the one that rules, with the plan of rec, in our name: a
- * takeover, or a claim that is missing. A row comes first, as always. When the row is all there is of the
- * plan, it keeps its step until the claim stands, so that a crash in between is still recognised as what it
- * is. */
+/* Makes work the record of the generation after the one that rules, with the plan of rec, in our
+ * name: a takeover, or a claim that is missing. A row comes first, as always. When the row is all
+ * there is of the plan, it keeps its step until the claim stands, so that a crash in between is
+ * still recognised as what it is. */
 static int acquire_next(struct job *j)
 {
     uint64_t old = j->work->generation;
@@ -310,12 +317,13 @@ static int judge_chosen(struct job *j)
     return r;
 }
 
-/* The header is true: has it been sealed in this hold, in sight of anybody? Only a row says "not yet" for sure: the claim is not told when the seal is
- * complete. */
+/* The header is true: has it been sealed in this hold, in sight of anybody? Only a row says "not
+ * yet" for sure: the claim is not told when the seal is complete. */
 static bool was_sealed(const struct job *j)
 {
     const struct timespec *sealed = &j->rec->mtime_sealed;
-    bool never = j->from_row && j->rec->step == STEP_ARMED && sealed->tv_sec == 0 && sealed->tv_nsec == 0;
+    bool never =
+        j->from_row && j->rec->step == STEP_ARMED && sealed->tv_sec == 0 && sealed->tv_nsec == 0;
 
     return !never && seal_was_taken(j->rec);
 }
@@ -332,15 +340,14 @@ static int restore(struct job *j)
         return err;
     make_ours(j);
     if (j->work->step == STEP_RESTORING || j->work->step == STEP_STUCK)
-        j->work->step =
-            STEP_SEALED; /* makes seal_restore write journal and claim: this plan may be newer than
-                                        the claim's */
+        j->work->step = STEP_SEALED; /* makes seal_restore write journal and claim: this plan may be
+                                        newer than the claim's */
     err = seal_restore(&seal);
     return err < 0 ? err : drop_old_row(j, generation);
 }
 
-/* The true bytes are there. Durably, before the claim is given up: they may have been in this host's cache
- * only. */
+/* The true bytes are there. Durably, before the claim is given up: they may have been in this
+ * host's cache only. */
 static int release(struct job *j)
 {
     uint64_t generation = j->work->generation;
@@ -393,7 +400,8 @@ static bool permitted(struct job *j, struct recover_decision d)
 
     if (r->dry_run)
         return false;
-    if (problem_info(d.problem)->severity == SEV_ASK && !r->agree && d.problem != PROBLEM_FOREIGN_CONFIRMED)
+    if (problem_info(d.problem)->severity == SEV_ASK && !r->agree &&
+        d.problem != PROBLEM_FOREIGN_CONFIRMED)
         return false;
     return !r->ask || r->ask(r->arg, j->rec, d);
 }
@@ -511,8 +519,8 @@ static int key_cmp_ino(const void *a, const void *b)
     return (x->ino > y->ino) - (x->ino < y->ino);
 }
 
-/* A row's turn comes when every higher generation of its inode is settled: what is left of a higher one may
- * explain the lower. */
+/* A row's turn comes when every higher generation of its inode is settled: what is left of a higher
+ * one may explain the lower. */
 static int settle_row(void *arg, const struct record *rec, int err)
 {
     struct sweep *s = arg;
@@ -520,7 +528,8 @@ static int settle_row(void *arg, const struct record *rec, int err)
     struct row_key *k = s->n ? bsearch(&want, s->key, s->n, sizeof(want), key_cmp) : NULL;
     int r;
 
-    if (!k || k->state != ROW_WAITS || (k > s->key && k[-1].ino == k->ino && k[-1].state != ROW_SETTLED))
+    if (!k || k->state != ROW_WAITS ||
+        (k > s->key && k[-1].ino == k->ino && k[-1].state != ROW_SETTLED))
         return 0;
     r = recover_image(s->r, rec->ino, rec, err);
     k->state = r == 0 ? ROW_SETTLED : ROW_LEFT;
@@ -534,7 +543,8 @@ static int settle_claim(void *arg, uint64_t ino, const struct claim *c)
     struct sweep *s = arg;
     struct row_key want = {.ino = ino};
 
-    if (c->kind == CLAIM_FREE || (c->kind == CLAIM_HELD && owner_of(s->r, &c->rec) == OWNER_FOREIGN))
+    if (c->kind == CLAIM_FREE ||
+        (c->kind == CLAIM_HELD && owner_of(s->r, &c->rec) == OWNER_FOREIGN))
         return 0;
     if (s->n && bsearch(&want, s->key, s->n, sizeof(want), key_cmp_ino))
         return 0;

@@ -1,5 +1,6 @@
-/* recover.h: what to do with a claim whose daemon is gone: one pure decision function, and its execution. Used by the daemon at start, by its
- * keeper, and by fsck.diskguard. The whole table of recover_decide is enumerated in tests/unit/test_recover.c. */
+/* recover.h: what to do with a claim whose daemon is gone: one pure decision function, and its
+ * execution. Used by the daemon at start, by its keeper, and by fsck.diskguard. The whole table of
+ * recover_decide is enumerated in tests/unit/test_recover.c. */
 #ifndef DISKGUARD_RECOVER_H
 #define DISKGUARD_RECOVER_H
 
@@ -16,25 +17,30 @@ enum row_kind {
 enum owner {
     OWNER_MINE, /* this host uuid and installation */
     OWNER_FOREIGN,
-    OWNER_CONFIRMED /* foreign, and a person confirmed that its host is down (fsck --takeover), or may_take said so */
+    OWNER_CONFIRMED /* foreign, and a person confirmed that its host is down (fsck --takeover), or
+                       may_take said so */
 };
 enum image_kind {
     IMAGE_FOUND, /* open, its handle is the recorded one */
     IMAGE_GONE,  /* store_gone() says so, or the link count is 0 */
-    IMAGE_OTHER, /* the inode number now belongs to a file with another handle, and the recorded one cannot be asked */
+    /* the inode number now belongs to a file with another handle, and the recorded one cannot be
+       asked */
+    IMAGE_OTHER,
     IMAGE_UNREADABLE, /* EIO, EACCES, timeout ... */
     IMAGE_BUSY        /* the exclusive fence lock was not granted */
 };
 /* Everything the decision depends on, and nothing else. */
 struct recover_input {
     enum row_kind row;
-    /* For ROW_VALID: its step is sealed, restoring or stuck, so its claim was proved and used. Otherwise (claimed, armed) the claim of the row's
-     * generation may never have been made, or another host may have been faster. */
+    /* For ROW_VALID: its step is sealed, restoring or stuck, so its claim was proved and used.
+     * Otherwise (claimed, armed) the claim of the row's generation may never have been made, or
+     * another host may have been faster. */
     bool row_sealed;
     enum claim_kind claim;
     int claim_error;  /* for CLAIM_BAD */
     enum owner owner; /* of the claim, where HELD or FREE (FREE: the host that freed it) */
-    int generation; /* claim's generation against the row's: -1 lower, 0 equal, 1 higher. Only where both exist */
+    /* claim's generation against the row's: -1 lower, 0 equal, 1 higher. Only where both exist */
+    int generation;
     enum image_kind image;
     enum header_state header; /* against the newer plan of the two; only for IMAGE_FOUND */
 };
@@ -60,27 +66,33 @@ struct recover {
     struct journal *journal; /* NULL: none */
     const struct host *host;
     const char *takeover; /* host uuid that a person confirmed to be down, or NULL */
-    /* May be NULL. May this claim of another host be taken over without a person (core/takeover.h)? Asked at each fresh look at the claim, also at the
-     * one under the exclusive fence lock, whose grant is the proof that its holder cannot write any more. */
+    /* May be NULL. May this claim of another host be taken over without a person (core/takeover.h)?
+     * Asked at each fresh look at the claim, also at the one under the exclusive fence lock, whose
+     * grant is the proof that its holder cannot write any more. */
     bool (*may_take)(void *arg, const struct record *rec);
     bool dry_run; /* decide and report, change nothing */
     bool agree;   /* a person agrees to SEV_ASK repairs, or ask will ask one */
     struct seal_policy policy;
-    /* Called once per image with something to report. done: 0 repaired or nothing to do, 1 not tried (dry run, STOP), -errno failed. */
+    /* Called once per image with something to report. done: 0 repaired or nothing to do, 1 not
+     * tried (dry run, STOP), -errno failed. */
     void (*report)(void *arg, const struct record *rec, struct recover_decision d, int done);
     /* May be NULL. Asked before a repair of severity SEV_PREEN or SEV_ASK: true = do it. */
     bool (*ask)(void *arg, const struct record *rec, struct recover_decision d);
     void *arg;
 };
 
-/* Settles one image, given its row (or NULL) and reading its claim fresh. row_err: record_decode's error of a bad row.
- * The report's verdict is also returned: 0 settled, 1 something is left, -errno. */
-DG_MUST_CHECK int recover_image(struct recover *r, uint64_t ino, const struct record *row, int row_err);
+/* Settles one image, given its row (or NULL) and reading its claim fresh. row_err: record_decode's
+ * error of a bad row. The report's verdict is also returned: 0 settled, 1 something is left,
+ * -errno. */
+DG_MUST_CHECK int recover_image(struct recover *r, uint64_t ino, const struct record *row,
+                                int row_err);
 
-/* Settles every journal row, then every claim that is ours (or of takeover), or does not decode, and has no row. 0: all settled; 1: something is left
- * (also where a repair failed: it was reported); -errno: rows or claims cannot be listed. Calling sequence: host lock, claim_sweep (a link
- * request of a dead daemon that is still on its way cannot land after it), recover_all, and only then serve: while images are held by this
- * process, only the fence keeps recover_all from taking them for left behind. */
+/* Settles every journal row, then every claim that is ours (or of takeover), or does not decode,
+ * and has no row. 0: all settled; 1: something is left (also where a repair failed: it was
+ * reported); -errno: rows or claims cannot be listed. Calling sequence: host lock, claim_sweep (a
+ * link request of a dead daemon that is still on its way cannot land after it), recover_all, and
+ * only then serve: while images are held by this process, only the fence keeps recover_all from
+ * taking them for left behind. */
 DG_MUST_CHECK int recover_all(struct recover *r);
 
 #endif

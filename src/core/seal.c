@@ -4,7 +4,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include "core/hook.h"
+#include "base/hook.h"
 #include "core/seal_priv.h"
 
 int seal_record(struct seal *s)
@@ -30,13 +30,13 @@ int seal_compare(int fd, const struct record *rec, enum header_state *ret)
     int r = header_read(fd, &rec->plan, h);
     if (r < 0)
         return r;
-    struct view v = header_view(h);
+    struct excerpt v = header_view(h);
     *ret = overlay_compare(&rec->plan, &v, rec->cut);
     return 0;
 }
 
-/* Reads everything back past the cache and wants exactly one side. A plan whose sides are equal is TRUE and
- * fits both. */
+/* Reads everything back past the cache and wants exactly one side. A plan whose sides are equal is
+ * TRUE and fits both. */
 static int verify(int fd, const struct record *rec, enum header_state want)
 {
     enum header_state state;
@@ -90,8 +90,8 @@ int seal_write(struct seal *s)
     return s->journal ? journal_put(s->journal, s->rec) : 0;
 }
 
-/* Writes the true bytes of the extents back, last sealed first, so that each state on the way is refused by
- * raw openers. What a truncation has cut off is left off. */
+/* Writes the true bytes of the extents back, last sealed first, so that each state on the way is
+ * refused by raw openers. What a truncation has cut off is left off. */
 static int write_truth(int fd, const struct record *rec, struct seal_shown *shown)
 {
     struct stat st;
@@ -129,7 +129,8 @@ static int set_and_look(int fd, struct timespec want, struct timespec *ret)
     return r < 0 ? r : set;
 }
 
-/* The next time of the clock, for one who may not choose. Bounded: the clock may have been set back. */
+/* The next time of the clock, for one who may not choose. Bounded: the clock may have been set
+ * back. */
 static int wait_for_clock(int fd, const struct timespec *shown)
 {
     struct timespec got = *shown;
@@ -154,14 +155,16 @@ static int renew(int fd, const struct record *rec, struct timespec shown)
         want = (struct timespec){.tv_sec = want.tv_sec + 1};
     int r = set_and_look(fd, (struct timespec){.tv_nsec = UTIME_NOW}, &got);
     /* A file system with whole seconds, or every other one, rounds down. */
-    for (time_t step = 0; r == 0 && compare_times(&got, &want) < 0 && step <= SEAL_MTIME_STEP; step++)
+    for (time_t step = 0; r == 0 && compare_times(&got, &want) < 0 && step <= SEAL_MTIME_STEP;
+         step++)
         r = set_and_look(fd, (struct timespec){want.tv_sec + step, step ? 0 : want.tv_nsec}, &got);
     return r == -EPERM || r == -EACCES ? wait_for_clock(fd, &shown) : r;
 }
 
-/* Sealed bytes were seen with the mtimes from the seal to the last write, and then while the restore wrote. */
-static bool was_shown(const struct record *rec, const struct seal_shown *shown, const struct timespec *end,
-                      const struct timespec *t)
+/* Sealed bytes were seen with the mtimes from the seal to the last write, and then while the
+ * restore wrote. */
+static bool was_shown(const struct record *rec, const struct seal_shown *shown,
+                      const struct timespec *end, const struct timespec *t)
 {
     const struct timespec *first = &rec->mtime_sealed;
     if (first->tv_sec == 0 && first->tv_nsec == 0)
@@ -204,7 +207,8 @@ int seal_undo(int fd, const struct record *rec)
     switch (state) {
     case HEADER_TRUE:
     case HEADER_NOPLAN:
-        r = io_fsync(fd); /* they may stand in this host's cache alone, from an attempt that failed */
+        /* they may stand in this host's cache alone, from an attempt that failed */
+        r = io_fsync(fd);
         return r < 0 ? r : seal_new_mtime(fd, rec, NULL);
     case HEADER_SEALED:
     case HEADER_MIXED:
@@ -245,15 +249,16 @@ int seal_restore(struct seal *s)
     enum claim_step step = s->rec->step;
     r = claim_free(s->store, s->rec);
     if (r < 0) {
-        /* The header is true, verified and durable: a retry has only the claim to free. If the mark did land
-         * and a successor came, claim_free knows it, while a look at the header would be a look at the
-         * successor's. */
+        /* The header is true, verified and durable: a retry has only the claim to free. If the mark
+         * did land and a successor came, claim_free knows it, while a look at the header would be a
+         * look at the successor's. */
         s->rec->plan.n = 0;
         s->rec->mtime_sealed = (struct timespec){0};
         s->rec->step = step;
         return r;
     }
-    /* From here the image is anybody's. A row that stays behind is forgotten by recovery: its claim is free.
+    /* From here the image is anybody's. A row that stays behind is forgotten by recovery: its claim
+     * is free.
      */
     return s->journal ? journal_remove(s->journal, ino, generation) : 0;
 }

@@ -1,15 +1,21 @@
-/* seal.h: the only module that orders a header write. Every function here performs a part of design's durable order:
+/* seal.h: the only module that orders a header write. Every function here performs a part of
+ * the durable order (DESIGN 4.4 to 4.6):
  *
  *   open      journal armed -> claim armed -> sealed bytes, fsync, read back -> journal sealed
- *   edit      journal (new plan) -> claim (new plan) -> bytes outside the extents -> sealed bytes if they changed -> memory
- *   restore   journal restoring -> claim restoring -> true bytes in reverse, fsync, read back -> mtime -> claim free -> row gone
+ *   edit      journal (new plan) -> claim (new plan) -> bytes outside the extents -> sealed bytes
+ *             if they changed -> memory
+ *   restore   journal restoring -> claim restoring -> true bytes in reverse, fsync, read back ->
+ *             mtime -> claim free -> row gone
  *
- * mtime. Programs that copy files skip those whose size and mtime they have seen (rsync, restic), or that are no newer than their copy (cp -u). What they
- * copied past the view while the image was sealed is sealed; so that they copy it again, no image ever shows an mtime without its seal that it showed with it: the
- * restore sets a new one, later than all of them (seal_new_mtime). Nothing of that where no seal was taken in this hold (raw images).
+ * mtime. Programs that copy files skip those whose size and mtime they have seen (rsync, restic),
+ * or that are no newer than their copy (cp -u). What they copied past the view while the image was
+ * sealed is sealed; so that they copy it again, no image ever shows an mtime without its seal that
+ * it showed with it: the restore sets a new one, later than all of them (seal_new_mtime). Nothing
+ * of that where no seal was taken in this hold (raw images).
  *
- * A struct seal is used by one thread at a time (daemon: under the image's header lock, held for writing). `fd` is open read-write, carries the shared
- * (recovery: exclusive) fence lock, and is not O_DIRECT. rec is the truth in memory: on failure it says what may be on disk. */
+ * A struct seal is used by one thread at a time (daemon: under the image's header lock, held for
+ * writing). `fd` is open read-write, carries the shared (recovery: exclusive) fence lock, and is
+ * not O_DIRECT. rec is the truth in memory: on failure it says what may be on disk. */
 #ifndef DISKGUARD_SEAL_H
 #define DISKGUARD_SEAL_H
 
@@ -21,17 +27,20 @@
 
 struct seal {
     const struct store *store;
-    struct journal *journal; /* NULL: fsck without a journal; then the claim alone carries the plan */
+    /* NULL: fsck without a journal; then the claim alone carries the plan */
+    struct journal *journal;
     int fd;
     struct seal_policy policy;
     struct record *rec;
-    /* seal_restore() drops the fence lock when nothing is left to write to the image, before it frees the claim: who finds the claim free finds
-     * the fence free, too. */
+    /* seal_restore() drops the fence lock when nothing is left to write to the image, before it
+     * frees the claim: who finds the claim free finds the fence free, too. */
     bool unfence;
-    /* seal_edit() only: where the image can be touched, as the holder sees it after the edit; the wider of both, while the edit fails half-way. */
+    /* seal_edit() only: where the image can be touched, as the holder sees it after the edit; the
+     * wider of both, while the edit fails half-way. */
     struct format_zone zone;
-    /* May be NULL: called with the wider zone, where it grows, before anything of an edit is written: from then on all I/O there is looked at, and what was
-     * under way has landed when it returns. The header is read anew then. */
+    /* May be NULL: called with the wider zone, where it grows, before anything of an edit is
+     * written: from then on all I/O there is looked at, and what was under way has landed when it
+     * returns. The header is read anew then. */
     void (*widened)(void *arg, const struct format_zone *zone);
     void *arg;
 };
@@ -39,36 +48,43 @@ struct seal {
 /* Writes rec to the journal and then to its claim, with the next seq. -ESTALE: fenced. */
 DG_MUST_CHECK int seal_record(struct seal *s);
 
-/* Writes the sealed bytes of rec->plan (which is armed in journal and claim), verifies, marks sealed. -EIO: what was read back is not what
- * was written. The caller restores on failure. */
+/* Writes the sealed bytes of rec->plan (which is armed in journal and claim), verifies, marks
+ * sealed. -EIO: what was read back is not what was written. The caller restores on failure. */
 DG_MUST_CHECK int seal_write(struct seal *s);
 
-/* Carries out a holder's edit that reaches into s->zone, which is the image's as it is now (format.h). The bytes outside the extents land on disk, those inside in the record; if the header
- * becomes another one, the new plan is journalled and claimed first and then written. The record is durable on return; bytes outside the extents are as
- * durable as any write. 0 or -errno, -EUCLEAN: somebody else wrote to the header; after
- * an error the edit may have happened in part (as POSIX allows), and rec->plan still undoes whatever is on disk. */
+/* Carries out a holder's edit that reaches into s->zone, which is the image's as it is now
+ * (format.h). The bytes outside the extents land on disk, those inside in the record; if the header
+ * becomes another one, the new plan is journalled and claimed first and then written. The record is
+ * durable on return; bytes outside the extents are as durable as any write. 0 or -errno, -EUCLEAN:
+ * somebody else wrote to the header; after an error the edit may have happened in part (as POSIX
+ * allows), and rec->plan still undoes whatever is on disk. */
 DG_MUST_CHECK int seal_edit(struct seal *s, const struct edit *e);
 
-/* Writes the true bytes back where the sealed ones stand, verifies, frees the claim, removes the row. -EUCLEAN: ALIEN bytes, nothing was touched;
- * -ESTALE: fenced; else -errno: try again. rec->step tells how far it came. rec->chosen: that mtime is set, where seal_new_mtime() can. */
+/* Writes the true bytes back where the sealed ones stand, verifies, frees the claim, removes the
+ * row. -EUCLEAN: ALIEN bytes, nothing was touched; -ESTALE: fenced; else -errno: try again.
+ * rec->step tells how far it came. rec->chosen: that mtime is set, where seal_new_mtime() can. */
 DG_MUST_CHECK int seal_restore(struct seal *s);
 
-/* The true bytes are back on disk: gives the file an mtime that no sealed state of this hold has shown, durably: rec->mtime_chosen, where it counts and is known to
- * be older or younger than all of those; else the time of now, and at least SEAL_MTIME_STEP seconds after the last of them, and after rec->mtime. Where
- * the storage lets this user not choose a time (a file of somebody else), the clock's next one. 0 or -errno; a file system that cannot is no error. */
+/* The true bytes are back on disk: gives the file an mtime that no sealed state of this hold has
+ * shown, durably: rec->mtime_chosen, where it counts and is known to be older or younger than all
+ * of those; else the time of now, and at least SEAL_MTIME_STEP seconds after the last of them, and
+ * after rec->mtime. Where the storage lets this user not choose a time (a file of somebody else),
+ * the clock's next one. 0 or -errno; a file system that cannot is no error. */
 struct seal_shown {
     struct timespec last;     /* of the sealed image */
     struct timespec restored; /* after the first byte of the restore */
 };
 /* shown: NULL where nothing was written. */
 DG_MUST_CHECK int seal_new_mtime(int fd, const struct record *rec, const struct seal_shown *shown);
-/* So far apart two times are different for everybody: rsync compares whole seconds, or with --modify-window=1 two of them; FAT keeps only even ones. */
+/* So far apart two times are different for everybody: rsync compares whole seconds, or with
+ * --modify-window=1 two of them; FAT keeps only even ones. */
 #define SEAL_MTIME_STEP 2
 /* Was the image ever sealed in this hold, as far as the record knows? */
 bool seal_was_taken(const struct record *rec);
 
-/* Takes the seal of rec->plan off a file that nobody holds and no claim speaks of: a copy. As seal_restore(), but of the file alone. 0; -EUCLEAN: the bytes are not
- * those of the plan; or -errno: the plan still undoes what is there. */
+/* Takes the seal of rec->plan off a file that nobody holds and no claim speaks of: a copy. As
+ * seal_restore(), but of the file alone. 0; -EUCLEAN: the bytes are not those of the plan; or
+ * -errno: the plan still undoes what is there. */
 DG_MUST_CHECK int seal_undo(int fd, const struct record *rec);
 
 /* Reads the header and says how it stands against rec->plan. 0 or -errno. */

@@ -1,13 +1,13 @@
-/* seal_edit.c: a holder's edit inside the image's zone (format.h). Split from seal.c for its size only; the order of durable
- * steps is described there and in seal.h. Words: `disk` is the header as it stands, `next` is what the holder
- * will see after the edit. */
+/* seal_edit.c: a holder's edit inside the image's zone (format.h). Split from seal.c for its size
+ * only; the order of durable steps is described there and in seal.h. Words: `disk` is the header as
+ * it stands, `next` is what the holder will see after the edit. */
 #include "core/seal.h"
 
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 
-#include "core/hook.h"
+#include "base/hook.h"
 #include "core/seal_priv.h"
 
 struct work {
@@ -15,7 +15,8 @@ struct work {
     struct plan plan;  /* that seals `next` */
     struct plan move;  /* that takes the disk from here to there, whatever crash comes in between */
     struct record old; /* to go back to while nothing is on disk yet */
-    bool whole; /* the edit changes the header inside and between the extents: not to be torn by a crash */
+    /* the edit changes the header inside and between the extents: not to be torn by a crash */
+    bool whole;
 };
 
 static void work_free(struct work *w)
@@ -37,14 +38,15 @@ static int load(struct seal *s, struct work *w)
     int r = header_read(s->fd, &s->rec->plan, &w->disk);
     if (r < 0)
         return r;
-    /* Somebody else wrote there: sealing over it, with those bytes as the ones to go back to, would explain them away. */
-    struct view v = header_view(&w->disk);
+    /* Somebody else wrote there: sealing over it, with those bytes as the ones to go back to, would
+     * explain them away. */
+    struct excerpt v = header_view(&w->disk);
     enum header_state st = overlay_compare(&s->rec->plan, &v, s->rec->cut);
     return st == HEADER_ALIEN || st == HEADER_SHORT ? -EUCLEAN : 0;
 }
 
-/* Would the seal that stands still refuse a reader, over what the holder has written since? Over another format's header it may break the magic, and what
- * has none is taken for raw. */
+/* Would the seal that stands still refuse a reader, over what the holder has written since? Over
+ * another format's header it may break the magic, and what has none is taken for raw. */
 static bool still_refuses(const struct seal *s, struct work *w)
 {
     const struct format *f = w->next.format;
@@ -58,7 +60,8 @@ static bool still_refuses(const struct seal *s, struct work *w)
     return h->verdict != FORMAT_PLAIN && h->verdict != FORMAT_IMAGE;
 }
 
-/* The seal that stands, as far as its extents lie in the file, with what the holder sees there now. */
+/* The seal that stands, as far as its extents lie in the file, with what the holder sees there now.
+ */
 static void keep_plan(const struct seal *s, struct work *w)
 {
     w->plan.n = 0;
@@ -73,8 +76,9 @@ static void keep_plan(const struct seal *s, struct work *w)
         w->plan.n = 0;
 }
 
-/* The plan for `next`, or -EAGAIN: next.want_* must be loaded first. A header that no format knows needs no seal. One that contradicts itself, for
- * the moment, keeps the seal that it has: the holder is in the middle of something, and unsealing it would let a raw opener in. */
+/* The plan for `next`, or -EAGAIN: next.want_* must be loaded first. A header that no format knows
+ * needs no seal. One that contradicts itself, for the moment, keeps the seal that it has: the
+ * holder is in the middle of something, and unsealing it would let a raw opener in. */
 static int plan_next(struct seal *s, struct work *w)
 {
     if (w->next.verdict == FORMAT_IMAGE)
@@ -86,7 +90,8 @@ static int plan_next(struct seal *s, struct work *w)
     return 0;
 }
 
-/* The holder's view of the header after the edit (NULL: as it stands), and the plan that seals it. */
+/* The holder's view of the header after the edit (NULL: as it stands), and the plan that seals it.
+ */
 static int look_ahead(struct seal *s, struct work *w, const struct edit *e)
 {
     for (;;) {
@@ -105,7 +110,8 @@ static int look_ahead(struct seal *s, struct work *w, const struct edit *e)
     }
 }
 
-/* A write must be looked at where it can touch the image as it was or as it will be, until it is the one or the other. false: there it was already. */
+/* A write must be looked at where it can touch the image as it was or as it will be, until it is
+ * the one or the other. false: there it was already. */
 static bool widen(struct seal *s, const struct work *w)
 {
     const struct format_zone *next = &w->next.info.zone;
@@ -118,7 +124,8 @@ static bool widen(struct seal *s, const struct work *w)
     return true;
 }
 
-/* load() and look_ahead(); once more where the zone grew, for a write that was under way there may have landed since. */
+/* load() and look_ahead(); once more where the zone grew, for a write that was under way there may
+ * have landed since. */
 static int look(struct seal *s, struct work *w, const struct edit *e)
 {
     int r;
@@ -130,7 +137,8 @@ static int look(struct seal *s, struct work *w, const struct edit *e)
     return r;
 }
 
-/* A seal that is kept over a header of no format stays the one of its own: still_refuses() asks for that. */
+/* A seal that is kept over a header of no format stays the one of its own: still_refuses() asks for
+ * that. */
 static void describe(struct record *rec, const struct work *w)
 {
     const struct header *h = &w->next;
@@ -197,7 +205,8 @@ static uint64_t end_of_start(const struct plan *plan)
     return DG_MIN(end, (uint64_t)FORMAT_REACH);
 }
 
-/* At the start of the file every sector up to the last extent, of the plan before or of the new one; elsewhere those that have an extent. */
+/* At the start of the file every sector up to the last extent, of the plan before or of the new
+ * one; elsewhere those that have an extent. */
 static int sectors_of(const struct plan *from, struct work *w)
 {
     w->move.n = 0;
@@ -210,9 +219,10 @@ static int sectors_of(const struct plan *from, struct work *w)
     return r;
 }
 
-/* Extents that say, for each byte that the seal's place or text may change, what it is now, what it will be,
- * and what the holder sees. Where the extents move, these are whole sectors, so that a crash can neither tear the header nor leave an old mark
- * behind. -EAGAIN: one of them is not loaded. */
+/* Extents that say, for each byte that the seal's place or text may change, what it is now, what it
+ * will be, and what the holder sees. Where the extents move, these are whole sectors, so that a
+ * crash can neither tear the header nor leave an old mark behind. -EAGAIN: one of them is not
+ * loaded. */
 static int plan_move(const struct plan *from, struct work *w)
 {
     struct plan *m = &w->move;
@@ -224,7 +234,8 @@ static int plan_move(const struct plan *from, struct work *w)
     for (unsigned i = 0; r == 0 && i < m->n; i++) {
         struct extent *x = &m->ext[i];
         /* Bytes beyond the end of the file read as zeros once it has grown. */
-        if (!header_get(&w->next, x->off, x->truth, x->len) || !header_get(&w->disk, x->off, x->was, x->len))
+        if (!header_get(&w->next, x->off, x->truth, x->len) ||
+            !header_get(&w->disk, x->off, x->was, x->len))
             return -EAGAIN;
         memcpy(x->sealed, x->truth, x->len);
         overlay_patch(&w->plan, OVERLAY_SEALED, x->off, x->sealed, x->len);
@@ -246,8 +257,10 @@ static int load_move(struct seal *s, struct work *w, const struct edit *e)
             uint64_t begin = sector_of(x->off);
             size_t len = (size_t)(sector_of(x->off + x->len - 1) - begin) + EXTENT_MAX;
             uint8_t sectors[2 * EXTENT_MAX];
-            /* What lies beyond the end of the file on disk may lie in the one that the edit makes. */
-            if (header_get(&w->disk, begin, sectors, len) && header_get(&w->next, begin, sectors, len))
+            /* What lies beyond the end of the file on disk may lie in the one that the edit makes.
+             */
+            if (header_get(&w->disk, begin, sectors, len) &&
+                header_get(&w->next, begin, sectors, len))
                 continue;
             r = header_add(s->fd, &w->disk, begin, len);
             if (r < 0)
@@ -258,8 +271,8 @@ static int load_move(struct seal *s, struct work *w, const struct edit *e)
     return r < 0 ? r : plan_move(&s->rec->plan, w);
 }
 
-/* Nothing of the new record reached the disk of the image: back to the old one, in memory and, if it can be,
- * in journal and claim. */
+/* Nothing of the new record reached the disk of the image: back to the old one, in memory and, if
+ * it can be, in journal and claim. */
 static int back_out(struct seal *s, const struct work *w, int err)
 {
     uint64_t seq = s->rec->seq;
@@ -292,8 +305,8 @@ static bool untouched(struct seal *s, const struct work *w)
     return r == 0 && header_same(now, &w->disk);
 }
 
-/* The move on disk: grow first, so that a crash leaves zeros (`was`) and never a file that ends inside an
- * extent. */
+/* The move on disk: grow first, so that a crash leaves zeros (`was`) and never a file that ends
+ * inside an extent. */
 static int move_on_disk(struct seal *s, const struct work *w, const struct edit *e)
 {
     int r = 0;
@@ -340,8 +353,8 @@ static int move(struct seal *s, struct work *w, const struct edit *e)
     if (r < 0)
         return r; /* rec->plan undoes what is there, whatever it is */
 
-    /* The bytes that stood there before are gone for good: say so. If that cannot be recorded now, the wider
-     * record is still true. */
+    /* The bytes that stood there before are gone for good: say so. If that cannot be recorded now,
+     * the wider record is still true. */
     struct plan moved = s->rec->plan;
     s->rec->plan = w->plan;
     s->rec->cut = OVERLAY_NO_CUT;
@@ -353,8 +366,8 @@ static int move(struct seal *s, struct work *w, const struct edit *e)
     return r == -ESTALE ? r : 0;
 }
 
-/* A truncation that reaches into an extent. The record says first that it may happen; then it happens; then
- * the rest is planned anew. */
+/* A truncation that reaches into an extent. The record says first that it may happen; then it
+ * happens; then the rest is planned anew. */
 static int truncate_short(struct seal *s, struct work *w, uint64_t size)
 {
     s->rec->cut = size;
@@ -381,14 +394,15 @@ static int edit_in_place(struct seal *s, struct work *w, const struct edit *e)
     if (e->kind == EDIT_TRUNCATE)
         return io_header_truncate(s->fd, e->off);
     int r = edit_gaps(s->fd, &s->rec->plan, e);
-    /* A write or a zeroed range that lies in the extents altogether still makes the file grow, as it would have. */
+    /* A write or a zeroed range that lies in the extents altogether still makes the file grow, as
+     * it would have. */
     if (r == 0 && w->next.file_size > w->disk.file_size)
         r = grow_to(s->fd, w->next.file_size);
     return r < 0 && recorded && untouched(s, w) ? back_out(s, w, r) : r;
 }
 
-/* Does the edit change bytes on both sides of an extent's edge: at the start of the file up to the last sector that has an extent, elsewhere
- * in the sectors that have one? */
+/* Does the edit change bytes on both sides of an extent's edge: at the start of the file up to the
+ * last sector that has an extent, elsewhere in the sectors that have one? */
 static bool is_whole(const struct record *rec, struct work *w)
 {
     if (overlay_same_truth(&rec->plan, &w->plan))
@@ -442,7 +456,8 @@ int seal_edit(struct seal *s, const struct edit *e)
     if (!w)
         return -ENOMEM;
     int r = edit(s, w, e);
-    /* A file with a footer that grows has none for a while: the write of the next one must be looked at. */
+    /* A file with a footer that grows has none for a while: the write of the next one must be
+     * looked at. */
     bool headless = w->next.verdict == FORMAT_PLAIN || (w->next.format && w->next.format->weak);
     bool between = headless && s->zone.tail != UINT64_MAX;
     if (r == 0 && w->next.verdict != FORMAT_MORE && !between)

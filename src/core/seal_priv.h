@@ -4,7 +4,8 @@
 
 #include "core/seal.h"
 
-/* Sealed bytes have just been written: notes the first mtime that goes with any. One look in a hold. */
+/* Sealed bytes have just been written: notes the first mtime that goes with any. One look in a
+ * hold. */
 DG_MUST_CHECK int seal_note_shown(struct seal *s);
 
 #endif

@@ -6,8 +6,8 @@
 #include <string.h>
 #include <sys/statvfs.h>
 
-#include "core/hook.h"
-#include "core/text.h"
+#include "base/hook.h"
+#include "base/text.h"
 
 #define STORE_MAGIC "diskguard-datastore"
 #define STORE_FILE "datastore"
@@ -15,8 +15,8 @@
 #define HANDLE_TEXT (2 * IO_HANDLE_MAX + 16)
 #define TMP_NAME 64
 
-/* A path is cut in explanations, so that the way out at the end of the line is never what falls off; not in
- * commands (base_quote). */
+/* A path is cut in explanations, so that the way out at the end of the line is never what falls
+ * off; not in commands (base_quote). */
 #define P "%.200s"
 #define QUOTED 256
 #define D P "/" DG_DIR
@@ -26,8 +26,7 @@ const char *store_hint(int err)
     switch (-err) {
     case EACCES:
     case EPERM:
-        return "run as the owner of .diskguard; on NFS export with no_root_squash, or with anonuid set to "
-               "that owner";
+        return "run as the owner of .diskguard; on NFS export with no_root_squash, or with anonuid set to that owner";
     case EROFS:
         return "the mount or the export is read-only: mount and export it read-write";
     case ENOSPC:
@@ -36,8 +35,7 @@ const char *store_hint(int err)
     case ENOLCK:
     case EOPNOTSUPP:
     case ENOSYS:
-        return "start the lock service (NFSv3: rpc.statd; mount without nolock), or choose fence=none and "
-               "fence by other means";
+        return "start the lock service (NFSv3: rpc.statd; mount without nolock), or choose fence=none and fence by other means";
     case ESTALE:
         return "the directory was removed or exported anew on the server: mount it again";
     default:
@@ -82,8 +80,8 @@ static int dir_open(int parent_fd, const char *name)
     return fd == -ELOOP ? -ENOTDIR : fd;
 }
 
-/* Makes it durably. EEXIST is no failure: an earlier init may have come this far, and a lost reply can make
- * mkdir(2) answer EEXIST to the very call that made it (NFS). */
+/* Makes it durably. EEXIST is no failure: an earlier init may have come this far, and a lost reply
+ * can make mkdir(2) answer EEXIST to the very call that made it (NFS). */
 static int dir_make(int parent_fd, const char *name, int *ret_fd)
 {
     _cleanup_close_ int fd = -1;
@@ -105,7 +103,8 @@ static int dir_make(int parent_fd, const char *name, int *ret_fd)
     return 0;
 }
 
-/* Does that directory, which may be O_PATH, hold the file `datastore` at this path? 1, 0 or -errno. */
+/* Does that directory, which may be O_PATH, hold the file `datastore` at this path? 1, 0 or -errno.
+ */
 static int has_datastore(int dir_fd, const char *path)
 {
     _cleanup_close_ int fd = io_fresh_open(dir_fd, path, O_PATH | O_NOFOLLOW);
@@ -156,15 +155,17 @@ static int root_open(const char *path, struct store *s, struct why *why)
     s->root_fd = open(s->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (s->root_fd < 0) {
         r = -errno;
-        why_set(why, "cannot open the datastore " P ": %s; give the directory that holds the images", s->path,
-                strerror(-r));
+        why_set(why,
+                "cannot open the datastore " P ": %s; give the directory that holds the images",
+                s->path, strerror(-r));
         return r;
     }
-    /* A fresh look at the root also drops a cached "there is no .diskguard", which another host may have made
-     * just now. */
+    /* A fresh look at the root also drops a cached "there is no .diskguard", which another host may
+     * have made just now. */
     r = io_fresh_stat(s->root_fd, &st);
     if (r < 0) {
-        why_set(why, "the datastore " P " does not answer: %s; %s", s->path, strerror(-r), store_hint(r));
+        why_set(why, "the datastore " P " does not answer: %s; %s", s->path, strerror(-r),
+                store_hint(r));
         return r;
     }
     s->dev = st.st_dev;
@@ -173,8 +174,9 @@ static int root_open(const char *path, struct store *s, struct why *why)
     return 0;
 }
 
-/* Is the opened .diskguard one that nobody else can play with? Notes whose it is: the owner may differ from us
- * only where the server maps our user to that owner (all_squash with anonuid); tmp_probe proves that. */
+/* Is the opened .diskguard one that nobody else can play with? Notes whose it is: the owner may
+ * differ from us only where the server maps our user to that owner (all_squash with anonuid);
+ * tmp_probe proves that. */
 static int dir_check(struct store *s, struct why *why)
 {
     struct stat st;
@@ -185,17 +187,18 @@ static int dir_check(struct store *s, struct why *why)
         return r;
     }
     if (st.st_dev != s->dev) {
-        why_set(why,
-                D " is a mount point: claims must be on the same file system as the images; unmount "
-                  "it",
-                s->path);
+        why_set(
+            why,
+            D " is a mount point: claims must be on the same file system as the images; unmount it",
+            s->path);
         return -ENOTDIR;
     }
     if (st.st_mode & 077) {
-        why_set(why,
-                D " has mode %04o: other users can get at the claims; check who changed it, then "
-                  "chmod 0700 it",
-                s->path, (unsigned)(st.st_mode & 07777));
+        why_set(
+            why,
+            D
+            " has mode %04o: other users can get at the claims; check who changed it, then chmod 0700 it",
+            s->path, (unsigned)(st.st_mode & 07777));
         return -EPERM;
     }
     s->owner = st.st_uid;
@@ -210,15 +213,17 @@ static void dir_explain(const struct store *s, int err, const char *verb, struct
     char quoted[QUOTED];
 
     if (err == -ENOENT)
-        why_set(why,
-                P " is not a datastore (no .diskguard in it); is the storage mounted? For a new "
-                  "one: diskguardctl init %s",
-                s->path, base_quote(s->path, quoted, sizeof(quoted)));
+        why_set(
+            why,
+            P
+            " is not a datastore (no .diskguard in it); is the storage mounted? For a new one: diskguardctl init %s",
+            s->path, base_quote(s->path, quoted, sizeof(quoted)));
     else if (err == -ENOTDIR)
-        why_set(why,
-                D " or a directory in it is not a directory (a symlink or a file): somebody else "
-                  "made it; move it away, then diskguardctl init %s",
-                s->path, base_quote(s->path, quoted, sizeof(quoted)));
+        why_set(
+            why,
+            D
+            " or a directory in it is not a directory (a symlink or a file): somebody else made it; move it away, then diskguardctl init %s",
+            s->path, base_quote(s->path, quoted, sizeof(quoted)));
     else
         why_set(why, "cannot %s " D ": %s; %s", verb, s->path, strerror(-err), store_hint(err));
 }
@@ -234,15 +239,16 @@ static int subdirs_open(struct store *s, struct why *why)
         int r = *sub[i].fd = dir_open(s->dir_fd, sub[i].name);
 
         if (r == -ENOENT || r == -ENOTDIR) {
-            why_set(why,
-                    D "/%s is missing or not a directory, though the datastore was initialised: "
-                      "somebody removed it; bring it back from a backup, or make an empty one (mode "
-                      "0700) if no host has an image open",
-                    s->path, sub[i].name);
+            why_set(
+                why,
+                D
+                "/%s is missing or not a directory, though the datastore was initialised: somebody removed it; bring it back from a backup, or make an empty one (mode 0700) if no host has an image open",
+                s->path, sub[i].name);
             return -EUCLEAN;
         }
         if (r < 0) {
-            why_set(why, "cannot open " D "/%s: %s; %s", s->path, sub[i].name, strerror(-r), store_hint(r));
+            why_set(why, "cannot open " D "/%s: %s; %s", s->path, sub[i].name, strerror(-r),
+                    store_hint(r));
             return r;
         }
     }
@@ -278,7 +284,9 @@ static int datastore_read(struct store *s, char root[HANDLE_TEXT], struct why *w
     int r = io_fresh_text(s->dir_fd, STORE_FILE, STORE_TEXT_MAX, &text, &len);
 
     if (r == -ENOENT) {
-        why_set(why, D " has no file `datastore`: an init did not finish; run diskguardctl init %s again",
+        why_set(why,
+                D
+                " has no file `datastore`: an init did not finish; run diskguardctl init %s again",
                 s->path, base_quote(s->path, quoted, sizeof(quoted)));
         return r;
     }
@@ -289,12 +297,14 @@ static int datastore_read(struct store *s, char root[HANDLE_TEXT], struct why *w
     if (r == -EFBIG)
         r = -EBADMSG;
     if (r == -EPROTONOSUPPORT)
-        why_set(why, D "/datastore was made by a newer diskguard; update diskguard on this host", s->path);
-    else if (r == -EBADMSG)
-        why_set(why,
-                D "/datastore is damaged (checksum or syntax); bring it back from a backup of that "
-                  "one file",
+        why_set(why, D "/datastore was made by a newer diskguard; update diskguard on this host",
                 s->path);
+    else if (r == -EBADMSG)
+        why_set(
+            why,
+            D
+            "/datastore is damaged (checksum or syntax); bring it back from a backup of that one file",
+            s->path);
     else if (r < 0)
         why_set(why, "cannot read " D "/datastore: %s; %s", s->path, strerror(-r), store_hint(r));
     if (r < 0)
@@ -310,23 +320,23 @@ static int root_compare(const struct store *s, const char *root, struct why *why
     int r = handle_text(s->root_fd, now);
 
     if (r < 0) {
-        why_set(why, "cannot get the file handle of " P ": %s; %s", s->path, strerror(-r), store_hint(r));
+        why_set(why, "cannot get the file handle of " P ": %s; %s", s->path, strerror(-r),
+                store_hint(r));
         return r;
     }
     if (strcmp(root, now) != 0) {
-        why_set(why,
-                D " belongs to another directory (file handle %.40s, now %.40s): this is a copy or "
-                  "a restored tree, or the same storage mounted in another way (on the NFS server "
-                  "itself). A copy: run fsck.diskguard -n on it, move .diskguard away, then "
-                  "diskguardctl init",
-                s->path, root, now);
+        why_set(
+            why,
+            D
+            " belongs to another directory (file handle %.40s, now %.40s): this is a copy or a restored tree, or the same storage mounted in another way (on the NFS server itself). A copy: run fsck.diskguard -n on it, move .diskguard away, then diskguardctl init",
+            s->path, root, now);
         return -EXDEV;
     }
     return 0;
 }
 
-/* Links a finished `datastore` into place: two inits at the same time cannot both win. What link(2) answers
- * proves nothing (replies get lost): the proof is our file's own link count. */
+/* Links a finished `datastore` into place: two inits at the same time cannot both win. What link(2)
+ * answers proves nothing (replies get lost): the proof is our file's own link count. */
 static int datastore_link(const struct store *s, const char *tmp, int fd)
 {
     struct stat st;
@@ -384,8 +394,8 @@ static int any_entry(void *arg, const char *name)
     return 1;
 }
 
-/* Claims without `datastore` are a datastore that lost that file, not a half-made one: a new uuid would
- * orphan them. */
+/* Claims without `datastore` are a datastore that lost that file, not a half-made one: a new uuid
+ * would orphan them. */
 static int init_may_go_on(const struct store *s, struct why *why)
 {
     _cleanup_close_ int claims_fd = -1;
@@ -402,17 +412,18 @@ static int init_may_go_on(const struct store *s, struct why *why)
         return claims_fd == -ENOENT ? 0 : claims_fd;
     r = io_fresh_dir(claims_fd, any_entry, NULL);
     if (r > 0) {
-        why_set(why,
-                D " holds claims but no file `datastore`: it was in use and has lost that file; "
-                  "bring it back from a backup, or move .diskguard away if every image is intact",
-                s->path);
+        why_set(
+            why,
+            D
+            " holds claims but no file `datastore`: it was in use and has lost that file; bring it back from a backup, or move .diskguard away if every image is intact",
+            s->path);
         return -EEXIST;
     }
     return r;
 }
 
-/* Makes what is missing. Also what an interrupted init has made is made durable again: it may not have come
- * to its fsync. */
+/* Makes what is missing. Also what an interrupted init has made is made durable again: it may not
+ * have come to its fsync. */
 static int init_dirs(struct store *s, struct why *why)
 {
     int r = dir_make(s->root_fd, DG_DIR, &s->dir_fd);
@@ -470,7 +481,8 @@ out:
 
 /* ---- open ---- */
 
-/* Can we write there, and does what we write belong to the owner of .diskguard? 1: yes; 0: read-only; -errno.
+/* Can we write there, and does what we write belong to the owner of .diskguard? 1: yes; 0:
+ * read-only; -errno.
  */
 static int tmp_probe(const struct store *s)
 {
@@ -485,7 +497,8 @@ static int tmp_probe(const struct store *s)
     if (fd == -EROFS || fd == -EACCES || fd == -EPERM)
         return 0;
     if (fd == -ENOSPC || fd == -EDQUOT)
-        return s->mapped ? fd : 1; /* full, but not read-only: restoring and releasing may still find room */
+        /* full, but not read-only: restoring and releasing may still find room */
+        return s->mapped ? fd : 1;
     if (fd < 0)
         return fd;
     r = s->mapped ? io_fresh_stat(fd, &st) : 0;
@@ -521,21 +534,24 @@ static int decide_read_only(struct store *s, struct why *why)
 
     if (fstatvfs(s->root_fd, &vfs) < 0) {
         r = -errno;
-        why_set(why, "cannot look at the file system of " P ": %s; %s", s->path, strerror(-r), store_hint(r));
+        why_set(why, "cannot look at the file system of " P ": %s; %s", s->path, strerror(-r),
+                store_hint(r));
         return r;
     }
     r = vfs.f_flag & ST_RDONLY ? 0 : tmp_probe(s);
     if (r == 0 && s->mapped)
         r = -EPERM;
     if (r == -EPERM) {
-        why_set(why,
-                D " is not owned by user %u, who runs this; run as its owner, or with its owner as "
-                  "anonuid of the NFS export",
-                s->path, (unsigned)geteuid());
+        why_set(
+            why,
+            D
+            " is not owned by user %u, who runs this; run as its owner, or with its owner as anonuid of the NFS export",
+            s->path, (unsigned)geteuid());
         return r;
     }
     if (r < 0) {
-        why_set(why, "cannot create a file in " D "/tmp: %s; %s", s->path, strerror(-r), store_hint(r));
+        why_set(why, "cannot create a file in " D "/tmp: %s; %s", s->path, strerror(-r),
+                store_hint(r));
         return r;
     }
     s->read_only = r == 0;

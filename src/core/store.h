@@ -1,11 +1,12 @@
 /* store.h: an initialised datastore: DATASTORE/.diskguard and its directories.
  *
- * `datastore` is text: "diskguard-datastore 1", uuid=, root=<type> <hex> or -, made=<time>, sum=<crc32> (encoded as a record).
- * The root's file handle is compared at each open: a copied or restored tree is another datastore. */
+ * `datastore` is text: "diskguard-datastore 1", uuid=, root=<type> <hex> or -, made=<time>,
+ * sum=<crc32> (encoded as a record). The root's file handle is compared at each open: a copied or
+ * restored tree is another datastore. */
 #ifndef DISKGUARD_STORE_H
 #define DISKGUARD_STORE_H
 
-#include "core/base.h"
+#include "base/base.h"
 #include "core/io.h"
 
 struct store {
@@ -17,45 +18,56 @@ struct store {
     dg_uuid uuid;
     const struct io_fstype *fs;
     enum fence_kind fence;
-    uid_t owner; /* of .diskguard: whom the storage takes this process for, where it can write there */
-    bool mapped; /* and that is not our own user: the server maps us (NFS: root_squash, all_squash), so other
-                    users' private files are closed to us */
-    bool read_only; /* nothing can be written: mount read-only; or nothing may: opened by store_look */
+    /* of .diskguard: whom the storage takes this process for, where it can write there */
+    uid_t owner;
+    bool mapped; /* and that is not our own user: the server maps us (NFS: root_squash, all_squash),
+                    so other users' private files are closed to us */
+    /* nothing can be written: mount read-only; or nothing may: opened by store_look */
+    bool read_only;
     char path[4096];
 };
 
-/* Makes DATASTORE/.diskguard. -EEXIST when there is one already (also a half-made one is completed only if `datastore` is absent
- * and claims/ is absent or empty). Durable on return. */
+/* Makes DATASTORE/.diskguard. -EEXIST when there is one already (also a half-made one is completed
+ * only if `datastore` is absent and claims/ is absent or empty). Durable on return. */
 DG_MUST_CHECK int store_init(const char *path, struct store *ret, struct why *why);
 
-/* Opens; -ENOENT: never initialised (why gives the hint `diskguardctl init`); -ENOTDIR, -EPROTONOSUPPORT, -EBADMSG, -EXDEV (root's handle
- * differs: a copy of another datastore), -EINVAL (it lies inside another datastore), -EPERM (.diskguard belongs to another user, or is open to group or others), -EUCLEAN (a directory
- * in it is missing). After -EXDEV, and only then, *ret is open in spite of the error, and read_only, so that fsck.diskguard -n can look at a copy.
- * The fence is the file system's own; a program with an option fence= sets ret->fence afterwards. */
+/* Opens; -ENOENT: never initialised (why gives the hint `diskguardctl init`); -ENOTDIR,
+ * -EPROTONOSUPPORT, -EBADMSG, -EXDEV (root's handle differs: a copy of another datastore), -EINVAL
+ * (it lies inside another datastore), -EPERM (.diskguard belongs to another user, or is open to
+ * group or others), -EUCLEAN (a directory in it is missing). After -EXDEV, and only then, *ret is
+ * open in spite of the error, and read_only, so that fsck.diskguard -n can look at a copy. The
+ * fence is the file system's own; a program with an option fence= sets ret->fence afterwards. */
 DG_MUST_CHECK int store_open(const char *path, struct store *ret, struct why *why);
 
-/* The same without a write, to look only: store_open() proves by a file in tmp/ whether it may write, which fsck.diskguard -n must not and
- * diskguardctl, which may ask twice a second, should not. So ret->read_only is always true, and whoever may read .diskguard may look, whoever
- * owns it, and also where the datastore lies inside another one. Errors as of store_open(); after -EXDEV *ret is open, too. */
+/* The same without a write, to look only: store_open() proves by a file in tmp/ whether it may
+ * write, which fsck.diskguard -n must not and diskguardctl, which may ask twice a second, should
+ * not. So ret->read_only is always true, and whoever may read .diskguard may look, whoever owns it,
+ * and also where the datastore lies inside another one. Errors as of store_open(); after -EXDEV
+ * *ret is open, too. */
 DG_MUST_CHECK int store_look(const char *path, struct store *ret, struct why *why);
 void store_close(
-    struct store *s); /* also after a failed open or init; not on a struct that neither was called with */
+    /* also after a failed open or init; not on a struct that neither was called with */
+    struct store *s);
 
-/* Does the datastore answer now, and is it the one that was opened? Root and claims/ are asked, and the file `datastore` is read. 0, -EXDEV (another
- * one) or -errno. */
+/* Does the datastore answer now, and is it the one that was opened? Root and claims/ are asked, and
+ * the file `datastore` is read. 0, -EXDEV (another one) or -errno. */
 DG_MUST_CHECK int store_same(const struct store *s);
 
-/* Is the file with this handle gone for good? The one judge of that: what it says may free a claim. fd: a descriptor of the file, or -1.
- * 1: yes. Its link count was read as 0, or the storage answers ESTALE for the handle and before and after that store_same() was true. 0: it exists, whatever
- * fd itself answers. -errno, never -ESTALE: nobody can tell now.
- * ESTALE of a descriptor alone proves nothing: an NFS client that met it once says so for ever on that descriptor, although the server has only served
- * the mount point without its disk for a while. The handle is asked anew (io_fresh_handle). */
+/* Is the file with this handle gone for good? The one judge of that: what it says may free a claim.
+ * fd: a descriptor of the file, or -1. 1: yes. Its link count was read as 0, or the storage answers
+ * ESTALE for the handle and before and after that store_same() was true. 0: it exists, whatever fd
+ * itself answers. -errno, never -ESTALE: nobody can tell now. ESTALE of a descriptor alone proves
+ * nothing: an NFS client that met it once says so for ever on that descriptor, although the server
+ * has only served the mount point without its disk for a while. The handle is asked anew
+ * (io_fresh_handle). */
 DG_MUST_CHECK int store_gone(const struct store *s, int fd, const struct io_handle *h);
 
-/* What a person can do about this errno (negative) of the storage: a clause for the end of an explanation. */
+/* What a person can do about this errno (negative) of the storage: a clause for the end of an
+ * explanation. */
 const char *store_hint(int err);
 
-/* Proves that this storage and these credentials can create, fsync, link (st_nlink 2), rename and unlink below .diskguard. 0 or -errno. */
+/* Proves that this storage and these credentials can create, fsync, link (st_nlink 2), rename and
+ * unlink below .diskguard. 0 or -errno. */
 DG_MUST_CHECK int store_prove(const struct store *s, struct why *why);
 
 #endif

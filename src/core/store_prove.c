@@ -3,14 +3,15 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "core/hook.h"
+#include "base/hook.h"
 #include "core/store.h"
 
 #define PROVE_TEXT "diskguard proves that this storage works\n"
 #define PROVE_NAME 64
 #define P "%.200s"
 
-/* Two files: `one` gets a second name, `more`, and then loses it to `two`, as a claim's record is replaced.
+/* Two files: `one` gets a second name, `more`, and then loses it to `two`, as a claim's record is
+ * replaced.
  */
 struct prove {
     const struct store *s;
@@ -124,7 +125,8 @@ static const struct {
     {"create and fsync a file", step_create, NULL},
     {"read back what was written", step_read, NULL},
     {"keep the owner of a new file", step_owner, NULL},
-    {"link a file to a second name", prove_link, "claims need hard links: use a file system that has them"},
+    {"link a file to a second name", prove_link,
+     "claims need hard links: use a file system that has them"},
     {"show the link count of a linked file", step_link_count,
      "claims need it: use a file system that has hard links"},
     {"take a lock on a file", step_fence, NULL},
@@ -134,8 +136,8 @@ static const struct {
     {"remove a file", step_unlink, NULL},
 };
 
-/* tmp/init.* is left by an init that was interrupted after it had won; now that there is a `datastore` nobody
- * needs it. */
+/* tmp/init.* is left by an init that was interrupted after it had won; now that there is a
+ * `datastore` nobody needs it. */
 static int sweep_init(void *arg, const char *name)
 {
     const struct store *s = arg;
@@ -147,8 +149,8 @@ static int sweep_init(void *arg, const char *name)
 
 static void prove_end(struct prove *p)
 {
-    /* By name whatever a failed step answered: the create or link may have happened although its reply was
-     * lost. */
+    /* By name whatever a failed step answered: the create or link may have happened although its
+     * reply was lost. */
     unlinkat(p->s->tmp_fd, p->one, 0);
     unlinkat(p->s->tmp_fd, p->two, 0);
     unlinkat(p->s->tmp_fd, p->more, 0);
@@ -172,7 +174,9 @@ int store_prove(const struct store *s, struct why *why)
     for (size_t i = 0; r == 0 && i < sizeof(steps) / sizeof(steps[0]); i++) {
         r = steps[i].run(&p);
         if (r < 0)
-            why_set(why, "this storage, with these credentials, cannot %s in " P "/" DG_DIR "/tmp: %s; %s",
+            why_set(why,
+                    "this storage, with these credentials, cannot %s in " P "/" DG_DIR
+                    "/tmp: %s; %s",
                     steps[i].what, s->path, strerror(-r),
                     steps[i].way_out ? steps[i].way_out : store_hint(r));
     }
@@ -181,7 +185,7 @@ int store_prove(const struct store *s, struct why *why)
         return r;
     r = io_fresh_dir(s->tmp_fd, sweep_init, (void *)s);
     if (r < 0)
-        why_set(why, "cannot read the directory " P "/" DG_DIR "/tmp: %s; %s", s->path, strerror(-r),
-                store_hint(r));
+        why_set(why, "cannot read the directory " P "/" DG_DIR "/tmp: %s; %s", s->path,
+                strerror(-r), store_hint(r));
     return r;
 }

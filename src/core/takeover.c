@@ -3,12 +3,14 @@
 
 #include <string.h>
 
-#define BY_HAND "once that host is surely off: fsck.diskguard --takeover %s --confirm-host-is-down DATASTORE"
+#define BY_HAND                                                                                    \
+    "once that host is surely off: fsck.diskguard --takeover %s --confirm-host-is-down DATASTORE"
 
-void takeover_watch(struct takeover_watch *w, const struct host_record *rec, uint64_t now_ms, uint64_t gap_ms)
+void takeover_watch(struct takeover_watch *w, const struct host_record *rec, uint64_t now_ms,
+                    uint64_t gap_ms)
 {
-    bool same = w->since_ms != 0 && strcmp(w->host, rec->uuid) == 0 && strcmp(w->daemon, rec->daemon) == 0 &&
-                w->beat == rec->beat;
+    bool same = w->since_ms != 0 && strcmp(w->host, rec->uuid) == 0 &&
+                strcmp(w->daemon, rec->daemon) == 0 && w->beat == rec->beat;
 
     if (!same) {
         bool watched = w->since_ms != 0 && strcmp(w->host, rec->uuid) == 0 &&
@@ -26,7 +28,8 @@ enum takeover_beat takeover_beat(const struct takeover_watch *w, uint64_t now_ms
 {
     if (w->since_ms != 0 && now_ms - w->since_ms >= need_ms)
         return TAKEOVER_BEAT_STANDS;
-    return w->moves >= 2 && now_ms - w->since_ms < need_ms / 2 ? TAKEOVER_BEAT_MOVES : TAKEOVER_BEAT_WATCHED;
+    return w->moves >= 2 && now_ms - w->since_ms < need_ms / 2 ? TAKEOVER_BEAT_MOVES
+                                                               : TAKEOVER_BEAT_WATCHED;
 }
 
 static bool fences(enum fencing f, bool unproven)
@@ -65,51 +68,52 @@ void takeover_explain(enum takeover_verdict v, const struct takeover_input *in, 
 {
     switch (v) {
     case TAKEOVER_TRY:
-        why_set(ret,
-                "the beat of host %.100s stands still and its record is not locked: the fence lock decides",
-                host_name);
+        why_set(
+            ret,
+            "the beat of host %.100s stands still and its record is not locked: the fence lock decides",
+            host_name);
         break;
     case TAKEOVER_WATCH:
-        why_set(ret, "the beat of host %.100s must be watched longer before it counts as standing still",
+        why_set(ret,
+                "the beat of host %.100s must be watched longer before it counts as standing still",
                 host_name);
         break;
     case TAKEOVER_LOCKED:
-        why_set(ret,
-                "the record of host %.100s is still locked although its beat stands still: its diskguard is "
-                "stopped or hangs, or its "
-                "locks have not run out yet; " BY_HAND,
-                host_name, host_uuid);
+        why_set(
+            ret,
+            "the record of host %.100s is still locked although its beat stands still: its diskguard is stopped or hangs, or its locks have not run out yet; " BY_HAND,
+            host_name, host_uuid);
         break;
     case TAKEOVER_ALIVE:
         why_set(ret, "host %.100s lives: its beat moves; close the image there", host_name);
         break;
     case TAKEOVER_NO_RECORD:
-        why_set(ret,
-                "host %.100s has no readable record on the datastore (%s), so nothing tells whether it "
-                "lives; " BY_HAND,
-                host_name, strerror(-in->record), host_uuid);
+        why_set(
+            ret,
+            "host %.100s has no readable record on the datastore (%s), so nothing tells whether it lives; " BY_HAND,
+            host_name, strerror(-in->record), host_uuid);
         break;
     case TAKEOVER_OWN:
-        why_set(ret, "here the fence lock does not prove that host %.100s cannot write: %s; %s" BY_HAND,
+        why_set(ret,
+                "here the fence lock does not prove that host %.100s cannot write: %s; %s" BY_HAND,
                 host_name, own_why,
-                in->own == FENCING_UNPROVEN ? "takeover=lock-unproven accepts that; or, " : "", host_uuid);
+                in->own == FENCING_UNPROVEN ? "takeover=lock-unproven accepts that; or, " : "",
+                host_uuid);
         break;
     case TAKEOVER_HOLDER:
-        why_set(ret,
-                "the claim of host %.100s says that losing the fence lock %s (NFSv3, a mount option, or a "
-                "diskguard of an "
-                "older version); %s" BY_HAND,
-                host_name,
-                in->holder == FENCING_UNPROVEN ? "is not proven to stop its writes"
-                                               : "does not stop its writes",
-                in->holder == FENCING_UNPROVEN ? "takeover=lock-unproven accepts that; or, " : "", host_uuid);
+        why_set(
+            ret,
+            "the claim of host %.100s says that losing the fence lock %s (NFSv3, a mount option, or a diskguard of an older version); %s" BY_HAND,
+            host_name,
+            in->holder == FENCING_UNPROVEN ? "is not proven to stop its writes"
+                                           : "does not stop its writes",
+            in->holder == FENCING_UNPROVEN ? "takeover=lock-unproven accepts that; or, " : "",
+            host_uuid);
         break;
     case TAKEOVER_NAMES:
         why_set(
             ret,
-            "host %.100s claimed it to remove, replace or truncate it, and no lock stops such an operation "
-            "when it comes late: wait until "
-            "diskguard on that host is started again, which frees it; or, " BY_HAND,
+            "host %.100s claimed it to remove, replace or truncate it, and no lock stops such an operation when it comes late: wait until diskguard on that host is started again, which frees it; or, " BY_HAND,
             host_name, host_uuid);
         break;
     }

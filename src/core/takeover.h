@@ -1,8 +1,11 @@
-/* takeover.h: may the claim of a host that seems dead be taken over without a person? The decision, pure; daemon/takeover.c acts on it.
+/* takeover.h: may the claim of a host that seems dead be taken over without a person? The decision,
+ * pure; guard/takeover.c acts on it.
  *
- * Nothing here proves that a host is dead: a beat that stands still and a lock that is gone only say that it is worth trying. The proof is the
- * exclusive fence lock on the image itself, granted by the storage (core/recover.c takes it before it acts), and it counts only where losing the
- * lock stops the loser's writes (enum fencing): on our mount as we see it, and on the holder's as its claim record says. */
+ * Nothing here proves that a host is dead: a beat that stands still and a lock that is gone only
+ * say that it is worth trying. The proof is the exclusive fence lock on the image itself, granted
+ * by the storage (core/recover.c takes it before it acts), and it counts only where losing the lock
+ * stops the loser's writes (enum fencing): on our mount as we see it, and on the holder's as its
+ * claim record says. */
 #ifndef DISKGUARD_TAKEOVER_H
 #define DISKGUARD_TAKEOVER_H
 
@@ -13,7 +16,9 @@
 
 enum takeover_beat {
     TAKEOVER_BEAT_WATCHED, /* not watched long enough */
-    TAKEOVER_BEAT_MOVES, /* one daemon's changed twice while it was watched, and not long ago: one change may be the last gasp of a host */
+    /* one daemon's changed twice while it was watched, and not long ago: one change may be the last
+       gasp of a host */
+    TAKEOVER_BEAT_MOVES,
     TAKEOVER_BEAT_STANDS /* the counter has not changed for as long as was asked for */
 };
 struct takeover_watch {
@@ -23,7 +28,8 @@ struct takeover_watch {
     uint64_t seen_ms;  /* last looked at */
     unsigned moves;    /* changes in a row, each between two looks that were not far apart */
 };
-/* Notes a record just read (fresh). Looks further apart than gap_ms cannot tell when a beat came between them: such a change begins the watch anew. */
+/* Notes a record just read (fresh). Looks further apart than gap_ms cannot tell when a beat came
+ * between them: such a change begins the watch anew. */
 void takeover_watch(struct takeover_watch *w, const struct host_record *rec, uint64_t now_ms,
                     uint64_t gap_ms);
 /* need_ms: how long a beat must stand still. */
@@ -34,12 +40,14 @@ enum takeover_beat takeover_beat(const struct takeover_watch *w, uint64_t now_ms
 enum takeover_verdict {
     TAKEOVER_TRY,   /* try the fence lock: it decides */
     TAKEOVER_WATCH, /* not yet: its beat must be watched longer */
-    TAKEOVER_LOCKED, /* not now: the record of that host is locked, so it lives, or its locks have not run out yet */
+    /* not now: the record of that host is locked, so it lives, or its locks have not run out yet */
+    TAKEOVER_LOCKED,
     TAKEOVER_ALIVE,     /* its beat moves */
     TAKEOVER_NO_RECORD, /* nothing tells whether it lives: no readable record of that host */
     TAKEOVER_OWN,       /* never: locks on our own mount do not fence */
     TAKEOVER_HOLDER,    /* never: the holder's mount does not, as its claim says */
-    TAKEOVER_NAMES /* never: it is claimed to be removed, replaced or truncated by path, and no lock fences that */
+    TAKEOVER_NAMES /* never: it is claimed to be removed, replaced or truncated by path, and no lock
+                      fences that */
 };
 struct takeover_input {
     bool unproven; /* FENCING_UNPROVEN is accepted, too (takeover=lock-unproven) */
@@ -49,13 +57,14 @@ struct takeover_input {
     int alive;  /* host_alive(): 1, 0 or -errno (cannot be told) */
     enum takeover_beat beat;
 };
-/* Was it claimed for an operation on names (format "none"), and not to be written? NFSv4 refuses the late WRITE of a lock that was lost, but carries out a
- * REMOVE, RENAME or SETATTR, for they name no lock. */
+/* Was it claimed for an operation on names (format "none"), and not to be written? NFSv4 refuses
+ * the late WRITE of a lock that was lost, but carries out a REMOVE, RENAME or SETATTR, for they
+ * name no lock. */
 bool takeover_is_names(const struct record *rec);
 enum takeover_verdict takeover_decide(const struct takeover_input *in);
 
-/* One sentence without its full stop: why it is refused, or what is waited for. own_why: of io_fencing(). The word DATASTORE in it stands for the
- * reader's own, as in core/problem.h. */
+/* One sentence without its full stop: why it is refused, or what is waited for. own_why: of
+ * io_fencing(). The word DATASTORE in it stands for the reader's own, as in core/problem.h. */
 void takeover_explain(enum takeover_verdict v, const struct takeover_input *in, const char *own_why,
                       const char *host_name, const char *host_uuid, struct why *ret);
 

@@ -80,7 +80,8 @@ static bool is_inside(const struct search *f, int dir, const struct dirent *e)
 
 static void look_in(struct search *f, const char *path, bool deeper)
 {
-    int fd = io_fresh_open(f->s->root_fd, path[0] ? path : ".", O_RDONLY | O_DIRECTORY | O_NOFOLLOW);
+    int fd =
+        io_fresh_open(f->s->root_fd, path[0] ? path : ".", O_RDONLY | O_DIRECTORY | O_NOFOLLOW);
     DIR *dir = fd < 0 ? NULL : fdopendir(fd);
     struct dirent *e;
     char name[PATH_MAX];
@@ -94,7 +95,8 @@ static void look_in(struct search *f, const char *path, bool deeper)
         if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0)
             continue;
         f->names++;
-        if (snprintf(name, sizeof(name), "%s%s%s", path, path[0] ? "/" : "", e->d_name) >= (int)sizeof(name))
+        if (snprintf(name, sizeof(name), "%s%s%s", path, path[0] ? "/" : "", e->d_name) >=
+            (int)sizeof(name))
             continue;
         look_at(f, name, e->d_ino);
         if (deeper && is_inside(f, dirfd(dir), e))
@@ -143,8 +145,8 @@ void whereis(const struct store *s, struct whereis *w, size_t n, unsigned limit,
     }
 }
 
-void whereis_name(const struct store *s, uint64_t ino, const struct io_handle *handle, const char *was,
-                  char *ret, size_t size)
+void whereis_name(const struct store *s, uint64_t ino, const struct io_handle *handle,
+                  const char *was, char *ret, size_t size)
 {
     struct whereis w = {.ino = ino, .handle = *handle, .was = was};
 

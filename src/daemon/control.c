@@ -4,6 +4,7 @@
 #include <json-c/json.h>
 #include <limits.h>
 #include <poll.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -12,15 +13,16 @@
 #include <sys/stat.h>
 #include <sys/un.h>
 
-#include "daemon/image.h"
-#include "daemon/image_shared.h"
-#include "daemon/keeper.h"
+#include "daemon/monitor.h"
 #include "daemon/options.h"
-#include "daemon/takeover.h"
 #include "diskguard/control.h"
+#include "guard/guard.h"
+#include "guard/shared.h"
+#include "guard/takeover.h"
 
-#define CLIENT_MS                                                                                            \
-    2000u /* a client has this long to send its line, and again to take the answer: others wait for it */
+#define CLIENT_MS                                                                                  \
+    2000u /* a client has this long to send its line, and again to take the answer: others wait    \
+             for it */
 #define BACKLOG 64
 
 struct control {
@@ -29,7 +31,8 @@ struct control {
     int listen_fd;
     int stop_fd; /* eventfd, readable once the thread is to end */
     struct sockaddr_un addr;
-    ino_t ino; /* of the socket's name, and its time, so that a successor's socket is never removed */
+    /* of the socket's name, and its time, so that a successor's socket is never removed */
+    ino_t ino;
     struct timespec mtime;
 };
 
@@ -111,10 +114,10 @@ static struct json_object *answer_list(struct daemon *d)
     struct json_object *o = answer_new(true), *images = json_object_new_array(),
                        *shared = json_object_new_array();
 
-    add_text(o, "daemon", d->host.daemon);
-    image_each(d, list_one, images);
+    add_text(o, "daemon", d->guard.host.daemon);
+    image_each(&d->guard, list_one, images);
     json_object_object_add(o, "images", images);
-    image_shared_each(d, list_shared, shared);
+    image_shared_each(&d->guard, list_shared, shared);
     json_object_object_add(o, "shared", shared);
     return o;
 }
@@ -135,7 +138,7 @@ static struct json_object *answer_hosts(const struct daemon *d)
 {
     struct json_object *o = answer_new(true), *hosts = json_object_new_array();
 
-    json_object_array_add(hosts, host_object(&d->host));
+    json_object_array_add(hosts, host_object(&d->guard.host));
     json_object_object_add(o, "hosts", hosts);
     return o;
 }
@@ -155,18 +158,18 @@ static struct json_object *options_object(const struct options *opt)
         [RAW_AUTO] = "auto", [RAW_ALL] = "all", [RAW_NONE] = "none", [RAW_GLOBS] = "globs"};
     struct json_object *o = json_object_new_object();
 
-    add_u64(o, "wait", opt->wait_s);
-    add_u64(o, "threshold", opt->threshold);
-    add_bool(o, "threshold_rules", options_threshold_rules(opt));
-    add_text(o, "damaged", opt->damaged == DAMAGED_CLAIM ? "claim" : "refuse");
-    add_text(o, "writers", opt->writers == WRITERS_HOST ? "host" : "process");
-    add_text(o, "seal", opt->seal == SEAL_SIZE ? "size" : "refuse");
-    add_text(o, "raw", raw[opt->raw]);
-    add_globs(o, "raw_globs", opt->raw_globs);
-    add_globs(o, "shared_globs", opt->shared_globs);
+    add_u64(o, "wait", opt->guard.wait_s);
+    add_u64(o, "threshold", opt->guard.threshold);
+    add_bool(o, "threshold_rules", guard_threshold_rules(&opt->guard));
+    add_text(o, "damaged", opt->guard.damaged == DAMAGED_CLAIM ? "claim" : "refuse");
+    add_text(o, "writers", opt->guard.writers == WRITERS_HOST ? "host" : "process");
+    add_text(o, "seal", opt->guard.seal == SEAL_SIZE ? "size" : "refuse");
+    add_text(o, "raw", raw[opt->guard.raw]);
+    add_globs(o, "raw_globs", opt->guard.raw_globs);
+    add_globs(o, "shared_globs", opt->guard.shared_globs);
     add_text(o, "fence", opt->fence_none ? "none" : "auto");
-    add_text(o, "takeover", options_takeover_name(opt->takeover));
-    add_u64(o, "takeover_wait", opt->takeover_wait_s);
+    add_text(o, "takeover", options_takeover_name(opt->guard.takeover));
+    add_u64(o, "takeover_wait", opt->guard.takeover_wait_s);
     add_text(o, "state_dir", opt->state_dir ? opt->state_dir : "");
     return o;
 }
@@ -176,10 +179,11 @@ static void count_one(void *arg, const struct image_info *info)
     ((unsigned *)arg)[info->state]++;
 }
 
-/* Has the kernel the view still mounted, here or in another mount namespace? fuse(4): a device whose connection is gone has POLLERR. */
+/* Has the kernel the view still mounted, here or in another mount namespace? fuse(4): a device
+ * whose connection is gone has POLLERR. */
 static bool is_mounted(const struct daemon *d)
 {
-    struct pollfd p = {fuse_session_fd(d->se), POLLIN, 0};
+    struct pollfd p = {fuse_session_fd(d->view.se), POLLIN, 0};
 
     return poll(&p, 1, 0) >= 0 && !(p.revents & (POLLERR | POLLNVAL));
 }
@@ -189,20 +193,20 @@ static struct json_object *answer_status(struct daemon *d)
     struct json_object *o = answer_new(true), *counts = json_object_new_object();
     unsigned n[IMAGE_VANISHED + 1] = {0};
 
-    image_each(d, count_one, n);
+    image_each(&d->guard, count_one, n);
     for (int i = IMAGE_IDLE + 1; i <= IMAGE_VANISHED; i++)
         add_u64(counts, image_state_name((enum image_state)i), n[i]);
     add_text(o, "program", DG_VERSION);
     add_u64(o, "pid", (uint64_t)getpid());
-    add_text(o, "datastore", d->opt.datastore);
-    add_text(o, "uuid", d->store.uuid);
-    add_text(o, "mountpoint", d->opt.mountpoint);
-    add_bool(o, "read_only", d->store.read_only || d->opt.read_only);
+    add_text(o, "datastore", d->opt.guard.datastore);
+    add_text(o, "uuid", d->guard.store.uuid);
+    add_text(o, "mountpoint", d->opt.guard.mountpoint);
+    add_bool(o, "read_only", d->guard.store.read_only || d->opt.guard.read_only);
     add_bool(o, "mounted", is_mounted(d));
-    add_bool(o, "stopping", atomic_load(&d->stopping));
-    json_object_object_add(o, "host", host_object(&d->host));
+    add_bool(o, "stopping", atomic_load(&d->guard.stopping));
+    json_object_object_add(o, "host", host_object(&d->guard.host));
     json_object_object_add(o, "options", options_object(&d->opt));
-    add_u64(o, "inodes", inode_count(d->inodes));
+    add_u64(o, "inodes", inode_count(d->guard.inodes));
     json_object_object_add(o, "images", counts);
     return o;
 }
@@ -215,13 +219,13 @@ static bool may_change(uid_t uid)
 
 static struct json_object *answer_retry(struct daemon *d, uid_t uid)
 {
-    struct keeper *keeper = d->keeper;
+    struct monitor *keeper = d->monitor;
 
     if (!may_change(uid))
         return answer_error("retry needs root, or the user that diskguard runs as");
     if (!keeper)
         return answer_error("nothing to retry: this view is read-only");
-    keeper_kick(keeper);
+    monitor_kick(keeper);
     return answer_new(true);
 }
 
@@ -244,9 +248,10 @@ static struct json_object *answer_takeover(struct daemon *d, uid_t uid, struct j
         return answer_error("takeover needs root, or the user that diskguard runs as");
     if (!image)
         return answer_error("takeover needs \"image\", a string: the path below the datastore");
-    ticket = takeover_start(
-        d, json_object_get_string(image),
-        (unproven && json_object_get_boolean(unproven)) || d->opt.takeover == TAKEOVER_UNPROVEN, &why);
+    ticket = takeover_start(&d->guard, json_object_get_string(image),
+                            (unproven && json_object_get_boolean(unproven)) ||
+                                d->opt.guard.takeover == TAKEOVER_UNPROVEN,
+                            &why);
     if (ticket == 0)
         return answer_error(why.text);
     o = answer_new(true);
@@ -272,7 +277,8 @@ static const char *takeover_word(int r)
     }
 }
 
-static struct json_object *answer_takeover_result(struct daemon *d, uid_t uid, struct json_object *request)
+static struct json_object *answer_takeover_result(struct daemon *d, uid_t uid,
+                                                  struct json_object *request)
 {
     struct json_object *ticket = member(request, "ticket", json_type_int), *o;
     struct why why = {""};
@@ -281,7 +287,7 @@ static struct json_object *answer_takeover_result(struct daemon *d, uid_t uid, s
 
     if (!may_change(uid))
         return answer_error("takeover needs root, or the user that diskguard runs as");
-    ended = takeover_ended(d, ticket ? json_object_get_uint64(ticket) : 0, &r, &why);
+    ended = takeover_ended(&d->guard, ticket ? json_object_get_uint64(ticket) : 0, &r, &why);
     o = answer_new(true);
     add_bool(o, "ended", ended);
     if (!ended)
@@ -301,7 +307,8 @@ static struct json_object *answer(struct daemon *d, const char *line, uid_t uid)
     if (request && json_object_object_get_ex(request, "command", &c) &&
         json_object_is_type(c, json_type_string))
         command = json_object_get_string(c);
-    if (!json_object_is_type(request, json_type_object) || !json_object_object_get_ex(request, "version", &v))
+    if (!json_object_is_type(request, json_type_object) ||
+        !json_object_object_get_ex(request, "version", &v))
         o = answer_error("the request is not a line of JSON with version and command");
     else if (json_object_get_int(v) != DG_CONTROL_VERSION)
         o = answer_error(
@@ -400,11 +407,12 @@ static void serve(struct control *c, int fd)
     int r = receive(c, fd, line);
     if (r < 0 && r != -EMSGSIZE)
         return;
-    o = r < 0 ? answer_error("the request is longer than a line may be") : answer(c->daemon, line, peer.uid);
+    o = r < 0 ? answer_error("the request is longer than a line may be")
+              : answer(c->daemon, line, peer.uid);
 
     size_t len;
-    const char *text =
-        json_object_to_json_string_length(o, JSON_C_TO_STRING_PLAIN | JSON_C_TO_STRING_NOSLASHESCAPE, &len);
+    const char *text = json_object_to_json_string_length(
+        o, JSON_C_TO_STRING_PLAIN | JSON_C_TO_STRING_NOSLASHESCAPE, &len);
     /* A client that went away, or does not read, loses its answer and nothing else. */
     if (text && transmit(c, fd, text, len) == 0)
         (void)!transmit(c, fd, "\n", 1);
@@ -441,8 +449,9 @@ static void *run(void *arg)
 
 /* ---- start and end ---- */
 
-/* The view's device number. A stat of our own mount would wait for ourselves, so the kernel's table is read
- * instead; of several mounts on one directory the last line is the one on top. 0 or -errno. */
+/* The view's device number. A stat of our own mount would wait for ourselves, so the kernel's table
+ * is read instead; of several mounts on one directory the last line is the one on top. 0 or -errno.
+ */
 static int find_device(const char *mountpoint, unsigned *ret_major, unsigned *ret_minor)
 {
     _cleanup_free_ char *line = NULL, *at = NULL;
@@ -475,14 +484,15 @@ static int find_device(const char *mountpoint, unsigned *ret_major, unsigned *re
 /* A name of our own in the same directory, for making and removing the socket. */
 static int tmp_path(const struct control *c, char *ret, size_t size)
 {
-    int n = snprintf(ret, size, DG_CONTROL_DIR "/.%d.%s", (int)getpid(), strrchr(c->addr.sun_path, '/') + 1);
+    int n = snprintf(ret, size, DG_CONTROL_DIR "/.%d.%s", (int)getpid(),
+                     strrchr(c->addr.sun_path, '/') + 1);
 
     return n < (int)size ? 0 : -ENAMETOOLONG;
 }
 
-/* Binds under a name of its own and renames it into place, so that nobody ever meets a socket that does not
- * listen. Whatever stands there is of a view that is no more, even if its daemon has not quite ended: the
- * device number is that of our mount now. */
+/* Binds under a name of its own and renames it into place, so that nobody ever meets a socket that
+ * does not listen. Whatever stands there is of a view that is no more, even if its daemon has not
+ * quite ended: the device number is that of our mount now. */
 static int bind_socket(struct control *c)
 {
     struct sockaddr_un tmp = {.sun_family = AF_UNIX};
@@ -498,8 +508,8 @@ static int bind_socket(struct control *c)
     unlink(tmp.sun_path);
     if (bind(c->listen_fd, (const struct sockaddr *)&tmp, sizeof(tmp)) < 0)
         return -errno;
-    if (chmod(tmp.sun_path, 0666) < 0 || listen(c->listen_fd, BACKLOG) < 0 || lstat(tmp.sun_path, &st) < 0 ||
-        rename(tmp.sun_path, c->addr.sun_path) < 0) {
+    if (chmod(tmp.sun_path, 0666) < 0 || listen(c->listen_fd, BACKLOG) < 0 ||
+        lstat(tmp.sun_path, &st) < 0 || rename(tmp.sun_path, c->addr.sun_path) < 0) {
         r = -errno;
         unlink(tmp.sun_path);
         return r;
@@ -509,7 +519,8 @@ static int bind_socket(struct control *c)
     return 0;
 }
 
-/* Removes the socket's name, unless it is a successor's by now: that one is put back, where there is none yet. */
+/* Removes the socket's name, unless it is a successor's by now: that one is put back, where there
+ * is none yet. */
 static void unbind_socket(const struct control *c)
 {
     char tmp[sizeof(c->addr.sun_path)];
@@ -526,11 +537,12 @@ static void unbind_socket(const struct control *c)
 static int control_open(struct control *c)
 {
     unsigned major = 0, minor = 0;
-    int r = find_device(c->daemon->opt.mountpoint, &major, &minor);
+    int r = find_device(c->daemon->opt.guard.mountpoint, &major, &minor);
 
     if (r < 0)
         return r;
-    snprintf(c->addr.sun_path, sizeof(c->addr.sun_path), DG_CONTROL_DIR "/%u:%u.sock", major, minor);
+    snprintf(c->addr.sun_path, sizeof(c->addr.sun_path), DG_CONTROL_DIR "/%u:%u.sock", major,
+             minor);
     if (mkdir(DG_CONTROL_DIR, 0755) == 0)
         r = chmod(DG_CONTROL_DIR, 0755) < 0 ? -errno : 0; /* whatever the umask is */
     else
@@ -558,10 +570,10 @@ struct control *control_new(struct daemon *d, struct why *why)
         r = -pthread_create(&c->thread, NULL, run, c);
     if (r == 0)
         return c;
-    why_set(why,
-            "no control socket %s: %s; diskguardctl can still read the datastore itself, as root with "
-            "--datastore",
-            c->addr.sun_path[0] ? c->addr.sun_path : "in " DG_CONTROL_DIR, strerror(-r));
+    why_set(
+        why,
+        "no control socket %s: %s; diskguardctl can still read the datastore itself, as root with --datastore",
+        c->addr.sun_path[0] ? c->addr.sun_path : "in " DG_CONTROL_DIR, strerror(-r));
     if (c->ino != 0)
         unbind_socket(c);
     base_closep(&c->listen_fd);

@@ -5,7 +5,7 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 
-#include "core/log.h"
+#include "base/log.h"
 #include "daemon/options.h"
 #include "daemon/start.h"
 #include "diskguard/exitcodes.h"
@@ -16,8 +16,8 @@ static int complain(const struct why *why, int code)
     return code;
 }
 
-/* The child keeps standard error until the view answers, so that the one line about a failure reaches whoever
- * runs mount(8). */
+/* The child keeps standard error until the view answers, so that the one line about a failure
+ * reaches whoever runs mount(8). */
 static void child_ready(void *arg)
 {
     int pipe_fd = *(int *)arg;
@@ -31,14 +31,15 @@ static void child_ready(void *arg)
     close(pipe_fd);
 }
 
-/* Under systemd standard error is the journal, which then should get fields and priorities: systemd.exec(5), JOURNAL_STREAM. */
+/* Under systemd standard error is the journal, which then should get fields and priorities:
+ * systemd.exec(5), JOURNAL_STREAM. */
 static bool stderr_is_journal(void)
 {
     const char *s = getenv("JOURNAL_STREAM");
     unsigned long dev, ino;
     struct stat st;
-    return s && sscanf(s, "%lu:%lu", &dev, &ino) == 2 && fstat(STDERR_FILENO, &st) == 0 && st.st_dev == dev &&
-           st.st_ino == ino;
+    return s && sscanf(s, "%lu:%lu", &dev, &ino) == 2 && fstat(STDERR_FILENO, &st) == 0 &&
+           st.st_dev == dev && st.st_ino == ino;
 }
 
 static void foreground_ready(void *arg)
@@ -75,7 +76,8 @@ static int parent_wait(pid_t child, int pipe_fd)
         if (errno != EINTR)
             return DG_EXIT_FAILURE;
     if (WIFSIGNALED(status))
-        fprintf(stderr, "diskguard: ended by signal %d before the view was mounted\n", WTERMSIG(status));
+        fprintf(stderr, "diskguard: ended by signal %d before the view was mounted\n",
+                WTERMSIG(status));
     return WIFEXITED(status) && WEXITSTATUS(status) != 0 ? WEXITSTATUS(status) : DG_EXIT_FAILURE;
 }
 

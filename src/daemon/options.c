@@ -73,30 +73,26 @@ static int set_wait(struct parse *p, const char *value)
     uint64_t n;
     if (base_u64(value, &n) < 0 || n > WAIT_MAX)
         return bad(p, "wait=%s: must be a number of seconds from 0 to %d", value, WAIT_MAX);
-    p->o->wait_s = (unsigned)n;
-    p->o->wait_set = true;
+    p->o->guard.wait_s = (unsigned)n;
+    p->o->guard.wait_set = true;
     return 0;
 }
 
 static int set_threshold(struct parse *p, const char *value)
 {
-    if (base_size(value, &p->o->threshold) < 0)
-        return bad(p, "threshold=%s: must be a number of bytes, with an optional K, M, G or T", value);
-    p->o->threshold_set = true;
+    if (base_size(value, &p->o->guard.threshold) < 0)
+        return bad(p, "threshold=%s: must be a number of bytes, with an optional K, M, G or T",
+                   value);
+    p->o->guard.threshold_set = true;
     return 0;
-}
-
-bool options_threshold_rules(const struct options *o)
-{
-    return o->threshold_set || o->seal == SEAL_SIZE;
 }
 
 static int set_seal(struct parse *p, const char *value)
 {
     if (strcmp(value, "refuse") == 0)
-        p->o->seal = SEAL_REFUSE;
+        p->o->guard.seal = SEAL_REFUSE;
     else if (strcmp(value, "size") == 0)
-        p->o->seal = SEAL_SIZE;
+        p->o->guard.seal = SEAL_SIZE;
     else
         return bad(p, "seal=%s: must be refuse or size", value);
     return 0;
@@ -105,9 +101,9 @@ static int set_seal(struct parse *p, const char *value)
 static int set_writers(struct parse *p, const char *value)
 {
     if (strcmp(value, "process") == 0)
-        p->o->writers = WRITERS_PROCESS;
+        p->o->guard.writers = WRITERS_PROCESS;
     else if (strcmp(value, "host") == 0)
-        p->o->writers = WRITERS_HOST;
+        p->o->guard.writers = WRITERS_HOST;
     else
         return bad(p, "writers=%s: must be process or host", value);
     return 0;
@@ -116,9 +112,9 @@ static int set_writers(struct parse *p, const char *value)
 static int set_readers(struct parse *p, const char *value)
 {
     if (strcmp(value, "protect") == 0)
-        p->o->readers = READERS_PROTECT;
+        p->o->guard.readers = READERS_PROTECT;
     else if (strcmp(value, "ignore") == 0)
-        p->o->readers = READERS_IGNORE;
+        p->o->guard.readers = READERS_IGNORE;
     else
         return bad(p, "readers=%s: must be protect or ignore", value);
     return 0;
@@ -127,9 +123,9 @@ static int set_readers(struct parse *p, const char *value)
 static int set_damaged(struct parse *p, const char *value)
 {
     if (strcmp(value, "claim") == 0)
-        p->o->damaged = DAMAGED_CLAIM;
+        p->o->guard.damaged = DAMAGED_CLAIM;
     else if (strcmp(value, "refuse") == 0)
-        p->o->damaged = DAMAGED_REFUSE;
+        p->o->guard.damaged = DAMAGED_REFUSE;
     else
         return bad(p, "damaged=%s: must be claim or refuse", value);
     return 0;
@@ -145,8 +141,9 @@ static int set_fence(struct parse *p, const char *value)
 
 const char *options_takeover_name(enum takeover_mode t)
 {
-    static const char *const words[] = {
-        [TAKEOVER_MANUAL] = "manual", [TAKEOVER_BY_LOCK] = "lock", [TAKEOVER_UNPROVEN] = "lock-unproven"};
+    static const char *const words[] = {[TAKEOVER_MANUAL] = "manual",
+                                        [TAKEOVER_BY_LOCK] = "lock",
+                                        [TAKEOVER_UNPROVEN] = "lock-unproven"};
     return words[t];
 }
 
@@ -154,7 +151,7 @@ static int set_takeover(struct parse *p, const char *value)
 {
     for (unsigned n = 0; n <= TAKEOVER_UNPROVEN; n++) {
         if (strcmp(value, options_takeover_name((enum takeover_mode)n)) == 0) {
-            p->o->takeover = (enum takeover_mode)n;
+            p->o->guard.takeover = (enum takeover_mode)n;
             return 0;
         }
     }
@@ -165,8 +162,9 @@ static int set_takeover_wait(struct parse *p, const char *value)
 {
     uint64_t n;
     if (base_u64(value, &n) < 0 || n < 1 || n > WAIT_MAX)
-        return bad(p, "takeover-wait=%s: must be a number of seconds from 1 to %d", value, WAIT_MAX);
-    p->o->takeover_wait_s = (unsigned)n;
+        return bad(p, "takeover-wait=%s: must be a number of seconds from 1 to %d", value,
+                   WAIT_MAX);
+    p->o->guard.takeover_wait_s = (unsigned)n;
     return 0;
 }
 
@@ -179,7 +177,8 @@ static void globs_free(char ***at)
 }
 
 /* must: what the value of the option `name` must be, for the message. */
-static int set_globs(struct parse *p, char ***at, const char *name, const char *must, const char *value)
+static int set_globs(struct parse *p, char ***at, const char *name, const char *must,
+                     const char *value)
 {
     size_t n = 2;
     for (const char *s = value; *s; s++)
@@ -210,10 +209,10 @@ static bool is_executable(const char *s, size_t len)
 
 static void managers_free(struct options *o)
 {
-    for (char **m = o->managers; m && *m; m++)
+    for (char **m = o->guard.managers; m && *m; m++)
         free(*m);
-    free(o->managers);
-    o->managers = NULL;
+    free(o->guard.managers);
+    o->guard.managers = NULL;
 }
 
 static int set_managers(struct parse *p, const char *value)
@@ -222,19 +221,19 @@ static int set_managers(struct parse *p, const char *value)
     for (const char *s = value; *s; s++)
         n += *s == ':';
     managers_free(p->o);
-    p->o->managers = calloc(n, sizeof(char *));
-    if (!p->o->managers)
+    p->o->guard.managers = calloc(n, sizeof(char *));
+    if (!p->o->guard.managers)
         return no_memory(p);
     n = 0;
     for (const char *s = value; strcmp(value, "none") != 0;) {
         size_t len = strcspn(s, ":");
         if (!is_executable(s, len))
-            return bad(p,
-                       "managers=%s: must be none, or names or absolute paths of programs such as "
-                       "libvirtd:/opt/bin/manager",
-                       value);
-        p->o->managers[n] = strndup(s, len);
-        if (!p->o->managers[n++])
+            return bad(
+                p,
+                "managers=%s: must be none, or names or absolute paths of programs such as libvirtd:/opt/bin/manager",
+                value);
+        p->o->guard.managers[n] = strndup(s, len);
+        if (!p->o->guard.managers[n++])
             return no_memory(p);
         if (s[len] == '\0')
             break;
@@ -248,27 +247,30 @@ static int set_subtype(struct parse *p, const char *value)
 {
     size_t n = strspn(value, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-");
     if (n == 0 || value[n] != '\0' || n > SUBTYPE_MAX)
-        return bad(p, "subtype=%s: must be 1 to %d letters, digits, '-' and '_'", value, SUBTYPE_MAX);
+        return bad(p, "subtype=%s: must be 1 to %d letters, digits, '-' and '_'", value,
+                   SUBTYPE_MAX);
     return set_text(p, &p->o->subtype, value);
 }
 
 static int set_raw(struct parse *p, const char *value)
 {
-    static const char *const words[] = {[RAW_AUTO] = "auto", [RAW_ALL] = "all", [RAW_NONE] = "none"};
+    static const char *const words[] = {
+        [RAW_AUTO] = "auto", [RAW_ALL] = "all", [RAW_NONE] = "none"};
     for (unsigned n = 0; n < sizeof(words) / sizeof(*words); n++) {
         if (strcmp(value, words[n]) == 0) {
-            p->o->raw = (enum raw_mode)n;
+            p->o->guard.raw = (enum raw_mode)n;
             return 0;
         }
     }
-    p->o->raw = RAW_GLOBS;
-    return set_globs(p, &p->o->raw_globs, "raw", "auto, all, none or file name patterns such as *.img:*.raw",
-                     value);
+    p->o->guard.raw = RAW_GLOBS;
+    return set_globs(p, &p->o->guard.raw_globs, "raw",
+                     "auto, all, none or file name patterns such as *.img:*.raw", value);
 }
 
 static int set_shared(struct parse *p, const char *value)
 {
-    return set_globs(p, &p->o->shared_globs, "shared", "file name patterns such as *.shared:quorum-*", value);
+    return set_globs(p, &p->o->guard.shared_globs, "shared",
+                     "file name patterns such as *.shared:quorum-*", value);
 }
 
 static const struct own_option {
@@ -287,8 +289,8 @@ static const struct own_option {
 
 /* ---- everybody else's ---- */
 
-/* What mount(8), fstab(5) and systemd.mount(5) put there for themselves; times of access, which FUSE
- * leaves to us; and what tunes libfuse's own loop, which is not used here. */
+/* What mount(8), fstab(5) and systemd.mount(5) put there for themselves; times of access, which
+ * FUSE leaves to us; and what tunes libfuse's own loop, which is not used here. */
 static bool is_for_others(const char *arg)
 {
     static const char *const words[] = {
@@ -298,9 +300,10 @@ static bool is_for_others(const char *arg)
     for (size_t n = 0; n < sizeof(words) / sizeof(*words); n++)
         if (strcmp(arg, words[n]) == 0)
             return true;
-    return strncmp(arg, "x-", 2) == 0 || strncmp(arg, "X-", 2) == 0 || strncmp(arg, "comment=", 8) == 0 ||
-           strncmp(arg, "user=", 5) == 0 || strcmp(arg, "clone_fd") == 0 ||
-           strncmp(arg, "max_threads=", 12) == 0 || strncmp(arg, "max_idle_threads=", 17) == 0;
+    return strncmp(arg, "x-", 2) == 0 || strncmp(arg, "X-", 2) == 0 ||
+           strncmp(arg, "comment=", 8) == 0 || strncmp(arg, "user=", 5) == 0 ||
+           strcmp(arg, "clone_fd") == 0 || strncmp(arg, "max_threads=", 12) == 0 ||
+           strncmp(arg, "max_idle_threads=", 17) == 0;
 }
 
 /* mount options that libfuse passes to the kernel or to fusermount3: fuse(8). */
@@ -322,9 +325,9 @@ static bool is_for_fuse(const char *arg)
 static int to_fuse(struct parse *p, const char *arg)
 {
     if (strcmp(arg, "ro") == 0)
-        p->o->read_only = true;
+        p->o->guard.read_only = true;
     if (strcmp(arg, "rw") == 0)
-        p->o->read_only = false;
+        p->o->guard.read_only = false;
     return options_to_fuse(p->o, arg, NULL) < 0 ? no_memory(p) : 0;
 }
 
@@ -359,7 +362,8 @@ static int mount_option(struct parse *p, const char *arg)
         return bad(p, "a view cannot be remounted: unmount it and mount it again");
     else if (is_for_fuse(arg))
         return to_fuse(p, arg);
-    else if (strcmp(arg, "default_permissions") != 0 && !is_for_others(arg)) /* the former is always on */
+    else if (strcmp(arg, "default_permissions") != 0 && !is_for_others(arg)) /* the former is always
+                                                                                on */
         return bad(p, "unknown option \"%s\"", arg);
     return 0;
 }
@@ -372,9 +376,10 @@ static int path_argument(struct parse *p, const char *arg)
 }
 
 enum { KEY_HELP = 1, KEY_VERSION, KEY_FOREGROUND, KEY_DEBUG };
-#define OPT_KEY(text, key)                                                                                   \
-    {                                                                                                        \
-        (text), (unsigned long)-1U, (key) /* FUSE_OPT_KEY, <fuse_opt.h>, with the cast spelled out */        \
+#define OPT_KEY(text, key)                                                                         \
+    {                                                                                              \
+        (text), (unsigned long)-1U, (key) /* FUSE_OPT_KEY, <fuse_opt.h>, with the cast spelled out \
+                                           */                                                      \
     }
 static const struct fuse_opt spec[] = {OPT_KEY("-h", KEY_HELP),
                                        OPT_KEY("--help", KEY_HELP),
@@ -436,13 +441,14 @@ static int finish(struct parse *p)
 {
     struct options *o = p->o;
     if (p->n_paths < 2)
-        return bad(p, p->n_paths == 0 ? "which datastore, and where to mount it?" : "where to mount it?");
-    o->datastore = p->paths[0];
-    o->mountpoint = p->paths[1];
+        return bad(p, p->n_paths == 0 ? "which datastore, and where to mount it?"
+                                      : "where to mount it?");
+    o->guard.datastore = p->paths[0];
+    o->guard.mountpoint = p->paths[1];
     p->paths[0] = p->paths[1] = NULL;
     if (!o->state_dir && set_text(p, &o->state_dir, STATE_DIR_DEFAULT) < 0)
         return -1;
-    if (!o->managers && set_managers(p, MANAGERS_DEFAULT) < 0)
+    if (!o->guard.managers && set_managers(p, MANAGERS_DEFAULT) < 0)
         return -1;
     if (!o->subtype && set_text(p, &o->subtype, SUBTYPE_DEFAULT) < 0)
         return -1;
@@ -467,11 +473,12 @@ static void no_log(enum fuse_log_level level, const char *fmt, va_list ap)
     (void)ap;
 }
 
-int options_parse(int argc, char **argv, struct options *ret, enum options_todo *ret_todo, struct why *why)
+int options_parse(int argc, char **argv, struct options *ret, enum options_todo *ret_todo,
+                  struct why *why)
 {
     struct parse p = {.o = ret, .why = why};
     struct fuse_args args = FUSE_ARGS_INIT(argc, argv);
-    *ret = (struct options){.wait_s = 5, .takeover_wait_s = TAKEOVER_WAIT_DEFAULT};
+    *ret = (struct options){.guard = {.wait_s = 5, .takeover_wait_s = TAKEOVER_WAIT_DEFAULT}};
     fuse_set_log_func(no_log);
     int r = fuse_opt_add_arg(&ret->fuse_args, "diskguard");
     if (r == 0)
@@ -491,12 +498,12 @@ int options_parse(int argc, char **argv, struct options *ret, enum options_todo 
 
 void options_free(struct options *o)
 {
-    free(o->datastore);
-    free(o->mountpoint);
+    free(o->guard.datastore);
+    free(o->guard.mountpoint);
     free(o->host_id);
     free(o->state_dir);
-    globs_free(&o->raw_globs);
-    globs_free(&o->shared_globs);
+    globs_free(&o->guard.raw_globs);
+    globs_free(&o->guard.shared_globs);
     managers_free(o);
     free(o->subtype);
     fuse_opt_free_args(&o->fuse_args);

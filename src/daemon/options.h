@@ -2,19 +2,33 @@
 #ifndef DISKGUARD_OPTIONS_H
 #define DISKGUARD_OPTIONS_H
 
-#include "daemon/daemon.h"
+#include <fuse_lowlevel.h>
+
+#include "guard/guard.h"
+
+struct options {
+    struct guard_options guard;
+    char *host_id;   /* NULL: derive */
+    char *state_dir; /* default /var/lib/diskguard */
+    char *subtype;   /* of the mount's type fuse.SUBTYPE, default "diskguard" */
+    bool fence_none; /* fence=none */
+    bool foreground, debug;
+    unsigned max_read;          /* -o max_read, bytes; 0: none */
+    struct fuse_args fuse_args; /* what is handed on to libfuse */
+};
 
 enum options_todo { OPTIONS_RUN, OPTIONS_HELP, OPTIONS_VERSION };
 
 /* 0, or -EINVAL with why (a usage error). Call options_free() in both cases. */
-DG_MUST_CHECK int options_parse(int argc, char **argv, struct options *ret, enum options_todo *ret_todo,
-                                struct why *why);
+DG_MUST_CHECK int options_parse(int argc, char **argv, struct options *ret,
+                                enum options_todo *ret_todo, struct why *why);
 
 /* managers= where it is not given: what libvirt opens images with. */
 #define MANAGERS_DEFAULT "libvirtd:virtqemud:virtstoraged:virtlockd"
 
-/* Makes both paths canonical and refuses those that cannot be: missing, no directory, one inside the other, mounted already. A view of the same datastore
- * whose daemon died is unmounted. 0 or -errno with why. */
+/* Makes both paths canonical and refuses those that cannot be: missing, no directory, one inside
+ * the other, mounted already. A view of the same datastore whose daemon died is unmounted. 0 or
+ * -errno with why. */
 DG_MUST_CHECK int options_check_paths(struct options *o, struct why *why);
 
 /* Is a view of this datastore mounted here, by any daemon? */
@@ -22,9 +36,6 @@ bool options_view_exists(const char *datastore);
 
 /* Hands "name" or "name=value" on to libfuse. 0 or -ENOMEM. */
 DG_MUST_CHECK int options_to_fuse(struct options *o, const char *name, const char *value);
-
-/* Are images of the size threshold= or less refused? A seal that refuses says by itself that it is one, so that a size of 0 is the image's own. */
-bool options_threshold_rules(const struct options *o);
 
 /* The word of takeover=. */
 const char *options_takeover_name(enum takeover_mode t);

@@ -6,7 +6,7 @@
 #include <sys/mount.h>
 #include <sys/stat.h>
 
-#include "core/log.h"
+#include "base/log.h"
 #include "core/views.h"
 #include "daemon/options.h"
 
@@ -109,7 +109,8 @@ static bool inner_path(const char *path, const struct mount_line *m, char *ret, 
     return n >= 0 && (size_t)n < size && path_holds(m->place, path);
 }
 
-/* The path of a mountpoint that cannot be looked at: only what stands above it is resolved. NULL: cannot be said. */
+/* The path of a mountpoint that cannot be looked at: only what stands above it is resolved. NULL:
+ * cannot be said. */
 static char *dead_mountpoint(const char *path)
 {
     _cleanup_free_ char *copy = strdup(path);
@@ -129,7 +130,8 @@ static char *dead_mountpoint(const char *path)
     return whole;
 }
 
-/* A daemon of this datastore died and left its mount, which answers nothing any more: out of the way with it. */
+/* A daemon of this datastore died and left its mount, which answers nothing any more: out of the
+ * way with it. */
 static bool clear_dead_view(const char *store, const char *point)
 {
     _cleanup_free_ char *place = dead_mountpoint(point);
@@ -152,8 +154,9 @@ static int canonical(char **path, const char *what, const char *hint, struct why
     if (!real || stat(real, &st) < 0) {
         int r = -errno;
         if (r == -ENOTCONN)
-            why_set(why, "%s %s: a mount whose daemon is gone is in the way; first run: umount -l %s", what,
-                    *path, *path);
+            why_set(why,
+                    "%s %s: a mount whose daemon is gone is in the way; first run: umount -l %s",
+                    what, *path, *path);
         else
             why_set(why, "%s %s: %s%s", what, *path, strerror(-r), hint);
         free(real);
@@ -187,15 +190,20 @@ static int check_overlap(const char *store, const char *point, struct why *why)
         }
     }
     if (inside && around)
-        why_set(why, "datastore and mountpoint are the same directory (%s): mount the view elsewhere", store);
+        why_set(why,
+                "datastore and mountpoint are the same directory (%s): mount the view elsewhere",
+                store);
     else if (inside)
-        why_set(why, "mountpoint %s lies inside the datastore %s: mount the view elsewhere", point, store);
+        why_set(why, "mountpoint %s lies inside the datastore %s: mount the view elsewhere", point,
+                store);
     else if (around)
-        why_set(why, "datastore %s lies inside the mountpoint %s: mount the view elsewhere", store, point);
+        why_set(why, "datastore %s lies inside the mountpoint %s: mount the view elsewhere", store,
+                point);
     return inside || around ? -EINVAL : 0;
 }
 
-/* The journal has to be there when the datastore is not, and must not be hidden by the view: its nearest directory that exists. */
+/* The journal has to be there when the datastore is not, and must not be hidden by the view: its
+ * nearest directory that exists. */
 static int check_state_dir(const struct options *o, struct why *why)
 {
     _cleanup_free_ char *path = strdup(o->state_dir);
@@ -208,29 +216,29 @@ static int check_state_dir(const struct options *o, struct why *why)
             return 0; /* host_load() explains what is wrong with it */
         *slash = '\0';
     }
-    if (!path_holds(o->datastore, real) && !path_holds(o->mountpoint, real))
+    if (!path_holds(o->guard.datastore, real) && !path_holds(o->guard.mountpoint, real))
         return 0;
-    why_set(why,
-            "the state directory %.300s lies inside the datastore or the mountpoint: the journal is this "
-            "host's own, give it a local "
-            "directory (state-dir=)",
-            o->state_dir);
+    why_set(
+        why,
+        "the state directory %.300s lies inside the datastore or the mountpoint: the journal is this host's own, give it a local directory (state-dir=)",
+        o->state_dir);
     return -EINVAL;
 }
 
 int options_check_paths(struct options *o, struct why *why)
 {
-    int r = canonical(&o->datastore, "datastore", " (is its storage mounted?)", why);
+    int r = canonical(&o->guard.datastore, "datastore", " (is its storage mounted?)", why);
     if (r == 0)
-        r = canonical(&o->mountpoint, "mountpoint", "", why);
-    if (r == -ENOTCONN && clear_dead_view(o->datastore, o->mountpoint))
-        r = canonical(&o->mountpoint, "mountpoint", "", why);
+        r = canonical(&o->guard.mountpoint, "mountpoint", "", why);
+    if (r == -ENOTCONN && clear_dead_view(o->guard.datastore, o->guard.mountpoint))
+        r = canonical(&o->guard.mountpoint, "mountpoint", "", why);
     if (r == 0)
-        r = check_overlap(o->datastore, o->mountpoint, why);
+        r = check_overlap(o->guard.datastore, o->guard.mountpoint, why);
     if (r == 0)
         r = check_state_dir(o, why);
-    if (r == 0 &&
-        options_to_fuse(o, "fsname", o->datastore) + options_to_fuse(o, "subtype", o->subtype) < 0) {
+    if (r == 0 && options_to_fuse(o, "fsname", o->guard.datastore) +
+                          options_to_fuse(o, "subtype", o->subtype) <
+                      0) {
         why_set(why, "out of memory");
         r = -ENOMEM;
     }

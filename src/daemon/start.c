@@ -1,6 +1,7 @@
 #include "daemon/start.h"
 
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -9,25 +10,25 @@
 #include <sys/stat.h>
 #include <systemd/sd-daemon.h>
 
-#include "core/log.h"
+#include "base/log.h"
 #include "core/mark.h"
 #include "core/reader.h"
 #include "core/recover.h"
 #include "daemon/control.h"
-#include "daemon/fs.h"
-#include "daemon/image.h"
-#include "daemon/init.h"
-#include "daemon/keeper.h"
-#include "daemon/lanes.h"
-#include "daemon/loop.h"
-#include "daemon/maker.h"
+#include "daemon/monitor.h"
 #include "daemon/options.h"
-#include "daemon/park.h"
-#include "daemon/pool.h"
-#include "daemon/prune.h"
-#include "daemon/takeover.h"
 #include "daemon/utab.h"
 #include "diskguard/exitcodes.h"
+#include "guard/guard.h"
+#include "guard/maker.h"
+#include "guard/takeover.h"
+#include "run/lanes.h"
+#include "run/park.h"
+#include "run/pool.h"
+#include "view/fs.h"
+#include "view/init.h"
+#include "view/loop.h"
+#include "view/prune.h"
 
 #define ENDING_WAIT_MS 10000u /* for an earlier daemon of this host whose view is unmounted */
 
@@ -75,19 +76,19 @@ static void raise_file_limit(void)
 
 static int open_store(struct daemon *d, struct why *why)
 {
-    int r = store_open(d->opt.datastore, &d->store, why);
+    int r = store_open(d->opt.guard.datastore, &d->guard.store, why);
     if (r < 0)
         return r;
     if (d->opt.fence_none)
-        d->store.fence = FENCE_NONE;
-    r = host_load(d->opt.host_id, d->opt.state_dir, &d->host, why);
+        d->guard.store.fence = FENCE_NONE;
+    r = host_load(d->opt.host_id, d->opt.state_dir, &d->guard.host, why);
     if (r < 0)
         return r;
-    d->policy = (struct seal_policy){.mode = d->opt.seal, .holder = d->host.name};
-    if (!d->store.read_only || d->opt.read_only)
+    d->guard.policy = (struct seal_policy){.mode = d->opt.guard.seal, .holder = d->guard.host.name};
+    if (!d->guard.store.read_only || d->opt.guard.read_only)
         return 0;
-    log_msg(LOG_WARNING, "%s is read-only: so is the view", d->opt.datastore);
-    d->opt.read_only = true;
+    log_msg(LOG_WARNING, "%s is read-only: so is the view", d->opt.guard.datastore);
+    d->opt.guard.read_only = true;
     r = options_to_fuse(&d->opt, "ro", NULL);
     if (r < 0)
         why_set(why, "out of memory");
@@ -106,18 +107,20 @@ static void report(void *arg, const struct record *rec, struct recover_decision 
     else
         snprintf(name, sizeof(name), "inode %llu", (unsigned long long)rec->ino);
     problem_fill(info->repair,
-                 &(struct problem_words){base_quote(d->store.path, datastore, sizeof(datastore)),
-                                         rec->host[0] ? rec->host : NULL,
-                                         rec->image[0] ? base_quote(rec->image, image, sizeof(image)) : NULL},
+                 &(struct problem_words){
+                     base_quote(d->guard.store.path, datastore, sizeof(datastore)),
+                     rec->host[0] ? rec->host : NULL,
+                     rec->image[0] ? base_quote(rec->image, image, sizeof(image)) : NULL},
                  repair, sizeof(repair));
     if (done == 0 && decision.action != RECOVER_STOP)
         log_image(LOG_NOTICE, rec->image, rec->host_name, rec->generation,
-                  "recovery of %s (generation %llu): %s: %s", name, (unsigned long long)rec->generation,
-                  info->message, action);
+                  "recovery of %s (generation %llu): %s: %s", name,
+                  (unsigned long long)rec->generation, info->message, action);
     else if (done < 0)
         log_image(LOG_ERR, rec->image, rec->host_name, rec->generation,
                   "recovery of %s (generation %llu): %s: %s failed: %s; %s", name,
-                  (unsigned long long)rec->generation, info->message, action, strerror(-done), repair);
+                  (unsigned long long)rec->generation, info->message, action, strerror(-done),
+                  repair);
     else
         log_image(info->severity >= SEV_PREEN ? LOG_ERR : LOG_INFO, rec->image, rec->host_name,
                   rec->generation, "recovery of %s (generation %llu): %s: left as it is; %s", name,
@@ -127,9 +130,9 @@ static void report(void *arg, const struct record *rec, struct recover_decision 
 /* What daemons of this host left that are gone, and void ones. */
 static void sweep_readers(struct daemon *d)
 {
-    const char *const own[] = {d->host.uuid, NULL};
+    const char *const own[] = {d->guard.host.uuid, NULL};
     unsigned n = 0;
-    int r = reader_sweep(&d->store, own, false, &n);
+    int r = reader_sweep(&d->guard.store, own, false, &n);
     if (r < 0 || n > 0)
         log_msg(LOG_INFO, "%u names of readers that are gone were cleared away%s%s", n,
                 r < 0 ? "; then: " : "", r < 0 ? strerror(-r) : "");
@@ -138,44 +141,47 @@ static void sweep_readers(struct daemon *d)
 static int recover(struct daemon *d, struct why *why)
 {
     unsigned stale = 0;
-    int r = claim_sweep(&d->store, &d->host, false, &stale);
+    int r = claim_sweep(&d->guard.store, &d->guard.host, false, &stale);
     if (r < 0) {
-        why_set(why, "%s: what an earlier daemon left cannot be cleared away: %s", d->opt.datastore,
-                strerror(-r));
+        why_set(why, "%s: what an earlier daemon left cannot be cleared away: %s",
+                d->opt.guard.datastore, strerror(-r));
         return r;
     }
     if (stale > 0)
         log_msg(LOG_INFO, "%u records that an earlier daemon left were cleared away", stale);
-    struct recover rec = {.store = &d->store,
-                          .journal = d->journal,
-                          .host = &d->host,
-                          .policy = d->policy,
+    struct recover rec = {.store = &d->guard.store,
+                          .journal = d->guard.journal,
+                          .host = &d->guard.host,
+                          .policy = d->guard.policy,
                           .report = report,
                           .arg = d};
     r = recover_all(&rec);
     if (r < 0) {
-        why_set(why, "%s: the state that an earlier daemon left cannot be read: %s", d->opt.datastore,
-                strerror(-r));
+        why_set(why, "%s: the state that an earlier daemon left cannot be read: %s",
+                d->opt.guard.datastore, strerror(-r));
         return r;
     }
     if (r > 0)
-        log_msg(LOG_ERR, "some images stay refused; see: fsck.diskguard -n %s", d->opt.datastore);
+        log_msg(LOG_ERR, "some images stay refused; see: fsck.diskguard -n %s",
+                d->opt.guard.datastore);
     sweep_readers(d);
     unsigned marks = 0;
-    r = mark_sweep(&d->store, false, &marks); /* they count for nothing: no reason not to start */
+    /* they count for nothing: no reason not to start */
+    r = mark_sweep(&d->guard.store, false, &marks);
     if (r < 0 || marks > 0)
-        log_msg(LOG_INFO, "%u marks of images that nobody holds any more were cleared away%s%s", marks,
-                r < 0 ? "; then: " : "", r < 0 ? strerror(-r) : "");
+        log_msg(LOG_INFO, "%u marks of images that nobody holds any more were cleared away%s%s",
+                marks, r < 0 ? "; then: " : "", r < 0 ? strerror(-r) : "");
     return 0;
 }
 
-/* umount(8) returns before the daemon of that view has restored everything and is gone: one that has no view any more is waited for. */
+/* umount(8) returns before the daemon of that view has restored everything and is gone: one that
+ * has no view any more is waited for. */
 static int lock_host(struct daemon *d, struct why *why)
 {
     uint64_t until = base_now_ms() + ENDING_WAIT_MS;
     for (;;) {
-        int r = host_lock(&d->store, &d->host, why);
-        if (r != -EBUSY || base_now_ms() >= until || options_view_exists(d->opt.datastore))
+        int r = host_lock(&d->guard.store, &d->guard.host, why);
+        if (r != -EBUSY || base_now_ms() >= until || options_view_exists(d->opt.guard.datastore))
             return r;
         usleep(50000);
     }
@@ -187,64 +193,79 @@ static int take_over_host(struct daemon *d, struct why *why)
     if (r < 0)
         return r;
     d->host_lock_fd = r;
-    r = journal_open(d->opt.state_dir, d->store.uuid, &d->journal, why);
+    r = journal_open(d->opt.state_dir, d->guard.store.uuid, &d->guard.journal, why);
     if (r == 0)
-        r = store_prove(&d->store, why);
+        r = store_prove(&d->guard.store, why);
     if (r < 0)
         return r;
-    if (d->store.mapped)
-        log_msg(LOG_NOTICE,
-                "%s: the storage takes this daemon (user %u) for user %u, as NFS does with root_squash: "
-                "images that user %u may not read and write are "
-                "refused with EACCES. Way out: export with no_root_squash, or give the images to that user "
-                "or a group of his",
-                d->opt.datastore, (unsigned)geteuid(), (unsigned)d->store.owner, (unsigned)d->store.owner);
-    r = host_beat(d->host_lock_fd, &d->host, KEEPER_FIRST_BEAT);
+    if (d->guard.store.mapped)
+        log_msg(
+            LOG_NOTICE,
+            "%s: the storage takes this daemon (user %u) for user %u, as NFS does with root_squash: images that user %u may not read and write are refused with EACCES. Way out: export with no_root_squash, or give the images to that user or a group of his",
+            d->opt.guard.datastore, (unsigned)geteuid(), (unsigned)d->guard.store.owner,
+            (unsigned)d->guard.store.owner);
+    r = host_beat(d->host_lock_fd, &d->guard.host, MONITOR_FIRST_BEAT);
     if (r < 0) {
-        why_set(why, "%s: the record of this host cannot be written: %s; %s", d->opt.datastore, strerror(-r),
-                store_hint(r));
+        why_set(why, "%s: the record of this host cannot be written: %s; %s",
+                d->opt.guard.datastore, strerror(-r), store_hint(r));
         return r;
     }
     return recover(d, why);
 }
 
+static void on_attention(void *arg)
+{
+    struct daemon *d = arg;
+    struct monitor *m = atomic_load(&d->monitor);
+    if (m)
+        monitor_kick(m);
+}
+
+static void on_changed(void *arg)
+{
+    struct daemon *d = arg;
+    view_changed(&d->view);
+}
+
+static void on_forget_pages(void *arg, uint64_t nodeid)
+{
+    struct daemon *d = arg;
+    view_forget_pages(&d->view, nodeid);
+}
+
 static int make_tables(struct daemon *d, struct why *why)
 {
-    d->inodes = inode_table_new();
-    d->handles = handle_table_new();
-    d->images = image_table_new();
-    d->pool = pool_new(POOL_THREADS_MAX);
-    d->lanes = lanes_new();
-    d->park = d->pool ? park_new(d->pool) : NULL;
-    d->takeover = takeover_new();
-    if (options_threshold_rules(&d->opt))
-        d->makers = maker_table_new();
-    int r = -ENOMEM;
-    if (d->inodes && d->handles && d->images && d->lanes && d->park && d->takeover &&
-        (d->makers || !options_threshold_rules(&d->opt))) {
-        struct stat st;
-        int fd = openat(d->store.root_fd, ".", O_PATH | O_DIRECTORY | O_CLOEXEC);
-        r = fd < 0 || fstat(fd, &st) < 0 ? -errno : inode_table_root(d->inodes, fd, &st);
-    }
+    d->guard.on = (struct guard_events){.arg = d,
+                                        .attention = on_attention,
+                                        .changed = on_changed,
+                                        .forget_pages = on_forget_pages,
+                                        .free_locks = fs_lock_free};
+    d->guard.heartbeat_ms = monitor_period_ms();
+    d->guard.opt = d->opt.guard;
+    d->view.max_read = d->opt.max_read;
+    int r = guard_init(&d->guard);
+    if (r == 0)
+        r = view_init(&d->view, &d->guard);
     if (r < 0)
-        why_set(why, "%s: %s", d->opt.datastore, strerror(-r));
+        why_set(why, "%s: %s", d->opt.guard.datastore, strerror(-r));
     return r;
 }
 
 static int mount_view(struct daemon *d, struct why *why)
 {
     fuse_set_log_func(on_fuse_log);
-    d->se = fuse_session_new(&d->opt.fuse_args, &fs_ops, sizeof(fs_ops), d);
-    if (!d->se || fuse_session_mount(d->se, d->opt.mountpoint) < 0) {
-        why_set(why, "cannot mount on %s: %s", d->opt.mountpoint,
-                fuse_said.text[0] ? fuse_said.text
-                                  : "fusermount3 failed (is user_allow_other set in /etc/fuse.conf?)");
+    d->view.se = fuse_session_new(&d->opt.fuse_args, &fs_ops, sizeof(fs_ops), &d->view);
+    if (!d->view.se || fuse_session_mount(d->view.se, d->opt.guard.mountpoint) < 0) {
+        why_set(why, "cannot mount on %s: %s", d->opt.guard.mountpoint,
+                fuse_said.text[0]
+                    ? fuse_said.text
+                    : "fusermount3 failed (is user_allow_other set in /etc/fuse.conf?)");
         return -EIO;
     }
     fuse_said.mounted = true;
-    int r = init_attach(d);
+    int r = init_attach(&d->view);
     if (r < 0)
-        why_set(why, "cannot serve %s: %s", d->opt.mountpoint, strerror(-r));
+        why_set(why, "cannot serve %s: %s", d->opt.guard.mountpoint, strerror(-r));
     return r;
 }
 
@@ -259,10 +280,10 @@ struct serve {
 static void *serve_main(void *arg)
 {
     struct serve *s = arg;
-    s->result = loop_run(s->d);
-    if (s->result <
-        0) /* nobody reads requests any more: whoever waits for an answer must not wait for ever */
-        (void)umount2(s->d->opt.mountpoint, MNT_FORCE | MNT_DETACH);
+    s->result = loop_run(&s->d->view);
+    if (s->result < 0) /* nobody reads requests any more: whoever waits for an answer must not wait
+                          for ever */
+        (void)umount2(s->d->opt.guard.mountpoint, MNT_FORCE | MNT_DETACH);
     pthread_kill(s->main_thread, SIGUSR2);
     return NULL;
 }
@@ -282,7 +303,7 @@ static void signals_block(sigset_t *ret)
 static bool view_answers(const struct daemon *d)
 {
     struct stat st;
-    return stat(d->opt.mountpoint, &st) == 0 && S_ISDIR(st.st_mode);
+    return stat(d->opt.guard.mountpoint, &st) == 0 && S_ISDIR(st.st_mode);
 }
 
 /* Until a signal comes or the view is unmounted. */
@@ -291,14 +312,15 @@ static void wait_for_end(struct daemon *d, const sigset_t *set)
     int sig = 0;
     while (sigwait(set, &sig) != 0 || sig == SIGHUP)
         if (sig == SIGHUP)
-            log_msg(LOG_NOTICE,
-                    "SIGHUP is ignored: %s stays mounted. To end this daemon: umount it, or SIGTERM",
-                    d->opt.mountpoint);
+            log_msg(
+                LOG_NOTICE,
+                "SIGHUP is ignored: %s stays mounted. To end this daemon: umount it, or SIGTERM",
+                d->opt.guard.mountpoint);
     if (sig != SIGUSR2) {
         log_msg(LOG_INFO, "stopping on signal %s", sigabbrev_np(sig));
         utab_remove(&d->opt);
     } else {
-        log_msg(LOG_INFO, "%s is unmounted", d->opt.mountpoint);
+        log_msg(LOG_INFO, "%s is unmounted", d->opt.guard.mountpoint);
     }
 }
 
@@ -308,22 +330,25 @@ static void announce(struct daemon *d)
     d->control = control_new(d, &why);
     if (!d->control)
         log_msg(LOG_WARNING, "diskguardctl cannot ask this daemon: %s", why.text);
-    d->prune = prune_new(d);
-    if (!d->prune)
+    d->view.prune = prune_new(&d->view);
+    if (!d->view.prune)
         log_msg(LOG_WARNING, "no thread to limit the number of descriptors");
-    d->keeper = d->journal ? keeper_new(d) : NULL;
-    if (d->journal && !d->keeper)
-        log_msg(LOG_ERR, "no keeper thread: images that cannot be restored are not retried, and a lost claim "
-                         "is not noticed");
-    takeover_announce(d);
+    d->monitor = d->guard.journal ? monitor_new(d) : NULL;
+    if (d->guard.journal && !d->monitor)
+        log_msg(
+            LOG_ERR,
+            "no keeper thread: images that cannot be restored are not retried, and a lost claim is not noticed");
+    takeover_announce(&d->guard);
     utab_add(&d->opt);
-    log_msg(LOG_INFO, "%s is mounted on %s%s", d->opt.datastore, d->opt.mountpoint,
-            d->opt.read_only ? ", read-only" : "");
-    sd_notifyf(0, "READY=1\nSTATUS=Guarding %s on %s", d->opt.datastore, d->opt.mountpoint);
+    log_msg(LOG_INFO, "%s is mounted on %s%s", d->opt.guard.datastore, d->opt.guard.mountpoint,
+            d->opt.guard.read_only ? ", read-only" : "");
+    sd_notifyf(0, "READY=1\nSTATUS=Guarding %s on %s", d->opt.guard.datastore,
+               d->opt.guard.mountpoint);
 }
 
 /* Serves until the end. false: the view never answered. */
-static bool serve(struct daemon *d, const sigset_t *set, void (*ready)(void *arg), void *arg, struct why *why)
+static bool serve(struct daemon *d, const sigset_t *set, void (*ready)(void *arg), void *arg,
+                  struct why *why)
 {
     struct serve s = {.d = d, .main_thread = pthread_self()};
     pthread_t t;
@@ -337,11 +362,12 @@ static bool serve(struct daemon *d, const sigset_t *set, void (*ready)(void *arg
         ready(arg);
         wait_for_end(d, set);
     } else {
-        why_set(why, "the view on %s does not answer: %s", d->opt.mountpoint, strerror(errno));
+        why_set(why, "the view on %s does not answer: %s", d->opt.guard.mountpoint,
+                strerror(errno));
     }
-    atomic_store(&d->stopping, true);
+    atomic_store(&d->guard.stopping, true);
     sd_notify(0, "STOPPING=1");
-    prune_free(d->prune);
+    prune_free(d->view.prune);
     loop_stop();
     pthread_join(t, NULL);
     if (s.result < 0)
@@ -354,39 +380,32 @@ static bool serve(struct daemon *d, const sigset_t *set, void (*ready)(void *arg
 /* Returns how many images stay sealed. */
 static unsigned stop(struct daemon *d)
 {
-    keeper_stop(d->keeper);
-    if (d->park) {
-        park_stop(d->park);
-        lanes_drain(d->lanes); /* first: what fails there goes on in the pool */
-        pool_drain(d->pool);
-    }
-    unsigned left = d->images && d->journal ? image_shutdown(d) : 0;
-    int names = d->images && d->journal ? reader_drop(&d->store, &d->host)
-                                        : 0; /* of handles that were never closed */
+    monitor_stop(d->monitor);
+    view_drain(&d->view);
+    unsigned left = d->guard.images && d->guard.journal ? image_shutdown(&d->guard) : 0;
+    int names = d->guard.images && d->guard.journal ? reader_drop(&d->guard.store, &d->guard.host)
+                                                    : 0; /* of handles that were never closed */
     if (names < 0)
-        log_msg(LOG_INFO, "names of readers stay until this host's next start: %s", strerror(-names));
+        log_msg(LOG_INFO, "names of readers stay until this host's next start: %s",
+                strerror(-names));
     if (left > 0)
-        log_msg(LOG_ERR, "%u images are left sealed: the next start tries again, or run: fsck.diskguard %s",
-                left, d->opt.datastore);
+        log_msg(LOG_ERR,
+                "%u images are left sealed: the next start tries again, or run: fsck.diskguard %s",
+                left, d->opt.guard.datastore);
     control_free(d->control); /* until here whoever waits for the restores can ask what is left */
-    if (d->se) {
-        fuse_session_exit(d->se); /* replies to requests that nobody waits for any more fail in silence */
-        fuse_session_unmount(d->se);
-        fuse_session_destroy(d->se);
+    if (d->view.se) {
+        fuse_session_exit(d->view.se); /* replies to requests that nobody waits for any more fail in
+                                          silence */
+        fuse_session_unmount(d->view.se);
+        fuse_session_destroy(d->view.se);
     }
-    park_free(d->park);
-    lanes_free(d->lanes);
-    pool_free(d->pool);
-    keeper_free(d->keeper); /* a release that failed just now has kicked it */
-    inode_table_free(d->inodes);
-    handle_table_free(d->handles);
-    image_table_free(d->images);
-    takeover_free(d->takeover);
-    maker_table_free(d->makers);
-    journal_close(d->journal);
+    view_free(&d->view);
+    guard_free(&d->guard);
+    monitor_free(d->monitor); /* a release that failed just now has kicked it */
+    journal_close(d->guard.journal);
     if (d->host_lock_fd >= 0)
         close(d->host_lock_fd);
-    store_close(&d->store);
+    store_close(&d->guard.store);
     return left;
 }
 
@@ -395,10 +414,11 @@ int start_run(struct daemon *d, void (*ready)(void *arg), void *arg, struct why 
     sigset_t set;
     bool served = false;
     d->host_lock_fd = -1;
-    d->store = (struct store){.root_fd = -1, .dir_fd = -1, .claims_fd = -1, .tmp_fd = -1, .hosts_fd = -1};
+    d->guard.store =
+        (struct store){.root_fd = -1, .dir_fd = -1, .claims_fd = -1, .tmp_fd = -1, .hosts_fd = -1};
     raise_file_limit();
     int r = open_store(d, why);
-    if (r == 0 && !d->opt.read_only)
+    if (r == 0 && !d->opt.guard.read_only)
         r = take_over_host(d, why);
     if (r == 0) {
         signals_block(&set); /* inherited by every thread */

@@ -10,8 +10,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "core/base.h"
-#include "core/log.h"
+#include "base/base.h"
+#include "base/log.h"
 #include "daemon/options.h"
 
 #define PATIENCE_MS 10000 /* mount(8) waits for whoever has locked its tables */
@@ -59,20 +59,20 @@ void utab_add(const struct options *opt)
         return; /* such a view is unmounted by fusermount3, which knows no helpers */
     /* -f, -i, -c: it mounts nothing, starts no helper and does not look at the mountpoint */
     int r = run((const char *const[]){"/bin/mount", "-f", "-i", "-c", "-t", "fuse.diskguard", "-o",
-                                      "helper=fuse.diskguard", opt->datastore, opt->mountpoint, NULL});
+                                      "helper=fuse.diskguard", opt->guard.datastore,
+                                      opt->guard.mountpoint, NULL});
     if (r < 0)
         log_msg(
             LOG_WARNING,
-            "mount(8) takes no entry for %s (%s): umount(8) of it may return before every header is back; "
-            "umount.fuse.diskguard %s waits for that",
-            opt->mountpoint, r == -EIO ? "it failed" : strerror(-r), opt->mountpoint);
+            "mount(8) takes no entry for %s (%s): umount(8) of it may return before every header is back; umount.fuse.diskguard %s waits for that",
+            opt->guard.mountpoint, r == -EIO ? "it failed" : strerror(-r), opt->guard.mountpoint);
 }
 
 void utab_remove(const struct options *opt)
 {
-    int r = geteuid() != 0
-                ? 0
-                : run((const char *const[]){"/bin/umount", "--fake", "-i", "-c", opt->mountpoint, NULL});
+    int r = geteuid() != 0 ? 0
+                           : run((const char *const[]){"/bin/umount", "--fake", "-i", "-c",
+                                                       opt->guard.mountpoint, NULL});
     if (r < 0)
-        log_msg(LOG_DEBUG, "the entry of %s in mount(8)'s table stays", opt->mountpoint);
+        log_msg(LOG_DEBUG, "the entry of %s in mount(8)'s table stays", opt->guard.mountpoint);
 }

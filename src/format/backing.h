@@ -1,4 +1,5 @@
-/* backing.h: the name of a backing file as QEMU's own formats store it, made into a link. For the files in src/format only. */
+/* backing.h: the name of a backing file as QEMU's own formats store it, made into a link. For the
+ * files in src/format only. */
 #ifndef DISKGUARD_FORMAT_BACKING_H
 #define DISKGUARD_FORMAT_BACKING_H
 
@@ -6,9 +7,10 @@
 
 #include <string.h>
 
-/* Calls fn for the name of `len` bytes at `off`, for a format links(). Bytes beyond the end of the file count as zero, and a zero ends the name, as
- * in QEMU; an empty name is none. 0, what fn returned, -EAGAIN, or -EUCLEAN: too long. */
-static inline int backing_link(struct view *v, uint64_t off, uint32_t len, const char *format,
+/* Calls fn for the name of `len` bytes at `off`, for a format links(). Bytes beyond the end of the
+ * file count as zero, and a zero ends the name, as in QEMU; an empty name is none. 0, what fn
+ * returned, -EAGAIN, or -EUCLEAN: too long. */
+static inline int backing_link(struct excerpt *v, uint64_t off, uint32_t len, const char *format,
                                int (*fn)(void *arg, const struct format_link *link), void *arg)
 {
     struct format_link link = {.role = LINK_BACKING};

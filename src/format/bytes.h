@@ -1,5 +1,5 @@
-/* bytes.h: integers in disk images, read and written byte by byte: no alignment, no host order, no struct
- * cast onto disk bytes. For the files in src/format only. */
+/* bytes.h: integers in disk images, read and written byte by byte: no alignment, no host order, no
+ * struct cast onto disk bytes. For the files in src/format only. */
 #ifndef DISKGUARD_FORMAT_BYTES_H
 #define DISKGUARD_FORMAT_BYTES_H
 

@@ -1,4 +1,5 @@
-/* crc32c.c: see crc32c.h. Four bits at a time: the table is small enough to be checked by eye, and fast enough for 64 KiB. */
+/* crc32c.c: see crc32c.h. Four bits at a time: the table is small enough to be checked by eye, and
+ * fast enough for 64 KiB. */
 #include "format/crc32c.h"
 
 /* Polynomial 0x1edc6f41, reflected (RFC 3720, section 12.1): the remainder of each half byte. */

@@ -5,7 +5,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* The checksum of n bytes (RFC 3720, section 12.1 and appendix B.4). To go on over more bytes, give the answer of the call before as `crc`; 0 to begin. */
+/* The checksum of n bytes (RFC 3720, section 12.1 and appendix B.4). To go on over more bytes, give
+ * the answer of the call before as `crc`; 0 to begin. */
 uint32_t crc32c(uint32_t crc, const void *bytes, size_t n);
 
 #endif

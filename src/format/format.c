@@ -11,7 +11,7 @@ static const struct format *const formats[] = {
 };
 #define FORMATS (sizeof(formats) / sizeof(formats[0]))
 
-const uint8_t *view_get(struct view *v, uint64_t off, size_t len)
+const uint8_t *view_get(struct excerpt *v, uint64_t off, size_t len)
 {
     if (len == 0 || off > v->file_size || len > v->file_size - off)
         return NULL;
@@ -69,7 +69,9 @@ static void add_name(char *names, size_t size, const char *name)
 
 static enum verdict verdict_of(enum probe answer)
 {
-    return answer == PROBE_YES ? FORMAT_IMAGE : answer == PROBE_SEALED ? FORMAT_SEALED : FORMAT_LIES;
+    return answer == PROBE_YES      ? FORMAT_IMAGE
+           : answer == PROBE_SEALED ? FORMAT_SEALED
+                                    : FORMAT_LIES;
 }
 
 struct match {
@@ -78,8 +80,9 @@ struct match {
     struct format_info info;
 };
 
-/* A partition table or a volume descriptor at the start says nothing where the start of the file is guest data, and the first of two formats without a
- * header of their own (a bootable ISO has an MBR as well) is as good as the other. */
+/* A partition table or a volume descriptor at the start says nothing where the start of the file is
+ * guest data, and the first of two formats without a header of their own (a bootable ISO has an MBR
+ * as well) is as good as the other. */
 static bool yields(const struct match *weak, const struct match *to)
 {
     return weak->format->weak && (to->info.guest_at_start || to->format->weak);
@@ -115,7 +118,8 @@ static enum verdict ambiguous(const struct match *m, unsigned n, struct format_i
     return FORMAT_AMBIGUOUS;
 }
 
-enum verdict format_identify(struct view *v, const struct format **ret_format, struct format_info *ret_info)
+enum verdict format_identify(struct excerpt *v, const struct format **ret_format,
+                             struct format_info *ret_info)
 {
     const struct format_info unknown = {.zone = {.head = FORMAT_REACH, .tail = UINT64_MAX}};
     struct match m[FORMATS];

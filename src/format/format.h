@@ -1,9 +1,10 @@
 /* format.h: the table of image formats, and how a file's format is found.
  *
- * A format is {name, probe, plan} over a read-only view of bytes: no descriptor, no lock, no log, so that it can be
- * fuzzed on a buffer. The caller loads windows of the file into a struct view and calls format_identify(); when a probe
- * needs bytes that are not loaded it gets NULL from view_get(), which notes the range in view->want_*; the verdict is
- * then FORMAT_MORE, the caller loads that window and calls again (core/header.c does all of this).
+ * A format is {name, probe, plan} over a read-only view of bytes: no descriptor, no lock, no log,
+ * so that it can be fuzzed on a buffer. The caller loads windows of the file into a struct excerpt
+ * and calls format_identify(); when a probe needs bytes that are not loaded it gets NULL from
+ * view_get(), which notes the range in view->want_*; the verdict is then FORMAT_MORE, the caller
+ * loads that window and calls again (core/header.c does all of this).
  *
  * Adding a format: one file, one line in the table of format.c, one test folder. */
 #ifndef DISKGUARD_FORMAT_H
@@ -14,23 +15,27 @@
 
 #include "format/plan.h"
 
-/* The part of every plain file in which each write is looked at, for it may make an image of it: most formats have their magic there. Those that have it further
- * on (ISO) or are known by a footer alone (fixed VHD) are found when the file's size changes, when the keeper looks, or at the next open. It is also the least that
- * is read of a file to find its format. Bytes. */
+/* The part of every plain file in which each write is looked at, for it may make an image of it:
+ * most formats have their magic there. Those that have it further on (ISO) or are known by a footer
+ * alone (fixed VHD) are found when the file's size changes, when the keeper looks, or at the next
+ * open. It is also the least that is read of a file to find its format. Bytes. */
 #define FORMAT_REACH 4096u
 
-/* The most that a probe or a plan may want in one piece (the longest there is: a LUKS2 header with its JSON area, 4 MiB). Bytes. */
+/* The most that a probe or a plan may want in one piece (the longest there is: a LUKS2 header with
+ * its JSON area, 4 MiB). Bytes. */
 #define FORMAT_WINDOW_MAX (4u << 20)
 
-/* Where a seal can lie at all: no extent, and no zone.head, goes beyond the first of these (the longest there is: LUKS2's secondary header, after 4 MiB), and no
- * zone.tail, with what an extent may change there, begins before the last so many bytes of the file (VMDK streamOptimized: footer and markers). Bytes. */
+/* Where a seal can lie at all: no extent, and no zone.head, goes beyond the first of these (the
+ * longest there is: LUKS2's secondary header, after 4 MiB), and no zone.tail, with what an extent
+ * may change there, begins before the last so many bytes of the file (VMDK streamOptimized: footer
+ * and markers). Bytes. */
 #define FORMAT_HEAD_MAX (FORMAT_WINDOW_MAX + 4096u)
 #define FORMAT_TAIL_MAX 1536u
 
 #define VIEW_WINDOWS 16
 #define FORMAT_WHY 160
 
-struct view {
+struct excerpt {
     uint64_t file_size; /* bytes */
     unsigned n;
     struct {
@@ -42,23 +47,28 @@ struct view {
     size_t want_len;   /* 0: nothing wanted */
 };
 
-/* The bytes [off, off + len) when they lie in one loaded window, else NULL. A range that is inside the file and not
- * loaded is noted in want_off and want_len; one that is outside the file is not. */
-const uint8_t *view_get(struct view *v, uint64_t off, size_t len);
+/* The bytes [off, off + len) when they lie in one loaded window, else NULL. A range that is inside
+ * the file and not loaded is noted in want_off and want_len; one that is outside the file is not.
+ */
+const uint8_t *view_get(struct excerpt *v, uint64_t off, size_t len);
 
 /* What one format says of a file. */
 enum probe {
     PROBE_NO,     /* not this format */
     PROBE_YES,    /* this format, every check of its specification passed */
     PROBE_SEALED, /* this format, and it carries diskguard's refusal marks */
-    PROBE_LIES, /* this format's magic, but a field contradicts the specification or the file: info->why says which */
+    /* this format's magic, but a field contradicts the specification or the file: info->why says
+       which */
+    PROBE_LIES,
     PROBE_MORE /* view->want_* must be loaded first */
 };
 
-/* Where a write can touch an extent of the image or change what its plan is: below `head`, and at or beyond `tail`. Everything between is guest data and
- * tables that no plan looks at: the daemon takes it straight to the datastore. format_identify() sets FORMAT_REACH and UINT64_MAX before a probe is
- * asked; a probe that answers anything but NO and MORE may widen both, and does so in the same way whether the image is sealed, lies or is whole. A
- * footer at the end of the file: tail = file_size - its length, also while there is none. */
+/* Where a write can touch an extent of the image or change what its plan is: below `head`, and at
+ * or beyond `tail`. Everything between is guest data and tables that no plan looks at: the daemon
+ * takes it straight to the datastore. format_identify() sets FORMAT_REACH and UINT64_MAX before a
+ * probe is asked; a probe that answers anything but NO and MORE may widen both, and does so in the
+ * same way whether the image is sealed, lies or is whole. A footer at the end of the file: tail =
+ * file_size - its length, also while there is none. */
 struct format_zone {
     uint64_t head, tail; /* bytes from the start of the file */
 };
@@ -66,21 +76,24 @@ struct format_zone {
 struct format_info {
     uint64_t virtual_size; /* bytes; 0 when the format has none or a probe did not reach it */
     struct format_zone zone;
-    bool
-        guest_at_start; /* the file begins with guest data: a partition table there counts for nothing (fixed VHD) */
-    bool
-        maybe_sealed; /* the size is 0, and the rest of the header says that it was more: SEAL_SIZE may have left that. LIES for nothing else, or YES where the format allows it */
-    char why
-        [FORMAT_WHY]; /* for LIES and SEALED: a clause for a log line, e.g. "cluster_bits 77 is outside 9..21" */
+    /* the file begins with guest data: a partition table there counts for nothing (fixed VHD) */
+    bool guest_at_start;
+    /* the size is 0, and the rest of the header says that it was more: SEAL_SIZE may have left
+     * that. LIES for nothing else, or YES where the format allows it */
+    bool maybe_sealed;
+    /* for LIES and SEALED: a clause for a log line, e.g. "cluster_bits 77 is outside 9..21" */
+    char why[FORMAT_WHY];
 };
 
 /* For probes: fills info->why; always false. */
-__attribute__((format(printf, 2, 3))) bool format_lies(struct format_info *info, const char *fmt, ...);
+__attribute__((format(printf, 2, 3))) bool format_lies(struct format_info *info, const char *fmt,
+                                                       ...);
 
 /* How the admin wants images sealed. */
 enum seal_mode {
-    SEAL_REFUSE, /* the size becomes a value that every opener refuses, plus the format's own refusal mark */
-    SEAL_SIZE    /* only the size is rewritten, to 0 */
+    /* the size becomes a value that every opener refuses, plus the format's own refusal mark */
+    SEAL_REFUSE,
+    SEAL_SIZE /* only the size is rewritten, to 0 */
 };
 
 struct seal_policy {
@@ -105,7 +118,8 @@ struct rescue {
     } candidate[RESCUE_MAX];
 };
 
-/* Adds a candidate. One too many, and a bound of 0, which says nothing, are left out. source is not copied. */
+/* Adds a candidate. One too many, and a bound of 0, which says nothing, are left out. source is not
+ * copied. */
 void rescue_add(struct rescue *to, enum rescue_kind kind, uint64_t size, const char *source);
 
 /* ---- other files that an image needs ---- */
@@ -117,27 +131,36 @@ enum link_role {
 };
 struct format_link {
     enum link_role role;
-    char path
-        [1024]; /* as it stands in the image, with a protocol ("file:", "json:", ...) if there is one: core/link_name.h; Windows names with '/' */
+    /* as it stands in the image, with a protocol ("file:", "json:", ...) if there is one:
+     * core/link_name.h; Windows names with '/' */
+    char path[1024];
     char format[16]; /* its format where the image says it, QEMU's name, or "" */
 };
 
 struct format {
     const char *name; /* lower case, as QEMU names it */
-    bool
-        weak; /* no header of its own: nothing in it can refuse, and a partition table at its start is all that is known of it */
-    enum probe (*probe)(struct view *v, struct format_info *ret_info);
-    /* Fills *ret_plan with the extents that seal this image, in seal order: every prefix of them, and every suffix of a restore in reverse order, is refused
-     * by raw openers. Called only after probe said YES on the same view. 0; -EAGAIN: view->want_* must be loaded first; -EUCLEAN: no plan can be made. */
-    int (*plan)(struct view *v, const struct seal_policy *policy, struct plan *ret_plan);
-    /* May be NULL: nothing to undo. Called only after probe said SEALED on the same view. size: NULL, or what a person gave, in bytes. Fills *ret_plan with
-     * extents whose sealed bytes are those that stand there and whose true bytes undo the seal; a seal of which only a part stands is undone too.
-     * 0; -ENODATA: the file does not hold the exact size and none was given; -ERANGE: the given one contradicts the file; -EAGAIN as above; -EUCLEAN: cannot
-     * be undone. *ret_rescue is filled in each case but -EAGAIN. */
-    int (*rescue)(struct view *v, const uint64_t *size, struct rescue *ret_rescue, struct plan *ret_plan);
-    /* May be NULL: it never needs others. Called after YES, SEALED or LIES. Calls fn for each file that the image needs; a non-zero return of fn stops and is
-     * returned. 0, -EAGAIN as above (before fn was called at all), -EUCLEAN: a name does not fit or cannot be followed. */
-    int (*links)(struct view *v, int (*fn)(void *arg, const struct format_link *link), void *arg);
+    /* no header of its own: nothing in it can refuse, and a partition table at its start is all
+     * that is known of it */
+    bool weak;
+    enum probe (*probe)(struct excerpt *v, struct format_info *ret_info);
+    /* Fills *ret_plan with the extents that seal this image, in seal order: every prefix of them,
+     * and every suffix of a restore in reverse order, is refused by raw openers. Called only after
+     * probe said YES on the same view. 0; -EAGAIN: view->want_* must be loaded first; -EUCLEAN: no
+     * plan can be made. */
+    int (*plan)(struct excerpt *v, const struct seal_policy *policy, struct plan *ret_plan);
+    /* May be NULL: nothing to undo. Called only after probe said SEALED on the same view. size:
+     * NULL, or what a person gave, in bytes. Fills *ret_plan with extents whose sealed bytes are
+     * those that stand there and whose true bytes undo the seal; a seal of which only a part stands
+     * is undone too. 0; -ENODATA: the file does not hold the exact size and none was given;
+     * -ERANGE: the given one contradicts the file; -EAGAIN as above; -EUCLEAN: cannot be undone.
+     * *ret_rescue is filled in each case but -EAGAIN. */
+    int (*rescue)(struct excerpt *v, const uint64_t *size, struct rescue *ret_rescue,
+                  struct plan *ret_plan);
+    /* May be NULL: it never needs others. Called after YES, SEALED or LIES. Calls fn for each file
+     * that the image needs; a non-zero return of fn stops and is returned. 0, -EAGAIN as above
+     * (before fn was called at all), -EUCLEAN: a name does not fit or cannot be followed. */
+    int (*links)(struct excerpt *v, int (*fn)(void *arg, const struct format_link *link),
+                 void *arg);
 };
 
 extern const struct format format_qcow2;     /* qcow2.c */
@@ -161,8 +184,10 @@ enum verdict {
     FORMAT_MORE
 };
 
-/* Finds the one format that matches. *ret_format is NULL unless the verdict is IMAGE, SEALED or LIES. */
-enum verdict format_identify(struct view *v, const struct format **ret_format, struct format_info *ret_info);
+/* Finds the one format that matches. *ret_format is NULL unless the verdict is IMAGE, SEALED or
+ * LIES. */
+enum verdict format_identify(struct excerpt *v, const struct format **ret_format,
+                             struct format_info *ret_info);
 
 /* The format of that name, or NULL. */
 const struct format *format_by_name(const char *name);

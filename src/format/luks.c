@@ -1,23 +1,31 @@
-/* luks.c: LUKS encrypted volumes, version 1 (LUKS1 On-Disk Format Specification 1.2.3) and 2 (LUKS2 On-Disk Format
- * Specification 1.1.1); "spec" below. QEMU's "luks" driver opens version 1 only, cryptsetup both.
+/* luks.c: LUKS encrypted volumes, version 1 (LUKS1 On-Disk Format Specification 1.2.3) and 2 (LUKS2
+ * On-Disk Format Specification 1.1.1); "spec" below. QEMU's "luks" driver opens version 1 only,
+ * cryptsetup both.
  *
  * What differs from a naive reading:
- *   - The sha256 that a LUKS2 header carries over itself and its JSON area is NOT checked (no cryptography here), nor is the JSON area but
- *     for the offset of its first segment. Everything else in the binary headers is.
- *   - LUKS2: a secondary header that is absent or all zero passes (cryptsetup opens such a volume, and luksFormat writes the primary one
- *     first); its place is then not sealed. The sequence ids may differ by any number: an update that was cut leaves that, and cryptsetup opens it.
- *   - LUKS1: payload offset 0 is a detached header. A file that ends before its payload is one that is being created.
+ *   - The sha256 that a LUKS2 header carries over itself and its JSON area is NOT checked (no
+ *     cryptography here), nor is the JSON area but for the offset of its first segment. Everything
+ *     else in the binary headers is.
+ *   - LUKS2: a secondary header that is absent or all zero passes (cryptsetup opens such a volume,
+ *     and luksFormat writes the primary one first); its place is then not sealed. The sequence ids
+ *     may differ by any number: an update that was cut leaves that, and cryptsetup opens it.
+ *   - LUKS1: payload offset 0 is a detached header. A file that ends before its payload is one that
+ *     is being created.
  *
- * The seal of LUKS1 is one extent, so there are no prefixes: hash name and payload offset are neighbours in the first sector. The payload offset
- * becomes 0xffffffff, which stops QEMU ("Could not refresh total sector count"), but not cryptsetup: it warns and luksAddKey and luksKillSlot write to the
- * file (measured, 2.6.1). So the hash name becomes one that no tool has, which both refuse before all else and `repair` does not
- * undo: "SEALED:NAME:PAYLOAD", with which the seal is undone exactly without a record. Neither magic nor version: QEMU would find a raw image then.
+ * The seal of LUKS1 is one extent, so there are no prefixes: hash name and payload offset are
+ * neighbours in the first sector. The payload offset becomes 0xffffffff, which stops QEMU ("Could
+ * not refresh total sector count"), but not cryptsetup: it warns and luksAddKey and luksKillSlot
+ * write to the file (measured, 2.6.1). So the hash name becomes one that no tool has, which both
+ * refuse before all else and `repair` does not undo: "SEALED:NAME:PAYLOAD", with which the seal is
+ * undone exactly without a record. Neither magic nor version: QEMU would find a raw image then.
  *
- * The seal of LUKS2: version := 0x5ea1 in both headers, the primary one first and undone last: with that every cryptsetup command says
- * "Unsupported LUKS version". While only that one stands, a command that is given `--type luks2`, and `config`, find the secondary header and write
- * the primary one back from it; nothing can be done about that (every first write to one of two copies is repairable, and a broken secondary one
- * beside a sound primary one would not be refused at all). With both they are refused, too. QEMU does not know LUKS2: probed, it is raw to it with
- * and without the seal. SEAL_SIZE: there is no size field, the seal is the same. */
+ * The seal of LUKS2: version := 0x5ea1 in both headers, the primary one first and undone last: with
+ * that every cryptsetup command says "Unsupported LUKS version". While only that one stands, a
+ * command that is given `--type luks2`, and `config`, find the secondary header and write the
+ * primary one back from it; nothing can be done about that (every first write to one of two copies
+ * is repairable, and a broken secondary one beside a sound primary one would not be refused at
+ * all). With both they are refused, too. QEMU does not know LUKS2: probed, it is raw to it with and
+ * without the seal. SEAL_SIZE: there is no size field, the seal is the same. */
 #include "format/bytes.h"
 #include "format/format.h"
 
@@ -75,10 +83,11 @@
 #define SEAL1_LEN (OFF_PAYLOAD + 4 - OFF_HASH) /* hash name and payload offset */
 
 struct luks {
-    size_t n;          /* bytes of p */
-    const uint8_t *p;  /* the primary header: LUKS1_LEN or LUKS2_LEN bytes, version 0: those that are there */
-    uint32_t version;  /* of the layout, also when sealed: 1, 2; 0: neither */
-    uint64_t hdr_size; /* LUKS2: checked, else 0 */
+    size_t n; /* bytes of p */
+    /* the primary header: LUKS1_LEN or LUKS2_LEN bytes, version 0: those that are there */
+    const uint8_t *p;
+    uint32_t version;         /* of the layout, also when sealed: 1, 2; 0: neither */
+    uint64_t hdr_size;        /* LUKS2: checked, else 0 */
     const uint8_t *secondary; /* LUKS2_LEN bytes at hdr_size, NULL: outside the file */
     bool has_secondary;       /* it carries its magic */
 };
@@ -107,8 +116,9 @@ static bool is_text(const uint8_t *p, size_t n)
     return memchr(p, '\0', n) != NULL;
 }
 
-/* Loads what all else needs. The secondary header is looked for whatever the primary one's version is: its mark counts as well. */
-static enum probe load(struct view *v, struct luks *l)
+/* Loads what all else needs. The secondary header is looked for whatever the primary one's version
+ * is: its mark counts as well. */
+static enum probe load(struct excerpt *v, struct luks *l)
 {
     size_t n = v->file_size < FORMAT_REACH ? (size_t)v->file_size : FORMAT_REACH;
     uint32_t version;
@@ -209,7 +219,8 @@ static bool check_slots(const uint8_t *header, struct format_info *info)
         if (start < MATERIAL_MIN)
             return format_lies(info, "key slot %u lies over the header", i);
         if (payload && start + sectors > payload)
-            return format_lies(info, "key slot %u at sector %" PRIu64 " reaches into the payload", i, start);
+            return format_lies(info, "key slot %u at sector %" PRIu64 " reaches into the payload",
+                               i, start);
         for (unsigned k = 0; k < i; k++) {
             uint64_t other = be32(header + OFF_SLOTS + k * SLOT_LEN + SLOT_MATERIAL);
             if (start < other + sectors && other < start + sectors)
@@ -229,7 +240,8 @@ static bool check_luks1(const uint8_t *header, struct format_info *info)
         !check_text(header + OFF_UUID, UUID_LEN, true, "uuid", info))
         return false;
     if (key_bytes == 0 || key_bytes > KEY_BYTES_MAX)
-        return format_lies(info, "key bytes %" PRIu32 " are outside 1..%u", key_bytes, KEY_BYTES_MAX);
+        return format_lies(info, "key bytes %" PRIu32 " are outside 1..%u", key_bytes,
+                           KEY_BYTES_MAX);
     if (be32(header + OFF_DIGEST_ITERATIONS) == 0)
         return format_lies(info, "the master key digest has no iterations");
     return check_slots(header, info);
@@ -237,14 +249,16 @@ static bool check_luks1(const uint8_t *header, struct format_info *info)
 
 /* ---- LUKS2 ---- */
 
-static bool check_header2(const uint8_t *p, const char *which, uint64_t offset, struct format_info *info)
+static bool check_header2(const uint8_t *p, const char *which, uint64_t offset,
+                          struct format_info *info)
 {
     if (be16(p + OFF_VERSION) != 2)
         return format_lies(info, "the %s header has version %u", which, be16(p + OFF_VERSION));
     if (be64(p + OFF_HDR_OFFSET) != offset)
         return format_lies(info, "the %s header says that it is at %" PRIu64, which,
                            be64(p + OFF_HDR_OFFSET));
-    if (memchr(p + OFF_LABEL, '\0', LABEL_LEN) == NULL || memchr(p + OFF_SUBSYSTEM, '\0', LABEL_LEN) == NULL)
+    if (memchr(p + OFF_LABEL, '\0', LABEL_LEN) == NULL ||
+        memchr(p + OFF_SUBSYSTEM, '\0', LABEL_LEN) == NULL)
         return format_lies(info, "label or subsystem of the %s header is not terminated", which);
     return check_text(p + OFF_CHECKSUM_NAME, NAME_LEN, false, "checksum algorithm", info) &&
            check_text(p + OFF_UUID2, UUID_LEN, true, "uuid", info);
@@ -262,9 +276,9 @@ static bool check_luks2(const struct luks *l, struct format_info *info)
     if (!l->has_secondary)
         return format_lies(info, "the secondary header at %" PRIu64 " has no magic", l->hdr_size);
     if (be64(l->secondary + OFF_HDR_SIZE) != l->hdr_size)
-        return format_lies(info,
-                           "hdr_size %" PRIu64 " of the secondary header is not that of the primary one",
-                           be64(l->secondary + OFF_HDR_SIZE));
+        return format_lies(
+            info, "hdr_size %" PRIu64 " of the secondary header is not that of the primary one",
+            be64(l->secondary + OFF_HDR_SIZE));
     if (!check_header2(l->secondary, "secondary", l->hdr_size, info))
         return false;
     if (memcmp(l->p + OFF_UUID2, l->secondary + OFF_UUID2, UUID_LEN) != 0)
@@ -272,7 +286,8 @@ static bool check_luks2(const struct luks *l, struct format_info *info)
     return true;
 }
 
-/* The first segment's offset in the JSON area ("segments":{"0":{..."offset":"N"...), as cryptsetup writes it: without blanks. 0: not found. */
+/* The first segment's offset in the JSON area ("segments":{"0":{..."offset":"N"...), as cryptsetup
+ * writes it: without blanks. 0: not found. */
 static uint64_t segment_offset(const uint8_t *json, size_t n)
 {
     static const char segments[] = "\"segments\":{", offset[] = "\"offset\":\"";
@@ -291,7 +306,7 @@ static uint64_t segment_offset(const uint8_t *json, size_t n)
 /* ---- probe ---- */
 
 /* Where the payload begins; false: not loaded. */
-static bool payload_offset(struct view *v, const struct luks *l, uint64_t *ret)
+static bool payload_offset(struct excerpt *v, const struct luks *l, uint64_t *ret)
 {
     const uint8_t *json;
 
@@ -308,7 +323,7 @@ static bool payload_offset(struct view *v, const struct luks *l, uint64_t *ret)
     return json != NULL;
 }
 
-static enum probe luks_probe(struct view *v, struct format_info *ret_info)
+static enum probe luks_probe(struct excerpt *v, struct format_info *ret_info)
 {
     struct luks l;
     enum probe answer = load(v, &l);
@@ -318,11 +333,13 @@ static enum probe luks_probe(struct view *v, struct format_info *ret_info)
         return answer;
     if (l.hdr_size)
         ret_info->zone.head = l.hdr_size + LUKS2_LEN;
-    /* Before all checks: what carries the marks must never pass for something that merely looks broken. */
+    /* Before all checks: what carries the marks must never pass for something that merely looks
+     * broken. */
     if (is_sealed(&l, ret_info))
         return PROBE_SEALED;
     if (l.version == 0) {
-        format_lies(ret_info, "version %u is neither 1 nor 2, or the header is cut", be16(l.p + OFF_VERSION));
+        format_lies(ret_info, "version %u is neither 1 nor 2, or the header is cut",
+                    be16(l.p + OFF_VERSION));
         return PROBE_LIES;
     }
     if (!(l.version == 1 ? check_luks1(l.p, ret_info) : check_luks2(&l, ret_info)))
@@ -335,7 +352,8 @@ static enum probe luks_probe(struct view *v, struct format_info *ret_info)
 
 /* ---- plan ---- */
 
-/* Longer names than this are none that a tool has; then the hash name is sealed without what undoes it. */
+/* Longer names than this are none that a tool has; then the hash name is sealed without what undoes
+ * it. */
 #define HASH_MAX (NAME_LEN - 1 - (sizeof(SEALED_HASH) - 1) - 1 - PAYLOAD_DIGITS)
 
 static void make_seal1(const uint8_t *header, uint8_t ret[SEAL1_LEN])
@@ -352,7 +370,7 @@ static void make_seal1(const uint8_t *header, uint8_t ret[SEAL1_LEN])
     put_be(ret + OFF_PAYLOAD - OFF_HASH, SEALED_PAYLOAD, 4);
 }
 
-static int luks_plan(struct view *v, const struct seal_policy *policy, struct plan *ret_plan)
+static int luks_plan(struct excerpt *v, const struct seal_policy *policy, struct plan *ret_plan)
 {
     uint8_t seal1[SEAL1_LEN], version[2];
     struct luks l;
@@ -372,7 +390,8 @@ static int luks_plan(struct view *v, const struct seal_policy *policy, struct pl
     put_be(version, SEALED_VERSION, sizeof(version));
     r = plan_add(ret_plan, OFF_VERSION, l.p + OFF_VERSION, version, sizeof(version));
     if (r == 0 && l.has_secondary)
-        r = plan_add(ret_plan, l.hdr_size + OFF_VERSION, l.secondary + OFF_VERSION, version, sizeof(version));
+        r = plan_add(ret_plan, l.hdr_size + OFF_VERSION, l.secondary + OFF_VERSION, version,
+                     sizeof(version));
     return r;
 }
 
@@ -402,9 +421,9 @@ static bool former_luks1(const uint8_t *header, uint8_t ret[SEAL1_LEN])
     size_t len = strnlen((const char *)text, NAME_LEN), word = strlen(SEALED_HASH);
     uint32_t payload;
 
-    if (len < word + 1 + 1 + PAYLOAD_DIGITS || len >= NAME_LEN || memcmp(text, SEALED_HASH, word) != 0 ||
-        text[len - PAYLOAD_DIGITS - 1] != ':' || !is_zero(text + len, NAME_LEN - len) ||
-        !digits(text + len - PAYLOAD_DIGITS, &payload))
+    if (len < word + 1 + 1 + PAYLOAD_DIGITS || len >= NAME_LEN ||
+        memcmp(text, SEALED_HASH, word) != 0 || text[len - PAYLOAD_DIGITS - 1] != ':' ||
+        !is_zero(text + len, NAME_LEN - len) || !digits(text + len - PAYLOAD_DIGITS, &payload))
         return false;
     memset(ret, 0, SEAL1_LEN);
     memcpy(ret, text + word, len - word - 1 - PAYLOAD_DIGITS);
@@ -412,7 +431,7 @@ static bool former_luks1(const uint8_t *header, uint8_t ret[SEAL1_LEN])
     return true;
 }
 
-static void set_size(struct view *v, uint64_t payload, const char *source, struct rescue *ret)
+static void set_size(struct excerpt *v, uint64_t payload, const char *source, struct rescue *ret)
 {
     ret->n = 1;
     ret->candidate[0].kind = RESCUE_EXACT;
@@ -420,9 +439,10 @@ static void set_size(struct view *v, uint64_t payload, const char *source, struc
     ret->candidate[0].source = source;
 }
 
-/* The payload offset alone is sealed and the hash name is not: the key material ends before the payload, no more is known. */
-static int guess_luks1(struct view *v, const struct luks *l, const uint64_t *size, struct rescue *rescue,
-                       uint8_t former[SEAL1_LEN])
+/* The payload offset alone is sealed and the hash name is not: the key material ends before the
+ * payload, no more is known. */
+static int guess_luks1(struct excerpt *v, const struct luks *l, const uint64_t *size,
+                       struct rescue *rescue, uint8_t former[SEAL1_LEN])
 {
     uint64_t end = 0, sectors = material_sectors(l->p);
 
@@ -444,8 +464,8 @@ static int guess_luks1(struct view *v, const struct luks *l, const uint64_t *siz
     return 0;
 }
 
-static int rescue_luks1(struct view *v, const struct luks *l, const uint64_t *size, struct rescue *rescue,
-                        struct plan *plan)
+static int rescue_luks1(struct excerpt *v, const struct luks *l, const uint64_t *size,
+                        struct rescue *rescue, struct plan *plan)
 {
     uint8_t former[SEAL1_LEN], header[LUKS1_LEN];
     struct format_info info;
@@ -463,11 +483,13 @@ static int rescue_luks1(struct view *v, const struct luks *l, const uint64_t *si
     if (!check_luks1(header, &info))
         return -EUCLEAN;
     if (exact)
-        set_size(v, (uint64_t)be32(header + OFF_PAYLOAD) * SECTOR, "payload offset in the hash name", rescue);
+        set_size(v, (uint64_t)be32(header + OFF_PAYLOAD) * SECTOR,
+                 "payload offset in the hash name", rescue);
     return plan_add(plan, OFF_HASH, former, l->p + OFF_HASH, SEAL1_LEN);
 }
 
-static int rescue_luks2(struct view *v, const struct luks *l, struct rescue *rescue, struct plan *plan)
+static int rescue_luks2(struct excerpt *v, const struct luks *l, struct rescue *rescue,
+                        struct plan *plan)
 {
     uint8_t first[LUKS2_LEN], second[LUKS2_LEN], version[2];
     struct luks undone = *l;
@@ -493,12 +515,14 @@ static int rescue_luks2(struct view *v, const struct luks *l, struct rescue *res
     if (be16(l->p + OFF_VERSION) == SEALED_VERSION)
         r = plan_add(plan, OFF_VERSION, version, l->p + OFF_VERSION, sizeof(version));
     if (r == 0 && undone.secondary != l->secondary)
-        r = plan_add(plan, l->hdr_size + OFF_VERSION, version, l->secondary + OFF_VERSION, sizeof(version));
+        r = plan_add(plan, l->hdr_size + OFF_VERSION, version, l->secondary + OFF_VERSION,
+                     sizeof(version));
     return r;
 }
 
 /* The size is not sealed: a given one must be that of the file without its header. */
-static int luks_rescue(struct view *v, const uint64_t *size, struct rescue *ret_rescue, struct plan *ret_plan)
+static int luks_rescue(struct excerpt *v, const uint64_t *size, struct rescue *ret_rescue,
+                       struct plan *ret_plan)
 {
     struct luks l;
     enum probe answer = load(v, &l);

@@ -1,17 +1,22 @@
-/* parallels.c: Parallels expandable images, version 2 with either magic (QEMU docs/interop/parallels.txt, "spec" below; "QEMU" is the reader of 7.2,
- * block/parallels.c).
+/* parallels.c: Parallels expandable images, version 2 with either magic (QEMU
+ * docs/interop/parallels.txt, "spec" below; "QEMU" is the reader of 7.2, block/parallels.c).
  *
- * What QEMU opens passes, but for two contradictions: a size beyond the BAT, and data over the header or the BAT, where the next allocation would
- * destroy it. So in_use, flags, ext_off and the alignment of data_off, which QEMU ignores, are not judged, and neither are the upper four bytes of
- * nb_sectors under the old magic (QEMU masks them). Bytes beyond the end of the file count as zero, as QEMU reads them, but a header that ends before
- * its size is broken: `tracks` would be 0 there, which is a mark.
+ * What QEMU opens passes, but for two contradictions: a size beyond the BAT, and data over the
+ * header or the BAT, where the next allocation would destroy it. So in_use, flags, ext_off and the
+ * alignment of data_off, which QEMU ignores, are not judged, and neither are the upper four bytes
+ * of nb_sectors under the old magic (QEMU masks them). Bytes beyond the end of the file count as
+ * zero, as QEMU reads them, but a header that ends before its size is broken: `tracks` would be 0
+ * there, which is a mark.
  *
- * The seal. tracks (the cluster size in sectors) := 0, which QEMU refuses ("Zero sectors per track") whatever else stands there, and no tool can write:
- * the cluster size is a divisor. Then nb_sectors := 0, for readers that look at the size alone. The size by itself never refuses: QEMU opens 0 as an
- * empty disk and 5.2 EiB as a writable one. So tracks is sealed first and restored last.
+ * The seal. tracks (the cluster size in sectors) := 0, which QEMU refuses ("Zero sectors per
+ * track") whatever else stands there, and no tool can write: the cluster size is a divisor. Then
+ * nb_sectors := 0, for readers that look at the size alone. The size by itself never refuses: QEMU
+ * opens 0 as an empty disk and 5.2 EiB as a writable one. So tracks is sealed first and restored
+ * last.
  *
- * Without a record both are lost. The size of the BAT bounds sectors / tracks from both sides, and under the new magic data_off is a multiple of tracks;
- * so the size must be given, and tracks is told from it where only one value fits. */
+ * Without a record both are lost. The size of the BAT bounds sectors / tracks from both sides, and
+ * under the new magic data_off is a multiple of tracks; so the size must be given, and tracks is
+ * told from it where only one value fits. */
 #include "format/bytes.h"
 #include "format/format.h"
 
@@ -52,7 +57,7 @@ struct parallels {
 };
 
 /* Loads the header and decodes it; values are not checked yet. */
-static enum probe load(struct view *v, struct parallels *h)
+static enum probe load(struct excerpt *v, struct parallels *h)
 {
     size_t n = v->file_size < LOAD ? (size_t)v->file_size : LOAD;
     const uint8_t *p;
@@ -85,9 +90,11 @@ static uint64_t bat_end(const struct parallels *h)
 static bool check_bat(const struct parallels *h, struct format_info *info)
 {
     if (h->bat_entries > BAT_ENTRIES_MAX)
-        return format_lies(info, "nb_bat_entries %" PRIu32 " exceeds %u", h->bat_entries, BAT_ENTRIES_MAX);
+        return format_lies(info, "nb_bat_entries %" PRIu32 " exceeds %u", h->bat_entries,
+                           BAT_ENTRIES_MAX);
     if (h->data != 0 && h->data * SECTOR < bat_end(h))
-        return format_lies(info, "data_off %" PRIu64 ": the data lies over the header or the BAT", h->data);
+        return format_lies(info, "data_off %" PRIu64 ": the data lies over the header or the BAT",
+                           h->data);
     return true;
 }
 
@@ -96,12 +103,13 @@ static bool check_size(const struct parallels *h, struct format_info *info)
     if (h->tracks > TRACKS_MAX)
         return format_lies(info, "tracks %" PRIu32 " exceeds %u", h->tracks, TRACKS_MAX);
     if (h->nb_sectors > (uint64_t)h->bat_entries * h->tracks)
-        return format_lies(info, "nb_sectors %" PRIu64 " exceeds %" PRIu32 " clusters of %" PRIu32 " sectors",
-                           h->nb_sectors, h->bat_entries, h->tracks);
+        return format_lies(
+            info, "nb_sectors %" PRIu64 " exceeds %" PRIu32 " clusters of %" PRIu32 " sectors",
+            h->nb_sectors, h->bat_entries, h->tracks);
     return true;
 }
 
-static enum probe parallels_probe(struct view *v, struct format_info *ret_info)
+static enum probe parallels_probe(struct excerpt *v, struct format_info *ret_info)
 {
     struct parallels h;
     enum probe answer = load(v, &h);
@@ -130,7 +138,8 @@ static enum probe parallels_probe(struct view *v, struct format_info *ret_info)
 
 /* ---- plan ---- */
 
-static int parallels_plan(struct view *v, const struct seal_policy *policy, struct plan *ret_plan)
+static int parallels_plan(struct excerpt *v, const struct seal_policy *policy,
+                          struct plan *ret_plan)
 {
     static const uint8_t zero[8];
     struct parallels h;
@@ -149,8 +158,9 @@ static int parallels_plan(struct view *v, const struct seal_policy *policy, stru
 
 /* ---- rescue ---- */
 
-/* Every cluster stands a multiple of tracks behind every other one: in sectors under the old magic. What is not in the first LOAD bytes is not asked. */
-static bool clusters_fit(struct view *v, const struct parallels *h, uint64_t tracks)
+/* Every cluster stands a multiple of tracks behind every other one: in sectors under the old magic.
+ * What is not in the first LOAD bytes is not asked. */
+static bool clusters_fit(struct excerpt *v, const struct parallels *h, uint64_t tracks)
 {
     uint64_t end = bat_end(h) < LOAD ? bat_end(h) : LOAD;
     const uint8_t *p = v->file_size >= end ? view_get(v, 0, end) : NULL;
@@ -168,10 +178,13 @@ static bool clusters_fit(struct view *v, const struct parallels *h, uint64_t tra
     return true;
 }
 
-/* How many values of tracks there are for which `sectors` fill the BAT up to its last entry and which fit the rest of the header: 0, 1, 2 (or more). */
-static unsigned tell_tracks(struct view *v, const struct parallels *h, uint64_t sectors, uint32_t *ret_tracks)
+/* How many values of tracks there are for which `sectors` fill the BAT up to its last entry and
+ * which fit the rest of the header: 0, 1, 2 (or more). */
+static unsigned tell_tracks(struct excerpt *v, const struct parallels *h, uint64_t sectors,
+                            uint32_t *ret_tracks)
 {
-    /* spec, "Definitions": 1 MiB, in previous versions 63 sectors, 256 and 252 KiB; QEMU makes any, but under the new magic only */
+    /* spec, "Definitions": 1 MiB, in previous versions 63 sectors, 256 and 252 KiB; QEMU makes any,
+     * but under the new magic only */
     static const uint32_t known[] = {63, 504, 512, 2048};
     uint64_t bat = h->bat_entries, low = (sectors + bat - 1) / bat, high = TRACKS_MAX;
     unsigned found = 0;
@@ -192,8 +205,9 @@ static unsigned tell_tracks(struct view *v, const struct parallels *h, uint64_t 
     return found;
 }
 
-/* Bounds from what the seal leaves. A cluster that the BAT has no place for in fewer sectors than data_off: the BAT is rounded up to clusters, so tracks
- * is at most data_off. Nothing bounds the size from above under the old magic. */
+/* Bounds from what the seal leaves. A cluster that the BAT has no place for in fewer sectors than
+ * data_off: the BAT is rounded up to clusters, so tracks is at most data_off. Nothing bounds the
+ * size from above under the old magic. */
 static void find_bounds(const struct parallels *h, struct rescue *ret)
 {
     uint64_t geometry = (uint64_t)le32(h->b + OFF_CYLINDERS) * le32(h->b + OFF_HEADS);
@@ -206,7 +220,7 @@ static void find_bounds(const struct parallels *h, struct rescue *ret)
                    "cylinders x heads x 32 sectors");
 }
 
-static int parallels_rescue(struct view *v, const uint64_t *size, struct rescue *ret_rescue,
+static int parallels_rescue(struct excerpt *v, const uint64_t *size, struct rescue *ret_rescue,
                             struct plan *ret_plan)
 {
     uint64_t sectors;

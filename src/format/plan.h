@@ -1,8 +1,9 @@
-/* plan.h: the edit of an image's header that makes it unusable: its extents with true and sealed bytes.
+/* plan.h: the edit of an image's header that makes it unusable: its extents with true and sealed
+ * bytes.
  *
- * A plan is a value: no descriptor, no lock, nothing on the heap. Copy it by assignment. Extents stand in the order
- * in which the seal writes them, so that each prefix is refused by a raw opener; a restore writes them in reverse.
- * Extents of one plan never overlap. */
+ * A plan is a value: no descriptor, no lock, nothing on the heap. Copy it by assignment. Extents
+ * stand in the order in which the seal writes them, so that each prefix is refused by a raw opener;
+ * a restore writes them in reverse. Extents of one plan never overlap. */
 #ifndef DISKGUARD_FORMAT_PLAN_H
 #define DISKGUARD_FORMAT_PLAN_H
 
@@ -10,7 +11,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* One sector: the unit that a disk writes whole (T10 SBC-4, logical block; also the unit of a torn write here). */
+/* One sector: the unit that a disk writes whole (T10 SBC-4, logical block; also the unit of a torn
+ * write here). */
 #define EXTENT_MAX 512
 #define PLAN_MAX 24
 
@@ -20,7 +22,8 @@ struct extent {
     bool has_was;               /* `was` is meaningful */
     uint8_t truth[EXTENT_MAX];  /* what the holder sees */
     uint8_t sealed[EXTENT_MAX]; /* what stands on the datastore */
-    uint8_t was[EXTENT_MAX];    /* what may still stand there from the plan before (reseal under way) */
+    /* what may still stand there from the plan before (reseal under way) */
+    uint8_t was[EXTENT_MAX];
 };
 
 struct plan {

@@ -1,15 +1,19 @@
-/* qcow.c: QEMU's first copy-on-write format, version 1 of the "QFI\xfb" magic. There is no specification: the reader of QEMU 7.2, block/qcow.c ("QEMU"
- * below), is the only definition.
+/* qcow.c: QEMU's first copy-on-write format, version 1 of the "QFI\xfb" magic. There is no
+ * specification: the reader of QEMU 7.2, block/qcow.c ("QEMU" below), is the only definition.
  *
- * What QEMU opens passes, but for a table or a name that lies over the header. In two points that differs from a naive reading:
- *   - The length of the L1 table stands nowhere: it follows from the size. So a size is too large when its L1 table is.
- *   - Bytes beyond the end of the file count as zero, as QEMU reads them, and the L1 table need not lie inside the file.
+ * What QEMU opens passes, but for a table or a name that lies over the header. In two points that
+ * differs from a naive reading:
+ *   - The length of the L1 table stands nowhere: it follows from the size. So a size is too large
+ *     when its L1 table is.
+ *   - Bytes beyond the end of the file count as zero, as QEMU reads them, and the L1 table need not
+ *     lie inside the file.
  *
- * The seal. Size := "SEALED\0\0", 5.2 EiB: with every permitted cluster_bits and l2_bits its L1 table is larger than QEMU takes (L1_ENTRIES_MAX), so
- * that QEMU refuses it as "Image too large" before it looks at anything else. There are no feature bits. Size 0 (SEAL_SIZE) is refused, too.
+ * The seal. Size := "SEALED\0\0", 5.2 EiB: with every permitted cluster_bits and l2_bits its L1
+ * table is larger than QEMU takes (L1_ENTRIES_MAX), so that QEMU refuses it as "Image too large"
+ * before it looks at anything else. There are no feature bits. Size 0 (SEAL_SIZE) is refused, too.
  *
- * Without a record the size is lost: QEMU allocates the first L2 table right behind the L1 table, which bounds it from above, and the last used cluster
- * bounds it from below. */
+ * Without a record the size is lost: QEMU allocates the first L2 table right behind the L1 table,
+ * which bounds it from above, and the last used cluster bounds it from below. */
 #include "format/backing.h"
 #include "format/bytes.h"
 #include "format/format.h"
@@ -51,7 +55,7 @@ struct qcow {
 };
 
 /* Loads the header and decodes it; values are not checked yet. */
-static enum probe load(struct view *v, struct qcow *h)
+static enum probe load(struct excerpt *v, struct qcow *h)
 {
     size_t n = v->file_size < LOAD ? (size_t)v->file_size : LOAD;
     const uint8_t *p;
@@ -81,10 +85,11 @@ static enum probe load(struct view *v, struct qcow *h)
 static bool check_bits(const struct qcow *h, struct format_info *info)
 {
     if (h->cluster_bits < CLUSTER_BITS_MIN || h->cluster_bits > CLUSTER_BITS_MAX)
-        return format_lies(info, "cluster_bits %u is outside %u..%u", h->cluster_bits, CLUSTER_BITS_MIN,
-                           CLUSTER_BITS_MAX);
+        return format_lies(info, "cluster_bits %u is outside %u..%u", h->cluster_bits,
+                           CLUSTER_BITS_MIN, CLUSTER_BITS_MAX);
     if (h->l2_bits < L2_BITS_MIN || h->l2_bits > L2_BITS_MAX)
-        return format_lies(info, "l2_bits %u is outside %u..%u", h->l2_bits, L2_BITS_MIN, L2_BITS_MAX);
+        return format_lies(info, "l2_bits %u is outside %u..%u", h->l2_bits, L2_BITS_MIN,
+                           L2_BITS_MAX);
     return true;
 }
 
@@ -101,13 +106,15 @@ static bool check_size(const struct qcow *h, uint64_t size, struct format_info *
     if (size < SIZE_MIN)
         return format_lies(info, "size %" PRIu64 " is below %u", size, SIZE_MIN);
     if (entries > L1_ENTRIES_MAX)
-        return format_lies(info, "size %" PRIu64 " needs an L1 table of %" PRIu64 " entries, more than %u",
-                           size, entries, L1_ENTRIES_MAX);
+        return format_lies(
+            info, "size %" PRIu64 " needs an L1 table of %" PRIu64 " entries, more than %u", size,
+            entries, L1_ENTRIES_MAX);
     if (h->l1_offset < HEADER_LENGTH)
         return format_lies(info, "l1_table_offset %" PRIu64 ": the L1 table lies over the header",
                            h->l1_offset);
     if (h->l1_offset > INT64_MAX - entries * 8)
-        return format_lies(info, "l1_table_offset 0x%" PRIx64 " is beyond every file", h->l1_offset);
+        return format_lies(info, "l1_table_offset 0x%" PRIx64 " is beyond every file",
+                           h->l1_offset);
     return true;
 }
 
@@ -121,12 +128,13 @@ static bool check_others(const struct qcow *h, struct format_info *info)
         return format_lies(info, "backing_file_size %" PRIu32 " exceeds %u", h->backing_size,
                            BACKING_SIZE_MAX);
     if (h->backing_offset < HEADER_LENGTH || h->backing_offset > INT64_MAX - BACKING_SIZE_MAX)
-        return format_lies(info, "backing_file_offset 0x%" PRIx64 " is in the header or beyond every file",
-                           h->backing_offset);
+        return format_lies(
+            info, "backing_file_offset 0x%" PRIx64 " is in the header or beyond every file",
+            h->backing_offset);
     return true;
 }
 
-static enum probe qcow_probe(struct view *v, struct format_info *ret_info)
+static enum probe qcow_probe(struct excerpt *v, struct format_info *ret_info)
 {
     struct qcow h;
     enum probe answer = load(v, &h);
@@ -137,7 +145,8 @@ static enum probe qcow_probe(struct view *v, struct format_info *ret_info)
         snprintf(ret_info->why, sizeof(ret_info->why), "sealed by its size");
         return PROBE_SEALED;
     }
-    if (!check_bits(&h, ret_info) || !check_size(&h, h.size, ret_info) || !check_others(&h, ret_info)) {
+    if (!check_bits(&h, ret_info) || !check_size(&h, h.size, ret_info) ||
+        !check_others(&h, ret_info)) {
         ret_info->maybe_sealed = h.size == 0;
         return PROBE_LIES;
     }
@@ -147,7 +156,7 @@ static enum probe qcow_probe(struct view *v, struct format_info *ret_info)
 
 /* ---- plan ---- */
 
-static int qcow_plan(struct view *v, const struct seal_policy *policy, struct plan *ret_plan)
+static int qcow_plan(struct excerpt *v, const struct seal_policy *policy, struct plan *ret_plan)
 {
     uint8_t word[8];
     struct qcow h;
@@ -177,18 +186,20 @@ static int64_t last_used(const uint8_t *table, uint64_t n)
 }
 
 /* What of the table at off lies in the file, at most max bytes; whole entries. */
-static uint64_t in_file(const struct view *v, uint64_t off, uint64_t max)
+static uint64_t in_file(const struct excerpt *v, uint64_t off, uint64_t max)
 {
     uint64_t left = off < v->file_size ? v->file_size - off : 0;
 
     return (left < max ? left : max) / 8 * 8;
 }
 
-/* The L1 table ends before the first L2 table, which one of its own entries names, and between the two all bytes are zero: so whatever is not zero
- * before the lowest L2 table that was met is an entry. An L1 table longer than a window gives a weaker bound, not a wrong one. */
-static int find_bounds(struct view *v, const struct qcow *h, struct bounds *ret)
+/* The L1 table ends before the first L2 table, which one of its own entries names, and between the
+ * two all bytes are zero: so whatever is not zero before the lowest L2 table that was met is an
+ * entry. An L1 table longer than a window gives a weaker bound, not a wrong one. */
+static int find_bounds(struct excerpt *v, const struct qcow *h, struct bounds *ret)
 {
-    uint64_t n = in_file(v, h->l1_offset, FORMAT_WINDOW_MAX) / 8, first = UINT64_MAX, used = 0, l2 = 0, l2_n;
+    uint64_t n = in_file(v, h->l1_offset, FORMAT_WINDOW_MAX) / 8, first = UINT64_MAX, used = 0,
+             l2 = 0, l2_n;
     const uint8_t *p = n ? view_get(v, h->l1_offset, n * 8) : NULL;
 
     memset(ret, 0, sizeof(*ret));
@@ -218,7 +229,8 @@ static int find_bounds(struct view *v, const struct qcow *h, struct bounds *ret)
     return 0;
 }
 
-static int qcow_rescue(struct view *v, const uint64_t *size, struct rescue *ret_rescue, struct plan *ret_plan)
+static int qcow_rescue(struct excerpt *v, const uint64_t *size, struct rescue *ret_rescue,
+                       struct plan *ret_plan)
 {
     struct format_info info;
     struct bounds b;
@@ -246,7 +258,8 @@ static int qcow_rescue(struct view *v, const uint64_t *size, struct rescue *ret_
 
 /* ---- links ---- */
 
-static int qcow_links(struct view *v, int (*fn)(void *arg, const struct format_link *link), void *arg)
+static int qcow_links(struct excerpt *v, int (*fn)(void *arg, const struct format_link *link),
+                      void *arg)
 {
     struct qcow h;
     enum probe answer = load(v, &h);

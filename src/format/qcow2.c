@@ -1,21 +1,23 @@
 /* qcow2.c: QEMU's copy-on-write format, versions 2 and 3 (QEMU docs/interop/qcow2; "spec" below).
  *
- * What is refused here is what the spec forbids or what QEMU refuses to open, no more: an image that QEMU
- * opens must be guarded. In two points that differs from a naive reading of the spec:
- *   - Bytes beyond the end of the file count as zero, as QEMU reads them, and no table must lie inside the
- * file. While qemu-img create or a copy tool writes an image, its tables follow the header, and a write
- * beyond FORMAT_REACH must not change what the file is.
+ * What is refused here is what the spec forbids or what QEMU refuses to open, no more: an image
+ * that QEMU opens must be guarded. In two points that differs from a naive reading of the spec:
+ *   - Bytes beyond the end of the file count as zero, as QEMU reads them, and no table must lie
+ *     inside the
+ * file. While qemu-img create or a copy tool writes an image, its tables follow the header, and a
+ * write beyond FORMAT_REACH must not change what the file is.
  *   - A header extension may go on beyond FORMAT_REACH; what is not visible is not judged.
  *
- * The seal. Size := "SEALED\0\0", 5.2 EiB, which no permitted L1 table can map (check_tables): QEMU and
- * libvirt refuse it in both versions. It is written first and undone last, so every prefix is refused.
- * Version 3 adds incompatible feature bit 63, which every reader must refuse, and puts its name into the
- * feature name table, so that the refusal names the holder. Size 0 is not a refusal: QEMU starts a VM from
- * it.
+ * The seal. Size := "SEALED\0\0", 5.2 EiB, which no permitted L1 table can map (check_tables): QEMU
+ * and libvirt refuse it in both versions. It is written first and undone last, so every prefix is
+ * refused. Version 3 adds incompatible feature bit 63, which every reader must refuse, and puts its
+ * name into the feature name table, so that the refusal names the holder. Size 0 is not a refusal:
+ * QEMU starts a VM from it.
  *
- * Bit 63 may also be somebody else's feature, as every bit that the spec has not given away. It is ours where the sealed size or our row says so: no
- * state of a seal or a restore has the bit without the size. Else it is a true byte, which the seal leaves where it is; the sealed size tells then that
- * it is one. */
+ * Bit 63 may also be somebody else's feature, as every bit that the spec has not given away. It is
+ * ours where the sealed size or our row says so: no state of a seal or a restore has the bit
+ * without the size. Else it is a true byte, which the seal leaves where it is; the sealed size
+ * tells then that it is one. */
 #include "format/qcow2_priv.h"
 
 #include <errno.h>
@@ -40,7 +42,7 @@ uint32_t qcow2_get32(const struct header_view *h, size_t off)
 }
 
 /* Loads the header and decodes what all checks need; values are not checked yet. */
-enum probe qcow2_load(struct view *v, struct header_view *h)
+enum probe qcow2_load(struct excerpt *v, struct header_view *h)
 {
     memset(h, 0, sizeof(*h));
     h->n = v->file_size < FORMAT_REACH ? (size_t)v->file_size : FORMAT_REACH;
@@ -71,7 +73,8 @@ enum probe qcow2_load(struct view *v, struct header_view *h)
     return PROBE_YES;
 }
 
-/* The extension at *pos (start with header_length). DONE: END, the end of the area, or of what is visible. */
+/* The extension at *pos (start with header_length). DONE: END, the end of the area, or of what is
+ * visible. */
 enum step qcow2_next_extension(const struct header_view *h, uint64_t *pos, struct extension *ret)
 {
     if (*pos >= h->ext_end || *pos + EXT_HEAD > FORMAT_REACH)
@@ -87,8 +90,8 @@ enum step qcow2_next_extension(const struct header_view *h, uint64_t *pos, struc
     return STEP_EXT;
 }
 
-/* The feature name table, where it is wholly visible; the last one in the header, as QEMU takes it. Number of
- * rows, 0: none. */
+/* The feature name table, where it is wholly visible; the last one in the header, as QEMU takes it.
+ * Number of rows, 0: none. */
 unsigned qcow2_feature_names(const struct header_view *h, const uint8_t **ret_rows)
 {
     struct extension ext;
@@ -120,7 +123,8 @@ static bool check_fields(const struct header_view *h, struct format_info *info)
         return format_lies(info, "header_length %" PRIu32 " exceeds the cluster size %" PRIu64,
                            h->header_length, h->cluster_size);
     if (h->version == 3 && order > REFCOUNT_ORDER_MAX)
-        return format_lies(info, "refcount_order %" PRIu32 " exceeds %u", order, REFCOUNT_ORDER_MAX);
+        return format_lies(info, "refcount_order %" PRIu32 " exceeds %u", order,
+                           REFCOUNT_ORDER_MAX);
     if (crypt > CRYPT_MAX)
         return format_lies(info, "crypt_method %" PRIu32 " is unknown", crypt);
     return true;
@@ -133,28 +137,33 @@ static bool check_features(const struct header_view *h, struct format_info *info
         h->header_length > OFF_COMPRESSION_TYPE ? qcow2_get32(h, OFF_COMPRESSION_TYPE) >> 24 : 0;
 
     if (unknown)
-        return format_lies(
-            info, "incompatible_features has the unknown bits 0x%" PRIx64 ": a feature of a newer version",
-            unknown);
+        return format_lies(info,
+                           "incompatible_features has the unknown bits 0x%" PRIx64
+                           ": a feature of a newer version",
+                           unknown);
     if (compression > COMPRESSION_MAX)
-        return format_lies(info, "compression_type %" PRIu32 " is unknown: a feature of a newer version",
+        return format_lies(info,
+                           "compression_type %" PRIu32 " is unknown: a feature of a newer version",
                            compression);
     if ((compression != 0) != ((h->incompatible & INCOMPAT_COMPRESSION) != 0))
-        return format_lies(info, "compression_type %" PRIu32 " and incompatible bit 3 contradict each other",
-                           compression);
+        return format_lies(
+            info, "compression_type %" PRIu32 " and incompatible bit 3 contradict each other",
+            compression);
     if (h->incompatible & INCOMPAT_EXTENDED_L2 && h->cluster_bits < EXTENDED_L2_CLUSTER_BITS_MIN)
         return format_lies(info, "cluster_bits %" PRIu32 " is too small for extended L2 entries",
                            h->cluster_bits);
     if (h->autoclear & AUTOCLEAR_RAW_DATA && !(h->incompatible & INCOMPAT_DATA_FILE))
-        return format_lies(info, "autoclear bit 1 (raw external data) is set without an external data file");
+        return format_lies(
+            info, "autoclear bit 1 (raw external data) is set without an external data file");
     return true;
 }
 
-/* A table of `entries` times `entry` bytes at `off`; the rules of QEMU's qcow2_validate_table(). In cluster 0
- * there is room for the header alone (spec: "The first cluster of a qcow2 image contains the file header").
+/* A table of `entries` times `entry` bytes at `off`; the rules of QEMU's qcow2_validate_table(). In
+ * cluster 0 there is room for the header alone (spec: "The first cluster of a qcow2 image contains
+ * the file header").
  */
-static bool check_table(const struct header_view *h, struct format_info *info, const char *name, uint64_t off,
-                        uint32_t entries, uint64_t entry, uint64_t max)
+static bool check_table(const struct header_view *h, struct format_info *info, const char *name,
+                        uint64_t off, uint32_t entries, uint64_t entry, uint64_t max)
 {
     if (entries > max / entry)
         return format_lies(info, "%s: %" PRIu32 " entries are more than %" PRIu64, name, entries,
@@ -180,8 +189,8 @@ static bool check_tables(const struct header_view *h, struct format_info *info)
     unsigned shift = qcow2_l1_shift(h);
     uint64_t need = (h->size >> shift) + ((h->size & ((1ull << shift) - 1)) != 0);
 
-    if (!check_table(h, info, "refcount table", qcow2_get64(h, OFF_REFTABLE_OFFSET), reftable_clusters,
-                     h->cluster_size, REFTABLE_BYTES_MAX))
+    if (!check_table(h, info, "refcount table", qcow2_get64(h, OFF_REFTABLE_OFFSET),
+                     reftable_clusters, h->cluster_size, REFTABLE_BYTES_MAX))
         return false;
     if (reftable_clusters == 0)
         return format_lies(info, "refcount_table_clusters is 0");
@@ -192,7 +201,8 @@ static bool check_tables(const struct header_view *h, struct format_info *info)
     if (!check_table(h, info, "L1 table", qcow2_get64(h, OFF_L1_OFFSET), l1_size, 8, L1_BYTES_MAX))
         return false;
     if (need > l1_size)
-        return format_lies(info, "l1_size %" PRIu32 " is too small for the size %" PRIu64, l1_size, h->size);
+        return format_lies(info, "l1_size %" PRIu32 " is too small for the size %" PRIu64, l1_size,
+                           h->size);
     return true;
 }
 
@@ -206,12 +216,13 @@ static bool check_backing(const struct header_view *h, struct format_info *info)
         return format_lies(info, "backing_file_offset 0x%" PRIx64 " is outside the first cluster",
                            h->backing_offset);
     if (len > BACKING_SIZE_MAX || len > h->cluster_size - h->backing_offset)
-        return format_lies(info, "backing_file_size %" PRIu32 " exceeds %u or the first cluster", len,
-                           BACKING_SIZE_MAX);
+        return format_lies(info, "backing_file_size %" PRIu32 " exceeds %u or the first cluster",
+                           len, BACKING_SIZE_MAX);
     return true;
 }
 
-static bool check_bitmaps(const struct header_view *h, struct format_info *info, const struct extension *ext)
+static bool check_bitmaps(const struct header_view *h, struct format_info *info,
+                          const struct extension *ext)
 {
     uint32_t count;
     uint64_t size, off;
@@ -225,10 +236,12 @@ static bool check_bitmaps(const struct header_view *h, struct format_info *info,
     size = qcow2_get64(h, ext->off + 8);
     off = qcow2_get64(h, ext->off + 16);
     if (count < 1 || count > BITMAPS_MAX || qcow2_get32(h, ext->off + 4) != 0)
-        return format_lies(info, "the bitmaps extension has %" PRIu32 " bitmaps or a reserved field in use",
-                           count);
+        return format_lies(
+            info, "the bitmaps extension has %" PRIu32 " bitmaps or a reserved field in use",
+            count);
     if (size > BITMAP_DIRECTORY_MAX || off % h->cluster_size != 0)
-        return format_lies(info, "the bitmap directory at 0x%" PRIx64 " is not aligned or too large", off);
+        return format_lies(
+            info, "the bitmap directory at 0x%" PRIx64 " is not aligned or too large", off);
     return true;
 }
 
@@ -242,7 +255,8 @@ static bool check_extension(const struct header_view *h, struct format_info *inf
         return true;
     case EXT_CRYPTO:
         if (qcow2_get32(h, OFF_CRYPT_METHOD) != CRYPT_LUKS || ext->len != CRYPTO_LEN)
-            return format_lies(info, "the encryption extension does not fit crypt_method or its length");
+            return format_lies(info,
+                               "the encryption extension does not fit crypt_method or its length");
         if (ext->off + ext->len <= FORMAT_REACH && qcow2_get64(h, ext->off) % h->cluster_size != 0)
             return format_lies(info, "the encryption header is not aligned to clusters");
         return true;
@@ -263,8 +277,9 @@ static bool check_extensions(const struct header_view *h, struct format_info *in
         if (!check_extension(h, info, &ext))
             return false;
     if (step == STEP_BROKEN)
-        return format_lies(info, "header extension 0x%08" PRIx32 " at %" PRIu64 " is longer than its area",
-                           ext.type, pos);
+        return format_lies(
+            info, "header extension 0x%08" PRIx32 " at %" PRIu64 " is longer than its area",
+            ext.type, pos);
     return true;
 }
 
@@ -316,7 +331,7 @@ static bool is_sealed(const struct header_view *h, struct format_info *info)
     return true;
 }
 
-static enum probe qcow2_probe(struct view *v, struct format_info *ret_info)
+static enum probe qcow2_probe(struct excerpt *v, struct format_info *ret_info)
 {
     struct header_view h;
     enum probe answer = qcow2_load(v, &h);
@@ -327,7 +342,8 @@ static enum probe qcow2_probe(struct view *v, struct format_info *ret_info)
         format_lies(ret_info, "version %" PRIu32 " is neither 2 nor 3", h.version);
         return PROBE_LIES;
     }
-    /* Before all checks: what carries the marks must never pass for something that merely looks broken. */
+    /* Before all checks: what carries the marks must never pass for something that merely looks
+     * broken. */
     if (is_sealed(&h, ret_info))
         return PROBE_SEALED;
     if (!qcow2_check(&h, ret_info))
@@ -339,9 +355,10 @@ static enum probe qcow2_probe(struct view *v, struct format_info *ret_info)
 
 /* ---- plan ---- */
 
-/* The row that can be replaced so that QEMU prints ours, or NULL. QEMU's report_unsupported_feature() takes
- * the first row that names a bit and stops at the first row without a name. Otherwise the last one: in the
- * tables that QEMU writes this is an autoclear bit's, whose name it never prints. */
+/* The row that can be replaced so that QEMU prints ours, or NULL. QEMU's
+ * report_unsupported_feature() takes the first row that names a bit and stops at the first row
+ * without a name. Otherwise the last one: in the tables that QEMU writes this is an autoclear
+ * bit's, whose name it never prints. */
 static const uint8_t *choose_row(const struct header_view *h)
 {
     const uint8_t *row = NULL;
@@ -367,7 +384,7 @@ static void make_row(const char *holder, uint64_t size, uint8_t ret[ROW_LEN])
     memcpy(ret + ROW_NAME, name, strlen(name));
 }
 
-static int qcow2_plan(struct view *v, const struct seal_policy *policy, struct plan *ret_plan)
+static int qcow2_plan(struct excerpt *v, const struct seal_policy *policy, struct plan *ret_plan)
 {
     uint8_t word[8], row[ROW_LEN];
     const uint8_t *old_row;
@@ -375,11 +392,16 @@ static int qcow2_plan(struct view *v, const struct seal_policy *policy, struct p
     bool own_bit;
     int r;
 
-    if (qcow2_load(v, &h) != PROBE_YES || h.n < (h.version == 3 ? OFF_INCOMPATIBLE : OFF_SIZE) + sizeof(word))
+    if (qcow2_load(v, &h) != PROBE_YES ||
+        h.n < (h.version == 3 ? OFF_INCOMPATIBLE : OFF_SIZE) + sizeof(word))
         return -EUCLEAN;
     memset(ret_plan, 0, sizeof(*ret_plan));
     own_bit = (h.incompatible & SEALED_INCOMPAT) != 0;
-    put_be(word, policy->mode == SEAL_SIZE ? 0 : own_bit ? SEALED_SIZE_BIT : SEALED_SIZE, sizeof(word));
+    put_be(word,
+           policy->mode == SEAL_SIZE ? 0
+           : own_bit                 ? SEALED_SIZE_BIT
+                                     : SEALED_SIZE,
+           sizeof(word));
     r = plan_add(ret_plan, OFF_SIZE, h.p + OFF_SIZE, word, sizeof(word));
     if (r < 0 || policy->mode == SEAL_SIZE || h.version != 3)
         return r;

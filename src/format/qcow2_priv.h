@@ -1,4 +1,5 @@
-/* qcow2_priv.h: what qcow2.c (probe, plan) and qcow2_rescue.c (rescue, links) share. For these two only. */
+/* qcow2_priv.h: what qcow2.c (probe, plan) and qcow2_rescue.c (rescue, links) share. For these two
+ * only. */
 #ifndef DISKGUARD_FORMAT_QCOW2_PRIV_H
 #define DISKGUARD_FORMAT_QCOW2_PRIV_H
 
@@ -68,11 +69,13 @@
 #define BITMAP_DIRECTORY_MAX (1024ull * BITMAPS_MAX)
 #define BACKING_FORMAT_SIZE 16u
 
-/* Ours. The spec reserves incompatible bits 5..63; bit 63 is the one that the spec will reach last. */
+/* Ours. The spec reserves incompatible bits 5..63; bit 63 is the one that the spec will reach last.
+ */
 #define SEALED_SIZE 0x5345414c45440000ull /* "SEALED\0\0" */
 #define SEALED_BIT 63u
 #define SEALED_INCOMPAT (1ull << SEALED_BIT)
-/* The size where bit 63 is the image's own: a feature of somebody else's, which a rescue must not clear. */
+/* The size where bit 63 is the image's own: a feature of somebody else's, which a rescue must not
+ * clear. */
 #define SEALED_SIZE_BIT 0x5345414c45440001ull
 #define SEALED_WORD "SEALED"
 #define SEALED_ROW_MAX_HOLDER 17 /* ROW_NAME_LEN - strlen("SEALED  size=0123456789abcdef") */
@@ -98,11 +101,14 @@ enum step { STEP_EXT, STEP_DONE, STEP_BROKEN };
 uint64_t qcow2_get64(const struct header_view *h, size_t off);
 uint32_t qcow2_get32(const struct header_view *h, size_t off);
 
-/* Loads the header and decodes what all checks need; values are not checked yet. YES, NO or MORE. */
-enum probe qcow2_load(struct view *v, struct header_view *h);
-/* The extension at *pos (start with header_length). DONE: END, the end of the area, or of what is visible. */
+/* Loads the header and decodes what all checks need; values are not checked yet. YES, NO or MORE.
+ */
+enum probe qcow2_load(struct excerpt *v, struct header_view *h);
+/* The extension at *pos (start with header_length). DONE: END, the end of the area, or of what is
+ * visible. */
 enum step qcow2_next_extension(const struct header_view *h, uint64_t *pos, struct extension *ret);
-/* The feature name table, where it is wholly visible; the last one in the header, as QEMU takes it. Number of rows, 0: none. */
+/* The feature name table, where it is wholly visible; the last one in the header, as QEMU takes it.
+ * Number of rows, 0: none. */
 unsigned qcow2_feature_names(const struct header_view *h, const uint8_t **ret_rows);
 /* Is it one of the sizes that a seal writes? */
 bool qcow2_size_is_seal(uint64_t size);
@@ -111,7 +117,8 @@ unsigned qcow2_l1_shift(const struct header_view *h);
 /* All checks of the spec but for the version; false: info->why says which. */
 bool qcow2_check(const struct header_view *h, struct format_info *info);
 
-int qcow2_rescue(struct view *v, const uint64_t *size, struct rescue *ret_rescue, struct plan *ret_plan);
-int qcow2_links(struct view *v, int (*fn)(void *arg, const struct format_link *link), void *arg);
+int qcow2_rescue(struct excerpt *v, const uint64_t *size, struct rescue *ret_rescue,
+                 struct plan *ret_plan);
+int qcow2_links(struct excerpt *v, int (*fn)(void *arg, const struct format_link *link), void *arg);
 
 #endif

@@ -1,25 +1,30 @@
-/* qcow2_rescue.c: what undoes the seal of a qcow2 image without a record, and the other files that it names. See qcow2.c.
+/* qcow2_rescue.c: what undoes the seal of a qcow2 image without a record, and the other files that
+ * it names. See qcow2.c.
  *
- * The size. Version 3 with a feature name table: our row says it, in 16 hexadecimal digits: exact. An image that carries
- * bit 63 and our row over an intact size field (somebody undid a part of the seal): that field, exact. Otherwise (version 2, no table, a
- * seal or a restore that was cut between size and row) the L1 table gives an upper bound and a person must give the size. The sizes
- * that snapshots keep are no candidates: since QEMU 5.1 a version 3 image is resized in both directions behind them, so they bound nothing.
+ * The size. Version 3 with a feature name table: our row says it, in 16 hexadecimal digits: exact.
+ * An image that carries bit 63 and our row over an intact size field (somebody undid a part of the
+ * seal): that field, exact. Otherwise (version 2, no table, a seal or a restore that was cut
+ * between size and row) the L1 table gives an upper bound and a person must give the size. The
+ * sizes that snapshots keep are no candidates: since QEMU 5.1 a version 3 image is resized in both
+ * directions behind them, so they bound nothing.
  *
- * The row. Its former 48 bytes are gone, and only texts of error messages were in them. QEMU writes one fixed table per version of QEMU; where all
- * other rows are those of such a table, the missing one is known byte for byte. Otherwise the last row of today's table, "raw external data", is
- * written: right for the spec, never printed by QEMU (it is the name of an autoclear bit), but maybe not what stood there; the source text of the size
- * says so. Where some other row has that bit already, the row is left without a name: QEMU's own end of a table. */
+ * The row. Its former 48 bytes are gone, and only texts of error messages were in them. QEMU writes
+ * one fixed table per version of QEMU; where all other rows are those of such a table, the missing
+ * one is known byte for byte. Otherwise the last row of today's table, "raw external data", is
+ * written: right for the spec, never printed by QEMU (it is the name of an autoclear bit), but
+ * maybe not what stood there; the source text of the size says so. Where some other row has that
+ * bit already, the row is left without a name: QEMU's own end of a table. */
 #include "format/qcow2_priv.h"
 
 #include <errno.h>
 #include <string.h>
 
 #define SOURCE_ROW "feature name row"
-#define SOURCE_ROW_REPLACED                                                                                  \
+#define SOURCE_ROW_REPLACED                                                                        \
     "feature name row (whose former text is not known: a standard one takes its place)"
 #define SOURCE_FIELD "size field (intact)"
-#define SOURCE_FIELD_REPLACED                                                                                \
-    "size field (intact; the former text of a feature name row is not known: a standard one takes its "      \
+#define SOURCE_FIELD_REPLACED                                                                           \
+    "size field (intact; the former text of a feature name row is not known: a standard one takes its " \
     "place)"
 #define SOURCE_L1 "L1 table entries x bytes that one maps"
 #define SIZE_WORD " size="
@@ -27,16 +32,22 @@
 
 /* ---- feature names ---- */
 
-/* QEMU, block/qcow2.c, qcow2_update_header(): the names in the order in which they are written, and the release that added the name
- * (major * 100 + minor; of those before 1.7 only the count matters). Measured with 7.2; the others are from QEMU's history. */
+/* QEMU, block/qcow2.c, qcow2_update_header(): the names in the order in which they are written, and
+ * the release that added the name (major * 100 + minor; of those before 1.7 only the count
+ * matters). Measured with 7.2; the others are from QEMU's history. */
 static const struct standard_row {
     uint8_t type, bit;
     uint16_t since;
     const char *name;
 } standard[] = {
-    {0, 0, 100, "dirty bit"},        {0, 1, 107, "corrupt bit"},         {0, 2, 400, "external data file"},
-    {0, 3, 501, "compression type"}, {0, 4, 502, "extended L2 entries"}, {1, 0, 100, "lazy refcounts"},
-    {2, 0, 501, "bitmaps"},          {2, 1, 501, "raw external data"},
+    {0, 0, 100, "dirty bit"},
+    {0, 1, 107, "corrupt bit"},
+    {0, 2, 400, "external data file"},
+    {0, 3, 501, "compression type"},
+    {0, 4, 502, "extended L2 entries"},
+    {1, 0, 100, "lazy refcounts"},
+    {2, 0, 501, "bitmaps"},
+    {2, 1, 501, "raw external data"},
 };
 static const uint16_t releases[] = {100, 107, 400, 501, 502};
 #define STANDARD (sizeof(standard) / sizeof(standard[0]))
@@ -72,7 +83,8 @@ static bool is_table_of(uint16_t release, const uint8_t *rows, unsigned n, unsig
     return at == n;
 }
 
-/* What stood in the row `missing`. false: not known for sure, it is one that is right for the spec. */
+/* What stood in the row `missing`. false: not known for sure, it is one that is right for the spec.
+ */
 static bool former_row(const uint8_t *rows, unsigned n, unsigned missing, uint8_t ret[ROW_LEN])
 {
     const struct standard_row *last = &standard[STANDARD - 1];
@@ -145,7 +157,8 @@ static void find_row(const struct header_view *h, struct sealed_row *ret)
 
 /* ---- rescue ---- */
 
-static void find_sizes(const struct header_view *h, const struct sealed_row *row, struct rescue *rescue)
+static void find_sizes(const struct header_view *h, const struct sealed_row *row,
+                       struct rescue *rescue)
 {
     uint64_t entries = qcow2_get32(h, OFF_L1_SIZE);
     unsigned shift;
@@ -187,7 +200,7 @@ static int make_plan(const struct header_view *h, const struct sealed_row *row, 
 static bool is_sound(const struct header_view *h, const struct plan *plan)
 {
     uint8_t bytes[FORMAT_REACH];
-    struct view v = {.file_size = h->n, .n = 1, .win = {{0, h->n, bytes}}};
+    struct excerpt v = {.file_size = h->n, .n = 1, .win = {{0, h->n, bytes}}};
     struct format_info info;
     struct header_view undone;
 
@@ -197,7 +210,8 @@ static bool is_sound(const struct header_view *h, const struct plan *plan)
     return qcow2_load(&v, &undone) == PROBE_YES && qcow2_check(&undone, &info);
 }
 
-int qcow2_rescue(struct view *v, const uint64_t *size, struct rescue *ret_rescue, struct plan *ret_plan)
+int qcow2_rescue(struct excerpt *v, const uint64_t *size, struct rescue *ret_rescue,
+                 struct plan *ret_plan)
 {
     struct header_view h;
     struct sealed_row row;
@@ -232,7 +246,7 @@ int qcow2_rescue(struct view *v, const uint64_t *size, struct rescue *ret_rescue
 /* ---- links ---- */
 
 /* A name at off -> link->path, maybe beyond what is visible of the header. */
-static int load_path(struct view *v, uint64_t off, size_t len, struct format_link *link)
+static int load_path(struct excerpt *v, uint64_t off, size_t len, struct format_link *link)
 {
     const uint8_t *name;
 
@@ -247,7 +261,8 @@ static int load_path(struct view *v, uint64_t off, size_t len, struct format_lin
     return 0;
 }
 
-static void take_format(const struct header_view *h, const struct extension *ext, struct format_link *link)
+static void take_format(const struct header_view *h, const struct extension *ext,
+                        struct format_link *link)
 {
     if (ext->len >= sizeof(link->format) || ext->off + ext->len > h->n)
         return;
@@ -255,7 +270,7 @@ static void take_format(const struct header_view *h, const struct extension *ext
     memcpy(link->format, h->p + ext->off, ext->len);
 }
 
-int qcow2_links(struct view *v, int (*fn)(void *arg, const struct format_link *link), void *arg)
+int qcow2_links(struct excerpt *v, int (*fn)(void *arg, const struct format_link *link), void *arg)
 {
     struct format_link backing = {.role = LINK_BACKING}, data = {.role = LINK_DATA};
     struct extension ext;

@@ -1,16 +1,23 @@
-/* qed.c: QEMU Enhanced Disk (QEMU docs/interop/qed_spec.txt, "spec" below; "QEMU" is the reader of 7.2, block/qed.c).
+/* qed.c: QEMU Enhanced Disk (QEMU docs/interop/qed_spec.txt, "spec" below; "QEMU" is the reader of
+ * 7.2, block/qed.c).
  *
- * What is refused here is what the spec forbids or what QEMU refuses to open. In three points that differs from a naive reading of the two:
- *   - The L1 table need not lie inside the file, though QEMU asks for it: qemu-img create writes the header first, and a write beyond FORMAT_REACH
- *     must not change what the file is.
- *   - QEMU does not open an image of table_size 1, which the spec permits and qemu-img makes (its test for an overflow takes it for one): it passes.
- *   - The largest size, entries x entries x cluster_size, wraps around in QEMU where it is 2^64 or more, and only the size 0 is left.
+ * What is refused here is what the spec forbids or what QEMU refuses to open. In three points that
+ * differs from a naive reading of the two:
+ *   - The L1 table need not lie inside the file, though QEMU asks for it: qemu-img create writes
+ *     the header first, and a write beyond FORMAT_REACH must not change what the file is.
+ *   - QEMU does not open an image of table_size 1, which the spec permits and qemu-img makes (its
+ *     test for an overflow takes it for one): it passes.
+ *   - The largest size, entries x entries x cluster_size, wraps around in QEMU where it is 2^64 or
+ *     more, and only the size 0 is left.
  *
- * The seal. Feature bit 63 first: "an image with unknown features bits enabled must not be opened" (spec), and QEMU looks at them before all else but
- * the magic. Then size := "SEALED\0\0", 5.2 EiB, beyond what the L1 table can map in nearly all geometries; where it is not (those of 2^63 bytes) the
- * bit alone refuses, and it stands in every state of a seal and a restore. Size 0 is no refusal: QEMU opens it.
+ * The seal. Feature bit 63 first: "an image with unknown features bits enabled must not be opened"
+ * (spec), and QEMU looks at them before all else but the magic. Then size := "SEALED\0\0", 5.2 EiB,
+ * beyond what the L1 table can map in nearly all geometries; where it is not (those of 2^63 bytes)
+ * the bit alone refuses, and it stands in every state of a seal and a restore. Size 0 is no
+ * refusal: QEMU opens it.
  *
- * Without a record the size is lost: the L1 table has a fixed length. The last used cluster bounds it from below. */
+ * Without a record the size is lost: the L1 table has a fixed length. The last used cluster bounds
+ * it from below. */
 #include "format/backing.h"
 #include "format/bytes.h"
 #include "format/format.h"
@@ -52,7 +59,7 @@ struct qed {
 };
 
 /* Loads the header and decodes it; values are not checked yet. */
-static enum probe load(struct view *v, struct qed *h)
+static enum probe load(struct excerpt *v, struct qed *h)
 {
     size_t n = v->file_size < LOAD ? (size_t)v->file_size : LOAD;
     const uint8_t *p;
@@ -88,8 +95,8 @@ static bool check_geometry(const struct qed *h, struct format_info *info)
 {
     if (!is_power_of_two(h->cluster_size) || h->cluster_size < CLUSTER_SIZE_MIN ||
         h->cluster_size > CLUSTER_SIZE_MAX)
-        return format_lies(info, "cluster_size %" PRIu32 " is no power of 2 in %u..%u", h->cluster_size,
-                           CLUSTER_SIZE_MIN, CLUSTER_SIZE_MAX);
+        return format_lies(info, "cluster_size %" PRIu32 " is no power of 2 in %u..%u",
+                           h->cluster_size, CLUSTER_SIZE_MIN, CLUSTER_SIZE_MAX);
     if (!is_power_of_two(h->table_size) || h->table_size > TABLE_SIZE_MAX)
         return format_lies(info, "table_size %" PRIu32 " is no power of 2 in 1..%u", h->table_size,
                            TABLE_SIZE_MAX);
@@ -114,7 +121,8 @@ static bool check_size(const struct qed *h, uint64_t size, struct format_info *i
     if (size % SECTOR != 0)
         return format_lies(info, "image_size %" PRIu64 " is no multiple of %u", size, SECTOR);
     if (size > size_max(h) || size > INT64_MAX)
-        return format_lies(info, "image_size %" PRIu64 " exceeds %" PRIu64 ", what the L1 table can map",
+        return format_lies(info,
+                           "image_size %" PRIu64 " exceeds %" PRIu64 ", what the L1 table can map",
                            size, size_max(h));
     return true;
 }
@@ -124,12 +132,14 @@ static bool check_l1(const struct qed *h, struct format_info *info)
     uint64_t head = (uint64_t)(h->header_size ? h->header_size : 1) * h->cluster_size;
 
     if (h->l1_offset % h->cluster_size != 0)
-        return format_lies(info, "l1_table_offset 0x%" PRIx64 " is not aligned to clusters", h->l1_offset);
+        return format_lies(info, "l1_table_offset 0x%" PRIx64 " is not aligned to clusters",
+                           h->l1_offset);
     if (h->l1_offset < head)
         return format_lies(info, "l1_table_offset 0x%" PRIx64 ": the L1 table lies over the header",
                            h->l1_offset);
     if (h->l1_offset > INT64_MAX - table_entries(h) * 8)
-        return format_lies(info, "l1_table_offset 0x%" PRIx64 " is beyond every file", h->l1_offset);
+        return format_lies(info, "l1_table_offset 0x%" PRIx64 " is beyond every file",
+                           h->l1_offset);
     return true;
 }
 
@@ -143,9 +153,9 @@ static bool check_backing(const struct qed *h, struct format_info *info)
         return format_lies(info, "backing_filename_size %" PRIu32 " exceeds %u", h->backing_size,
                            BACKING_SIZE_MAX);
     if (h->backing_offset < HEADER_LENGTH || end > (uint64_t)h->header_size * h->cluster_size)
-        return format_lies(info,
-                           "backing_filename_offset %" PRIu32 " is outside the %" PRIu32 " header clusters",
-                           h->backing_offset, h->header_size);
+        return format_lies(
+            info, "backing_filename_offset %" PRIu32 " is outside the %" PRIu32 " header clusters",
+            h->backing_offset, h->header_size);
     return true;
 }
 
@@ -154,18 +164,20 @@ static bool check(const struct qed *h, struct format_info *info)
     uint64_t unknown = h->features & ~FEATURES_KNOWN & ~SEALED_BIT;
 
     if (unknown)
-        return format_lies(info, "features has the unknown bits 0x%" PRIx64 ": a feature of a newer version",
-                           unknown);
+        return format_lies(
+            info, "features has the unknown bits 0x%" PRIx64 ": a feature of a newer version",
+            unknown);
     return check_geometry(h, info) && check_l1(h, info) && check_backing(h, info);
 }
 
-/* Of size 0: does the file show that it was more? QED cannot be shrunk, so no cluster lies behind the L1 table of an image that was made with size 0. */
-static bool has_more(const struct view *v, const struct qed *h)
+/* Of size 0: does the file show that it was more? QED cannot be shrunk, so no cluster lies behind
+ * the L1 table of an image that was made with size 0. */
+static bool has_more(const struct excerpt *v, const struct qed *h)
 {
     return h->features & FEATURE_BACKING || v->file_size > h->l1_offset + table_entries(h) * 8;
 }
 
-static enum probe qed_probe(struct view *v, struct format_info *ret_info)
+static enum probe qed_probe(struct excerpt *v, struct format_info *ret_info)
 {
     struct qed h;
     enum probe answer = load(v, &h);
@@ -195,7 +207,7 @@ static enum probe qed_probe(struct view *v, struct format_info *ret_info)
 
 /* ---- plan ---- */
 
-static int qed_plan(struct view *v, const struct seal_policy *policy, struct plan *ret_plan)
+static int qed_plan(struct excerpt *v, const struct seal_policy *policy, struct plan *ret_plan)
 {
     uint8_t word[8];
     struct qed h;
@@ -219,8 +231,10 @@ static int qed_plan(struct view *v, const struct seal_policy *policy, struct pla
 
 /* ---- rescue ---- */
 
-/* The table at off, where all of it lies in the file and in one window; *ret_table NULL: it does not. 0 or -EAGAIN. */
-static int get_table(struct view *v, const struct qed *h, uint64_t off, const uint8_t **ret_table)
+/* The table at off, where all of it lies in the file and in one window; *ret_table NULL: it does
+ * not. 0 or -EAGAIN. */
+static int get_table(struct excerpt *v, const struct qed *h, uint64_t off,
+                     const uint8_t **ret_table)
 {
     uint64_t len = table_entries(h) * 8;
 
@@ -240,7 +254,7 @@ static int64_t last_used(const uint8_t *table, uint64_t n)
 }
 
 /* The end of the first sector of the last used cluster, 0 if none is. */
-static int find_lower(struct view *v, const struct qed *h, uint64_t *ret_lower)
+static int find_lower(struct excerpt *v, const struct qed *h, uint64_t *ret_lower)
 {
     uint64_t n = table_entries(h);
     const uint8_t *l1, *l2;
@@ -268,7 +282,8 @@ static int add_truth(struct plan *plan, const struct qed *h, unsigned off, uint6
     return plan_add(plan, off, word, h->b + off, sizeof(word));
 }
 
-static int qed_rescue(struct view *v, const uint64_t *size, struct rescue *ret_rescue, struct plan *ret_plan)
+static int qed_rescue(struct excerpt *v, const uint64_t *size, struct rescue *ret_rescue,
+                      struct plan *ret_plan)
 {
     struct format_info info;
     uint64_t lower = 0;
@@ -281,7 +296,8 @@ static int qed_rescue(struct view *v, const uint64_t *size, struct rescue *ret_r
     memset(ret_rescue, 0, sizeof(*ret_rescue));
     memset(ret_plan, 0, sizeof(*ret_plan));
     lost = h.size == SEALED_SIZE;
-    if (!check(&h, &info) || (!lost && !check_size(&h, h.size, &info)) || v->file_size < OFF_SIZE + 8)
+    if (!check(&h, &info) || (!lost && !check_size(&h, h.size, &info)) ||
+        v->file_size < OFF_SIZE + 8)
         return -EUCLEAN; /* the seal is not all that is wrong with it */
     if (!lost) {
         rescue_add(ret_rescue, RESCUE_EXACT, h.size, "its own size field");
@@ -305,7 +321,8 @@ static int qed_rescue(struct view *v, const uint64_t *size, struct rescue *ret_r
 
 /* ---- links ---- */
 
-static int qed_links(struct view *v, int (*fn)(void *arg, const struct format_link *link), void *arg)
+static int qed_links(struct excerpt *v, int (*fn)(void *arg, const struct format_link *link),
+                     void *arg)
 {
     struct qed h;
     enum probe answer = load(v, &h);
@@ -314,8 +331,8 @@ static int qed_links(struct view *v, int (*fn)(void *arg, const struct format_li
         return answer == PROBE_MORE ? -EAGAIN : -EUCLEAN;
     if (!(h.features & FEATURE_BACKING))
         return 0;
-    return backing_link(v, h.backing_offset, h.backing_size, h.features & FEATURE_RAW_BACKING ? "raw" : "",
-                        fn, arg);
+    return backing_link(v, h.backing_offset, h.backing_size,
+                        h.features & FEATURE_RAW_BACKING ? "raw" : "", fn, arg);
 }
 
 const struct format format_qed = {

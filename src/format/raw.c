@@ -1,14 +1,16 @@
-/* raw.c: a disk image without a header of its own, known by the partition table in its first sector.
+/* raw.c: a disk image without a header of its own, known by the partition table in its first
+ * sector.
  *
- * Nothing in such a file can refuse an opener, so its plan has no extents: the claim alone guards it. Raw
- * images without a partition table are found by their name (the daemon's `raw-pattern`), not here. */
+ * Nothing in such a file can refuse an opener, so its plan has no extents: the claim alone guards
+ * it. Raw images without a partition table are found by their name (the daemon's `raw-pattern`),
+ * not here. */
 #include "format/bytes.h"
 #include "format/format.h"
 
 #include <string.h>
 
-/* UEFI specification 2.10, section 5.2.1, table 5.1: legacy master boot record. The protective one of a GPT
- * disk (5.2.3) has the same form: one entry of type 0xEE that starts at block 1. */
+/* UEFI specification 2.10, section 5.2.1, table 5.1: legacy master boot record. The protective one
+ * of a GPT disk (5.2.3) has the same form: one entry of type 0xEE that starts at block 1. */
 #define MBR_SIZE 512u
 #define MBR_ENTRIES 446u
 #define MBR_ENTRY 16u
@@ -32,10 +34,10 @@ static bool entry_is_sane(const uint8_t *e)
            le32(e + ENTRY_START) != 0 && le32(e + ENTRY_LENGTH) != 0;
 }
 
-/* The signature alone is no proof: every FAT and NTFS boot sector ends in it too, with code or text where the
- * entries would be. Positions and lengths are not compared with the file's size: block sizes differ, and a
- * file that is being copied grows. */
-static enum probe raw_probe(struct view *v, struct format_info *ret_info)
+/* The signature alone is no proof: every FAT and NTFS boot sector ends in it too, with code or text
+ * where the entries would be. Positions and lengths are not compared with the file's size: block
+ * sizes differ, and a file that is being copied grows. */
+static enum probe raw_probe(struct excerpt *v, struct format_info *ret_info)
 {
     const uint8_t *p;
     unsigned used = 0;
@@ -60,7 +62,7 @@ static enum probe raw_probe(struct view *v, struct format_info *ret_info)
     return PROBE_YES;
 }
 
-static int raw_plan(struct view *v, const struct seal_policy *policy, struct plan *ret_plan)
+static int raw_plan(struct excerpt *v, const struct seal_policy *policy, struct plan *ret_plan)
 {
     (void)v;
     (void)policy;

@@ -1,14 +1,19 @@
-/* vdi.c: VirtualBox Disk Image, versions 1.x and 0.2 (VirtualBox src/VBox/Storage/VDICore.h and VDI.cpp, "VirtualBox" below; "QEMU" is the reader of
- * 7.2, block/vdi.c). There is no other specification.
+/* vdi.c: VirtualBox Disk Image, versions 1.x and 0.2 (VirtualBox src/VBox/Storage/VDICore.h and
+ * VDI.cpp, "VirtualBox" below; "QEMU" is the reader of 7.2, block/vdi.c). There is no other
+ * specification.
  *
- * The two readers differ, and an image that either of them opens passes: QEMU takes version 1.1 only, blocks of 1 MiB, tables aligned to sectors, no
- * parent and the size 0; VirtualBox any 1.x and 0.2, any block size that is a power of 2, any alignment, parents, but no size 0. What both ignore (type
- * and flags by QEMU, the legacy geometry by VirtualBox) is not judged. In one point this is stricter than QEMU: a block map over the header, or data
- * over the map, contradicts VirtualBox and would be overwritten. Bytes beyond the end of the file count as zero, as QEMU reads them, and neither map nor
- * data must lie inside the file: qemu-img create writes the header first.
+ * The two readers differ, and an image that either of them opens passes: QEMU takes version 1.1
+ * only, blocks of 1 MiB, tables aligned to sectors, no parent and the size 0; VirtualBox any 1.x
+ * and 0.2, any block size that is a power of 2, any alignment, parents, but no size 0. What both
+ * ignore (type and flags by QEMU, the legacy geometry by VirtualBox) is not judged. In one point
+ * this is stricter than QEMU: a block map over the header, or data over the map, contradicts
+ * VirtualBox and would be overwritten. Bytes beyond the end of the file count as zero, as QEMU
+ * reads them, and neither map nor data must lie inside the file: qemu-img create writes the header
+ * first.
  *
- * The seal. cbDisk := "SEALED\0\0", 5.2 EiB: QEMU refuses more than 512 TiB (before it looks at anything else), and VirtualBox what exceeds
- * blocks x block size, which is below 2^61 because the data offset behind the map has 32 bits. Size 0 is no refusal: QEMU opens it.
+ * The seal. cbDisk := "SEALED\0\0", 5.2 EiB: QEMU refuses more than 512 TiB (before it looks at
+ * anything else), and VirtualBox what exceeds blocks x block size, which is below 2^61 because the
+ * data offset behind the map has 32 bits. Size 0 is no refusal: QEMU opens it.
  *
  * Without a record the size is known to one block: blocks x block size, rounded up by every writer.
  *
@@ -27,8 +32,8 @@
 #define VERSION_0_2 0x00000002u
 #define MAJOR(version) ((version) >> 16)
 
-/* VirtualBox, VDIHEADER1 and VDIHEADER0 behind the preheader: offsets from the start of the file. Version 0 has no offsets: the map follows the header,
- * and the data the map. */
+/* VirtualBox, VDIHEADER1 and VDIHEADER0 behind the preheader: offsets from the start of the file.
+ * Version 0 has no offsets: the map follows the header, and the data the map. */
 #define V1_OFF_BLOCKS 0x154u
 #define V1_OFF_DATA 0x158u
 #define V1_SIZE 0x170u
@@ -51,8 +56,9 @@ struct vdi {
     uint64_t map, data, size;
 };
 
-/* Loads the header and decodes it; values are not checked yet. NO, MORE, LIES (a version that is unknown) or YES. */
-static enum probe load(struct view *v, struct vdi *h)
+/* Loads the header and decodes it; values are not checked yet. NO, MORE, LIES (a version that is
+ * unknown) or YES. */
+static enum probe load(struct excerpt *v, struct vdi *h)
 {
     size_t n = v->file_size < LOAD ? (size_t)v->file_size : LOAD;
     const uint8_t *p;
@@ -95,10 +101,11 @@ static bool check_tables(const struct vdi *h, struct format_info *info)
     uint64_t map_end = h->map + (uint64_t)h->blocks * MAP_ENTRY;
 
     if (h->map < h->header_end)
-        return format_lies(info, "offBlocks %" PRIu64 ": the block map lies over the header", h->map);
+        return format_lies(info, "offBlocks %" PRIu64 ": the block map lies over the header",
+                           h->map);
     if (h->data < map_end || h->data > UINT32_MAX)
-        return format_lies(info, "offData %" PRIu64 " is before the end of the block map, %" PRIu64, h->data,
-                           map_end);
+        return format_lies(info, "offData %" PRIu64 " is before the end of the block map, %" PRIu64,
+                           h->data, map_end);
     if (h->block_size < 2 || (h->block_size & (h->block_size - 1)) != 0)
         return format_lies(info, "cbBlock %" PRIu32 " is no power of 2", h->block_size);
     return true;
@@ -109,14 +116,14 @@ static uint64_t size_max(const struct vdi *h)
     return (uint64_t)h->blocks * h->block_size;
 }
 
-static enum probe vdi_probe(struct view *v, struct format_info *ret_info)
+static enum probe vdi_probe(struct excerpt *v, struct format_info *ret_info)
 {
     struct vdi h;
     enum probe answer = load(v, &h);
 
     if (answer == PROBE_LIES)
-        format_lies(ret_info, "version %" PRIu32 ".%" PRIu32 " is neither 1.x nor 0.2", MAJOR(h.version),
-                    h.version & 0xffff);
+        format_lies(ret_info, "version %" PRIu32 ".%" PRIu32 " is neither 1.x nor 0.2",
+                    MAJOR(h.version), h.version & 0xffff);
     if (answer != PROBE_YES)
         return answer;
     if (h.size == SEALED_SIZE) {
@@ -126,8 +133,8 @@ static enum probe vdi_probe(struct view *v, struct format_info *ret_info)
     if (!check_tables(&h, ret_info))
         return PROBE_LIES;
     if (h.size > size_max(&h)) {
-        format_lies(ret_info, "cbDisk %" PRIu64 " exceeds %" PRIu32 " blocks of %" PRIu32 " bytes", h.size,
-                    h.blocks, h.block_size);
+        format_lies(ret_info, "cbDisk %" PRIu64 " exceeds %" PRIu32 " blocks of %" PRIu32 " bytes",
+                    h.size, h.blocks, h.block_size);
         return PROBE_LIES;
     }
     ret_info->maybe_sealed = h.size == 0 && h.blocks > 0;
@@ -137,7 +144,7 @@ static enum probe vdi_probe(struct view *v, struct format_info *ret_info)
 
 /* ---- plan ---- */
 
-static int vdi_plan(struct view *v, const struct seal_policy *policy, struct plan *ret_plan)
+static int vdi_plan(struct excerpt *v, const struct seal_policy *policy, struct plan *ret_plan)
 {
     uint8_t word[8];
     struct vdi h;
@@ -154,7 +161,8 @@ static int vdi_plan(struct view *v, const struct seal_policy *policy, struct pla
 
 /* ---- rescue ---- */
 
-static int vdi_rescue(struct view *v, const uint64_t *size, struct rescue *ret_rescue, struct plan *ret_plan)
+static int vdi_rescue(struct excerpt *v, const uint64_t *size, struct rescue *ret_rescue,
+                      struct plan *ret_plan)
 {
     struct format_info info;
     enum probe answer;

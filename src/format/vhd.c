@@ -1,21 +1,29 @@
-/* vhd.c: Virtual PC's and Hyper-V's VHD, QEMU's "vpc": fixed, dynamic and differencing (Microsoft, "Virtual Hard Disk Image Format Specification" 1.0 of
- * 2006; "spec" below).
+/* vhd.c: Virtual PC's and Hyper-V's VHD, QEMU's "vpc": fixed, dynamic and differencing (Microsoft,
+ * "Virtual Hard Disk Image Format Specification" 1.0 of 2006; "spec" below).
  *
  * What differs from a naive reading of the spec:
- *   - The footer stands at the file's current end, whatever the offset was a moment ago: a dynamic image that grows overwrites the old one with a block's bitmap
- *     before it writes the new one. In between the end is no footer, and it is an image still, by its copy at 0. QEMU reads that copy only.
- *   - A fixed image is known by its footer alone, and the footer of a file that a guest keeps may end any other image. So that is a fixed image only if it is as
- *     long as the footer says; QEMU, VirtualBox and Hyper-V make no other.
- *   - The table may lie beyond the end of the file: it does so while a copy tool writes the image. Byte 85 and up are zero by the spec, but Xen uses byte 85.
- *   - The size is the geometry's or CurrentSize, by the creator's name: as QEMU has it (vpc_open()).
- *   - The 511-byte footers of Virtual PC before 2004 are not known here, as QEMU does not know them.
+ *   - The footer stands at the file's current end, whatever the offset was a moment ago: a dynamic
+ *     image that grows overwrites the old one with a block's bitmap before it writes the new one.
+ *     In between the end is no footer, and it is an image still, by its copy at 0. QEMU reads that
+ *     copy only.
+ *   - A fixed image is known by its footer alone, and the footer of a file that a guest keeps may
+ *     end any other image. So that is a fixed image only if it is as long as the footer says; QEMU,
+ *     VirtualBox and Hyper-V make no other.
+ *   - The table may lie beyond the end of the file: it does so while a copy tool writes the image.
+ *     Byte 85 and up are zero by the spec, but Xen uses byte 85.
+ *   - The size is the geometry's or CurrentSize, by the creator's name: as QEMU has it
+ *     (vpc_open()).
+ *   - The 511-byte footers of Virtual PC before 2004 are not known here, as QEMU does not know
+ *     them.
  *
- * The seal. The checksum of each copy is inverted: QEMU and Hyper-V refuse that. VirtualBox and libvhdi do not look at the checksum, so the type is one
- * that no reader knows, and all three sizes (OriginalSize, CurrentSize, geometry) are 0 for whoever looks at neither. What these 24 bytes were stands in the reserved
- * area behind a mark, so the seal is undone without a record, exactly. The copy at 0 is first: QEMU reads no other, so each prefix is refused.
- * Where a tool keeps something in that part of the reserved area, the inverted checksum is the whole seal, and the mark. SEAL_SIZE leaves
- * type and checksum alone; the checksum is wrong then, because the mark adds to the sum, and QEMU refuses that as well. Nothing here stops who opens a fixed
- * image as raw. */
+ * The seal. The checksum of each copy is inverted: QEMU and Hyper-V refuse that. VirtualBox and
+ * libvhdi do not look at the checksum, so the type is one that no reader knows, and all three sizes
+ * (OriginalSize, CurrentSize, geometry) are 0 for whoever looks at neither. What these 24 bytes
+ * were stands in the reserved area behind a mark, so the seal is undone without a record, exactly.
+ * The copy at 0 is first: QEMU reads no other, so each prefix is refused. Where a tool keeps
+ * something in that part of the reserved area, the inverted checksum is the whole seal, and the
+ * mark. SEAL_SIZE leaves type and checksum alone; the checksum is wrong then, because the mark adds
+ * to the sum, and QEMU refuses that as well. Nothing here stops who opens a fixed image as raw. */
 #include "format/bytes.h"
 #include "format/format.h"
 #include "format/winpath.h"
@@ -119,7 +127,8 @@ static bool has_room(const uint8_t *f)
     return memcmp(f + OFF_MARK, zero, sizeof(zero)) == 0;
 }
 
-/* The inverted checksum alone is our seal only where there is no room for the mark: a tool that forgets the complement writes the same. */
+/* The inverted checksum alone is our seal only where there is no room for the mark: a tool that
+ * forgets the complement writes the same. */
 static bool is_sealed(const uint8_t *f)
 {
     return f && (has_mark(f) || be32(f + OFF_TYPE) == TYPE_SEALED ||
@@ -142,7 +151,8 @@ static void seal(const uint8_t *truth, const struct seal_policy *policy, uint8_t
     invert_checksum(ret);
 }
 
-/* The true bytes of a copy, sealed or not. False: a part of its marks is missing, which no whole write of ours leaves. */
+/* The true bytes of a copy, sealed or not. False: a part of its marks is missing, which no whole
+ * write of ours leaves. */
 static bool unseal(const uint8_t *f, uint8_t ret[FOOTER])
 {
     bool type = be32(f + OFF_TYPE) == TYPE_SEALED, mark = has_mark(f);
@@ -176,7 +186,7 @@ static uint64_t size_of(const uint8_t *f)
 /* ---- reading ---- */
 
 /* YES: at least one copy has the cookie. LIES: the file ends inside the first. */
-static enum probe load(struct view *v, struct copies *ret)
+static enum probe load(struct excerpt *v, struct copies *ret)
 {
     const uint8_t *p;
 
@@ -208,7 +218,7 @@ static bool dyn_offset_is_sane(const uint8_t *f)
 }
 
 /* The dynamic header, or NULL: not loaded (*ret_more), or outside the file. */
-static const uint8_t *dyn_header(struct view *v, const uint8_t *f, bool *ret_more)
+static const uint8_t *dyn_header(struct excerpt *v, const uint8_t *f, bool *ret_more)
 {
     uint64_t off = be64(f + OFF_DATA);
     const uint8_t *p = view_get(v, off, DYN_HEADER);
@@ -222,7 +232,8 @@ static const uint8_t *dyn_header(struct view *v, const uint8_t *f, bool *ret_mor
 static bool check_footer(const uint8_t *f, struct format_info *info)
 {
     if (be32(f + OFF_VERSION) != VERSION_1_0)
-        return format_lies(info, "file format version 0x%08" PRIx32 " is not 1.0", be32(f + OFF_VERSION));
+        return format_lies(info, "file format version 0x%08" PRIx32 " is not 1.0",
+                           be32(f + OFF_VERSION));
     if (!sum_is_right(f))
         return format_lies(info, "the footer's checksum 0x%08" PRIx32 " is not 0x%08" PRIx32,
                            be32(f + OFF_CHECKSUM), checksum(f, FOOTER, OFF_CHECKSUM));
@@ -238,12 +249,14 @@ static bool check_table(const uint8_t *f, const uint8_t *d, struct format_info *
     uint64_t table_len = 4ull * entries;
 
     if (block < SECTOR || (block & (block - 1)) != 0)
-        return format_lies(info, "the block size %" PRIu32 " is no power of two from 512 up", block);
+        return format_lies(info, "the block size %" PRIu32 " is no power of two from 512 up",
+                           block);
     if (entries > ENTRIES_MAX)
-        return format_lies(info, "%" PRIu32 " table entries are more than %" PRIu32, entries, ENTRIES_MAX);
+        return format_lies(info, "%" PRIu32 " table entries are more than %" PRIu32, entries,
+                           ENTRIES_MAX);
     if ((uint64_t)entries * block < size_of(f))
-        return format_lies(info, "%" PRIu32 " table entries are too few for the size %" PRIu64, entries,
-                           size_of(f));
+        return format_lies(info, "%" PRIu32 " table entries are too few for the size %" PRIu64,
+                           entries, size_of(f));
     if (table > INT64_MAX - table_len)
         return format_lies(info, "the table offset 0x%" PRIx64 " is beyond every file", table);
     if (table < FOOTER || (table < dyn + DYN_HEADER && dyn < table + table_len))
@@ -251,7 +264,7 @@ static bool check_table(const uint8_t *f, const uint8_t *d, struct format_info *
     return true;
 }
 
-static enum probe probe_dynamic(struct view *v, const uint8_t *f, struct format_info *info)
+static enum probe probe_dynamic(struct excerpt *v, const uint8_t *f, struct format_info *info)
 {
     uint32_t type = be32(f + OFF_TYPE);
     const uint8_t *d;
@@ -272,11 +285,14 @@ static enum probe probe_dynamic(struct view *v, const uint8_t *f, struct format_
     if (more)
         return PROBE_MORE;
     if (!d)
-        format_lies(info, "no dynamic disk header at the data offset 0x%" PRIx64, be64(f + OFF_DATA));
+        format_lies(info, "no dynamic disk header at the data offset 0x%" PRIx64,
+                    be64(f + OFF_DATA));
     else if (be32(d + DYN_VERSION) != VERSION_1_0)
-        format_lies(info, "dynamic header version 0x%08" PRIx32 " is not 1.0", be32(d + DYN_VERSION));
+        format_lies(info, "dynamic header version 0x%08" PRIx32 " is not 1.0",
+                    be32(d + DYN_VERSION));
     else if (be32(d + DYN_CHECKSUM) != checksum(d, DYN_HEADER, DYN_CHECKSUM))
-        format_lies(info, "the dynamic header's checksum 0x%08" PRIx32 " is wrong", be32(d + DYN_CHECKSUM));
+        format_lies(info, "the dynamic header's checksum 0x%08" PRIx32 " is wrong",
+                    be32(d + DYN_CHECKSUM));
     else if (check_table(f, d, info)) {
         info->virtual_size = size_of(f);
         return PROBE_YES;
@@ -285,7 +301,7 @@ static enum probe probe_dynamic(struct view *v, const uint8_t *f, struct format_
 }
 
 /* No copy at 0: the end of a file that can be anything. */
-static enum probe probe_tail(struct view *v, const uint8_t *f, struct format_info *info)
+static enum probe probe_tail(struct excerpt *v, const uint8_t *f, struct format_info *info)
 {
     uint32_t type = be32(f + OFF_TYPE);
     bool more;
@@ -311,7 +327,8 @@ static void tell_seal(const struct copies *c, struct format_info *info)
     char holder[HOLDER_MAX + 1] = "";
 
     for (unsigned i = 0; has_mark(f) && i < HOLDER_MAX && f[OFF_HOLDER + i]; i++)
-        holder[i] = (char)(f[OFF_HOLDER + i] >= 0x20 && f[OFF_HOLDER + i] < 0x7f ? f[OFF_HOLDER + i] : '?');
+        holder[i] =
+            (char)(f[OFF_HOLDER + i] >= 0x20 && f[OFF_HOLDER + i] < 0x7f ? f[OFF_HOLDER + i] : '?');
     snprintf(info->why, sizeof(info->why), "sealed by its %s%s%s",
              head && tail ? "footer and the copy at 0"
              : head       ? "copy of the footer at 0"
@@ -319,7 +336,7 @@ static void tell_seal(const struct copies *c, struct format_info *info)
              holder[0] ? ": " : "", holder);
 }
 
-static enum probe vhd_probe(struct view *v, struct format_info *ret_info)
+static enum probe vhd_probe(struct excerpt *v, struct format_info *ret_info)
 {
     struct copies c;
     enum probe answer = load(v, &c);
@@ -331,7 +348,8 @@ static enum probe vhd_probe(struct view *v, struct format_info *ret_info)
         format_lies(ret_info, "the file ends inside its first header");
         return PROBE_LIES;
     }
-    if (c.head && dyn_offset_is_sane(c.head) && ret_info->zone.head < be64(c.head + OFF_DATA) + DYN_HEADER)
+    if (c.head && dyn_offset_is_sane(c.head) &&
+        ret_info->zone.head < be64(c.head + OFF_DATA) + DYN_HEADER)
         ret_info->zone.head = be64(c.head + OFF_DATA) + DYN_HEADER;
     ret_info->guest_at_start = !c.head;
     if (is_sealed(c.head) || is_sealed(c.tail)) {
@@ -343,7 +361,8 @@ static enum probe vhd_probe(struct view *v, struct format_info *ret_info)
 
 /* ---- plan ---- */
 
-static int add_seal(struct plan *plan, uint64_t off, const uint8_t *truth, const struct seal_policy *policy)
+static int add_seal(struct plan *plan, uint64_t off, const uint8_t *truth,
+                    const struct seal_policy *policy)
 {
     uint8_t sealed[FOOTER];
 
@@ -351,7 +370,7 @@ static int add_seal(struct plan *plan, uint64_t off, const uint8_t *truth, const
     return plan_add(plan, off, truth, sealed, FOOTER);
 }
 
-static int vhd_plan(struct view *v, const struct seal_policy *policy, struct plan *ret_plan)
+static int vhd_plan(struct excerpt *v, const struct seal_policy *policy, struct plan *ret_plan)
 {
     struct copies c;
     enum probe answer = load(v, &c);
@@ -370,7 +389,8 @@ static int vhd_plan(struct view *v, const struct seal_policy *policy, struct pla
 
 /* ---- rescue ---- */
 
-static int vhd_rescue(struct view *v, const uint64_t *size, struct rescue *ret_rescue, struct plan *ret_plan)
+static int vhd_rescue(struct excerpt *v, const uint64_t *size, struct rescue *ret_rescue,
+                      struct plan *ret_plan)
 {
     uint8_t head[FOOTER], tail[FOOTER];
     const uint8_t *truth;
@@ -381,7 +401,8 @@ static int vhd_rescue(struct view *v, const uint64_t *size, struct rescue *ret_r
     if (answer == PROBE_MORE)
         return -EAGAIN;
     memset(ret_rescue, 0, sizeof(*ret_rescue));
-    if (answer != PROBE_YES || (c.head && !unseal(c.head, head)) || (c.tail && !unseal(c.tail, tail)))
+    if (answer != PROBE_YES || (c.head && !unseal(c.head, head)) ||
+        (c.tail && !unseal(c.tail, tail)))
         return -EUCLEAN;
     truth = c.head ? head : tail;
     if (!sum_is_right(truth))
@@ -402,7 +423,8 @@ static int vhd_rescue(struct view *v, const uint64_t *size, struct rescue *ret_r
 
 /* ---- links ---- */
 
-/* spec, "Parent Locator Entries": platform codes, and the order in which they are believed. MacX is a URL (Xen's tools write it); W2ru is relative. */
+/* spec, "Parent Locator Entries": platform codes, and the order in which they are believed. MacX is
+ * a URL (Xen's tools write it); W2ru is relative. */
 static const char platforms[][5] = {"W2ru", "MacX", "W2ku"};
 #define URL "file://"
 
@@ -420,7 +442,8 @@ static int decode_name(const char *platform, const uint8_t *p, size_t n, char *r
 }
 
 /* 0 and *ret "" when there is no such locator. */
-static int locator(struct view *v, const uint8_t *d, const char *platform, char *ret, size_t size)
+static int locator(struct excerpt *v, const uint8_t *d, const char *platform, char *ret,
+                   size_t size)
 {
     ret[0] = '\0';
     for (unsigned i = 0; i < LOCATORS; i++) {
@@ -438,7 +461,8 @@ static int locator(struct view *v, const uint8_t *d, const char *platform, char 
     return 0;
 }
 
-static int vhd_links(struct view *v, int (*fn)(void *arg, const struct format_link *link), void *arg)
+static int vhd_links(struct excerpt *v, int (*fn)(void *arg, const struct format_link *link),
+                     void *arg)
 {
     struct format_link link = {.role = LINK_BACKING, .format = "vpc"};
     uint8_t f[FOOTER];
@@ -459,10 +483,12 @@ static int vhd_links(struct view *v, int (*fn)(void *arg, const struct format_li
     d = dyn_header(v, f, &more);
     if (!d)
         return more ? -EAGAIN : -EUCLEAN;
-    for (unsigned i = 0; r == 0 && !link.path[0] && i < sizeof(platforms) / sizeof(platforms[0]); i++)
+    for (unsigned i = 0; r == 0 && !link.path[0] && i < sizeof(platforms) / sizeof(platforms[0]);
+         i++)
         r = locator(v, d, platforms[i], link.path, sizeof(link.path));
     if (r == 0 && !link.path[0])
-        r = winpath_utf8(d + DYN_PARENT_NAME, DYN_PARENT_NAME_LEN, true, link.path, sizeof(link.path));
+        r = winpath_utf8(d + DYN_PARENT_NAME, DYN_PARENT_NAME_LEN, true, link.path,
+                         sizeof(link.path));
     if (r == 0)
         r = winpath_follow(link.path);
     return r == 0 ? fn(arg, &link) : r;

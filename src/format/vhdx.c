@@ -1,19 +1,26 @@
 /* vhdx.c: Hyper-V's VHDX: fixed, dynamic and differencing ([MS-VHDX] v20180912; "spec" below).
  *
  * What differs from a naive reading of the spec:
- *   - The log is not replayed, and one that has entries is fine: nothing that is read here is ever changed by the entries that QEMU writes, and the seal lies outside
- *     of what a log may change (spec, 2.3: the header section is never logged).
- *   - Region table and metadata items are found by their tables: QEMU and Hyper-V put them at different places.
- *   - Only the region table at 0x30000 counts, as QEMU reads no other; the headers are compared as QEMU does it.
- *   - qemu-img create writes headers, region tables, the metadata table and its items, in this order. A table or items that are all zero, or that the file ends
- *     in or before, are not there yet: an image whose size is not known. A write there must not change what the file is, because the log and the BAT lie
- *     before it and zone.head must not reach them.
+ *   - The log is not replayed, and one that has entries is fine: nothing that is read here is ever
+ *     changed by the entries that QEMU writes, and the seal lies outside of what a log may change
+ *     (spec, 2.3: the header section is never logged).
+ *   - Region table and metadata items are found by their tables: QEMU and Hyper-V put them at
+ *     different places.
+ *   - Only the region table at 0x30000 counts, as QEMU reads no other; the headers are compared as
+ *     QEMU does it.
+ *   - qemu-img create writes headers, region tables, the metadata table and its items, in this
+ *     order. A table or items that are all zero, or that the file ends in or before, are not there
+ *     yet: an image whose size is not known. A write there must not change what the file is,
+ *     because the log and the BAT lie before it and zone.head must not reach them.
  *
- * The seal. QEMU replays the log, and writes both headers, before it looks at region table and size; so both headers lose their signature, and
- * every opener refuses the file before it writes. Either header alone is enough to open the image, so the signatures of the region tables go first and come back last: with
- * them gone the image is refused when one header still stands, too. The headers follow in the order of their sequence numbers, the current one last, which is what a torn
- * update of a header looks like. Nothing but constants is overwritten, so the seal is undone without a record, and the size is where it was. SEAL_SIZE is the same: a size
- * of 0 would be found too late, after the log. */
+ * The seal. QEMU replays the log, and writes both headers, before it looks at region table and
+ * size; so both headers lose their signature, and every opener refuses the file before it writes.
+ * Either header alone is enough to open the image, so the signatures of the region tables go first
+ * and come back last: with them gone the image is refused when one header still stands, too. The
+ * headers follow in the order of their sequence numbers, the current one last, which is what a torn
+ * update of a header looks like. Nothing but constants is overwritten, so the seal is undone
+ * without a record, and the size is where it was. SEAL_SIZE is the same: a size of 0 would be found
+ * too late, after the log. */
 #include "format/bytes.h"
 #include "format/crc32c.h"
 #include "format/format.h"
@@ -61,7 +68,8 @@
 
 /* spec, 2.6: metadata region */
 #define METADATA_TABLE 65536u
-#define METADATA_WINDOW (METADATA_TABLE + 4096u) /* ours: all tools put the items right behind the table */
+#define METADATA_WINDOW                                                                            \
+    (METADATA_TABLE + 4096u) /* ours: all tools put the items right behind the table */
 #define METADATA_SIGNATURE "metadata"
 #define METADATA_SIGNATURE_LEN 8u
 #define METADATA_COUNT 10u
@@ -85,11 +93,22 @@
 #define LOCATOR_ITEM_MAX MIB
 
 #define GUID 16u
-static const uint8_t guid_bat[] = "\x66\x77\xc2\x2d\x23\xf6\x00\x42\x9d\x64\x11\x5e\x9b\xfd\x4a\x08";
-static const uint8_t guid_metadata[] = "\x06\xa2\x7c\x8b\x90\x47\x9a\x4b\xb8\xfe\x57\x5f\x05\x0f\x88\x6e";
-static const uint8_t guid_locator_vhdx[] = "\xb7\xef\x4a\xb0\x9e\xd1\x81\x4a\xb7\x89\x25\xb8\xe9\x44\x59\x13";
+static const uint8_t guid_bat[] =
+    "\x66\x77\xc2\x2d\x23\xf6\x00\x42\x9d\x64\x11\x5e\x9b\xfd\x4a\x08";
+static const uint8_t guid_metadata[] =
+    "\x06\xa2\x7c\x8b\x90\x47\x9a\x4b\xb8\xfe\x57\x5f\x05\x0f\x88\x6e";
+static const uint8_t guid_locator_vhdx[] =
+    "\xb7\xef\x4a\xb0\x9e\xd1\x81\x4a\xb7\x89\x25\xb8\xe9\x44\x59\x13";
 
-enum item { ITEM_PARAMETERS, ITEM_SIZE, ITEM_PAGE83, ITEM_LOGICAL, ITEM_PHYSICAL, ITEM_LOCATOR, ITEMS };
+enum item {
+    ITEM_PARAMETERS,
+    ITEM_SIZE,
+    ITEM_PAGE83,
+    ITEM_LOGICAL,
+    ITEM_PHYSICAL,
+    ITEM_LOCATOR,
+    ITEMS
+};
 static const struct {
     uint8_t guid[GUID + 1];
     uint32_t length; /* 0: any */
@@ -99,7 +118,8 @@ static const struct {
                          "file parameters"},
     [ITEM_SIZE] = {"\x24\x42\xa5\x2f\x1b\xcd\x76\x48\xb2\x11\x5d\xbe\xd8\x3b\xf4\xb8", 8,
                    "virtual disk size"},
-    [ITEM_PAGE83] = {"\xab\x12\xca\xbe\xe6\xb2\x23\x45\x93\xef\xc3\x09\xe0\x00\xc7\x46", 16, "page 83 data"},
+    [ITEM_PAGE83] = {"\xab\x12\xca\xbe\xe6\xb2\x23\x45\x93\xef\xc3\x09\xe0\x00\xc7\x46", 16,
+                     "page 83 data"},
     [ITEM_LOGICAL] = {"\x1d\xbf\x41\x81\x6f\xa9\x09\x47\xba\x47\xf2\x33\xa8\xfa\xab\x5f", 4,
                       "logical sector size"},
     [ITEM_PHYSICAL] = {"\xc7\x48\xa3\xcd\x5d\x44\x71\x44\x9c\xc9\xe9\x88\x52\x51\xc5\x56", 4,
@@ -137,16 +157,17 @@ struct image {
 /* ---- reading ---- */
 
 /* False: not loaded, want_* says what. NULL: it is not wholly in the file. */
-static bool get(struct view *v, uint64_t off, size_t len, const uint8_t **ret)
+static bool get(struct excerpt *v, uint64_t off, size_t len, const uint8_t **ret)
 {
     *ret = view_get(v, off, len);
     return *ret || off > v->file_size || len > v->file_size - off;
 }
 
-static enum probe load(struct view *v, struct image *im)
+static enum probe load(struct excerpt *v, struct image *im)
 {
     /* with the signature that follows, so that it needs no window of its own */
-    size_t regions_len = REGIONS_LEN + (v->file_size >= REGIONS_2 + SIGNATURE_LEN ? SIGNATURE_LEN : 0);
+    size_t regions_len =
+        REGIONS_LEN + (v->file_size >= REGIONS_2 + SIGNATURE_LEN ? SIGNATURE_LEN : 0);
     const uint8_t *p;
 
     memset(im, 0, sizeof(*im));
@@ -154,7 +175,8 @@ static enum probe load(struct view *v, struct image *im)
         return PROBE_MORE;
     if (!p || memcmp(p, FILE_SIGNATURE, FILE_SIGNATURE_LEN) != 0)
         return PROBE_NO;
-    if (!get(v, HEADER_1, HEADER_LEN, &im->header[0]) || !get(v, HEADER_2, HEADER_LEN, &im->header[1]) ||
+    if (!get(v, HEADER_1, HEADER_LEN, &im->header[0]) ||
+        !get(v, HEADER_2, HEADER_LEN, &im->header[1]) ||
         !get(v, REGIONS_1, regions_len, &im->regions))
         return PROBE_MORE;
     return PROBE_YES;
@@ -196,7 +218,8 @@ static int current_header(const struct image *im)
     if (a != b)
         return a > b ? 0 : 1;
     /* disk2vhd writes two identical ones (QEMU); either may be sealed here */
-    return memcmp(im->header[0] + OFF_SEQUENCE, im->header[1] + OFF_SEQUENCE, HEADER_USED - OFF_SEQUENCE) == 0
+    return memcmp(im->header[0] + OFF_SEQUENCE, im->header[1] + OFF_SEQUENCE,
+                  HEADER_USED - OFF_SEQUENCE) == 0
                ? 0
                : -1;
 }
@@ -210,15 +233,17 @@ static bool check_headers(struct image *im, struct format_info *info)
 
     if (current < 0)
         return format_lies(
-            info, "no header with signature, checksum and version 1, or two with one sequence number");
+            info,
+            "no header with signature, checksum and version 1, or two with one sequence number");
     h = im->header[current];
     im->log = (struct region){le64(h + OFF_LOG_OFFSET), le32(h + OFF_LOG_LENGTH)};
     if (le16(h + OFF_LOG_VERSION) != 0)
         return format_lies(info, "log version %u is unknown", le16(h + OFF_LOG_VERSION));
     if (im->log.off < MIB || im->log.off % MIB != 0 || im->log.len % MIB != 0 ||
         im->log.off > (uint64_t)INT64_MAX - im->log.len)
-        return format_lies(info, "the log at 0x%" PRIx64 ", 0x%" PRIx32 " bytes, is not at and of whole MiB",
-                           im->log.off, im->log.len);
+        return format_lies(
+            info, "the log at 0x%" PRIx64 ", 0x%" PRIx32 " bytes, is not at and of whole MiB",
+            im->log.off, im->log.len);
     return true;
 }
 
@@ -244,16 +269,17 @@ static bool check_region(struct image *im, struct format_info *info, unsigned i)
 
     if (r.off < MIB || r.off % MIB != 0 || r.len == 0 || r.len % MIB != 0 ||
         r.off > (uint64_t)INT64_MAX - r.len)
-        return format_lies(info,
-                           "region %u at 0x%" PRIx64 ", 0x%" PRIx32 " bytes, is not at and of whole MiB", i,
-                           r.off, r.len);
+        return format_lies(
+            info, "region %u at 0x%" PRIx64 ", 0x%" PRIx32 " bytes, is not at and of whole MiB", i,
+            r.off, r.len);
     if (overlap(r, im->log))
         return format_lies(info, "region %u at 0x%" PRIx64 " lies over the log", i, r.off);
     for (unsigned k = 0; k < i; k++)
         if (overlap(r, region_at(im->regions, k)))
             return format_lies(info, "region %u at 0x%" PRIx64 " lies over region %u", i, r.off, k);
     if (!known && le32(guid + REGION_FLAGS) & REGION_REQUIRED)
-        return format_lies(info, "region %u is unknown and required: a feature of a newer version", i);
+        return format_lies(info, "region %u is unknown and required: a feature of a newer version",
+                           i);
     if (known && known->len)
         return format_lies(info, "region %u is there twice", i);
     if (known)
@@ -265,7 +291,8 @@ static bool check_regions(struct image *im, struct format_info *info)
 {
     uint32_t n;
 
-    if (!has_signature(im->regions, REGIONS_SIGNATURE) && !has_signature(im->regions, SEALED_SIGNATURE))
+    if (!has_signature(im->regions, REGIONS_SIGNATURE) &&
+        !has_signature(im->regions, SEALED_SIGNATURE))
         return format_lies(info, "no region table at 0x%x", REGIONS_1);
     if (!sum_is_right(im->regions, REGIONS_LEN, REGIONS_SIGNATURE))
         return format_lies(info, "the region table's checksum is wrong");
@@ -291,7 +318,7 @@ static bool is_zero(const uint8_t *p, size_t n)
 }
 
 /* False: not loaded. */
-static bool load_table(struct view *v, struct image *im)
+static bool load_table(struct excerpt *v, struct image *im)
 {
     uint64_t left = v->file_size > im->metadata.off ? v->file_size - im->metadata.off : 0;
     size_t window = left < METADATA_WINDOW ? (size_t)left : METADATA_WINDOW;
@@ -325,7 +352,8 @@ static bool check_entry(struct image *im, struct format_info *info, unsigned i)
         return true;
     }
     if (le32(e + ITEM_FLAGS) & ITEM_REQUIRED)
-        return format_lies(info, "metadata item %u is unknown and required: a feature of a newer version", i);
+        return format_lies(
+            info, "metadata item %u is unknown and required: a feature of a newer version", i);
     return true;
 }
 
@@ -347,14 +375,16 @@ static bool check_metadata(struct image *im, struct format_info *info)
 }
 
 /* The bytes of an item, NULL: not in the file. False: not loaded. */
-static bool get_item(struct view *v, const struct image *im, enum item which, const uint8_t **ret)
+static bool get_item(struct excerpt *v, const struct image *im, enum item which,
+                     const uint8_t **ret)
 {
     const uint8_t *e = im->item[which];
 
     return get(v, im->metadata.off + le32(e + ITEM_OFFSET), le32(e + ITEM_LENGTH), ret);
 }
 
-/* spec, 2.5: the BAT has an entry for each payload block, and one for a sector bitmap behind each `ratio` of them. */
+/* spec, 2.5: the BAT has an entry for each payload block, and one for a sector bitmap behind each
+ * `ratio` of them. */
 static uint64_t bat_entries(uint64_t size, uint32_t block, uint32_t sector, bool parent)
 {
     uint64_t ratio = BLOCK_SECTORS_MAX * sector / block, blocks = (size + block - 1) / block;
@@ -362,7 +392,7 @@ static uint64_t bat_entries(uint64_t size, uint32_t block, uint32_t sector, bool
     return parent ? (blocks + ratio - 1) / ratio * (ratio + 1) : blocks + (blocks - 1) / ratio;
 }
 
-static enum probe check_items(struct view *v, const struct image *im, struct format_info *info)
+static enum probe check_items(struct excerpt *v, const struct image *im, struct format_info *info)
 {
     const uint8_t *parameters, *size, *logical;
     uint32_t block, sector;
@@ -387,8 +417,8 @@ static enum probe check_items(struct view *v, const struct image *im, struct for
     else if (bytes > DISK_SIZE_MAX || bytes % sector != 0)
         format_lies(info, "the size %" PRIu64 " is beyond 64 TiB, or not of whole sectors", bytes);
     else if (bytes > 0 && bat_entries(bytes, block, sector, parent) > im->bat.len / BAT_ENTRY)
-        format_lies(info, "the BAT of %" PRIu32 " bytes is too small for the size %" PRIu64, im->bat.len,
-                    bytes);
+        format_lies(info, "the BAT of %" PRIu32 " bytes is too small for the size %" PRIu64,
+                    im->bat.len, bytes);
     else if (parent && !im->item[ITEM_LOCATOR])
         format_lies(info, "it has a parent, but no parent locator");
     else {
@@ -399,7 +429,8 @@ static enum probe check_items(struct view *v, const struct image *im, struct for
 }
 
 /* The metadata, where there is some. */
-static enum probe check_metadata_region(struct view *v, struct image *im, struct format_info *info)
+static enum probe check_metadata_region(struct excerpt *v, struct image *im,
+                                        struct format_info *info)
 {
     if (!load_table(v, im))
         return PROBE_MORE;
@@ -410,8 +441,9 @@ static enum probe check_metadata_region(struct view *v, struct image *im, struct
 
 /* ---- the seal ---- */
 
-/* One bit for each of signatures[]: those that are sealed, and those that are whole. False: not loaded. */
-static bool find_marks(struct view *v, unsigned *ret_sealed, unsigned *ret_whole)
+/* One bit for each of signatures[]: those that are sealed, and those that are whole. False: not
+ * loaded. */
+static bool find_marks(struct excerpt *v, unsigned *ret_sealed, unsigned *ret_whole)
 {
     *ret_sealed = *ret_whole = 0;
     for (unsigned i = 0; i < SIGNATURES; i++) {
@@ -425,13 +457,14 @@ static bool find_marks(struct view *v, unsigned *ret_sealed, unsigned *ret_whole
     return true;
 }
 
-/* In the order of a seal: region tables, the header that is not the current one, the current one. */
+/* In the order of a seal: region tables, the header that is not the current one, the current one.
+ */
 static unsigned in_order(unsigned step, int current)
 {
     return step < 2 ? step : (step == 2) == (current == 1) ? 2 : 3;
 }
 
-static enum probe vhdx_probe(struct view *v, struct format_info *ret_info)
+static enum probe vhdx_probe(struct excerpt *v, struct format_info *ret_info)
 {
     struct image im;
     unsigned sealed, whole;
@@ -456,7 +489,7 @@ static enum probe vhdx_probe(struct view *v, struct format_info *ret_info)
     return check_metadata_region(v, &im, ret_info);
 }
 
-static int vhdx_plan(struct view *v, const struct seal_policy *policy, struct plan *ret_plan)
+static int vhdx_plan(struct excerpt *v, const struct seal_policy *policy, struct plan *ret_plan)
 {
     struct image im;
     unsigned sealed, whole;
@@ -474,12 +507,14 @@ static int vhdx_plan(struct view *v, const struct seal_policy *policy, struct pl
         unsigned i = in_order(step, current);
 
         if (whole & 1u << i)
-            r = plan_add(ret_plan, signatures[i].off, signatures[i].truth, SEALED_SIGNATURE, SIGNATURE_LEN);
+            r = plan_add(ret_plan, signatures[i].off, signatures[i].truth, SEALED_SIGNATURE,
+                         SIGNATURE_LEN);
     }
     return r;
 }
 
-static int vhdx_rescue(struct view *v, const uint64_t *size, struct rescue *ret_rescue, struct plan *ret_plan)
+static int vhdx_rescue(struct excerpt *v, const uint64_t *size, struct rescue *ret_rescue,
+                       struct plan *ret_plan)
 {
     struct format_info info = {0};
     struct image im;
@@ -509,14 +544,16 @@ static int vhdx_rescue(struct view *v, const uint64_t *size, struct rescue *ret_
         unsigned i = in_order(step, current);
 
         if (sealed & 1u << i)
-            r = plan_add(ret_plan, signatures[i].off, signatures[i].truth, SEALED_SIGNATURE, SIGNATURE_LEN);
+            r = plan_add(ret_plan, signatures[i].off, signatures[i].truth, SEALED_SIGNATURE,
+                         SIGNATURE_LEN);
     }
     return r;
 }
 
 /* ---- links ---- */
 
-/* The value of `key` in a parent locator item of n bytes. 0: found; -ENOENT: no such key; -EUCLEAN: it does not hold together. */
+/* The value of `key` in a parent locator item of n bytes. 0: found; -ENOENT: no such key; -EUCLEAN:
+ * it does not hold together. */
 static int locator_value(const uint8_t *p, size_t n, const char *key, char *ret, size_t size)
 {
     unsigned count = le16(p + LOCATOR_COUNT);
@@ -531,7 +568,8 @@ static int locator_value(const uint8_t *p, size_t n, const char *key, char *ret,
 
         if (key_off > n || key_len > n - key_off || value_off > n || value_len > n - value_off)
             return -EUCLEAN;
-        if (winpath_utf8(p + key_off, key_len, false, name, sizeof(name)) < 0 || strcmp(name, key) != 0)
+        if (winpath_utf8(p + key_off, key_len, false, name, sizeof(name)) < 0 ||
+            strcmp(name, key) != 0)
             continue;
         return winpath_utf8(p + value_off, value_len, false, ret, size);
     }
@@ -539,7 +577,7 @@ static int locator_value(const uint8_t *p, size_t n, const char *key, char *ret,
 }
 
 /* All up to the parent locator. 0 and *ret NULL: no parent, or not known yet. */
-static int load_locator(struct view *v, struct image *im, const uint8_t **ret)
+static int load_locator(struct excerpt *v, struct image *im, const uint8_t **ret)
 {
     struct format_info info = {0};
     const uint8_t *parameters;
@@ -567,7 +605,8 @@ static int load_locator(struct view *v, struct image *im, const uint8_t **ret)
     return *ret && memcmp(*ret, guid_locator_vhdx, GUID) == 0 ? 0 : -EUCLEAN;
 }
 
-static int vhdx_links(struct view *v, int (*fn)(void *arg, const struct format_link *link), void *arg)
+static int vhdx_links(struct excerpt *v, int (*fn)(void *arg, const struct format_link *link),
+                      void *arg)
 {
     struct format_link link = {.role = LINK_BACKING, .format = "vhdx"};
     struct image im;

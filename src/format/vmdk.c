@@ -1,20 +1,28 @@
-/* vmdk.c: VMware's sparse extents: "KDMV" (hosted: monolithicSparse, streamOptimized, the extents of twoGbMaxExtentSparse) and "COWD" (ESX: the extents of
- * vmfsSparse); the descriptor files beside them are in vmdk_desc.c. VMware "Virtual Disk Format 5.0" ("spec" below), sections "Hosted Sparse Extents",
- * "Stream-Optimized Compressed Sparse Extents" and "ESX Server Sparse Extents"; QEMU block/vmdk.c 7.2.
+/* vmdk.c: VMware's sparse extents: "KDMV" (hosted: monolithicSparse, streamOptimized, the extents
+ * of twoGbMaxExtentSparse) and "COWD" (ESX: the extents of vmfsSparse); the descriptor files beside
+ * them are in vmdk_desc.c. VMware "Virtual Disk Format 5.0" ("spec" below), sections "Hosted Sparse
+ * Extents", "Stream-Optimized Compressed Sparse Extents" and "ESX Server Sparse Extents"; QEMU
+ * block/vmdk.c 7.2.
  *
  * What differs from a naive reading of the spec:
- *   - Where gdOffset is all ones a footer 1024 bytes before the end counts instead of the header. QEMU looks for it from the file's length rounded up to sectors,
- *     and refuses the file while there is none. A stream that is being written has none: that is no contradiction.
- *   - capacity 0 with a descriptor: QEMU reads nothing but that descriptor, as if it were a file of its own.
- *   - Otherwise QEMU takes only the parent's name from an embedded descriptor, libvmdk takes everything from there and ignores version and capacity. One that
- *     cannot be understood is left alone: while qemu-img create or a copy tool writes an image it is not there yet.
+ *   - Where gdOffset is all ones a footer 1024 bytes before the end counts instead of the header.
+ *     QEMU looks for it from the file's length rounded up to sectors, and refuses the file while
+ *     there is none. A stream that is being written has none: that is no contradiction.
+ *   - capacity 0 with a descriptor: QEMU reads nothing but that descriptor, as if it were a file of
+ *     its own.
+ *   - Otherwise QEMU takes only the parent's name from an embedded descriptor, libvmdk takes
+ *     everything from there and ignores version and capacity. One that cannot be understood is left
+ *     alone: while qemu-img create or a copy tool writes an image it is not there yet.
  *   - QEMU checks no version of COWD and opens it with any capacity; grainSize is what it refuses.
  *
- * The seal. Version := 0x5ea1 in its upper half ("Unsupported VMDK version"), first of all and in the footer before the header, because QEMU reads the footer's;
- * so it is refused in every prefix, and still tells the true one. A note in the header's padding names the holder and keeps the capacity; then
- * capacity := "SEALED\0\0", which QEMU refuses, too: "L1 size too big" for every grain table of 512 entries (2^40 would open as 512 TiB). Last the embedded
- * descriptor, as in vmdk_desc.c, for readers that look only there. Where capacity is 0 the descriptor comes first, and capacity stays. In COWD grainSize with
- * 0x5ea0.... added goes first ("Invalid granularity"). The magic is never touched: QEMU would write to the file as raw. */
+ * The seal. Version := 0x5ea1 in its upper half ("Unsupported VMDK version"), first of all and in
+ * the footer before the header, because QEMU reads the footer's; so it is refused in every prefix,
+ * and still tells the true one. A note in the header's padding names the holder and keeps the
+ * capacity; then capacity := "SEALED\0\0", which QEMU refuses, too: "L1 size too big" for every
+ * grain table of 512 entries (2^40 would open as 512 TiB). Last the embedded descriptor, as in
+ * vmdk_desc.c, for readers that look only there. Where capacity is 0 the descriptor comes first,
+ * and capacity stays. In COWD grainSize with 0x5ea0.... added goes first ("Invalid granularity").
+ * The magic is never touched: QEMU would write to the file as raw. */
 #include "format/bytes.h"
 #include "format/vmdk_priv.h"
 
@@ -40,7 +48,8 @@
 #define GD_AT_END UINT64_MAX
 #define COMPRESSION_MAX 1u /* deflate */
 
-/* spec, "Stream-Optimized Compressed Sparse Extents": footer marker, footer, end-of-stream marker, a sector each; QEMU checks the same fields */
+/* spec, "Stream-Optimized Compressed Sparse Extents": footer marker, footer, end-of-stream marker,
+ * a sector each; QEMU checks the same fields */
 #define FOOTER_LEN 1536u
 #define FOOTER_MARKER_SIZE 8u
 #define FOOTER_MARKER_TYPE 12u
@@ -56,12 +65,13 @@
 #define VERSION_MAX 3u
 #define GTES_MAX 512u
 #define GD_ENTRIES_MAX (32u << 20)
-/* Ours: a descriptor that begins beyond this is none. QEMU looks for it in sector 1 only. Sectors. */
+/* Ours: a descriptor that begins beyond this is none. QEMU looks for it in sector 1 only. Sectors.
+ */
 #define DESC_OFFSET_MAX 2048u
 
 /* ---- reading ---- */
 
-static bool load_copy(struct view *v, uint64_t off, size_t len, struct vmdk_copy *ret)
+static bool load_copy(struct excerpt *v, uint64_t off, size_t len, struct vmdk_copy *ret)
 {
     const uint8_t *p;
 
@@ -93,11 +103,11 @@ static bool is_footer(const uint8_t *p)
     const uint8_t *eos = p + FOOTER_EOS;
 
     return le32(p + FOOTER_MARKER_SIZE) == 0 && le32(p + FOOTER_MARKER_TYPE) == MARKER_FOOTER &&
-           be32(p + FOOTER_HEADER) == KDMV_MAGIC && le64(eos) == 0 && le32(eos + FOOTER_MARKER_SIZE) == 0 &&
-           le32(eos + FOOTER_MARKER_TYPE) == 0;
+           be32(p + FOOTER_HEADER) == KDMV_MAGIC && le64(eos) == 0 &&
+           le32(eos + FOOTER_MARKER_SIZE) == 0 && le32(eos + FOOTER_MARKER_TYPE) == 0;
 }
 
-static bool load_footer(struct view *v, struct vmdk_image *m)
+static bool load_footer(struct excerpt *v, struct vmdk_image *m)
 {
     uint64_t sectors = v->file_size / VMDK_SECTOR + (v->file_size % VMDK_SECTOR != 0);
     uint8_t b[FOOTER_LEN] = {0};
@@ -118,9 +128,10 @@ static bool load_footer(struct view *v, struct vmdk_image *m)
     return !m->has_footer || load_copy(v, m->footer_off + FOOTER_HEADER, KDMV_LEN, &m->footer);
 }
 
-static bool load_desc(struct view *v, struct vmdk_image *m)
+static bool load_desc(struct excerpt *v, struct vmdk_image *m)
 {
-    uint64_t sector = le64(m->header.b + KDMV_DESC_OFFSET), size = le64(m->header.b + KDMV_DESC_SIZE);
+    uint64_t sector = le64(m->header.b + KDMV_DESC_OFFSET),
+             size = le64(m->header.b + KDMV_DESC_SIZE);
     const uint8_t *p;
 
     if (sector == 0 || sector > DESC_OFFSET_MAX || size == 0)
@@ -140,7 +151,7 @@ static bool load_desc(struct view *v, struct vmdk_image *m)
 }
 
 /* Loads what all checks need; NO: neither of the two magics. */
-enum probe vmdk_load(struct view *v, struct vmdk_image *m)
+enum probe vmdk_load(struct excerpt *v, struct vmdk_image *m)
 {
     const uint8_t *p;
     uint32_t magic;
@@ -174,7 +185,8 @@ static struct format_zone zone_of(const struct vmdk_image *m)
     uint64_t sectors = le64(m->header.b + KDMV_DESC_SIZE);
 
     if (m->desc_base) {
-        uint64_t text = sectors < VMDK_TEXT_MAX / VMDK_SECTOR ? sectors * VMDK_SECTOR : VMDK_TEXT_MAX;
+        uint64_t text =
+            sectors < VMDK_TEXT_MAX / VMDK_SECTOR ? sectors * VMDK_SECTOR : VMDK_TEXT_MAX;
         uint64_t end = (m->desc_base + text + FORMAT_REACH - 1) / FORMAT_REACH * FORMAT_REACH;
 
         zone.head = end > FORMAT_REACH ? end : FORMAT_REACH;
@@ -238,7 +250,8 @@ static void say(struct format_info *info, const char *what)
 {
     size_t used = strlen(info->why);
 
-    snprintf(info->why + used, sizeof(info->why) - used, "%s%s", used ? ", " : "sealed by its ", what);
+    snprintf(info->why + used, sizeof(info->why) - used, "%s%s", used ? ", " : "sealed by its ",
+             what);
 }
 
 static bool is_sealed(const struct vmdk_image *m, struct format_info *info)
@@ -283,8 +296,8 @@ static bool check_cowd(const struct vmdk_copy *c, struct format_info *info)
     if (entries > GD_ENTRIES_MAX)
         return format_lies(info, "numGDEntries %" PRIu32 " exceeds %u", entries, GD_ENTRIES_MAX);
     if (vmdk_capacity_of(c) > (uint64_t)entries * COWD_GT_ENTRIES * grain)
-        return format_lies(info, "numGDEntries %" PRIu32 " is too small for numSectors %" PRIu64, entries,
-                           vmdk_capacity_of(c));
+        return format_lies(info, "numGDEntries %" PRIu32 " is too small for numSectors %" PRIu64,
+                           entries, vmdk_capacity_of(c));
     return true;
 }
 
@@ -306,12 +319,15 @@ static bool check_directory(const struct vmdk_image *m, struct format_info *info
 static bool check_kdmv(const struct vmdk_image *m, struct format_info *info)
 {
     const struct vmdk_copy *c = m->used;
-    uint64_t grain = le64(c->b + KDMV_GRAIN), capacity = vmdk_capacity_of(c), gd = le64(c->b + KDMV_GD);
-    uint32_t version = vmdk_version_of(c), gtes = le32(c->b + KDMV_GTES), flags = le32(c->b + KDMV_FLAGS);
+    uint64_t grain = le64(c->b + KDMV_GRAIN), capacity = vmdk_capacity_of(c),
+             gd = le64(c->b + KDMV_GD);
+    uint32_t version = vmdk_version_of(c), gtes = le32(c->b + KDMV_GTES),
+             flags = le32(c->b + KDMV_FLAGS);
     uint16_t compression = le16(c->b + KDMV_COMPRESSION);
 
     if (version > VERSION_MAX)
-        return format_lies(info, "version %" PRIu32 " exceeds %u: a newer version", version, VERSION_MAX);
+        return format_lies(info, "version %" PRIu32 " exceeds %u: a newer version", version,
+                           VERSION_MAX);
     if (gtes < 1 || gtes > GTES_MAX)
         return format_lies(info, "numGTEsPerGT %" PRIu32 " is outside 1..%u", gtes, GTES_MAX);
     if (grain < 1 || grain > GRAIN_MAX)
@@ -320,9 +336,11 @@ static bool check_kdmv(const struct vmdk_image *m, struct format_info *info)
         return format_lies(info, "capacity %" PRIu64 " needs more than %u grain tables", capacity,
                            GD_ENTRIES_MAX);
     if (compression > COMPRESSION_MAX)
-        return format_lies(info, "compressAlgorithm %u is unknown: a newer version", (unsigned)compression);
+        return format_lies(info, "compressAlgorithm %u is unknown: a newer version",
+                           (unsigned)compression);
     if (flags & FLAG_NEWLINES && memcmp(c->b + KDMV_NEWLINES, "\n \r\n", 4) != 0)
-        return format_lies(info, "the newline test at %u failed: the file was copied as text", KDMV_NEWLINES);
+        return format_lies(info, "the newline test at %u failed: the file was copied as text",
+                           KDMV_NEWLINES);
     if (gd != GD_AT_END && !check_directory(m, info, "gdOffset", gd))
         return false;
     if (gd == GD_AT_END && m->has_footer)
@@ -333,13 +351,16 @@ static bool check_kdmv(const struct vmdk_image *m, struct format_info *info)
 
 static bool check_header(const struct vmdk_image *m, struct format_info *info)
 {
-    uint64_t sector = le64(m->header.b + KDMV_DESC_OFFSET), size = le64(m->header.b + KDMV_DESC_SIZE);
+    uint64_t sector = le64(m->header.b + KDMV_DESC_OFFSET),
+             size = le64(m->header.b + KDMV_DESC_SIZE);
     uint32_t version = vmdk_version_of(&m->header);
 
     if (version > VERSION_MAX)
-        return format_lies(info, "version %" PRIu32 " exceeds %u: a newer version", version, VERSION_MAX);
+        return format_lies(info, "version %" PRIu32 " exceeds %u: a newer version", version,
+                           VERSION_MAX);
     if (sector > DESC_OFFSET_MAX)
-        return format_lies(info, "descriptorOffset %" PRIu64 " exceeds %u", sector, DESC_OFFSET_MAX);
+        return format_lies(info, "descriptorOffset %" PRIu64 " exceeds %u", sector,
+                           DESC_OFFSET_MAX);
     if (sector != 0 && size > VMDK_SECTORS_MAX - sector)
         return format_lies(info, "descriptorSize %" PRIu64 " is beyond every file", size);
     return true;
@@ -365,7 +386,7 @@ static bool check_shell(const struct vmdk_image *m, struct format_info *info)
     return true;
 }
 
-static enum probe vmdk_probe(struct view *v, struct format_info *ret_info)
+static enum probe vmdk_probe(struct excerpt *v, struct format_info *ret_info)
 {
     struct vmdk_image m;
     enum probe answer = vmdk_load(v, &m);
@@ -384,16 +405,19 @@ static enum probe vmdk_probe(struct view *v, struct format_info *ret_info)
         fine = check_header(&m, ret_info) &&
                (vmdk_is_shell(&m) ? check_shell(&m, ret_info) : check_kdmv(&m, ret_info));
     if (!fine) {
-        ret_info->maybe_sealed = vmdk_is_shell(&m) || (m.has_footer && vmdk_capacity_of(&m.footer) == 0);
+        ret_info->maybe_sealed =
+            vmdk_is_shell(&m) || (m.has_footer && vmdk_capacity_of(&m.footer) == 0);
         return PROBE_LIES;
     }
-    ret_info->virtual_size = (vmdk_is_shell(&m) ? m.desc.sectors : vmdk_capacity_of(m.used)) * VMDK_SECTOR;
+    ret_info->virtual_size =
+        (vmdk_is_shell(&m) ? m.desc.sectors : vmdk_capacity_of(m.used)) * VMDK_SECTOR;
     return PROBE_YES;
 }
 
 /* ---- links ---- */
 
-static int vmdk_links(struct view *v, int (*fn)(void *arg, const struct format_link *link), void *arg)
+static int vmdk_links(struct excerpt *v, int (*fn)(void *arg, const struct format_link *link),
+                      void *arg)
 {
     struct vmdk_image m;
     enum probe answer = vmdk_load(v, &m);

@@ -1,16 +1,22 @@
-/* vmdk_desc.c: VMDK descriptors: the text that says what an image consists of, in a file of its own (monolithicFlat, twoGbMaxExtent*, vmfs*, seSparse)
- * or embedded in a sparse one (vmdk.c). VMware "Virtual Disk Format 5.0" ("spec" below), section "The Descriptor File"; QEMU block/vmdk.c 7.2.
+/* vmdk_desc.c: VMDK descriptors: the text that says what an image consists of, in a file of its own
+ * (monolithicFlat, twoGbMaxExtent*, vmfs*, seSparse) or embedded in a sparse one (vmdk.c). VMware
+ * "Virtual Disk Format 5.0" ("spec" below), section "The Descriptor File"; QEMU block/vmdk.c 7.2.
  *
  * What differs from a naive reading:
  *   - The text ends at its first NUL: QEMU rewrites it with 20 sectors of which most are zero.
- *   - QEMU takes the first "createType" anywhere in the text, also in a comment. Where that is not the line of that name, readers disagree: refused.
- *   - QEMU recognises a file by "version=1".."version=3" behind comments, the signature line is not needed. Such a text without the signature is ours only
- *     if it names a createType in its first FORMAT_REACH bytes; any configuration file begins like that.
+ *   - QEMU takes the first "createType" anywhere in the text, also in a comment. Where that is not
+ *     the line of that name, readers disagree: refused.
+ *   - QEMU recognises a file by "version=1".."version=3" behind comments, the signature line is not
+ *     needed. Such a text without the signature is ours only if it names a createType in its first
+ *     FORMAT_REACH bytes; any configuration file begins like that.
  *
- * The seal. The first six letters of createType's value become "SEALED" (of "vmfs": "SEAL"), so that QEMU says "Unsupported image type 'SEALEDthicFlat'"; what
- * is left of the value tells which it was. Then the first extent's access "RW" becomes "SE": libvmdk ignores a createType that it does not know and refuses only
- * this. Never the digits: they are all that is known of the size, and with 0 sectors QEMU 7.2 and 10.0 abort ("info", "convert", a VM's "info block"), as they
- * do when an access other than RW stands beside a createType that they know; so createType is written first and undone last, and SEAL_SIZE does the same. */
+ * The seal. The first six letters of createType's value become "SEALED" (of "vmfs": "SEAL"), so
+ * that QEMU says "Unsupported image type 'SEALEDthicFlat'"; what is left of the value tells which
+ * it was. Then the first extent's access "RW" becomes "SE": libvmdk ignores a createType that it
+ * does not know and refuses only this. Never the digits: they are all that is known of the size,
+ * and with 0 sectors QEMU 7.2 and 10.0 abort ("info", "convert", a VM's "info block"), as they do
+ * when an access other than RW stands beside a createType that they know; so createType is written
+ * first and undone last, and SEAL_SIZE does the same. */
 #include "format/bytes.h"
 #include "format/vmdk_priv.h"
 
@@ -32,7 +38,8 @@
 #define TRUE_ACCESS "RW"
 #define ACCESS_LEN 2u
 
-/* spec, "createType", and what libvmdk and QEMU know besides. Those of equal length differ behind their sixth letter. */
+/* spec, "createType", and what libvmdk and QEMU know besides. Those of equal length differ behind
+ * their sixth letter. */
 static const char *const types[] = {
     "custom",
     "fullDevice",
@@ -62,14 +69,16 @@ static const char *const types[] = {
 static const char *const followed[] = {"monolithicFlat",     "vmfs",     "vmfsSparse",
                                        "twoGbMaxExtentFlat", "seSparse", "twoGbMaxExtentSparse"};
 
-/* spec, "The Extent Description"; SESPARSE is QEMU's. The format is QEMU's name of what lies in the file. */
+/* spec, "The Extent Description"; SESPARSE is QEMU's. The format is QEMU's name of what lies in the
+ * file. */
 static const struct extent_type {
     const char *name, *format;
     bool file, offset;
 } extent_types[] = {
-    {"FLAT", "raw", true, true},     {"SPARSE", "vmdk", true, false},     {"ZERO", "", false, false},
-    {"VMFS", "raw", true, false},    {"VMFSSPARSE", "vmdk", true, false}, {"VMFSRDM", "raw", true, false},
-    {"VMFSRAW", "raw", true, false}, {"SESPARSE", "", true, false},
+    {"FLAT", "raw", true, true},         {"SPARSE", "vmdk", true, false},
+    {"ZERO", "", false, false},          {"VMFS", "raw", true, false},
+    {"VMFSSPARSE", "vmdk", true, false}, {"VMFSRDM", "raw", true, false},
+    {"VMFSRAW", "raw", true, false},     {"SESPARSE", "", true, false},
 };
 #define EXTENT_TYPES (sizeof(extent_types) / sizeof(extent_types[0]))
 
@@ -180,8 +189,8 @@ enum line { LINE_NONE, LINE_EXTENT, LINE_WRONG };
 
 static bool is_access(const uint8_t *p, size_t len)
 {
-    return is_word(p, len, TRUE_ACCESS) || is_word(p, len, SEALED_ACCESS) || is_word(p, len, "RDONLY") ||
-           is_word(p, len, "NOACCESS");
+    return is_word(p, len, TRUE_ACCESS) || is_word(p, len, SEALED_ACCESS) ||
+           is_word(p, len, "RDONLY") || is_word(p, len, "NOACCESS");
 }
 
 /* ACCESS SECTORS TYPE ["NAME" [OFFSET ...]] */
@@ -478,7 +487,7 @@ static bool qemu_knows(const uint8_t *p, size_t n)
     return false;
 }
 
-static enum probe load(struct view *v, struct vmdk_desc *ret)
+static enum probe load(struct excerpt *v, struct vmdk_desc *ret)
 {
     size_t n = v->file_size < VMDK_TEXT_MAX ? (size_t)v->file_size : VMDK_TEXT_MAX;
     size_t reach = n < FORMAT_REACH ? n : FORMAT_REACH;
@@ -506,7 +515,7 @@ static enum probe load(struct view *v, struct vmdk_desc *ret)
     return PROBE_YES;
 }
 
-enum probe vmdk_file_probe(struct view *v, struct format_info *ret_info)
+enum probe vmdk_file_probe(struct excerpt *v, struct format_info *ret_info)
 {
     struct vmdk_desc d;
     enum probe answer = load(v, &d);
@@ -515,8 +524,9 @@ enum probe vmdk_file_probe(struct view *v, struct format_info *ret_info)
         return answer;
     ret_info->zone.head = VMDK_TEXT_MAX;
     if (vmdk_desc_sealed(&d)) {
-        snprintf(ret_info->why, sizeof(ret_info->why), "sealed by %s%s%s", d.type_sealed ? "createType" : "",
-                 d.type_sealed && d.access_sealed ? " and " : "", d.access_sealed ? "its first extent" : "");
+        snprintf(ret_info->why, sizeof(ret_info->why), "sealed by %s%s%s",
+                 d.type_sealed ? "createType" : "", d.type_sealed && d.access_sealed ? " and " : "",
+                 d.access_sealed ? "its first extent" : "");
         return PROBE_SEALED;
     }
     if (d.n == VMDK_TEXT_MAX) {
@@ -531,14 +541,14 @@ enum probe vmdk_file_probe(struct view *v, struct format_info *ret_info)
     return PROBE_YES;
 }
 
-static int load_known(struct view *v, struct vmdk_desc *ret)
+static int load_known(struct excerpt *v, struct vmdk_desc *ret)
 {
     enum probe answer = load(v, ret);
 
     return answer == PROBE_YES ? 0 : answer == PROBE_MORE ? -EAGAIN : -EUCLEAN;
 }
 
-int vmdk_file_plan(struct view *v, struct plan *ret_plan)
+int vmdk_file_plan(struct excerpt *v, struct plan *ret_plan)
 {
     struct vmdk_desc d;
     int r = load_known(v, &d);
@@ -549,7 +559,8 @@ int vmdk_file_plan(struct view *v, struct plan *ret_plan)
     return vmdk_desc_seal(&d, 0, ret_plan);
 }
 
-int vmdk_file_rescue(struct view *v, const uint64_t *size, struct rescue *ret_rescue, struct plan *ret_plan)
+int vmdk_file_rescue(struct excerpt *v, const uint64_t *size, struct rescue *ret_rescue,
+                     struct plan *ret_plan)
 {
     struct vmdk_desc d;
     int r = load_known(v, &d);
@@ -569,7 +580,8 @@ int vmdk_file_rescue(struct view *v, const uint64_t *size, struct rescue *ret_re
     return vmdk_desc_unseal(&d, 0, ret_plan);
 }
 
-int vmdk_file_links(struct view *v, int (*fn)(void *arg, const struct format_link *link), void *arg)
+int vmdk_file_links(struct excerpt *v, int (*fn)(void *arg, const struct format_link *link),
+                    void *arg)
 {
     struct vmdk_desc d;
     int r = load_known(v, &d);

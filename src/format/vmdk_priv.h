@@ -6,10 +6,12 @@
 
 #define VMDK_SECTOR 512u
 #define VMDK_SECTORS_MAX ((uint64_t)INT64_MAX / VMDK_SECTOR)
-/* A descriptor's text ends before this; QEMU reads up to 1 MiB of it, a set of 2 TiB in 2 GiB files needs 50 KiB. Bytes. */
+/* A descriptor's text ends before this; QEMU reads up to 1 MiB of it, a set of 2 TiB in 2 GiB files
+ * needs 50 KiB. Bytes. */
 #define VMDK_TEXT_MAX 65536u
 
-/* A descriptor as it stands in p[0..n): never NUL-terminated, n ends before the first NUL. Offsets are relative to p. */
+/* A descriptor as it stands in p[0..n): never NUL-terminated, n ends before the first NUL. Offsets
+ * are relative to p. */
 struct vmdk_desc {
     const uint8_t *p;
     size_t n;
@@ -34,25 +36,31 @@ bool vmdk_desc_sealed(const struct vmdk_desc *d);
 /* QEMU follows this text to its extents (block/vmdk.c, vmdk_open_desc_file). */
 bool vmdk_desc_followed(const struct vmdk_desc *d);
 
-/* Appends the extents that seal the text; base: of p in the file. Only for one without a contradiction. 0, -EUCLEAN. */
+/* Appends the extents that seal the text; base: of p in the file. Only for one without a
+ * contradiction. 0, -EUCLEAN. */
 int vmdk_desc_seal(const struct vmdk_desc *d, uint64_t base, struct plan *plan);
 
-/* Appends the extents that undo the seal of the text, as far as it stands. 0, -EUCLEAN: a createType that is not ours. */
+/* Appends the extents that undo the seal of the text, as far as it stands. 0, -EUCLEAN: a
+ * createType that is not ours. */
 int vmdk_desc_unseal(const struct vmdk_desc *d, uint64_t base, struct plan *plan);
 
-/* Links of the text: the parent, and its extents where `extents` says so. As struct format's links. */
+/* Links of the text: the parent, and its extents where `extents` says so. As struct format's links.
+ */
 int vmdk_desc_links(const struct vmdk_desc *d, bool extents,
                     int (*fn)(void *arg, const struct format_link *link), void *arg);
 
 /* A descriptor in a file of its own: as the members of struct format. */
-enum probe vmdk_file_probe(struct view *v, struct format_info *ret_info);
-int vmdk_file_plan(struct view *v, struct plan *ret_plan);
-int vmdk_file_rescue(struct view *v, const uint64_t *size, struct rescue *ret_rescue, struct plan *ret_plan);
-int vmdk_file_links(struct view *v, int (*fn)(void *arg, const struct format_link *link), void *arg);
+enum probe vmdk_file_probe(struct excerpt *v, struct format_info *ret_info);
+int vmdk_file_plan(struct excerpt *v, struct plan *ret_plan);
+int vmdk_file_rescue(struct excerpt *v, const uint64_t *size, struct rescue *ret_rescue,
+                     struct plan *ret_plan);
+int vmdk_file_links(struct excerpt *v, int (*fn)(void *arg, const struct format_link *link),
+                    void *arg);
 
 /* ---- sparse extents: vmdk.c reads them, vmdk_seal.c seals them ---- */
 
-/* spec, SparseExtentHeader and COWDisk_Header: offsets of what a seal edits; version is in the same place */
+/* spec, SparseExtentHeader and COWDisk_Header: offsets of what a seal edits; version is in the same
+ * place */
 #define KDMV_VERSION 4u
 #define KDMV_CAPACITY 12u /* sectors */
 #define COWD_CAPACITY 12u /* sectors */
@@ -98,7 +106,7 @@ struct vmdk_image {
 };
 
 /* Loads header, footer and descriptor. NO: neither of the two magics; YES; MORE. */
-enum probe vmdk_load(struct view *v, struct vmdk_image *m);
+enum probe vmdk_load(struct excerpt *v, struct vmdk_image *m);
 
 uint32_t vmdk_version_of(const struct vmdk_copy *c);
 uint64_t vmdk_capacity_of(const struct vmdk_copy *c);
@@ -115,7 +123,8 @@ bool vmdk_has_note(const struct vmdk_copy *c);
 /* The capacity in a note that we wrote; false: none, or another text. */
 bool vmdk_read_note(const struct vmdk_copy *c, uint64_t *ret_sectors);
 
-int vmdk_plan(struct view *v, const struct seal_policy *policy, struct plan *ret_plan);
-int vmdk_rescue(struct view *v, const uint64_t *size, struct rescue *ret_rescue, struct plan *ret_plan);
+int vmdk_plan(struct excerpt *v, const struct seal_policy *policy, struct plan *ret_plan);
+int vmdk_rescue(struct excerpt *v, const uint64_t *size, struct rescue *ret_rescue,
+                struct plan *ret_plan);
 
 #endif

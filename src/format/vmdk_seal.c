@@ -1,4 +1,5 @@
-/* vmdk_seal.c: the seal of VMDK's sparse extents, and how it is undone without a record. What the seal is and why: vmdk.c. */
+/* vmdk_seal.c: the seal of VMDK's sparse extents, and how it is undone without a record. What the
+ * seal is and why: vmdk.c. */
 #include "format/bytes.h"
 #include "format/vmdk_priv.h"
 
@@ -33,7 +34,8 @@ static bool note_fits(const struct vmdk_copy *c)
     return c->note + NOTE_LEN <= c->n && memcmp(c->b + c->note, zero, NOTE_LEN) == 0;
 }
 
-/* The note, then the capacity: only if it stands somewhere else, so that it can be told from the file alone. */
+/* The note, then the capacity: only if it stands somewhere else, so that it can be told from the
+ * file alone. */
 static int seal_capacity(struct plan *plan, const struct vmdk_copy *c, const struct vmdk_desc *d,
                          const char *holder)
 {
@@ -46,8 +48,8 @@ static int seal_capacity(struct plan *plan, const struct vmdk_copy *c, const str
     if (fits) {
         uint8_t zero[NOTE_LEN] = {0};
 
-        snprintf(note, sizeof(note), NOTE_WORD "%s" NOTE_SECTORS "%016" PRIx64, safe[0] ? safe : "?",
-                 vmdk_capacity_of(c));
+        snprintf(note, sizeof(note), NOTE_WORD "%s" NOTE_SECTORS "%016" PRIx64,
+                 safe[0] ? safe : "?", vmdk_capacity_of(c));
         r = plan_add(plan, c->off + c->note, zero, note, NOTE_LEN);
     }
     if (r < 0 || !(fits || (d && d->n > 0 && !d->why[0] && d->sectors == vmdk_capacity_of(c))))
@@ -55,18 +57,21 @@ static int seal_capacity(struct plan *plan, const struct vmdk_copy *c, const str
     return add_number(plan, c, KDMV_CAPACITY, vmdk_capacity_of(c), c->sealed_capacity, c->width);
 }
 
-/* To 0, which QEMU refuses where the header says that there is a descriptor, and opens as a disk of 0 bytes elsewhere. With a 0 in the footer alone
- * it would open it, too. */
+/* To 0, which QEMU refuses where the header says that there is a descriptor, and opens as a disk of
+ * 0 bytes elsewhere. With a 0 in the footer alone it would open it, too. */
 static int size_plan(const struct vmdk_image *m, struct plan *plan)
 {
-    int r = add_number(plan, &m->header, KDMV_CAPACITY, vmdk_capacity_of(&m->header), 0, m->header.width);
+    int r = add_number(plan, &m->header, KDMV_CAPACITY, vmdk_capacity_of(&m->header), 0,
+                       m->header.width);
 
     if (r == 0 && m->has_footer)
-        r = add_number(plan, &m->footer, KDMV_CAPACITY, vmdk_capacity_of(&m->footer), 0, m->footer.width);
+        r = add_number(plan, &m->footer, KDMV_CAPACITY, vmdk_capacity_of(&m->footer), 0,
+                       m->footer.width);
     return r;
 }
 
-static int cowd_plan(const struct vmdk_image *m, const struct seal_policy *policy, struct plan *plan)
+static int cowd_plan(const struct vmdk_image *m, const struct seal_policy *policy,
+                     struct plan *plan)
 {
     const struct vmdk_copy *c = &m->header;
     uint32_t grain = le32(c->b + COWD_GRAIN);
@@ -77,7 +82,8 @@ static int cowd_plan(const struct vmdk_image *m, const struct seal_policy *polic
     return r < 0 ? r : seal_capacity(plan, c, NULL, policy->holder);
 }
 
-static int kdmv_plan(const struct vmdk_image *m, const struct seal_policy *policy, struct plan *plan)
+static int kdmv_plan(const struct vmdk_image *m, const struct seal_policy *policy,
+                     struct plan *plan)
 {
     int r = 0;
 
@@ -89,7 +95,8 @@ static int kdmv_plan(const struct vmdk_image *m, const struct seal_policy *polic
         r = seal_capacity(plan, &m->footer, &m->desc, policy->holder);
     if (r == 0)
         r = seal_capacity(plan, &m->header, &m->desc, policy->holder);
-    return r < 0 || m->desc.n == 0 || m->desc.why[0] ? r : vmdk_desc_seal(&m->desc, m->desc_base, plan);
+    return r < 0 || m->desc.n == 0 || m->desc.why[0] ? r
+                                                     : vmdk_desc_seal(&m->desc, m->desc_base, plan);
 }
 
 /* QEMU must not be led to the text, where it may abort or find other files. */
@@ -98,7 +105,7 @@ static bool size_misleads(const struct vmdk_image *m)
     return m->desc.n > 0 && vmdk_desc_followed(&m->desc);
 }
 
-int vmdk_plan(struct view *v, const struct seal_policy *policy, struct plan *ret_plan)
+int vmdk_plan(struct excerpt *v, const struct seal_policy *policy, struct plan *ret_plan)
 {
     struct vmdk_image m;
     enum probe answer = vmdk_load(v, &m);
@@ -136,8 +143,8 @@ static bool line_capacity(const struct vmdk_image *m, uint64_t *ret)
     return m->desc.n > 0 && !m->desc.why[0];
 }
 
-static bool find_capacity(const struct vmdk_image *m, const struct vmdk_copy *c, const uint64_t *size,
-                          uint64_t *ret)
+static bool find_capacity(const struct vmdk_image *m, const struct vmdk_copy *c,
+                          const uint64_t *size, uint64_t *ret)
 {
     const uint64_t sector = VMDK_SECTOR;
 
@@ -193,8 +200,9 @@ static int unseal_copy(const struct vmdk_image *m, const struct vmdk_copy *c, co
     if (vmdk_version_sealed(c))
         r = add_number(plan, c, KDMV_VERSION, version & 0xffff, version, 4);
     if (r == 0 && vmdk_has_note(c))
-        r = c->note + NOTE_LEN > c->n ? -EUCLEAN
-                                      : plan_add(plan, c->off + c->note, zero, c->b + c->note, NOTE_LEN);
+        r = c->note + NOTE_LEN > c->n
+                ? -EUCLEAN
+                : plan_add(plan, c->off + c->note, zero, c->b + c->note, NOTE_LEN);
     if (r < 0 || !vmdk_capacity_sealed(c))
         return r;
     if (!find_capacity(m, c, size, &sectors))
@@ -218,10 +226,13 @@ static int unseal(const struct vmdk_image *m, const uint64_t *size, struct plan 
         r = unseal_copy(m, &m->footer, size, plan);
     if (r == 0)
         r = unseal_copy(m, &m->header, size, plan);
-    return r < 0 || vmdk_is_shell(m) || m->desc.n == 0 ? r : vmdk_desc_unseal(&m->desc, m->desc_base, plan);
+    return r < 0 || vmdk_is_shell(m) || m->desc.n == 0
+               ? r
+               : vmdk_desc_unseal(&m->desc, m->desc_base, plan);
 }
 
-int vmdk_rescue(struct view *v, const uint64_t *size, struct rescue *ret_rescue, struct plan *ret_plan)
+int vmdk_rescue(struct excerpt *v, const uint64_t *size, struct rescue *ret_rescue,
+                struct plan *ret_plan)
 {
     struct vmdk_image m;
     enum probe answer = vmdk_load(v, &m);
@@ -232,8 +243,8 @@ int vmdk_rescue(struct view *v, const uint64_t *size, struct rescue *ret_rescue,
         return -EAGAIN;
     fill_rescue(&m, ret_rescue);
     memset(ret_plan, 0, sizeof(*ret_plan));
-    if (size &&
-        (*size % VMDK_SECTOR != 0 || *size > INT64_MAX || (m.cowd && *size / VMDK_SECTOR > UINT32_MAX)))
+    if (size && (*size % VMDK_SECTOR != 0 || *size > INT64_MAX ||
+                 (m.cowd && *size / VMDK_SECTOR > UINT32_MAX)))
         return -ERANGE;
     if (size && ret_rescue->n > 0 &&
         (ret_rescue->candidate[0].kind == RESCUE_EXACT ? *size != ret_rescue->candidate[0].size

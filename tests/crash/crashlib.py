@@ -1,6 +1,6 @@
 """crashlib: kills the daemon at its k-th durable operation, and checks what recovery makes of what is left.
 
-A scenario prepares a datastore behind a running daemon of a build with hooks (src/core/hook.h), acts while the hooks count, and knows
+A scenario prepares a datastore behind a running daemon of a build with hooks (src/base/hook.h), acts while the hooks count, and knows
 which contents are right afterwards. run_all() takes k = 1, 2, ... until the daemon survives the action; run_some() takes a few k.
 """
 import contextlib
@@ -18,7 +18,7 @@ from dgqemu import make_qcow2, no_lock  # noqa: E402
 from dgtest import Datastore, Fail, Host, Proc, View, eq, is_sealed, must, ok, run, suite_tmp, wait_for  # noqa: E402
 
 SIZE = 8 << 20
-KILLED = 137  # exit code at a kill point, src/core/hook.h
+KILLED = 137  # exit code at a kill point, src/base/hook.h
 AT_ONCE = 3  # crash points at a time, each with a datastore and daemons of its own: a run waits for a third of its time
 _templates = {}
 _templates_lock = threading.Lock()

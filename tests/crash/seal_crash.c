@@ -1,10 +1,13 @@
-/* seal_crash.c: the protocol of seal.c, seal_edit.c, claim.c and recover.c under a process that dies at every single durable operation.
+/* seal_crash.c: the protocol of seal.c, seal_edit.c, claim.c and recover.c under a process that
+ * dies at every single durable operation.
  *
- * A child opens an image as the daemon would (journal, claim, seal), carries out a random list of edits, restores, and reports over a pipe how far it
- * came. It dies at the k-th hook, for every k until it survives. Then another child recovers (with the journal; in a second run without
- * it; and dying itself at the j-th hook, again and again), and the parent compares each byte with a model that did the same edits on a plain
- * buffer: acknowledged edits must be there, the one under way may be there or not, and nothing else. In between, a raw opener
- * must never find a usable header while the image is acknowledged as sealed.
+ * A child opens an image as the daemon would (journal, claim, seal), carries out a random list of
+ * edits, restores, and reports over a pipe how far it came. It dies at the k-th hook, for every k
+ * until it survives. Then another child recovers (with the journal; in a second run without it; and
+ * dying itself at the j-th hook, again and again), and the parent compares each byte with a model
+ * that did the same edits on a plain buffer: acknowledged edits must be there, the one under way
+ * may be there or not, and nothing else. In between, a raw opener must never find a usable header
+ * while the image is acknowledged as sealed.
  *
  *   seal_crash [SEEDS [FIRST]]      needs a build with -Dhooks=true */
 #include <fcntl.h>
@@ -77,7 +80,8 @@ static void make_edit(struct plan_of_test *t, unsigned n)
     case 2: /* the whole header again, as QEMU does, in the other version or with another table */
         t->version = rnd(2) ? 3 : 2;
         op->e.len = 4096;
-        header_build(op->bytes, t->version, (uint64_t)(1 + rnd(64)) << 24, rnd(2) ? 8 : rnd(8), rnd(2) * 64);
+        header_build(op->bytes, t->version, (uint64_t)(1 + rnd(64)) << 24, rnd(2) ? 8 : rnd(8),
+                     rnd(2) * 64);
         break;
     case 3: /* the same header once more */
         op->e.len = 4096;
@@ -178,7 +182,8 @@ static void make_store(const struct plan_of_test *t)
     wipe(state);
     if (mkdir(store_path, 0700) < 0 || mkdir(state, 0700) < 0)
         die("mkdir", 0);
-    pid_t pid = fork(); /* hook.c reads the environment once a process: the parent must not pass any hook */
+    /* hook.c reads the environment once a process: the parent must not pass any hook */
+    pid_t pid = fork();
     if (pid == 0) {
         int r = store_init(store_path, &s, &why);
         if (r < 0)
@@ -222,7 +227,8 @@ static void work(const struct plan_of_test *t, int pipe_fd)
     static struct record rec;
     static struct header h;
     env_open(&v, true);
-    struct seal s = {.store = &v.store, .journal = v.journal, .rec = &rec, .policy = {SEAL_REFUSE, "nodeA"}};
+    struct seal s = {
+        .store = &v.store, .journal = v.journal, .rec = &rec, .policy = {SEAL_REFUSE, "nodeA"}};
     struct stat st;
     s.fd = open(image, O_RDWR);
     if (s.fd < 0 || fstat(s.fd, &st) < 0 || header_load(s.fd, &h) < 0)
@@ -362,14 +368,16 @@ static uint64_t slurp(uint8_t *buf)
     return (uint64_t)st.st_size;
 }
 
-/* While it is acknowledged as sealed, a raw opener finds the marks, wherever the holder's own header is one that a hypervisor would open. */
+/* While it is acknowledged as sealed, a raw opener finds the marks, wherever the holder's own
+ * header is one that a hypervisor would open. */
 static void check_raw(const struct plan_of_test *t, unsigned long seed, unsigned k, int progress)
 {
     static struct header h;
     if (progress < P_SEALED || progress >= P_RESTORING)
         return;
     unsigned done = progress < P_EDIT ? 0 : (unsigned)(progress - P_EDIT) + 1;
-    int zeros = memfd_create("zeros", MFD_CLOEXEC); /* what a format wants to see beyond the first bytes */
+    /* what a format wants to see beyond the first bytes */
+    int zeros = memfd_create("zeros", MFD_CLOEXEC);
     header_clear(&h);
     h.file_size = t->size[done];
     h.n = (size_t)DG_MIN(t->size[done], (uint64_t)FORMAT_REACH);
@@ -383,10 +391,12 @@ static void check_raw(const struct plan_of_test *t, unsigned long seed, unsigned
         die("read header", 0);
     close(fd);
     if (image_before && h.verdict == FORMAT_IMAGE)
-        fail(seed, k, progress, "a raw opener would take the image (verdict %lu)%.0lu", h.verdict, 0);
+        fail(seed, k, progress, "a raw opener would take the image (verdict %lu)%.0lu", h.verdict,
+             0);
 }
 
-static void check_content(const struct plan_of_test *t, unsigned long seed, unsigned k, int progress)
+static void check_content(const struct plan_of_test *t, unsigned long seed, unsigned k,
+                          int progress)
 {
     static uint8_t buf[CHECKED];
     uint64_t size = slurp(buf);
@@ -420,8 +430,10 @@ static void check_free(unsigned long seed, unsigned k, int progress)
         fail(seed, k, progress, "the claim is left%.0lu%.0lu", 0, 0);
 }
 
-/* One crash at k, then recovery: whole, or dying at j = 1, 2, ... until one survives. false: the work survived. */
-static bool one(struct plan_of_test *t, unsigned long seed, unsigned k, bool with_journal, bool crash_again)
+/* One crash at k, then recovery: whole, or dying at j = 1, 2, ... until one survives. false: the
+ * work survived. */
+static bool one(struct plan_of_test *t, unsigned long seed, unsigned k, bool with_journal,
+                bool crash_again)
 {
     int progress;
     runs++;
@@ -437,7 +449,8 @@ static bool one(struct plan_of_test *t, unsigned long seed, unsigned k, bool wit
     while (crash_again && j < MAX_POINTS && run_recover(with_journal, j) == 137)
         j++;
     if (run_recover(with_journal, 0) != 0)
-        fail(seed, k, progress, "recovery left something (journal %lu, crashes %lu)", with_journal, j - 1);
+        fail(seed, k, progress, "recovery left something (journal %lu, crashes %lu)", with_journal,
+             j - 1);
     check_content(t, seed, k, progress);
     check_free(seed, k, progress);
     return status == 137;

@@ -1,28 +1,26 @@
-/* mkclaim.c: leaves a datastore as a daemon that died leaves it. A helper of test_fsck.py and test_ctl.py.
+/* mkclaim.c: leaves a datastore as a daemon that died leaves it. A helper of test_fsck.py and
+ * test_ctl.py.
  *
- *   mkclaim leave DATASTORE IMAGE STATE   claim IMAGE, bring its header to STATE and end without clean-up
- *           STATE: claimed  held without a plan, header untouched
- *                  armed    held with a plan, header untouched
- *                  mixed    only the first extent is sealed
- *                  sealed
- *                  stuck    sealed, and the record says that a restore failed
- *                  restoring  the record says so, only the last extent is back
- *   mkclaim row DATASTORE IMAGE    as sealed, then the claim is removed: the journal alone remembers
- *   mkclaim free DATASTORE IMAGE   settles what `leave` left, the regular way
- *   mkclaim hold DATASTORE         lock our host record, say "ready", end at end of file on stdin
- *   mkclaim write DATASTORE IMAGE  as sealed, keep the fence lock and the host's, say "ready", end at end of
- * file on stdin Options before: --host-id=UUID --state-dir=DIR --name=HOSTNAME --no-journal --pid=N
+ *   mkclaim leave DATASTORE IMAGE STATE   claim IMAGE, bring its header to STATE and end without
+ * clean-up STATE: claimed  held without a plan, header untouched armed    held with a plan, header
+ * untouched mixed    only the first extent is sealed sealed stuck    sealed, and the record says
+ * that a restore failed restoring  the record says so, only the last extent is back mkclaim row
+ * DATASTORE IMAGE    as sealed, then the claim is removed: the journal alone remembers mkclaim free
+ * DATASTORE IMAGE   settles what `leave` left, the regular way mkclaim hold DATASTORE         lock
+ * our host record, say "ready", end at end of file on stdin mkclaim write DATASTORE IMAGE  as
+ * sealed, keep the fence lock and the host's, say "ready", end at end of file on stdin Options
+ * before: --host-id=UUID --state-dir=DIR --name=HOSTNAME --no-journal --pid=N
  * --seal=size */
 #include <fcntl.h>
 #include <getopt.h>
 #include <stdio.h>
 #include <string.h>
 
+#include "base/log.h"
 #include "core/claim.h"
 #include "core/header.h"
 #include "core/host.h"
 #include "core/journal.h"
-#include "core/log.h"
 #include "core/overlay.h"
 #include "core/seal.h"
 
@@ -74,13 +72,15 @@ static uint64_t start_time(void)
 
     if (f && fgets(line, sizeof(line), f))
         sscanf(strrchr(line, ')'),
-               ") %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %llu", &start);
+               ") %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %llu",
+               &start);
     if (f)
         fclose(f);
     return start;
 }
 
-static void fill(struct record *rec, const char *image, const struct stat *st, const struct header *h)
+static void fill(struct record *rec, const char *image, const struct stat *st,
+                 const struct header *h)
 {
     snprintf(rec->image, sizeof(rec->image), "%s", image);
     rec->ino = st->st_ino;

@@ -585,6 +585,12 @@ def suite_tmp(mode=0o755):
     return path
 
 
+def stopped(pid):
+    """Is the process stopped by a signal, as at a hook? A SIGCONT that comes before is lost."""
+    with open("/proc/%d/stat" % pid) as f:
+        return f.read().rsplit(")", 1)[1].split()[0] == "T"
+
+
 @contextlib.contextmanager
 def small_fs(megabytes):
     """A file system of its own that a test may fill: the machine's disk has other users."""

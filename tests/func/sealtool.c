@@ -1,15 +1,17 @@
-/* sealtool: seals and unseals one image by its plan, without claim, journal or daemon. Only for the checks check_*_seal.py, which
- * show with it what other programs make of a seal. Never use it on an image that matters.
+/* sealtool: seals and unseals one image by its plan, without claim, journal or daemon. Only for the
+ * checks check_*_seal.py, which show with it what other programs make of a seal. Never use it on an
+ * image that matters.
  *
- *   sealtool plan FILE [HOLDER]                    what the file is, and its extents: "extent OFFSET LENGTH TRUE SEALED"
- *   sealtool seal FILE refuse|size HOLDER [N]      writes the sealed bytes (of the first N extents); the plan goes to FILE.true
- *   sealtool unseal FILE                           writes the true bytes of FILE.true back, in reverse, and removes it
- *   sealtool rescue FILE [SIZE]                    the same without FILE.true, from what the file itself tells:
- *                                                  "candidate exact|upper|lower SIZE SOURCE", then the bytes are written
+ *   sealtool plan FILE [HOLDER]                    what the file is, and its extents: "extent
+ * OFFSET LENGTH TRUE SEALED" sealtool seal FILE refuse|size HOLDER [N]      writes the sealed bytes
+ * (of the first N extents); the plan goes to FILE.true sealtool unseal FILE writes the true bytes
+ * of FILE.true back, in reverse, and removes it sealtool rescue FILE [SIZE]                    the
+ * same without FILE.true, from what the file itself tells: "candidate exact|upper|lower SIZE
+ * SOURCE", then the bytes are written
  *
  * Exit code 0: done; 1: not an image, or its header is not what FILE.true says; 2: usage or errno;
  * 3: rescue needs the size; 4: the size that was given contradicts the file. */
-#include "core/base.h"
+#include "base/base.h"
 #include "core/header.h"
 #include "core/io.h"
 #include "core/overlay.h"
@@ -107,7 +109,8 @@ static int read_plan(const char *file)
     if (!from)
         return -errno;
     while (r == 0 && plan.n < PLAN_MAX &&
-           fscanf(from, "extent %" SCNu64 " %" SCNu32 " %1024s %1024s\n", &off, &len, truth, sealed) == 4) {
+           fscanf(from, "extent %" SCNu64 " %" SCNu32 " %1024s %1024s\n", &off, &len, truth,
+                  sealed) == 4) {
         struct extent *e = &plan.ext[plan.n++];
 
         e->off = off;
@@ -123,7 +126,8 @@ static int read_plan(const char *file)
     return r;
 }
 
-static int do_seal(const char *file, const char *true_file, const char *mode, const char *holder, unsigned n)
+static int do_seal(const char *file, const char *true_file, const char *mode, const char *holder,
+                   unsigned n)
 {
     struct seal_policy policy = {strcmp(mode, "size") == 0 ? SEAL_SIZE : SEAL_REFUSE, holder};
     int fd = open_and_load(file, O_RDWR);
@@ -132,7 +136,8 @@ static int do_seal(const char *file, const char *true_file, const char *mode, co
     if (fd < 0)
         return fail(file, fd);
     if (header.verdict != FORMAT_IMAGE) {
-        fprintf(stderr, "sealtool: %s: %s %s\n", file, verdict_name(header.verdict), header.info.why);
+        fprintf(stderr, "sealtool: %s: %s %s\n", file, verdict_name(header.verdict),
+                header.info.why);
         close(fd);
         return 1;
     }
@@ -159,7 +164,7 @@ static int do_unseal(const char *file, const char *true_file)
     r = header_read(fd, &plan, &header);
     if (r < 0)
         return fail(file, r);
-    struct view v = header_view(&header);
+    struct excerpt v = header_view(&header);
     state = overlay_compare(&plan, &v, OVERLAY_NO_CUT);
     if (state != HEADER_TRUE && state != HEADER_SEALED && state != HEADER_MIXED) {
         fprintf(stderr, "sealtool: %s: its header is neither true nor sealed\n", file);
@@ -180,8 +185,8 @@ static void print_rescue(const struct rescue *rescue)
         [RESCUE_EXACT] = "exact", [RESCUE_UPPER] = "upper", [RESCUE_LOWER] = "lower"};
 
     for (unsigned i = 0; i < rescue->n; i++)
-        printf("candidate %s %" PRIu64 " %s\n", names[rescue->candidate[i].kind], rescue->candidate[i].size,
-               rescue->candidate[i].source);
+        printf("candidate %s %" PRIu64 " %s\n", names[rescue->candidate[i].kind],
+               rescue->candidate[i].size, rescue->candidate[i].source);
 }
 
 static int do_rescue(const char *file, const char *size_text)
@@ -194,12 +199,13 @@ static int do_rescue(const char *file, const char *size_text)
     if (fd < 0)
         return fail(file, fd);
     if (header.verdict != FORMAT_SEALED || !header.format->rescue) {
-        fprintf(stderr, "sealtool: %s: %s %s\n", file, verdict_name(header.verdict), header.info.why);
+        fprintf(stderr, "sealtool: %s: %s %s\n", file, verdict_name(header.verdict),
+                header.info.why);
         close(fd);
         return 1;
     }
     for (;;) {
-        struct view v = header_view(&header);
+        struct excerpt v = header_view(&header);
 
         r = header.format->rescue(&v, size_text ? &size : NULL, &rescue, &plan);
         if (r != -EAGAIN)
@@ -232,7 +238,8 @@ int main(int argc, char **argv)
         return do_unseal(argv[2], true_file);
     if (strcmp(command, "rescue") == 0)
         return do_rescue(argv[2], argc > 3 ? argv[3] : NULL);
-    fprintf(stderr, "usage: sealtool plan FILE [HOLDER] | seal FILE refuse|size HOLDER [N] | unseal FILE | "
-                    "rescue FILE [SIZE]\n");
+    fprintf(stderr,
+            "usage: sealtool plan FILE [HOLDER] | seal FILE refuse|size HOLDER [N] | unseal FILE | "
+            "rescue FILE [SIZE]\n");
     return 2;
 }

@@ -1,5 +1,7 @@
-/* stalefs: a pass-through file system for tests, whose clients keep stale data as NFS does: each mount of one directory stands for a client, whose
- * page cache is never told of what another mount has written. Names and attributes are always fresh; O_DIRECT and posix_fadvise(DONTNEED) are, too.
+/* stalefs: a pass-through file system for tests, whose clients keep stale data as NFS does: each
+ * mount of one directory stands for a client, whose page cache is never told of what another mount
+ * has written. Names and attributes are always fresh; O_DIRECT and posix_fadvise(DONTNEED) are,
+ * too.
  *
  *     stalefs DIRECTORY MOUNTPOINT        in the foreground, until it is unmounted */
 #define FUSE_USE_VERSION 314
@@ -66,7 +68,8 @@ static int fs_read(const char *path, char *buf, size_t size, off_t off, struct f
     return answer(pread((int)fi->fh, buf, size, off));
 }
 
-static int fs_write(const char *path, const char *buf, size_t size, off_t off, struct fuse_file_info *fi)
+static int fs_write(const char *path, const char *buf, size_t size, off_t off,
+                    struct fuse_file_info *fi)
 {
     (void)path;
     return answer(pwrite((int)fi->fh, buf, size, off));
@@ -89,8 +92,8 @@ static int fs_fsync(const char *path, int data, struct fuse_file_info *fi)
     return answer(fsync((int)fi->fh));
 }
 
-static int fs_readdir(const char *path, void *buf, fuse_fill_dir_t fill, off_t off, struct fuse_file_info *fi,
-                      enum fuse_readdir_flags flags)
+static int fs_readdir(const char *path, void *buf, fuse_fill_dir_t fill, off_t off,
+                      struct fuse_file_info *fi, enum fuse_readdir_flags flags)
 {
     (void)off, (void)fi, (void)flags;
     int fd = openat(root, at(path), O_RDONLY | O_DIRECTORY);
@@ -137,7 +140,8 @@ static int fs_chmod(const char *path, mode_t mode, struct fuse_file_info *fi)
 
 static int fs_utimens(const char *path, const struct timespec tv[2], struct fuse_file_info *fi)
 {
-    return answer(fi ? futimens((int)fi->fh, tv) : utimensat(root, at(path), tv, AT_SYMLINK_NOFOLLOW));
+    return answer(fi ? futimens((int)fi->fh, tv)
+                     : utimensat(root, at(path), tv, AT_SYMLINK_NOFOLLOW));
 }
 
 static int fs_statfs(const char *path, struct statvfs *st)

@@ -7,7 +7,7 @@ import signal
 
 import dgops
 from dgqemu import QemuIo, Vm, make_qcow2
-from dgtest import Proc, Skip, Suite, eq, must, ok, pair, raises, refused, run, sha, wait_for
+from dgtest import Proc, Skip, Suite, eq, must, ok, pair, raises, refused, run, sha, stopped, wait_for
 
 suite = Suite(__file__)
 RDWR, RDONLY = os.O_RDWR, os.O_RDONLY
@@ -543,7 +543,8 @@ def _(build):
         p.a.stop()
         p.a.start(DISKGUARD_HOOK_STOP="chain.look:1")
         one.send("open", p.a.path("vm/top.qcow2"), RDWR)
-        wait_for(lambda: marks(p.ds), "the first mark")
+        wait_for(lambda: stopped(p.a.p.pid), "the holder is stopped")
+        ok(marks(p.ds), "the first mark")
         raises(errno.EBUSY, open_close, p.b.path("mid.qcow2"))
         p.a.signal(signal.SIGCONT)
         one.call("close", one.recv())
@@ -551,7 +552,8 @@ def _(build):
         p.b.stop()
         p.b.start(DISKGUARD_HOOK_STOP="chain.list:2")
         one.send("open", p.b.path("base.qcow2"), RDWR)
-        wait_for(lambda: p.ds.claim_of("base.qcow2") not in (None, "free"), "the claim of the file below")
+        wait_for(lambda: stopped(p.b.p.pid), "the holder is stopped")
+        ok(p.ds.claim_of("base.qcow2") not in (None, "free"), "the claim of the file below")
         raises(errno.EBUSY, open_close, p.a.path("vm/top.qcow2"))
         p.b.signal(signal.SIGCONT)
         one.call("close", one.recv())

@@ -8,7 +8,7 @@ import signal
 
 import dgops
 from dgqemu import make_qcow2
-from dgtest import Proc, Suite, eq, is_sealed, ok, pair, raises, read_at, sha, wait_for
+from dgtest import Proc, Suite, eq, is_sealed, ok, pair, raises, read_at, sha, stopped, wait_for
 
 suite = Suite(__file__)
 RDWR = os.O_RDWR
@@ -132,11 +132,6 @@ def back_and_forth(build):
             ok(REFUSED not in p.a.log() + p.b.log(), kind + ": a former holder's lock was in the way of the next one")
             generations = int(p.ds.claims()[os.stat(p.ds.raw("img.qcow2")).st_ino]["generation"])
             eq(generations, 30, kind + ": one claim for each open")
-
-
-def stopped(pid):
-    with open("/proc/%d/stat" % pid) as f:
-        return f.read().rsplit(")", 1)[1].split()[0] == "T"
 
 
 @suite.case("who finds the claim free finds the fence free: the former holder is stopped between the two, and is not in the way")

@@ -34,7 +34,7 @@ class Waits:
 
 
 def looks(path):
-    """Looks at it for as long as it takes until one counts: image_sound.c, TICK_FINE_MS."""
+    """Looks at it for as long as it takes until one counts: snapshot.c, TICK_FINE_MS."""
     end = time.monotonic() + 0.4
     while time.monotonic() < end:
         os.close(os.open(path, RDONLY))

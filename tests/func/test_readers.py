@@ -11,9 +11,8 @@ import threading
 import zlib
 
 from dgqemu import QemuIo, Vm, make_qcow2
-from dgtest import Proc, Skip, Suite, eq, must, ok, pair, raises, refused, run, wait_for
+from dgtest import Proc, Skip, Suite, eq, must, ok, pair, raises, refused, run, stopped, wait_for
 from test_chain import open_close, writable
-from test_fence import stopped
 
 suite = Suite(__file__)
 HOSTNAME = socket.gethostname()

@@ -196,7 +196,7 @@ def hang(build):
     flag = os.path.join(suite_tmp(), "hang")
     env = {"DISKGUARD_HOOK_HANG": flag, "DISKGUARD_BEAT_MS": "100"}
     with pair(build, "wait=0", hosts=("a",), env=env, settled=False) as p, Proc() as holder, Proc() as other:
-        names = ["img%d.qcow2" % i for i in range(40)]  # more than the keeper may have under way (image_tend.c)
+        names = ["img%d.qcow2" % i for i in range(40)]  # more than the keeper may have under way (maintain.c)
         for name in (*names, "new.qcow2"):
             make_qcow2(p.ds.raw(name))
         fds = [holder.call("open", p.a.path(name), os.O_RDWR) for name in names]

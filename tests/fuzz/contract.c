@@ -1,4 +1,5 @@
-/* contract.c: what is asked of probe and plan, and of each state on the way to a seal and back. See contract.h. */
+/* contract.c: what is asked of probe and plan, and of each state on the way to a seal and back. See
+ * contract.h. */
 #include "contract.h"
 
 #include <stdio.h>
@@ -29,8 +30,8 @@ static bool overlap(const struct extent *a, const struct extent *b)
     return a->off < b->off + b->len && b->off < a->off + a->len;
 }
 
-void contract_extents(const struct subject *s, const struct answer *a, const struct plan *plan, bool sealed,
-                      const char *who)
+void contract_extents(const struct subject *s, const struct answer *a, const struct plan *plan,
+                      bool sealed, const char *who)
 {
     uint8_t stands[EXTENT_MAX];
 
@@ -39,7 +40,8 @@ void contract_extents(const struct subject *s, const struct answer *a, const str
     for (unsigned i = 0; i < plan->n; i++) {
         const struct extent *e = &plan->ext[i];
 
-        MUST(e->len >= 1 && e->len <= EXTENT_MAX, "%s: extent %u has %u bytes", who, i, (unsigned)e->len);
+        MUST(e->len >= 1 && e->len <= EXTENT_MAX, "%s: extent %u has %u bytes", who, i,
+             (unsigned)e->len);
         MUST(e->off <= s->file.size && e->len <= s->file.size - e->off,
              "%s: extent %u is outside of the file", who, i);
         MUST(e->off + e->len <= a->info.zone.head || e->off >= a->info.zone.tail,
@@ -47,8 +49,8 @@ void contract_extents(const struct subject *s, const struct answer *a, const str
         MUST(!e->has_was, "%s: extent %u has bytes of a plan before", who, i);
         sparse_read(&s->file, e->off, stands, e->len);
         MUST(memcmp(stands, sealed ? e->sealed : e->truth, e->len) == 0,
-             "%s: %s bytes of extent %u at %llu do not stand there", who, sealed ? "the sealed" : "the true",
-             i, (unsigned long long)e->off);
+             "%s: %s bytes of extent %u at %llu do not stand there", who,
+             sealed ? "the sealed" : "the true", i, (unsigned long long)e->off);
         for (unsigned k = 0; k < i; k++)
             MUST(!overlap(e, &plan->ext[k]), "%s: extents %u and %u overlap", who, k, i);
     }
@@ -56,8 +58,8 @@ void contract_extents(const struct subject *s, const struct answer *a, const str
 
 /* ---- plan ---- */
 
-static int ask_plan(struct look *l, const struct subject *s, const struct answer *a, enum seal_mode mode,
-                    struct plan *ret)
+static int ask_plan(struct look *l, const struct subject *s, const struct answer *a,
+                    enum seal_mode mode, struct plan *ret)
 {
     const struct seal_policy policy = {.mode = mode, .holder = holder_of(s)};
     int r;
@@ -87,7 +89,8 @@ static bool same_plan(const struct plan *a, const struct plan *b)
     return true;
 }
 
-/* Probe and plan on a view of their own. -EUCLEAN also when probe does not answer YES; *ret_answer says. */
+/* Probe and plan on a view of their own. -EUCLEAN also when probe does not answer YES; *ret_answer
+ * says. */
 static int plan_afresh(const struct subject *s, enum preload preload, enum seal_mode mode,
                        struct answer *ret_answer, struct plan *ret)
 {
@@ -102,7 +105,8 @@ static int plan_afresh(const struct subject *s, enum preload preload, enum seal_
     return r;
 }
 
-/* Nothing between head and tail is looked at by a plan: with zeros there, an image that still passes has the same plan. */
+/* Nothing between head and tail is looked at by a plan: with zeros there, an image that still
+ * passes has the same plan. */
 static void check_zone(struct subject *s, const struct answer *a, enum seal_mode mode,
                        const struct plan *plan)
 {
@@ -135,11 +139,12 @@ static void check_zone(struct subject *s, const struct answer *a, enum seal_mode
 
 /* ---- seal and restore ---- */
 
-/* One state on the way, of a seal or of a restore: `done` of the plan's extents are sealed. It is SEALED, and never LIES: without a claim such a header is an
- * orphan, and may not pass for one that is merely damaged (option damaged=). With SEAL_SIZE nothing refuses but where the format has no size; it stays this
- * format, and where it lies then it says that it may be sealed. */
-static void check_state(struct subject *s, const struct answer *whole, enum seal_mode mode, unsigned done,
-                        unsigned of)
+/* One state on the way, of a seal or of a restore: `done` of the plan's extents are sealed. It is
+ * SEALED, and never LIES: without a claim such a header is an orphan, and may not pass for one that
+ * is merely damaged (option damaged=). With SEAL_SIZE nothing refuses but where the format has no
+ * size; it stays this format, and where it lies then it says that it may be sealed. */
+static void check_state(struct subject *s, const struct answer *whole, enum seal_mode mode,
+                        unsigned done, unsigned of)
 {
     struct answer a, b;
     struct look l;
@@ -147,21 +152,21 @@ static void check_state(struct subject *s, const struct answer *whole, enum seal
     look_init(&l, s, PRELOAD_NONE);
     contract_probe(&l, s, &a);
     MUST(a.probe != PROBE_NO && a.format == whole->format,
-         "with %u of %u extents sealed it is no %s any more (%d: %s)", done, of, whole->format->name,
-         (int)a.probe, a.info.why);
+         "with %u of %u extents sealed it is no %s any more (%d: %s)", done, of,
+         whole->format->name, (int)a.probe, a.info.why);
     if (mode == SEAL_REFUSE)
-        MUST(a.probe == PROBE_SEALED, "with %u of %u extents sealed probe answers %d (%s)", done, of,
-             (int)a.probe, a.info.why);
+        MUST(a.probe == PROBE_SEALED, "with %u of %u extents sealed probe answers %d (%s)", done,
+             of, (int)a.probe, a.info.why);
     else
-        MUST(a.probe != PROBE_LIES || a.info.maybe_sealed, "with %u of %u extents sealed by size it lies: %s",
-             done, of, a.info.why);
+        MUST(a.probe != PROBE_LIES || a.info.maybe_sealed,
+             "with %u of %u extents sealed by size it lies: %s", done, of, a.info.why);
     MUST(a.info.zone.head == whole->info.zone.head && a.info.zone.tail == whole->info.zone.tail,
          "with %u of %u extents sealed the zone is another one", done, of);
     MUST(a.info.guest_at_start == whole->info.guest_at_start,
          "with %u of %u extents sealed guest_at_start is another one", done, of);
     if (a.probe == PROBE_SEALED) {
-        MUST(contract_links(&l, s, &a) == s->links, "with %u of %u extents sealed it has other links", done,
-             of);
+        MUST(contract_links(&l, s, &a) == s->links,
+             "with %u of %u extents sealed it has other links", done, of);
         contract_rescue(&l, s, &a);
     }
     look_free(&l);
@@ -191,7 +196,8 @@ static void check_seal(struct subject *s, const struct answer *whole, enum seal_
     s->file.n = n;
 }
 
-static void check_plan(struct look *l, struct subject *s, const struct answer *a, enum seal_mode mode)
+static void check_plan(struct look *l, struct subject *s, const struct answer *a,
+                       enum seal_mode mode)
 {
     struct plan *plan = malloc(2 * sizeof(*plan));
     struct answer b;

@@ -37,7 +37,8 @@ static int count_link(void *arg, const struct format_link *link)
     return links->answer;
 }
 
-static int ask_links(struct look *l, const struct subject *s, const struct answer *a, struct links *ret)
+static int ask_links(struct look *l, const struct subject *s, const struct answer *a,
+                     struct links *ret)
 {
     int r;
 
@@ -65,16 +66,16 @@ uint64_t contract_links(struct look *l, const struct subject *s, const struct an
     contract_seen.links += links.calls;
     if (links.calls > 0) {
         r = ask_links(l, s, a, &stop);
-        MUST(r == 77 && stop.calls == 1, "links does not stop where its function says so: %d after %u calls",
-             r, stop.calls);
+        MUST(r == 77 && stop.calls == 1,
+             "links does not stop where its function says so: %d after %u calls", r, stop.calls);
     }
     return links.sum + (uint64_t)-r;
 }
 
 /* ---- rescue ---- */
 
-static int ask_rescue(struct look *l, const struct subject *s, const struct answer *a, const uint64_t *size,
-                      struct rescue *ret_rescue, struct plan *ret_plan)
+static int ask_rescue(struct look *l, const struct subject *s, const struct answer *a,
+                      const uint64_t *size, struct rescue *ret_rescue, struct plan *ret_plan)
 {
     int r;
 
@@ -99,19 +100,23 @@ static void check_candidates(const struct subject *s, const struct rescue *rescu
         enum rescue_kind kind = rescue->candidate[i].kind;
         uint64_t size = rescue->candidate[i].size;
 
-        MUST(kind == RESCUE_EXACT || kind == RESCUE_UPPER || kind == RESCUE_LOWER, "a candidate's kind is %d",
-             (int)kind);
-        MUST(rescue->candidate[i].source && rescue->candidate[i].source[0], "a candidate without a source");
+        MUST(kind == RESCUE_EXACT || kind == RESCUE_UPPER || kind == RESCUE_LOWER,
+             "a candidate's kind is %d", (int)kind);
+        MUST(rescue->candidate[i].source && rescue->candidate[i].source[0],
+             "a candidate without a source");
         if (!s->whole)
             continue;
-        MUST(kind != RESCUE_EXACT || size == s->virtual_size, "rescue: exactly %llu (%s), but it is %llu",
-             (unsigned long long)size, rescue->candidate[i].source, (unsigned long long)s->virtual_size);
+        MUST(kind != RESCUE_EXACT || size == s->virtual_size,
+             "rescue: exactly %llu (%s), but it is %llu", (unsigned long long)size,
+             rescue->candidate[i].source, (unsigned long long)s->virtual_size);
         if (!contract_bounds)
             continue;
-        MUST(kind != RESCUE_UPPER || size >= s->virtual_size, "rescue: at most %llu (%s), but it is %llu",
-             (unsigned long long)size, rescue->candidate[i].source, (unsigned long long)s->virtual_size);
-        MUST(kind != RESCUE_LOWER || size <= s->virtual_size, "rescue: at least %llu (%s), but it is %llu",
-             (unsigned long long)size, rescue->candidate[i].source, (unsigned long long)s->virtual_size);
+        MUST(kind != RESCUE_UPPER || size >= s->virtual_size,
+             "rescue: at most %llu (%s), but it is %llu", (unsigned long long)size,
+             rescue->candidate[i].source, (unsigned long long)s->virtual_size);
+        MUST(kind != RESCUE_LOWER || size <= s->virtual_size,
+             "rescue: at least %llu (%s), but it is %llu", (unsigned long long)size,
+             rescue->candidate[i].source, (unsigned long long)s->virtual_size);
     }
 }
 
@@ -123,8 +128,9 @@ static const uint64_t *exact_of(const struct rescue *rescue)
     return NULL;
 }
 
-/* Carries the plan out, in reverse order as a restore does. Of a seal of ours the result is a whole image of the right size; of a header that the
- * fuzzer made up anything may be left, but no seal; and if it is whole then it has the size that was given or called exact. */
+/* Carries the plan out, in reverse order as a restore does. Of a seal of ours the result is a whole
+ * image of the right size; of a header that the fuzzer made up anything may be left, but no seal;
+ * and if it is whole then it has the size that was given or called exact. */
 static void check_undone(struct subject *s, const struct answer *before, const struct plan *plan,
                          const uint64_t *size, const struct rescue *rescue)
 {
@@ -139,7 +145,8 @@ static void check_undone(struct subject *s, const struct answer *before, const s
     look_free(&l);
     s->file.n = n;
     if (s->whole) {
-        MUST(a.probe == PROBE_YES, "after a rescue probe answers %d (%s), not YES", (int)a.probe, a.info.why);
+        MUST(a.probe == PROBE_YES, "after a rescue probe answers %d (%s), not YES", (int)a.probe,
+             a.info.why);
         MUST(a.info.virtual_size == s->virtual_size, "after a rescue the size is %llu, not %llu",
              (unsigned long long)a.info.virtual_size, (unsigned long long)s->virtual_size);
     }
@@ -154,7 +161,8 @@ static void check_undone(struct subject *s, const struct answer *before, const s
          (unsigned long long)a.info.virtual_size, (unsigned long long)*size);
 }
 
-static int rescue_with(struct look *l, struct subject *s, const struct answer *a, const uint64_t *size)
+static int rescue_with(struct look *l, struct subject *s, const struct answer *a,
+                       const uint64_t *size)
 {
     struct plan *plan = malloc(sizeof(*plan));
     struct rescue rescue;
@@ -192,7 +200,8 @@ void contract_rescue(struct look *l, struct subject *s, const struct answer *a)
     r = rescue_with(l, s, a, &s->virtual_size);
     MUST(r != -ERANGE || s->virtual_size == 0 || !contract_bounds,
          "rescue answers -ERANGE to the right size, %llu", (unsigned long long)s->virtual_size);
-    /* A wrong one is refused or, where nothing in the file speaks against it, done: so it is not a seal of a known size any more. */
+    /* A wrong one is refused or, where nothing in the file speaks against it, done: so it is not a
+     * seal of a known size any more. */
     if (s->file.given != s->virtual_size) {
         s->whole = false;
         rescue_with(l, s, a, &s->file.given);

@@ -1,4 +1,5 @@
-/* contract_view.c: windows of a sparse file, given out as they are wanted; and the probe, asked until it is satisfied. See contract.h. */
+/* contract_view.c: windows of a sparse file, given out as they are wanted; and the probe, asked
+ * until it is satisfied. See contract.h. */
 #include "contract.h"
 
 #include <stdarg.h>
@@ -69,15 +70,15 @@ void look_load(struct look *l, const struct subject *s, const char *who, unsigne
     for (unsigned i = 0; i < l->view.n; i++)
         MUST(off < l->view.win[i].off || off + len > l->view.win[i].off + l->view.win[i].len,
              "%s wants %zu bytes at %llu, which are loaded", who, len, (unsigned long long)off);
-    MUST(l->view.n - l->preloaded < most && l->view.n < VIEW_WINDOWS, "%s wants more than %u windows", who,
-         most);
+    MUST(l->view.n - l->preloaded < most && l->view.n < VIEW_WINDOWS,
+         "%s wants more than %u windows", who, most);
     add_window(l, s, off, len);
 }
 
 void look_done(const struct look *l, const char *who)
 {
-    MUST(l->view.want_len == 0, "%s answers although %zu bytes at %llu are not loaded", who, l->view.want_len,
-         (unsigned long long)l->view.want_off);
+    MUST(l->view.want_len == 0, "%s answers although %zu bytes at %llu are not loaded", who,
+         l->view.want_len, (unsigned long long)l->view.want_off);
 }
 
 static enum probe probe_of(enum verdict verdict)
@@ -106,7 +107,8 @@ static void ask(struct look *l, const struct subject *s, struct answer *ret)
         bool one = verdict == FORMAT_IMAGE || verdict == FORMAT_SEALED || verdict == FORMAT_LIES;
 
         ret->probe = probe_of(verdict);
-        MUST(one == (ret->format != NULL), "verdict %d %s a format", (int)verdict, one ? "without" : "with");
+        MUST(one == (ret->format != NULL), "verdict %d %s a format", (int)verdict,
+             one ? "without" : "with");
         return;
     }
     ret->info.zone.head = FORMAT_REACH;
@@ -126,7 +128,8 @@ static void check_info(const struct subject *s, const struct answer *a)
     MUST((a->probe != PROBE_LIES && a->probe != PROBE_SEALED) || end > a->info.why,
          "probe answers %d and does not say why", (int)a->probe);
     for (const char *p = a->info.why; p < end; p++)
-        MUST((unsigned char)*p >= 0x20 && (unsigned char)*p != 0x7f, "info->why has a control character");
+        MUST((unsigned char)*p >= 0x20 && (unsigned char)*p != 0x7f,
+             "info->why has a control character");
     MUST(a->info.zone.head >= FORMAT_REACH, "a zone whose head is only %llu",
          (unsigned long long)a->info.zone.head);
     MUST(a->info.zone.head <= FORMAT_HEAD_MAX, "a zone that goes on to %llu",
@@ -161,14 +164,15 @@ void contract_probe_twice(struct look *l, const struct subject *s, struct answer
 
 void contract_same(const struct answer *a, const struct answer *b, const char *what)
 {
-    MUST(a->probe == b->probe && a->format == b->format, "%s: probe answers %d (%s) and %d (%s)", what,
-         (int)a->probe, a->info.why, (int)b->probe, b->info.why);
+    MUST(a->probe == b->probe && a->format == b->format, "%s: probe answers %d (%s) and %d (%s)",
+         what, (int)a->probe, a->info.why, (int)b->probe, b->info.why);
     if (a->probe == PROBE_NO)
         return;
     MUST(a->info.virtual_size == b->info.virtual_size, "%s: sizes %llu and %llu", what,
          (unsigned long long)a->info.virtual_size, (unsigned long long)b->info.virtual_size);
-    MUST(a->info.zone.head == b->info.zone.head && a->info.zone.tail == b->info.zone.tail, "%s: zones differ",
-         what);
+    MUST(a->info.zone.head == b->info.zone.head && a->info.zone.tail == b->info.zone.tail,
+         "%s: zones differ", what);
     MUST(a->info.guest_at_start == b->info.guest_at_start, "%s: guest_at_start differs", what);
-    MUST(strcmp(a->info.why, b->info.why) == 0, "%s: \"%s\" and \"%s\"", what, a->info.why, b->info.why);
+    MUST(strcmp(a->info.why, b->info.why) == 0, "%s: \"%s\" and \"%s\"", what, a->info.why,
+         b->info.why);
 }

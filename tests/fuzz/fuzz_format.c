@@ -1,5 +1,5 @@
-/* fuzz_format.c: libFuzzer's entry into one format, or into all of them. Built once for each name (meson.build here says which); a crash that it finds becomes a
- * file of corpus/NAME. */
+/* fuzz_format.c: libFuzzer's entry into one format, or into all of them. Built once for each name
+ * (meson.build here says which); a crash that it finds becomes a file of corpus/NAME. */
 #include "contract.h"
 
 #ifndef FUZZ_FORMAT
@@ -43,14 +43,16 @@ static void find_pieces(const uint8_t *data, size_t size, struct frames *ret)
 /* The file ends in or near that piece. */
 static void cut(uint8_t *data, size_t at, size_t len, unsigned seed)
 {
-    uint64_t end = (little(data + at - SPARSE_PIECE_HEAD, 6) & (SPARSE_FROM_END - 1)) + seed % (len + 64);
+    uint64_t end =
+        (little(data + at - SPARSE_PIECE_HEAD, 6) & (SPARSE_FROM_END - 1)) + seed % (len + 64);
 
     for (unsigned i = 0; i < 8; i++, end >>= 8)
         data[i] = (uint8_t)end;
 }
 
-/* libFuzzer knows nothing of pieces and moves them out of step. Half of the mutations are its own; the others leave every head where it is and change the bytes of
- * one piece, the length of the file and the options, or cut the file where a piece ends. */
+/* libFuzzer knows nothing of pieces and moves them out of step. Half of the mutations are its own;
+ * the others leave every head where it is and change the bytes of one piece, the length of the file
+ * and the options, or cut the file where a piece ends. */
 size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max_size, unsigned seed)
 {
     struct frames frames;

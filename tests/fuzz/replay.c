@@ -1,11 +1,14 @@
-/* replay.c: runs files of the fuzzers' input form (sparse.h) without a fuzzer: for gcc, valgrind, and a test.
+/* replay.c: runs files of the fuzzers' input form (sparse.h) without a fuzzer: for gcc, valgrind,
+ * and a test.
  *
- *     fuzz_replay [--tools] [FORMAT] PATH...   each PATH a file, or a directory that is walked. FORMAT: "all" or a format's name; without it, the name of the directory
- *                                        that the file is in (corpus/qcow2/...) says which. --tools: the files are images that real tools made (contract_bounds)
- *     fuzz_replay --seal FORMAT IN OUT   OUT: the image of IN with its seal on; exit code 1: it is no image, or it has none
+ *     fuzz_replay [--tools] [FORMAT] PATH...   each PATH a file, or a directory that is walked.
+ * FORMAT: "all" or a format's name; without it, the name of the directory that the file is in
+ * (corpus/qcow2/...) says which. --tools: the files are images that real tools made
+ * (contract_bounds) fuzz_replay --seal FORMAT IN OUT   OUT: the image of IN with its seal on; exit
+ * code 1: it is no image, or it has none
  *
- * The files run in a child: one that dies, or takes longer than TIMEOUT, is reported and the next one runs. The last line is
- * "N passed, N failed, N skipped". */
+ * The files run in a child: one that dies, or takes longer than TIMEOUT, is reported and the next
+ * one runs. The last line is "N passed, N failed, N skipped". */
 #include "contract.h"
 
 #include <ftw.h>
@@ -136,11 +139,12 @@ static int run_all(void)
         failed++;
         at = stopped + 1;
     }
-    printf("%lu files: %lu whole, %lu sealed, %lu lie; %lu plans, %lu without one; rescue: %lu done, %lu "
-           "without a size, %lu "
-           "impossible; %lu links\n",
-           seen->files, seen->yes, seen->sealed, seen->lies, seen->plans, seen->no_plan, seen->rescued,
-           seen->no_size, seen->no_rescue, seen->links);
+    printf(
+        "%lu files: %lu whole, %lu sealed, %lu lie; %lu plans, %lu without one; rescue: %lu done, %lu "
+        "without a size, %lu "
+        "impossible; %lu links\n",
+        seen->files, seen->yes, seen->sealed, seen->lies, seen->plans, seen->no_plan, seen->rescued,
+        seen->no_size, seen->no_rescue, seen->links);
     printf("%zu passed, %zu failed, 0 skipped\n", n_files - failed, failed);
     return failed > 0;
 }
@@ -153,7 +157,8 @@ static void put(FILE *f, uint64_t value, unsigned width)
         fputc((int)(value & 0xff), f);
 }
 
-/* What is offset from the end of the file stays where it is now. Checksums are in the pieces; made right afresh they would break a seal. */
+/* What is offset from the end of the file stays where it is now. Checksums are in the pieces; made
+ * right afresh they would break a seal. */
 static int write_sparse(const struct sparse *s, const char *path)
 {
     FILE *f = fopen(path, "wb");
@@ -189,7 +194,8 @@ static int seal(const char *name, const char *in, const char *out)
         return 1;
     look_init(&l, &s, PRELOAD_REACH);
     contract_probe(&l, &s, &a);
-    while (a.probe == PROBE_YES && (look_ready(&l), r = s.format->plan(&l.view, &policy, &plan)) == -EAGAIN)
+    while (a.probe == PROBE_YES &&
+           (look_ready(&l), r = s.format->plan(&l.view, &policy, &plan)) == -EAGAIN)
         look_load(&l, &s, "plan", VIEW_WINDOWS);
     look_free(&l);
     for (unsigned i = 0; r == 0 && i < plan.n; i++)
@@ -221,7 +227,8 @@ int main(int argc, char **argv)
         }
     if (n_files > 0)
         qsort(files, n_files, sizeof(*files), by_name);
-    progress = mmap(NULL, sizeof(*progress), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    progress =
+        mmap(NULL, sizeof(*progress), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (progress == MAP_FAILED) {
         perror("mmap");
         return 2;

@@ -1,5 +1,6 @@
-/* selftest.c: that the checks of contract.h see what they are there for. A format of its own with a magic, a size, a mark and a name breaks the contract in one
- * way at a time; each breach must end its process with the message that is listed for it, and none must without one. */
+/* selftest.c: that the checks of contract.h see what they are there for. A format of its own with a
+ * magic, a size, a mark and a name breaks the contract in one way at a time; each breach must end
+ * its process with the message that is listed for it, and none must without one. */
 #include "contract.h"
 #include "format/bytes.h"
 
@@ -10,7 +11,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-/* The format: "TEST" @0, size (little endian) @8, mark @16, a copy of the size @24, a name @32, and a footer of 8 zeros at the end of the file. */
+/* The format: "TEST" @0, size (little endian) @8, mark @16, a copy of the size @24, a name @32, and
+ * a footer of 8 zeros at the end of the file. */
 #define HEAD 64u
 #define OFF_SIZE 8u
 #define OFF_MARK 16u
@@ -155,14 +157,14 @@ static bool sealed_by(const uint8_t *p)
     return le64(p + OFF_SIZE) == MARK || le64(p + OFF_MARK) == MARK;
 }
 
-static void want(struct view *v, uint64_t off, size_t len)
+static void want(struct excerpt *v, uint64_t off, size_t len)
 {
     v->want_off = off;
     v->want_len = len;
 }
 
 /* Breaches of a probe that still has to ask for its header. */
-static bool breaks_asking(struct view *v)
+static bool breaks_asking(struct excerpt *v)
 {
     switch (breach) {
     case WANTS_NOTHING:
@@ -181,7 +183,7 @@ static bool breaks_asking(struct view *v)
     }
 }
 
-static void breaks_info(struct view *v, struct format_info *info, enum probe answer)
+static void breaks_info(struct excerpt *v, struct format_info *info, enum probe answer)
 {
     const uint8_t *p;
 
@@ -255,7 +257,7 @@ static enum probe answer_of(const uint8_t *p, struct format_info *info)
     return PROBE_YES;
 }
 
-static enum probe test_probe(struct view *v, struct format_info *info)
+static enum probe test_probe(struct excerpt *v, struct format_info *info)
 {
     const uint8_t *p;
     enum probe answer;
@@ -275,7 +277,8 @@ static enum probe test_probe(struct view *v, struct format_info *info)
     }
     if (breach == NOT_LOADED)
         view_get(v, FAR, 1);
-    if (breach == READS_OUTSIDE && v->win[0].len == HEAD && ((const volatile uint8_t *)p)[HEAD] == 1)
+    if (breach == READS_OUTSIDE && v->win[0].len == HEAD &&
+        ((const volatile uint8_t *)p)[HEAD] == 1)
         return PROBE_NO;
     if (memcmp(p, "TEST", 4) != 0)
         return PROBE_NO;
@@ -293,7 +296,7 @@ static int add(struct plan *plan, const uint8_t *p, uint64_t off, uint64_t value
     return plan_add(plan, off, p + off, word, sizeof(word));
 }
 
-static void breaks_plan(struct view *v, struct plan *plan)
+static void breaks_plan(struct excerpt *v, struct plan *plan)
 {
     const uint8_t *p;
 
@@ -331,7 +334,7 @@ static void breaks_plan(struct view *v, struct plan *plan)
     }
 }
 
-static int test_plan(struct view *v, const struct seal_policy *policy, struct plan *plan)
+static int test_plan(struct excerpt *v, const struct seal_policy *policy, struct plan *plan)
 {
     const uint8_t *p = view_get(v, 0, HEAD);
     int r;
@@ -379,7 +382,8 @@ static int breaks_rescue(struct rescue *rescue, const uint64_t *size)
     return 0;
 }
 
-static int test_rescue(struct view *v, const uint64_t *size, struct rescue *rescue, struct plan *plan)
+static int test_rescue(struct excerpt *v, const uint64_t *size, struct rescue *rescue,
+                       struct plan *plan)
 {
     const uint8_t *p = view_get(v, 0, HEAD);
     uint64_t is;
@@ -412,7 +416,8 @@ static int test_rescue(struct view *v, const uint64_t *size, struct rescue *resc
     return 0;
 }
 
-static int test_links(struct view *v, int (*fn)(void *arg, const struct format_link *link), void *arg)
+static int test_links(struct excerpt *v, int (*fn)(void *arg, const struct format_link *link),
+                      void *arg)
 {
     const uint8_t *p = view_get(v, 0, HEAD);
     struct format_link link = {.role = LINK_BACKING, .path = "base", .format = "raw"};
@@ -499,7 +504,8 @@ static bool test(enum breach b)
     fclose(out);
     if (messages[b] ? status != 0 && strstr(text, messages[b]) : status == 0)
         return true;
-    printf("FAIL: breach %d (%s): status %d, %s\n", (int)b, messages[b] ? messages[b] : "none", status, text);
+    printf("FAIL: breach %d (%s): status %d, %s\n", (int)b, messages[b] ? messages[b] : "none",
+           status, text);
     return false;
 }
 

@@ -13,8 +13,8 @@ static void write_sum(struct sparse *s, uint64_t off, const uint8_t *sum, size_t
 }
 
 /* The len bytes at off with the sum's field as zero, when they begin with magic; NULL otherwise. */
-static uint8_t *covered(const struct sparse *s, uint64_t off, size_t len, const char *magic, size_t sum_off,
-                        size_t sum_len)
+static uint8_t *covered(const struct sparse *s, uint64_t off, size_t len, const char *magic,
+                        size_t sum_off, size_t sum_len)
 {
     uint8_t head[8];
     uint8_t *b;
@@ -90,8 +90,9 @@ static uint32_t rotr(uint32_t x, unsigned n)
     return x >> n | x << (32 - n);
 }
 
-/* The first 32 bits of the fractional part of a prime's square or cube root, which is how the standard defines its constants: the low 32 bits of the
- * largest r with r^2 <= prime * 2^64, or r^3 <= prime * 2^96. */
+/* The first 32 bits of the fractional part of a prime's square or cube root, which is how the
+ * standard defines its constants: the low 32 bits of the largest r with r^2 <= prime * 2^64, or r^3
+ * <= prime * 2^96. */
 static uint32_t fraction(unsigned prime, bool cube)
 {
     unsigned __int128 low = 0, high = (unsigned __int128)1 << 36;
@@ -132,8 +133,8 @@ static void sha_block(uint32_t h[8], const uint8_t *p)
     uint32_t w[64], v[8];
 
     for (unsigned i = 0; i < 16; i++)
-        w[i] = (uint32_t)p[4 * i] << 24 | (uint32_t)p[4 * i + 1] << 16 | (uint32_t)p[4 * i + 2] << 8 |
-               p[4 * i + 3];
+        w[i] = (uint32_t)p[4 * i] << 24 | (uint32_t)p[4 * i + 1] << 16 |
+               (uint32_t)p[4 * i + 2] << 8 | p[4 * i + 3];
     for (unsigned i = 16; i < 64; i++)
         w[i] = (rotr(w[i - 2], 17) ^ rotr(w[i - 2], 19) ^ w[i - 2] >> 10) + w[i - 7] +
                (rotr(w[i - 15], 7) ^ rotr(w[i - 15], 18) ^ w[i - 15] >> 3) + w[i - 16];

@@ -266,7 +266,7 @@ class View:
 
 
 class Steps:
-    """A daemon of a build with hooks that stops at its k-th durable step, or at the k-th of a name, of what `arm` begins (core/hook.h)."""
+    """A daemon of a build with hooks that stops at its k-th durable step, or at the k-th of a name, of what `arm` begins (base/hook.h)."""
 
     def __init__(self, site, guest, where, *options):
         self.guest = site.lab[guest]

@@ -1,7 +1,9 @@
-/* netsw: the Ethernet switch between the lab's guests. Frames travel over Unix sockets, so nothing leaves the machine and no privilege is needed.
+/* netsw: the Ethernet switch between the lab's guests. Frames travel over Unix sockets, so nothing
+ * leaves the machine and no privilege is needed.
  *
- *   netsw DIR NAME...    listens on DIR/NAME.net, one port per guest, for QEMU's -netdev stream,addr.type=unix (each frame is preceded by
- *                        its length, 32 bits, big-endian: QEMU, net/stream.c), and takes commands, one a line, on standard input:
+ *   netsw DIR NAME...    listens on DIR/NAME.net, one port per guest, for QEMU's -netdev
+ * stream,addr.type=unix (each frame is preceded by its length, 32 bits, big-endian: QEMU,
+ * net/stream.c), and takes commands, one a line, on standard input:
  *
  *     cut X Y      drop the frames between X and Y, both ways; Y may be "*"
  *     drop X Y     drop the frames from X to Y, and those that are held
@@ -9,7 +11,8 @@
  *     deliver X Y  send those that are held from X to Y now, and go on holding
  *     heal         undo all of these
  *
- * Each command is answered by one line on standard output: "ok" or "error: ...". End of input ends the program. */
+ * Each command is answered by one line on standard output: "ok" or "error: ...". End of input ends
+ * the program. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -24,9 +27,11 @@
 #include <unistd.h>
 
 #define PORTS_MAX 8
-#define FRAME_MAX 70000 /* a jumbo frame, and TCP segments that the guest leaves to the "hardware" (64 KiB) */
-#define QUEUE_MAX (16u << 20) /* bytes waiting for one port; what comes after is dropped, as a switch does */
-#define HEADER 4              /* the length before each frame */
+#define FRAME_MAX                                                                                  \
+    70000 /* a jumbo frame, and TCP segments that the guest leaves to the "hardware" (64 KiB) */
+#define QUEUE_MAX                                                                                  \
+    (16u << 20)  /* bytes waiting for one port; what comes after is dropped, as a switch does */
+#define HEADER 4 /* the length before each frame */
 #define MAC 6
 
 enum mode { PASS, DROP, HOLD };
@@ -295,8 +300,8 @@ int main(int argc, char **argv)
         struct pollfd polled[2 * PORTS_MAX + 1];
         for (int i = 0; i < n_ports; i++) {
             polled[2 * i] = (struct pollfd){.fd = ports[i].listener, .events = POLLIN};
-            polled[2 * i + 1] = (struct pollfd){.fd = ports[i].fd,
-                                                .events = (short)(POLLIN | (ports[i].sending ? POLLOUT : 0))};
+            polled[2 * i + 1] = (struct pollfd){
+                .fd = ports[i].fd, .events = (short)(POLLIN | (ports[i].sending ? POLLOUT : 0))};
         }
         polled[2 * n_ports] = (struct pollfd){.fd = STDIN_FILENO, .events = POLLIN};
         if (poll(polled, (nfds_t)(2 * n_ports + 1), -1) < 0 && errno != EINTR)

@@ -1,7 +1,7 @@
-/* claim_race.c: processes and threads, each a host of its own, race for the claims of a few images. At any
- * time at most one of them may hold an image, generations only grow, and at the end there is one free claim
- * for each image and nothing else. Plain program, for ThreadSanitizer:   claim_race [rounds of each worker]
- * exit code 0: held. */
+/* claim_race.c: processes and threads, each a host of its own, race for the claims of a few images.
+ * At any time at most one of them may hold an image, generations only grow, and at the end there is
+ * one free claim for each image and nothing else. Plain program, for ThreadSanitizer:   claim_race
+ * [rounds of each worker] exit code 0: held. */
 #include <dirent.h>
 #include <fcntl.h>
 #include <ftw.h>
@@ -30,13 +30,13 @@ static struct shared *shared;
 static struct store store;
 static unsigned rounds = 200;
 
-#define CHECK(ok, ...)                                                                                       \
-    do {                                                                                                     \
-        if (!(ok)) {                                                                                         \
-            fprintf(stderr, "claim_race: " __VA_ARGS__);                                                     \
-            fprintf(stderr, " (%s)\n", #ok);                                                                 \
-            atomic_fetch_add(&shared->faults, 1);                                                            \
-        }                                                                                                    \
+#define CHECK(ok, ...)                                                                             \
+    do {                                                                                           \
+        if (!(ok)) {                                                                               \
+            fprintf(stderr, "claim_race: " __VA_ARGS__);                                           \
+            fprintf(stderr, " (%s)\n", #ok);                                                       \
+            atomic_fetch_add(&shared->faults, 1);                                                  \
+        }                                                                                          \
     } while (0)
 
 struct worker {
@@ -54,7 +54,8 @@ static void fill(struct worker *w, uint64_t ino, uint64_t generation)
     w->rec->cut = OVERLAY_NO_CUT;
     snprintf(w->rec->image, sizeof(w->rec->image), "disk");
     snprintf(w->rec->host, sizeof(w->rec->host), "%08x-0000-4000-8000-000000000001", w->id);
-    snprintf(w->rec->installation, sizeof(w->rec->installation), "%08x-0000-4000-8000-000000000002", w->id);
+    snprintf(w->rec->installation, sizeof(w->rec->installation), "%08x-0000-4000-8000-000000000002",
+             w->id);
     snprintf(w->rec->boot, sizeof(w->rec->boot), "%08x-0000-4000-8000-000000000003", w->id);
     snprintf(w->rec->daemon, sizeof(w->rec->daemon), "%08x-0000-4000-8000-000000000004", w->id);
     snprintf(w->rec->host_name, sizeof(w->rec->host_name), "worker%u", w->id);
@@ -69,16 +70,17 @@ static void hold(struct worker *w, unsigned key)
     unsigned nobody = 0, me = w->id;
     int r;
 
-    CHECK(atomic_compare_exchange_strong(&shared->holder[key], &nobody, me), "%u and %u hold key %u", me,
-          nobody, key);
-    CHECK(atomic_exchange(&shared->generation[key], generation) < generation, "generation %llu came back",
-          (unsigned long long)generation);
+    CHECK(atomic_compare_exchange_strong(&shared->holder[key], &nobody, me),
+          "%u and %u hold key %u", me, nobody, key);
+    CHECK(atomic_exchange(&shared->generation[key], generation) < generation,
+          "generation %llu came back", (unsigned long long)generation);
     r = claim_check(&store, w->rec);
     CHECK(r == 0, "check: %s", strerror(-r));
     w->rec->seq++;
     r = claim_update(&store, w->rec);
     CHECK(r == 0, "update: %s", strerror(-r));
-    CHECK(atomic_compare_exchange_strong(&shared->holder[key], &me, 0), "%u was replaced by %u", w->id, me);
+    CHECK(atomic_compare_exchange_strong(&shared->holder[key], &me, 0), "%u was replaced by %u",
+          w->id, me);
 }
 
 static void round_of(struct worker *w, unsigned key)
@@ -93,8 +95,9 @@ static void round_of(struct worker *w, unsigned key)
         return;
     }
     if (w->id % 2)
-        usleep((useconds_t)((w->id * 271 + w->claim->generation * 131) %
-                            3000)); /* some come late: it has moved on */
+        usleep((useconds_t)((w->id * 271 + w->claim->generation * 131) % 3000)); /* some come late:
+                                                                                    it has moved on
+                                                                                  */
     fill(w, ino, w->claim->generation + 1);
     r = claim_acquire(&store, w->rec);
     if (r == -EBUSY) {
@@ -124,8 +127,9 @@ static void read_one(struct worker *w, unsigned key)
 
 static void *work(void *arg)
 {
-    struct worker w = {
-        .id = *(const unsigned *)arg, .claim = malloc(sizeof(*w.claim)), .rec = malloc(sizeof(*w.rec))};
+    struct worker w = {.id = *(const unsigned *)arg,
+                       .claim = malloc(sizeof(*w.claim)),
+                       .rec = malloc(sizeof(*w.rec))};
 
     CHECK(w.claim && w.rec, "out of memory");
     if (w.id % THREADS == 0) /* the last of each process only reads */
@@ -175,8 +179,8 @@ static void check_end(void)
         int r = claim_read(&store, key + 1, c);
 
         CHECK(r == 0 && c->kind == CLAIM_FREE, "key %u is not free", key);
-        CHECK(r == 0 && c->generation == atomic_load(&shared->generation[key]), "key %u: last generation",
-              key);
+        CHECK(r == 0 && c->generation == atomic_load(&shared->generation[key]),
+              "key %u: last generation", key);
     }
     free(c);
     CHECK(entries(store.claims_fd) == KEYS, "%u files in claims/", entries(store.claims_fd));
@@ -211,16 +215,18 @@ int main(int argc, char **argv)
         CHECK(pid >= 0, "cannot fork");
         if (pid == 0) {
             run_process(p);
-            exit(atomic_load(&shared->faults) != 0); /* exit, not _exit: the sanitizer reports there */
+            /* exit, not _exit: the sanitizer reports there */
+            exit(atomic_load(&shared->faults) != 0);
         }
     }
     while (wait(&status) > 0)
-        CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0, "a process ended with status %#x", status);
+        CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0, "a process ended with status %#x",
+              status);
     check_end();
     store_close(&store);
     nftw(base, remove_one, 16, FTW_DEPTH | FTW_PHYS);
     faults = atomic_load(&shared->faults);
-    printf("claim_race: %u won, %u lost, %u faults\n", atomic_load(&shared->won), atomic_load(&shared->lost),
-           faults);
+    printf("claim_race: %u won, %u lost, %u faults\n", atomic_load(&shared->won),
+           atomic_load(&shared->lost), faults);
     return faults ? 1 : 0;
 }

@@ -1,7 +1,7 @@
-/* lanes.c: lanes whose jobs hang keep no other lane waiting and take no more than their share; every job runs once, and a drain waits for all of them.
- * Plain program, for ThreadSanitizer:   lanes [rounds]
- * exit code 0: held. */
-#include "daemon/lanes.h"
+/* lanes.c: lanes whose jobs hang keep no other lane waiting and take no more than their share;
+ * every job runs once, and a drain waits for all of them. Plain program, for ThreadSanitizer: lanes
+ * [rounds] exit code 0: held. */
+#include "run/lanes.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
@@ -13,13 +13,13 @@ enum { HUNG = 60, DEEP = 200, OTHERS = 300, FEW = 10 };
 
 static atomic_uint faults;
 
-#define CHECK(ok, ...)                                                                                       \
-    do {                                                                                                     \
-        if (!(ok)) {                                                                                         \
-            fprintf(stderr, "lanes: " __VA_ARGS__);                                                          \
-            fprintf(stderr, " (%s)\n", #ok);                                                                 \
-            atomic_fetch_add(&faults, 1);                                                                    \
-        }                                                                                                    \
+#define CHECK(ok, ...)                                                                             \
+    do {                                                                                           \
+        if (!(ok)) {                                                                               \
+            fprintf(stderr, "lanes: " __VA_ARGS__);                                                \
+            fprintf(stderr, " (%s)\n", #ok);                                                       \
+            atomic_fetch_add(&faults, 1);                                                          \
+        }                                                                                          \
     } while (0)
 
 /* Jobs that hang do so until it opens. */

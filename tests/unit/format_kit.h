@@ -1,5 +1,6 @@
-/* format_kit.h: runs the functions of one format on a file in memory. Each window that the format wants is given to it as a heap copy of exactly that
- * length, so that AddressSanitizer and valgrind see every read beyond it. */
+/* format_kit.h: runs the functions of one format on a file in memory. Each window that the format
+ * wants is given to it as a heap copy of exactly that length, so that AddressSanitizer and valgrind
+ * see every read beyond it. */
 #ifndef FORMAT_KIT_H
 #define FORMAT_KIT_H
 
@@ -20,7 +21,7 @@ struct kit {
     const struct format *format;
     uint8_t *file;
     uint64_t size; /* of the file, bytes */
-    struct view v;
+    struct excerpt v;
 };
 
 static inline void kit_start(struct kit *k)
@@ -87,7 +88,8 @@ static inline int kit_plan(struct kit *k, enum seal_mode mode, struct plan *plan
     return r;
 }
 
-static inline int kit_rescue(struct kit *k, const uint64_t *size, struct rescue *rescue, struct plan *plan)
+static inline int kit_rescue(struct kit *k, const uint64_t *size, struct rescue *rescue,
+                             struct plan *plan)
 {
     int r;
 
@@ -138,8 +140,8 @@ struct kit_field {
 
 /* build fills a good file; each row is one lie. put: put_le or put_be. */
 static inline void kit_fields(struct kit *k, void (*build)(struct kit *),
-                              void (*put)(uint8_t *, uint64_t, unsigned), const struct kit_field *rows,
-                              size_t n)
+                              void (*put)(uint8_t *, uint64_t, unsigned),
+                              const struct kit_field *rows, size_t n)
 {
     struct format_info info;
     enum probe answer;
@@ -148,15 +150,16 @@ static inline void kit_fields(struct kit *k, void (*build)(struct kit *),
         build(k);
         put(k->file + rows[i].off, rows[i].value, rows[i].width);
         answer = kit_probe(k, &info);
-        cr_assert_eq(answer, rows[i].why ? PROBE_LIES : PROBE_YES, "@%zu = 0x%" PRIx64 ": %s", rows[i].off,
-                     rows[i].value, info.why);
-        cr_assert(!rows[i].why || strstr(info.why, rows[i].why) != NULL, "@%zu: \"%s\" lacks \"%s\"",
-                  rows[i].off, info.why, rows[i].why);
+        cr_assert_eq(answer, rows[i].why ? PROBE_LIES : PROBE_YES, "@%zu = 0x%" PRIx64 ": %s",
+                     rows[i].off, rows[i].value, info.why);
+        cr_assert(!rows[i].why || strstr(info.why, rows[i].why) != NULL,
+                  "@%zu: \"%s\" lacks \"%s\"", rows[i].off, info.why, rows[i].why);
         cr_assert(answer == PROBE_YES || info.virtual_size == 0);
     }
 }
 
-/* Seals extent by extent, and restores in reverse: each state is SEALED (mode REFUSE), and the end is the start. */
+/* Seals extent by extent, and restores in reverse: each state is SEALED (mode REFUSE), and the end
+ * is the start. */
 static inline void kit_round_trip(struct kit *k, enum seal_mode mode)
 {
     static struct plan plan;
@@ -174,7 +177,8 @@ static inline void kit_round_trip(struct kit *k, enum seal_mode mode)
         cr_assert_leq(e->off + e->len, FORMAT_REACH);
         cr_assert_arr_eq(e->truth, before + e->off, e->len);
         for (unsigned j = 0; j < i; j++)
-            cr_assert(e->off >= plan.ext[j].off + plan.ext[j].len || plan.ext[j].off >= e->off + e->len);
+            cr_assert(e->off >= plan.ext[j].off + plan.ext[j].len ||
+                      plan.ext[j].off >= e->off + e->len);
         memcpy(k->file + e->off, e->sealed, e->len);
         if (mode == SEAL_REFUSE)
             cr_assert_eq(kit_probe(k, &info), PROBE_SEALED, "after extent %u", i);
@@ -203,9 +207,10 @@ static inline void kit_undo(struct kit *k, const struct plan *plan)
     }
 }
 
-/* A file that was cut at n is what it would be with zeros behind it, or broken; from `whole` bytes on it is good. */
-static inline void kit_cut(struct kit *k, void (*build)(struct kit *), uint64_t max, uint64_t magic_end,
-                           uint64_t whole)
+/* A file that was cut at n is what it would be with zeros behind it, or broken; from `whole` bytes
+ * on it is good. */
+static inline void kit_cut(struct kit *k, void (*build)(struct kit *), uint64_t max,
+                           uint64_t magic_end, uint64_t whole)
 {
     for (uint64_t n = 0; n <= max; n++) {
         struct format_info info;
@@ -227,13 +232,15 @@ static inline void kit_cut(struct kit *k, void (*build)(struct kit *), uint64_t 
     }
 }
 
-/* Rounds of random damage in the first `head` bytes, on files of every length below `head`, too. Nothing may be read outside, whatever YES says must
- * have a plan with the properties above, and rescue and links end. seen: counts of each answer. */
-static inline void kit_mutate(struct kit *k, void (*build)(struct kit *), unsigned rounds, size_t head,
-                              unsigned seen[PROBE_MORE + 1])
+/* Rounds of random damage in the first `head` bytes, on files of every length below `head`, too.
+ * Nothing may be read outside, whatever YES says must have a plan with the properties above, and
+ * rescue and links end. seen: counts of each answer. */
+static inline void kit_mutate(struct kit *k, void (*build)(struct kit *), unsigned rounds,
+                              size_t head, unsigned seen[PROBE_MORE + 1])
 {
-    static const uint64_t values[] = {
-        0, 1, 7, 48, 512, 4096, 65536, 1u << 20, 0x7fffffff, 0xffffffff, 1ull << 63, UINT64_MAX, KIT_SEALED};
+    static const uint64_t values[] = {0,          1,          7,         48,         512,
+                                      4096,       65536,      1u << 20,  0x7fffffff, 0xffffffff,
+                                      1ull << 63, UINT64_MAX, KIT_SEALED};
     static struct plan plan;
     uint64_t x = 0x5eed5eed5eed5eed;
     const uint64_t guess = 1u << 20;

@@ -1,10 +1,10 @@
-/* hooktest.h: in a build with hooks, lets a test act at each step that core/hook.h names. Weak, because all
- * unit tests are also linked into one program; and because it is there, the linker does not take core/hook.c
- * out of the library. */
+/* hooktest.h: in a build with hooks, lets a test act at each step that base/hook.h names. Weak,
+ * because all unit tests are also linked into one program; and because it is there, the linker does
+ * not take base/hook.c out of the library. */
 #ifndef HOOKTEST_H
 #define HOOKTEST_H
 
-#include "core/hook.h"
+#include "base/hook.h"
 
 #ifdef DG_HOOKS
 __attribute__((weak)) int (*hooktest)(const char *name); /* NULL: nothing happens at any step */

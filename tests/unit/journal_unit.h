@@ -63,7 +63,8 @@ static inline struct record *new_large_record(uint64_t ino)
 
     rec->plan.n = PLAN_MAX;
     for (unsigned i = 0; i < PLAN_MAX; i++)
-        rec->plan.ext[i] = (struct extent){.off = i * EXTENT_MAX, .len = EXTENT_MAX, .has_was = true};
+        rec->plan.ext[i] =
+            (struct extent){.off = i * EXTENT_MAX, .len = EXTENT_MAX, .has_was = true};
     return rec;
 }
 

@@ -1,5 +1,6 @@
-/* plain.c: main program for the unit tests without criterion (see unit.h): runs every test, or those whose
- * "suite/name" contains the first argument. Exit code 0: none failed; 1: some failed; 2: none ran. */
+/* plain.c: main program for the unit tests without criterion (see unit.h): runs every test, or
+ * those whose "suite/name" contains the first argument. Exit code 0: none failed; 1: some failed;
+ * 2: none ran. */
 #include "unit.h"
 
 #include <pthread.h>
@@ -86,7 +87,8 @@ int main(int argc, char **argv)
         printf("%-8s %s\n", words[how], full);
         fflush(stdout);
     }
-    printf("%u passed, %u failed, %u skipped\n", count[ENDED_OK], count[ENDED_FAILED], count[ENDED_SKIPPED]);
+    printf("%u passed, %u failed, %u skipped\n", count[ENDED_OK], count[ENDED_FAILED],
+           count[ENDED_SKIPPED]);
     if (count[ENDED_FAILED])
         return 1;
     return count[ENDED_OK] + count[ENDED_SKIPPED] ? 0 : 2;

@@ -1,4 +1,5 @@
-/* qcow2_header.h: small qcow2 headers for tests, built byte by byte (QEMU docs/interop/qcow2, "Header"). */
+/* qcow2_header.h: small qcow2 headers for tests, built byte by byte (QEMU docs/interop/qcow2,
+ * "Header"). */
 #ifndef QCOW2_HEADER_H
 #define QCOW2_HEADER_H
 
@@ -11,9 +12,11 @@ static inline void header_put(uint8_t *b, size_t off, unsigned width, uint64_t v
         b[off + i - 1] = (uint8_t)value;
 }
 
-/* 64 KiB clusters, L1 at 0x30000, as qemu-img 7.2 writes it; version 3 with a table of `rows` feature names behind an unknown extension of `gap` bytes
- * (0: none). b has 4096 bytes. The file must be longer than 0x30000. */
-static inline void header_build(uint8_t *b, uint32_t version, uint64_t size, unsigned rows, unsigned gap)
+/* 64 KiB clusters, L1 at 0x30000, as qemu-img 7.2 writes it; version 3 with a table of `rows`
+ * feature names behind an unknown extension of `gap` bytes (0: none). b has 4096 bytes. The file
+ * must be longer than 0x30000. */
+static inline void header_build(uint8_t *b, uint32_t version, uint64_t size, unsigned rows,
+                                unsigned gap)
 {
     memset(b, 0, 4096);
     header_put(b, 0, 4, 0x514649fb);

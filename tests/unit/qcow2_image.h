@@ -30,7 +30,8 @@ static inline uint64_t get(const uint8_t *b, size_t off)
     return value;
 }
 
-/* header_build() with QEMU's own feature names: five incompatible ones, one compatible, two autoclear. */
+/* header_build() with QEMU's own feature names: five incompatible ones, one compatible, two
+ * autoclear. */
 static inline void build(uint8_t b[FORMAT_REACH], uint32_t version)
 {
     memset(b, 0, FORMAT_REACH);
@@ -45,26 +46,26 @@ static inline void build(uint8_t b[FORMAT_REACH], uint32_t version)
     }
 }
 
-/* A view whose one window is a heap copy of exactly what is visible of the file, so that AddressSanitizer
- * sees a read beyond it. */
-static inline struct view view_of(const uint8_t *b, uint64_t file_size)
+/* A view whose one window is a heap copy of exactly what is visible of the file, so that
+ * AddressSanitizer sees a read beyond it. */
+static inline struct excerpt view_of(const uint8_t *b, uint64_t file_size)
 {
     size_t n = file_size < FORMAT_REACH ? (size_t)file_size : FORMAT_REACH;
     uint8_t *copy = malloc(n ? n : 1);
 
     cr_assert_not_null(copy);
     memcpy(copy, b, n);
-    return (struct view){.file_size = file_size, .n = 1, .win = {{0, n, copy}}};
+    return (struct excerpt){.file_size = file_size, .n = 1, .win = {{0, n, copy}}};
 }
 
-static inline void view_free(struct view *v)
+static inline void view_free(struct excerpt *v)
 {
     free((void *)(uintptr_t)v->win[0].data);
 }
 
 static inline enum probe probe(const uint8_t *b, uint64_t file_size, struct format_info *info)
 {
-    struct view v = view_of(b, file_size);
+    struct excerpt v = view_of(b, file_size);
     enum probe answer;
 
     memset(info, 0, sizeof(*info));
@@ -73,11 +74,11 @@ static inline enum probe probe(const uint8_t *b, uint64_t file_size, struct form
     return answer;
 }
 
-static inline int make_plan(const uint8_t *b, uint64_t file_size, enum seal_mode mode, const char *holder,
-                            struct plan *plan)
+static inline int make_plan(const uint8_t *b, uint64_t file_size, enum seal_mode mode,
+                            const char *holder, struct plan *plan)
 {
     struct seal_policy policy = {mode, holder};
-    struct view v = view_of(b, file_size);
+    struct excerpt v = view_of(b, file_size);
     int r = format_qcow2.plan(&v, &policy, plan);
 
     view_free(&v);

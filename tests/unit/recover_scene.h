@@ -1,5 +1,5 @@
-/* recover_scene.h: an image, its claim and its journal row, put into place by hand as a crash may have left
- * them; and what must be there after recovery. */
+/* recover_scene.h: an image, its claim and its journal row, put into place by hand as a crash may
+ * have left them; and what must be there after recovery. */
 #ifndef RECOVER_SCENE_H
 #define RECOVER_SCENE_H
 
@@ -17,7 +17,8 @@ static struct host me, other;
 static struct record *rec; /* of the image, held by me, sealed */
 static int image;          /* read-write */
 static uint8_t truth[SIZE], sealed[SIZE];
-static const struct timespec before = {1000000000, 5}, at_seal = {1100000000, 6}, later = {1200000000, 7};
+static const struct timespec before = {1000000000, 5}, at_seal = {1100000000, 6},
+                             later = {1200000000, 7};
 
 /* What was reported last. */
 static struct {
@@ -48,8 +49,11 @@ static inline bool on_ask(void *arg, const struct record *r, struct recover_deci
 
 static inline struct recover recovery(void)
 {
-    return (struct recover){
-        .store = S, .journal = journal, .host = &me, .policy = {SEAL_REFUSE, "me"}, .report = on_report};
+    return (struct recover){.store = S,
+                            .journal = journal,
+                            .host = &me,
+                            .policy = {SEAL_REFUSE, "me"},
+                            .report = on_report};
 }
 
 /* ---- the scene ---- */
@@ -244,7 +248,8 @@ static inline bool mtime_is(struct timespec want)
 {
     struct stat st;
 
-    return fstat(image, &st) == 0 && st.st_mtim.tv_sec == want.tv_sec && st.st_mtim.tv_nsec == want.tv_nsec;
+    return fstat(image, &st) == 0 && st.st_mtim.tv_sec == want.tv_sec &&
+           st.st_mtim.tv_nsec == want.tv_nsec;
 }
 
 /* One that no sealed state has shown, for those who compare whole seconds, too. */
@@ -256,7 +261,8 @@ static inline bool mtime_is_new(struct timespec shown)
            st.st_mtim.tv_sec >= time(NULL) - 60;
 }
 
-static inline void check_settled(enum recover_action action, enum problem problem, const char *claim)
+static inline void check_settled(enum recover_action action, enum problem problem,
+                                 const char *claim)
 {
     cr_assert_eq(report.n, 1u, "%u reports", report.n);
     cr_assert_eq(report.d.action, action, "%s", recover_action_name(report.d.action));
@@ -287,7 +293,8 @@ static inline void check_restored(struct recover *r)
 }
 
 /* Recovers, and nothing is touched: check_left(), and the image is sealed as before. */
-static inline void check_refused(struct recover *r, enum problem problem, const char *claim, unsigned n)
+static inline void check_refused(struct recover *r, enum problem problem, const char *claim,
+                                 unsigned n)
 {
     cr_assert_eq(recover_all(r), 1);
     check_left(problem, claim, n);

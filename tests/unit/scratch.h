@@ -1,4 +1,5 @@
-/* scratch.h: a directory of its own for each test, and a small file system that can be full or read-only. */
+/* scratch.h: a directory of its own for each test, and a small file system that can be full or
+ * read-only. */
 #ifndef SCRATCH_H
 #define SCRATCH_H
 
@@ -39,8 +40,8 @@ static inline void scratch_remove(void)
     scratch[0] = '\0';
 }
 
-/* .init; .fini is scratch_remove. A test that failed in the plain runner does not come to its .fini: the next
- * one cleans up. */
+/* .init; .fini is scratch_remove. A test that failed in the plain runner does not come to its
+ * .fini: the next one cleans up. */
 static inline void scratch_make(void)
 {
     static bool registered;
@@ -68,14 +69,15 @@ static inline const char *scratch_path(const char *name)
     return p;
 }
 
-/* A copy of a view in this namespace would keep it alive: its own umount(8) leaves copies where propagation is private, and its daemon waits for them. */
+/* A copy of a view in this namespace would keep it alive: its own umount(8) leaves copies where
+ * propagation is private, and its daemon waits for them. */
 static inline void scratch_forget_views(void)
 {
     char line[4096], path[1024], type[64];
     FILE *f = fopen("/proc/self/mountinfo", "re");
 
-    while (f && fgets(line, sizeof(line),
-                      f)) { /* proc(5): ID PARENT MAJ:MIN ROOT MOUNTPOINT OPTIONS [FIELDS] - TYPE ... */
+    while (f && fgets(line, sizeof(line), f)) { /* proc(5): ID PARENT MAJ:MIN ROOT MOUNTPOINT
+                                                   OPTIONS [FIELDS] - TYPE ... */
         const char *tail = strstr(line, " - ");
 
         if (tail && sscanf(tail, " - %63s", type) == 1 && strncmp(type, "fuse.", 5) == 0 &&
@@ -86,8 +88,8 @@ static inline void scratch_forget_views(void)
         fclose(f);
 }
 
-/* Mounts a tmpfs with these options at SCRATCH/small, in a mount namespace of this process, so that nothing
- * is left whatever becomes of the test. false: not permitted. */
+/* Mounts a tmpfs with these options at SCRATCH/small, in a mount namespace of this process, so that
+ * nothing is left whatever becomes of the test. false: not permitted. */
 static inline bool scratch_mount(const char *options)
 {
     const char *path = scratch_path("small");
@@ -135,8 +137,8 @@ static inline size_t scratch_read(const char *name, void *data, size_t size)
     return (size_t)n;
 }
 
-/* Runs fn in a child process and returns its answer, or -1. The child ends by SIGKILL, like a crash: no
- * atexit, and no check for leaks of what the parent had on its heap. */
+/* Runs fn in a child process and returns its answer, or -1. The child ends by SIGKILL, like a
+ * crash: no atexit, and no check for leaks of what the parent had on its heap. */
 static inline int scratch_child(int (*fn)(void))
 {
     int ends[2], answer = -1, status;

@@ -1,4 +1,5 @@
-/* tempstore.h: a datastore in a temporary directory, and records for it. For tests of claims and recovery. */
+/* tempstore.h: a datastore in a temporary directory, and records for it. For tests of claims and
+ * recovery. */
 #ifndef TEMPSTORE_H
 #define TEMPSTORE_H
 
@@ -18,7 +19,8 @@ struct tempstore {
     struct store store;
 };
 
-static inline int tempstore_remove_one(const char *path, const struct stat *st, int type, struct FTW *ftw)
+static inline int tempstore_remove_one(const char *path, const struct stat *st, int type,
+                                       struct FTW *ftw)
 {
     (void)st, (void)type, (void)ftw;
     return remove(path);
@@ -33,7 +35,8 @@ static inline void tempstore_remove(struct tempstore *t)
     t->base[0] = '\0';
 }
 
-/* 0 or -errno. A test that failed in the plain runner does not come to its .fini: the next one cleans up. */
+/* 0 or -errno. A test that failed in the plain runner does not come to its .fini: the next one
+ * cleans up. */
 static inline int tempstore_make(struct tempstore *t)
 {
     const char *tmp = getenv("TMPDIR");

@@ -1,11 +1,12 @@
-/* test_base.c: text forms of bytes, numbers, names and uuids; explanations; what a log line looks like. */
+/* test_base.c: text forms of bytes, numbers, names and uuids; explanations; what a log line looks
+ * like. */
 #include "unit.h"
 
 #include <fcntl.h>
 #include <stdio.h>
 
-#include "core/base.h"
-#include "core/log.h"
+#include "base/base.h"
+#include "base/log.h"
 
 Test(base, hex_both_ways)
 {
@@ -83,7 +84,8 @@ Test(base, unescape_refuses)
     char out[16] = "kept";
 
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
-        cr_assert_eq(base_unescape(bad[i], strlen(bad[i]), out, sizeof out), -EINVAL, "\"%s\"", bad[i]);
+        cr_assert_eq(base_unescape(bad[i], strlen(bad[i]), out, sizeof out), -EINVAL, "\"%s\"",
+                     bad[i]);
         cr_assert_str_eq(out, "kept");
     }
 }
@@ -132,7 +134,8 @@ Test(base, utf8)
 
 Test(base, u64)
 {
-    static const char *const bad[] = {"", "-1", "+1", " 1", "1 ", "1a", "a", "01", "00", "0x1", "1K"};
+    static const char *const bad[] = {"",  "-1", "+1", " 1",  "1 ", "1a",
+                                      "a", "01", "00", "0x1", "1K"};
     uint64_t n = 5;
 
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++)
@@ -252,8 +255,8 @@ Test(log, lines_on_stderr)
     log_image(LOG_NOTICE, "vm/a.qcow2", "node1", 7, "held by %s", "node1");
     int kept = errno;
     capture_end(text, sizeof text);
-    cr_assert_str_eq(text,
-                     "diskguard: cannot open a?b?: No such file or directory\ndiskguard: held by node1\n");
+    cr_assert_str_eq(
+        text, "diskguard: cannot open a?b?: No such file or directory\ndiskguard: held by node1\n");
     cr_assert_eq(kept, ENOENT);
 }
 

@@ -208,7 +208,8 @@ Test(claim, acquire_steps_over_used_tmp_names, .init = setup, .fini = teardown)
 {
     char name[128];
 
-    /* What an earlier process of the same daemon uuid left. (The counter starts at 1 in each process.) */
+    /* What an earlier process of the same daemon uuid left. (The counter starts at 1 in each
+     * process.) */
     cr_assert_eq(acquire(&a, INO, 1), 0);
     cr_assert_eq(release(&a, INO, 1), 0);
     for (unsigned i = 1; i < 60; i++) {
@@ -339,7 +340,8 @@ Test(claim, names_that_are_no_claims, .init = setup, .fini = teardown)
     cr_assert_eq(claim_sweep(S, &a, false, &stale), 0);
     cr_assert_eq(stale, 0u);
     cr_assert_eq(claim_forget(S, INO, 1), 0);
-    cr_assert_eq(claims(""), (unsigned)(sizeof(names) / sizeof(names[0])) - 1u, "but for the hidden one");
+    cr_assert_eq(claims(""), (unsigned)(sizeof(names) / sizeof(names[0])) - 1u,
+                 "but for the hidden one");
 }
 
 Test(claim, largest_numbers, .init = setup, .fini = teardown)
@@ -419,7 +421,8 @@ Test(claim, newer_version, .init = setup, .fini = teardown)
     sum = strstr(text, "\nsum=");
     cr_assert_not_null(sum);
     sum[1] = '\0';
-    n = snprintf(newer, sizeof(newer), "%s 2%s", DG_RECORD_MAGIC, text + strlen(DG_RECORD_MAGIC " 1"));
+    n = snprintf(newer, sizeof(newer), "%s 2%s", DG_RECORD_MAGIC,
+                 text + strlen(DG_RECORD_MAGIC " 1"));
     n += snprintf(newer + n, sizeof(newer) - (size_t)n, "sum=%08lx\n",
                   crc32(0, (const Bytef *)newer, (uInt)n));
     free(text);

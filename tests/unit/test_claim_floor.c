@@ -1,4 +1,5 @@
-/* test_claim_floor.c: the number of a claim is never given out twice, also when its image and every trace of it are gone. */
+/* test_claim_floor.c: the number of a claim is never given out twice, also when its image and every
+ * trace of it are gone. */
 #include "unit.h"
 
 #include <fcntl.h>

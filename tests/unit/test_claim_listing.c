@@ -1,5 +1,6 @@
-/* test_claim_listing.c: a listing of claims/ that misses an entry which is being renamed over, as on btrfs, changes nothing.
- * The directory is honest here, so readdir(3) is this file's: it leaves a name out as often as a test asks for. */
+/* test_claim_listing.c: a listing of claims/ that misses an entry which is being renamed over, as
+ * on btrfs, changes nothing. The directory is honest here, so readdir(3) is this file's: it leaves
+ * a name out as often as a test asks for. */
 #include "unit.h"
 
 #include <dlfcn.h>
@@ -20,7 +21,8 @@ struct dirent *readdir(DIR *dir)
     struct dirent *e;
 
     if (!real)
-        *(void **)&real = dlsym(RTLD_NEXT, "readdir64"); /* what readdir is called with 64-bit offsets */
+        /* what readdir is called with 64-bit offsets */
+        *(void **)&real = dlsym(RTLD_NEXT, "readdir64");
     e = real(dir);
     if (e && misses > 0 && strcmp(e->d_name, missed) == 0) {
         misses--;
@@ -141,7 +143,8 @@ LISTING_TEST(storage_that_does_not_answer_for_a_name_does_not_say_that_it_is_gon
     cr_assert_eq(claim_acquire(S, &rec), 0);
     hooktest = sick;
     for (size_t i = 0; i < sizeof(errors) / sizeof(errors[0]); i++) {
-        int want = errors[i] == -ESTALE ? -EIO : errors[i]; /* ESTALE is kept for "our claim is gone" */
+        /* ESTALE is kept for "our claim is gone" */
+        int want = errors[i] == -ESTALE ? -EIO : errors[i];
 
         sick_error = errors[i];
         miss(1, 99);

@@ -1,4 +1,5 @@
-/* test_format.c: windows of a view, the verdicts of format_identify(), and partition tables (raw.c). */
+/* test_format.c: windows of a view, the verdicts of format_identify(), and partition tables
+ * (raw.c). */
 #include "unit.h"
 
 #include "format/format.h"
@@ -8,11 +9,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* A view whose one window is a heap copy of exactly n bytes, so that AddressSanitizer sees a read beyond it.
+/* A view whose one window is a heap copy of exactly n bytes, so that AddressSanitizer sees a read
+ * beyond it.
  */
-static struct view view_of(const uint8_t *bytes, size_t n, uint64_t file_size)
+static struct excerpt view_of(const uint8_t *bytes, size_t n, uint64_t file_size)
 {
-    struct view v = {.file_size = file_size, .n = 1};
+    struct excerpt v = {.file_size = file_size, .n = 1};
     uint8_t *copy = malloc(n ? n : 1);
 
     cr_assert_not_null(copy);
@@ -23,14 +25,14 @@ static struct view view_of(const uint8_t *bytes, size_t n, uint64_t file_size)
     return v;
 }
 
-static void view_free(struct view *v)
+static void view_free(struct excerpt *v)
 {
     for (unsigned i = 0; i < v->n; i++)
         free((void *)(uintptr_t)v->win[i].data);
 }
 
 /* Loads what is wanted, zeros, behind what the caller gave. */
-static void add_wanted(struct view *v)
+static void add_wanted(struct excerpt *v)
 {
     cr_assert_lt(v->n, (unsigned)VIEW_WINDOWS);
     cr_assert(v->want_len > 0 && v->want_len <= FORMAT_WINDOW_MAX);
@@ -44,7 +46,7 @@ static void add_wanted(struct view *v)
 static enum verdict identify(const uint8_t *bytes, size_t n, uint64_t size, const struct format **f,
                              struct format_info *info)
 {
-    struct view v = view_of(bytes, n, size);
+    struct excerpt v = view_of(bytes, n, size);
     enum verdict verdict;
 
     while ((verdict = format_identify(&v, f, info)) == FORMAT_MORE && v.want_off >= n)
@@ -58,7 +60,7 @@ static enum verdict identify(const uint8_t *bytes, size_t n, uint64_t size, cons
 Test(format, view_windows)
 {
     static const uint8_t a[100], b[50];
-    struct view v = {.file_size = 1000, .n = 2};
+    struct excerpt v = {.file_size = 1000, .n = 2};
 
     v.win[0].off = 0, v.win[0].len = sizeof(a), v.win[0].data = a;
     v.win[1].off = 900, v.win[1].len = sizeof(b), v.win[1].data = b;
@@ -68,12 +70,22 @@ Test(format, view_windows)
         const uint8_t *want;
         bool noted;
     } rows[] = {
-        {0, 1, a, false},           {0, 100, a, false},           {99, 1, a + 99, false},
-        {0, 101, NULL, true},       {100, 1, NULL, true},         {900, 50, b, false},
-        {925, 25, b + 25, false},   {899, 2, NULL, true},         {949, 2, NULL, true},
-        {950, 50, NULL, true},      {950, 51, NULL, false}, /* ends outside the file */
-        {1000, 1, NULL, false},     {UINT64_MAX, 1, NULL, false}, {UINT64_MAX, SIZE_MAX, NULL, false},
-        {1, SIZE_MAX, NULL, false}, {10, 0, NULL, false},
+        {0, 1, a, false},
+        {0, 100, a, false},
+        {99, 1, a + 99, false},
+        {0, 101, NULL, true},
+        {100, 1, NULL, true},
+        {900, 50, b, false},
+        {925, 25, b + 25, false},
+        {899, 2, NULL, true},
+        {949, 2, NULL, true},
+        {950, 50, NULL, true},
+        {950, 51, NULL, false}, /* ends outside the file */
+        {1000, 1, NULL, false},
+        {UINT64_MAX, 1, NULL, false},
+        {UINT64_MAX, SIZE_MAX, NULL, false},
+        {1, SIZE_MAX, NULL, false},
+        {10, 0, NULL, false},
     };
 
     for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
@@ -87,7 +99,8 @@ Test(format, view_windows)
 
 /* ---- partition tables ---- */
 
-static void mbr_entry(uint8_t *sector, unsigned i, uint8_t status, uint8_t type, uint32_t start, uint32_t len)
+static void mbr_entry(uint8_t *sector, unsigned i, uint8_t status, uint8_t type, uint32_t start,
+                      uint32_t len)
 {
     uint8_t *e = sector + 446 + 16 * i;
 
@@ -134,7 +147,8 @@ Test(raw, one_entry)
         uint8_t sector[512] = {0};
 
         mbr_entry(sector, r->i, r->status, r->type, r->start, r->len);
-        cr_assert_eq(identify(sector, 512, 1 << 20, &f, &info), FORMAT_PLAIN, "%s: no signature", r->what);
+        cr_assert_eq(identify(sector, 512, 1 << 20, &f, &info), FORMAT_PLAIN, "%s: no signature",
+                     r->what);
         mbr_sign(sector);
         cr_assert_eq(identify(sector, 512, 1 << 20, &f, &info), r->want, "%s", r->what);
         cr_assert(f == (r->want == FORMAT_IMAGE ? &format_raw : NULL), "%s", r->what);
@@ -156,7 +170,8 @@ Test(raw, one_bad_entry_spoils_all)
     cr_assert_eq(identify(sector, 512, 512, &f, &info), FORMAT_PLAIN);
 }
 
-/* What mkfs.fat and mkfs.ntfs write: the signature, and code or text or zeros where entries would be. */
+/* What mkfs.fat and mkfs.ntfs write: the signature, and code or text or zeros where entries would
+ * be. */
 Test(raw, boot_sectors_are_plain)
 {
     static const char text[] =
@@ -176,7 +191,7 @@ Test(raw, plan_is_empty)
     struct seal_policy policy = {SEAL_REFUSE, "node"};
     uint8_t sector[512] = {0};
     static struct plan plan;
-    struct view v;
+    struct excerpt v;
 
     mbr_sign(sector);
     mbr_entry(sector, 0, 0x80, 0x83, 2048, 4096);
@@ -246,13 +261,14 @@ Test(format, ambiguous)
     }
 }
 
-/* A caller that loads just what is wanted gets to an answer, and one that loads all is never asked. */
+/* A caller that loads just what is wanted gets to an answer, and one that loads all is never asked.
+ */
 Test(format, more)
 {
     static uint8_t b[1 << 20];
     const struct format *f;
     struct format_info info = {.virtual_size = 1, .why = "x"};
-    struct view v = {.file_size = sizeof(b)};
+    struct excerpt v = {.file_size = sizeof(b)};
     enum verdict verdict;
     int turns = 0;
 

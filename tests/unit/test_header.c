@@ -1,4 +1,5 @@
-/* test_header.c: headers loaded from files, planned, and edited in memory as the file itself would be. */
+/* test_header.c: headers loaded from files, planned, and edited in memory as the file itself would
+ * be. */
 #include "unit.h"
 
 #include <fcntl.h>
@@ -87,7 +88,8 @@ Test(header, ahead)
 
 Test(header, loads)
 {
-    static const uint64_t sizes[] = {0, 1, 511, FORMAT_REACH - 1, FORMAT_REACH, FORMAT_REACH + 1, 1u << 20};
+    static const uint64_t sizes[] = {
+        0, 1, 511, FORMAT_REACH - 1, FORMAT_REACH, FORMAT_REACH + 1, 1u << 20};
     struct header *h = new_header();
     uint8_t bytes[FORMAT_REACH], zero[FORMAT_REACH] = {0};
     int fd = temporary();
@@ -171,14 +173,15 @@ Test(header, plain_lies_and_raw)
 
 static struct plan wrong_plan;
 
-static enum probe wrong_probe(struct view *v, struct format_info *ret_info)
+static enum probe wrong_probe(struct excerpt *v, struct format_info *ret_info)
 {
     (void)v;
     (void)ret_info;
     return PROBE_YES;
 }
 
-static int make_wrong_plan(struct view *v, const struct seal_policy *policy, struct plan *ret_plan)
+static int make_wrong_plan(struct excerpt *v, const struct seal_policy *policy,
+                           struct plan *ret_plan)
 {
     (void)v;
     (void)policy;
@@ -188,7 +191,8 @@ static int make_wrong_plan(struct view *v, const struct seal_policy *policy, str
 
 Test(header, a_wrong_plan_is_refused)
 {
-    static const struct format wrong = {.name = "wrong", .probe = wrong_probe, .plan = make_wrong_plan};
+    static const struct format wrong = {
+        .name = "wrong", .probe = wrong_probe, .plan = make_wrong_plan};
     static const struct {
         unsigned n;
         struct extent a, b;
@@ -241,7 +245,8 @@ Test(header, edits_by_hand)
     header_truncate(h, 11);
     header_truncate(h, 20);
     cr_assert(h->file_size == 20 && h->n == 20);
-    cr_assert_arr_eq(h->bytes + 10, "a\0\0\0\0\0\0\0\0\0", 10, "what was cut off does not come back");
+    cr_assert_arr_eq(h->bytes + 10, "a\0\0\0\0\0\0\0\0\0", 10,
+                     "what was cut off does not come back");
     header_zero(h, 5, 100, true);
     cr_assert_eq(h->file_size, 20u);
     cr_assert_eq(h->bytes[10], 0);

@@ -3,8 +3,8 @@
 
 #include <sys/wait.h>
 
+#include "base/text.h"
 #include "core/host.h"
-#include "core/text.h"
 #include "scratch.h"
 
 #define UUID_A "00112233-4455-4677-8899-aabbccddeeff"
@@ -70,7 +70,8 @@ Test(host, load_makes_the_installation_once, .init = scratch_make, .fini = scrat
     cr_assert_str_eq(h.installation, again.installation);
     cr_assert_str_neq(h.daemon, again.daemon);
     cr_assert_str_eq(h.boot, again.boot);
-    cr_assert(base_uuid_ok(h.installation) && base_uuid_ok(h.daemon) && base_uuid_ok(h.boot) && h.name[0]);
+    cr_assert(base_uuid_ok(h.installation) && base_uuid_ok(h.daemon) && base_uuid_ok(h.boot) &&
+              h.name[0]);
     cr_assert(stat(scratch_path("a/b/state"), &st) == 0 && (st.st_mode & 07777) == 0700);
     cr_assert(stat(scratch_path("a"), &st) == 0 && (st.st_mode & 07777) == 0700);
     cr_assert_eq(scratch_count("a/b/state"), 1);
@@ -141,7 +142,8 @@ Test(host, load_refuses_a_damaged_installation, .init = scratch_make, .fini = sc
     cr_assert_eq(host_load(UUID_A, scratch, &h, &why), -EPROTONOSUPPORT);
 }
 
-Test(host, load_by_many_at_once_gives_one_installation, .init = scratch_make, .fini = scratch_remove)
+Test(host, load_by_many_at_once_gives_one_installation, .init = scratch_make,
+     .fini = scratch_remove)
 {
     struct host h;
     int ends[2], status;
@@ -167,7 +169,8 @@ Test(host, load_by_many_at_once_gives_one_installation, .init = scratch_make, .f
     close(ends[1]);
 }
 
-Test(host, load_on_a_full_or_read_only_disk_leaves_nothing, .init = scratch_make, .fini = scratch_remove)
+Test(host, load_on_a_full_or_read_only_disk_leaves_nothing, .init = scratch_make,
+     .fini = scratch_remove)
 {
     struct host h;
     struct why why;
@@ -240,7 +243,8 @@ Test(host, another_installation_is_another_host, .init = setup, .fini = teardown
     close(lock_it(&h));
     cr_assert_eq(host_lock(&store, &other, &why), -EKEYREJECTED);
     cr_assert_not_null(strstr(why.text, "host-id="));
-    cr_assert_not_null(strstr(why.text, "fsck.diskguard --takeover " UUID_A " --confirm-host-is-down "));
+    cr_assert_not_null(
+        strstr(why.text, "fsck.diskguard --takeover " UUID_A " --confirm-host-is-down "));
     cr_assert_not_null(strstr(why.text, store.path));
     cr_assert_str_eq(read_it().installation, h.installation);
     fd = host_lock_force(&store, &other, &why);
@@ -311,12 +315,13 @@ Test(host, beats_count_up_in_turn, .init = setup, .fini = teardown)
     for (uint64_t beat = 1; beat <= 6; beat++) {
         scratch_read("ds/.diskguard/hosts/" UUID_A, before, sizeof(before));
         cr_assert_eq(host_beat(fd, &h, beat), 0);
-        cr_assert_eq(scratch_read("ds/.diskguard/hosts/" UUID_A, after, sizeof(after)), HOST_RECORD_SIZE);
+        cr_assert_eq(scratch_read("ds/.diskguard/hosts/" UUID_A, after, sizeof(after)),
+                     HOST_RECORD_SIZE);
         cr_assert_eq(read_it().beat, beat);
         int changed = memcmp(before, after, HOST_COPY_SIZE) != 0 ? 0 : 1;
         cr_assert_neq(changed, last, "one copy was written twice in a row");
-        cr_assert_eq(memcmp(before + (1 - changed) * HOST_COPY_SIZE, after + (1 - changed) * HOST_COPY_SIZE,
-                            HOST_COPY_SIZE),
+        cr_assert_eq(memcmp(before + (1 - changed) * HOST_COPY_SIZE,
+                            after + (1 - changed) * HOST_COPY_SIZE, HOST_COPY_SIZE),
                      0);
         last = changed;
     }
@@ -344,8 +349,8 @@ Test(host, the_longest_name_fits, .init = setup, .fini = teardown)
     close(fd);
 }
 
-/* A write that a crash cut anywhere: the record still decodes, as the old or the new one, and the host can go
- * on. */
+/* A write that a crash cut anywhere: the record still decodes, as the old or the new one, and the
+ * host can go on. */
 Test(host, a_torn_write_does_no_harm, .init = setup, .fini = teardown)
 {
     static const char name[] = "ds/.diskguard/hosts/" UUID_A;
@@ -390,7 +395,8 @@ Test(host, a_damaged_record_is_refused_until_a_person_binds_it, .init = setup, .
         text[100] ^= 1;
         text[HOST_COPY_SIZE + 100] ^= 1;
         text[HOST_RECORD_SIZE] = '\n';
-        static const size_t len[] = {HOST_RECORD_SIZE, HOST_RECORD_SIZE + 1, HOST_RECORD_SIZE - 1, 0};
+        static const size_t len[] = {HOST_RECORD_SIZE, HOST_RECORD_SIZE + 1, HOST_RECORD_SIZE - 1,
+                                     0};
         scratch_write(name, text, len[kind]);
         cr_assert_eq(host_record_read(&store, UUID_A, &rec), -EBADMSG, "kind %d", kind);
         cr_assert_eq(host_lock(&store, &h, &why), -EBADMSG, "kind %d", kind);

@@ -246,7 +246,8 @@ IO_TEST(text_read_of_odd_files)
     free(text);
     text = NULL;
     cr_assert_eq(mkfifoat(dir, "fifo", 0600), 0);
-    cr_assert_eq(io_fresh_text(dir, "fifo", 10, &text, &len), -EINVAL, "and does not wait for a writer");
+    cr_assert_eq(io_fresh_text(dir, "fifo", 10, &text, &len), -EINVAL,
+                 "and does not wait for a writer");
     cr_assert_eq(symlinkat("empty", dir, "link"), 0);
     cr_assert_eq(io_fresh_text(dir, "link", 10, &text, &len), -ELOOP);
     cr_assert_null(text);
@@ -261,8 +262,8 @@ static bool on_tmpfs(void)
 
 #define BIG (32u << 20)
 
-/* A clean file of BIG bytes that is cached as a whole, in folios as large as the file system makes them. It
- * is mapped at once, because valgrind reads a file when it is mapped. */
+/* A clean file of BIG bytes that is cached as a whole, in folios as large as the file system makes
+ * them. It is mapped at once, because valgrind reads a file when it is mapped. */
 struct big {
     int fd;
     void *map;
@@ -319,7 +320,8 @@ IO_TEST(header_read_goes_past_the_cache)
     cr_assert(cached(&big, 0));
     /* a read of nothing: so that what it dropped is not cached again */
     cr_assert_eq(io_fresh_header(big.fd, buf, 0, 100), 0);
-    cr_assert_not(cached(&big, 0) || cached(&big, 4096), "also where the page cache holds large folios");
+    cr_assert_not(cached(&big, 0) || cached(&big, 4096),
+                  "also where the page cache holds large folios");
     cr_assert(cached(&big, BIG - 1), "what is far away stays");
     cr_assert_eq(io_fresh_header(big.fd, buf, sizeof buf, 0), (ssize_t)sizeof buf);
     cr_assert(cached(&big, 0));
@@ -364,7 +366,8 @@ IO_TEST(mtime_alone)
 IO_TEST(handles)
 {
     struct io_handle a, b, c, empty = {0}, other_empty = {.type = 5};
-    int fd = make("a", "hello", 5), other = make("b", "", 0), path_fd = io_open_beneath(dir, "a", O_PATH, 0);
+    int fd = make("a", "hello", 5), other = make("b", "", 0),
+        path_fd = io_open_beneath(dir, "a", O_PATH, 0);
     char byte;
 
     cr_assert_eq(io_handle_get(fd, &a), 0);
@@ -432,7 +435,8 @@ static void check_fence(enum fence_kind kind)
     cr_assert_eq(io_fence_shared(a, kind), 0, "dropped");
     cr_assert_eq(io_fence_exclusive(dup_a, kind), 0, "a duplicate is the same owner");
     close(dup_a);
-    cr_assert_eq(io_fence_shared(b, kind), -EAGAIN, "and keeps the lock when one of the two is closed");
+    cr_assert_eq(io_fence_shared(b, kind), -EAGAIN,
+                 "and keeps the lock when one of the two is closed");
     close(a);
     close(b);
     cr_assert_eq(unlinkat(dir, "image", 0), 0);
@@ -443,7 +447,8 @@ IO_TEST(fresh_data)
     char text[8192], buf[8192];
     for (size_t i = 0; i < sizeof text; i++)
         text[i] = (char)(i / 100);
-    int fd = make("data", text, sizeof text), direct = openat(dir, "data", O_RDONLY | O_DIRECT | O_CLOEXEC);
+    int fd = make("data", text, sizeof text),
+        direct = openat(dir, "data", O_RDONLY | O_DIRECT | O_CLOEXEC);
     cr_assert_eq(io_fsync(fd), 0);
 
     cr_assert_eq(io_fresh_guest_data(-1, fd, buf, sizeof buf, 0), (ssize_t)sizeof buf);
@@ -451,7 +456,8 @@ IO_TEST(fresh_data)
     /* Where O_DIRECT wants an alignment, the other way. */
     cr_assert_eq(io_fresh_guest_data(direct, fd, buf + 1, 1000, 4001), 1000);
     cr_assert_arr_eq(buf + 1, text + 4001, 1000);
-    cr_assert_eq(io_fresh_guest_data(direct, fd, buf, sizeof buf, 8000), 192, "the end of the file");
+    cr_assert_eq(io_fresh_guest_data(direct, fd, buf, sizeof buf, 8000), 192,
+                 "the end of the file");
     cr_assert_eq(io_fresh_guest_data(direct, fd, buf, sizeof buf, 1u << 30), 0);
     cr_assert_eq(io_fresh_guest_data(-1, -1, buf, 1, 0), -EBADF);
     if (direct >= 0)
@@ -482,9 +488,11 @@ IO_TEST(fence_none_and_bad_descriptors)
 IO_TEST(fence_is_one_byte)
 {
     int a = make("image", "x", 1), b = openat(dir, "image", O_RDWR | O_CLOEXEC);
-    struct flock below = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = 0, .l_len = DG_FENCE_OFFSET};
+    struct flock below = {
+        .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = 0, .l_len = DG_FENCE_OFFSET};
     struct flock above = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = DG_FENCE_OFFSET + 1};
-    struct flock on = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = DG_FENCE_OFFSET, .l_len = 1};
+    struct flock on = {
+        .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = DG_FENCE_OFFSET, .l_len = 1};
 
     cr_assert_eq(io_fence_shared(a, FENCE_OFD), 0);
     cr_assert_eq(fcntl(b, F_OFD_SETLK, &below), 0);

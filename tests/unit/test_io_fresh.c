@@ -1,5 +1,6 @@
-/* test_io_fresh.c: that the deciding reads ask the storage: which directories are forced before a name is looked up, and what they answer.
- * A local file system has nothing stale to show, so the system call itself is watched: statx(2) is this file's. */
+/* test_io_fresh.c: that the deciding reads ask the storage: which directories are forced before a
+ * name is looked up, and what they answer. A local file system has nothing stale to show, so the
+ * system call itself is watched: statx(2) is this file's. */
 #include "unit.h"
 
 #include <fcntl.h>

@@ -1,4 +1,5 @@
-/* test_iso.c: a volume descriptor makes a file an ISO image; it has no seal, and yields to none but formats with a header. */
+/* test_iso.c: a volume descriptor makes a file an ISO image; it has no seal, and yields to none but
+ * formats with a header. */
 #include "unit.h"
 
 #include "format/format.h"
@@ -18,7 +19,7 @@ static void build(uint8_t *b)
 /* One window, on the heap, that ends with the descriptor's first 7 bytes, as wanted. */
 static enum probe probe(const uint8_t *b, uint64_t file_size, struct format_info *info)
 {
-    struct view v = {.file_size = file_size};
+    struct excerpt v = {.file_size = file_size};
     enum probe answer;
     uint8_t *copy;
 
@@ -74,7 +75,7 @@ Test(iso, lengths)
 
 static enum verdict identify(const uint8_t *b, const struct format **format)
 {
-    struct view v = {.file_size = FILE_SIZE, .n = 1, .win = {{0, FILE_SIZE, b}}};
+    struct excerpt v = {.file_size = FILE_SIZE, .n = 1, .win = {{0, FILE_SIZE, b}}};
     struct format_info info;
 
     return format_identify(&v, format, &info);
@@ -86,7 +87,7 @@ Test(iso, among_others)
     static struct plan plan = {.n = 7};
     const struct seal_policy policy = {SEAL_REFUSE, "node"};
     const struct format *format;
-    struct view v = {.file_size = FILE_SIZE};
+    struct excerpt v = {.file_size = FILE_SIZE};
 
     build(b);
     cr_assert_eq(identify(b, &format), FORMAT_IMAGE);

@@ -1,8 +1,8 @@
-/* test_journal.c: the host's database of claims: durable, shared by threads, and refused rather than guessed
- * at.
+/* test_journal.c: the host's database of claims: durable, shared by threads, and refused rather
+ * than guessed at.
  *
- * Damage is done to the file's bytes (the SQLite file format, section 1.3, "The Database Header"): only the
- * journal itself knows sqlite. */
+ * Damage is done to the file's bytes (the SQLite file format, section 1.3, "The Database Header"):
+ * only the journal itself knows sqlite. */
 #include "unit.h"
 
 #include <signal.h>
@@ -75,7 +75,8 @@ Test(journal, each_may_change_rows_and_stop, .init = scratch_make, .fini = scrat
     journal_close(j);
 }
 
-Test(journal, a_record_that_cannot_be_encoded_is_refused, .init = scratch_make, .fini = scratch_remove)
+Test(journal, a_record_that_cannot_be_encoded_is_refused, .init = scratch_make,
+     .fini = scratch_remove)
 {
     struct journal *j = open_in(scratch);
     struct record *rec = new_record(1, 1);
@@ -198,7 +199,8 @@ Test(journal, files_are_private, .init = scratch_make, .fini = scratch_remove)
 
     cr_assert_eq(put(j, 1, 1, 1), 0);
     for (int i = 0; i < 3; i++)
-        cr_assert(stat(scratch_path(names[i]), &st) == 0 && (st.st_mode & 07777) == 0600, "%s", names[i]);
+        cr_assert(stat(scratch_path(names[i]), &st) == 0 && (st.st_mode & 07777) == 0600, "%s",
+                  names[i]);
     cr_assert_eq(scratch_count(""), 3);
     journal_close(j);
 }
@@ -226,8 +228,8 @@ Test(journal, open_refuses_bad_places, .init = scratch_make, .fini = scratch_rem
 
 static char file[1 << 20];
 
-/* Everything is in the database file when it is closed; what is left in the log would be laid over the
- * damage. */
+/* Everything is in the database file when it is closed; what is left in the log would be laid over
+ * the damage. */
 static size_t read_database(void)
 {
     unlink(scratch_path(DB "-wal"));
@@ -277,10 +279,11 @@ Test(journal, what_is_no_database_is_refused, .init = scratch_make, .fini = scra
     cr_assert_eq(file[0], 'x');
     cr_assert_eq(unlink(scratch_path(DB)), 0);
     len = make_database(scratch, 200);
-    pages = (size_t)(uint8_t)file[30] << 8 |
-            (uint8_t)file[31]; /* size in pages: offset 28, four bytes, big-endian */
+    pages = (size_t)(uint8_t)file[30] << 8 | (uint8_t)file[31]; /* size in pages: offset 28, four
+                                                                   bytes, big-endian */
     cr_assert_gt(pages, 4);
-    for (size_t page = 1; page < pages; page++) { /* each page but the first, which has the header */
+    for (size_t page = 1; page < pages; page++) { /* each page but the first, which has the header
+                                                   */
         scratch_read(DB, file, sizeof(file));
         memset(file + page * 4096, 0xa5, 4096);
         scratch_write("damaged", file, len);
@@ -337,7 +340,8 @@ Test(journal, a_row_under_the_wrong_key_is_bad, .init = scratch_make, .fini = sc
     cr_assert_eq(put(j, 0x12d687, 1, 1), 0);
     journal_close(j);
     len = read_database();
-    find(len, "\x12\xd6\x87")[2]++; /* an integer of three bytes, big-endian (section 2.1, "Record Format") */
+    /* an integer of three bytes, big-endian (section 2.1, "Record Format") */
+    find(len, "\x12\xd6\x87")[2]++;
     scratch_write(DB, file, len);
     j = open_in(scratch);
     seen = look(j);

@@ -1,5 +1,5 @@
-/* test_journal_full.c: the journal on a full or read-only disk: what needs no space goes on, the rest says
- * so. */
+/* test_journal_full.c: the journal on a full or read-only disk: what needs no space goes on, the
+ * rest says so. */
 #include "unit.h"
 
 #include <sys/resource.h>
@@ -14,7 +14,8 @@ static const char *small_dir(void)
     return path;
 }
 
-Test(journal_full, open_on_a_full_or_read_only_disk_fails_clean, .init = scratch_make, .fini = scratch_remove)
+Test(journal_full, open_on_a_full_or_read_only_disk_fails_clean, .init = scratch_make,
+     .fini = scratch_remove)
 {
     const char *dir = small_dir();
     struct why why;
@@ -49,7 +50,8 @@ static uint64_t fill_up(struct journal *j)
     }
 }
 
-Test(journal_full, a_full_disk_fails_the_put_and_nothing_else, .init = scratch_make, .fini = scratch_remove)
+Test(journal_full, a_full_disk_fails_the_put_and_nothing_else, .init = scratch_make,
+     .fini = scratch_remove)
 {
     const char *dir = small_dir();
     struct journal *j;
@@ -95,8 +97,10 @@ static void *work_large(void *arg)
     return NULL;
 }
 
-/* Large rows, for which there is no room, share transactions with small ones, for which there is. */
-Test(journal_full, a_bad_operation_does_not_fail_the_others, .init = scratch_make, .fini = scratch_remove)
+/* Large rows, for which there is no room, share transactions with small ones, for which there is.
+ */
+Test(journal_full, a_bad_operation_does_not_fail_the_others, .init = scratch_make,
+     .fini = scratch_remove)
 {
     struct worker w[4];
     const char *dir = small_dir();
@@ -113,7 +117,8 @@ Test(journal_full, a_bad_operation_does_not_fail_the_others, .init = scratch_mak
         cr_assert_eq(pthread_create(&w[n].thread, NULL, n < 2 ? work_small : work_large, &w[n]), 0);
     }
     join(w, 4);
-    cr_assert(w[0].failed == 0 && w[1].failed == 0, "%d and %d small ones failed", w[0].failed, w[1].failed);
+    cr_assert(w[0].failed == 0 && w[1].failed == 0, "%d and %d small ones failed", w[0].failed,
+              w[1].failed);
     cr_assert(w[2].failed == 50 && w[3].failed == 50, "%d and %d large ones failed", w[2].failed,
               w[3].failed);
     journal_close(j);

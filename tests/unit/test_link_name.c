@@ -15,7 +15,8 @@ static int see(void *arg, const char *path, bool from_cwd)
     struct seen *s = arg;
     size_t n = strlen(s->text);
 
-    snprintf(s->text + n, sizeof(s->text) - n, "%s%s%s", n ? " " : "", from_cwd ? "cwd:" : "", path);
+    snprintf(s->text + n, sizeof(s->text) - n, "%s%s%s", n ? " " : "", from_cwd ? "cwd:" : "",
+             path);
     return s->answer;
 }
 
@@ -35,8 +36,10 @@ Test(link_name, table)
         {"file:a:b", 0, "cwd:a:b"},
         {"file:", -EUCLEAN, ""},
         {"", -EUCLEAN, ""},
-        {"json:{\"driver\":\"qcow2\",\"file\":{\"driver\":\"file\",\"filename\":\"/a\"}}", 0, "cwd:/a"},
-        {"json:{\"driver\":\"qcow2\",\"file.driver\":\"file\",\"file.filename\":\"b\"}", 0, "cwd:b"},
+        {"json:{\"driver\":\"qcow2\",\"file\":{\"driver\":\"file\",\"filename\":\"/a\"}}", 0,
+         "cwd:/a"},
+        {"json:{\"driver\":\"qcow2\",\"file.driver\":\"file\",\"file.filename\":\"b\"}", 0,
+         "cwd:b"},
         {"json:{\"file.filename\":\"/b\",\"file.driver\":\"host_device\"}", 0, "cwd:/b"},
         {"json:{\"driver\":\"file\",\"filename\":\"a:b\"}", 0, "cwd:a:b"},
         {"json:{\"filename\":\"a:b\"}", -EXDEV, ""},

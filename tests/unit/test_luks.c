@@ -1,4 +1,5 @@
-/* test_luks.c: LUKS headers with every field lied about once, every length, each subset of the marks, plan and rescue. */
+/* test_luks.c: LUKS headers with every field lied about once, every length, each subset of the
+ * marks, plan and rescue. */
 #include "unit.h"
 
 #include "format/format.h"
@@ -60,14 +61,15 @@ static void build2(uint8_t *b)
     memcpy(b + 4096, json, sizeof(json));
 }
 
-/* A view that has loaded exactly what was wanted, each window on the heap. `b` has DISK bytes of the file, zeros follow. */
-static void view_init(struct view *v, uint64_t file_size)
+/* A view that has loaded exactly what was wanted, each window on the heap. `b` has DISK bytes of
+ * the file, zeros follow. */
+static void view_init(struct excerpt *v, uint64_t file_size)
 {
     memset(v, 0, sizeof(*v));
     v->file_size = file_size;
 }
 
-static void view_load(struct view *v, const uint8_t *b)
+static void view_load(struct excerpt *v, const uint8_t *b)
 {
     uint8_t *copy = malloc(v->want_len);
 
@@ -77,14 +79,15 @@ static void view_load(struct view *v, const uint8_t *b)
     cr_assert_lt(v->n, VIEW_WINDOWS - 2);
     memset(copy, 0, v->want_len);
     if (v->want_off < DISK)
-        memcpy(copy, b + v->want_off, v->want_len < DISK - v->want_off ? v->want_len : DISK - v->want_off);
+        memcpy(copy, b + v->want_off,
+               v->want_len < DISK - v->want_off ? v->want_len : DISK - v->want_off);
     v->win[v->n].off = v->want_off;
     v->win[v->n].len = v->want_len;
     v->win[v->n++].data = copy;
     v->want_len = 0;
 }
 
-static void view_done(struct view *v)
+static void view_done(struct excerpt *v)
 {
     for (unsigned i = 0; i < v->n; i++)
         free((void *)(uintptr_t)v->win[i].data);
@@ -93,7 +96,7 @@ static void view_done(struct view *v)
 
 static enum probe probe(const uint8_t *b, uint64_t file_size, struct format_info *info)
 {
-    struct view v;
+    struct excerpt v;
     enum probe answer;
 
     view_init(&v, file_size);
@@ -111,7 +114,7 @@ static enum probe probe(const uint8_t *b, uint64_t file_size, struct format_info
 static int make_plan(const uint8_t *b, uint64_t file_size, struct plan *plan)
 {
     const struct seal_policy policy = {SEAL_REFUSE, "node"};
-    struct view v;
+    struct excerpt v;
     int r;
 
     view_init(&v, file_size);
@@ -125,7 +128,7 @@ static int make_plan(const uint8_t *b, uint64_t file_size, struct plan *plan)
 static int rescue(uint8_t *b, uint64_t file_size, const uint64_t *size, struct rescue *ret)
 {
     static struct plan plan;
-    struct view v;
+    struct excerpt v;
     int r;
 
     view_init(&v, file_size);
@@ -162,10 +165,11 @@ static void check_fields(unsigned version, const struct field *rows, size_t n)
             build2(b);
         put(b, rows[i].off, rows[i].width, rows[i].value);
         answer = probe(b, version == 1 ? FILE1 : FILE2, &info);
-        cr_assert_eq(answer, rows[i].why ? PROBE_LIES : PROBE_YES, "v%u @%zu = 0x%" PRIx64 ": %d %s", version,
-                     rows[i].off, rows[i].value, answer, info.why);
-        cr_assert(!rows[i].why || strstr(info.why, rows[i].why), "v%u @%zu: %s", version, rows[i].off,
-                  info.why);
+        cr_assert_eq(answer, rows[i].why ? PROBE_LIES : PROBE_YES,
+                     "v%u @%zu = 0x%" PRIx64 ": %d %s", version, rows[i].off, rows[i].value, answer,
+                     info.why);
+        cr_assert(!rows[i].why || strstr(info.why, rows[i].why), "v%u @%zu: %s", version,
+                  rows[i].off, info.why);
     }
 }
 
@@ -257,8 +261,8 @@ Test(luks, texts_without_an_end)
             memset(b + rows[i].off, 'x', rows[i].len - !full);
             if (rows[i].off == 168 && rows[i].version == 2)
                 memset(b + HDR + 168, 'x', rows[i].len - !full);
-            cr_assert_eq(probe(b, rows[i].version == 1 ? FILE1 : FILE2, &info), full ? PROBE_LIES : PROBE_YES,
-                         "%zu: %s", rows[i].off, info.why);
+            cr_assert_eq(probe(b, rows[i].version == 1 ? FILE1 : FILE2, &info),
+                         full ? PROBE_LIES : PROBE_YES, "%zu: %s", rows[i].off, info.why);
         }
 }
 
@@ -361,7 +365,8 @@ Test(luks, seals)
     cr_assert_eq(make_plan(b, FILE1, &plan), 0);
     cr_assert_eq(plan.ext[0].off, 72);
     cr_assert_eq(plan.ext[0].len, 36);
-    cr_assert_arr_eq(plan.ext[0].sealed, "SEALED:sha256:00001000\0\0\0\0\0\0\0\0\0\0\xff\xff\xff\xff", 36);
+    cr_assert_arr_eq(plan.ext[0].sealed,
+                     "SEALED:sha256:00001000\0\0\0\0\0\0\0\0\0\0\xff\xff\xff\xff", 36);
     memcpy(b + 72, "fifteen-letters", 16);
     check_marks(b, FILE1, 1);
     build2(b);

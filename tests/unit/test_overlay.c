@@ -118,7 +118,8 @@ Test(overlay, patch_and_take_against_the_model)
         overlay_patch(plan, side, off, buf + off, len);
         for (unsigned i = 0; i < SPACE; i++) {
             const struct extent *e = owner[i] ? &plan->ext[owner[i] - 1] : NULL;
-            const uint8_t *bytes = e ? (side == OVERLAY_TRUE ? e->truth : e->sealed) + (i - e->off) : NULL;
+            const uint8_t *bytes =
+                e ? (side == OVERLAY_TRUE ? e->truth : e->sealed) + (i - e->off) : NULL;
             cr_assert_eq(buf[i], bytes && i >= off && i < off + len ? *bytes : '-', "byte %u", i);
             before[i] = buf[i] = (uint8_t)rnd(256);
         }
@@ -141,7 +142,8 @@ Test(overlay, gaps_against_the_model)
     uint8_t owner[SPACE], seen[SPACE];
 
     for (unsigned round = 0; round < 3000; round++) {
-        uint64_t begin = rnd(SPACE), end = begin + rnd((unsigned)(SPACE - begin) + 1), at = begin, off, len;
+        uint64_t begin = rnd(SPACE), end = begin + rnd((unsigned)(SPACE - begin) + 1), at = begin,
+                 off, len;
         random_plan(plan, owner);
         memset(seen, 0, sizeof seen);
         while (overlay_next_gap(plan, at, end, &off, &len)) {
@@ -183,9 +185,10 @@ static void lay(const struct plan *plan, enum overlay_side side)
     overlay_patch(plan, side, 0, disk, sizeof disk);
 }
 
-static enum header_state compare_loaded(const struct plan *plan, size_t n, uint64_t file_size, uint64_t cut)
+static enum header_state compare_loaded(const struct plan *plan, size_t n, uint64_t file_size,
+                                        uint64_t cut)
 {
-    struct view v = {.file_size = file_size, .n = n > 0, .win = {{0, n, disk}}};
+    struct excerpt v = {.file_size = file_size, .n = n > 0, .win = {{0, n, disk}}};
 
     return overlay_compare(plan, &v, cut);
 }
@@ -275,7 +278,8 @@ Test(overlay, compare_short_files)
     cr_assert_eq(compare(plan, 0, OVERLAY_NO_CUT), HEADER_SHORT);
     cr_assert_eq(compare(plan, 79, 78), HEADER_SHORT, "greater than the cut: it did not happen");
     disk[24] = 'x';
-    cr_assert_eq(compare(plan, 79, OVERLAY_NO_CUT), HEADER_SHORT, "also where another extent is alien");
+    cr_assert_eq(compare(plan, 79, OVERLAY_NO_CUT), HEADER_SHORT,
+                 "also where another extent is alien");
     free(plan);
 }
 
@@ -326,14 +330,19 @@ static enum header_state model(const struct plan *plan, uint64_t file_size, uint
             uint8_t byte = disk[e->off + k];
             all_true &= byte == e->truth[k];
             all_sealed &= byte == e->sealed[k];
-            known &= byte == e->truth[k] || byte == e->sealed[k] || (e->has_was && byte == e->was[k]);
+            known &=
+                byte == e->truth[k] || byte == e->sealed[k] || (e->has_was && byte == e->was[k]);
         }
     if (plan->n == 0)
         return HEADER_NOPLAN;
-    return all_true ? HEADER_TRUE : all_sealed ? HEADER_SEALED : known ? HEADER_MIXED : HEADER_ALIEN;
+    return all_true     ? HEADER_TRUE
+           : all_sealed ? HEADER_SEALED
+           : known      ? HEADER_MIXED
+                        : HEADER_ALIEN;
 }
 
-/* A disk that is all true, all sealed, or byte by byte anything of the plan, at times with a foreign byte. */
+/* A disk that is all true, all sealed, or byte by byte anything of the plan, at times with a
+ * foreign byte. */
 static void random_disk(const struct plan *plan)
 {
     unsigned kind = rnd(4);

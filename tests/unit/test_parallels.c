@@ -1,4 +1,5 @@
-/* test_parallels.c: Parallels images with both magics: every field lied about once, every length, marks, plan, rescue. */
+/* test_parallels.c: Parallels images with both magics: every field lied about once, every length,
+ * marks, plan, rescue. */
 #include "format_kit.h"
 
 #define FILE_SIZE 8192u
@@ -164,7 +165,11 @@ static void check_rescue(void (*make)(struct kit *))
     check_undo(&size, before);
     kit_apply(&kit, &plan);
     for (unsigned i = 0; i < 5; i++) {
-        wrong = i == 0 ? 0 : i == 1 ? size + 1 : i == 2 ? size * 8192 : i == 3 ? 512 : UINT64_MAX - 511;
+        wrong = i == 0   ? 0
+                : i == 1 ? size + 1
+                : i == 2 ? size * 8192
+                : i == 3 ? 512
+                         : UINT64_MAX - 511;
         cr_assert_eq(kit_rescue(&kit, &wrong, &rescue, &undo), -ERANGE, "size %" PRIu64, wrong);
     }
     memcpy(kit.file + SIZE, before + SIZE, 8); /* tracks alone is sealed */

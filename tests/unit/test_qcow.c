@@ -1,4 +1,5 @@
-/* test_qcow.c: version 1 of qcow: every field lied about once, every length, marks, plan, rescue, links. */
+/* test_qcow.c: version 1 of qcow: every field lied about once, every length, marks, plan, rescue,
+ * links. */
 #include "format_kit.h"
 
 #define FILE_SIZE (256u << 10)
@@ -8,7 +9,8 @@
 static uint8_t bytes[FILE_SIZE];
 static struct kit kit = {.format = &format_qcow, .file = bytes};
 
-/* As qemu-img 7.2 makes it: 4 KiB clusters and L2 tables, the L1 table behind the header, padded to 512 bytes. */
+/* As qemu-img 7.2 makes it: 4 KiB clusters and L2 tables, the L1 table behind the header, padded to
+ * 512 bytes. */
 static void build(struct kit *k)
 {
     memset(k->file, 0, FILE_SIZE);
@@ -31,7 +33,8 @@ static void use_cluster(struct kit *k, unsigned i, unsigned j, uint64_t off)
 static void build_used(struct kit *k)
 {
     build(k);
-    use_cluster(k, 3, 0, 0x1000); /* the first one that was allocated is not the first in the table */
+    /* the first one that was allocated is not the first in the table */
+    use_cluster(k, 3, 0, 0x1000);
     use_cluster(k, 30, 7, 0x3000);
     use_cluster(k, 0, 1, 0x5000);
 }
@@ -147,7 +150,8 @@ Test(qcow, rescue)
     static struct plan plan;
     static uint8_t before[FILE_SIZE];
     /* 0x1000 is behind L1 + 506 entries; cluster 7 of table 30 is used */
-    const uint64_t upper = 506ull << 21, lower = (30ull << 21) + (7u << 12) + 1, size = VIRTUAL_SIZE;
+    const uint64_t upper = 506ull << 21, lower = (30ull << 21) + (7u << 12) + 1,
+                   size = VIRTUAL_SIZE;
     struct rescue rescue;
     uint64_t wrong;
 

@@ -1,5 +1,5 @@
-/* test_qcow2.c: every field of a qcow2 header lied about once, every length, the marks. That images made by
- * QEMU pass is the task of tests/func/check_qcow2_seal.py. */
+/* test_qcow2.c: every field of a qcow2 header lied about once, every length, the marks. That images
+ * made by QEMU pass is the task of tests/func/check_qcow2_seal.py. */
 #include "qcow2_image.h"
 
 /* ---- one field at a time ---- */
@@ -22,10 +22,10 @@ static void check_fields(uint32_t version, const struct field *rows, size_t n)
         header_put(b, rows[i].off, rows[i].width, rows[i].value);
         answer = probe(b, IMAGE_SIZE, &info);
         if (rows[i].why) {
-            cr_assert_eq(answer, PROBE_LIES, "v%u @%zu = 0x%" PRIx64 " passed", version, rows[i].off,
-                         rows[i].value);
-            cr_assert(strstr(info.why, rows[i].why) != NULL, "v%u @%zu: \"%s\" lacks \"%s\"", version,
-                      rows[i].off, info.why, rows[i].why);
+            cr_assert_eq(answer, PROBE_LIES, "v%u @%zu = 0x%" PRIx64 " passed", version,
+                         rows[i].off, rows[i].value);
+            cr_assert(strstr(info.why, rows[i].why) != NULL, "v%u @%zu: \"%s\" lacks \"%s\"",
+                      version, rows[i].off, info.why, rows[i].why);
             cr_assert_eq(info.virtual_size, 0);
         } else {
             cr_assert_eq(answer, PROBE_YES, "v%u @%zu = 0x%" PRIx64 ": %s", version, rows[i].off,
@@ -112,7 +112,8 @@ Test(qcow2, fields_of_version_3)
         {100, 4, 65544, "header_length 65544"},
         {104, 1, 1, "compression_type 1"},
         {104, 1, 2, "compression_type 2 is unknown"},
-        {116, 4, 0x10000 - 112 - 8, NULL},           /* ends with the cluster, beyond what is visible */
+        /* ends with the cluster, beyond what is visible */
+        {116, 4, 0x10000 - 112 - 8, NULL},
         {116, 4, 0x10000 - 112 - 8 + 1, "extension"},
         {116, 4, 0xffffffff, "extension"},
         {AFTER, 8, 0xdeadbeef00000007, NULL},
@@ -185,7 +186,8 @@ Test(qcow2, combinations)
         build(b, 3);
         change(b, rows[i].c, 6);
         answer = probe(b, IMAGE_SIZE, &info);
-        cr_assert_eq(answer, rows[i].why ? PROBE_LIES : PROBE_YES, "%s: %s", rows[i].what, info.why);
+        cr_assert_eq(answer, rows[i].why ? PROBE_LIES : PROBE_YES, "%s: %s", rows[i].what,
+                     info.why);
         cr_assert(!rows[i].why || strstr(info.why, rows[i].why) != NULL, "%s: \"%s\" lacks \"%s\"",
                   rows[i].what, info.why, rows[i].why);
         cr_assert_eq(info.virtual_size, answer == PROBE_YES ? get(b, 24) : 0, "%s", rows[i].what);
@@ -209,8 +211,8 @@ Test(qcow2, other_files)
 
 /* ---- lengths ---- */
 
-/* A write beyond FORMAT_REACH must not change what a file is, so a file that was cut is what it would be with
- * zeros behind it; and nothing is read behind its end (the buffers are exact). */
+/* A write beyond FORMAT_REACH must not change what a file is, so a file that was cut is what it
+ * would be with zeros behind it; and nothing is read behind its end (the buffers are exact). */
 Test(qcow2, truncated_at_every_length)
 {
     for (uint32_t version = 2; version <= 3; version++)
@@ -249,11 +251,13 @@ Test(qcow2, sealed)
     cr_assert_eq(info.virtual_size, 0);
 
     build(b, 2);
-    header_put(b, 72, 8, 1ull << 63); /* version 2 has no feature bits: this is an extension of length 0 */
+    /* version 2 has no feature bits: this is an extension of length 0 */
+    header_put(b, 72, 8, 1ull << 63);
     cr_assert_eq(probe(b, IMAGE_SIZE, &info), PROBE_YES);
 
     build(b, 3);
-    header_put(b, 72, 8, 1ull << 63 | 1); /* somebody else's feature: neither our size nor our row is there */
+    /* somebody else's feature: neither our size nor our row is there */
+    header_put(b, 72, 8, 1ull << 63 | 1);
     cr_assert_eq(probe(b, IMAGE_SIZE, &info), PROBE_YES, "%s", info.why);
     memcpy(b + TABLE + 3 * ROW, "\0\77SEALED n", 11);
     cr_assert_eq(probe(b, IMAGE_SIZE, &info), PROBE_SEALED);
@@ -265,7 +269,8 @@ Test(qcow2, sealed)
     header_put(b, 24, 8, SEALED);
     memcpy(b + TABLE + 3 * ROW + 2, "SEALED n\x1b[1m\xff x", 15);
     cr_assert_eq(probe(b, IMAGE_SIZE, &info), PROBE_SEALED);
-    cr_assert_str_eq(info.why, "sealed by its size and incompatible feature bit 63: SEALED n?[1m? x");
+    cr_assert_str_eq(info.why,
+                     "sealed by its size and incompatible feature bit 63: SEALED n?[1m? x");
 
     memset(b + TABLE + 3 * ROW + 2, 'x', 46); /* a name of full length has no NUL */
     memcpy(b + TABLE + 3 * ROW + 2, "SEALED", 6);

@@ -1,5 +1,5 @@
-/* test_qcow2_plan.c: the extents that seal a qcow2 image, and the property that every prefix of them is
- * sealed, on built and on randomly damaged headers. That QEMU refuses them is the task of
+/* test_qcow2_plan.c: the extents that seal a qcow2 image, and the property that every prefix of
+ * them is sealed, on built and on randomly damaged headers. That QEMU refuses them is the task of
  * tests/func/check_qcow2_seal.py. */
 #include "qcow2_image.h"
 
@@ -7,8 +7,8 @@
 
 /* ---- plan ---- */
 
-static void check_extent(const struct plan *plan, unsigned i, uint64_t off, uint32_t len, const void *truth,
-                         const void *sealed)
+static void check_extent(const struct plan *plan, unsigned i, uint64_t off, uint32_t len,
+                         const void *truth, const void *sealed)
 {
     cr_assert_eq(plan->ext[i].off, off, "extent %u is at %" PRIu64, i, plan->ext[i].off);
     cr_assert_eq(plan->ext[i].len, len, "extent %u has %" PRIu32 " bytes", i, plan->ext[i].len);
@@ -63,7 +63,8 @@ Test(qcow2_plan, row_text)
         const char *holder, *name;
     } rows[] = {
         {"n", "SEALED n size=0000000280000000"},
-        {"seventeen-letters", "SEALED seventeen-letters size=0000000280000000"}, /* 46 characters, no NUL */
+        /* 46 characters, no NUL */
+        {"seventeen-letters", "SEALED seventeen-letters size=0000000280000000"},
         {"more-than-seventeen-letters", "SEALED more-than-sevente size=0000000280000000"},
         {"a\nb\x7f\xc3\xa4", "SEALED a?b??? size=0000000280000000"},
         {"", "SEALED ? size=0000000280000000"},
@@ -140,8 +141,8 @@ Test(qcow2_plan, no_plan_for_what_is_no_image)
     cr_assert_eq(plan.n, 7); /* untouched */
 }
 
-/* Every header that passes can be sealed, each prefix of the seal is recognised, and undoing it gives every
- * byte back. */
+/* Every header that passes can be sealed, each prefix of the seal is recognised, and undoing it
+ * gives every byte back. */
 static void check_round_trip(const uint8_t *b, uint64_t file_size, enum seal_mode mode)
 {
     static struct plan plan;
@@ -158,7 +159,8 @@ static void check_round_trip(const uint8_t *b, uint64_t file_size, enum seal_mod
         cr_assert(e->len >= 1 && e->len <= EXTENT_MAX && e->off + e->len <= n);
         cr_assert_arr_eq(e->truth, b + e->off, e->len);
         for (unsigned k = 0; k < i; k++)
-            cr_assert(e->off >= plan.ext[k].off + plan.ext[k].len || plan.ext[k].off >= e->off + e->len);
+            cr_assert(e->off >= plan.ext[k].off + plan.ext[k].len ||
+                      plan.ext[k].off >= e->off + e->len);
         memcpy(disk + e->off, e->sealed, e->len);
         if (mode == SEAL_REFUSE)
             cr_assert_eq(probe(disk, file_size, &info), PROBE_SEALED);
@@ -196,10 +198,11 @@ static uint64_t random_next(void) /* xorshift64, Marsaglia 2003 */
 
 static void mutate(uint8_t *b)
 {
-    static const uint64_t values[] = {
-        0,     1,        7,          8,          48,         64,         512,        4088,
-        65536, 1u << 21, 0x7fffffff, 0xffffffff, 1ull << 63, UINT64_MAX, 0x6803f857, 0x2385287500000018,
-        SEALED};
+    static const uint64_t values[] = {0,          1,          7,          8,
+                                      48,         64,         512,        4088,
+                                      65536,      1u << 21,   0x7fffffff, 0xffffffff,
+                                      1ull << 63, UINT64_MAX, 0x6803f857, 0x2385287500000018,
+                                      SEALED};
     unsigned kind = random_next() % 4;
     size_t off = random_next() % (kind == 3 ? FORMAT_REACH - 8 : 160);
 
@@ -228,7 +231,8 @@ Test(qcow2_plan, random_mutations)
             mutate(b);
         answer = probe(b, file_size, &info);
         cr_assert_lt(strlen(info.why), sizeof(info.why));
-        cr_assert_eq(answer == PROBE_LIES || answer == PROBE_SEALED, info.why[0] != '\0', "round %u", i);
+        cr_assert_eq(answer == PROBE_LIES || answer == PROBE_SEALED, info.why[0] != '\0',
+                     "round %u", i);
         cr_assert_neq(answer, PROBE_MORE, "round %u", i);
         seen[answer]++;
         if (answer == PROBE_YES)

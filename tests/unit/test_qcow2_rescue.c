@@ -1,4 +1,5 @@
-/* test_qcow2_rescue.c: what undoes the seal of a qcow2 image without a record, and the names of other files in it. */
+/* test_qcow2_rescue.c: what undoes the seal of a qcow2 image without a record, and the names of
+ * other files in it. */
 #include "qcow2_image.h"
 
 #include <errno.h>
@@ -8,9 +9,10 @@
 static const struct table_row {
     uint8_t type, bit;
     const char *name;
-} qemu_72[] = {{0, 0, "dirty bit"},        {0, 1, "corrupt bit"},         {0, 2, "external data file"},
-               {0, 3, "compression type"}, {0, 4, "extended L2 entries"}, {1, 0, "lazy refcounts"},
-               {2, 0, "bitmaps"},          {2, 1, "raw external data"}};
+} qemu_72[] = {
+    {0, 0, "dirty bit"},        {0, 1, "corrupt bit"},         {0, 2, "external data file"},
+    {0, 3, "compression type"}, {0, 4, "extended L2 entries"}, {1, 0, "lazy refcounts"},
+    {2, 0, "bitmaps"},          {2, 1, "raw external data"}};
 
 /* build() with the rows of QEMU's own table that `mask` has, in its order. */
 static void build_qemu(uint8_t *b, unsigned mask)
@@ -47,7 +49,7 @@ static void seal(const uint8_t *b, unsigned n, uint8_t *ret)
 static int rescue(uint8_t *b, uint64_t file_size, const uint64_t *size, struct rescue *ret)
 {
     static struct plan plan;
-    struct view v = view_of(b, file_size);
+    struct excerpt v = view_of(b, file_size);
     uint8_t before[FORMAT_REACH];
     int r;
 
@@ -59,7 +61,8 @@ static int rescue(uint8_t *b, uint64_t file_size, const uint64_t *size, struct r
         const struct extent *e = &plan.ext[i];
 
         cr_assert(e->len >= 1 && e->len <= EXTENT_MAX && e->off + e->len <= v.win[0].len);
-        cr_assert_arr_eq(e->sealed, before + e->off, e->len, "the sealed bytes are those that stand there");
+        cr_assert_arr_eq(e->sealed, before + e->off, e->len,
+                         "the sealed bytes are those that stand there");
         memcpy(b + e->off, e->truth, e->len);
     }
     view_free(&v);
@@ -67,8 +70,8 @@ static int rescue(uint8_t *b, uint64_t file_size, const uint64_t *size, struct r
     return r;
 }
 
-static void check_candidate(const struct rescue *r, unsigned i, enum rescue_kind kind, uint64_t size,
-                            const char *source)
+static void check_candidate(const struct rescue *r, unsigned i, enum rescue_kind kind,
+                            uint64_t size, const char *source)
 {
     cr_assert_lt(i, r->n);
     cr_assert_eq(r->candidate[i].kind, kind);
@@ -78,8 +81,8 @@ static void check_candidate(const struct rescue *r, unsigned i, enum rescue_kind
 
 Test(qcow2_rescue, version_3_is_exact_to_the_byte)
 {
-    static const unsigned tables[] = {0xff, 0xef, 0x27, 0x23,
-                                      0x21}; /* of QEMU 5.2, 5.1, 4.0, 1.7 and before */
+    static const unsigned tables[] = {0xff, 0xef, 0x27, 0x23, 0x21}; /* of QEMU 5.2, 5.1, 4.0, 1.7
+                                                                        and before */
 
     for (size_t i = 0; i < sizeof(tables) / sizeof(tables[0]); i++) {
         uint8_t b[FORMAT_REACH], disk[FORMAT_REACH];
@@ -98,7 +101,8 @@ Test(qcow2_rescue, version_3_is_exact_to_the_byte)
     }
 }
 
-/* A row that is not of QEMU's tables: the size is exact, the row becomes one that is right, and the source says so. */
+/* A row that is not of QEMU's tables: the size is exact, the row becomes one that is right, and the
+ * source says so. */
 Test(qcow2_rescue, unknown_table)
 {
     static const uint8_t raw_data[ROW] = "\2\1raw external data", none[ROW];
@@ -153,7 +157,8 @@ Test(qcow2_rescue, partial_seals)
             if (set & 1u << i)
                 memcpy(disk + plan.ext[i].off, plan.ext[i].sealed, plan.ext[i].len);
         if (probe(disk, IMAGE_SIZE, &info) != PROBE_SEALED) {
-            cr_assert(set == 2 || set == 4, "only a row alone and bit 63 alone are no seal, not set %u", set);
+            cr_assert(set == 2 || set == 4,
+                      "only a row alone and bit 63 alone are no seal, not set %u", set);
             continue;
         }
         memcpy(again, disk, sizeof(again));
@@ -168,7 +173,8 @@ Test(qcow2_rescue, partial_seals)
     }
 }
 
-/* Bit 63 is the image's own: the seal leaves it, each state of it is SEALED, and the rescue does not clear it, with a row of ours and without. */
+/* Bit 63 is the image's own: the seal leaves it, each state of it is SEALED, and the rescue does
+ * not clear it, with a row of ours and without. */
 Test(qcow2_rescue, own_bit)
 {
     for (unsigned table = 0; table < 2; table++) {
@@ -295,7 +301,7 @@ static int see(void *arg, const struct format_link *link)
 
 static int links(const uint8_t *b, uint64_t file_size, struct seen *seen)
 {
-    struct view v = view_of(b, file_size);
+    struct excerpt v = view_of(b, file_size);
     int r = format_qcow2.links(&v, see, seen);
 
     view_free(&v);
@@ -420,7 +426,8 @@ Test(qcow2_rescue, random_mutations)
             disk[state % 560] = (uint8_t)(state >> 32);
         }
         if (probe(disk, i % 5 ? IMAGE_SIZE : state % 700, &info) == PROBE_SEALED)
-            done += rescue(disk, i % 5 ? IMAGE_SIZE : state % 700, i % 2 ? &given : NULL, &got) == 0;
+            done +=
+                rescue(disk, i % 5 ? IMAGE_SIZE : state % 700, i % 2 ? &given : NULL, &got) == 0;
         seen.answer = 0;
         links(disk, i % 5 ? IMAGE_SIZE : state % 700, &seen);
     }

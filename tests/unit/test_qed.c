@@ -48,7 +48,8 @@ Test(qed, fields)
         {4, 4, 0xffffffff, "cluster_size"},
         {4, 4, 1u << 26, "l1_table_offset"},
         {8, 4, 0, "table_size 0"},
-        {8, 4, 1, NULL},                           /* the spec permits it; QEMU 7.2 does not open it */
+        /* the spec permits it; QEMU 7.2 does not open it */
+        {8, 4, 1, NULL},
         {8, 4, 3, "table_size 3"},
         {8, 4, 16, NULL},
         {8, 4, 32, "table_size 32"},
@@ -97,7 +98,8 @@ Test(qed, others)
     put_le(kit.file + FEATURES, 0, 8); /* without a backing file its fields are nothing */
     put_le(kit.file + 56, UINT64_MAX, 8);
     cr_assert_eq(kit_probe(&kit, &info), PROBE_YES);
-    put_le(kit.file + 12, 0, 4); /* no header clusters: the L1 table is still not in the first one */
+    /* no header clusters: the L1 table is still not in the first one */
+    put_le(kit.file + 12, 0, 4);
     cr_assert_eq(kit_probe(&kit, &info), PROBE_YES);
     put_le(kit.file + 40, 0, 8);
     cr_assert_eq(kit_probe(&kit, &info), PROBE_LIES);
@@ -128,7 +130,8 @@ Test(qed, marks_and_plan)
     build(&kit);
     cr_assert_eq(kit_plan(&kit, SEAL_REFUSE, &plan), 0);
     cr_assert_eq(plan.n, 2);
-    cr_assert_eq(plan.ext[0].off, FEATURES); /* the bit first: in some geometries the size does not refuse */
+    /* the bit first: in some geometries the size does not refuse */
+    cr_assert_eq(plan.ext[0].off, FEATURES);
     cr_assert_eq(plan.ext[0].len, 8);
     cr_assert_eq(le64(plan.ext[0].sealed), 1ull << 63 | 1);
     cr_assert_eq(plan.ext[1].off, SIZE);

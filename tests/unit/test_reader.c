@@ -64,7 +64,8 @@ Test(reader, names, .init = setup, .fini = teardown)
     cr_assert(reader_name_parse(good, &rd));
     cr_assert(rd.ino == INO && rd.serial == 70 && strcmp(rd.host, a.uuid) == 0 &&
               strcmp(rd.daemon, a.daemon) == 0);
-    for (size_t i = 0; i < strlen(good); i++) { /* one spelling: no other byte anywhere, no other length */
+    for (size_t i = 0; i < strlen(good); i++) { /* one spelling: no other byte anywhere, no other
+                                                   length */
         static const char other[] = "gG-.Z/ ";
         for (const char *p = other; *p; p++) {
             if (good[i] == *p)
@@ -103,8 +104,9 @@ Test(reader, made_listed_looked_at_and_removed, .init = setup, .fini = teardown)
     cr_assert_eq(count(INO), 1);
     cr_assert_eq(count(INO + 2), 0);
     reader_look(S, &one, &got);
-    cr_assert(strcmp(got.host_name, info.host_name) == 0 && strcmp(got.program, info.program) == 0 &&
-              strcmp(got.since, info.since) == 0 && got.pid == info.pid);
+    cr_assert(strcmp(got.host_name, info.host_name) == 0 &&
+              strcmp(got.program, info.program) == 0 && strcmp(got.since, info.since) == 0 &&
+              got.pid == info.pid);
     struct io_handle other = info.handle, none = {.len = 0};
     cr_assert(reader_is_of(&got, &info.handle) && reader_is_of(&got, &none));
     other.bytes[2]++;

@@ -1,4 +1,5 @@
-/* test_record.c: the claim record's text form: exact round trips, and that nothing but a record decodes. */
+/* test_record.c: the claim record's text form: exact round trips, and that nothing but a record
+ * decodes. */
 #include "unit.h"
 
 #include <inttypes.h>
@@ -8,8 +9,8 @@
 #include "core/overlay.h"
 #include "core/record.h"
 
-/* The contract, by hand: include/diskguard/record.h. If this test must change, other hosts stop understanding
- * us. */
+/* The contract, by hand: include/diskguard/record.h. If this test must change, other hosts stop
+ * understanding us. */
 static const char sample_text[] = "diskguard-claim 1\n"
                                   "image=vm/a%20b.qcow2\n"
                                   "inode=12345\n"
@@ -168,8 +169,8 @@ static char *with_sum(const char *body, size_t *ret_len)
     return text;
 }
 
-/* sample_text without its sum and with the line of that name replaced by `line` ("" removes it), summed again
- * and decoded. */
+/* sample_text without its sum and with the line of that name replaced by `line` ("" removes it),
+ * summed again and decoded. */
 static int decode_with(const char *name, const char *line)
 {
     char body[8192], key[32];
@@ -181,8 +182,8 @@ static int decode_with(const char *name, const char *line)
     cr_assert_not_null(at, "%s", name);
     at++;
     const char *end = strchr(at, '\n') + 1;
-    snprintf(body, sizeof body, "%.*s%s%.*s", (int)(at - sample_text), sample_text, line, (int)(sum - end),
-             end);
+    snprintf(body, sizeof body, "%.*s%s%.*s", (int)(at - sample_text), sample_text, line,
+             (int)(sum - end), end);
     char *text = with_sum(body, &len);
     int r = decode(text, len);
     free(text);
@@ -213,7 +214,8 @@ Test(record, round_trip_of_extremes)
     rec->handle.len = IO_HANDLE_MAX;
     memset(rec->handle.bytes, 0xee, IO_HANDLE_MAX);
     rec->handle.type = INT32_MAX;
-    rec->ino = rec->generation = rec->seq = rec->pid = rec->start = rec->uid = rec->gid = UINT64_MAX;
+    rec->ino = rec->generation = rec->seq = rec->pid = rec->start = rec->uid = rec->gid =
+        UINT64_MAX;
     rec->virtual_size = UINT64_MAX;
     rec->cut = UINT64_MAX - 1;
     rec->mtime = (struct timespec){-5, 999999999};
@@ -226,7 +228,8 @@ Test(record, round_trip_of_extremes)
     rec->plan.n = PLAN_MAX;
     for (unsigned i = 0; i < PLAN_MAX; i++) {
         struct extent *e = &rec->plan.ext[i];
-        *e = (struct extent){.off = (PLAN_MAX - i) * EXTENT_MAX, .len = EXTENT_MAX, .has_was = true};
+        *e =
+            (struct extent){.off = (PLAN_MAX - i) * EXTENT_MAX, .len = EXTENT_MAX, .has_was = true};
         memset(e->truth, (int)i, EXTENT_MAX);
         memset(e->sealed, (int)i + 1, EXTENT_MAX);
         memset(e->was, (int)i + 2, EXTENT_MAX);
@@ -476,7 +479,8 @@ Test(record, too_many_extents)
 
     for (unsigned i = 0; i < PLAN_MAX - 1; i++)
         sprintf(lines + strlen(lines), "extent=%u 1 00 11 -\n", 1000 + i);
-    cr_assert_eq(decode_with("extent=", lines), 0, "with the one that stays: as many as a plan has");
+    cr_assert_eq(decode_with("extent=", lines), 0,
+                 "with the one that stays: as many as a plan has");
     sprintf(lines + strlen(lines), "extent=5000 1 00 11 -\n");
     cr_assert_eq(decode_with("extent=", lines), -EBADMSG);
 }

@@ -1,6 +1,6 @@
-/* test_recover.c: the whole table of recover_decide(): every point of its input domain has exactly one line
- * below, and a second, independent test states what no line may ever say. test_recover_run.c tests the
- * execution. */
+/* test_recover.c: the whole table of recover_decide(): every point of its input domain has exactly
+ * one line below, and a second, independent test states what no line may ever say.
+ * test_recover_run.c tests the execution. */
 #include "unit.h"
 
 #include <stdio.h>
@@ -45,8 +45,8 @@ static char letter_of(struct recover_decision d)
 
 enum { ANY = -9, NOT_MINE = -8, NOT_LOWER = -7, NOT_HIGHER = -6 };
 
-/* decisions: for each header of an image that was found (True Sealed Mixed Alien Short Noplan), then for one
- * that is Gone, Other, Unreadable, Busy. */
+/* decisions: for each header of an image that was found (True Sealed Mixed Alien Short Noplan),
+ * then for one that is Gone, Other, Unreadable, Busy. */
 static const struct line {
     int row, sealed, claim, owner, generation;
     const char *decisions;
@@ -110,8 +110,9 @@ static bool fits(int want, int value)
 
 static bool line_fits(const struct line *l, const struct recover_input *in)
 {
-    return fits(l->row, (int)in->row) && fits(l->sealed, in->row_sealed) && fits(l->claim, (int)in->claim) &&
-           fits(l->owner, (int)in->owner) && fits(l->generation, in->generation);
+    return fits(l->row, (int)in->row) && fits(l->sealed, in->row_sealed) &&
+           fits(l->claim, (int)in->claim) && fits(l->owner, (int)in->owner) &&
+           fits(l->generation, in->generation);
 }
 
 static char expected(const struct line *l, const struct recover_input *in)
@@ -127,9 +128,9 @@ static const char *name_input(const struct recover_input *in)
     static char text[160];
 
     snprintf(text, sizeof(text),
-             "row %d sealed %d claim %d error %d owner %d generation %d image %d header %d", (int)in->row,
-             in->row_sealed, (int)in->claim, in->claim_error, (int)in->owner, in->generation, (int)in->image,
-             (int)in->header);
+             "row %d sealed %d claim %d error %d owner %d generation %d image %d header %d",
+             (int)in->row, in->row_sealed, (int)in->claim, in->claim_error, (int)in->owner,
+             in->generation, (int)in->image, (int)in->header);
     return text;
 }
 
@@ -145,8 +146,8 @@ static unsigned choose(unsigned *k, unsigned n)
     return one;
 }
 
-/* The k-th point of the full cross product, meaningful or not: what must not matter does not. false: there is
- * none. */
+/* The k-th point of the full cross product, meaningful or not: what must not matter does not.
+ * false: there is none. */
 static bool point(unsigned k, struct recover_input *ret)
 {
     ret->header = (enum header_state)choose(&k, HEADER_NOPLAN + 1);
@@ -179,7 +180,8 @@ Test(recover_decide, every_cell_of_the_table)
                 used[i]++;
             }
         cr_assert_not_null(found, "no line for %s", name_input(&in));
-        cr_assert_eq(got, expected(found, &in), "%s: %c, not %c", name_input(&in), got, expected(found, &in));
+        cr_assert_eq(got, expected(found, &in), "%s: %c, not %c", name_input(&in), got,
+                     expected(found, &in));
     }
     cr_assert_eq(k, 3u * 2 * 4 * 3 * 3 * 3 * 5 * 6);
     for (size_t i = 0; i < lines; i++)
@@ -245,11 +247,12 @@ Test(recover_decide, never)
         struct recover_decision d = recover_decide(&in);
         bool writes = d.action == RECOVER_RESTORE, frees = d.action == RECOVER_RELEASE;
         bool forgets = d.action == RECOVER_FORGET, stops = d.action == RECOVER_STOP;
-        bool sealed = in.image == IMAGE_FOUND && (in.header == HEADER_SEALED || in.header == HEADER_MIXED);
+        bool sealed =
+            in.image == IMAGE_FOUND && (in.header == HEADER_SEALED || in.header == HEADER_MIXED);
 
         NEVER(d.action > RECOVER_STOP || d.problem >= PROBLEM_COUNT || letter_of(d) == '?');
-        /* An image is touched only under a claim that this host may use, and only where the header is
-         * understood. */
+        /* An image is touched only under a claim that this host may use, and only where the header
+         * is understood. */
         NEVER((writes || frees) && !held_by_us(&in));
         NEVER((writes || frees) && in.image != IMAGE_FOUND);
         NEVER(writes && !sealed);
@@ -260,8 +263,8 @@ Test(recover_decide, never)
         NEVER(held_by_us(&in) && in.image == IMAGE_FOUND && !undone(&in) && !sealed && !stops);
         /* A claim of ours is dropped unrestored only with its image. */
         NEVER(forgets && held_by_us(&in) && in.image != IMAGE_GONE);
-        /* A row that sealed is dropped only when a claim answers for it, or the header was seen not to be its
-         * seal. */
+        /* A row that sealed is dropped only when a claim answers for it, or the header was seen not
+         * to be its seal. */
         NEVER(forgets && in.row == ROW_VALID && in.row_sealed && sealed && in.claim == CLAIM_NONE);
         NEVER(forgets && in.row == ROW_VALID && in.row_sealed && sealed && in.claim == CLAIM_FREE &&
               !(in.generation == 0 && in.owner == OWNER_MINE));

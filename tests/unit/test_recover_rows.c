@@ -1,5 +1,5 @@
-/* test_recover_rows.c: recover_all() where the claim is not ours, or missing; several rows; crashes during
- * recovery. */
+/* test_recover_rows.c: recover_all() where the claim is not ours, or missing; several rows; crashes
+ * during recovery. */
 #include "unit.h"
 
 #include <signal.h>
@@ -82,7 +82,8 @@ SCENE(claim_missing_over_an_older_one)
     cr_assert(disk_is(truth));
 }
 
-/* Every row that ever said "sealed" is kept as long as the header may need it; one that did not is not. */
+/* Every row that ever said "sealed" is kept as long as the header may need it; one that did not is
+ * not. */
 SCENE(claim_missing_and_header_alien)
 {
     static const enum claim_step evidence[] = {STEP_SEALED, STEP_RESTORING, STEP_STUCK};
@@ -203,7 +204,8 @@ SCENE(lower_rows_stay_as_long_as_the_highest)
     check_left(PROBLEM_ALIEN, "held 3", 2);
 }
 
-/* A row of an earlier generation has nothing to say about the plan, whatever its sequence number. */
+/* A row of an earlier generation has nothing to say about the plan, whatever its sequence number.
+ */
 SCENE(row_of_an_earlier_generation)
 {
     struct recover r = recovery();
@@ -273,8 +275,8 @@ static void other_updates(void)
     update_claim(&other, 4, 8);
 }
 
-/* The fence is taken after the claim was read: a host that still lived in between may have written a newer
- * plan. */
+/* The fence is taken after the claim was read: a host that still lived in between may have written
+ * a newer plan. */
 SCENE(claim_that_changes_before_the_lock)
 {
     struct recover r = recovery();
@@ -300,7 +302,8 @@ static void claim_has_the_plan(void)
     asked++;
 }
 
-/* Two copies of the true bytes at any time: the claim gets the row's newer plan before a byte is restored. */
+/* Two copies of the true bytes at any time: the claim gets the row's newer plan before a byte is
+ * restored. */
 SCENE(newer_row_reaches_the_claim_first)
 {
     struct recover r = recovery();
@@ -405,8 +408,8 @@ static bool recover_killed_at(unsigned step, const struct recover *like, unsigne
     return true;
 }
 
-/* Whatever step it is killed at, and once more at another one: the image is never unexplained, and the end is
- * always the same. */
+/* Whatever step it is killed at, and once more at another one: the image is never unexplained, and
+ * the end is always the same. */
 static void check_crashes(void (*scene)(void), const struct recover *like, const char *claim)
 {
     bool whole = false;

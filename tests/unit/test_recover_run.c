@@ -1,4 +1,5 @@
-/* test_recover_run.c: recover_image() and recover_all() where a claim of this host was left behind. */
+/* test_recover_run.c: recover_image() and recover_all() where a claim of this host was left behind.
+ */
 #include "recover_scene.h"
 #include "unit.h"
 
@@ -206,7 +207,8 @@ SCENE(claim_with_a_row_that_does_not_decode)
     free(bad);
 }
 
-/* The true bytes of the plan with the greater sequence number are the ones that the holder wrote last. */
+/* The true bytes of the plan with the greater sequence number are the ones that the holder wrote
+ * last. */
 SCENE(row_newer_than_claim)
 {
     struct recover r = recovery();

@@ -4,8 +4,8 @@
 #include <fcntl.h>
 #include <sys/wait.h>
 
+#include "base/text.h"
 #include "core/store.h"
-#include "core/text.h"
 #include "scratch.h"
 
 static void make_store(struct store *s)
@@ -37,13 +37,14 @@ static bool is_private_dir(const char *name)
 {
     struct stat st;
 
-    return lstat(scratch_path(name), &st) == 0 && S_ISDIR(st.st_mode) && (st.st_mode & 07777) == 0700;
+    return lstat(scratch_path(name), &st) == 0 && S_ISDIR(st.st_mode) &&
+           (st.st_mode & 07777) == 0700;
 }
 
 static void made_by_version(unsigned version)
 {
-    char uuid[] = "00112233-4455-4677-8899-aabbccddeeff", root[] = "-", made[] = "2026-11-22T10:00:00Z",
-         text[512];
+    char uuid[] = "00112233-4455-4677-8899-aabbccddeeff", root[] = "-",
+         made[] = "2026-11-22T10:00:00Z", text[512];
     const struct text_field f[] = {TEXT_FIELD("uuid", uuid), TEXT_FIELD("root", root),
                                    TEXT_FIELD("made", made)};
     size_t len;
@@ -107,7 +108,8 @@ Test(store, init_completes_a_half_made_one, .init = scratch_make, .fini = scratc
     }
 }
 
-Test(store, init_never_adopts_claims_without_a_datastore_file, .init = scratch_make, .fini = scratch_remove)
+Test(store, init_never_adopts_claims_without_a_datastore_file, .init = scratch_make,
+     .fini = scratch_remove)
 {
     struct store s;
     struct why why;
@@ -251,7 +253,8 @@ Test(store, open_refuses_a_newer_version, .init = scratch_make, .fini = scratch_
     cr_assert_eq(try_init(&why), -EEXIST);
 }
 
-/* cp -a of a datastore, here by moving .diskguard: another root. fsck.diskguard -n gets it for a look. */
+/* cp -a of a datastore, here by moving .diskguard: another root. fsck.diskguard -n gets it for a
+ * look. */
 Test(store, look_writes_nothing, .init = scratch_make, .fini = scratch_remove)
 {
     struct store made, s;
@@ -390,7 +393,8 @@ static int open_squashed(void)
     return 0;
 }
 
-Test(store, without_the_right_to_write_it_is_read_only, .init = scratch_make, .fini = scratch_remove)
+Test(store, without_the_right_to_write_it_is_read_only, .init = scratch_make,
+     .fini = scratch_remove)
 {
     struct store s;
     int step;
@@ -441,7 +445,8 @@ Test(store, prove_says_what_failed, .init = scratch_make, .fini = scratch_remove
     store_close(&s);
 }
 
-Test(store, prove_leaves_nothing_after_a_failure_half_way, .init = scratch_make, .fini = scratch_remove)
+Test(store, prove_leaves_nothing_after_a_failure_half_way, .init = scratch_make,
+     .fini = scratch_remove)
 {
     struct store s;
     struct why why;
@@ -507,7 +512,8 @@ Test(text, a_value_that_does_not_fit_changes_nothing)
 
 /* ---- is a file gone? ---- */
 
-Test(store, a_file_is_gone_only_when_the_datastore_says_so, .init = scratch_make, .fini = scratch_remove)
+Test(store, a_file_is_gone_only_when_the_datastore_says_so, .init = scratch_make,
+     .fini = scratch_remove)
 {
     struct store s;
     struct io_handle h;

@@ -1,4 +1,5 @@
-/* test_takeover: who may be taken over without a person (core/takeover.h), and which mounts fence (io_fencing). */
+/* test_takeover: who may be taken over without a person (core/takeover.h), and which mounts fence
+ * (io_fencing). */
 #include "unit.h"
 
 #include <linux/magic.h>
@@ -8,9 +9,11 @@
 
 /* ---- which mounts fence ---- */
 
-static const struct io_fstype nfs = {NFS_SUPER_MAGIC, "nfs", FENCE_OFD, FENCING_LOCK, true, true, true};
+static const struct io_fstype nfs = {
+    NFS_SUPER_MAGIC, "nfs", FENCE_OFD, FENCING_LOCK, true, true, true};
 
-#define V4 "rw,vers=4.2,rsize=262144,hard,proto=tcp,clientaddr=10.0.0.2,local_lock=none,addr=10.0.0.1"
+#define V4                                                                                         \
+    "rw,vers=4.2,rsize=262144,hard,proto=tcp,clientaddr=10.0.0.2,local_lock=none,addr=10.0.0.1"
 
 Test(fencing, nfs_mounts)
 {
@@ -45,7 +48,8 @@ Test(fencing, nfs_mounts)
         struct io_mount m = {rows[i].type, rows[i].options, rows[i].recover, rows[i].pnfs};
         cr_assert_eq(io_fencing_judge(&nfs, FENCE_OFD, &m, &why), rows[i].want, "row %zu", i);
         cr_assert_not_null(strstr(why, rows[i].word), "row %zu: %s", i, why);
-        cr_assert((why[0] == '\0') == (rows[i].want == FENCING_LOCK), "row %zu: a reason, or none", i);
+        cr_assert((why[0] == '\0') == (rows[i].want == FENCING_LOCK), "row %zu: a reason, or none",
+                  i);
     }
 }
 
@@ -78,7 +82,8 @@ Test(takeover, tries_only_when_everything_speaks_for_it)
                 for (int holder = FENCING_NO; holder <= FENCING_LOCK; holder++)
                     for (int record = -1; record <= 0; record++)
                         for (int alive = -1; alive <= 1; alive++)
-                            for (int beat = TAKEOVER_BEAT_WATCHED; beat <= TAKEOVER_BEAT_STANDS; beat++) {
+                            for (int beat = TAKEOVER_BEAT_WATCHED; beat <= TAKEOVER_BEAT_STANDS;
+                                 beat++) {
                                 struct takeover_input in = {.unproven = unproven == 1,
                                                             .names = names == 1,
                                                             .own = (enum fencing)own,
@@ -88,11 +93,13 @@ Test(takeover, tries_only_when_everything_speaks_for_it)
                                                             .beat = (enum takeover_beat)beat};
                                 enum takeover_verdict v = takeover_decide(&in);
                                 int least = unproven ? FENCING_UNPROVEN : FENCING_LOCK;
-                                bool want = !names && own >= least && holder >= least && record == 0 &&
-                                            alive != 1 && beat == TAKEOVER_BEAT_STANDS;
+                                bool want = !names && own >= least && holder >= least &&
+                                            record == 0 && alive != 1 &&
+                                            beat == TAKEOVER_BEAT_STANDS;
 
-                                cr_assert((v == TAKEOVER_TRY) == want, "%d %d %d %d %d %d %d: %d", names,
-                                          unproven, own, holder, record, alive, beat, (int)v);
+                                cr_assert((v == TAKEOVER_TRY) == want, "%d %d %d %d %d %d %d: %d",
+                                          names, unproven, own, holder, record, alive, beat,
+                                          (int)v);
                                 if (own < least)
                                     cr_assert_eq(v, TAKEOVER_OWN);
                                 else if (holder < least)
@@ -123,8 +130,8 @@ Test(takeover, every_verdict_is_explained)
         takeover_explain((enum takeover_verdict)v, &in, "NFSv3 does not fence", "node1",
                          "00112233-4455-4677-8899-aabbccddeeff", &why);
         cr_assert_not_null(strstr(why.text, "node1"), "%d", v);
-        if (v == TAKEOVER_OWN || v == TAKEOVER_HOLDER || v == TAKEOVER_NO_RECORD || v == TAKEOVER_LOCKED ||
-            v == TAKEOVER_NAMES)
+        if (v == TAKEOVER_OWN || v == TAKEOVER_HOLDER || v == TAKEOVER_NO_RECORD ||
+            v == TAKEOVER_LOCKED || v == TAKEOVER_NAMES)
             cr_assert_not_null(strstr(why.text, "fsck.diskguard --takeover 00112233"), "%d", v);
     }
 }
@@ -142,7 +149,8 @@ static struct host_record beat(const char *daemon, uint64_t n)
 #define D1 "30112233-4455-4677-8899-aabbccddeeff"
 #define D2 "40112233-4455-4677-8899-aabbccddeeff"
 
-static enum takeover_beat look(struct takeover_watch *w, const char *daemon, uint64_t n, uint64_t now)
+static enum takeover_beat look(struct takeover_watch *w, const char *daemon, uint64_t n,
+                               uint64_t now)
 {
     struct host_record r = beat(daemon, n);
 

@@ -1,4 +1,5 @@
-/* test_vdi.c: VirtualBox disk images as QEMU and as VirtualBox make them: every field lied about once, every length, marks, plan, rescue. */
+/* test_vdi.c: VirtualBox disk images as QEMU and as VirtualBox make them: every field lied about
+ * once, every length, marks, plan, rescue. */
 #include "format_kit.h"
 
 #define FILE_SIZE 8192u

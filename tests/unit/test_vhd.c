@@ -1,4 +1,5 @@
-/* test_vhd.c: every field of a VHD footer and dynamic header lied about once, every length, the marks, the parent's name. */
+/* test_vhd.c: every field of a VHD footer and dynamic header lied about once, every length, the
+ * marks, the parent's name. */
 #include "windows.h"
 
 #define FILE_SIZE 8192u
@@ -97,11 +98,11 @@ static void check_fields(unsigned type, const struct field *rows, size_t n)
                      !rows[i].why     ? PROBE_YES
                      : rows[i].why[0] ? PROBE_LIES
                                       : PROBE_NO,
-                     "type %u @%zu = 0x%" PRIx64 ": answer %u %s", type, rows[i].off, rows[i].value, answer,
-                     info.why);
+                     "type %u @%zu = 0x%" PRIx64 ": answer %u %s", type, rows[i].off, rows[i].value,
+                     answer, info.why);
         if (rows[i].why)
-            cr_assert(strstr(info.why, rows[i].why) != NULL, "@%zu: \"%s\" lacks \"%s\"", rows[i].off,
-                      info.why, rows[i].why);
+            cr_assert(strstr(info.why, rows[i].why) != NULL, "@%zu: \"%s\" lacks \"%s\"",
+                      rows[i].off, info.why, rows[i].why);
     }
 }
 #define CHECK_FIELDS(type, rows) check_fields(type, rows, sizeof(rows) / sizeof((rows)[0]))
@@ -163,7 +164,8 @@ Test(vhd, fields_of_fixed)
         {TAIL, 8, 0, "", false},
         {TAIL + 12, 4, 0, "version", false},
         {TAIL + 40, 8, 0, NULL, false},
-        {TAIL + 48, 8, DATA - 512, "", false},       /* a footer that a guest keeps in an image of another format */
+        /* a footer that a guest keeps in an image of another format */
+        {TAIL + 48, 8, DATA - 512, "", false},
         {TAIL + 48, 8, DATA + 512, "", false},
         {TAIL + 60, 4, 3, "", false},
         {TAIL + 60, 4, 1, "", false},
@@ -190,9 +192,10 @@ Test(vhd, size_by_creator)
             uint64_t chs = type == 2 ? 15 * 512 : CHS_SIZE, current = type == 2 ? DATA : CURRENT;
 
             build(b, type, rows[i].creator);
-            cr_assert_eq(probe(b, FILE_SIZE, &info), PROBE_YES, "%s %u: %s", rows[i].creator, type, info.why);
-            cr_assert_eq(info.virtual_size, rows[i].chs ? chs : current, "%s %u: %" PRIu64, rows[i].creator,
-                         type, info.virtual_size);
+            cr_assert_eq(probe(b, FILE_SIZE, &info), PROBE_YES, "%s %u: %s", rows[i].creator, type,
+                         info.why);
+            cr_assert_eq(info.virtual_size, rows[i].chs ? chs : current, "%s %u: %" PRIu64,
+                         rows[i].creator, type, info.virtual_size);
             cr_assert_eq(info.guest_at_start, type == 2);
             cr_assert_eq(info.zone.tail, TAIL);
             put(b + TAIL + 56, 4, 0xffff10ff); /* the maximum */
@@ -230,7 +233,11 @@ Test(vhd, every_length)
 
     build(b, 3, "win ");
     for (uint64_t n = 0; n <= FILE_SIZE; n++)
-        cr_assert_eq(probe(b, n, &info), n < 8 ? PROBE_NO : n < 1536 ? PROBE_LIES : PROBE_YES, "%" PRIu64, n);
+        cr_assert_eq(probe(b, n, &info),
+                     n < 8      ? PROBE_NO
+                     : n < 1536 ? PROBE_LIES
+                                : PROBE_YES,
+                     "%" PRIu64, n);
     build(b, 2, "win ");
     for (uint64_t n = 0; n <= FILE_SIZE; n++)
         cr_assert_eq(probe(b, n, &info), n < FILE_SIZE ? PROBE_NO : PROBE_YES, "%" PRIu64, n);
@@ -300,7 +307,8 @@ Test(vhd, round_trips)
     }
 }
 
-/* A tool that forgets the complement writes what our seal writes where it has no room for its mark. */
+/* A tool that forgets the complement writes what our seal writes where it has no room for its mark.
+ */
 Test(vhd, sum_without_complement)
 {
     uint8_t b[FILE_SIZE];
@@ -396,8 +404,8 @@ Test(vhd, links)
         }
         resum(b, 4);
         for (unsigned sealed = 0; sealed < 2; sealed++) {
-            cr_assert_eq(windows_links(&format_vhd, b, FILE_SIZE, path), rows[i].path ? 0 : -EUCLEAN,
-                         "row %zu", i);
+            cr_assert_eq(windows_links(&format_vhd, b, FILE_SIZE, path),
+                         rows[i].path ? 0 : -EUCLEAN, "row %zu", i);
             cr_assert_str_eq(path, rows[i].path ? rows[i].path : "", "row %zu", i);
             cr_assert_eq(windows_plan(&format_vhd, b, FILE_SIZE, SEAL_REFUSE, &plan), 0);
             windows_seal(b, &plan, 3);
@@ -433,7 +441,8 @@ Test(vhd, random_mutations)
         for (unsigned k = 1 + i % 3; k > 0; k--) {
             state = state * 6364136223846793005u + 1442695040888963407u;
             unsigned at = (unsigned)(state >> 33) % (type == 2 ? 512 : 2048);
-            b[at < 512 && (type == 2 || at % 2) ? TAIL + at : at] ^= (uint8_t)(1u << (state >> 60 & 7));
+            b[at < 512 && (type == 2 || at % 2) ? TAIL + at : at] ^=
+                (uint8_t)(1u << (state >> 60 & 7));
         }
         if (i % 2)
             resum(b, type);

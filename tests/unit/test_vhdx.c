@@ -1,4 +1,5 @@
-/* test_vhdx.c: headers, region tables and metadata of a VHDX image lied about, every boundary of its length, the marks, the parent's name. */
+/* test_vhdx.c: headers, region tables and metadata of a VHDX image lied about, every boundary of
+ * its length, the marks, the parent's name. */
 #include "windows.h"
 
 #include "format/crc32c.h"
@@ -53,7 +54,8 @@ static void region(uint8_t *e, const char *guid, uint64_t off)
     put(e + 28, 4, 1);
 }
 
-/* Dynamic, blocks of 1 MiB; header 2 is the current one. The parts between them are never touched: static, and cleared where a test writes. */
+/* Dynamic, blocks of 1 MiB; header 2 is the current one. The parts between them are never touched:
+ * static, and cleared where a test writes. */
 static uint8_t *build(void)
 {
     static uint8_t b[FILE_SIZE];
@@ -103,84 +105,87 @@ struct field {
 };
 
 /* clang-format off */
+static const struct field fields[] = {
+    {H2, 4, 0, NULL, false},                               /* header 1 is there still */
+    {H2 + 4, 4, 0, NULL, true},
+    {H1 + 4095, 1, 1, NULL, true},
+    {H2 + 8, 8, 6, NULL, false},
+    {H2 + 48, 8, 0x1234, NULL, false},                     /* a log with entries */
+    {H2 + 64, 2, 1, "log version", false},
+    {H1 + 64, 2, 1, NULL, false},
+    {H2 + 66, 2, 2, NULL, false},
+    {H2 + 68, 4, 4096, "the log at", false},
+    {H2 + 68, 4, 2 << 20, "region 0 at 0x200000 lies over the log", false},
+    {H2 + 72, 8, 0, "the log at", false},
+    {H2 + 72, 8, LOG + 4096, "the log at", false},
+    {H2 + 72, 8, 0x7ffffffffff00000, "the log at", false},
+    {H2 + 72, 8, META, "region 1 at 0x300000 lies over the log", false},
+    {R1, 4, 0, "no region table", false},
+    {R1 + 4, 4, 0, "region table's checksum", true},
+    {R1 + 65535, 1, 1, "region table's checksum", true},
+    {R1 + 8, 4, 1, "no region for the metadata", false},
+    {R1 + 8, 4, 0, "no region for the BAT", false},
+    {R1 + 8, 4, 2048, "2048 regions", false},
+    {R1 + 8, 4, 3, "region 2 at 0x0", false},
+    {R1 + 16, 1, 0, "region 0 is unknown and required", false},
+    {R1 + 32, 8, 0, "region 0 at 0x0", false},
+    {R1 + 32, 8, BAT + 512, "region 0 at", false},
+    {R1 + 32, 8, 0x7ffffffffff00000, "region 0 at", false},
+    {R1 + 32, 8, 0x8000000000000000, "region 0 at", false},
+    {R1 + 32, 8, META, "region 1 at 0x300000 lies over region 0", false},
+    {R1 + 32, 8, FILE_SIZE, NULL, false},
+    {R1 + 40, 4, 0, "region 0 at", false},
+    {R1 + 40, 4, 512, "region 0 at", false},
+    {R1 + 40, 4, 2 << 20, "lies over region 0", false},
+    {R2, 4, 0, NULL, false},                               /* QEMU reads the first only */
+    {META, 8, 7, "no metadata table", false},
+    {META + 10, 2, 2048, "2048 metadata items", false},
+    {META + 10, 2, 4, "physical sector size is missing", false},
+    {META + 10, 2, 0, "file parameters is missing", false},
+    /* an entry of zeros is unknown, and not required */
+    {META + 10, 2, 6, NULL, false},
+    {E(1), 1, 0, "metadata item 1 is unknown and required", false},
+    {E(1) + 16, 4, 0xffff, "virtual disk size at 0xffff is outside", false},
+    {E(1) + 16, 4, (1 << 20) - 7, "virtual disk size at", false},
+    {E(1) + 16, 4, UINT32_MAX, "virtual disk size at", false},
+    {E(1) + 20, 4, 4, "virtual disk size has 4 bytes", false},
+    {ITEMS, 4, 0, "block size 0", false},
+    {ITEMS, 4, 1 << 19, "block size", false},
+    {ITEMS, 4, 3 << 20, "block size", false},
+    {ITEMS, 4, 512 << 20, "block size", false},
+    {ITEMS, 4, 256 << 20, NULL, false},
+    {ITEMS + 4, 4, 1, NULL, false},                        /* fixed */
+    {ITEMS + 4, 4, 2, "no parent locator", false},
+    {ITEMS + 8, 8, 0, NULL, false},                        /* as qemu-img makes it */
+    {ITEMS + 8, 8, SIZE + 511, "the size", false},
+    {ITEMS + 8, 8, SIZE + 512, NULL, false},
+    {ITEMS + 8, 8, (64ull << 40) + 512, "the size", false},
+    {ITEMS + 8, 8, UINT64_MAX & ~511ull, "the size", false},
+    /* BAT of 1 MiB, a bitmap entry after each 4096 but the last */
+    {ITEMS + 8, 8, (131072ull - 31) << 20, NULL, false},
+    {ITEMS + 8, 8, ((131072ull - 31) << 20) + 512, "the BAT", false},
+    {ITEMS + 32, 4, 1024, "logical sector size 1024", false},
+    {ITEMS + 32, 4, 4096, NULL, false},
+};
+/* clang-format on */
+
 Test(vhdx, fields)
 {
-    static const struct field rows[] = {
-        {H2, 4, 0, NULL, false},                               /* header 1 is there still */
-        {H2 + 4, 4, 0, NULL, true},
-        {H1 + 4095, 1, 1, NULL, true},
-        {H2 + 8, 8, 6, NULL, false},
-        {H2 + 48, 8, 0x1234, NULL, false},                     /* a log with entries */
-        {H2 + 64, 2, 1, "log version", false},
-        {H1 + 64, 2, 1, NULL, false},
-        {H2 + 66, 2, 2, NULL, false},
-        {H2 + 68, 4, 4096, "the log at", false},
-        {H2 + 68, 4, 2 << 20, "region 0 at 0x200000 lies over the log", false},
-        {H2 + 72, 8, 0, "the log at", false},
-        {H2 + 72, 8, LOG + 4096, "the log at", false},
-        {H2 + 72, 8, 0x7ffffffffff00000, "the log at", false},
-        {H2 + 72, 8, META, "region 1 at 0x300000 lies over the log", false},
-        {R1, 4, 0, "no region table", false},
-        {R1 + 4, 4, 0, "region table's checksum", true},
-        {R1 + 65535, 1, 1, "region table's checksum", true},
-        {R1 + 8, 4, 1, "no region for the metadata", false},
-        {R1 + 8, 4, 0, "no region for the BAT", false},
-        {R1 + 8, 4, 2048, "2048 regions", false},
-        {R1 + 8, 4, 3, "region 2 at 0x0", false},
-        {R1 + 16, 1, 0, "region 0 is unknown and required", false},
-        {R1 + 32, 8, 0, "region 0 at 0x0", false},
-        {R1 + 32, 8, BAT + 512, "region 0 at", false},
-        {R1 + 32, 8, 0x7ffffffffff00000, "region 0 at", false},
-        {R1 + 32, 8, 0x8000000000000000, "region 0 at", false},
-        {R1 + 32, 8, META, "region 1 at 0x300000 lies over region 0", false},
-        {R1 + 32, 8, FILE_SIZE, NULL, false},
-        {R1 + 40, 4, 0, "region 0 at", false},
-        {R1 + 40, 4, 512, "region 0 at", false},
-        {R1 + 40, 4, 2 << 20, "lies over region 0", false},
-        {R2, 4, 0, NULL, false},                               /* QEMU reads the first only */
-        {META, 8, 7, "no metadata table", false},
-        {META + 10, 2, 2048, "2048 metadata items", false},
-        {META + 10, 2, 4, "physical sector size is missing", false},
-        {META + 10, 2, 0, "file parameters is missing", false},
-        {META + 10, 2, 6, NULL, false},                        /* an entry of zeros is unknown, and not required */
-        {E(1), 1, 0, "metadata item 1 is unknown and required", false},
-        {E(1) + 16, 4, 0xffff, "virtual disk size at 0xffff is outside", false},
-        {E(1) + 16, 4, (1 << 20) - 7, "virtual disk size at", false},
-        {E(1) + 16, 4, UINT32_MAX, "virtual disk size at", false},
-        {E(1) + 20, 4, 4, "virtual disk size has 4 bytes", false},
-        {ITEMS, 4, 0, "block size 0", false},
-        {ITEMS, 4, 1 << 19, "block size", false},
-        {ITEMS, 4, 3 << 20, "block size", false},
-        {ITEMS, 4, 512 << 20, "block size", false},
-        {ITEMS, 4, 256 << 20, NULL, false},
-        {ITEMS + 4, 4, 1, NULL, false},                        /* fixed */
-        {ITEMS + 4, 4, 2, "no parent locator", false},
-        {ITEMS + 8, 8, 0, NULL, false},                        /* as qemu-img makes it */
-        {ITEMS + 8, 8, SIZE + 511, "the size", false},
-        {ITEMS + 8, 8, SIZE + 512, NULL, false},
-        {ITEMS + 8, 8, (64ull << 40) + 512, "the size", false},
-        {ITEMS + 8, 8, UINT64_MAX & ~511ull, "the size", false},
-        {ITEMS + 8, 8, (131072ull - 31) << 20, NULL, false},   /* BAT of 1 MiB, a bitmap entry after each 4096 but the last */
-        {ITEMS + 8, 8, ((131072ull - 31) << 20) + 512, "the BAT", false},
-        {ITEMS + 32, 4, 1024, "logical sector size 1024", false},
-        {ITEMS + 32, 4, 4096, NULL, false},
-    };
-    /* clang-format on */
-
-    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+    for (size_t i = 0; i < sizeof(fields) / sizeof(fields[0]); i++) {
         uint8_t *b = build();
         struct format_info info;
         enum probe answer;
 
-        put(b + rows[i].off, rows[i].width, rows[i].value);
-        if (!rows[i].keep_sum)
+        put(b + fields[i].off, fields[i].width, fields[i].value);
+        if (!fields[i].keep_sum)
             resum(b);
         answer = probe(b, FILE_SIZE, &info);
-        cr_assert_eq(answer, rows[i].why ? PROBE_LIES : PROBE_YES, "@0x%zx = 0x%" PRIx64 ": %u %s",
-                     rows[i].off, rows[i].value, answer, info.why);
-        if (rows[i].why)
-            cr_assert(strstr(info.why, rows[i].why) != NULL, "@0x%zx: \"%s\" lacks \"%s\"", rows[i].off,
-                      info.why, rows[i].why);
+        cr_assert_eq(answer, fields[i].why ? PROBE_LIES : PROBE_YES,
+                     "@0x%zx = 0x%" PRIx64 ": %u %s", fields[i].off, fields[i].value, answer,
+                     info.why);
+        if (fields[i].why)
+            cr_assert(strstr(info.why, fields[i].why) != NULL, "@0x%zx: \"%s\" lacks \"%s\"",
+                      fields[i].off, info.why, fields[i].why);
         else
             windows_round_trip(&format_vhdx, b, FILE_SIZE, SEAL_REFUSE);
     }
@@ -276,8 +281,9 @@ Test(vhdx, plan)
 
         put(b + H1 + 8, 8, current % 2 ? 9 : 5); /* the higher one rules */
         sum(b + H1, 4096);
-        cr_assert_eq(windows_plan(&format_vhdx, b, FILE_SIZE, current / 2 ? SEAL_SIZE : SEAL_REFUSE, &plan),
-                     0);
+        cr_assert_eq(
+            windows_plan(&format_vhdx, b, FILE_SIZE, current / 2 ? SEAL_SIZE : SEAL_REFUSE, &plan),
+            0);
         cr_assert_eq(plan.n, 4);
         for (unsigned i = 0; i < 4; i++) {
             cr_assert_eq(plan.ext[i].off, order[current % 2][i]);
@@ -302,8 +308,8 @@ Test(vhdx, sealed_and_broken)
     cr_assert_eq(windows_plan(&format_vhdx, b, FILE_SIZE, SEAL_REFUSE, &plan), 0);
     windows_seal(b, &plan, 15);
     cr_assert_eq(probe(b, FILE_SIZE, &info), PROBE_SEALED);
-    cr_assert_str_eq(info.why,
-                     "sealed by the signatures of region table 1, region table 2, header 1, header 2");
+    cr_assert_str_eq(
+        info.why, "sealed by the signatures of region table 1, region table 2, header 1, header 2");
     b[R1 + 60000] = 1;
     cr_assert_eq(probe(b, FILE_SIZE, &info), PROBE_SEALED);
     cr_assert_eq(windows_rescue(&format_vhdx, b, FILE_SIZE, NULL, &rescue, &plan), -EUCLEAN);
@@ -352,9 +358,11 @@ Test(vhdx, links)
         const char *pairs[6];
         const char *path;
     } rows[] = {
-        {{"parent_linkage", "{x}", "absolute_win32_path", "C:\\p.vhdx", "relative_path", ".\\d\\p.vhdx"},
+        {{"parent_linkage", "{x}", "absolute_win32_path", "C:\\p.vhdx", "relative_path",
+          ".\\d\\p.vhdx"},
          "d/p.vhdx"},
-        {{"relative_path", "..\\p.vhdx", "a", "b", "absolute_win32_path", "C:\\p.vhdx"}, "../p.vhdx"},
+        {{"relative_path", "..\\p.vhdx", "a", "b", "absolute_win32_path", "C:\\p.vhdx"},
+         "../p.vhdx"},
         {{"a", "b", "absolute_win32_path", "\\\\?\\C:\\p.vhdx", "c", "d"}, NULL},
         {{"a", "b", "absolute_win32_path", "D:\\p.vhdx", "c", "d"}, NULL},
         {{"a", "b", "c", "d", "e", "f"}, NULL},
@@ -369,8 +377,8 @@ Test(vhdx, links)
         build_parent(b, rows[i].pairs, 3);
         cr_assert_eq(probe(b, FILE_SIZE, &info), PROBE_YES, "%s", info.why);
         for (unsigned sealed = 0; sealed < 2; sealed++) {
-            cr_assert_eq(windows_links(&format_vhdx, b, FILE_SIZE, path), rows[i].path ? 0 : -EUCLEAN,
-                         "row %zu", i);
+            cr_assert_eq(windows_links(&format_vhdx, b, FILE_SIZE, path),
+                         rows[i].path ? 0 : -EUCLEAN, "row %zu", i);
             cr_assert_str_eq(path, rows[i].path ? rows[i].path : "");
             cr_assert_eq(windows_plan(&format_vhdx, b, FILE_SIZE, SEAL_REFUSE, &plan), 0);
             windows_seal(b, &plan, 15);

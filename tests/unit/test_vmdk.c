@@ -1,4 +1,5 @@
-/* test_vmdk.c: sparse extents of VMDK: every field lied about once, every length, the marks, the seal and the way back. */
+/* test_vmdk.c: sparse extents of VMDK: every field lied about once, every length, the marks, the
+ * seal and the way back. */
 #include "vmdk_image.h"
 
 static struct file f; /* static: 64 KiB */
@@ -64,10 +65,10 @@ Test(vmdk, fields)
         build(&f, t->kind);
         put_le(f.b + t->off, t->value, t->width);
         answer = probe(&f, &info);
-        cr_assert_eq(answer, t->why ? PROBE_LIES : PROBE_YES, "kind %u @%zu = 0x%" PRIx64 ": %s", t->kind,
-                     t->off, t->value, info.why);
-        cr_assert(!t->why || strstr(info.why, t->why), "kind %u @%zu: \"%s\" lacks \"%s\"", t->kind, t->off,
-                  info.why, t->why);
+        cr_assert_eq(answer, t->why ? PROBE_LIES : PROBE_YES, "kind %u @%zu = 0x%" PRIx64 ": %s",
+                     t->kind, t->off, t->value, info.why);
+        cr_assert(!t->why || strstr(info.why, t->why), "kind %u @%zu: \"%s\" lacks \"%s\"", t->kind,
+                  t->off, info.why, t->why);
         if (answer == PROBE_YES)
             check_round_trip(&f, info.virtual_size);
     }
@@ -88,8 +89,8 @@ Test(vmdk, truncated_at_every_length)
             memset(f.b + n, 0, FILE_MAX - n);
             f.size = FILE_MAX;
             grown = probe(&f, &grown_info);
-            cr_assert_eq(answer, n < 4 ? PROBE_NO : grown, "kind %u, %" PRIu64 " bytes: %s / %s", kind, n,
-                         info.why, grown_info.why);
+            cr_assert_eq(answer, n < 4 ? PROBE_NO : grown, "kind %u, %" PRIu64 " bytes: %s / %s",
+                         kind, n, info.why, grown_info.why);
             if (answer == PROBE_YES) {
                 f.size = n;
                 check_states(&f, info.virtual_size, false);
@@ -122,7 +123,8 @@ Test(vmdk, plan_of_a_footer)
         cr_assert_eq(plan.ext[i].off, want[i].off, "extent %u is at %" PRIu64, i, plan.ext[i].off);
         cr_assert_eq(plan.ext[i].len, want[i].len);
         cr_assert_arr_eq(plan.ext[i].sealed, want[i].sealed,
-                         want[i].len > 8 ? strlen(want[i].sealed) + 1 : want[i].len, "extent %u", i);
+                         want[i].len > 8 ? strlen(want[i].sealed) + 1 : want[i].len, "extent %u",
+                         i);
     }
 }
 
@@ -136,8 +138,8 @@ Test(vmdk, plan_of_others)
     cr_assert(plan.ext[0].off == 16 && memcmp(plan.ext[0].sealed, "\x01\0\xa0\x5e", 4) == 0);
     cr_assert(plan.ext[1].off == 4 && memcmp(plan.ext[1].sealed, "\x01\0\xa1\x5e", 4) == 0);
     cr_assert(plan.ext[2].off == 1664);
-    cr_assert_arr_eq(plan.ext[2].sealed, "SEALED a-name-that-is-longer-than-thirt sectors=0000000000020000",
-                     64);
+    cr_assert_arr_eq(plan.ext[2].sealed,
+                     "SEALED a-name-that-is-longer-than-thirt sectors=0000000000020000", 64);
     cr_assert(plan.ext[3].off == 12 && memcmp(plan.ext[3].sealed, "SEAL", 4) == 0);
 
     build(&f, SHELL); /* the text first, no capacity */
@@ -208,7 +210,8 @@ Test(vmdk, rescue_with_a_given_size)
         disk.b[(kind == COWD ? 1664 : 128) + 20] = 'x';
         cr_assert_eq(rescue(&disk, NULL, &res, &undo), -ENODATA);
         cr_assert_eq(res.n, kind == COWD ? 1u : 0u);
-        cr_assert(kind != COWD || (res.candidate[0].kind == RESCUE_UPPER && res.candidate[0].size == size));
+        cr_assert(kind != COWD ||
+                  (res.candidate[0].kind == RESCUE_UPPER && res.candidate[0].size == size));
         cr_assert_eq(rescue(&disk, &odd, &res, &undo), -ERANGE);
         cr_assert(kind != COWD || rescue(&disk, &more, &res, &undo) == -ERANGE);
         cr_assert_eq(rescue(&disk, &size, &res, &undo), 0);
@@ -228,7 +231,8 @@ Test(vmdk, sealed_text)
     f.b[44] = 0; /* the marks count more than any contradiction */
     cr_assert_eq(probe(&f, &info), PROBE_SEALED);
     cr_assert_str_eq(
-        info.why, "sealed by its version, capacity, descriptor, note: SEALED n ? sectors=0000000000020000");
+        info.why,
+        "sealed by its version, capacity, descriptor, note: SEALED n ? sectors=0000000000020000");
     cr_assert_eq(info.virtual_size, 0);
 }
 
@@ -261,7 +265,9 @@ Test(vmdk, random_mutations)
         memset(f.b + f.size, 0, FILE_MAX - f.size);
         for (unsigned k = (unsigned)(1 + random_next(&state) % 3); k > 0; k--) {
             uint64_t base = random_next(&state) % 4 == 0 ? FOOTER_AT : 0;
-            uint64_t off = base + random_next(&state) % (base ? 1528 : random_next(&state) % 2 ? 80 : 900);
+            uint64_t off = base + random_next(&state) % (base                      ? 1528
+                                                         : random_next(&state) % 2 ? 80
+                                                                                   : 900);
 
             if (random_next(&state) % 2)
                 f.b[off] = (uint8_t)random_next(&state);
@@ -270,7 +276,8 @@ Test(vmdk, random_mutations)
                        random_next(&state) % 2 ? 4u : 8u);
         }
         answer = probe(&f, &info);
-        cr_assert_eq(answer == PROBE_LIES || answer == PROBE_SEALED, info.why[0] != '\0', "round %u", i);
+        cr_assert_eq(answer == PROBE_LIES || answer == PROBE_SEALED, info.why[0] != '\0',
+                     "round %u", i);
         seen[answer]++;
         if (answer == PROBE_YES)
             check_states(&f, info.virtual_size, false);

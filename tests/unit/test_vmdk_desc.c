@@ -1,4 +1,5 @@
-/* test_vmdk_desc.c: VMDK descriptor files: what is one, each line wrong once, the seal and the way back, the files that it needs. */
+/* test_vmdk_desc.c: VMDK descriptor files: what is one, each line wrong once, the seal and the way
+ * back, the files that it needs. */
 #include "vmdk_image.h"
 
 static struct file f; /* static: 64 KiB */
@@ -19,9 +20,11 @@ static const struct text texts[] = {
     {FLAT_TEXT, PROBE_YES, NULL, 131072},
     {HEAD TYPE LINE, PROBE_YES, NULL, 8},
     {"# disk descriptorfile\r\nversion=2\r\nCID=1\r\nparentCID=2\r\ncreateType=\"vmfs\"\r\nRW 8 VMFS \"a\"\r\n", PROBE_YES, NULL, 8},
-    {"version=3\n# Disk DescriptorFile\nCID=1\nparentCID=ffffffff\n" TYPE LINE, PROBE_YES, NULL, 8}, /* QEMU takes it */
+    /* QEMU takes it */
+    {"version=3\n# Disk DescriptorFile\nCID=1\nparentCID=ffffffff\n" TYPE LINE, PROBE_YES, NULL, 8},
     {"# x\n   \nversion=1\nCID=1\nparentCID=ffffffff\n" TYPE LINE, PROBE_YES, NULL, 8},
-    {"# x\n\nversion=1\nCID=1\nparentCID=ffffffff\n" TYPE LINE, PROBE_NO, NULL, 0}, /* QEMU does not */
+    /* QEMU does not */
+    {"# x\n\nversion=1\nCID=1\nparentCID=ffffffff\n" TYPE LINE, PROBE_NO, NULL, 0},
     {"# x\nversion=4\nCID=1\nparentCID=ffffffff\n" TYPE LINE, PROBE_NO, NULL, 0},
     {"# a configuration file\nversion=1\nname=\"something\"\nRW 8 FLAT \"a\" 0\n", PROBE_NO, NULL, 0},
     {"# a configuration file\nversion=1\ncreateType=\"x\"\n", PROBE_LIES, "line 3", 0},
@@ -77,8 +80,8 @@ Test(vmdk_desc, texts)
         put_text(&f, texts[i].text);
         answer = probe(&f, &info);
         cr_assert_eq(answer, texts[i].answer, "%zu: %u, %s", i, answer, info.why);
-        cr_assert(!texts[i].why || strstr(info.why, texts[i].why), "%zu: \"%s\" lacks \"%s\"", i, info.why,
-                  texts[i].why);
+        cr_assert(!texts[i].why || strstr(info.why, texts[i].why), "%zu: \"%s\" lacks \"%s\"", i,
+                  info.why, texts[i].why);
         cr_assert_eq(info.virtual_size, texts[i].sectors * 512, "%zu", i);
         cr_assert_eq(info.zone.head, answer == PROBE_NO ? FORMAT_REACH : 65536, "%zu", i);
         if (answer == PROBE_YES)
@@ -167,9 +170,9 @@ Test(vmdk_desc, lengths)
         f.size = n;
         cr_assert_eq(probe(&f, &info) == PROBE_NO, n < 21, "%" PRIu64, n);
     }
-    put_text(
-        &f,
-        "# x\nversion=1\nCID=1\nparentCID=2\n"); /* without a signature, and what would make it one is far away */
+    put_text(&f,
+             /* without a signature, and what would make it one is far away */
+             "# x\nversion=1\nCID=1\nparentCID=2\n");
     memset(f.b + f.size, '\n', FILE_MAX - f.size);
     memcpy(f.b + FORMAT_REACH - 9, TYPE, strlen(TYPE));
     f.size = 20000;
@@ -219,9 +222,10 @@ Test(vmdk_desc, links)
 {
     static struct seen seen, none;
 
-    put_text(&f, HEAD "createType=\"SEALEDthicFlat\"\n"
-                      "SE 8 FLAT \"a b.vmdk\" 0\nRW 8 ZERO\nRW 8 SPARSE \"/x:y/b\"\nRW 1 VMFS \"file:c\"\n"
-                      "RW 1 VMFSSPARSE \"d\"\nRW 1 SESPARSE \"e\"\nparentFileNameHint=\"../p.vmdk\"\n");
+    put_text(&f, HEAD
+             "createType=\"SEALEDthicFlat\"\n"
+             "SE 8 FLAT \"a b.vmdk\" 0\nRW 8 ZERO\nRW 8 SPARSE \"/x:y/b\"\nRW 1 VMFS \"file:c\"\n"
+             "RW 1 VMFSSPARSE \"d\"\nRW 1 SESPARSE \"e\"\nparentFileNameHint=\"../p.vmdk\"\n");
     cr_assert_eq(links(&f, see, &seen), 0);
     cr_assert_eq(seen.n, 6);
     check_link(&seen, 0, LINK_EXTENT, "a b.vmdk", "raw");
@@ -318,7 +322,8 @@ Test(vmdk_desc, random_mutations)
         }
         f.size -= random_next(&state) % 4 == 0 ? random_next(&state) % f.size : 0;
         answer = probe(&f, &info);
-        cr_assert_eq(answer == PROBE_LIES || answer == PROBE_SEALED, info.why[0] != '\0', "round %u", i);
+        cr_assert_eq(answer == PROBE_LIES || answer == PROBE_SEALED, info.why[0] != '\0',
+                     "round %u", i);
         seen[answer]++;
         names.n = 0;
         if (answer == PROBE_YES) {

@@ -32,9 +32,10 @@ Test(winpath, utf8)
             char out[16] = "";
 
             for (size_t k = 0; k < rows[i].bytes; k++)
-                b[k] = (uint8_t)rows[i].units[big || k == rows[i].bytes - rows[i].bytes % 2 ? k : k ^ 1];
-            cr_assert_eq(winpath_utf8(b, rows[i].bytes, big, out, sizeof(out)), rows[i].text ? 0 : -EUCLEAN,
-                         "row %zu", i);
+                b[k] = (uint8_t)rows[i]
+                           .units[big || k == rows[i].bytes - rows[i].bytes % 2 ? k : k ^ 1];
+            cr_assert_eq(winpath_utf8(b, rows[i].bytes, big, out, sizeof(out)),
+                         rows[i].text ? 0 : -EUCLEAN, "row %zu", i);
             if (rows[i].text)
                 cr_assert_str_eq(out, rows[i].text, "row %zu", i);
         }

@@ -1,12 +1,12 @@
 /* unit.h: what a unit test includes, and nothing else of a test framework.
  *
- * Normally this is criterion. With -DPLAIN_RUNNER it is the small replacement below: the same names, all
- * tests in one process, linked with plain.c. Valgrind needs that: criterion runs each test in a child and
- * exits 0 there even after an invalid write.
+ * Normally this is criterion. With -DPLAIN_RUNNER it is the small replacement below: the same
+ * names, all tests in one process, linked with plain.c. Valgrind needs that: criterion runs each
+ * test in a child and exits 0 there even after an invalid write.
  *
- * Only what is defined below may be used in tests, so that both builds stay possible. (criterion has no
- * cr_fail: it is cr_assert_fail.) Messages are printf literals, and optional. A failing assertion ends its
- * test; assert only in the thread that runs the test. */
+ * Only what is defined below may be used in tests, so that both builds stay possible. (criterion
+ * has no cr_fail: it is cr_assert_fail.) Messages are printf literals, and optional. A failing
+ * assertion ends its test; assert only in the thread that runs the test. */
 #ifndef UNIT_H
 #define UNIT_H
 
@@ -38,20 +38,20 @@ _Noreturn void unit_fail(const char *file, int line, const char *what, const cha
     __attribute__((format(printf, 4, 5)));
 _Noreturn void unit_skip(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
-#define Test(s, n, ...)                                                                                      \
-    static void unit_run_##s##_##n(void);                                                                    \
-    __attribute__((constructor)) static void unit_add_##s##_##n(void)                                        \
-    {                                                                                                        \
-        static struct unit_test test = {#s, #n, unit_run_##s##_##n, {__VA_ARGS__}, NULL};                    \
-        unit_register(&test);                                                                                \
-    }                                                                                                        \
+#define Test(s, n, ...)                                                                            \
+    static void unit_run_##s##_##n(void);                                                          \
+    __attribute__((constructor)) static void unit_add_##s##_##n(void)                              \
+    {                                                                                              \
+        static struct unit_test test = {#s, #n, unit_run_##s##_##n, {__VA_ARGS__}, NULL};          \
+        unit_register(&test);                                                                      \
+    }                                                                                              \
     static void unit_run_##s##_##n(void)
 
 /* The blank before __VA_ARGS__ keeps the format from being empty, of which gcc would warn. */
-#define UNIT_CHECK(ok, what, ...)                                                                            \
-    do {                                                                                                     \
-        if (!(ok))                                                                                           \
-            unit_fail(__FILE__, __LINE__, what, " " __VA_ARGS__);                                            \
+#define UNIT_CHECK(ok, what, ...)                                                                  \
+    do {                                                                                           \
+        if (!(ok))                                                                                 \
+            unit_fail(__FILE__, __LINE__, what, " " __VA_ARGS__);                                  \
     } while (0)
 
 #define cr_assert_fail(...) unit_fail(__FILE__, __LINE__, "cr_assert_fail", " " __VA_ARGS__)
@@ -66,11 +66,13 @@ _Noreturn void unit_skip(const char *fmt, ...) __attribute__((format(printf, 1, 
 #define cr_assert_geq(a, b, ...) UNIT_CHECK((a) >= (b), #a " >= " #b, __VA_ARGS__)
 #define cr_assert_null(p, ...) UNIT_CHECK((p) == NULL, #p " == NULL", __VA_ARGS__)
 #define cr_assert_not_null(p, ...) UNIT_CHECK((p) != NULL, #p " != NULL", __VA_ARGS__)
-#define cr_assert_str_eq(a, b, ...) UNIT_CHECK(strcmp((a), (b)) == 0, #a " is the text " #b, __VA_ARGS__)
-#define cr_assert_str_neq(a, b, ...) UNIT_CHECK(strcmp((a), (b)) != 0, #a " is not the text " #b, __VA_ARGS__)
-#define cr_assert_arr_eq(a, b, size, ...)                                                                    \
+#define cr_assert_str_eq(a, b, ...)                                                                \
+    UNIT_CHECK(strcmp((a), (b)) == 0, #a " is the text " #b, __VA_ARGS__)
+#define cr_assert_str_neq(a, b, ...)                                                               \
+    UNIT_CHECK(strcmp((a), (b)) != 0, #a " is not the text " #b, __VA_ARGS__)
+#define cr_assert_arr_eq(a, b, size, ...)                                                          \
     UNIT_CHECK(memcmp((a), (b), (size)) == 0, #a " has the bytes of " #b, __VA_ARGS__)
-#define cr_assert_arr_neq(a, b, size, ...)                                                                   \
+#define cr_assert_arr_neq(a, b, size, ...)                                                         \
     UNIT_CHECK(memcmp((a), (b), (size)) != 0, #a " has other bytes than " #b, __VA_ARGS__)
 
 #endif

@@ -1,4 +1,5 @@
-/* vmdk_image.h: the files that the tests of VMDK work on, built byte by byte, and views that hold exactly what was wanted of them. */
+/* vmdk_image.h: the files that the tests of VMDK work on, built byte by byte, and views that hold
+ * exactly what was wanted of them. */
 #ifndef VMDK_IMAGE_H
 #define VMDK_IMAGE_H
 
@@ -26,9 +27,9 @@ struct file {
     uint8_t b[FILE_MAX];
 };
 
-#define FLAT_TEXT                                                                                            \
-    "# Disk DescriptorFile\nversion=1\nCID=f59e37a2\nparentCID=ffffffff\ncreateType=\"monolithicFlat\"\n\n"  \
-    "# Extent description\nRW 131072 FLAT \"a-flat.vmdk\" 0\n\n# The Disk Data Base\n#DDB\n\n"               \
+#define FLAT_TEXT                                                                                           \
+    "# Disk DescriptorFile\nversion=1\nCID=f59e37a2\nparentCID=ffffffff\ncreateType=\"monolithicFlat\"\n\n" \
+    "# Extent description\nRW 131072 FLAT \"a-flat.vmdk\" 0\n\n# The Disk Data Base\n#DDB\n\n"              \
     "ddb.virtualHWVersion = \"4\"\n"
 
 static inline void put_text(struct file *f, const char *text)
@@ -57,10 +58,11 @@ static inline void put_kdmv(uint8_t *h, uint32_t version, uint32_t flags, uint64
 
 static inline void put_desc(struct file *f, const char *type, const char *line)
 {
-    snprintf((char *)f->b + DESC_AT, 10240,
-             "# Disk DescriptorFile\nversion=1\nCID=1cc52be\nparentCID=ffffffff\ncreateType=\"%s\"\n\n"
-             "# Extent description\n%s\n\n#DDB\n",
-             type, line);
+    snprintf(
+        (char *)f->b + DESC_AT, 10240,
+        "# Disk DescriptorFile\nversion=1\nCID=1cc52be\nparentCID=ffffffff\ncreateType=\"%s\"\n\n"
+        "# Extent description\n%s\n\n#DDB\n",
+        type, line);
 }
 
 static inline void build(struct file *f, enum kind kind)
@@ -78,13 +80,14 @@ static inline void build(struct file *f, enum kind kind)
         put_le(f->b + 28, 64, 4);
         return;
     }
-    put_kdmv(f->b, kind == STREAM || kind == FOOTER ? 3 : 1, kind == STREAM || kind == FOOTER ? 0x30001 : 3,
-             kind == FOOTER ? UINT64_MAX : 30);
+    put_kdmv(f->b, kind == STREAM || kind == FOOTER ? 3 : 1,
+             kind == STREAM || kind == FOOTER ? 0x30001 : 3, kind == FOOTER ? UINT64_MAX : 30);
     if (kind == SHELL) {
         put_le(f->b + 12, 0, 8);
         put_desc(f, "monolithicFlat", "RW 131072 FLAT \"a-flat.vmdk\" 0");
     } else if (kind != BARE) {
-        put_desc(f, kind == SPARSE ? "monolithicSparse" : "streamOptimized", "RW 131072 SPARSE \"a.vmdk\"");
+        put_desc(f, kind == SPARSE ? "monolithicSparse" : "streamOptimized",
+                 "RW 131072 SPARSE \"a.vmdk\"");
     }
     if (kind == FOOTER) {
         f->b[FOOTER_AT] = 1;
@@ -93,8 +96,9 @@ static inline void build(struct file *f, enum kind kind)
     }
 }
 
-/* Heap copies of exactly the windows that were wanted, so that AddressSanitizer sees a read beyond them. */
-static inline bool view_more(struct view *v, const struct file *f)
+/* Heap copies of exactly the windows that were wanted, so that AddressSanitizer sees a read beyond
+ * them. */
+static inline bool view_more(struct excerpt *v, const struct file *f)
 {
     uint8_t *copy = malloc(v->want_len ? v->want_len : 1);
 
@@ -108,7 +112,7 @@ static inline bool view_more(struct view *v, const struct file *f)
     return true;
 }
 
-static inline void view_free(struct view *v)
+static inline void view_free(struct excerpt *v)
 {
     while (v->n > 0)
         free((void *)(uintptr_t)v->win[--v->n].data);
@@ -116,7 +120,7 @@ static inline void view_free(struct view *v)
 
 static inline enum probe probe(const struct file *f, struct format_info *info)
 {
-    struct view v = {.file_size = f->size};
+    struct excerpt v = {.file_size = f->size};
     enum probe answer;
 
     do {
@@ -128,10 +132,11 @@ static inline enum probe probe(const struct file *f, struct format_info *info)
     return answer;
 }
 
-static inline int make_plan(const struct file *f, enum seal_mode mode, const char *holder, struct plan *plan)
+static inline int make_plan(const struct file *f, enum seal_mode mode, const char *holder,
+                            struct plan *plan)
 {
     struct seal_policy policy = {mode, holder};
-    struct view v = {.file_size = f->size};
+    struct excerpt v = {.file_size = f->size};
     int r;
 
     while ((r = format_vmdk.plan(&v, &policy, plan)) == -EAGAIN && view_more(&v, f))
@@ -140,9 +145,10 @@ static inline int make_plan(const struct file *f, enum seal_mode mode, const cha
     return r;
 }
 
-static inline int rescue(const struct file *f, const uint64_t *size, struct rescue *ret, struct plan *plan)
+static inline int rescue(const struct file *f, const uint64_t *size, struct rescue *ret,
+                         struct plan *plan)
 {
-    struct view v = {.file_size = f->size};
+    struct excerpt v = {.file_size = f->size};
     int r;
 
     while ((r = format_vmdk.rescue(&v, size, ret, plan)) == -EAGAIN && view_more(&v, f))
@@ -151,9 +157,10 @@ static inline int rescue(const struct file *f, const uint64_t *size, struct resc
     return r;
 }
 
-static inline int links(const struct file *f, int (*fn)(void *arg, const struct format_link *link), void *arg)
+static inline int links(const struct file *f, int (*fn)(void *arg, const struct format_link *link),
+                        void *arg)
 {
-    struct view v = {.file_size = f->size};
+    struct excerpt v = {.file_size = f->size};
     int r;
 
     while ((r = format_vmdk.links(&v, fn, arg)) == -EAGAIN && view_more(&v, f))
@@ -165,11 +172,13 @@ static inline int links(const struct file *f, int (*fn)(void *arg, const struct 
 static inline void apply(struct file *f, const struct plan *plan, unsigned n, bool seal)
 {
     for (unsigned i = 0; i < n; i++)
-        memcpy(f->b + plan->ext[i].off, seal ? plan->ext[i].sealed : plan->ext[i].truth, plan->ext[i].len);
+        memcpy(f->b + plan->ext[i].off, seal ? plan->ext[i].sealed : plan->ext[i].truth,
+               plan->ext[i].len);
 }
 
-/* An image that passed: its plan holds what the file holds, every prefix of it and every state of a restore is known as sealed, and all of them are undone
- * exactly by the plan and, from the file alone, by rescue. */
+/* An image that passed: its plan holds what the file holds, every prefix of it and every state of a
+ * restore is known as sealed, and all of them are undone exactly by the plan and, from the file
+ * alone, by rescue. */
 static inline void check_states(const struct file *f, uint64_t virtual_size, bool each_subset)
 {
     static struct plan plan, undo;
@@ -194,7 +203,8 @@ static inline void check_states(const struct file *f, uint64_t virtual_size, boo
             cr_assert(e->off + e->len <= true_info.zone.head || e->off >= true_info.zone.tail);
             cr_assert_arr_eq(e->truth, f->b + e->off, e->len);
             for (unsigned k = 0; k < i; k++)
-                cr_assert(e->off >= plan.ext[k].off + plan.ext[k].len || plan.ext[k].off >= e->off + e->len);
+                cr_assert(e->off >= plan.ext[k].off + plan.ext[k].len ||
+                          plan.ext[k].off >= e->off + e->len);
             if (mask >> i & 1)
                 memcpy(disk.b + e->off, e->sealed, e->len);
         }
@@ -205,7 +215,8 @@ static inline void check_states(const struct file *f, uint64_t virtual_size, boo
             continue;
         cr_assert_eq(rescue(&disk, NULL, &res, &undo), 0, "mask 0x%x", mask);
         cr_assert(res.n == 1 && res.candidate[0].kind == RESCUE_EXACT);
-        cr_assert_eq(res.candidate[0].size, virtual_size, "mask 0x%x: %" PRIu64, mask, res.candidate[0].size);
+        cr_assert_eq(res.candidate[0].size, virtual_size, "mask 0x%x: %" PRIu64, mask,
+                     res.candidate[0].size);
         for (unsigned i = 0; i < undo.n; i++)
             cr_assert_arr_eq(undo.ext[i].sealed, disk.b + undo.ext[i].off, undo.ext[i].len);
         apply(&disk, &undo, undo.n, false);

@@ -1,5 +1,6 @@
-/* windows.h: runs a format on a file in memory the way its caller does: each window is loaded when it is wanted, as a heap copy of exactly that length,
- * so that AddressSanitizer and valgrind see a read beyond it. */
+/* windows.h: runs a format on a file in memory the way its caller does: each window is loaded when
+ * it is wanted, as a heap copy of exactly that length, so that AddressSanitizer and valgrind see a
+ * read beyond it. */
 #ifndef WINDOWS_H
 #define WINDOWS_H
 
@@ -15,7 +16,7 @@
 
 struct windows {
     const uint8_t *file;
-    struct view v;
+    struct excerpt v;
 };
 
 static inline struct windows windows_of(const uint8_t *file, uint64_t file_size)
@@ -25,7 +26,7 @@ static inline struct windows windows_of(const uint8_t *file, uint64_t file_size)
 
 static inline void windows_load(struct windows *w)
 {
-    struct view *v = &w->v;
+    struct excerpt *v = &w->v;
     uint8_t *copy;
 
     cr_assert(v->want_len > 0 && v->want_len <= FORMAT_WINDOW_MAX);
@@ -48,8 +49,8 @@ static inline void windows_free(struct windows *w)
     w->v.n = 0;
 }
 
-static inline enum probe windows_probe(const struct format *f, const uint8_t *file, uint64_t file_size,
-                                       struct format_info *ret)
+static inline enum probe windows_probe(const struct format *f, const uint8_t *file,
+                                       uint64_t file_size, struct format_info *ret)
 {
     struct windows w = windows_of(file, file_size);
     enum probe answer;
@@ -99,7 +100,8 @@ static int windows_link_one(void *arg, const struct format_link *link)
 }
 
 /* ret: 1024 bytes, "" when there is no link. */
-static inline int windows_links(const struct format *f, const uint8_t *file, uint64_t file_size, char *ret)
+static inline int windows_links(const struct format *f, const uint8_t *file, uint64_t file_size,
+                                char *ret)
 {
     struct windows w = windows_of(file, file_size);
     int r;
@@ -118,7 +120,8 @@ static inline void windows_seal(uint8_t *file, const struct plan *plan, unsigned
             memcpy(file + plan->ext[i].off, plan->ext[i].sealed, plan->ext[i].len);
 }
 
-/* Seals what passes in each subset of the extents, and undoes it by rescue. known: the size can be told. file is changed and put back. */
+/* Seals what passes in each subset of the extents, and undoes it by rescue. known: the size can be
+ * told. file is changed and put back. */
 static inline void windows_round_trip(const struct format *f, uint8_t *file, uint64_t file_size,
                                       enum seal_mode mode)
 {
@@ -130,7 +133,8 @@ static inline void windows_round_trip(const struct format *f, uint8_t *file, uin
     cr_assert_eq(windows_plan(f, file, file_size, mode, &plan), 0);
     cr_assert(plan.n >= 1 && plan.n <= 4);
     for (unsigned i = 0; i < plan.n; i++) {
-        cr_assert(plan.ext[i].off + plan.ext[i].len <= info.zone.head || plan.ext[i].off >= info.zone.tail);
+        cr_assert(plan.ext[i].off + plan.ext[i].len <= info.zone.head ||
+                  plan.ext[i].off >= info.zone.tail);
         cr_assert_arr_eq(plan.ext[i].truth, file + plan.ext[i].off, plan.ext[i].len);
     }
     for (unsigned bits = 1; bits < 1u << plan.n; bits++) {
@@ -142,7 +146,8 @@ static inline void windows_round_trip(const struct format *f, uint8_t *file, uin
         cr_assert_eq(sealed.zone.head, info.zone.head);
         cr_assert_eq(sealed.zone.tail, info.zone.tail);
         cr_assert_eq(sealed.guest_at_start, info.guest_at_start);
-        cr_assert_eq(windows_rescue(f, file, file_size, NULL, &rescue, &undo), 0, "subset %u", bits);
+        cr_assert_eq(windows_rescue(f, file, file_size, NULL, &rescue, &undo), 0, "subset %u",
+                     bits);
         if (given) {
             cr_assert_eq(rescue.n, 1);
             cr_assert_eq(rescue.candidate[0].kind, RESCUE_EXACT);
@@ -159,7 +164,8 @@ static inline void windows_round_trip(const struct format *f, uint8_t *file, uin
             memcpy(file + undo.ext[i].off, undo.ext[i].truth, undo.ext[i].len);
         }
         for (unsigned i = 0; i < plan.n; i++)
-            cr_assert_arr_eq(plan.ext[i].truth, file + plan.ext[i].off, plan.ext[i].len, "subset %u", bits);
+            cr_assert_arr_eq(plan.ext[i].truth, file + plan.ext[i].off, plan.ext[i].len,
+                             "subset %u", bits);
     }
 }
 

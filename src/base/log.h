@@ -1,0 +1,26 @@
+/* log.h: where messages go. Core modules never log above LOG_DEBUG: the daemon logs once, where an
+ * error is decided.
+ *
+ * log_to_stderr() is the state at start: "diskguard: <text>" on standard error. log_to_journal()
+ * sends to the systemd journal where it runs, else to syslog. Priorities are those of syslog(3).
+ * Thread-safe; one line per call, control characters replaced by '?'. */
+#ifndef DISKGUARD_LOG_H
+#define DISKGUARD_LOG_H
+
+#include <stdbool.h>
+#include <syslog.h>
+
+#include "base/base.h"
+
+void log_init(const char *program, bool debug);
+void log_to_system(void);
+/* Keep errno. */
+void log_msg(int priority, const char *fmt, ...) DG_PRINTF(2, 3);
+/* As log_msg, with the fields that every message about an image carries (IMAGE=, HOLDER=,
+ * GENERATION= in the journal). */
+void log_image(int priority, const char *image, const char *holder, uint64_t generation,
+               const char *fmt, ...) DG_PRINTF(5, 6);
+
+#define log_debug(...) log_msg(LOG_DEBUG, __VA_ARGS__)
+
+#endif

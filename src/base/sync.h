@@ -1,0 +1,89 @@
+/* sync.h: mutex and condition variable with the annotations of clang's -Wthread-safety.
+ *
+ * Lock order of the whole program: inode table -> image; separately header mutex -> journal. Never
+ * two images. No lock is held over datastore I/O, sqlite or fuse_reply_*, except the header mutex,
+ * whose purpose is to serialise header I/O. */
+#ifndef DISKGUARD_SYNC_H
+#define DISKGUARD_SYNC_H
+
+#include <pthread.h>
+
+#ifdef __clang__
+#define SYNC_ATTR(x) __attribute__((x))
+#else
+#define SYNC_ATTR(x)
+#endif
+/* Documentation: in C, clang 14 cannot name a sibling member in an attribute (GCC and C++ semantics
+ * differ); REQUIRES on functions is checked. */
+#define GUARDED_BY(x)
+#define REQUIRES(...) SYNC_ATTR(requires_capability(__VA_ARGS__))
+#define REQUIRES_SHARED(...) SYNC_ATTR(requires_shared_capability(__VA_ARGS__))
+#define ACQUIRE(...) SYNC_ATTR(acquire_capability(__VA_ARGS__))
+#define ACQUIRE_SHARED(...) SYNC_ATTR(acquire_shared_capability(__VA_ARGS__))
+#define RELEASE(...) SYNC_ATTR(release_capability(__VA_ARGS__))
+#define RELEASE_SHARED(...) SYNC_ATTR(release_shared_capability(__VA_ARGS__))
+#define EXCLUDES(...) SYNC_ATTR(locks_excluded(__VA_ARGS__))
+#define NO_THREAD_SAFETY_ANALYSIS SYNC_ATTR(no_thread_safety_analysis)
+
+struct SYNC_ATTR(capability("mutex")) mutex {
+    pthread_mutex_t m;
+};
+
+static inline void mutex_init(struct mutex *m)
+{
+    pthread_mutex_init(&m->m, NULL);
+}
+static inline void mutex_destroy(struct mutex *m)
+{
+    pthread_mutex_destroy(&m->m);
+}
+static inline void mutex_lock(struct mutex *m) ACQUIRE(*m) NO_THREAD_SAFETY_ANALYSIS
+{
+    pthread_mutex_lock(&m->m);
+}
+static inline void mutex_unlock(struct mutex *m) RELEASE(*m) NO_THREAD_SAFETY_ANALYSIS
+{
+    pthread_mutex_unlock(&m->m);
+}
+
+struct SYNC_ATTR(capability("mutex")) rwlock {
+    pthread_rwlock_t l;
+};
+
+/* Writers first, for readers come in streams (guest data of images with a footer): so no thread may
+ * take it twice for reading. */
+static inline void rwlock_init(struct rwlock *l)
+{
+    pthread_rwlockattr_t attr;
+    pthread_rwlockattr_init(&attr);
+    pthread_rwlockattr_setkind_np(&attr, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+    pthread_rwlock_init(&l->l, &attr);
+    pthread_rwlockattr_destroy(&attr);
+}
+static inline void rwlock_destroy(struct rwlock *l)
+{
+    pthread_rwlock_destroy(&l->l);
+}
+static inline void rwlock_read(struct rwlock *l) ACQUIRE_SHARED(*l) NO_THREAD_SAFETY_ANALYSIS
+{
+    pthread_rwlock_rdlock(&l->l);
+}
+static inline void rwlock_write(struct rwlock *l) ACQUIRE(*l) NO_THREAD_SAFETY_ANALYSIS
+{
+    pthread_rwlock_wrlock(&l->l);
+}
+static inline void rwlock_read_unlock(struct rwlock *l) RELEASE_SHARED(*l) NO_THREAD_SAFETY_ANALYSIS
+{
+    pthread_rwlock_unlock(&l->l);
+}
+static inline void rwlock_write_unlock(struct rwlock *l) RELEASE(*l) NO_THREAD_SAFETY_ANALYSIS
+{
+    pthread_rwlock_unlock(&l->l);
+}
+
+static inline void mutex_wait(pthread_cond_t *c, struct mutex *m) REQUIRES(*m)
+{
+    pthread_cond_wait(c, &m->m);
+}
+
+#endif

@@ -1,0 +1,185 @@
+#include "daemon/monitor.h"
+
+#include <string.h>
+#include <time.h>
+
+#include "base/log.h"
+#include "base/sync.h"
+#include "guard/guard.h"
+
+struct monitor {
+    struct daemon *d;
+    struct image_tend *tend;
+    pthread_t beat, look;
+    bool beating, tending; /* these two were started */
+    struct mutex lock;
+    pthread_cond_t wake;
+    bool stop GUARDED_BY(lock);
+    bool kicked GUARDED_BY(lock);
+};
+
+unsigned monitor_period_ms(void)
+{
+#ifdef DG_HOOKS
+    const char *text = getenv("DISKGUARD_BEAT_MS");
+    uint64_t ms;
+    if (text && base_u64(text, &ms) == 0 && ms >= 10 && ms <= 3600000)
+        return (unsigned)ms;
+#endif
+    return MONITOR_PERIOD_MS;
+}
+
+/* Until the next round, or a kick (only of the looks: a beat proves life by its pace). false: stop.
+ */
+static bool wait_round(struct monitor *k, bool kickable)
+{
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    uint64_t ns = (uint64_t)until.tv_nsec + monitor_period_ms() * UINT64_C(1000000);
+    until.tv_sec += (time_t)(ns / 1000000000);
+    until.tv_nsec = (long)(ns % 1000000000);
+    mutex_lock(&k->lock);
+    while (!k->stop && !(kickable && k->kicked))
+        if (pthread_cond_timedwait(&k->wake, &k->lock.m, &until) != 0)
+            break;
+    if (kickable)
+        k->kicked = false;
+    bool go = !k->stop;
+    mutex_unlock(&k->lock);
+    return go;
+}
+
+/* The record's descriptor does not work any more: after a long partition an NFSv4 server may have
+ * taken the lock away, and the descriptor answers EIO for ever. Opens and locks the record anew.
+ * While our own old lock may still stand, it is in the way itself and must go first. 0; -EBUSY and
+ * -EKEYREJECTED: another process has taken the identity of this host; any other -errno: try again.
+ */
+static int relock(struct daemon *d, struct why *why)
+{
+    int fd = host_lock(&d->guard.store, &d->guard.host, why);
+    if (fd == -EBUSY && d->host_lock_fd >= 0) {
+        close(d->host_lock_fd);
+        d->host_lock_fd = -1;
+        fd = host_lock(&d->guard.store, &d->guard.host, why);
+    }
+    if (fd < 0)
+        return fd;
+    if (d->host_lock_fd >= 0)
+        close(d->host_lock_fd);
+    d->host_lock_fd = fd;
+    return 0;
+}
+
+static bool is_lost(int r)
+{
+    return r == -EIO || r == -EBADF || r == -ESTALE || r == -ENOLCK || r == -EKEYREJECTED;
+}
+
+/* Says once when it cannot be had again, and when it is back. */
+static void relock_and_say(struct daemon *d)
+{
+    struct why why = {""};
+    int r = relock(d, &why);
+    if (r == 0) {
+        log_msg(LOG_NOTICE, "the record of this host on '%s' is open and locked again",
+                d->guard.store.path);
+        atomic_store(&d->guard.host_lost, false);
+        /* one lease for all: those of plain files, too */
+        atomic_store(&d->guard.locks_lost_new, true);
+    } else if ((r == -EBUSY || r == -EKEYREJECTED || d->host_lock_fd < 0) &&
+               !atomic_exchange(&d->guard.host_lost, true)) {
+        log_msg(
+            LOG_ERR,
+            "the lock on this host's record on '%s' is lost: %s. What is held stays held, but no image is claimed any more until the lock is had again",
+            d->guard.store.path, why.text);
+    }
+}
+
+static void beat_once(struct daemon *d, uint64_t beat, int *failed)
+{
+    int r = d->host_lock_fd < 0 ? -EBADF : host_beat(d->host_lock_fd, &d->guard.host, beat);
+    if (r < 0 && r != *failed && !atomic_load(&d->guard.host_lost))
+        log_msg(LOG_WARNING, "cannot write the beat of this host on the datastore '%s': %s",
+                d->guard.store.path, strerror(-r));
+    *failed = r;
+    if (is_lost(r))
+        relock_and_say(d);
+}
+
+static void *run_beat(void *arg)
+{
+    struct monitor *k = arg;
+    int failed = 0;
+    for (uint64_t beat = MONITOR_FIRST_BEAT; wait_round(k, false);)
+        beat_once(k->d, ++beat, &failed);
+    return NULL;
+}
+
+static void *run_tend(void *arg)
+{
+    struct monitor *k = arg;
+    while (wait_round(k, true))
+        image_tend_round(k->tend);
+    return NULL;
+}
+
+static void end_threads(struct monitor *k)
+{
+    mutex_lock(&k->lock);
+    k->stop = true;
+    pthread_cond_broadcast(&k->wake);
+    mutex_unlock(&k->lock);
+    if (k->beating)
+        pthread_join(k->beat, NULL);
+    if (k->tending)
+        pthread_join(k->look, NULL);
+    k->beating = k->tending = false;
+}
+
+struct monitor *monitor_new(struct daemon *d)
+{
+    struct monitor *k = calloc(1, sizeof(*k));
+    if (!k)
+        return NULL;
+    k->d = d;
+    mutex_init(&k->lock);
+    pthread_condattr_t attr;
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&k->wake, &attr);
+    pthread_condattr_destroy(&attr);
+    k->tend = image_tend_new(&d->guard);
+    k->beating = k->tend && pthread_create(&k->beat, NULL, run_beat, k) == 0;
+    k->tending = k->beating && pthread_create(&k->look, NULL, run_tend, k) == 0;
+    if (k->tending)
+        return k;
+    monitor_stop(k);
+    monitor_free(k);
+    return NULL;
+}
+
+void monitor_kick(struct monitor *k)
+{
+    mutex_lock(&k->lock);
+    k->kicked = true;
+    pthread_cond_broadcast(&k->wake);
+    mutex_unlock(&k->lock);
+}
+
+void monitor_stop(struct monitor *k)
+{
+    if (!k)
+        return;
+    end_threads(k);
+    image_tend_free(k->tend);
+    k->tend = NULL;
+}
+
+void monitor_free(struct monitor *k)
+{
+    if (!k)
+        return;
+    pthread_cond_destroy(&k->wake);
+    mutex_destroy(&k->lock);
+    free(k);
+}

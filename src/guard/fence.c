@@ -1,0 +1,143 @@
+/* fence.c: the fence lock of the descriptors that write a held image: taken before a look at the
+ * claim, let go when the claim is lost. */
+#include "base/hook.h"
+#include "guard/image.h"
+
+#include <fcntl.h>
+#include <string.h>
+
+int image_claim_rules(struct guard *g, struct image *img)
+{
+    _cleanup_free_ struct record *rec = malloc(sizeof(*rec));
+    if (!rec)
+        return -ENOMEM;
+    rwlock_read(&img->header);
+    bool held = img->rec != NULL;
+    if (held)
+        *rec = *img->rec;
+    rwlock_read_unlock(&img->header);
+    return held ? claim_check(&g->store, rec) : -EBUSY;
+}
+
+int image_fence_fd(struct guard *g, struct image *img, int fd)
+{
+    int r = io_fence_shared(fd, g->store.fence);
+    if (r < 0)
+        return r == -EAGAIN ? -EBUSY : r;
+    r = image_claim_rules(g, img);
+    if (r < 0)
+        io_fence_drop(fd, g->store.fence);
+    return r;
+}
+
+/* ---- plain writers that become holders ---- */
+
+/* A duplicate of a descriptor carries the same lock, and stays open while we are without img->lock.
+ */
+static int fence_writers(struct guard *g, struct image *img)
+{
+    int r = 0;
+    unsigned n = 0, max = 0;
+    mutex_lock(&img->lock);
+    for (struct handle *h = img->writers; h; h = h->next_writer)
+        max++;
+    int *fds = calloc(max + 1, sizeof(*fds));
+    if (!fds)
+        r = -ENOMEM;
+    for (struct handle *h = img->writers; h && r == 0; h = h->next_writer) {
+        fds[n] = fcntl(h->fd, F_DUPFD_CLOEXEC, 0);
+        if (fds[n] < 0)
+            r = -errno;
+        else
+            n++;
+    }
+    mutex_unlock(&img->lock);
+    for (unsigned k = 0; k < n && r == 0; k++) {
+        HOOK("image.fence.adopt");
+        r = io_fence_shared(fds[k], g->store.fence);
+    }
+    if (r == 0 && n > 0)
+        r = image_claim_rules(g, img);
+    for (unsigned k = 0; k < n; k++) {
+        if (r < 0)
+            /* none of them will be guarded, and a plain handle's own lock would be in our way later
+             * on */
+            io_fence_drop(fds[k], g->store.fence);
+        close(fds[k]);
+    }
+    free(fds);
+    return r == -EAGAIN ? -EBUSY : r;
+}
+
+int image_adopt_writers(struct guard *g, struct image *img)
+{
+    int r = fence_writers(g, img);
+    if (r == -ESTALE) { /* it is somebody's image, and they write it as a plain file */
+        image_plain_bar(img);
+        guard_attention(g);
+    }
+    if (r < 0)
+        return r;
+    mutex_lock(&img->lock);
+    for (struct handle *h = img->writers; h; h = h->next_writer) {
+        if (!atomic_exchange(&h->guarded, true))
+            img->n_guarded++;
+    }
+    mutex_unlock(&img->lock);
+    return 0;
+}
+
+/* ---- fenced ---- */
+
+/* Not an unlock: a write that has passed its check but not yet reached the storage would then land
+ * without a lock. What is under way on the old open file keeps that, and its lock, until it has
+ * failed or ended; what comes later meets a descriptor that cannot write. */
+void image_make_read_only(const struct handle *h)
+{
+    int fd = io_reopen(h->inode->fd, O_RDONLY | (h->flags & O_DIRECT));
+    if (fd < 0)
+        fd = fcntl(h->inode->fd, F_DUPFD_CLOEXEC, 0); /* O_PATH: neither reads nor writes */
+    int r = fd < 0 ? fd : image_replace_fd(fd, h->fd);
+    if (r < 0)
+        log_debug("a fenced handle keeps its descriptor: %s", strerror(-r));
+}
+
+static struct handle *next_fenced(struct image *img)
+{
+    mutex_lock(&img->lock);
+    struct handle *h = img->state == IMAGE_FENCED ? img->writers : NULL;
+    while (h && (h->let_go || !atomic_load(&h->guarded)))
+        h = h->next_writer;
+    if (h)
+        h->let_go = h->busy = true;
+    mutex_unlock(&img->lock);
+    return h;
+}
+
+void image_let_go(struct image *img)
+{
+    mutex_lock(&img->lock);
+    bool fenced = img->state == IMAGE_FENCED;
+    int plain_fd = fenced ? img->plain_fd : -1;
+    if (fenced)
+        img->plain_fd = -1; /* its handles are the image's now, and count down without it */
+    mutex_unlock(&img->lock);
+    if (!fenced)
+        return;
+    if (plain_fd >= 0)
+        close(plain_fd);
+    rwlock_write(&img->header);
+    image_bytes_drop(img);
+    int seal_fd = img->fd;
+    img->fd = -1;
+    rwlock_write_unlock(&img->header);
+    if (seal_fd >= 0)
+        close(seal_fd);
+    for (struct handle *h = next_fenced(img); h; h = next_fenced(img)) {
+        image_make_read_only(h);
+        mutex_lock(&img->lock);
+        h->busy = false;
+        pthread_cond_broadcast(&img->moved);
+        mutex_unlock(&img->lock);
+    }
+}

@@ -1,0 +1,235 @@
+/* maintain.c: what the keeper does with each image that is not IDLE. */
+#include "guard/image.h"
+
+#include <string.h>
+
+#include "run/pool.h"
+
+/* Looks of the keeper under way at the same time: the rest of the pool stays for users, whatever
+ * hangs here. */
+#define IMAGE_TEND_MAX (POOL_THREADS_MAX / 4u)
+
+/* What is known of a held image, read without image->lock. */
+struct look {
+    struct record rec;
+    int gone; /* store_gone() */
+    bool lost;
+};
+
+static bool look(struct guard *g, struct image *img, struct look *ret)
+{
+    rwlock_read(&img->header);
+    bool held = img->rec && img->fd >= 0;
+    if (held) {
+        ret->rec = *img->rec;
+        ret->gone = store_gone(&g->store, img->fd, &img->rec->handle);
+    }
+    rwlock_read_unlock(&img->header);
+    ret->lost = held && ret->gone != 1 && claim_check(&g->store, &ret->rec) == -ESTALE;
+    return held;
+}
+
+/* Is the claim of a SEALED or VANISHED image still ours, and the image still there? VANISHED is a
+ * hint for people: the last close looks again. */
+static void check_claim(struct guard *g, struct image *img)
+{
+    _cleanup_free_ struct look *l = calloc(1, sizeof(*l));
+    if (!l || !look(g, img, l))
+        return;
+    mutex_lock(&img->lock);
+    /* A release or a new hold in between has another generation, or another state: then this look
+     * says nothing. */
+    bool same = !img->closed && !img->unlinked && img->n_names == 0 &&
+                img->info.generation == l->rec.generation;
+    bool vanished = same && img->state == IMAGE_SEALED && l->gone == 1;
+    bool back = same && img->state == IMAGE_VANISHED && l->gone == 0;
+    if (vanished)
+        image_move_locked(g, img, IMAGE_VANISHED, 0);
+    if (back)
+        image_move_locked(g, img, IMAGE_SEALED, 0);
+    if (vanished || back)
+        img->vanished = vanished;
+    mutex_unlock(&img->lock);
+    if (vanished)
+        image_log_state(g, img, LOG_WARNING,
+                        "VANISHED: removed on the datastore while it is held here", 0);
+    if (back)
+        image_log_state(g, img, LOG_NOTICE, "the datastore has it again: it is held as before", 0);
+    if (same && l->lost)
+        image_fence(g, img);
+}
+
+/* A copy that grows behind its header looks like a lie until its tables are there, and has no seal
+ * until then. */
+static void seal_late(struct guard *g, struct image *img)
+{
+    mutex_lock(&img->lock);
+    bool late = img->state == IMAGE_SEALED && !img->closed && !img->info.sealed &&
+                strcmp(img->info.format, "raw") != 0 && strcmp(img->info.format, "none") != 0;
+    mutex_unlock(&img->lock);
+    if (!late)
+        return;
+    int r = 0;
+    rwlock_write(&img->header);
+    mutex_lock(&img->lock);
+    late = img->state == IMAGE_SEALED; /* a release may have begun */
+    mutex_unlock(&img->lock);
+    if (late && img->rec && img->fd >= 0 && img->rec->plan.n == 0) {
+        struct seal s = image_seal(g, img);
+        struct edit nothing = {.kind = EDIT_WRITE};
+        r = seal_edit(&s, &nothing);
+        image_zone_set(img, &s.zone);
+        r = image_lost(g, img, r);
+        image_note(img);
+    }
+    rwlock_write_unlock(&img->header);
+    if (r == -ESTALE)
+        image_fence(g, img);
+    else if (r < 0)
+        image_log_state(g, img, LOG_WARNING,
+                        "its header is complete now but could not be sealed; it is tried again", r);
+}
+
+static void tend_one(struct guard *g, struct image *img)
+{
+    mutex_lock(&img->lock);
+    enum image_state state = img->state;
+    int error = img->info.error;
+    if (state == IMAGE_STUCK) {
+        image_move_locked(g, img, IMAGE_RESTORING, error);
+    }
+    mutex_unlock(&img->lock);
+    if (state == IMAGE_STUCK) {
+        if (image_restore(g, img) == 0)
+            image_log_state(g, img, LOG_NOTICE, "it was STUCK, and is restored and free again", 0);
+    } else if (state == IMAGE_SEALED || state == IMAGE_VANISHED) {
+        check_claim(g, img);
+        image_follow_name(g, img);
+        seal_late(g, img);
+        image_bytes_tend(g, img);
+    }
+}
+
+/* ---- rounds: on the pool, so that one image whose storage hangs stops no other ---- */
+
+struct image_tend {
+    struct guard *g;
+    struct mutex lock;
+    pthread_cond_t quiet;               /* with lock: the last runner has ended */
+    struct image *due GUARDED_BY(lock); /* pinned, by next_due: wait for a runner */
+    struct image **tail GUARDED_BY(lock);
+    unsigned n_due GUARDED_BY(lock);
+    unsigned runners GUARDED_BY(lock);  /* jobs in the pool */
+    bool plain_due GUARDED_BY(lock);    /* the plain writers wait for a runner */
+    bool plain_tended GUARDED_BY(lock); /* they wait, or one is at them */
+};
+
+struct image_tend *image_tend_new(struct guard *g)
+{
+    struct image_tend *t = calloc(1, sizeof(*t));
+    if (!t)
+        return NULL;
+    t->g = g;
+    mutex_init(&t->lock);
+    pthread_cond_init(&t->quiet, NULL);
+    mutex_lock(&t->lock);
+    t->tail = &t->due;
+    mutex_unlock(&t->lock);
+    return t;
+}
+
+/* Takes the pin over. What waits or is under way from an earlier round is left at that. */
+static void due_add(struct image_tend *t, struct image *img)
+{
+    mutex_lock(&t->lock);
+    bool add = !img->tended;
+    if (add) {
+        img->tended = true;
+        img->next_due = NULL;
+        *t->tail = img;
+        t->tail = &img->next_due;
+        t->n_due++;
+    }
+    mutex_unlock(&t->lock);
+    if (!add)
+        inode_put(t->g->inodes, img->inode);
+}
+
+/* *ret NULL: the plain writers. */
+static bool due_take_locked(struct image_tend *t, struct image **ret) REQUIRES(t->lock)
+{
+    *ret = t->due;
+    if (!t->due) {
+        bool plain = t->plain_due;
+        t->plain_due = false;
+        return plain;
+    }
+    t->due = t->due->next_due;
+    if (!t->due)
+        t->tail = &t->due;
+    t->n_due--;
+    return true;
+}
+
+static void runner(void *arg)
+{
+    struct image_tend *t = arg;
+    struct image *img;
+    mutex_lock(&t->lock);
+    while (due_take_locked(t, &img)) {
+        mutex_unlock(&t->lock);
+        if (img) {
+            tend_one(t->g, img);
+        } else {
+            image_tend_plain(t->g);
+            image_reader_tend(t->g);
+        }
+        mutex_lock(&t->lock);
+        *(img ? &img->tended : &t->plain_tended) = false;
+        mutex_unlock(&t->lock);
+        if (img)
+            inode_put(t->g->inodes, img->inode);
+        mutex_lock(&t->lock);
+    }
+    if (--t->runners == 0)
+        pthread_cond_broadcast(&t->quiet);
+    mutex_unlock(&t->lock);
+}
+
+void image_tend_round(struct image_tend *t)
+{
+    unsigned n, more;
+    struct image **list = image_busy_list(t->g, &n);
+    for (unsigned k = 0; k < n; k++)
+        due_add(t, list[k]);
+    free(list);
+    mutex_lock(&t->lock);
+    if (!t->plain_tended)
+        t->plain_due = t->plain_tended = true;
+    /* One for each that waits: those that run already may all hang. */
+    more = DG_MIN(t->n_due + t->plain_due, IMAGE_TEND_MAX - t->runners);
+    t->runners += more;
+    mutex_unlock(&t->lock);
+    while (more-- > 0)
+        pool_submit(t->g->pool, runner, t);
+}
+
+void image_tend_free(struct image_tend *t)
+{
+    struct image *img;
+    if (!t)
+        return;
+    mutex_lock(&t->lock);
+    while (due_take_locked(t, &img)) { /* not begun */
+        mutex_unlock(&t->lock);
+        if (img)
+            inode_put(t->g->inodes, img->inode);
+        mutex_lock(&t->lock);
+    }
+    while (t->runners > 0)
+        mutex_wait(&t->quiet, &t->lock);
+    mutex_unlock(&t->lock);
+    pthread_cond_destroy(&t->quiet);
+    mutex_destroy(&t->lock);
+    free(t);
+}

@@ -1,0 +1,425 @@
+/* qemu_locks.c: QEMU's own locks: those of the guard, and how those of the view's programs go along
+ * with them. See qemu_locks.h. */
+#include "guard/image.h"
+
+#include <string.h>
+
+/* Index into byte_owner.type. */
+enum { USES_WRITE, NO_WRITE, NO_RESIZE };
+static const off_t byte_at[IMAGE_BYTES] = {[USES_WRITE] = 101, [NO_WRITE] = 201, [NO_RESIZE] = 203};
+#define FIRST_GUARDED NO_WRITE /* the guard's are those from here on */
+
+static bool covers(off_t start, off_t len, unsigned k)
+{
+    return start <= byte_at[k] && byte_at[k] - start < len;
+}
+
+bool image_bytes_in(const struct inode *i, off_t start, off_t len)
+{
+    for (unsigned k = 0; k < IMAGE_BYTES && S_ISREG(i->type); k++)
+        if (covers(start, len, k))
+            return true;
+    return false;
+}
+
+bool image_bytes_says_write(const struct flock *lock)
+{
+    return covers(lock->l_start, lock->l_len == 0 ? INT64_MAX - lock->l_start : lock->l_len, 0);
+}
+
+void image_bytes_owner_init(struct byte_owner *o)
+{
+    memset(o, 0, sizeof(*o));
+    o->fd = -1;
+    for (unsigned k = 0; k < IMAGE_BYTES; k++)
+        o->type[k] = F_UNLCK;
+}
+
+/* ---- one range on one descriptor ---- */
+
+static int set_range(int fd, short type, off_t start, off_t len)
+{
+    struct flock fl = {.l_type = type, .l_whence = SEEK_SET, .l_start = start, .l_len = len};
+    if (fd < 0)
+        return fd;
+    if (fcntl(fd, F_OFD_SETLK, &fl) == 0)
+        return 0;
+    return errno == EACCES ? -EAGAIN : -errno;
+}
+
+static int set_byte(int fd, short type, unsigned k)
+{
+    return set_range(fd, type, byte_at[k], 1);
+}
+
+static int ask(int fd, short type, off_t start, off_t len, struct flock *ret)
+{
+    struct flock fl = {.l_type = type, .l_whence = SEEK_SET, .l_start = start, .l_len = len};
+    if (fd < 0)
+        return fd;
+    if (fcntl(fd, F_OFD_GETLK, &fl) < 0)
+        return -errno;
+    *ret = fl;
+    return 0;
+}
+
+/* ---- the list ---- */
+
+static struct byte_owner *writer_of(const struct image *img, unsigned k)
+    REQUIRES_SHARED(img->header)
+{
+    struct byte_owner *o = img->byte_owners;
+    while (o && o->type[k] != F_WRLCK)
+        o = o->next;
+    return o;
+}
+
+/* Another owner of the view whose lock stands in the way. */
+static const struct byte_owner *rival_of(const struct image *img, const struct byte_owner *me,
+                                         short type, unsigned k) REQUIRES_SHARED(img->header)
+{
+    const struct byte_owner *o = img->byte_owners;
+    while (o && (o == me || o->type[k] == F_UNLCK || (type != F_WRLCK && o->type[k] != F_WRLCK)))
+        o = o->next;
+    return o;
+}
+
+static void note(struct image *img, struct byte_owner *o, short type, unsigned k)
+    REQUIRES(img->header)
+{
+    o->type[k] = type;
+    if (type != F_UNLCK && !atomic_exchange(&o->listed, true)) {
+        o->next = img->byte_owners;
+        img->byte_owners = o;
+    }
+}
+
+static void unlist(struct image *img, struct byte_owner *o) REQUIRES(img->header)
+{
+    struct byte_owner **at = &img->byte_owners;
+    while (*at && *at != o)
+        at = &(*at)->next;
+    if (*at)
+        *at = o->next;
+    atomic_store(&o->listed, false);
+}
+
+/* ---- locks of the view's programs ---- */
+
+/* A lock on one of the guard's bytes. What the storage has changes only with a write lock. */
+static int set_guarded(struct image *img, struct byte_owner *o, short type, unsigned k)
+    REQUIRES(img->header)
+{
+    if (type != F_UNLCK && rival_of(img, o, type, k))
+        return -EAGAIN;
+    if ((type == F_WRLCK) != (o->type[k] == F_WRLCK)) {
+        int r = set_byte(img->fd, type == F_WRLCK ? F_WRLCK : F_RDLCK, k);
+        if (r < 0)
+            return r;
+    }
+    note(img, o, type, k);
+    return 0;
+}
+
+struct piece {
+    off_t start, len;
+};
+
+/* What a range has beside the guard's bytes. Returns how many pieces. */
+static unsigned pieces_of(off_t start, off_t len, struct piece ret[IMAGE_BYTES])
+{
+    unsigned n = 0;
+    for (unsigned k = FIRST_GUARDED; k < IMAGE_BYTES; k++) {
+        if (!covers(start, len, k))
+            continue;
+        off_t before = byte_at[k] - start;
+        if (before > 0)
+            ret[n++] = (struct piece){start, before};
+        start += before + 1;
+        len -= before + 1;
+    }
+    if (len > 0)
+        ret[n++] = (struct piece){start, len};
+    return n;
+}
+
+static int ask_pieces(int fd, short type, const struct piece *piece, unsigned n, struct flock *ret)
+{
+    *ret = (struct flock){.l_type = F_UNLCK};
+    int r = 0;
+    for (unsigned k = 0; k < n && r == 0 && ret->l_type == F_UNLCK; k++)
+        r = ask(fd, type, piece[k].start, piece[k].len, ret);
+    return r;
+}
+
+/* A lock of several pieces is not one to the storage: it is asked for all of them before the first
+ * is taken, so that a refusal leaves what was there. */
+static int set_pieces(int fd, short type, const struct piece *piece, unsigned n)
+{
+    int r = 0;
+    if (type != F_UNLCK && n > 1) {
+        struct flock found;
+        r = ask_pieces(fd, type, piece, n, &found);
+        if (r == 0 && found.l_type != F_UNLCK)
+            r = -EAGAIN;
+    }
+    unsigned k = 0;
+    for (; k < n && r == 0; k++)
+        r = set_range(fd, type, piece[k].start, piece[k].len);
+    for (k = r < 0 && k > 0 && type != F_UNLCK ? k - 1 : 0; k-- > 0;)
+        (void)set_range(fd, F_UNLCK, piece[k].start, piece[k].len);
+    return r;
+}
+
+static int set_beside_guard(struct image *img, struct byte_owner *o, short type, off_t start,
+                            off_t len) REQUIRES(img->header)
+{
+    struct piece piece[IMAGE_BYTES];
+    short was[IMAGE_BYTES];
+    memcpy(was, o->type, sizeof(was));
+    int r = 0;
+    for (unsigned k = FIRST_GUARDED; k < IMAGE_BYTES && r == 0; k++)
+        if (covers(start, len, k))
+            r = set_guarded(img, o, type, k);
+    if (r == 0)
+        r = set_pieces(o->fd, type, piece, pieces_of(start, len, piece));
+    for (unsigned k = FIRST_GUARDED; r < 0 && k < IMAGE_BYTES; k++)
+        if (o->type[k] != was[k] && set_guarded(img, o, was[k], k) < 0)
+            log_debug("byte %lld: a lock that was refused is not as before", (long long)byte_at[k]);
+    return r;
+}
+
+int image_bytes_set(struct inode *i, struct byte_owner *o, int fd, short type, off_t start,
+                    off_t len)
+{
+    struct image *img = image_get(i);
+    if (!img)
+        return -ENOMEM;
+    rwlock_write(&img->header);
+    o->fd = fd;
+    bool beside = img->bytes_held;
+    int r = beside ? set_beside_guard(img, o, type, start, len) : set_range(fd, type, start, len);
+    for (unsigned k = 0; k < IMAGE_BYTES && r == 0; k++)
+        if (covers(start, len, k) && (!beside || k < FIRST_GUARDED))
+            note(img, o, type, k);
+    rwlock_write_unlock(&img->header);
+    return r;
+}
+
+static int get_beside_guard(struct image *img, const struct byte_owner *o, int fd, short type,
+                            off_t start, off_t len, struct flock *ret, pid_t *ret_pid)
+    REQUIRES_SHARED(img->header)
+{
+    struct piece piece[IMAGE_BYTES];
+    int r = ask_pieces(fd, type, piece, pieces_of(start, len, piece), ret);
+    for (unsigned k = FIRST_GUARDED; k < IMAGE_BYTES && r == 0 && ret->l_type == F_UNLCK; k++) {
+        if (!covers(start, len, k))
+            continue;
+        const struct byte_owner *rival = rival_of(img, o, type, k);
+        if (rival) {
+            *ret = (struct flock){.l_type = rival->type[k], .l_start = byte_at[k], .l_len = 1};
+            *ret_pid = (pid_t)atomic_load(&rival->pid);
+        } else {
+            r = ask(img->fd, type, byte_at[k], 1, ret);
+            *ret_pid = 0;
+        }
+    }
+    return r;
+}
+
+int image_bytes_get(struct inode *i, const struct byte_owner *o, int fd, short type, off_t start,
+                    off_t len, struct flock *ret, pid_t *ret_pid)
+{
+    struct image *img = image_get(i);
+    if (!img)
+        return -ENOMEM;
+    *ret_pid = -1;
+    rwlock_read(&img->header);
+    int r = img->bytes_held ? get_beside_guard(img, o, fd, type, start, len, ret, ret_pid)
+                            : ask(fd, type, start, len, ret);
+    rwlock_read_unlock(&img->header);
+    return r;
+}
+
+void image_bytes_forget(struct inode *i, struct byte_owner *o)
+{
+    struct image *img = atomic_load(&i->image);
+    if (!img || !atomic_load(&o->listed))
+        return;
+    rwlock_write(&img->header);
+    for (unsigned k = 0; k < IMAGE_BYTES; k++) {
+        if (k >= FIRST_GUARDED && img->bytes_held && o->type[k] == F_WRLCK)
+            (void)set_byte(img->fd, F_RDLCK, k);
+        o->type[k] = F_UNLCK;
+    }
+    /* Here, under the lock: one that is not in the list and still has its lock would look like
+     * somebody outside. */
+    (void)set_range(o->fd, F_UNLCK, 0, 0);
+    unlist(img, o);
+    rwlock_write_unlock(&img->header);
+}
+
+/* ---- the guard's own ---- */
+
+static bool has_no_locks(int err)
+{
+    return err == -ENOLCK || err == -EOPNOTSUPP || err == -ENOSYS || err == -EINVAL;
+}
+
+/* From the owners' descriptors to the guard's. */
+static int move_in(struct image *img, unsigned k) REQUIRES(img->header)
+{
+    struct byte_owner *w = writer_of(img, k);
+    if (w)
+        (void)set_byte(w->fd, F_UNLCK, k);
+    int r = set_byte(img->fd, w ? F_WRLCK : F_RDLCK, k);
+    if (r < 0) {
+        if (w && set_byte(w->fd, F_WRLCK, k) < 0)
+            w->type[k] = F_UNLCK;
+        return r;
+    }
+    for (const struct byte_owner *o = img->byte_owners; o; o = o->next)
+        if (o->type[k] == F_RDLCK)
+            (void)set_byte(o->fd, F_UNLCK, k);
+    return 0;
+}
+
+/* And back. */
+static void move_out(struct image *img, unsigned k) REQUIRES(img->header)
+{
+    struct byte_owner *w = writer_of(img, k);
+    if (w)
+        (void)set_byte(img->fd, F_UNLCK, k);
+    for (struct byte_owner *o = img->byte_owners; o; o = o->next) {
+        int r = o->type[k] == F_UNLCK ? 0 : set_byte(o->fd, o->type[k], k);
+        if (r < 0) {
+            log_debug("byte %lld: a program's lock is lost: %s", (long long)byte_at[k],
+                      strerror(-r));
+            o->type[k] = F_UNLCK;
+        }
+    }
+    (void)set_byte(img->fd, F_UNLCK, k);
+}
+
+static void tell(struct image *img) REQUIRES(img->header)
+{
+    mutex_lock(&img->lock);
+    img->info.byte_locks = img->bytes_held;
+    mutex_unlock(&img->lock);
+}
+
+void image_bytes_drop(struct image *img)
+{
+    if (!img->bytes_held)
+        return;
+    for (unsigned k = FIRST_GUARDED; k < IMAGE_BYTES; k++)
+        move_out(img, k);
+    img->bytes_held = false;
+    tell(img);
+}
+
+/* Has a QEMU outside of this view the file open for write? Asked through the one descriptor of this
+ * view that has the byte locked, or, if there is none, through `fd`. Two have it only where QEMU
+ * itself was content with that, and then it would have been refused beside one outside. */
+static int outside_writer(struct image *img, int fd, bool *ret) REQUIRES(img->header)
+{
+    unsigned n = 0;
+    for (const struct byte_owner *o = img->byte_owners; o; o = o->next) {
+        if (o->type[USES_WRITE] != F_UNLCK) {
+            fd = o->fd;
+            n++;
+        }
+    }
+    struct flock found = {.l_type = F_UNLCK};
+    int r = n > 1 ? 0 : ask(fd, F_WRLCK, byte_at[USES_WRITE], 1, &found);
+    *ret = r == 0 && found.l_type != F_UNLCK;
+    return has_no_locks(r) ? 0 : r;
+}
+
+int image_bytes_take(struct image *img, bool hold)
+{
+    bool outside = false;
+    int r = 0;
+    /* As QEMU does it: say it first, then look. Of two that come at once at least one sees the
+     * other. */
+    for (unsigned k = FIRST_GUARDED; hold && !img->bytes_held && k < IMAGE_BYTES && r == 0; k++) {
+        r = move_in(img, k);
+        if (r < 0)
+            while (k-- > FIRST_GUARDED)
+                move_out(img, k);
+    }
+    if (r < 0 && has_no_locks(r)) {
+        log_debug("the datastore has no locks for QEMU's bytes: %s", strerror(-r));
+        return 0;
+    }
+    if (r == 0 && hold && !img->bytes_held) {
+        img->bytes_held = true;
+        tell(img);
+    }
+    if (r == 0)
+        r = outside_writer(img, img->fd, &outside);
+    if (r == -EAGAIN || outside)
+        r = -EBUSY;
+    if (r < 0)
+        image_bytes_drop(img);
+    return r;
+}
+
+void image_bytes_follow(struct guard *g, struct image *img)
+{
+    bool want = img->rec && img->fd >= 0 && img->rec->plan.n == 0;
+    if (!want)
+        image_bytes_drop(img);
+    if (!want || img->bytes_held)
+        return;
+    int r = image_bytes_take(img, true);
+    if (r < 0 && !atomic_exchange(&img->bytes_logged, true))
+        image_log_state(
+            g, img, r == -EBUSY ? LOG_ERR : LOG_WARNING,
+            r == -EBUSY
+                ? "no seal protects it just now, and a program outside of the views has it open for write or locked (its QEMU lock says so): stop that program at once; fuser -v and lslocks on each host's raw datastore name it"
+                : "no seal protects it just now, and QEMU's byte locks could not be taken either",
+            r == -EBUSY ? 0 : r);
+}
+
+int image_bytes_renew(struct guard *g, struct image *img, int fd)
+{
+    int r = 0;
+    bool outside = false;
+    for (unsigned k = FIRST_GUARDED; img->bytes_held && k < IMAGE_BYTES && r == 0; k++)
+        r = writer_of(img, k) ? 0
+                              /* a program's write lock still stands on the old descriptor */
+                              : set_byte(fd, F_RDLCK, k);
+    if (img->bytes_held && r == 0)
+        r = outside_writer(img, fd, &outside);
+    if ((r == -EAGAIN || outside) && !atomic_exchange(&img->bytes_logged, true))
+        image_log_state(
+            g, img, LOG_CRIT,
+            "QEMU's byte locks of this host were lost for a while, and a program outside of the views has it open for write now: two write it. Stop one of them; fuser -v and lslocks on each host's raw datastore name it",
+            0);
+    return r == -EAGAIN || has_no_locks(r) ? 0 : r;
+}
+
+void image_bytes_tend(struct guard *g, struct image *img)
+{
+    int r = 0;
+    mutex_lock(&img->lock);
+    bool ours = img->info.byte_locks || !img->info.sealed;
+    mutex_unlock(&img->lock);
+    if (!ours)
+        return;
+    rwlock_write(&img->header);
+    mutex_lock(&img->lock);
+    ours = img->state == IMAGE_SEALED && !img->closed; /* a release may have begun */
+    mutex_unlock(&img->lock);
+    if (ours)
+        image_bytes_follow(g, img);
+    /* Locking what is locked changes nothing, and tells whether it still is. */
+    for (unsigned k = FIRST_GUARDED; ours && img->bytes_held && k < IMAGE_BYTES && r == 0; k++)
+        r = set_byte(img->fd, writer_of(img, k) ? F_WRLCK : F_RDLCK, k);
+    if (r < 0)
+        r = image_mend_seal(g, img);
+    rwlock_write_unlock(&img->header);
+    if (r == -ESTALE)
+        image_fence(g, img);
+}

@@ -1,0 +1,314 @@
+/* reopen.c: storage that answers EIO or ESTALE on the descriptor of a held image. Either another
+ * host has taken the image over (its claim is there: FENCED), or the locks of this host ran out
+ * during a long partition and nobody took over: then an NFSv4 client answers EIO on every
+ * descriptor that had a lock, for ever, and a new descriptor, with the fence lock and a look at the
+ * claim, goes on where the old one ended. */
+#include "guard/image.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/hook.h"
+#include "run/pool.h"
+
+/* A handle that was mended and fails again within this time is not mended again: the medium is at
+ * fault. */
+#define MEND_PACE_MS 1000u
+
+/* ---- fenced ---- */
+
+/* Who has it now, for the log line. */
+static void log_successor(struct guard *g, struct image *img)
+{
+    _cleanup_free_ struct claim *c = malloc(sizeof(*c));
+    char text[512];
+    if (!c)
+        return;
+    mutex_lock(&img->lock);
+    uint64_t ours = img->info.generation;
+    mutex_unlock(&img->lock);
+    int r = claim_read_known(&g->store, img->inode->ino, ours, c);
+    if (r < 0)
+        snprintf(text, sizeof(text), "whose claim rules now cannot be read: %s", strerror(-r));
+    else if (c->generation < ours)
+        snprintf(
+            text, sizeof(text),
+            "nobody has taken it over: the claim of generation %llu was removed on the datastore. The journal of this host keeps the true header: close the image, unmount the view, then run fsck.diskguard -y",
+            (unsigned long long)ours);
+    else if (c->kind == CLAIM_BAD)
+        snprintf(text, sizeof(text), "the claim of generation %llu that rules now does not decode",
+                 (unsigned long long)c->generation);
+    else if (c->generation == ours)
+        snprintf(
+            text, sizeof(text),
+            "nobody has taken it over: the claim of generation %llu is there again, %s. Close the image and open it again",
+            (unsigned long long)ours,
+            c->kind == CLAIM_FREE ? "but is marked free" : "and is this host's");
+    else
+        snprintf(text, sizeof(text), "host %s (%s) took it over with generation %llu, and %s",
+                 c->rec.host_name, c->rec.host, (unsigned long long)c->generation,
+                 c->kind == CLAIM_FREE ? "has let it go again" : "has it now");
+    image_log_state(
+        g, img, LOG_CRIT,
+        "FENCED: the claim of this host is gone or was taken over; every write from here is refused with EIO until the holder has closed it. `diskguardctl why` names the new holder",
+        0);
+    image_log_state(g, img, LOG_CRIT, text, 0);
+}
+
+void image_fence(struct guard *g, struct image *img)
+{
+    mutex_lock(&img->lock);
+    bool now = img->state == IMAGE_SEALED;
+    if (now) {
+        atomic_store(&img->io_error, EIO);
+        image_move_locked(g, img, IMAGE_FENCED, ESTALE);
+    }
+    mutex_unlock(&img->lock);
+    if (!now)
+        return;
+    log_successor(g, img);
+    image_let_go(img);
+}
+
+int image_lost(struct guard *g, struct image *img, int r)
+{
+    return r == -ESTALE && claim_check(&g->store, img->rec) != -ESTALE ? -EIO : r;
+}
+
+/* ---- new descriptors ---- */
+
+static bool is_dead_answer(int err)
+{
+    return err == -EIO || err == -ESTALE || err == -EBADF || err == -ENOLCK;
+}
+
+int image_replace_fd(int fd, int at)
+{
+    int r;
+    do
+        r = dup3(fd, at, O_CLOEXEC);
+    while (r < 0 && (errno == EINTR || errno == EBUSY));
+    r = r < 0 ? -errno : 0;
+    HOOK_STALE_COPY(fd, at);
+    close(fd); /* a duplicate stays open, or nothing was written through it */
+    return r;
+}
+
+/* The file of the inode. Where its descriptor has met ESTALE once, an NFS client goes on saying so
+ * for ever: then through the recorded handle, which is asked anew, and so is the inode's own
+ * descriptor from then on. fd or -errno. */
+static int open_file(struct guard *g, const struct inode *i, const struct record *rec, int flags)
+{
+    struct stat st;
+    int fd = io_reopen(i->fd, flags);
+    int r = fd < 0 ? fd : io_fresh_stat(fd, &st);
+    if (r == 0)
+        return fd;
+    if (fd >= 0)
+        close(fd);
+    if (r != -ESTALE)
+        return r;
+    fd = io_fresh_handle(g->store.root_fd, &rec->handle, flags & ~(O_CREAT | O_EXCL | O_NOFOLLOW),
+                         NULL);
+    int path = fd < 0 ? -1 : io_fresh_handle(g->store.root_fd, &rec->handle, O_PATH, NULL);
+    if (path >= 0 && image_replace_fd(path, i->fd) < 0)
+        log_debug("the descriptor of inode %llu stays as it is", (unsigned long long)i->ino);
+    return fd;
+}
+
+/* Opens the image anew, takes the fence lock and looks at the claim, in this order: whoever takes
+ * over holds the lock exclusively before it claims. fd, -ESTALE: a successor's claim is there;
+ * -EAGAIN: somebody is just taking over, or recovering. */
+static int open_anew(struct guard *g, const struct inode *i, const struct record *rec, int flags)
+{
+    _cleanup_close_ int fd = open_file(g, i, rec, flags);
+    if (fd < 0)
+        return fd == -ESTALE ? -EIO : fd; /* of the file, not of the claim */
+    int r = io_fence_shared(fd, g->store.fence);
+    if (r == 0)
+        r = claim_check(&g->store, rec);
+    return r < 0 ? r : base_steal_fd(&fd);
+}
+
+int image_mend_seal(struct guard *g, struct image *img)
+{
+    int fd = open_anew(g, img->inode, img->rec, O_RDWR);
+    if (fd < 0)
+        return fd;
+    int r = img->fd >= 0 ? io_fsync(img->fd) : 0; /* after the open: what fails later, the new
+                                                     descriptor reports */
+    int none = 0;
+    if (r < 0 && atomic_compare_exchange_strong(&img->sync_error, &none, -r))
+        image_log_state(
+            g, img, LOG_ERR,
+            "guest data that was not synced is lost with the descriptor that the storage gave up",
+            r);
+    r = io_cache_drop(fd);
+    if (r == 0)
+        r = image_bytes_renew(g, img, fd);
+    if (r == 0 && img->fd >= 0)
+        return image_replace_fd(fd, img->fd);
+    if (r == 0)
+        img->fd = fd;
+    else
+        close(fd);
+    return r;
+}
+
+/* Is the claim still ours? A copy of the record, or NULL: not held, or fenced. */
+static struct record *still_ours(struct guard *g, struct image *img)
+{
+    struct record *rec = malloc(sizeof(*rec));
+    if (!rec)
+        return NULL;
+    rwlock_read(&img->header);
+    bool held = img->rec != NULL;
+    if (held)
+        *rec = *img->rec;
+    rwlock_read_unlock(&img->header);
+    int r = held && !atomic_load(&img->io_error) ? claim_check(&g->store, rec) : -EIO;
+    if (r == -ESTALE)
+        image_fence(g, img);
+    if (r == 0)
+        return rec;
+    free(rec);
+    return NULL;
+}
+
+/* Then the new descriptor must go as the old one did. */
+static bool fenced_meanwhile(struct image *img, struct handle *h)
+{
+    mutex_lock(&img->lock);
+    bool fenced = img->state == IMAGE_FENCED;
+    h->let_go = false;
+    mutex_unlock(&img->lock);
+    if (fenced)
+        image_let_go(img);
+    return fenced;
+}
+
+int image_mend(struct guard *g, struct handle *h)
+{
+    struct image *img = atomic_load(&h->inode->image);
+    if (!img || !atomic_load(&h->guarded))
+        return -EIO;
+    uint64_t now = base_now_ms(), last = atomic_exchange(&h->mended_ms, now);
+    if (last != 0 && now - last < MEND_PACE_MS)
+        return -EIO;
+    _cleanup_free_ struct record *rec = still_ours(g, img);
+    if (!rec || atomic_load(&img->sync_error))
+        return -EIO;
+    int flags = fcntl(h->fd, F_GETFL);
+    int fd = open_anew(g, h->inode, rec, flags < 0 ? O_RDWR : flags);
+    if (fd == -ESTALE)
+        image_fence(g, img);
+    if (fd < 0)
+        return -EIO;
+    /* Whatever this descriptor could not write must be reported, and not be forgotten with it: then
+     * it stays, and answers EIO. */
+    if (io_fsync(h->fd) < 0) {
+        image_sync_failed(h, EIO);
+        image_log_state(
+            g, img, LOG_ERR,
+            "the storage gave up a descriptor with guest data that was not synced: that data is lost, and every fsync says so",
+            0);
+        close(fd);
+        return -EIO;
+    }
+    int r = image_replace_fd(fd, h->fd);
+    if (r == 0 && fenced_meanwhile(img, h))
+        return -EIO;
+    if (r == 0)
+        image_bytes_tend(g, img); /* what this descriptor has met, the seal's will meet */
+    if (r == 0)
+        image_log_state(
+            g, img, LOG_WARNING,
+            "the storage had given up a descriptor (the locks of this host ran out?). Nobody has taken the image over: it is open again, nothing was lost",
+            0);
+    return r;
+}
+
+/* ---- what fails on a thread that reads requests ---- */
+
+struct image_failed {
+    struct handle *h;
+    void (*again)(void *arg, bool mended);
+    void *arg;
+    struct image_failed *next;
+};
+struct mend_job {
+    struct guard *g;
+    struct image *img;
+};
+
+static void run_failed(void *arg)
+{
+    struct mend_job *job = arg;
+    struct guard *g = job->g;
+    struct image *img = job->img;
+    struct inode *i = img->inode;
+    for (;;) {
+        mutex_lock(&img->lock);
+        struct image_failed *list = img->failed;
+        img->failed = NULL;
+        if (!list)
+            img->mending = false;
+        mutex_unlock(&img->lock);
+        if (!list)
+            break;
+        while (list) {
+            struct image_failed *f = list;
+            list = f->next;
+            /* One that was mended a moment ago, for a request that failed with this one, is good
+             * for this one, too. */
+            uint64_t mended = atomic_load(&f->h->mended_ms);
+            bool fresh = mended != 0 && f->h->mended_ok && base_now_ms() - mended < MEND_PACE_MS;
+            if (!fresh)
+                f->h->mended_ok = image_mend(g, f->h) == 0;
+            f->again(f->arg, f->h->mended_ok); /* answers: the handle may be gone afterwards */
+            free(f);
+        }
+    }
+    inode_put(g->inodes, i);
+    free(job);
+}
+
+bool image_failed_later(struct guard *g, struct handle *h, int err,
+                        void (*again)(void *arg, bool mended), void *arg)
+{
+    struct image *img = atomic_load(&h->inode->image);
+    if (!img || !is_dead_answer(err) || !atomic_load(&h->guarded) || atomic_load(&img->io_error))
+        return false;
+    struct image_failed *f = malloc(sizeof(*f));
+    struct mend_job *job = malloc(sizeof(*job));
+    if (!f || !job) {
+        free(f);
+        free(job);
+        return false;
+    }
+    *f = (struct image_failed){.h = h, .again = again, .arg = arg};
+    *job = (struct mend_job){g, img};
+    mutex_lock(&img->lock);
+    f->next = img->failed;
+    img->failed = f;
+    bool first = !img->mending;
+    img->mending = true;
+    mutex_unlock(&img->lock);
+    if (first) {
+        inode_pin(g->inodes, img->inode);
+        pool_submit(g->pool, run_failed, job);
+    } else {
+        free(job);
+    }
+    return true;
+}
+
+void image_io_failed(struct guard *g, struct handle *h, int err)
+{
+    struct image *img = atomic_load(&h->inode->image);
+    image_plain_failed(g, h, err);
+    if (!img || !is_dead_answer(err) || !atomic_load(&h->guarded))
+        return;
+    free(still_ours(g, img)); /* fences it if it is not */
+}

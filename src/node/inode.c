@@ -1,0 +1,421 @@
+#include "node/inode.h"
+#include "base/sync.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+
+/* Slots live in chunks that are never moved nor freed before the table, so that a pointer stays
+ * good as long as its inode is pinned. */
+#define CHUNK_SLOTS 1024u
+#define CHUNKS_MAX 16384u
+#define BUCKETS_MIN 1024u
+#define TOLD_MS 1000u /* the kernel walks a path again at once */
+
+struct inode_table {
+    struct inode_parts parts;
+    struct mutex lock;
+    struct inode *chunks[CHUNKS_MAX] GUARDED_BY(lock);
+    uint64_t slots GUARDED_BY(lock); /* ever used */
+    uint64_t hand GUARDED_BY(lock);  /* of the clock that finds idle inodes: a slot */
+    struct inode *free GUARDED_BY(lock);
+    struct inode **buckets GUARDED_BY(lock);
+    size_t n_buckets GUARDED_BY(lock);
+    size_t hashed GUARDED_BY(lock);
+    atomic_ulong count;
+    unsigned long limit GUARDED_BY(lock); /* 0: nobody watches */
+    void (*crowded)(void *arg) GUARDED_BY(lock);
+    void *crowded_arg GUARDED_BY(lock);
+    uint32_t first_generation; /* random: a handle that an NFS client kept from an earlier daemon is
+                                  stale, not another file */
+    bool shared;               /* other hosts can reuse inode numbers behind our descriptors */
+};
+
+/* What is left of a dead inode, to be let go without the lock. */
+struct remains {
+    int fd;
+    struct image *image;
+    struct inode_locks *locks;
+    char *name;
+};
+
+static size_t hash_of(dev_t dev, ino_t ino, size_t n_buckets)
+{
+    uint64_t x = (uint64_t)ino * 0x9e3779b97f4a7c15u + (uint64_t)dev;
+    x ^= x >> 32;
+    return (size_t)(x * 0xbf58476d1ce4e5b9u >> 17) & (n_buckets - 1);
+}
+
+struct inode_table *inode_table_new(const struct inode_parts *parts)
+{
+    struct inode_table *t = calloc(1, sizeof(*t));
+    struct inode **buckets = calloc(BUCKETS_MIN, sizeof(*buckets));
+    if (!t || !buckets) {
+        free(t);
+        free(buckets);
+        return NULL;
+    }
+    t->parts = *parts;
+    mutex_init(&t->lock);
+    mutex_lock(&t->lock);
+    t->buckets = buckets;
+    t->n_buckets = BUCKETS_MIN;
+    mutex_unlock(&t->lock);
+    if (getrandom(&t->first_generation, sizeof(t->first_generation), 0) < 0)
+        t->first_generation = (uint32_t)base_now_ms();
+    return t;
+}
+
+static struct remains remains_of(struct inode *i)
+{
+    return (struct remains){i->fd, atomic_load(&i->image), atomic_load(&i->locks), i->name};
+}
+
+static void bury(const struct inode_table *t, struct remains *r)
+{
+    if (r->image)
+        t->parts.free_image(r->image);
+    if (r->locks)
+        t->parts.free_locks(r->locks);
+    if (r->fd >= 0)
+        close(r->fd);
+    free(r->name);
+}
+
+static struct inode *slot_locked(struct inode_table *t, uint64_t nodeid) REQUIRES(t->lock)
+{
+    uint64_t index = nodeid - INODE_ROOT_ID;
+    if (nodeid < INODE_ROOT_ID || index >= t->slots)
+        return NULL;
+    struct inode *i = &t->chunks[index / CHUNK_SLOTS][index % CHUNK_SLOTS];
+    return i->pins > 0 || i->nlookup > 0 ? i : NULL;
+}
+
+static void unhash_locked(struct inode_table *t, struct inode *i) REQUIRES(t->lock)
+{
+    if (!i->hashed)
+        return;
+    struct inode **at = &t->buckets[hash_of(i->dev, i->ino, t->n_buckets)];
+    while (*at != i)
+        at = &(*at)->next;
+    *at = i->next;
+    i->hashed = false;
+    t->hashed--;
+}
+
+/* More buckets when they are full; without memory the chains just grow. */
+static void grow_locked(struct inode_table *t) REQUIRES(t->lock)
+{
+    if (t->hashed < t->n_buckets)
+        return;
+    size_t n = t->n_buckets * 4;
+    struct inode **buckets = calloc(n, sizeof(*buckets));
+    if (!buckets)
+        return;
+    for (size_t b = 0; b < t->n_buckets; b++) {
+        for (struct inode *i = t->buckets[b], *next; i; i = next) {
+            next = i->next;
+            struct inode **at = &buckets[hash_of(i->dev, i->ino, n)];
+            i->next = *at;
+            *at = i;
+        }
+    }
+    free(t->buckets);
+    t->buckets = buckets;
+    t->n_buckets = n;
+}
+
+static struct inode *find_locked(struct inode_table *t, dev_t dev, ino_t ino) REQUIRES(t->lock)
+{
+    struct inode *i = t->buckets[hash_of(dev, ino, t->n_buckets)];
+    while (i && (i->ino != ino || i->dev != dev))
+        i = i->next;
+    return i;
+}
+
+static struct inode *alloc_locked(struct inode_table *t) REQUIRES(t->lock)
+{
+    if (t->free) {
+        struct inode *i = t->free;
+        t->free = i->next;
+        return i;
+    }
+    uint64_t chunk = t->slots / CHUNK_SLOTS;
+    if (chunk >= CHUNKS_MAX)
+        return NULL;
+    if (!t->chunks[chunk]) {
+        t->chunks[chunk] = calloc(CHUNK_SLOTS, sizeof(struct inode));
+        if (!t->chunks[chunk])
+            return NULL;
+    }
+    struct inode *i = &t->chunks[chunk][t->slots % CHUNK_SLOTS];
+    i->nodeid = t->slots + INODE_ROOT_ID;
+    i->generation = t->first_generation;
+    t->slots++;
+    return i;
+}
+
+static struct inode *make_locked(struct inode_table *t, int fd, const struct stat *st)
+    REQUIRES(t->lock)
+{
+    struct inode *i = alloc_locked(t);
+    if (!i)
+        return NULL;
+    i->dev = st->st_dev;
+    i->ino = st->st_ino;
+    i->type = st->st_mode & S_IFMT;
+    i->fd = fd;
+    atomic_store(&i->image, NULL);
+    atomic_store(&i->locks, NULL);
+    i->nlookup = 0;
+    i->pins = 1;
+    i->used = true;
+    i->doubted = false;
+    i->told = 0;
+    grow_locked(t);
+    struct inode **at = &t->buckets[hash_of(i->dev, i->ino, t->n_buckets)];
+    i->next = *at;
+    *at = i;
+    i->hashed = true;
+    t->hashed++;
+    if (atomic_fetch_add(&t->count, 1) >= t->limit && t->limit > 0)
+        t->crowded(t->crowded_arg);
+    return i;
+}
+
+/* Nobody knows it any more: its slot can be used again. */
+static void reap_locked(struct inode_table *t, struct inode *i, struct remains *ret)
+    REQUIRES(t->lock)
+{
+    *ret = (struct remains){.fd = -1};
+    if (i->pins > 0 || i->nlookup > 0)
+        return;
+    unhash_locked(t, i);
+    *ret = remains_of(i);
+    i->fd = -1;
+    i->name = NULL;
+    i->generation++;
+    i->next = t->free;
+    t->free = i;
+    atomic_fetch_sub(&t->count, 1);
+}
+
+int inode_table_root(struct inode_table *t, int fd, const struct stat *st)
+{
+    t->shared = io_fstype(fd)->shared;
+    mutex_lock(&t->lock);
+    struct inode *i = t->slots == 0 ? make_locked(t, fd, st) : NULL;
+    mutex_unlock(&t->lock);
+    if (!i) {
+        close(fd);
+        return -ENOMEM;
+    }
+    return 0; /* its pin stays: the root never dies */
+}
+
+void inode_table_free(struct inode_table *t)
+{
+    if (!t)
+        return;
+    mutex_lock(&t->lock);
+    for (uint64_t n = 0; n < t->slots; n++) {
+        struct inode *i = slot_locked(t, n + INODE_ROOT_ID);
+        if (i) {
+            struct remains r = remains_of(i);
+            bury(t, &r);
+        }
+    }
+    for (size_t c = 0; c < CHUNKS_MAX && t->chunks[c]; c++)
+        free(t->chunks[c]);
+    free(t->buckets);
+    mutex_unlock(&t->lock);
+    mutex_destroy(&t->lock);
+    free(t);
+}
+
+struct inode *inode_get(struct inode_table *t, uint64_t nodeid)
+{
+    mutex_lock(&t->lock);
+    struct inode *i = slot_locked(t, nodeid);
+    if (i) {
+        i->pins++;
+        i->used = true;
+    }
+    mutex_unlock(&t->lock);
+    return i;
+}
+
+void inode_pin(struct inode_table *t, struct inode *i)
+{
+    mutex_lock(&t->lock);
+    i->pins++;
+    mutex_unlock(&t->lock);
+}
+
+void inode_put(struct inode_table *t, struct inode *i)
+{
+    if (!i)
+        return;
+    struct remains r;
+    mutex_lock(&t->lock);
+    i->pins--;
+    reap_locked(t, i, &r);
+    mutex_unlock(&t->lock);
+    bury(t, &r);
+}
+
+/* Does (dev, ino) still mean the file that the inode was made for? Our descriptor keeps a local
+ * inode number from being reused; a server may have removed the file and given its number to the
+ * next one. */
+static bool same_file(const struct inode_table *t, const struct inode *i, int fd,
+                      const struct stat *st)
+{
+    if (i->type != (st->st_mode & S_IFMT))
+        return false;
+    if (!t->shared)
+        return true;
+    struct io_handle a, b;
+    return io_handle_get(i->fd, &a) < 0 || io_handle_get(fd, &b) < 0 || io_handle_equal(&a, &b);
+}
+
+bool inode_is_file(const struct inode_table *t, const struct inode *i, int fd)
+{
+    struct stat st;
+    return fstatat(fd, "", &st, AT_EMPTY_PATH) == 0 && st.st_dev == i->dev && st.st_ino == i->ino &&
+           same_file(t, i, fd, &st);
+}
+
+static void displace(struct inode_table *t, struct inode *i, bool lookup)
+{
+    struct remains r;
+    mutex_lock(&t->lock);
+    unhash_locked(t, i);
+    i->pins--;
+    i->nlookup -= lookup;
+    reap_locked(t, i, &r);
+    mutex_unlock(&t->lock);
+    bury(t, &r);
+}
+
+struct inode *inode_enter(struct inode_table *t, int fd, const struct stat *st, bool lookup)
+{
+    for (;;) {
+        mutex_lock(&t->lock);
+        struct inode *i = find_locked(t, st->st_dev, st->st_ino);
+        bool known = i;
+        if (known)
+            i->pins++;
+        else
+            i = make_locked(t, fd, st);
+        if (i)
+            i->nlookup += lookup;
+        mutex_unlock(&t->lock);
+
+        if (known && !same_file(t, i, fd, st)) {
+            displace(t, i, lookup);
+            continue;
+        }
+        if (known || !i)
+            close(fd);
+        return i;
+    }
+}
+
+void inode_forget(struct inode_table *t, uint64_t nodeid, uint64_t nlookup)
+{
+    struct remains r = {.fd = -1};
+    mutex_lock(&t->lock);
+    struct inode *i = slot_locked(t, nodeid);
+    if (i) {
+        i->nlookup -= DG_MIN(nlookup, i->nlookup);
+        reap_locked(t, i, &r);
+    }
+    mutex_unlock(&t->lock);
+    bury(t, &r);
+}
+
+unsigned long inode_count(const struct inode_table *t)
+{
+    return atomic_load(&t->count);
+}
+
+void inode_named(struct inode_table *t, struct inode *i, const struct inode *dir, const char *name)
+{
+    if (i->type == S_IFDIR)
+        return;                /* dropping a directory's name would hurt whoever stands in it */
+    char *copy = strdup(name); /* without memory it just cannot be pruned */
+    mutex_lock(&t->lock);
+    char *old = i->name;
+    i->name = copy;
+    i->doubted = false;
+    i->parent = dir->nodeid;
+    i->used = true;
+    mutex_unlock(&t->lock);
+    free(old);
+}
+
+void inode_last_name(struct inode_table *t, const struct inode *i, char *ret, size_t size)
+{
+    mutex_lock(&t->lock);
+    snprintf(ret, size, "%s", i->name ? i->name : "");
+    mutex_unlock(&t->lock);
+}
+
+struct inode *inode_last_place(struct inode_table *t, struct inode *i, char *ret, size_t size)
+{
+    mutex_lock(&t->lock);
+    struct inode *dir =
+        i->name && !i->doubted && strlen(i->name) < size ? slot_locked(t, i->parent) : NULL;
+    if (dir && dir->type != S_IFDIR)
+        dir = NULL; /* the directory is forgotten, its node id is another file's */
+    if (dir) {
+        dir->pins++;
+        strcpy(ret, i->name);
+    }
+    mutex_unlock(&t->lock);
+    return dir;
+}
+
+bool inode_doubt_name(struct inode_table *t, struct inode *i, struct inode *dir, uint64_t pid)
+{
+    uint64_t now = base_now_ms();
+    mutex_lock(&t->lock);
+    bool again = pid > 0 && dir->told == pid && now - dir->told_ms < TOLD_MS;
+    dir->told = again ? 0 : pid;
+    dir->told_ms = now;
+    i->doubted = true;
+    mutex_unlock(&t->lock);
+    return !again;
+}
+
+void inode_watch(struct inode_table *t, unsigned long limit, void (*crowded)(void *arg), void *arg)
+{
+    mutex_lock(&t->lock);
+    t->limit = limit;
+    t->crowded = crowded;
+    t->crowded_arg = arg;
+    mutex_unlock(&t->lock);
+}
+
+unsigned inode_idle_names(struct inode_table *t, struct inode_name *ret, unsigned max)
+{
+    unsigned n = 0;
+    mutex_lock(&t->lock);
+    for (uint64_t seen = 0; seen < 2 * t->slots && n < max; seen++) { /* twice around: all may be
+                                                                         used at first */
+        t->hand = t->hand + 1 < t->slots ? t->hand + 1 : 0;
+        struct inode *i = slot_locked(t, t->hand + INODE_ROOT_ID);
+        if (!i || i->pins > 0 || !i->name)
+            continue;
+        if (i->used) {
+            i->used = false;
+            continue;
+        }
+        ret[n++] = (struct inode_name){.parent = i->parent, .name = i->name};
+        i->name = NULL;
+    }
+    mutex_unlock(&t->lock);
+    return n;
+}

@@ -1,0 +1,90 @@
+/* inode.h: inodes of the view. A node id is an index into a table, never a pointer.
+ *
+ * An inode is found by (st_dev, st_ino) and keeps an O_PATH descriptor. It lives while the kernel
+ * knows it (nlookup > 0) or while it is pinned (handles, running operations, an image that is
+ * held). The table's lock protects the counts and the hash; nothing else. */
+#ifndef DISKGUARD_INODE_H
+#define DISKGUARD_INODE_H
+
+#include <stdatomic.h>
+#include <sys/stat.h>
+
+#include "core/io.h"
+#include "node/opener.h"
+
+struct image;
+struct inode_locks;
+
+struct inode {
+    uint64_t nodeid;     /* index + INODE_ROOT_ID */
+    uint64_t generation; /* of the node id: counts its reuse */
+    dev_t dev;
+    ino_t ino;
+    mode_t type; /* S_IFMT bits */
+    int fd;      /* O_PATH */
+    /* Made at need, freed with the inode: the guard of a regular file (image_get()), and its locks
+     * (fs_lock.c). */
+    struct image *_Atomic image;
+    struct inode_locks *_Atomic locks;
+    /* inode.c only: */
+    uint64_t nlookup;
+    uint64_t pins;
+    /* false: another file has taken (dev, ino); this one is only reached by its node id */
+    bool hashed;
+    bool used;    /* since inode_idle_names() passed by */
+    bool doubted; /* `name` was seen to lead elsewhere */
+    /* a directory: which thread was told to walk its path again, and when */
+    uint64_t told, told_ms;
+    uint64_t parent; /* where the kernel looked it up last; name NULL: unknown */
+    char *name;
+    struct inode *next;
+};
+
+#define INODE_ROOT_ID 1 /* FUSE_ROOT_ID, <fuse_lowlevel.h> */
+
+/* Frees the parts of an inode that dies, which other modules made. */
+struct inode_parts {
+    void (*free_image)(struct image *img);
+    void (*free_locks)(struct inode_locks *locks);
+};
+struct inode_table *inode_table_new(const struct inode_parts *parts); /* NULL: out of memory */
+void inode_table_free(struct inode_table *t);
+/* The root; nodeid INODE_ROOT_ID. Takes fd. 0 or -errno. */
+DG_MUST_CHECK int inode_table_root(struct inode_table *t, int fd, const struct stat *st);
+
+/* Pins the inode of a node id. NULL: unknown (answer ESTALE). */
+struct inode *inode_get(struct inode_table *t, uint64_t nodeid);
+void inode_pin(struct inode_table *t, struct inode *i);
+void inode_put(struct inode_table *t, struct inode *i); /* NULL is fine */
+
+/* Finds or makes the inode of an open O_PATH descriptor (always consumed), counts one lookup if
+ * `lookup`, pins it. NULL: out of memory. */
+struct inode *inode_enter(struct inode_table *t, int fd, const struct stat *st, bool lookup);
+void inode_forget(struct inode_table *t, uint64_t nodeid, uint64_t nlookup);
+unsigned long inode_count(const struct inode_table *t);
+
+/* Notes under which name the kernel knows the inode of a counted lookup, so that it can be asked to
+ * forget it (prune.h). To be called by every operation that answers with an entry. */
+void inode_named(struct inode_table *t, struct inode *i, const struct inode *dir, const char *name);
+/* The name last noted, copied: "" when there is none. */
+void inode_last_name(struct inode_table *t, const struct inode *i, char *ret, size_t size);
+/* The directory of the name last noted, pinned, and the name. NULL: none, or it is in doubt. */
+struct inode *inode_last_place(struct inode_table *t, struct inode *i, char *ret, size_t size);
+/* The name was seen to lead elsewhere. true: tell thread `pid` to walk the path again; the name is
+ * not looked at before inode_named() notes one. false: it has just been told so for this directory,
+ * and what it found then is no older than its own system call. pid 0: unknown. */
+bool inode_doubt_name(struct inode_table *t, struct inode *i, struct inode *dir, uint64_t pid);
+/* Does this descriptor, which may be O_PATH, refer to the inode's file? */
+bool inode_is_file(const struct inode_table *t, const struct inode *i, int fd);
+/* Calls crowded() for each new inode while there are more than limit: under the table's lock, so it
+ * only wakes somebody. limit 0 ends it. */
+void inode_watch(struct inode_table *t, unsigned long limit, void (*crowded)(void *arg), void *arg);
+struct inode_name {
+    uint64_t parent;
+    char *name; /* freed by the caller */
+};
+/* Takes the names of inodes that nothing but the kernel's cache keeps, roughly the least recently
+ * used ones; no directories. */
+unsigned inode_idle_names(struct inode_table *t, struct inode_name *ret, unsigned max);
+
+#endif

@@ -1,0 +1,115 @@
+#include "node/opener.h"
+
+#include <fcntl.h>
+#include <inttypes.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/types.h>
+#include <unistd.h>
+
+#include "base/log.h"
+
+/* Numbers of processes are those of the pid namespace of this mount; a /proc of another namespace
+ * would show other processes under them. */
+static pthread_once_t proc_once = PTHREAD_ONCE_INIT;
+static bool proc_is_ours;
+
+static void proc_learn(void)
+{
+    char me[32];
+    ssize_t n = readlink("/proc/self", me, sizeof(me) - 1);
+    me[n > 0 ? n : 0] = '\0';
+    proc_is_ours = strtoull(me, NULL, 10) == (unsigned long long)getpid();
+    if (!proc_is_ours)
+        log_msg(
+            LOG_WARNING,
+            "/proc is not of this daemon's pid namespace: who opens an image is not known, so that no process may open a second time what it holds (writers=host lifts that)");
+}
+
+/* Reads a file of /proc as one NUL-terminated text. */
+static bool read_proc(const char *path, char *ret, size_t size)
+{
+    pthread_once(&proc_once, proc_learn);
+    _cleanup_close_ int fd = proc_is_ours ? open(path, O_RDONLY | O_CLOEXEC) : -1;
+    if (fd < 0)
+        return false;
+    ssize_t n = read(fd, ret, size - 1);
+    if (n <= 0)
+        return false;
+    ret[n] = '\0';
+    return true;
+}
+
+/* proc(5): "Tgid:" in status. */
+static uint64_t thread_group(pid_t tid)
+{
+    char path[64], text[4096];
+    snprintf(path, sizeof(path), "/proc/%d/status", (int)tid);
+    if (!read_proc(path, text, sizeof(text)))
+        return 0;
+    const char *s = strstr(text, "\nTgid:");
+    return s ? strtoull(s + strlen("\nTgid:"), NULL, 10) : 0;
+}
+
+/* proc(5): field 22 of stat, counted after the name's closing parenthesis, which is the end of
+ * field 2. */
+static uint64_t start_time(uint64_t pid)
+{
+    char path[64], text[4096];
+    snprintf(path, sizeof(path), "/proc/%llu/stat", (unsigned long long)pid);
+    if (!read_proc(path, text, sizeof(text)))
+        return 0;
+    const char *s = strrchr(text, ')');
+    for (int field = 2; s && field < 22; field++)
+        s = strchr(s + 1, ' ');
+    return s ? strtoull(s + 1, NULL, 10) : 0;
+}
+
+void opener_resolve(struct opener *o, pid_t tid)
+{
+    uint64_t pid = tid > 0 ? thread_group(tid) : 0;
+    uint64_t start = pid > 0 ? start_time(pid) : 0;
+    o->pid = start > 0 ? pid : 0;
+    o->start = start;
+}
+
+uint64_t opener_thread_group(pid_t tid)
+{
+    return tid > 0 ? thread_group(tid) : 0;
+}
+
+bool opener_process(uint64_t pid, struct opener *ret)
+{
+    uint64_t start = pid > 0 ? start_time(pid) : 0;
+    if (start > 0)
+        *ret = (struct opener){.pid = pid, .start = start};
+    return start > 0;
+}
+
+bool opener_same(const struct opener *a, const struct opener *b)
+{
+    return a->pid != 0 && a->pid == b->pid && a->start == b->start;
+}
+
+static bool mask_line(const char *status, const char *name, uint64_t *ret)
+{
+    const char *line = strstr(status, name);
+    return line && sscanf(line + strlen(name), "%" SCNx64, ret) == 1;
+}
+
+enum opener_signal opener_signal(pid_t tid)
+{
+    char path[64], status[4096];
+    if (tid <= 0)
+        return OPENER_UNKNOWN;
+    snprintf(path, sizeof(path), "/proc/%d/status", (int)tid);
+    if (!read_proc(path, status, sizeof(status)))
+        return OPENER_UNKNOWN;
+    uint64_t own, shared, blocked, ignored; /* proc(5), status */
+    if (!mask_line(status, "SigPnd:", &own) || !mask_line(status, "ShdPnd:", &shared) ||
+        !mask_line(status, "SigBlk:", &blocked) || !mask_line(status, "SigIgn:", &ignored))
+        return OPENER_UNKNOWN;
+    return (own | shared) & ~(blocked | ignored) ? OPENER_SIGNALLED : OPENER_NO_SIGNAL;
+}

@@ -1,0 +1,167 @@
+#include "run/lanes.h"
+
+#include <limits.h>
+#include <stdbool.h>
+
+#include "base/base.h"
+#include "base/sync.h"
+#include "run/pool.h"
+
+#define BUCKETS 64u /* of lanes that have work */
+
+struct lane_job {
+    void (*fn)(void *arg);
+    void *arg;
+    struct lane_job *next;
+};
+
+struct lane { /* all of it under lanes.lock */
+    struct lanes *lanes;
+    uint64_t key;
+    struct lane_job *head, **tail;
+    unsigned queued;
+    unsigned runners;  /* jobs of the pool; never 0 while a job waits */
+    unsigned starting; /* of these: have not looked for a job yet */
+    struct lane *next;
+};
+
+struct lanes {
+    struct mutex lock;
+    struct pool *pool;
+    struct lane *bucket[BUCKETS] GUARDED_BY(lock);
+    unsigned n GUARDED_BY(lock); /* lanes */
+};
+
+struct lanes *lanes_new(void)
+{
+    struct lanes *l = calloc(1, sizeof(*l));
+    if (!l)
+        return NULL;
+    mutex_init(&l->lock);
+    l->pool = pool_new(UINT_MAX); /* the shares are the limit */
+    if (!l->pool) {
+        free(l);
+        return NULL;
+    }
+    return l;
+}
+
+static unsigned share_locked(const struct lanes *l) REQUIRES(l->lock)
+{
+    unsigned even = LANES_THREADS / DG_MAX(l->n, 1u);
+    return DG_MAX(LANE_LEAST, DG_MIN(LANE_MOST, even));
+}
+
+/* Where the pointer to it is, or would be. */
+static struct lane **find_locked(struct lanes *l, uint64_t key) REQUIRES(l->lock)
+{
+    struct lane **at = &l->bucket[key % BUCKETS];
+    while (*at && (*at)->key != key)
+        at = &(*at)->next;
+    return at;
+}
+
+static struct lane *lane_locked(struct lanes *l, uint64_t key) REQUIRES(l->lock)
+{
+    struct lane **at = find_locked(l, key);
+    if (*at)
+        return *at;
+    struct lane *lane = malloc(sizeof(*lane));
+    if (!lane)
+        return NULL;
+    *lane = (struct lane){.lanes = l, .key = key};
+    lane->tail = &lane->head;
+    *at = lane;
+    l->n++;
+    return lane;
+}
+
+static struct lane_job *take_locked(struct lanes *l, struct lane *lane) REQUIRES(l->lock)
+{
+    (void)l;
+    struct lane_job *j = lane->head;
+    if (!j)
+        return NULL;
+    lane->head = j->next;
+    if (!lane->head)
+        lane->tail = &lane->head;
+    lane->queued--;
+    return j;
+}
+
+/* Counts one more runner, where a job waits that none is on its way to and the share has room: the
+ * caller submits it, without the lock. */
+static bool grow_locked(struct lanes *l, struct lane *lane) REQUIRES(l->lock)
+{
+    if (lane->queued <= lane->starting || lane->runners >= share_locked(l))
+        return false;
+    lane->runners++;
+    lane->starting++;
+    return true;
+}
+
+static void shrink_locked(struct lanes *l, struct lane *lane) REQUIRES(l->lock)
+{
+    if (--lane->runners > 0)
+        return;
+    *find_locked(l, lane->key) = lane->next;
+    l->n--;
+    free(lane);
+}
+
+static void runner(void *arg)
+{
+    struct lane *lane = arg;
+    struct lanes *l = lane->lanes;
+    struct lane_job *j;
+    mutex_lock(&l->lock);
+    lane->starting--;
+    while (lane->runners <= share_locked(l) && (j = take_locked(l, lane))) {
+        bool more = grow_locked(l, lane);
+        mutex_unlock(&l->lock);
+        if (more)
+            pool_submit(l->pool, runner, lane);
+        j->fn(j->arg);
+        free(j);
+        mutex_lock(&l->lock);
+    }
+    shrink_locked(l, lane);
+    mutex_unlock(&l->lock);
+}
+
+void lanes_submit(struct lanes *l, uint64_t key, void (*fn)(void *arg), void *arg)
+{
+    struct lane_job *j = malloc(sizeof(*j));
+    mutex_lock(&l->lock);
+    struct lane *lane = j ? lane_locked(l, key) : NULL;
+    bool more = false;
+    if (lane) {
+        *j = (struct lane_job){.fn = fn, .arg = arg};
+        *lane->tail = j;
+        lane->tail = &j->next;
+        lane->queued++;
+        more = grow_locked(l, lane);
+    }
+    mutex_unlock(&l->lock);
+    if (more) {
+        pool_submit(l->pool, runner, lane);
+    } else if (!lane) {
+        free(j);
+        pool_submit(l->pool, fn, arg);
+    }
+}
+
+void lanes_drain(struct lanes *l)
+{
+    if (l)
+        pool_drain(l->pool); /* a job that waits has a runner there */
+}
+
+void lanes_free(struct lanes *l)
+{
+    if (!l)
+        return;
+    pool_free(l->pool);
+    mutex_destroy(&l->lock);
+    free(l);
+}

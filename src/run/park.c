@@ -1,0 +1,254 @@
+#include "run/park.h"
+
+#include <stdlib.h>
+#include <time.h>
+
+#include "base/base.h"
+#include "base/sync.h"
+
+#include "run/pool.h"
+
+/* One request that waits. It is on the list, or in the hands of the pool job that tries it, never
+ * both. */
+struct parked {
+    struct park *park;
+    void *req;
+    park_fn fn;
+    void *op;
+    uint64_t deadline_ms; /* CLOCK_MONOTONIC; PARK_FOREVER: none */
+    uint64_t tried_ms;    /* of the last attempt */
+    uint64_t due_ms;
+    uint64_t kicks_seen;
+    unsigned attempts;
+    bool interrupted; /* an INTERRUPT came; whether a signal is behind it is looked at in each turn
+                         from then on */
+    struct parked *prev, *next;
+};
+
+struct park {
+    struct pool *pool;
+    struct park_caller caller;
+    pthread_t thread;
+    struct mutex lock;
+    pthread_cond_t changed;
+    struct parked *head GUARDED_BY(lock);
+    uint64_t kicks GUARDED_BY(lock);
+    bool stopping GUARDED_BY(lock);
+};
+
+/* Attempts may kick the park themselves (they let a hold go): two that wait for each other must not
+ * spin. */
+#define RETRY_MIN_MS 2u
+#define RETRY_MAX_MS 100u
+
+static void unlist_locked(struct park *p, struct parked *e) REQUIRES(p->lock)
+{
+    if (e->prev)
+        e->prev->next = e->next;
+    else
+        p->head = e->next;
+    if (e->next)
+        e->next->prev = e->prev;
+}
+
+static void hasten_locked(struct park *p, struct parked *e) REQUIRES(p->lock)
+{
+    (void)p;
+    e->due_ms = DG_MIN(e->due_ms, e->tried_ms + RETRY_MIN_MS);
+}
+
+void park_interrupt(void *entry)
+{
+    struct parked *e = entry;
+    struct park *p = e->park;
+    mutex_lock(&p->lock);
+    if (!e->interrupted) { /* once is enough, however often the caller says so */
+        e->interrupted = true;
+        e->due_ms = 0;
+        pthread_cond_signal(&p->changed);
+    }
+    mutex_unlock(&p->lock);
+}
+
+/* false: the park stops, nobody would come back for it. */
+static bool list_entry(struct parked *e)
+{
+    struct park *p = e->park;
+    uint64_t step = RETRY_MAX_MS;
+    if (e->attempts < 4)
+        step = 10u << (e->attempts > 0 ? e->attempts - 1 : 0);
+    e->tried_ms = base_now_ms();
+    e->due_ms = DG_MIN(e->tried_ms + DG_MIN(step, RETRY_MAX_MS), e->deadline_ms);
+
+    /* Before it is on the list: from then on another thread may answer the request. Calls
+     * park_interrupt() at once if an INTERRUPT came while the attempt was made. */
+    p->caller.watch(e->req, e);
+
+    mutex_lock(&p->lock);
+    if (p->stopping) {
+        mutex_unlock(&p->lock);
+        p->caller.watch(e->req, NULL);
+        return false;
+    }
+    if (p->kicks != e->kicks_seen)
+        hasten_locked(p, e);
+    e->prev = NULL;
+    e->next = p->head;
+    if (p->head)
+        p->head->prev = e;
+    p->head = e;
+    pthread_cond_signal(&p->changed);
+    mutex_unlock(&p->lock);
+    return true;
+}
+
+static enum park_turn turn_of(struct parked *e)
+{
+    struct park *p = e->park;
+    mutex_lock(&p->lock);
+    bool stopping = p->stopping;
+    bool interrupted = e->interrupted;
+    e->kicks_seen = p->kicks;
+    mutex_unlock(&p->lock);
+    /* A wait that ends by itself goes on where a signal is not certain; one that does not must stay
+     * killable. */
+    if (interrupted && p->caller.signalled(e->req, e->deadline_ms == PARK_FOREVER))
+        return PARK_INTERRUPTED;
+    return stopping || base_now_ms() >= e->deadline_ms ? PARK_LAST : PARK_AGAIN;
+}
+
+static void retry(void *arg)
+{
+    struct parked *e = arg;
+    /* When this returns, park_interrupt() does not run and will not: the attempt may answer, and
+     * then e is freed. */
+    e->park->caller.watch(e->req, NULL);
+    e->attempts++;
+    enum park_turn turn = turn_of(e);
+    if (e->fn(e->op, turn) || turn == PARK_LAST || turn == PARK_INTERRUPTED) {
+        free(e);
+        return;
+    }
+    if (!list_entry(e)) {
+        e->fn(e->op, PARK_LAST);
+        free(e);
+    }
+}
+
+/* Takes one entry that is due off the list; else says when the next one will be. */
+static struct parked *due_locked(struct park *p, uint64_t now, uint64_t *ret_next) REQUIRES(p->lock)
+{
+    *ret_next = UINT64_MAX;
+    for (struct parked *e = p->head; e; e = e->next) {
+        if (e->due_ms <= now) {
+            unlist_locked(p, e);
+            return e;
+        }
+        *ret_next = DG_MIN(*ret_next, e->due_ms);
+    }
+    return NULL;
+}
+
+static void *clock_thread(void *arg)
+{
+    struct park *p = arg;
+    mutex_lock(&p->lock);
+    for (;;) {
+        uint64_t next;
+        struct parked *e = due_locked(p, base_now_ms(), &next);
+        if (e) {
+            mutex_unlock(&p->lock);
+            pool_submit(p->pool, retry, e);
+            mutex_lock(&p->lock);
+        } else if (p->stopping) {
+            break;
+        } else if (next == UINT64_MAX) {
+            mutex_wait(&p->changed, &p->lock);
+        } else {
+            struct timespec ts = {.tv_sec = (time_t)(next / 1000),
+                                  .tv_nsec = (long)(next % 1000) * 1000000};
+            pthread_cond_timedwait(&p->changed, &p->lock.m, &ts);
+        }
+    }
+    mutex_unlock(&p->lock);
+    return NULL;
+}
+
+struct park *park_new(struct pool *pool, const struct park_caller *caller)
+{
+    struct park *p = calloc(1, sizeof(*p));
+    if (!p)
+        return NULL;
+    p->pool = pool;
+    p->caller = *caller;
+    mutex_init(&p->lock);
+    pthread_condattr_t attr;
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&p->changed, &attr);
+    pthread_condattr_destroy(&attr);
+    if (pthread_create(&p->thread, NULL, clock_thread, p) != 0) {
+        pthread_cond_destroy(&p->changed);
+        mutex_destroy(&p->lock);
+        free(p);
+        return NULL;
+    }
+    return p;
+}
+
+void park_start(struct park *p, void *req, park_fn fn, void *op, uint64_t wait_ms)
+{
+    mutex_lock(&p->lock);
+    uint64_t kicks = p->kicks;
+    bool stopping = p->stopping;
+    mutex_unlock(&p->lock);
+    uint64_t now = base_now_ms();
+    if (fn(op, PARK_FIRST))
+        return;
+
+    struct parked *e = wait_ms > 0 && !stopping ? calloc(1, sizeof(*e)) : NULL;
+    if (!e) {
+        fn(op, PARK_LAST);
+        return;
+    }
+    *e = (struct parked){.park = p, .req = req, .fn = fn, .op = op, .kicks_seen = kicks};
+    e->deadline_ms = wait_ms > UINT64_MAX - now ? PARK_FOREVER : now + wait_ms;
+    if (!list_entry(e)) {
+        fn(op, PARK_LAST);
+        free(e);
+    }
+}
+
+void park_kick(struct park *p)
+{
+    mutex_lock(&p->lock);
+    p->kicks++;
+    for (struct parked *e = p->head; e; e = e->next)
+        hasten_locked(p, e);
+    pthread_cond_signal(&p->changed);
+    mutex_unlock(&p->lock);
+}
+
+void park_stop(struct park *p)
+{
+    mutex_lock(&p->lock);
+    bool first = !p->stopping;
+    p->stopping = true;
+    for (struct parked *e = p->head; e; e = e->next)
+        e->due_ms = 0;
+    pthread_cond_signal(&p->changed);
+    mutex_unlock(&p->lock);
+    if (first)
+        pthread_join(p->thread, NULL);
+}
+
+void park_free(struct park *p)
+{
+    if (!p)
+        return;
+    park_stop(p);
+    pool_drain(p->pool);
+    pthread_cond_destroy(&p->changed);
+    mutex_destroy(&p->lock);
+    free(p);
+}

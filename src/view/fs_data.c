@@ -1,0 +1,454 @@
+/* fs_data.c: the data path. Guest data (image_is_data) goes straight to the handle's descriptor: no
+ * lock, no copy, no allocation. What a host reads that does not hold the image is only answered
+ * when it cannot be sealed bytes (image_read_sound). */
+#include "view/fs.h"
+
+#include <fcntl.h>
+#include <pthread.h>
+#include <string.h>
+
+#include "base/hook.h"
+#include "guard/first.h"
+#include "guard/guard.h"
+#include "run/pool.h"
+
+/* Alignment that every O_DIRECT backing file accepts (open(2), O_DIRECT: logical block size, at
+ * most a page).
+ */
+#define DATA_ALIGN 4096u
+
+/* One aligned buffer a thread, grown at need, so that a request does not pay for fresh pages. */
+struct buffer {
+    void *data;
+    size_t size;
+};
+static pthread_key_t buffer_key;
+static pthread_once_t buffer_once = PTHREAD_ONCE_INIT;
+
+static void buffer_destroy(void *p)
+{
+    struct buffer *b = p;
+    free(b->data);
+    free(b);
+}
+
+static void buffer_make_key(void)
+{
+    pthread_key_create(&buffer_key, buffer_destroy);
+}
+
+/* Valid until the thread's next call. NULL: out of memory. */
+static void *buffer_get(size_t size)
+{
+    pthread_once(&buffer_once, buffer_make_key);
+    struct buffer *b = pthread_getspecific(buffer_key);
+    if (!b) {
+        b = calloc(1, sizeof(*b));
+        if (!b || pthread_setspecific(buffer_key, b) != 0) {
+            free(b);
+            return NULL;
+        }
+    }
+    if (b->size < size) {
+        size_t rounded = (size + DATA_ALIGN - 1) / DATA_ALIGN * DATA_ALIGN;
+        void *data = aligned_alloc(DATA_ALIGN, rounded);
+        if (!data)
+            return NULL;
+        free(b->data);
+        b->data = data;
+        b->size = rounded;
+    }
+    return b->data;
+}
+
+bool fs_data_direct(const struct handle *h, bool write, uint64_t off)
+{
+    /* An append lands where the file ends now, which only the guarded way may find out. */
+    if (write && ((h->flags & O_APPEND && atomic_load(&h->guarded)) || image_first_expected(h)))
+        return false;
+    return image_is_data(h, off);
+}
+
+/* As guest data. *ret_sound false: what was read must be forgotten, and be read by image_read(). */
+static ssize_t read_direct(struct view *v, struct handle *h, const struct image_read *began,
+                           void *buf, size_t size, uint64_t off, bool *ret_sound)
+{
+    ssize_t n = HOOK_FAIL("data.read");
+    if (n == 0)
+        n = image_pread(h, buf, size, off);
+    *ret_sound = n <= 0 || image_read_sound(v->guard, h, began, off, (uint64_t)n) >= (uint64_t)n;
+    return n;
+}
+
+/* May look at claims: not on a thread that reads requests. */
+static ssize_t read_at(struct view *v, struct handle *h, void *buf, size_t size, uint64_t off)
+{
+    struct image_read began = image_read_begin(h);
+    bool sound;
+    if (!fs_data_direct(h, false, off))
+        return image_read(v->guard, h, buf, size, off, false);
+    ssize_t n = read_direct(v, h, &began, buf, size, off, &sound);
+    return sound ? n : image_read(v->guard, h, buf, size, off, true);
+}
+
+/* ---- a request on its way to the pool: the storage refused it (reopen.c), or a read must be done
+ * with care ---- */
+
+struct later {
+    struct view *v;
+    fuse_req_t req;
+    struct handle *h;
+    int error; /* of the first try, negative; 0: none */
+    bool write, page;
+    size_t size;
+    uint64_t off;
+    void *buf; /* aligned; of a write: its payload */
+};
+static ssize_t write_at(struct view *v, struct handle *h, const void *buf, size_t size,
+                        uint64_t off, bool page, bool *ret_direct);
+
+/* n: the outcome. */
+static void later_reply(struct later *l, ssize_t n)
+{
+    if (n < 0)
+        fuse_reply_err(l->req, n == l->error ? EIO : (int)-n);
+    else if (l->write)
+        fuse_reply_write(l->req, (size_t)n);
+    else
+        fuse_reply_buf(l->req, l->buf, (size_t)n);
+    free(l->buf);
+    free(l);
+}
+
+static void failed_again(void *arg, bool mended)
+{
+    struct later *l = arg;
+    ssize_t n = l->error;
+    bool direct;
+    if (mended)
+        n = l->write ? write_at(l->v, l->h, l->buf, l->size, l->off, l->page, &direct)
+                     : read_at(l->v, l->h, l->buf, l->size, l->off);
+    later_reply(l, n);
+}
+
+static void doubt_again(void *arg)
+{
+    struct later *l = arg;
+    later_reply(l, image_read(l->v->guard, l->h, l->buf, l->size, l->off, true));
+}
+
+/* NULL: out of memory. */
+static struct later *later_new(struct view *v, fuse_req_t req, struct handle *h,
+                               const void *payload, size_t size, uint64_t off)
+{
+    struct later *l = malloc(sizeof(*l));
+    void *buf = aligned_alloc(DATA_ALIGN, (size + DATA_ALIGN - 1) / DATA_ALIGN * DATA_ALIGN);
+    if (!l || !buf) {
+        free(l);
+        free(buf);
+        return NULL;
+    }
+    *l = (struct later){
+        .v = v, .req = req, .h = h, .write = payload != NULL, .size = size, .off = off, .buf = buf};
+    if (payload)
+        memcpy(buf, payload, size);
+    return l;
+}
+
+/* true: it will be answered later. */
+static bool failed_later(struct view *v, fuse_req_t req, struct handle *h, ssize_t err,
+                         const void *payload, size_t size, uint64_t off, bool page)
+{
+    struct later *l = later_new(v, req, h, payload, size, off);
+    if (!l)
+        return false;
+    l->page = page;
+    l->error = (int)err;
+    if (image_failed_later(v->guard, h, (int)err, failed_again, l))
+        return true;
+    free(l->buf);
+    free(l);
+    return false;
+}
+
+/* Reads again, where looks at claims may block. */
+static void doubt_later(struct view *v, fuse_req_t req, struct handle *h, size_t size, uint64_t off)
+{
+    struct later *l = later_new(v, req, h, NULL, size, off);
+    if (l)
+        pool_submit(v->guard->pool, doubt_again, l);
+    else
+        fuse_reply_err(req, ENOMEM);
+}
+
+void fs_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi)
+{
+    (void)ino;
+    struct view *v = view_of(req);
+    struct handle *h = handle_get(v->guard->handles, fi->fh);
+    void *buf = h ? buffer_get(size) : NULL;
+    if (!buf) {
+        fuse_reply_err(req, h ? ENOMEM : EBADF);
+        return;
+    }
+    struct image_read began = image_read_begin(h);
+    bool sound = true;
+    HOOK("read.look");
+    ssize_t n = image_is_data(h, (uint64_t)off)
+                    ? read_direct(v, h, &began, buf, size, (uint64_t)off, &sound)
+                    : image_read(v->guard, h, buf, size, (uint64_t)off, false);
+    if (!sound) {
+        doubt_later(v, req, h, size, (uint64_t)off);
+        return;
+    }
+    if (n < 0 && failed_later(v, req, h, n, NULL, size, (uint64_t)off, false))
+        return;
+    if (n < 0)
+        fuse_reply_err(req, (int)-n);
+    else
+        fuse_reply_buf(req, buf, (size_t)n);
+}
+
+static ssize_t write_direct(struct view *v, struct handle *h, const void *buf, size_t size,
+                            uint64_t off, bool page)
+{
+    bool guarded = atomic_load_explicit(&h->guarded, memory_order_relaxed);
+    int allowed = image_write_allowed(h);
+    if (allowed < 0)
+        return allowed;
+    if (h->flags & O_DIRECT && (uintptr_t)buf % DATA_ALIGN) {
+        void *aligned = buffer_get(size);
+        if (!aligned)
+            return -ENOMEM;
+        buf = memcpy(aligned, buf, size);
+    }
+    ssize_t n = HOOK_FAIL("data.write");
+    if (n < 0)
+        return n;
+    n = image_pwrite(v->guard, h, buf, size, off, page);
+    if (guarded)
+        image_wrote(h);
+    return n;
+}
+
+/* page: of a shared mapping. *ret_direct: it went straight to the handle's descriptor, so that a
+ * failure may be mended and the write repeated. */
+static ssize_t write_at(struct view *v, struct handle *h, const void *buf, size_t size,
+                        uint64_t off, bool page, bool *ret_direct)
+{
+    *ret_direct = false;
+    if (page && h->managed)
+        /* the rest of the page may be older than what another host wrote before the claim */
+        return -EBUSY;
+    int r = image_first_change(v->guard, h);
+    if (r < 0)
+        return r;
+    *ret_direct = true;
+    atomic_store_explicit(&h->dirty, true, memory_order_relaxed);
+    unsigned epoch;
+    if (page && h->flags & (O_APPEND | O_DIRECT) && atomic_load(&h->guarded)) {
+        *ret_direct = false;
+        return image_write(v->guard, h, buf, size, off, true);
+    }
+    if (fs_data_direct(h, true, off) && image_direct_begin(h, off, &epoch)) {
+        ssize_t n = write_direct(v, h, buf, size, off, page);
+        image_direct_end(h, epoch);
+        return n;
+    }
+    if (!image_data_begin(h, off, size)) {
+        *ret_direct = false;
+        return image_write(v->guard, h, buf, size, off, page);
+    }
+    ssize_t n = write_direct(v, h, buf, size, off, page);
+    image_data_end(h);
+    return n;
+}
+
+void fs_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_t off,
+              struct fuse_file_info *fi)
+{
+    (void)ino;
+    struct view *v = view_of(req);
+    struct handle *h = handle_get(v->guard->handles, fi->fh);
+    bool direct = false;
+    bool page = fi->writepage;
+    ssize_t n = h ? write_at(v, h, buf, size, (uint64_t)off, page, &direct) : -EBADF;
+    if (n < 0 && h && direct && !(h->flags & O_APPEND) &&
+        failed_later(v, req, h, n, buf, size, (uint64_t)off, page))
+        return;
+    if (n < 0 && h)
+        image_plain_failed(v->guard, h, (int)n);
+    if (n < 0)
+        fuse_reply_err(req, (int)-n);
+    else
+        fuse_reply_write(req, (size_t)n);
+}
+
+void fs_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi)
+{
+    (void)ino;
+    struct handle *h = handle_get(view_of(req)->guard->handles, fi->fh);
+    if (!h) {
+        fuse_reply_err(req, EBADF);
+        return;
+    }
+    atomic_store(&h->dirty, false);
+    int r = (datasync ? fdatasync(h->fd) : fsync(h->fd)) < 0 ? -errno : 0;
+    if (r < 0) {
+        image_sync_failed(h, -r);
+        image_io_failed(view_of(req)->guard, h, r);
+    } else {
+        r = image_sync_error(h); /* a later success does not bring lost data back */
+    }
+    fuse_reply_err(req, -r);
+}
+
+void fs_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off, off_t len,
+                  struct fuse_file_info *fi)
+{
+    (void)ino;
+    struct view *v = view_of(req);
+    struct handle *h = handle_get(v->guard->handles, fi->fh);
+    int r = h ? image_first_change(v->guard, h) : -EBADF;
+    if (r == 0) {
+        atomic_store(&h->dirty, true);
+        r = image_fallocate(v->guard, h, mode, (uint64_t)off, (uint64_t)len);
+        if (r < 0)
+            image_io_failed(v->guard, h, r);
+    }
+    fuse_reply_err(req, -r);
+}
+
+void fs_lseek(fuse_req_t req, fuse_ino_t ino, off_t off, int whence, struct fuse_file_info *fi)
+{
+    (void)ino;
+    struct handle *h = handle_get(view_of(req)->guard->handles, fi->fh);
+    struct stat st;
+    int err = h ? 0 : -EBADF;
+    if (h && image_past_cache(h)) /* a size kept in the cache would bound the answer */
+        err = io_fresh_stat(h->fd, &st);
+    /* the descriptor's own position is used by nobody */
+    off_t r = err == 0 ? lseek(h->fd, off, whence) : -1;
+    if (r < 0)
+        fuse_reply_err(req, err ? -err : errno);
+    else
+        fuse_reply_lseek(req, r);
+}
+
+/* Of what is not guest data one call copies no more than COPY_MOST, so that a signal ends a long
+ * copy: short counts are what callers of copy_file_range(2) must expect. */
+#define COPY_PIECE (256u << 10)
+#define COPY_MOST (1u << 20)
+
+/* What is not guest data goes through the overlay, piece by piece. Never under the locks of both
+ * images at a time. */
+static ssize_t copy_head(struct view *v, struct handle *in, uint64_t off_in, struct handle *out,
+                         uint64_t off_out, size_t len)
+{
+    /* Where both begin in the first FORMAT_REACH bytes, as they mostly do, no more than that: the
+     * rest is the storage's to copy. */
+    size_t piece = DG_MAX(off_in, off_out) < FORMAT_REACH
+                       ? (size_t)(FORMAT_REACH - DG_MIN(off_in, off_out))
+                       : COPY_PIECE;
+    len = DG_MIN(len, piece);
+    void *buf = buffer_get(COPY_PIECE);
+    if (!buf)
+        return -ENOMEM;
+    ssize_t n = read_at(v, in, buf, len, off_in);
+    if (n == -EINVAL && (in->flags | out->flags) & O_DIRECT)
+        return -EXDEV; /* unaligned: the kernel copies by itself then */
+    bool direct;
+    return n <= 0 ? n : write_at(v, out, buf, (size_t)n, off_out, false, &direct);
+}
+
+/* Far from every header. Below it is the caller's business. */
+static ssize_t copy_far(struct handle *in, uint64_t off_in, struct handle *out, uint64_t off_out,
+                        size_t len, unsigned flags)
+{
+    int allowed = image_write_allowed(out);
+    if (allowed < 0)
+        return allowed;
+    if (image_past_cache(in)) { /* where the server cannot copy, the kernel does, from the cache */
+        int r = io_cache_drop(in->fd);
+        if (r < 0)
+            return r;
+    }
+    atomic_store(&out->dirty, true);
+    off_t from = (off_t)off_in, to = (off_t)off_out;
+    unsigned epoch;
+    if (!image_direct_begin(out, off_out, &epoch))
+        /* has become a part of the header just now: the kernel copies by itself then */
+        return -EXDEV;
+    ssize_t n = copy_file_range(in->fd, &from, out->fd, &to, len, flags);
+    int err = errno;
+    image_direct_end(out, epoch);
+    image_wrote(out);
+    return n < 0 ? -err : n;
+}
+
+/* Lets the storage copy as much from here on as neither side must look at. 0: nothing was copied,
+ * or *ret_doubt bytes that may be sealed ones: copy_head() must write the right ones over them.
+ * *ret_end: that is all, a count of 0 the end of the file. */
+static ssize_t copy_sound(struct view *v, struct handle *in, uint64_t off_in, struct handle *out,
+                          uint64_t off_out, size_t len, unsigned flags, bool *ret_end,
+                          size_t *ret_doubt)
+{
+    struct image_read began = image_read_begin(in);
+    *ret_end = false;
+    if (!image_is_data(in, off_in) || !image_is_data(out, off_out))
+        return 0;
+    if (began.hold == 0) /* so much may have to be written again */
+        len = DG_MIN(len, COPY_MOST);
+    size_t far = (size_t)image_read_sound(v->guard, in, &began, off_in, len);
+    ssize_t n = far > 0 ? copy_far(in, off_in, out, off_out, far, flags) : 0;
+    if (n > 0 && image_read_sound(v->guard, in, &began, off_in, (uint64_t)n) < (uint64_t)n) {
+        *ret_doubt = (size_t)n;
+        return 0;
+    }
+    *ret_end = far > 0 && (n <= 0 || (size_t)n < far);
+    return n;
+}
+
+static ssize_t copy_range(fuse_req_t req, struct handle *in, uint64_t off_in, struct handle *out,
+                          uint64_t off_out, size_t len, unsigned flags)
+{
+    struct view *v = view_of(req);
+    size_t done = 0, slow = 0, must = 0; /* slow: of these, by copy_head(); must: up to where that
+                                            may not stop */
+    ssize_t n = 0;
+    for (bool end = false; done < len && !end; done += n > 0 ? (size_t)n : 0) {
+        size_t doubt = 0;
+        n = done >= must ? copy_sound(v, in, off_in + done, out, off_out + done, len - done, flags,
+                                      &end, &doubt)
+                         : 0;
+        must = DG_MAX(must, done + doubt);
+        if (n != 0 || end)
+            continue;
+        if (done >= must && (slow >= COPY_MOST || (slow > 0 && fuse_req_interrupted(req))))
+            break;
+        n = copy_head(v, in, off_in + done, out, off_out + done, len - done);
+        end = n <= 0;
+        slow += n > 0 ? (size_t)n : 0;
+    }
+    return done > 0 ? (ssize_t)done : n;
+}
+
+void fs_copy_file_range(fuse_req_t req, fuse_ino_t ino_in, off_t off_in,
+                        struct fuse_file_info *fi_in, fuse_ino_t ino_out, off_t off_out,
+                        struct fuse_file_info *fi_out, size_t len, int flags)
+{
+    (void)ino_in;
+    (void)ino_out;
+    struct view *v = view_of(req);
+    struct handle *in = handle_get(v->guard->handles, fi_in->fh),
+                  *out = handle_get(v->guard->handles, fi_out->fh);
+    ssize_t n = in && out ? image_first_change(v->guard, out) : -EBADF;
+    if (n == 0)
+        n = copy_range(req, in, (uint64_t)off_in, out, (uint64_t)off_out, len, (unsigned)flags);
+    if (n < 0 && out)
+        image_io_failed(v->guard, out, (int)n);
+    if (n < 0)
+        fuse_reply_err(req, (int)-n);
+    else
+        fuse_reply_write(req, (size_t)n);
+}

@@ -1,0 +1,248 @@
+#include "view/loop.h"
+
+#include <linux/fuse.h>
+#include <pthread.h>
+#include <sched.h>
+#include <semaphore.h>
+#include <signal.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "guard/first.h"
+#include "run/lanes.h"
+#include "run/pool.h"
+#include "view/fs.h"
+#include "view/init.h"
+
+#define MAX_WRITE (1024u * 1024u)
+/* The payload of a WRITE follows these; it is what must be page-aligned. <linux/fuse.h> */
+#define WRITE_HEAD (sizeof(struct fuse_in_header) + sizeof(struct fuse_write_in))
+/* The kernel wants room for a header and max_write; libfuse counts a page for the header. */
+#define REQUEST_MAX (MAX_WRITE + 4096u)
+/* A request up to this size is copied for the other thread; a greater one takes the receiver's
+ * buffer along. */
+#define COPY_MAX (32u * 1024u)
+
+/* Memory for one request: `mem` stands WRITE_HEAD bytes before a page boundary. */
+struct buffer {
+    void *base;
+    char *mem;
+};
+
+struct request { /* on its way to another thread */
+    struct fuse_session *se;
+    struct buffer buf;
+    size_t size;
+};
+
+struct receiver {
+    struct view *v;
+    pthread_t thread;
+    atomic_bool ended;
+    int error;
+};
+
+/* There is one loop in a process: loop_stop() is called by signal handlers and has no argument. */
+static struct {
+    atomic_bool stop;
+    sem_t wake;
+} loop;
+static pthread_once_t loop_once = PTHREAD_ONCE_INIT;
+
+static void loop_init(void)
+{
+    sem_init(&loop.wake, 0, 0);
+}
+
+static bool buffer_new(size_t size, struct buffer *ret)
+{
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    void *base;
+    if (posix_memalign(&base, page, page + size) != 0)
+        return false;
+    *ret = (struct buffer){.base = base, .mem = (char *)base + page - WRITE_HEAD};
+    return true;
+}
+
+_Static_assert(offsetof(struct fuse_read_in, offset) == offsetof(struct fuse_write_in, offset) &&
+                   offsetof(struct fuse_read_in, fh) == offsetof(struct fuse_write_in, fh),
+               "they begin alike");
+
+enum where { ON_RECEIVER, IN_LANE, IN_POOL };
+
+/* Where it belongs. On this thread: READ and WRITE of guest data; what never touches the datastore.
+ * *ret_lane: of IN_LANE. */
+static enum where where_to(struct view *v, const char *mem, size_t size, uint64_t *ret_lane)
+{
+    struct fuse_in_header in;
+    struct fuse_read_in io; /* fh, offset and size stand where those of fuse_write_in do */
+    memcpy(&in, mem, sizeof(in));
+    switch (in.opcode) {
+    case FUSE_READ:
+    case FUSE_WRITE:
+        if (size < sizeof(in) + sizeof(io))
+            return ON_RECEIVER;
+        memcpy(&io, mem + sizeof(in), sizeof(io));
+        const struct handle *h = handle_get(v->guard->handles, io.fh);
+        if (!h || fs_data_direct(h, in.opcode == FUSE_WRITE, io.offset))
+            return ON_RECEIVER;
+        if (in.opcode == FUSE_WRITE && image_first_expected(h))
+            /* it may wait for the holder, whose own reads and writes are in that lane */
+            return IN_POOL;
+        *ret_lane = h->inode->nodeid;
+        return IN_LANE;
+    case FUSE_INIT:
+        init_seen(v, mem, size);
+        return ON_RECEIVER;
+    case FUSE_FORGET:
+    case FUSE_BATCH_FORGET:
+    case FUSE_INTERRUPT:
+    case FUSE_DESTROY:
+        return ON_RECEIVER;
+    default:
+        return IN_POOL;
+    }
+}
+
+static void process(struct fuse_session *se, char *mem, size_t size)
+{
+    struct fuse_buf buf = {.mem = mem, .size = size};
+    fuse_session_process_buf(se, &buf);
+}
+
+static void run_request(void *arg)
+{
+    struct request *r = arg;
+    process(r->se, r->buf.mem, r->size);
+    free(r->buf.base);
+    free(r);
+}
+
+/* Hands the request to the pool, or to its lane. *own is what the receiver goes on with: its base
+ * is NULL when the buffer went along. */
+static void hand_over(struct view *v, struct buffer *own, size_t size, enum where where,
+                      uint64_t lane)
+{
+    struct request *r = malloc(sizeof(*r));
+    if (!r)
+        goto here;
+    *r = (struct request){.se = v->se, .size = size};
+    if (size > COPY_MAX) {
+        r->buf = *own;
+        own->base = NULL;
+    } else if (buffer_new(size, &r->buf)) {
+        memcpy(r->buf.mem, own->mem, size);
+    } else {
+        goto here;
+    }
+    if (where == IN_LANE)
+        lanes_submit(v->lanes, lane, run_request, r);
+    else
+        pool_submit(v->guard->pool, run_request, r);
+    return;
+here: /* no memory: late is better than lost */
+    free(r);
+    process(v->se, own->mem, size);
+}
+
+/* 0: unmounted or told to stop. */
+static int receive(struct view *v, struct buffer *buf)
+{
+    int fd = fuse_session_fd(v->se);
+    while (!atomic_load(&loop.stop)) {
+        if (!buf->base && !buffer_new(REQUEST_MAX, buf)) {
+            usleep(10000);
+            continue;
+        }
+        /* Not fuse_session_receive_buf(): it reads as much as libfuse thinks that the buffer holds,
+         * which is not ours to know, and it drops a request that it has read when the session is
+         * ending. */
+        ssize_t n = read(fd, buf->mem, REQUEST_MAX);
+        if (n < 0) {
+            if (errno == ENODEV)
+                return 0;
+            if (errno == ENOENT || errno == EINTR || errno == EAGAIN)
+                continue;
+            if (errno == ENOMEM) {
+                usleep(10000);
+                continue;
+            }
+            return -errno;
+        }
+        if ((size_t)n < sizeof(struct fuse_in_header))
+            return -EIO;
+        uint64_t lane = 0;
+        enum where where = where_to(v, buf->mem, (size_t)n, &lane);
+        if (where == ON_RECEIVER)
+            process(v->se, buf->mem, (size_t)n);
+        else
+            hand_over(v, buf, (size_t)n, where, lane);
+    }
+    return 0;
+}
+
+static void *receiver_main(void *arg)
+{
+    struct receiver *r = arg;
+    /* When there is neither memory nor a thread the pool runs a job here, and it may set umask. */
+    (void)unshare(CLONE_FS);
+    struct buffer buf = {0};
+    r->error = receive(r->v, &buf);
+    free(buf.base);
+    atomic_store(&r->ended, true);
+    sem_post(&loop.wake);
+    return NULL;
+}
+
+static void on_wake(int sig)
+{
+    (void)sig;
+}
+
+/* A signal that arrives just before the read is lost: repeat it until the thread is gone. */
+static void stop_receiver(struct receiver *r)
+{
+    while (!atomic_load(&r->ended)) {
+        pthread_kill(r->thread, SIGUSR1);
+        usleep(5000);
+    }
+    pthread_join(r->thread, NULL);
+}
+
+int loop_run(struct view *v)
+{
+    pthread_once(&loop_once, loop_init);
+    struct sigaction sa = {.sa_handler = on_wake}; /* no SA_RESTART: the read must return */
+    sigaction(SIGUSR1, &sa, NULL);
+
+    struct receiver *all = calloc(LOOP_DATA_THREADS, sizeof(*all));
+    if (!all)
+        return -ENOMEM;
+    unsigned started = 0;
+    for (unsigned i = 0; i < LOOP_DATA_THREADS; i++) {
+        all[i].v = v;
+        if (pthread_create(&all[i].thread, NULL, receiver_main, &all[i]) != 0)
+            break;
+        started++;
+    }
+    int r = started > 0 ? 0 : -EAGAIN;
+    if (started > 0) {
+        while (sem_wait(&loop.wake) < 0 && errno == EINTR)
+            ;
+    }
+    atomic_store(&loop.stop, true);
+    for (unsigned i = 0; i < started; i++) {
+        stop_receiver(&all[i]);
+        if (all[i].error < 0)
+            r = all[i].error;
+    }
+    free(all);
+    return r;
+}
+
+void loop_stop(void)
+{
+    pthread_once(&loop_once, loop_init);
+    atomic_store(&loop.stop, true);
+    sem_post(&loop.wake);
+}

@@ -1,0 +1,21 @@
+/* loop.h: reads requests from /dev/fuse and runs them on the right thread.
+ *
+ * DATA_THREADS receivers read requests into buffers whose write payload is page-aligned (O_DIRECT
+ * backing files need that). READ and WRITE of guest data (fs_data_direct) and requests that never
+ * touch the datastore run on the receiver. All else is handed over with its buffer: other READ and
+ * WRITE to the lane of their file (lanes.h), the rest to the pool (pool.h), and so is a read whose
+ * bytes may be sealed ones, to be repeated there with care (fs_data.c). */
+#ifndef DISKGUARD_LOOP_H
+#define DISKGUARD_LOOP_H
+
+#include "view/view.h"
+
+#define LOOP_DATA_THREADS                                                                          \
+    32 /* requests of data in flight; a request that finds all busy waits in the kernel's queue */
+
+/* Serves until the view is unmounted or loop_stop() is called. 0 or -errno. */
+int loop_run(struct view *v);
+/* Signal-safe: makes loop_run() return soon. */
+void loop_stop(void);
+
+#endif

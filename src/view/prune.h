@@ -1,0 +1,19 @@
+/* prune.h: one thread that keeps the number of looked-up files below the limit of descriptors.
+ *
+ * Each inode that the kernel knows costs a descriptor, and the kernel keeps names until it is short
+ * of memory, not of our descriptors. So when too many are in use the kernel is asked to drop the
+ * names of those that nobody has used for long (FUSE_NOTIFY_INVAL_ENTRY): it then forgets the
+ * inodes, and looks them up again when somebody comes back. */
+#ifndef DISKGUARD_PRUNE_H
+#define DISKGUARD_PRUNE_H
+
+#include "view/view.h"
+
+/* After RLIMIT_NOFILE is final and the view is mounted. NULL: no thread. */
+struct prune *prune_new(struct view *v);
+/* More inodes than this: names are dropped. */
+unsigned long prune_limit(void);
+/* While requests are still served: a notice may have to wait for one. NULL is fine. */
+void prune_free(struct prune *p);
+
+#endif
