@@ -1,5 +1,6 @@
 /* fuzz_format.c: libFuzzer's entry into one format, or into all of them. Built once for each name
- * (meson.build here says which); a crash that it finds becomes a file of corpus/NAME. */
+ * (meson.build here says which). A crash that it finds becomes an input of corpus/NAME.tar.xz:
+ * corpus.py says how. */
 #include "contract.h"
 
 #ifndef FUZZ_FORMAT

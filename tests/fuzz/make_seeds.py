@@ -2,17 +2,19 @@
 """make_seeds [--replay PROGRAM] DIRECTORY: small images of every format that the tools here can make, in the fuzzers' input form (sparse.h), as
 DIRECTORY/FORMAT/LABEL. With PROGRAM (BUILD/tests/fuzz/fuzz_replay) each one also sealed.
 
-To renew the corpora in tests/fuzz/corpus, with a build made by `CC=clang meson setup -Dfuzz=true -Db_lundef=false BUILD && ninja -C BUILD fuzz`:
+To renew the corpora (corpus.py), with a build made by `CC=clang meson setup -Dfuzz=true -Db_lundef=false BUILD && ninja -C BUILD fuzz`:
 
     tests/fuzz/make_seeds.py --replay BUILD/tests/fuzz/fuzz_replay SEEDS
+    tests/fuzz/corpus.py unpack CORPUS
     for f in all $(tests/fuzz/formats.py); do
-        mkdir -p WORK/$f tests/fuzz/corpus/$f
-        BUILD/tests/fuzz/fuzz_$f -timeout=5 -max_len=65536 -max_total_time=300 WORK/$f SEEDS/$f tests/fuzz/corpus/$f
-        BUILD/tests/fuzz/fuzz_$f -timeout=5 -merge=1 tests/fuzz/corpus/$f SEEDS/$f WORK/$f
+        mkdir -p WORK/$f CORPUS/$f
+        BUILD/tests/fuzz/fuzz_$f -timeout=5 -max_len=65536 -max_total_time=300 WORK/$f SEEDS/$f CORPUS/$f
+        BUILD/tests/fuzz/fuzz_$f -timeout=5 -merge=1 CORPUS/$f SEEDS/$f WORK/$f
     done
+    tests/fuzz/corpus.py pack CORPUS
 
-What is in a corpus stays in it: an input that once crashed, under a name that says what it was, is a test. All corpora together stay below 1 MiB: what is too much of one,
-and was never a crash, is removed before its -merge.
+What is in a corpus stays in it: an input that once crashed, under a name that says what it was, is a test. All inputs together stay
+below 1 MiB: what is too much of one, and was never a crash, is removed before its -merge.
 """
 import argparse
 import os
