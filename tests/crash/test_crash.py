@@ -14,7 +14,7 @@ from crashlib import SIZE, Scenario, run_all, template
 from dgops import KEEP_SIZE, PUNCH_HOLE
 from dgtest import Skip, Suite, eq, must, ok, read_at, run, suite_tmp
 
-suite = Suite(__file__)
+suite = Suite(__file__, needs="hooks", memory=True, seed=True, limit=900)
 scenarios = []
 
 

@@ -15,7 +15,7 @@ from crashlib import Scenario, run_some
 from dgtest import Skip, Suite, eq, must, ok, read_at, run, suite_tmp
 from sealing import plan_of
 
-suite = Suite(__file__)
+suite = Suite(__file__, needs="hooks", memory=True, seed=True, limit=900)
 POINTS = 12
 # one for each way to be sealed: in front, in front and at the end, at the end alone, a text, far in
 FORMATS = ("qcow", "qed-65536-4", "vdi", "vmdk", "vmdk-flat", "vpc", "vpc-fixed", "vhdx-1M", "parallels", "luks1", "luks2")

@@ -14,7 +14,7 @@ import crashlib  # noqa: F401 (finds the harness)
 from crashlib import KILLED, all_of, draw, template
 from dgtest import Datastore, Fail, Host, Proc, Skip, Suite, View, eq, is_sealed, ok, wait_for
 
-suite = Suite(__file__)
+suite = Suite(__file__, needs="hooks", memory=True, seed=True, limit=900)
 POINTS = 40
 MAX_HOOKS = 1000
 ORDERS = ("bca", "cba", "abc", "acb")  # in which the hosts open the image afterwards

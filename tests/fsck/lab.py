@@ -197,7 +197,7 @@ def main(title):
     if os.geteuid() != 0:
         print("%s: not root" % title)
         print("0 passed, 0 failed, %d skipped" % len(TESTS))
-        sys.exit(0)
+        sys.exit(77)
     count = {"ok": 0, "FAILED": 0, "skipped": 0}
     for one in TESTS:
         if len(sys.argv) > 2 and sys.argv[2] not in one.__name__:

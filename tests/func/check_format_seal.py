@@ -17,8 +17,9 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 
 import kinds
-from sealing import HOLDER, content, must, needs, plan_of, result, run, sealtool_from, summary
+from sealing import HOLDER, content, declare, must, needs, plan_of, result, run, sealtool_from, summary
 
+declare()
 QUICK = {"info", "convert", "open rw", "check -r all", "system rw", "cryptsetup luksDump", "cryptsetup isLuks"}
 HUGE = 1 << 62  # a size that no image has
 

@@ -19,8 +19,9 @@ import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 
-from sealing import HOLDER, SECRET, content, must, needs, plan_of, result, run, sealtool_from, summary
+from sealing import HOLDER, SECRET, content, declare, must, needs, plan_of, result, run, sealtool_from, summary
 
+declare(seed=True)
 OFF_ROW = 120  # first row of the feature name table that qemu-img 7.2 writes without a backing format
 
 

@@ -602,9 +602,17 @@ def small_fs(megabytes):
         run("umount", "-l", base)
 
 
+SKIPPED = 77  # exit code of a suite that cannot run here (meson knows it)
+ROOM = 2 << 30  # free memory that a suite wants before it puts its datastores there
+
+
 class Suite:
-    def __init__(self, title):
+    """needs, also, seed, limit, ...: what tests/suites.py reads from the call, without running it. memory: the suite's time is mostly
+    fsync, so that its datastores are in memory when there is room, and unless TMPDIR says where they are to be."""
+
+    def __init__(self, title, needs="", memory=False, **_):
         self.title = os.path.splitext(os.path.basename(title))[0]
+        self.needs, self.memory = needs, memory
         self.cases = []
         self.counts = {"passed": 0, "failed": 0, "skipped": 0}
 
@@ -623,6 +631,15 @@ class Suite:
         parser.add_argument("--keep-going", action="store_true", help=argparse.SUPPRESS)
         args = parser.parse_args()
         self.args = args
+        if os.geteuid() != 0:
+            self._skip_all("needs root: it mounts")
+        self.build = Build(args.builddir)
+        if self.needs == "hooks" and not self.build.hooks:
+            self._skip_all("needs a build with -Dhooks=true")
+        if self.memory and "TMPDIR" not in os.environ and os.path.isdir("/dev/shm"):
+            free = os.statvfs("/dev/shm")
+            if free.f_bavail * free.f_frsize > ROOM:
+                os.environ["TMPDIR"] = "/dev/shm"
         global _tmp
         _tmp = tempfile.mkdtemp(prefix="dg-%s-" % self.title.replace("test_", ""))
         os.chmod(_tmp, 0o755)
@@ -631,7 +648,6 @@ class Suite:
         os.umask(0o022)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda n, _: sys.exit(128 + n))
-        self.build = Build(args.builddir)
         if self.build.sanitize != "none":
             self.build.san_log = os.path.join(_tmp, "sanitizer")
         for title, function, limit in self.cases:
@@ -641,7 +657,12 @@ class Suite:
             left.close()
         guardian.finish()
         print("%s: %d passed, %d failed, %d skipped" % (self.title, *self.counts.values()))
-        sys.exit(1 if self.counts["failed"] else 0)
+        sys.exit(1 if self.counts["failed"] else SKIPPED if self.counts["skipped"] and not self.counts["passed"] else 0)
+
+    def _skip_all(self, why):
+        print("SKIPPED %s: %s" % (self.title, why))
+        print("%s: 0 passed, 0 failed, %d skipped" % (self.title, len(self.cases)))
+        sys.exit(SKIPPED)
 
     def run_case(self, title, function, limit):
         began = time.monotonic()

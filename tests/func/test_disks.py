@@ -15,7 +15,7 @@ from dgqemu import QemuIo, Vm
 from dgtest import Proc, Skip, Suite, eq, must, ok, pair, raises, read_at, refused, run, sha, suite_tmp, wait_for
 from test_vm import boot_image, drive
 
-suite = Suite(__file__)
+suite = Suite(__file__, needs="hooks")
 SIZE = 16 << 20
 RDWR, RDONLY = os.O_RDWR, os.O_RDONLY
 USES_READ, USES_WRITE, NO_WRITE = 100, 101, 201

@@ -13,7 +13,7 @@ from dgtest import Suite, eq, must, ok, pair, raises, read_at, wait_for
 
 from test_takeover import hooked
 
-suite = Suite(__file__)
+suite = Suite(__file__, needs="hooks")
 RDWR = os.O_RDWR
 AT = 65536  # the first of a VHDX's two headers
 LENGTH = 4096

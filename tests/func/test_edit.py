@@ -13,7 +13,7 @@ from dgops import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE
 from dgqemu import QemuIo, make_qcow2, qcow2_size
 from dgtest import Proc, Suite, eq, is_sealed, must, ok, pair, raises, read_at, refused, sha, wait_for
 
-suite = Suite(__file__)
+suite = Suite(__file__, also=("asan",))
 SIZE = 64 << 20
 RDWR = os.O_RDWR
 

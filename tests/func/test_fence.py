@@ -10,7 +10,7 @@ import dgops
 from dgqemu import make_qcow2
 from dgtest import Proc, Suite, eq, is_sealed, ok, pair, raises, read_at, sha, stopped, wait_for
 
-suite = Suite(__file__)
+suite = Suite(__file__, also=("asan",))
 RDWR = os.O_RDWR
 FENCE = 1 << 62
 REFUSED = "another host has this file open for write"

@@ -9,7 +9,7 @@ import signal
 from dgqemu import make_qcow2
 from dgtest import Proc, Skip, Suite, eq, mounted_at, must, ok, pair, read_at, run, sha, suite_tmp, wait_for
 
-suite = Suite(__file__)
+suite = Suite(__file__, needs="hooks")
 RDWR = os.O_RDWR
 BLOCK = 4096
 

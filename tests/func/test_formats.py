@@ -19,7 +19,7 @@ from dgtest import Fail, Proc, Suite, eq, must, ok, refused, wait_for
 from kinds import SECRET
 from sealing import content, content_of, plan_of
 
-suite = Suite(__file__)
+suite = Suite(__file__, memory=True)
 shared = dgtest.SharedPair("wait=0")
 PER_SESSION = ("vmdk", "vhdx")  # QEMU draws a new CID, new GUIDs in each session that writes
 SOURCE = 4 << 20

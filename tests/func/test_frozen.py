@@ -15,7 +15,7 @@ from dgtest import Proc, Suite, eq, is_sealed, ok, raises, sha, wait_for
 from test_takeover import SLOW, Hosts, ctl, fence_locks, hooked, hosts
 from test_trouble import succeed_claim
 
-suite = Suite(__file__)
+suite = Suite(__file__, needs="hooks")
 RDWR = os.O_RDWR
 LIBC = ctypes.CDLL(None, use_errno=True)
 SYS_PIDFD_GETFD = 438  # the same number on every architecture

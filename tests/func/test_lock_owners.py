@@ -5,7 +5,7 @@ import os
 
 from dgtest import Datastore, Host, Proc, Suite, View, eq, must, wait_for
 
-suite = Suite(__file__)
+suite = Suite(__file__, needs="hooks")
 READ, WRITE, NONE = fcntl.F_RDLCK, fcntl.F_WRLCK, fcntl.F_UNLCK
 ROUNDS = 10
 kept = []  # processes of the round

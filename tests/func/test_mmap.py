@@ -13,7 +13,7 @@ from dgqemu import make_qcow2, qcow2_size
 from dgtest import Host, Proc, SharedPair, Skip, Suite, View, eq, is_sealed, must, ok, pair, raises, read_at, sha, wait_for
 from kinds import kinds
 
-suite = Suite(__file__)
+suite = Suite(__file__, needs="hooks")
 pairs = SharedPair("wait=0")
 RDWR, RDONLY = os.O_RDWR, os.O_RDONLY
 PAGE, MIB = 4096, 1 << 20

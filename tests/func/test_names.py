@@ -8,7 +8,7 @@ import dgops
 from dgqemu import Vm, make_qcow2, qcow2_size
 from dgtest import Datastore, Host, Proc, Skip, Suite, eq, is_sealed, must, ok, pair, raises, read_at, run, small_fs, suite_tmp, View, wait_for
 
-suite = Suite(__file__)
+suite = Suite(__file__, needs="hooks")
 RDWR, RDONLY = os.O_RDWR, os.O_RDONLY
 SIZE = 64 << 20
 EXCHANGE = dgops.RENAME_EXCHANGE

@@ -12,7 +12,7 @@ import dgtest
 from dgqemu import QemuIo, make_qcow2, no_lock, qcow2_size
 from dgtest import (Datastore, Host, Proc, Suite, View, eq, is_sealed, must, ok, pair, raises, read_at, refused, run, sha, wait_for)
 
-suite = Suite(__file__)
+suite = Suite(__file__, also=("asan", "tsan"))
 RDWR, RDONLY, WRONLY = os.O_RDWR, os.O_RDONLY, os.O_WRONLY
 SIZE = 64 << 20
 

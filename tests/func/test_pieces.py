@@ -10,7 +10,7 @@ import dgops
 import kinds
 from dgtest import Proc, Suite, eq, ok, pair, raises, read_at, suite_tmp, wait_for
 
-suite = Suite(__file__)
+suite = Suite(__file__, memory=True)
 RDWR, CREAT = os.O_RDWR, os.O_CREAT
 SIZES = (4096, 16384, 65536, 5003, 511)
 WHICH = ("qcow2-v3", "qcow2-v2", "qcow", "qed-65536-4", "vdi", "vmdk", "vmdk-stream-footer", "vmdk-flat", "vpc", "vpc-fixed", "vpc-fixed-force-size",

@@ -15,7 +15,7 @@ import dgtest
 from dgqemu import make_qcow2
 from dgtest import Fail, Proc, Suite, eq, must, ok, pair, raises, read_at, run, small_fs, suite_tmp, wait_for
 
-suite = Suite(__file__)
+suite = Suite(__file__, also=("asan",))
 RDWR, RDONLY, CREAT = os.O_RDWR, os.O_RDONLY, os.O_CREAT
 DENIED = errno.EACCES
 FENCE = 1 << 62

@@ -12,7 +12,7 @@ from dgtest import Proc, Skip, Suite, eq, is_sealed, must, ok, pair, raises, rea
 from test_trouble import answer_stale
 from test_vm import boot_image, boots_of, drive
 
-suite = Suite(__file__)
+suite = Suite(__file__, needs="hooks", also=("asan",))
 SIZE = 16 << 20
 RDWR, RDONLY = os.O_RDWR, os.O_RDONLY
 USES_WRITE, NO_WRITE, NO_RESIZE = 101, 201, 203

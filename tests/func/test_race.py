@@ -6,7 +6,7 @@ import os
 from dgqemu import make_qcow2
 from dgtest import Proc, Suite, eq, is_sealed, ok, pair, read_at, sha, wait_for
 
-suite = Suite(__file__)
+suite = Suite(__file__, memory=True, also=("asan", "tsan"))
 RDWR = os.O_RDWR
 
 

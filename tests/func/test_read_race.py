@@ -9,7 +9,7 @@ from dgtest import Proc, Suite, eq, must, ok, pair, read_at, wait_for
 from test_drain import AT, Other, hooks_of
 from test_takeover import hooked
 
-suite = Suite(__file__)
+suite = Suite(__file__, needs="hooks")
 RDWR, RDONLY = os.O_RDWR, os.O_RDONLY
 BLOCK = 4096
 

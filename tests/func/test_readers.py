@@ -14,7 +14,7 @@ from dgqemu import QemuIo, Vm, make_qcow2
 from dgtest import Proc, Skip, Suite, eq, must, ok, pair, raises, refused, run, stopped, wait_for
 from test_chain import open_close, writable
 
-suite = Suite(__file__)
+suite = Suite(__file__, needs="hooks")
 HOSTNAME = socket.gethostname()
 RDWR, RDONLY = os.O_RDWR, os.O_RDONLY
 READ, NONE = fcntl.F_RDLCK, fcntl.F_UNLCK

@@ -12,7 +12,7 @@ import kinds
 from dgqemu import make_qcow2, no_lock, qcow2_size
 from dgtest import Proc, Suite, eq, is_sealed, must, ok, pair, raises, read_at, refused, run, sha, suite_tmp, wait_for
 
-suite = Suite(__file__)
+suite = Suite(__file__, memory=True)
 RDWR, CREAT = os.O_RDWR, os.O_CREAT
 FORMATS = ("qcow2", "qed", "vdi", "vpc", "vhdx", "parallels", "luks", "qcow", "vmdk")
 NO_ZERO = ("qcow", "vmdk")  # QEMU itself does not open, or not even make, one of size 0

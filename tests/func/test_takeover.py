@@ -16,7 +16,7 @@ from dgtest import Datastore, Host, Proc, Skip, Suite, View, eq, is_sealed, must
 
 from test_trouble import succeed_claim
 
-suite = Suite(__file__)
+suite = Suite(__file__, needs="hooks")
 RDWR = os.O_RDWR
 
 

@@ -10,7 +10,7 @@ from dgqemu import QemuIo, make_qcow2, qcow2_size
 from dgtest import (Proc, SEALED_SIZE, Skip, Suite, View, Host, Datastore, eq, is_sealed, must, ok, pair, raises, run, sha, small_fs,
                     suite_tmp, wait_for)
 
-suite = Suite(__file__)
+suite = Suite(__file__, needs="hooks")
 
 
 def claim_path(ds, name):

@@ -15,7 +15,7 @@ import guardian
 from dgqemu import make_qcow2
 from dgtest import (Datastore, Host, Proc, Skip, Suite, View, eq, is_sealed, mounted_at, must, ok, run, sha, suite_tmp, wait_for)
 
-suite = Suite(__file__)
+suite = Suite(__file__, needs="hooks")
 RDWR = os.O_RDWR
 NAMES = ["vm %02d, disk=a.qcow2" % i if i % 3 == 0 else "vm%02d.qcow2" % i for i in range(24)]
 

@@ -7,7 +7,7 @@ import guestboot
 from dgqemu import Vm
 from dgtest import Suite, eq, is_sealed, must, ok, pair, read_at, wait_for
 
-suite = Suite(__file__)
+suite = Suite(__file__, also=("tsan",))
 SIZE = 64 << 20
 
 

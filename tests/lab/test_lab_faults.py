@@ -11,7 +11,7 @@ from dgtest import eq, ok
 from labcases import FAR, IMAGE
 from labhost import EBUSY, EIO
 
-suite = dgtest.Suite(__file__)
+suite = dgtest.Suite(__file__, needs="hooks")
 SERVER = "/srv/disk/export/"
 scenario = labhost.nfs_scenarios(suite)
 

@@ -8,7 +8,7 @@ import labcases
 import labhost
 import dgtest
 
-suite = dgtest.Suite(__file__)
+suite = dgtest.Suite(__file__, needs="hooks")
 
 
 def scenario(title, function, versions=("4.2", "3"), options="", limit=300, pass_reboot=False, **kw):

@@ -11,7 +11,7 @@ from dgtest import eq, ok
 from labcases import FAR, IMAGE
 from labhost import EBUSY
 
-suite = dgtest.Suite(__file__)
+suite = dgtest.Suite(__file__, needs="hooks")
 
 
 def scenario(title, function, storages=("disk", "iscsi"), limit=400, **kw):

@@ -8,7 +8,7 @@ import labhost
 import dgtest
 from dgtest import eq, ok
 
-suite = dgtest.Suite(__file__)
+suite = dgtest.Suite(__file__, needs="hooks", always=True)
 
 
 def smoke(version):

@@ -12,7 +12,7 @@ from dgtest import eq, ok
 from labcases import FAR, IMAGE
 from labhost import EBUSY, EIO
 
-suite = dgtest.Suite(__file__)
+suite = dgtest.Suite(__file__, needs="hooks")
 RANGE = 4 << 20  # bytes from FAR on that the holder writes all the time
 WAIT = "takeover-wait=120"
 scenario = labhost.nfs_scenarios(suite, ("4.2",), 400.0)

@@ -10,7 +10,7 @@ import dgtest
 import labcache
 from dgtest import eq, must, ok
 
-suite = dgtest.Suite(__file__)
+suite = dgtest.Suite(__file__, needs="hooks", always=True)
 SMOKE = os.path.join(labguest.HERE, "test_lab_smoke.py")
 
 

@@ -1,19 +1,24 @@
-/* plain.c: main program for the unit tests without criterion (see unit.h): runs every test, or
- * those whose "suite/name" contains the first argument. Exit code 0: none failed; 1: some failed;
- * 2: none ran. */
+/* plain.c: the program that all unit tests are linked into (see unit.h). Runs each test in a child
+ * process of its own:
+ *
+ *   unit [--file test_claim.c] [--here] [TEXT]
+ *
+ * --file: only the tests of that file; TEXT: only those whose "suite/name" contains it; --here: no
+ * child, for a debugger. Exit code 0: none failed; 1: some failed; 2: none ran. */
 #include "unit.h"
 
-#include <pthread.h>
-#include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
-enum { ENDED_OK, ENDED_FAILED, ENDED_SKIPPED };
+#define PATIENCE 300 /* seconds for one test: valgrind takes long */
+
+/* Exit codes of a child; any other, and any signal, is a failure too. */
+enum { ENDED_OK = 0, ENDED_FAILED = 1, ENDED_SKIPPED = 77 };
 
 static struct unit_test *first, **last = &first;
-static jmp_buf here;
-static pthread_t runner;
 
 void unit_register(struct unit_test *test)
 {
@@ -24,9 +29,7 @@ void unit_register(struct unit_test *test)
 _Noreturn static void leave(int how)
 {
     fflush(stdout);
-    if (!pthread_equal(runner, pthread_self()))
-        abort(); /* a longjmp into another thread's stack is undefined */
-    longjmp(here, how);
+    _exit(how); /* from any thread, and past the rest of the test */
 }
 
 _Noreturn void unit_fail(const char *file, int line, const char *what, const char *fmt, ...)
@@ -55,41 +58,81 @@ _Noreturn void unit_skip(const char *fmt, ...)
     leave(ENDED_SKIPPED);
 }
 
-static int run_one(const struct unit_test *test)
+static void run_here(const struct unit_test *test)
 {
-    int how = setjmp(here);
-
-    if (how != ENDED_OK)
-        return how;
     if (test->options.disabled)
-        return ENDED_SKIPPED;
+        leave(ENDED_SKIPPED);
     if (test->options.init)
         test->options.init();
     test->run();
     if (test->options.fini)
         test->options.fini();
-    return ENDED_OK;
+}
+
+/* Exit code of the child that ran the test. */
+static int run_apart(const struct unit_test *test)
+{
+    int status;
+
+    fflush(stdout);
+    pid_t pid = fork();
+    if (pid == 0) {
+        alarm(PATIENCE);
+        run_here(test);
+        exit(ENDED_OK); /* not _exit: leaks are counted */
+    }
+    if (pid < 0 || waitpid(pid, &status, 0) != pid)
+        return ENDED_FAILED;
+    if (WIFSIGNALED(status))
+        printf("killed by signal %d (%s)\n", WTERMSIG(status), strsignal(WTERMSIG(status)));
+    return WIFEXITED(status) ? WEXITSTATUS(status) : ENDED_FAILED;
+}
+
+static bool wanted(const struct unit_test *test, const char *file, const char *text,
+                   const char *full)
+{
+    const char *slash = strrchr(test->file, '/');
+
+    if (file && strcmp(slash ? slash + 1 : test->file, file) != 0)
+        return false;
+    return !text || strstr(full, text);
 }
 
 int main(int argc, char **argv)
 {
-    static const char *const words[] = {"ok", "FAILED", "skipped"};
-    unsigned count[3] = {0, 0, 0};
+    const char *file = NULL, *text = NULL;
+    unsigned passed = 0, failed = 0, skipped = 0;
+    bool here = false;
     char full[256];
 
-    runner = pthread_self();
+    for (int i = 1; i < argc; i++) {
+        if (strcmp(argv[i], "--here") == 0)
+            here = true;
+        else if (strcmp(argv[i], "--file") == 0 && i + 1 < argc)
+            file = argv[++i];
+        else
+            text = argv[i];
+    }
     for (const struct unit_test *test = first; test; test = test->next) {
         snprintf(full, sizeof full, "%s/%s", test->suite, test->name);
-        if (argc > 1 && !strstr(full, argv[1]))
+        if (!wanted(test, file, text, full))
             continue;
-        int how = run_one(test);
-        count[how]++;
-        printf("%-8s %s\n", words[how], full);
-        fflush(stdout);
+        int how = ENDED_OK;
+        if (here)
+            run_here(test);
+        else
+            how = run_apart(test);
+        passed += how == ENDED_OK;
+        skipped += how == ENDED_SKIPPED;
+        failed += how != ENDED_OK && how != ENDED_SKIPPED;
+        printf("%-8s %s\n",
+               how == ENDED_OK        ? "ok"
+               : how == ENDED_SKIPPED ? "skipped"
+                                      : "FAILED",
+               full);
     }
-    printf("%u passed, %u failed, %u skipped\n", count[ENDED_OK], count[ENDED_FAILED],
-           count[ENDED_SKIPPED]);
-    if (count[ENDED_FAILED])
+    printf("%u passed, %u failed, %u skipped\n", passed, failed, skipped);
+    if (failed)
         return 1;
-    return count[ENDED_OK] + count[ENDED_SKIPPED] ? 0 : 2;
+    return passed + skipped ? 0 : 2;
 }

@@ -1,34 +1,24 @@
-/* unit.h: what a unit test includes, and nothing else of a test framework.
+/* unit.h: what a unit test includes, and nothing else of a test framework. plain.c runs the tests,
+ * each in a child process.
  *
- * Normally this is criterion. With -DPLAIN_RUNNER it is the small replacement below: the same
- * names, all tests in one process, linked with plain.c. Valgrind needs that: criterion runs each
- * test in a child and exits 0 there even after an invalid write.
+ *   Test(suite, name, .init = before, .fini = after) { cr_assert_eq(a, b, "format", ...); }
  *
- * Only what is defined below may be used in tests, so that both builds stay possible. (criterion
- * has no cr_fail: it is cr_assert_fail.) Messages are printf literals, and optional. A failing
- * assertion ends its test; assert only in the thread that runs the test. */
+ * A message is a printf literal, and optional. A failing assertion ends its test at once; the names
+ * are those of criterion, of which this is a small part. */
 #ifndef UNIT_H
 #define UNIT_H
-
-#ifndef PLAIN_RUNNER
-
-#include <criterion/criterion.h>
-
-#else
 
 #include <stdbool.h>
 #include <stddef.h>
 #include <string.h>
 
-struct unit_options { /* as criterion's: Test(suite, name, .init = f, .fini = g) */
+struct unit_options {
     void (*init)(void);
     void (*fini)(void);
-    const char *description;
-    double timeout; /* ignored */
     bool disabled;
 };
 struct unit_test {
-    const char *suite, *name;
+    const char *file, *suite, *name;
     void (*run)(void);
     struct unit_options options;
     struct unit_test *next;
@@ -42,7 +32,8 @@ _Noreturn void unit_skip(const char *fmt, ...) __attribute__((format(printf, 1, 
     static void unit_run_##s##_##n(void);                                                          \
     __attribute__((constructor)) static void unit_add_##s##_##n(void)                              \
     {                                                                                              \
-        static struct unit_test test = {#s, #n, unit_run_##s##_##n, {__VA_ARGS__}, NULL};          \
+        static struct unit_test test = {                                                           \
+            __FILE__, #s, #n, unit_run_##s##_##n, {__VA_ARGS__}, NULL};                            \
         unit_register(&test);                                                                      \
     }                                                                                              \
     static void unit_run_##s##_##n(void)
@@ -75,5 +66,4 @@ _Noreturn void unit_skip(const char *fmt, ...) __attribute__((format(printf, 1, 
 #define cr_assert_arr_neq(a, b, size, ...)                                                         \
     UNIT_CHECK(memcmp((a), (b), (size)) != 0, #a " has other bytes than " #b, __VA_ARGS__)
 
-#endif
 #endif
