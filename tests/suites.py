@@ -2,7 +2,7 @@
 """suites: what each test script needs. The scripts say it themselves, in the call that makes their Suite (func/dgtest.py) or in
 declare() (func/sealing.py); it is read here without running them, for tests/run and for tests/meson.build. Those that say nothing need nothing.
 
-  suites.py        prints "FOLDER FILE NEEDS SECONDS ALONE" for each script that `meson test` runs
+  suites.py        prints "FOLDER NAME NEEDS SECONDS" for each script that `meson test` runs
 """
 import ast
 import glob
@@ -14,11 +14,11 @@ FOLDERS = ("crash", "func", "fsck", "stress", "stack")  # the longest ones first
 
 class Script:
     """needs: the build it wants ("hooks"; else any). also: builds with a sanitizer that the short run has it run with, too. seed: takes
-    --seed, which may differ from run to run. always: of tests/lab, runs without --lab. limit: seconds. alone: not beside others."""
+    --seed, which may differ from run to run. always: of tests/lab, runs without --lab. limit: seconds."""
 
-    def __init__(self, path, needs="", also=(), seed=False, always=False, limit=420, alone=False, memory=False):
+    def __init__(self, path, needs="", also=(), seed=False, always=False, limit=420, memory=False):
         self.path, self.needs, self.also, self.seed, self.always = path, needs, also, seed, always
-        self.limit, self.alone, self.memory = limit, alone, memory
+        self.limit, self.memory = limit, memory
         self.folder, self.name = os.path.basename(os.path.dirname(path)), os.path.splitext(os.path.basename(path))[0]
         self.build = needs or "check"
 
@@ -39,7 +39,7 @@ def scripts(folder):
 def main():
     for folder in FOLDERS:
         for script in scripts(folder):
-            print(folder, script.name, script.needs or "-", script.limit, "alone" if script.alone else "-")
+            print(folder, script.name, script.needs or "-", script.limit)
 
 
 if __name__ == "__main__":
