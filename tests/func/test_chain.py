@@ -9,7 +9,7 @@ import dgops
 from dgqemu import QemuIo, Vm, make_qcow2
 from dgtest import Proc, Skip, Suite, eq, must, ok, pair, raises, refused, run, sha, stopped, wait_for
 
-suite = Suite(__file__, needs="hooks")
+suite = Suite(__file__, needs="hooks", memory=True)
 RDWR, RDONLY = os.O_RDWR, os.O_RDONLY
 BUSY = "Device or resource busy"
 
