@@ -95,6 +95,13 @@ static void remove_name(struct guard *g, struct image *img) REQUIRES(img->header
         (unsigned long long)name.ino, strerror(-r));
 }
 
+/* Does the claim of this host keep writers of other hosts away? Not any more once it is given back,
+ * which is before img->rec goes, nor when it is lost. */
+static bool claim_protects(const struct image *img) REQUIRES(img->header)
+{
+    return img->rec && atomic_load(&img->held) && atomic_load(&img->io_error) == 0;
+}
+
 /* While this host holds the image its claim keeps others away; the name is needed from then on. */
 void image_reader_follow(struct guard *g, struct image *img)
 {
@@ -145,7 +152,7 @@ static void enlist(struct guard *g, struct image *img, struct image_reader *rd)
     img->readers = rd;
     if (!rd->next)
         list_image(g, img, true);
-    if (!img->rec)
+    if (!claim_protects(img))
         image_reader_follow(g, img);
 }
 
@@ -266,6 +273,8 @@ int image_reader_ask(struct guard *g, struct inode *i, struct image_reader *rd, 
     if (!rd->listed)
         enlist(g, img, rd); /* it may have become an image since */
     bool listed = rd->listed;
+    if (listed && !claim_protects(img))
+        image_reader_follow(g, img); /* the name first, then the look at the claim */
     rwlock_write_unlock(&img->header);
     int r = listed ? ask_here(g, img, rd, &pid) : 0;
     if (r == -ENOENT)
@@ -375,7 +384,7 @@ static void tend_image(struct guard *g, struct image *img, bool seen)
             atomic_store(&img->alone, 0);
         if (lost)
             atomic_store(&img->reader_serial, 0);
-        if (!img->rec)
+        if (!claim_protects(img))
             image_reader_follow(g, img);
         who = img->readers->who;
         ask = !img->rec && is_named(img) && atomic_load(&img->alone) == 0;

@@ -15,7 +15,7 @@ from dgtest import Datastore, Host, Skip, Suite, View, eq, must, ok, pair, raise
 from kinds import MIB, named
 from test_stale import clients
 
-suite = Suite(__file__, needs="hooks", memory=True)
+suite = Suite(__file__, needs="hooks")
 RDONLY, RDWR = os.O_RDONLY, os.O_RDWR
 # What is sealed beyond the first 4 KiB of each; LUKS1 and qcow2: nothing is.
 KINDS = {"vhdx": True, "vhdx-log-4M": True, "vpc": True, "vpc-fixed": True, "vmdk-stream-footer": True, "vmdk": False, "luks2": True, "qcow2-v3": False}

@@ -1,5 +1,8 @@
 /* The guard without a mount: two guards on one directory are two hosts. */
+#include "guard/qemu_locks.h"
+#include "guard/readers.h"
 #include "guard_scene.h"
+#include "hooktest.h"
 
 #define A host[0]
 #define B host[1]
@@ -285,3 +288,39 @@ Test(guard, a_dependency_is_closed_to_others, .init = scene_make, .fini = scene_
     cr_assert_eq(open_as(A, "top.qcow2", O_RDWR, &first, &h), -EBUSY, "the other way round");
     close_as(B, other);
 }
+
+#ifdef DG_HOOKS
+/* QEMU's locks of a reader that wants no writer beside it: bytes 100 and 201. */
+static struct image_reader late_reader;
+static struct inode *late_inode;
+
+static int declare_at_end(const char *name)
+{
+    if (strcmp(name, "restore.done") != 0 || late_reader.listed)
+        return 0;
+    image_reader_locked(A, late_inode, &late_reader, F_RDLCK, 100, 1);
+    image_reader_locked(A, late_inode, &late_reader, F_RDLCK, 201, 1);
+    return 0;
+}
+
+Test(guard, a_reader_that_comes_while_the_claim_goes, .init = scene_make, .fini = scene_remove)
+{
+    struct handle *h, *reader, *writer;
+    struct flock found;
+
+    cr_assert_eq(open_as(A, "disk.qcow2", O_RDONLY, &second, &reader), 0);
+    cr_assert_eq(open_as(A, "disk.qcow2", O_RDWR, &first, &h), 0);
+    image_reader_init(A, &late_reader, reader);
+    late_inode = reader->inode;
+    hooktest = declare_at_end;
+    close_as(A, h);
+    hooktest = NULL;
+    cr_assert(late_reader.listed);
+    cr_assert_eq(image_reader_ask(A, late_inode, &late_reader, F_WRLCK, 101, 1, &found), 0);
+    cr_assert_eq(open_as(B, "disk.qcow2", O_RDWR, &first, &writer), -EBUSY, "never both");
+    image_reader_forget(A, late_inode, &late_reader);
+    cr_assert_eq(open_as(B, "disk.qcow2", O_RDWR, &first, &writer), 0);
+    close_as(B, writer);
+    close_as(A, reader);
+}
+#endif
