@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from sealing import HOLDER, SECRET, content, declare, must, needs, plan_of, result, run, sealtool_from, summary
 
-declare(seed=True)
+declare(seed=True, memory=True)
 OFF_ROW = 120  # first row of the feature name table that qemu-img 7.2 writes without a backing format
 
 
