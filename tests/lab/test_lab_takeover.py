@@ -166,7 +166,7 @@ def lied(lab, site):
     a.wait_log("taken over|has lost|FENCED", timeout=60)
     late = b.guest.do("blocks_of", site.raw(IMAGE, "B"), "A", FAR, RANGE)
     print("        blocks of A that landed over B's: %d of %d" % (late, RANGE >> 12), flush=True)
-    ok(late > 0, "on NFSv3 a late write lands: if it does not any more, README can promise more")
+    ok(late > 0, "on NFSv3 a late write lands: if it does not any more, diskguard-storage(7) can promise more")
     a.stop()
     claim = site.claim(IMAGE, "B")
     eq((claim.get("name"), claim.get("state") in ("armed", "sealed")), ("B", True), "the claim is B's")
