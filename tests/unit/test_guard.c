@@ -1,0 +1,287 @@
+/* The guard without a mount: two guards on one directory are two hosts. */
+#include "guard_scene.h"
+
+#define A host[0]
+#define B host[1]
+
+Test(guard, holds_and_restores, .init = scene_make, .fini = scene_remove)
+{
+    struct handle *h;
+    struct image_info info;
+    uint64_t generation;
+
+    cr_assert_eq(open_as(A, "disk.qcow2", O_RDWR, &first, &h), 0);
+    cr_assert(h->guarded);
+    cr_assert_not(is_true("disk.qcow2"), "the raw image is sealed");
+    cr_assert_eq(claim_now("disk.qcow2", &generation), CLAIM_HELD);
+    cr_assert_eq(busy(A, &info), 1);
+    cr_assert_eq(info.state, IMAGE_SEALED);
+    cr_assert_eq(info.writers, 1);
+    cr_assert_eq(info.virtual_size, VIRTUAL_SIZE);
+    cr_assert_eq(info.generation, generation);
+    cr_assert(info.sealed);
+
+    close_as(A, h);
+    cr_assert(is_true("disk.qcow2"), "byte for byte");
+    cr_assert_eq(claim_now("disk.qcow2", NULL), CLAIM_FREE);
+    cr_assert_eq(busy(A, NULL), 0);
+}
+
+Test(guard, one_host_at_a_time, .init = scene_make, .fini = scene_remove)
+{
+    struct handle *h, *other;
+    uint64_t one, two;
+
+    cr_assert_eq(open_as(A, "disk.qcow2", O_RDWR, &first, &h), 0);
+    cr_assert_eq(open_as(B, "disk.qcow2", O_RDWR, &first, &other), -EBUSY);
+    cr_assert_null(other);
+    cr_assert_eq(busy(B, NULL), 0, "a refused open leaves nothing");
+    cr_assert_eq(claim_now("disk.qcow2", &one), CLAIM_HELD);
+    close_as(A, h);
+
+    cr_assert_eq(open_as(B, "disk.qcow2", O_RDWR, &first, &other), 0);
+    cr_assert_eq(claim_now("disk.qcow2", &two), CLAIM_HELD);
+    cr_assert_eq(two, one + 1, "a generation is never given out twice");
+    cr_assert_eq(open_as(A, "disk.qcow2", O_RDWR, &first, &h), -EBUSY);
+    close_as(B, other);
+    cr_assert(is_true("disk.qcow2"));
+}
+
+Test(guard, the_holder_joins, .init = scene_make, .fini = scene_remove)
+{
+    struct handle *h, *again, *stranger;
+    struct image_info info;
+
+    cr_assert_eq(open_as(A, "disk.qcow2", O_RDWR, &first, &h), 0);
+    cr_assert_eq(open_as(A, "disk.qcow2", O_RDWR, &first, &again), 0, "the same process");
+    cr_assert_eq(open_as(A, "disk.qcow2", O_RDWR, &second, &stranger), -EBUSY, "another process");
+    cr_assert_eq(busy(A, &info), 1);
+    cr_assert_eq(info.writers, 2);
+    close_as(A, h);
+    cr_assert_not(is_true("disk.qcow2"), "not the last one");
+    close_as(A, again);
+    cr_assert(is_true("disk.qcow2"));
+    cr_assert_eq(open_as(A, "disk.qcow2", O_RDWR, &second, &stranger), 0);
+    close_as(A, stranger);
+}
+
+Test(guard, any_process_of_the_host_joins, .init = scene_make, .fini = scene_remove)
+{
+    struct handle *h, *other;
+
+    A->opt.writers = WRITERS_HOST;
+    cr_assert_eq(open_as(A, "disk.qcow2", O_RDWR, &first, &h), 0);
+    cr_assert_eq(open_as(A, "disk.qcow2", O_RDWR, &second, &other), 0);
+    cr_assert_eq(open_as(B, "disk.qcow2", O_RDWR, &second, &(struct handle *){NULL}), -EBUSY);
+    close_as(A, h);
+    close_as(A, other);
+    cr_assert(is_true("disk.qcow2"));
+}
+
+Test(guard, everybody_reads_the_true_header, .init = scene_make, .fini = scene_remove)
+{
+    struct handle *h, *reader;
+    uint8_t b[4096];
+
+    cr_assert_eq(open_as(A, "disk.qcow2", O_RDWR, &first, &h), 0);
+    for (unsigned n = 0; n < HOSTS; n++) {
+        cr_assert_eq(open_as(host[n], "disk.qcow2", O_RDONLY, &second, &reader), 0);
+        cr_assert_eq(image_read(host[n], reader, b, sizeof(b), 0, false), (ssize_t)sizeof(b));
+        cr_assert_arr_eq(b, truth, sizeof(b), "host %u", n);
+        close_as(host[n], reader);
+    }
+    close_as(A, h);
+}
+
+Test(guard, a_change_of_the_header_is_kept, .init = scene_make, .fini = scene_remove)
+{
+    struct handle *h, *reader;
+    uint8_t b[512];
+    const uint64_t at = 1000; /* behind the tables that build() makes, in the zone */
+    const char text[] = "written by the holder";
+
+    cr_assert_eq(open_as(A, "disk.qcow2", O_RDWR, &first, &h), 0);
+    cr_assert_not(image_is_data(h, at));
+    cr_assert_eq(image_write(A, h, text, sizeof(text), at, true), (ssize_t)sizeof(text));
+    cr_assert_eq(open_as(B, "disk.qcow2", O_RDONLY, &second, &reader), 0);
+    cr_assert_eq(image_read(B, reader, b, sizeof(b), at, false), (ssize_t)sizeof(b));
+    cr_assert_str_eq((char *)b, text);
+    close_as(B, reader);
+    close_as(A, h);
+    get_raw("disk.qcow2", truth, sizeof(truth));
+    cr_assert_str_eq((char *)truth + at, text);
+    cr_assert_eq(open_as(B, "disk.qcow2", O_RDWR, &first, &h), 0, "and it is an image still");
+    close_as(B, h);
+}
+
+Test(guard, a_plain_file_has_no_holder, .init = scene_make, .fini = scene_remove)
+{
+    struct handle *h, *other;
+
+    put_raw("notes.txt", "text", 4, 4);
+    cr_assert_eq(open_as(A, "notes.txt", O_RDWR, &first, &h), 0);
+    cr_assert_eq(open_as(B, "notes.txt", O_RDWR, &first, &other), 0);
+    cr_assert_not(h->guarded);
+    cr_assert_eq(busy(A, NULL) + busy(B, NULL), 0);
+    cr_assert_eq(image_write_allowed(h), 0);
+    close_as(A, h);
+    close_as(B, other);
+    cr_assert_eq(claim_now("notes.txt", NULL), CLAIM_NONE);
+}
+
+Test(guard, a_plain_file_becomes_an_image, .init = scene_make, .fini = scene_remove)
+{
+    struct handle *h, *other;
+
+    put_raw("new.qcow2", "", 0, IMAGE_SIZE);
+    cr_assert_eq(open_as(A, "new.qcow2", O_RDWR, &first, &h), 0);
+    cr_assert_not(h->guarded);
+    cr_assert_eq(image_write(A, h, truth, sizeof(truth), 0, true), (ssize_t)sizeof(truth));
+    cr_assert(h->guarded, "whoever wrote the header holds it");
+    cr_assert_eq(claim_now("new.qcow2", NULL), CLAIM_HELD);
+    cr_assert_eq(open_as(B, "new.qcow2", O_RDWR, &first, &other), -EBUSY);
+    close_as(A, h);
+    cr_assert(is_true("new.qcow2"));
+    cr_assert_eq(open_as(B, "new.qcow2", O_RDWR, &first, &other), 0);
+    close_as(B, other);
+}
+
+Test(guard, names_are_held, .init = scene_make, .fini = scene_remove)
+{
+    struct hold hold, mine;
+    struct handle *h;
+    struct inode *i = look_up(A, "disk.qcow2"), *far = look_up(B, "disk.qcow2");
+
+    cr_assert_eq(image_hold(A, i, &first, "unlink", false, &hold), 0);
+    cr_assert_eq(open_as(A, "disk.qcow2", O_RDWR, &first, &h), -EBUSY, "nobody joins");
+    cr_assert_eq(open_as(B, "disk.qcow2", O_RDWR, &first, &h), -EBUSY);
+    cr_assert_eq(image_hold_check(A, &hold), 0);
+    image_unhold(A, &hold);
+    cr_assert_eq(open_as(A, "disk.qcow2", O_RDWR, &first, &h), 0);
+    cr_assert_eq(image_hold(A, i, &second, "unlink", false, &hold), -EBUSY, "another process");
+    cr_assert_eq(image_hold(B, far, &first, "unlink", false, &hold), -EBUSY, "another host");
+    cr_assert_eq(image_hold(A, i, &first, "unlink", false, &mine), 0, "the holder himself");
+    image_unhold(A, &mine);
+    close_as(A, h);
+    cr_assert(is_true("disk.qcow2"));
+    inode_put(A->inodes, i);
+    inode_put(B->inodes, far);
+}
+
+Test(guard, a_removed_image_is_forgotten, .init = scene_make, .fini = scene_remove)
+{
+    struct handle *h;
+    struct image_info info;
+
+    cr_assert_eq(open_as(A, "disk.qcow2", O_RDWR, &first, &h), 0);
+    cr_assert_eq(unlink(raw_path("disk.qcow2")), 0);
+    close_as(A, h);
+    cr_assert_eq(busy(A, &info), 0, "state %u", info.state);
+    put_raw("disk.qcow2", truth, sizeof(truth), IMAGE_SIZE);
+    cr_assert_eq(open_as(B, "disk.qcow2", O_RDWR, &first, &h), 0, "its name is free");
+    close_as(B, h);
+    cr_assert(is_true("disk.qcow2"));
+}
+
+/* What a takeover by B leaves behind: a claim of the next generation. */
+static void claim_by(struct guard *g, const char *name, uint64_t generation)
+{
+    struct record *rec = calloc(1, sizeof(*rec));
+    struct stat st;
+
+    cr_assert_not_null(rec);
+    cr_assert_eq(stat(raw_path(name), &st), 0);
+    tempstore_record(&g->host, st.st_ino, generation, rec);
+    cr_assert_eq(claim_acquire(&g->store, rec), 0);
+    free(rec);
+}
+
+Test(guard, a_successor_fences, .init = scene_make, .fini = scene_remove)
+{
+    struct handle *h;
+    struct image_info info;
+    uint64_t generation;
+    uint8_t sealed[FORMAT_REACH], after[FORMAT_REACH];
+
+    cr_assert_eq(open_as(A, "disk.qcow2", O_RDWR, &first, &h), 0);
+    cr_assert_eq(claim_now("disk.qcow2", &generation), CLAIM_HELD);
+    claim_by(B, "disk.qcow2", generation + 1);
+    get_raw("disk.qcow2", sealed, sizeof(sealed));
+    cr_assert_eq(image_write_allowed(h), 0, "not known yet");
+    image_io_failed(A, h, -EIO);
+    cr_assert_eq(busy(A, &info), 1);
+    cr_assert_eq(info.state, IMAGE_FENCED);
+    cr_assert_eq(image_write_allowed(h), -EIO);
+    close_as(A, h);
+    cr_assert_eq(busy(A, NULL), 0);
+    get_raw("disk.qcow2", after, sizeof(after));
+    cr_assert_arr_eq(after, sealed, sizeof(after),
+                     "it is the successor's: nothing is written back");
+}
+
+Test(guard, shutdown_restores, .init = scene_make, .fini = scene_remove)
+{
+    struct handle *h;
+
+    cr_assert_eq(open_as(A, "disk.qcow2", O_RDWR, &first, &h), 0);
+    atomic_store(&A->stopping, true);
+    cr_assert_eq(image_shutdown(A), 0);
+    cr_assert(is_true("disk.qcow2"));
+    cr_assert_eq(claim_now("disk.qcow2", NULL), CLAIM_FREE);
+    close(h->fd);
+    drop(A, h);
+}
+
+Test(guard, too_small_for_threshold, .init = scene_make, .fini = scene_remove)
+{
+    struct handle *h;
+
+    host_down(A);
+    A = host_up(0, &(struct guard_options){.threshold = VIRTUAL_SIZE, .threshold_set = true});
+    cr_assert_eq(open_as(A, "disk.qcow2", O_RDWR, &first, &h), -EPERM);
+    A->opt.threshold = VIRTUAL_SIZE - 1;
+    cr_assert_eq(open_as(A, "disk.qcow2", O_RDWR, &first, &h), 0);
+    close_as(A, h);
+    cr_assert(is_true("disk.qcow2"));
+}
+
+Test(guard, the_zone_of_guest_data, .init = scene_make, .fini = scene_remove)
+{
+    struct handle *h;
+    unsigned epoch;
+    uint8_t b[512], wrote[512];
+
+    memset(wrote, 7, sizeof(wrote));
+    cr_assert_eq(open_as(A, "disk.qcow2", O_RDWR, &first, &h), 0);
+    cr_assert_not(image_is_data(h, 0));
+    cr_assert(image_is_data(h, 512 << 10));
+    cr_assert(image_direct_begin(h, 512 << 10, &epoch));
+    cr_assert_eq(image_pwrite(A, h, wrote, sizeof(wrote), 512 << 10, true), (ssize_t)sizeof(wrote));
+    image_wrote(h);
+    image_direct_end(h, epoch);
+    cr_assert_not(image_direct_begin(h, 0, &epoch), "a header is not guest data");
+    cr_assert_eq(image_pread(h, b, sizeof(b), 512 << 10), (ssize_t)sizeof(b));
+    cr_assert_arr_eq(b, wrote, sizeof(b));
+    close_as(A, h);
+}
+
+Test(guard, a_dependency_is_closed_to_others, .init = scene_make, .fini = scene_remove)
+{
+    struct handle *h, *other;
+    uint8_t top[FORMAT_REACH];
+    const char base[] = "disk.qcow2";
+
+    memcpy(top, truth, sizeof(top));
+    header_put(top, 8, 8, 2048); /* qcow2.txt, "Header": backing_file_offset, backing_file_size */
+    header_put(top, 16, 4, sizeof(base) - 1);
+    memcpy(top + 2048, base, sizeof(base) - 1);
+    put_raw("top.qcow2", top, sizeof(top), IMAGE_SIZE);
+    cr_assert_eq(open_as(A, "top.qcow2", O_RDWR, &first, &h), 0);
+    cr_assert_eq(open_as(B, base, O_RDWR, &first, &other), -EBUSY, "its backing file");
+    cr_assert_eq(open_as(B, base, O_RDONLY, &first, &other), 0, "may be read");
+    close_as(B, other);
+    close_as(A, h);
+    cr_assert_eq(open_as(B, base, O_RDWR, &first, &other), 0);
+    cr_assert_eq(open_as(A, "top.qcow2", O_RDWR, &first, &h), -EBUSY, "the other way round");
+    close_as(B, other);
+}
