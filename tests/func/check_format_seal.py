@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 import kinds
 from sealing import HOLDER, content, declare, must, needs, plan_of, result, run, sealtool_from, summary
 
-declare()
+declare(memory=True)
 QUICK = {"info", "convert", "open rw", "check -r all", "system rw", "cryptsetup luksDump", "cryptsetup isLuks"}
 HUGE = 1 << 62  # a size that no image has
 

@@ -33,6 +33,7 @@ import traceback
 import uuid
 
 import guardian
+import memory
 from dgops import libc
 
 SEALED_SIZE = int.from_bytes(b"SEALED\0\0", "big")
@@ -603,14 +604,13 @@ def small_fs(megabytes):
 
 
 SKIPPED = 77  # exit code of a suite that cannot run here (meson knows it)
-ROOM = 2 << 30  # free memory that a suite wants before it puts its datastores there
 
 
 class Suite:
     """needs, also, seed, limit, ...: what tests/suites.py reads from the call, without running it. memory: the suite's time is mostly
-    fsync, so that its datastores are in memory when there is room, and unless TMPDIR says where they are to be."""
+    fsync (memory.py)."""
 
-    def __init__(self, title, needs="", memory=False, **_):
+    def __init__(self, title, needs="", memory=False, **_):  # pylint: disable=redefined-outer-name
         self.title = os.path.splitext(os.path.basename(title))[0]
         self.needs, self.memory = needs, memory
         self.cases = []
@@ -636,10 +636,8 @@ class Suite:
         self.build = Build(args.builddir)
         if self.needs == "hooks" and not self.build.hooks:
             self._skip_all("needs a build with -Dhooks=true")
-        if self.memory and "TMPDIR" not in os.environ and os.path.isdir("/dev/shm"):
-            free = os.statvfs("/dev/shm")
-            if free.f_bavail * free.f_frsize > ROOM:
-                os.environ["TMPDIR"] = "/dev/shm"
+        if self.memory:
+            memory.prefer()
         global _tmp
         _tmp = tempfile.mkdtemp(prefix="dg-%s-" % self.title.replace("test_", ""))
         os.chmod(_tmp, 0o755)

@@ -159,7 +159,9 @@ def kinds(build):
         flags = WRITE | (os.O_APPEND if kind == "append" else 0) | (os.O_TRUNC if kind == "O_TRUNC" else 0)
         with manager() as m, Proc() as other:
             fd = m.call("open", p.a.path(name), flags)
-            eq(claim(p.ds, name) is None, kind != "O_TRUNC", "%s: no claim after the open" % kind)
+            # A removed file of an earlier case may have had the same inode number, and left a free claim.
+            claimed = p.ds.claim_of(name) not in (None, "free")
+            eq(claimed, kind == "O_TRUNC", "%s: is it claimed after the open" % kind)
             change(m, fd, kind, p.a.path(name))
             eq(claim(p.ds, name)["host"], p.a.host.uuid, "%s: claimed by" % kind)
             raises(errno.EBUSY, other.call, "open", p.b.path(name), WRITE)
