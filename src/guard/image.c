@@ -1,6 +1,5 @@
 #include "guard/image.h"
 
-#include "base/hook.h"
 #include "guard/shared.h"
 #include "run/pool.h"
 
@@ -381,7 +380,6 @@ int image_restore(struct guard *g, struct image *img)
     bool marked = r == 0 && img->marked;
     uint64_t generation = img->rec->generation;
     rwlock_write_unlock(&img->header);
-    HOOK("restore.done"); /* the claim is free, and img->rec is there still */
     if (marked)
         image_chain_drop(g, img->inode->ino, generation);
     if (r == 0) {

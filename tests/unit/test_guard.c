@@ -1,8 +1,7 @@
 /* The guard without a mount: two guards on one directory are two hosts. */
-#include "guard/qemu_locks.h"
-#include "guard/readers.h"
+#include "core/reader.h"
+#include "guard/image.h"
 #include "guard_scene.h"
-#include "hooktest.h"
 
 #define A host[0]
 #define B host[1]
@@ -289,38 +288,71 @@ Test(guard, a_dependency_is_closed_to_others, .init = scene_make, .fini = scene_
     close_as(B, other);
 }
 
-#ifdef DG_HOOKS
-/* QEMU's locks of a reader that wants no writer beside it: bytes 100 and 201. */
-static struct image_reader late_reader;
-static struct inode *late_inode;
-
-static int declare_at_end(const char *name)
+/* How many names of readers of this file the datastore has. */
+static size_t names_of_readers(const struct inode *i)
 {
-    if (strcmp(name, "restore.done") != 0 || late_reader.listed)
-        return 0;
-    image_reader_locked(A, late_inode, &late_reader, F_RDLCK, 100, 1);
-    image_reader_locked(A, late_inode, &late_reader, F_RDLCK, 201, 1);
-    return 0;
+    struct reader *found = NULL;
+    size_t n = 0;
+
+    cr_assert_eq(reader_list(&temp.store, i->ino, &found, &n), 0);
+    free(found);
+    return n;
 }
 
-Test(guard, a_reader_that_comes_while_the_claim_goes, .init = scene_make, .fini = scene_remove)
+/* QEMU's locks of a reader that wants no writer beside it: bytes 100 and 201. */
+static void declare(struct guard *g, struct handle *h, struct image_reader *ret)
 {
-    struct handle *h, *reader, *writer;
+    image_reader_init(g, ret, h);
+    image_reader_locked(g, h->inode, ret, F_RDLCK, 100, 1);
+    image_reader_locked(g, h->inode, ret, F_RDLCK, 201, 1);
+}
+
+Test(guard, a_protecting_reader_keeps_writers_away, .init = scene_make, .fini = scene_remove)
+{
+    struct handle *reader, *writer;
+    struct image_reader rd;
     struct flock found;
 
     cr_assert_eq(open_as(A, "disk.qcow2", O_RDONLY, &second, &reader), 0);
-    cr_assert_eq(open_as(A, "disk.qcow2", O_RDWR, &first, &h), 0);
-    image_reader_init(A, &late_reader, reader);
-    late_inode = reader->inode;
-    hooktest = declare_at_end;
-    close_as(A, h);
-    hooktest = NULL;
-    cr_assert(late_reader.listed);
-    cr_assert_eq(image_reader_ask(A, late_inode, &late_reader, F_WRLCK, 101, 1, &found), 0);
-    cr_assert_eq(open_as(B, "disk.qcow2", O_RDWR, &first, &writer), -EBUSY, "never both");
-    image_reader_forget(A, late_inode, &late_reader);
+    declare(A, reader, &rd);
+    cr_assert_eq(names_of_readers(reader->inode), 1);
+    cr_assert_eq(image_reader_ask(A, reader->inode, &rd, F_WRLCK, 101, 1, &found), 0);
+    cr_assert_eq(open_as(A, "disk.qcow2", O_RDWR, &first, &writer), -EBUSY);
+    cr_assert_eq(open_as(B, "disk.qcow2", O_RDWR, &first, &writer), -EBUSY);
+    image_reader_forget(A, reader->inode, &rd);
+    cr_assert_eq(names_of_readers(reader->inode), 0);
     cr_assert_eq(open_as(B, "disk.qcow2", O_RDWR, &first, &writer), 0);
+    declare(A, reader, &rd);
+    cr_assert_eq(image_reader_ask(A, reader->inode, &rd, F_WRLCK, 101, 1, &found), -EBUSY,
+                 "too late");
+    image_reader_forget(A, reader->inode, &rd);
     close_as(B, writer);
     close_as(A, reader);
 }
-#endif
+
+/* A release has given the claim back (held), and not yet forgotten its record. */
+Test(guard, a_reader_that_comes_while_the_claim_goes, .init = scene_make, .fini = scene_remove)
+{
+    struct handle *reader, *writer;
+    struct image_reader rd;
+
+    cr_assert_eq(open_as(A, "disk.qcow2", O_RDONLY, &second, &reader), 0);
+    cr_assert_eq(open_as(A, "disk.qcow2", O_RDWR, &first, &writer), 0);
+    struct image *img = image_get(reader->inode);
+    declare(A, reader, &rd);
+    cr_assert_eq(names_of_readers(reader->inode), 0, "the claim of this host protects it");
+    image_reader_forget(A, reader->inode, &rd);
+
+    atomic_store(&img->held, false);
+    declare(A, reader, &rd);
+    cr_assert_eq(names_of_readers(reader->inode), 1, "the claim does not any more");
+    image_reader_forget(A, reader->inode, &rd);
+    atomic_store(&img->held, true);
+    atomic_store(&img->io_error, EIO); /* FENCED */
+    declare(A, reader, &rd);
+    cr_assert_eq(names_of_readers(reader->inode), 1);
+    image_reader_forget(A, reader->inode, &rd);
+    atomic_store(&img->io_error, 0);
+    close_as(A, writer);
+    close_as(A, reader);
+}
