@@ -4,6 +4,7 @@ never told of what another client wrote."""
 import contextlib
 import mmap
 import os
+import socket
 import subprocess
 
 import guardian
@@ -14,6 +15,19 @@ suite = Suite(__file__)
 RDONLY, RDWR = os.O_RDONLY, os.O_RDWR
 MIB = 1 << 20
 FAR = 16 * MIB  # beyond what a fresh read of the header drops from the cache
+
+
+def forget_dead_view(mnt):
+    """A killed daemon leaves its control socket, named after the device number of its mount, and that is this one's now."""
+    device = os.stat(mnt).st_dev
+    path = "/run/diskguard/%d:%d.sock" % (os.major(device), os.minor(device))
+    with socket.socket(socket.AF_UNIX) as s:
+        try:
+            s.connect(path)
+        except FileNotFoundError:
+            pass
+        except ConnectionRefusedError:
+            os.unlink(path)
 
 
 @contextlib.contextmanager
@@ -32,6 +46,7 @@ def clients(build, *options):
             servers.append(p)
             mounts.append(mnt)
             wait_for(lambda m=mnt: mounted_at(m), "stalefs is mounted")
+            forget_dead_view(mnt)
         # File handles differ between this file system and the directory below it: the datastore is made through a client.
         must(*build.command(build.ctl, "init", mounts[0]), env=build.env())
         for name, mnt in zip(("a", "b"), mounts):
