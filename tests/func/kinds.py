@@ -172,6 +172,8 @@ def vmdk_mask(data):
     data[at + 5:stop] = head[end:stop].ljust(stop - at - 5, b"\0")
     if head.startswith(b"#"):  # a file of its own
         data[:] = data.rstrip(b"\0")
+    else:  # one that became shorter leaves its last digits behind the end of the text
+        data[stop:stop + 8] = bytes(len(data[stop:stop + 8]))
 
 
 def luks_mask(data):
