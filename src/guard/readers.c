@@ -272,11 +272,11 @@ int image_reader_ask(struct guard *g, struct inode *i, struct image_reader *rd, 
     rwlock_write(&img->header);
     if (!rd->listed)
         enlist(g, img, rd); /* it may have become an image since */
-    bool listed = rd->listed;
-    if (listed && !claim_protects(img))
+    bool listed = rd->listed, ours = claim_protects(img);
+    if (listed && !ours)
         image_reader_follow(g, img); /* the name first, then the look at the claim */
     rwlock_write_unlock(&img->header);
-    int r = listed ? ask_here(g, img, rd, &pid) : 0;
+    int r = listed && ours ? ask_here(g, img, rd, &pid) : listed ? -ENOENT : 0;
     if (r == -ENOENT)
         r = ask_datastore(g, img, &rd->who, &nobody);
     if (nobody)
