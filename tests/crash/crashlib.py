@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "func"))
 
 from dgqemu import make_qcow2, no_lock  # noqa: E402
-from dgtest import Datastore, Fail, Host, Proc, View, eq, is_sealed, must, ok, run, suite_tmp, wait_for  # noqa: E402
+from dgtest import Datastore, Fail, Host, Proc, View, eq, is_sealed, must, ok, run, suite_tmp, umount, wait_for  # noqa: E402
 
 SIZE = 8 << 20
 KILLED = 137  # exit code at a kill point, src/base/hook.h
@@ -268,7 +268,7 @@ def attempt(build, scenario, k, label, recover):
     """A crash at k and a recovery: (crashed, what recover returned)."""
     c, crashed = crash_at(build, scenario, k)
     try:
-        if crashed:
+        if crashed or died_late(c, scenario):
             return True, recover(c)
         survived(c, scenario)
         return False, False
@@ -282,7 +282,7 @@ def hooks_of(build, scenario):
     """Names of the hooks that the whole action passes, in order."""
     c, crashed = crash_at(build, scenario, scenario.max_hooks)
     try:
-        ok(not crashed, "no end of hooks")
+        ok(not crashed and not died_late(c, scenario), "no end of hooks")
         survived(c, scenario)
         with open(os.path.join(c.ds.base, "hooks"), encoding="ascii") as f:
             return [line.split()[-1] for line in f.read().splitlines()]
@@ -368,12 +368,23 @@ def run_all(build, scenario, exhaustive, seed):
         k += AT_ONCE
 
 
-def survived(c, scenario):
-    """The daemon lived through the action: all must be well at its orderly end too."""
+def died_late(c, scenario):
+    """Ends a daemon that lived when all was done. Was there one more hook, which killed it only then?"""
     c.worker.kill()
-    if c.view.alive():
-        wait_for(c.quiet, "nothing is claimed after the last handle is gone")
-        c.view.stop()
+    if not c.view.alive():
+        return False
+    wait_for(lambda: not c.view.alive() or c.quiet(), "nothing is claimed after the last handle is gone")
+    umount(c.view.mnt)
+    code = c.view.wait_end()
+    ok(code in (0, KILLED), "exit code of diskguard %s; log: %s" % (code, c.view.log()[-800:]))
+    c.view.forget()
+    if code == KILLED:
+        raw_openers(c, scenario)
+    return code == KILLED
+
+
+def survived(c, scenario):
+    """The daemon lived through the action, and ended in good order."""
     for name in scenario.images:
         if os.path.exists(c.ds.raw(name)):
             ok(not scenario.sealed(c, name), "%s is still sealed" % name)
