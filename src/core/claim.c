@@ -12,8 +12,8 @@
 
 #define KEY_DIGITS 16                       /* layout.h: the inode number */
 #define NAME_SIZE (KEY_DIGITS + 1 + 20 + 1) /* 20: digits of UINT64_MAX */
-#define READ_TRIES                                                                                 \
-    32 /* each lost one means that another host made and freed a whole claim meanwhile */
+/* each lost one means that another host made and freed a whole claim meanwhile */
+#define READ_TRIES 32
 #define TMP_TRIES 64 /* names that a dead process of the same daemon uuid may have left behind */
 
 /* To a caller -ESTALE says that its claim is gone. A server that lost the handle of our directory
@@ -344,9 +344,10 @@ static int replace_by_free(const struct store *s, const struct record *rec)
 }
 
 /* The same where the file is gone and there is no room for a new record: its own room is what is
- * missing, and that comes back only when its claim is free. In place, so not in one step: nobody
- * asks for the claim of a file without a name, and its number is not used again before our
- * descriptor is closed. */
+ * missing, and that comes back only when its claim is free. In place, so not in one step: who
+ * reads in between, or after a power cut in between, finds a claim that does not decode and is
+ * refused. Nobody asks for the claim of a file without a name, unless its number is used again: a
+ * descriptor of ours keeps it, but not on NFS, where another client has removed the file. */
 static int overwrite_by_free(const struct store *s, const struct record *rec)
 {
     _cleanup_free_ struct record *freed = malloc(sizeof(*freed));

@@ -4,8 +4,8 @@
 
 #include "core/claim.h"
 
-#define CLAIM_TMP_SIZE                                                                             \
-    (DG_UUID_LEN + 1 + DG_UUID_LEN + 1 + 20 + 1) /* "<host>.<daemon>.<counter>" */
+/* "<host>.<daemon>.<counter>" */
+#define CLAIM_TMP_SIZE (DG_UUID_LEN + 1 + DG_UUID_LEN + 1 + 20 + 1)
 
 struct claim_entry {
     uint64_t ino, generation;

@@ -17,8 +17,8 @@
 #include "base/base.h"
 #include "core/store.h"
 
-#define HOST_COPY_SIZE                                                                             \
-    1024 /* two sectors: a write of one copy never tears the other (T10 SBC-4, logical block) */
+/* two sectors: a write of one copy never tears the other (T10 SBC-4, logical block) */
+#define HOST_COPY_SIZE 1024
 #define HOST_RECORD_SIZE (2 * HOST_COPY_SIZE)
 #define HOST_NAME_SIZE 65
 

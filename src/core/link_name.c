@@ -4,8 +4,8 @@
 #include <json-c/json.h>
 #include <string.h>
 
-#define DEPTH_MAX                                                                                  \
-    16 /* of nodes within nodes: more than any graph of block nodes that people write */
+/* of nodes within nodes: more than any graph of block nodes that people write */
+#define DEPTH_MAX 16
 
 struct look {
     int (*fn)(void *arg, const char *path, bool from_cwd);

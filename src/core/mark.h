@@ -24,8 +24,8 @@
 
 #define MARK_DIR "marks"
 #define MARK_NAME_SIZE (16 + 1 + 16 + 1 + 20 + 1)
-#define MARK_TEXT_MAX                                                                              \
-    4096u /* bytes, for people and mark_path(): a line "below=NAME", then "above=NAME" */
+/* bytes, for people and mark_path(): a line "below=NAME", then "above=NAME" */
+#define MARK_TEXT_MAX 4096u
 
 struct mark {
     uint64_t below, above; /* inode numbers */

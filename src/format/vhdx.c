@@ -68,8 +68,8 @@
 
 /* spec, 2.6: metadata region */
 #define METADATA_TABLE 65536u
-#define METADATA_WINDOW                                                                            \
-    (METADATA_TABLE + 4096u) /* ours: all tools put the items right behind the table */
+/* ours: all tools put the items right behind the table */
+#define METADATA_WINDOW (METADATA_TABLE + 4096u)
 #define METADATA_SIGNATURE "metadata"
 #define METADATA_SIGNATURE_LEN 8u
 #define METADATA_COUNT 10u

@@ -20,8 +20,8 @@
 
 #define CHAIN_MAX 256 /* files: more than any chain that QEMU opens in reasonable time */
 #define HASH_START UINT64_C(14695981039346656037)
-#define NEEDED_NAMES_MAX                                                                           \
-    20000u /* looked at for a file below that has moved, when a directory is renamed */
+/* looked at for a file below that has moved, when a directory is renamed */
+#define NEEDED_NAMES_MAX 20000u
 #define NEEDED_MS 1000u
 #define FENCE_TRIES 5
 #define FENCE_PAUSE_MS 20u

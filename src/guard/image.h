@@ -111,9 +111,8 @@ struct image {
      * (readers.c). Set under header; gone before this host claims it. */
     atomic_uint alone;
     unsigned alone_last GUARDED_BY(header);
-    char damage[FORMAT_WHY] GUARDED_BY(
-        /* when it was claimed: what its header contradicts; "": nothing */
-        header);
+    /* when it was claimed: what its header contradicts; "": nothing */
+    char damage[FORMAT_WHY] GUARDED_BY(header);
     bool marked GUARDED_BY(header);    /* this hold has made marks (chain.c) */
     uint64_t links GUARDED_BY(header); /* and those are for these links: a hash */
 

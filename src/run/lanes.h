@@ -21,8 +21,8 @@
 #include <stdint.h>
 
 #define LANES_THREADS 128u
-#define LANE_MOST                                                                                  \
-    32u /* as many as there are receivers, which do the same for guest data of other images */
+/* as many as there are receivers, which do the same for guest data of other images */
+#define LANE_MOST 32u
 #define LANE_LEAST 4u
 
 struct lanes;

@@ -10,8 +10,8 @@
 
 #include "view/view.h"
 
-#define LOOP_DATA_THREADS                                                                          \
-    32 /* requests of data in flight; a request that finds all busy waits in the kernel's queue */
+/* requests of data in flight; a request that finds all busy waits in the kernel's queue */
+#define LOOP_DATA_THREADS 32
 
 /* Serves until the view is unmounted or loop_stop() is called. 0 or -errno. */
 int loop_run(struct view *v);

@@ -27,10 +27,10 @@
 #include <unistd.h>
 
 #define PORTS_MAX 8
-#define FRAME_MAX                                                                                  \
-    70000 /* a jumbo frame, and TCP segments that the guest leaves to the "hardware" (64 KiB) */
-#define QUEUE_MAX                                                                                  \
-    (16u << 20)  /* bytes waiting for one port; what comes after is dropped, as a switch does */
+/* a jumbo frame, and TCP segments that the guest leaves to the "hardware" (64 KiB) */
+#define FRAME_MAX 70000
+/* bytes waiting for one port; what comes after is dropped, as a switch does */
+#define QUEUE_MAX (16u << 20)
 #define HEADER 4 /* the length before each frame */
 #define MAC 6
 

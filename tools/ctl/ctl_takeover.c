@@ -5,8 +5,8 @@
 #include "core/takeover.h"
 #include "ctl/ctl.h"
 
-#define PACE_MS                                                                                    \
-    1000u /* between two attempts; the daemon's record of the holder's beat needs no more */
+/* between two attempts; the daemon's record of the holder's beat needs no more */
+#define PACE_MS 1000u
 #define ASK_MS 100u /* between two questions whether one has ended */
 
 /* ---- would it be possible? ---- */

@@ -7,8 +7,8 @@
 #include <stdarg.h>
 #include <string.h>
 
-#define WAIT_POLL_MS                                                                               \
-    500u /* claims change by rename on another host: nothing but looking again tells */
+/* claims change by rename on another host: nothing but looking again tells */
+#define WAIT_POLL_MS 500u
 
 /* ---- the answer: a verdict and sentences ---- */
 
