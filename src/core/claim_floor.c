@@ -10,9 +10,8 @@
 #include "base/hook.h"
 
 #define FLOOR_FILE "floor"
-#define FLOOR_MAX                                                                                  \
-    (UINT64_C(1) << 40) /* bytes: far below any file system's largest file, and above what         \
-                           counting reaches */
+/* bytes: far below any file system's largest file, and above what counting reaches */
+#define FLOOR_MAX (UINT64_C(1) << 40)
 
 static int floor_read(const struct store *s, uint64_t *ret)
 {

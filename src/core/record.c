@@ -10,10 +10,9 @@
 #include "core/overlay.h"
 
 #define SUM_NAME "sum="
-#define SUM_LINE                                                                                   \
-    (sizeof SUM_NAME - 1 + 8 + 1) /* bytes of the last line: name, 8 digits, newline               \
-                                   */
-#define ERRNO_MAX 4095            /* MAX_ERRNO, include/linux/err.h of the kernel */
+/* bytes of the last line: name, 8 digits, newline */
+#define SUM_LINE (sizeof SUM_NAME - 1 + 8 + 1)
+#define ERRNO_MAX 4095 /* MAX_ERRNO, include/linux/err.h of the kernel */
 #define MTIME_FORM "%" PRId64 " %ld"
 
 static const char *const step_names[] = {

@@ -8,9 +8,8 @@
 #include "base/log.h"
 #include "core/seal.h"
 
-#define LOOKS                                                                                      \
-    4 /* each lost one means that a live host changed the claim between two reads of it            \
-       */
+/* each lost one means that a live host changed the claim between two reads of it */
+#define LOOKS 4
 
 struct job {
     struct recover *r;

@@ -1,5 +1,5 @@
 /* recover.h: what to do with a claim whose daemon is gone: one pure decision function, and its
- * execution. Used by the daemon at start, by its keeper, and by fsck.diskguard. The whole table of
+ * execution. Used by the daemon at start, by its monitor, and by fsck.diskguard. The whole table of
  * recover_decide is enumerated in tests/unit/test_recover.c. */
 #ifndef DISKGUARD_RECOVER_H
 #define DISKGUARD_RECOVER_H

@@ -20,9 +20,8 @@
 #include "guard/shared.h"
 #include "guard/takeover.h"
 
-#define CLIENT_MS                                                                                  \
-    2000u /* a client has this long to send its line, and again to take the answer: others wait    \
-             for it */
+/* a client has this long to send its line, and again to take the answer: others wait for it */
+#define CLIENT_MS 2000u
 #define BACKLOG 64
 
 struct control {
@@ -219,13 +218,13 @@ static bool may_change(uid_t uid)
 
 static struct json_object *answer_retry(struct daemon *d, uid_t uid)
 {
-    struct monitor *keeper = d->monitor;
+    struct monitor *m = d->monitor;
 
     if (!may_change(uid))
         return answer_error("retry needs root, or the user that diskguard runs as");
-    if (!keeper)
+    if (!m)
         return answer_error("nothing to retry: this view is read-only");
-    monitor_kick(keeper);
+    monitor_kick(m);
     return answer_new(true);
 }
 

@@ -337,7 +337,7 @@ static void announce(struct daemon *d)
     if (d->guard.journal && !d->monitor)
         log_msg(
             LOG_ERR,
-            "no keeper thread: images that cannot be restored are not retried, and a lost claim is not noticed");
+            "no monitor thread: images that cannot be restored are not retried, and a lost claim is not noticed");
     takeover_announce(&d->guard);
     utab_add(&d->opt);
     log_msg(LOG_INFO, "%s is mounted on %s%s", d->opt.guard.datastore, d->opt.guard.mountpoint,

@@ -1,6 +1,6 @@
 /* start.h: brings the daemon up in a fixed order, serves, and takes it down again.
  *
- * Up:   datastore, host, journal, proof, recovery; then the mount, threads, control, keeper; then
+ * Up:   datastore, host, journal, proof, recovery; then the mount, threads, control, monitor; then
  * "ready". Down: no more requests; requests under way end; every held image is restored; unmount;
  * the rest in reverse. */
 #ifndef DISKGUARD_START_H

@@ -17,7 +17,7 @@
 
 /* The part of every plain file in which each write is looked at, for it may make an image of it:
  * most formats have their magic there. Those that have it further on (ISO) or are known by a footer
- * alone (fixed VHD) are found when the file's size changes, when the keeper looks, or at the next
+ * alone (fixed VHD) are found when the file's size changes, when the monitor looks, or at the next
  * open. It is also the least that is read of a file to find its format. Bytes. */
 #define FORMAT_REACH 4096u
 

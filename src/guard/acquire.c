@@ -519,8 +519,8 @@ int image_acquire(struct guard *g, struct image *img, const struct acquire *a, b
     return r;
 }
 
-/* Ends a failed long action: STUCK keeps record and descriptor for the keeper. -EUCLEAN, -EPERM and
- * -EXDEV are logged where they are decided, -EBUSY by whoever gives up waiting. */
+/* Ends a failed long action: STUCK keeps record and descriptor for the monitor. -EUCLEAN, -EPERM
+ * and -EXDEV are logged where they are decided, -EBUSY by whoever gives up waiting. */
 void image_acquire_failed(struct guard *g, struct image *img, const struct acquire *a, bool stuck,
                           int err)
 {

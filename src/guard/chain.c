@@ -229,7 +229,7 @@ static int look_plain(struct chain *c, int fd, uint64_t ino, const char *path, c
     struct plain_look l = {.c = c, .ino = ino};
     _cleanup_close_ int lock_fd = io_reopen(fd, O_RDWR);
     if (lock_fd < 0)
-        /* who may not write it here cannot ask; the keeper of the writer's host bars him at its
+        /* who may not write it here cannot ask; the monitor of the writer's host bars him at its
          * next round */
         return 0;
     handle_each(c->g->handles, plain_handle, &l);

@@ -275,8 +275,8 @@ static int edit_held(struct guard *g, struct image *img, struct handle *h, const
 }
 
 /* Writes of a plain file below FORMAT_REACH look at its claim at most once in this time, so that a
- * log of many short lines is not slowed down. The keeper looks at all plain writers, too, every
- * KEEPER_PERIOD_MS. */
+ * log of many short lines is not slowed down. The monitor looks at all plain writers, too, every
+ * MONITOR_PERIOD_MS. */
 #define PLAIN_LOOK_MS 1000u
 
 static int plain_look(struct guard *g, struct handle *h)

@@ -237,7 +237,7 @@ DG_MUST_CHECK int image_mend(struct guard *g, struct handle *h);
 DG_MUST_CHECK bool image_failed_later(struct guard *g, struct handle *h, int err,
                                       void (*again)(void *arg, bool mended), void *arg);
 void image_io_failed(struct guard *g, struct handle *h, int err);
-/* The same of a handle of a plain file, no lock and no I/O: the keeper looks whether the locks of
+/* The same of a handle of a plain file, no lock and no I/O: the monitor looks whether the locks of
  * this host were lost. */
 void image_plain_failed(struct guard *g, struct handle *h, int err);
 /* An fsync of guest data failed: kept, reported at every FLUSH, written to the record. */

@@ -305,7 +305,7 @@ static int restore_steps(struct guard *g, struct image *img) REQUIRES(img->heade
     /* Whatever was seen before: a claim is given up unrestored only on what is proved now. */
     int r = store_gone(&g->store, img->fd, &img->rec->handle);
     if (r < 0)
-        /* also where it is not known: a new descriptor is tried, and the keeper tries again */
+        /* also where it is not known: a new descriptor is tried, and the monitor tries again */
         return -EIO;
     if (r == 1) {
         mutex_lock(&img->lock);
@@ -415,7 +415,7 @@ void image_unguard(struct guard *g, struct image *img)
         return;
     if (was == IMAGE_SEALED || was == IMAGE_VANISHED) {
         if (image_restore(g, img) < 0)
-            return; /* STUCK: logged; the keeper goes on */
+            return; /* STUCK: logged; the monitor goes on */
     } else if (was == IMAGE_FENCED) {
         rwlock_write(&img->header);
         int r = image_drop_lost_row(g, img);
@@ -472,7 +472,7 @@ void image_follow_name(struct guard *g, struct image *img)
         snprintf(img->rec->image, sizeof(img->rec->image), "%s", now);
         image_note(img);
         int r = seal_record(&s);
-        if (r < 0) /* a claim that is lost is for the keeper to find */
+        if (r < 0) /* a claim that is lost is for the monitor to find */
             log_debug("'%s' is not told under its new name: %s", now, strerror(-r));
     }
     rwlock_write_unlock(&img->header);

@@ -78,7 +78,7 @@ struct image {
     /* handles that write it as shared on purpose (shared.h) */
     atomic_uint n_shared;
     bool plain_borrowed GUARDED_BY(lock); /* it is a handle's own: not to be claimed with */
-    bool plain_lost GUARDED_BY(lock);     /* its lock may be lost: the keeper mends it */
+    bool plain_lost GUARDED_BY(lock);     /* its lock may be lost: the monitor mends it */
     /* it is just being opened or closed: nobody may claim */
     bool plain_busy GUARDED_BY(lock);
     struct image_look look GUARDED_BY(lock);
@@ -170,7 +170,7 @@ void image_note(struct image *img) REQUIRES(img->header) EXCLUDES(img->lock);
 /* One guard less; the last one restores (or, fenced, drops). */
 void image_unguard(struct guard *g, struct image *img) EXCLUDES(img->lock, img->header);
 
-/* Journal and claim of a held image say its name of now: after a rename here; and the keeper, for
+/* Journal and claim of a held image say its name of now: after a rename here; and the monitor, for
  * those past this view. What fails is left at that. */
 void image_follow_name(struct guard *g, struct image *img) EXCLUDES(img->lock, img->header);
 /* truncate(2) by path, by the holder himself. 0 or -errno. */
@@ -310,8 +310,8 @@ bool image_busy_twin(struct guard *g, const struct image *img);
  * the true bytes, and stays for fsck.diskguard. */
 DG_MUST_CHECK int image_drop_lost_row(struct guard *g, struct image *img) REQUIRES(img->header);
 
-/* Ends a failed long action: STUCK keeps record and descriptor for the keeper. -EUCLEAN, -EPERM and
- * -EXDEV are logged where they are decided, -EBUSY by whoever gives up waiting. */
+/* Ends a failed long action: STUCK keeps record and descriptor for the monitor. -EUCLEAN, -EPERM
+ * and -EXDEV are logged where they are decided, -EBUSY by whoever gives up waiting. */
 void image_acquire_failed(struct guard *g, struct image *img, const struct acquire *a, bool stuck,
                           int err);
 
@@ -342,14 +342,14 @@ void image_plain_leave(struct guard *g, struct image *img, struct handle *h) EXC
 DG_MUST_CHECK int image_plain_dup(struct image *img, bool to_claim) EXCLUDES(img->lock);
 /* After a claim that failed: plain_fd's lock is shared again, or the plain writers are barred. */
 void image_plain_again(struct guard *g, struct image *img) EXCLUDES(img->lock);
-/* The lock of plain_fd may be lost: the keeper opens it anew in its next round. true: that is news,
- * and a reason to wake it. */
+/* The lock of plain_fd may be lost: the monitor opens it anew in its next round. true: that is
+ * news, and a reason to wake it. */
 bool image_plain_suspect(struct image *img) EXCLUDES(img->lock);
 /* Keeper: if it was, bars the writers, opens plain_fd and their descriptors anew, under lock, and
  * looks what the file is now. 0: the caller may unbar them; -errno: not now. Borrowed ones stay as
  * they are. */
 DG_MUST_CHECK int image_plain_mend(struct guard *g, struct image *img) EXCLUDES(img->lock);
-/* Plain writers get EBUSY until the keeper finds that the file is still plain. */
+/* Plain writers get EBUSY until the monitor finds that the file is still plain. */
 void image_plain_bar(struct image *img) EXCLUDES(img->lock);
 /* Notes for image_refused() why -EBUSY: the fence lock was refused, and no claim says by whom. */
 void image_fence_refused(struct image *img, bool refused) EXCLUDES(img->lock);

@@ -1,11 +1,11 @@
-/* maintain.c: what the keeper does with each image that is not IDLE. */
+/* maintain.c: what the monitor does with each image that is not IDLE. */
 #include "guard/image.h"
 
 #include <string.h>
 
 #include "run/pool.h"
 
-/* Looks of the keeper under way at the same time: the rest of the pool stays for users, whatever
+/* Looks of the monitor under way at the same time: the rest of the pool stays for users, whatever
  * hangs here. */
 #define IMAGE_TEND_MAX (POOL_THREADS_MAX / 4u)
 

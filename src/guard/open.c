@@ -351,8 +351,8 @@ static int hold_own(struct guard *g, struct image *img, const struct opener *who
     return r;
 }
 
-/* Ends what hold_own() began; says that the image has no name left, before the keeper finds out, or
- * the last close. */
+/* Ends what hold_own() began; says that the image has no name left, before the monitor finds out,
+ * or the last close. */
 static void own_done(struct guard *g, struct image *img)
 {
     rwlock_read(&img->header);

@@ -20,7 +20,7 @@ void image_fence_refused(struct image *img, bool refused)
 /* Opens the descriptor and takes the lock; only then is it certain that nobody claims the file, so
  * that is looked at (again). Where the daemon may not write the file, the caller's own descriptor
  * carries the lock (*ret_borrowed). *ret_fd stays -1 where that cannot, being write-only: then the
- * keeper's look must do (image_tend_plain). */
+ * monitor's look must do (image_tend_plain). */
 static int plain_lock(struct guard *g, struct image *img, struct handle *h, int *ret_fd,
                       bool *ret_borrowed)
 {
@@ -51,7 +51,7 @@ static int plain_lock(struct guard *g, struct image *img, struct handle *h, int 
 }
 
 /* Does plain_fd still have its lock? A read through it gets EIO on NFSv4 when not. (Of an empty
- * file, or where its first page is dirty, nothing is asked of the storage: then the keeper finds
+ * file, or where its first page is dirty, nothing is asked of the storage: then the monitor finds
  * out, by its beat.) */
 static int prove(struct guard *g, struct image *img)
 {
@@ -181,7 +181,7 @@ bool image_plain_suspect(struct image *img)
     return news;
 }
 
-/* Medium errors of one handle must not keep the keeper busy. */
+/* Medium errors of one handle must not keep the monitor busy. */
 #define MEND_PACE_MS 1000u
 
 void image_plain_failed(struct guard *g, struct handle *h, int err)

@@ -107,9 +107,8 @@ static void foreign_freep(struct foreign **w)
     free(*w);
 }
 
-#define FOREIGN_TRIES                                                                              \
-    50 /* each one is a claim that changed meanwhile: a host that opens, resizes and closes all    \
-          the time */
+/* each one is a claim that changed meanwhile: a host that opens, resizes and closes all the time */
+#define FOREIGN_TRIES 50
 
 /* The header as it stands and every place where the claim says that something was changed. */
 static int load_with_plan(int fd, struct foreign *w)

@@ -350,7 +350,7 @@ int image_reader_in_way(struct guard *g, struct image *img, const struct opener 
     return r;
 }
 
-/* ---- keeper ---- */
+/* ---- monitor ---- */
 
 static bool is_among(const struct guard *g, const struct image *img, const struct reader *rd,
                      size_t n)

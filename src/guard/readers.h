@@ -35,7 +35,7 @@ struct image_reader {
 void image_reader_init(struct guard *g, struct image_reader *rd, const struct handle *via);
 /* The owner has been granted this lock, or unlock (len 0: to the end), of a regular file. Blocks on
  * the datastore when it becomes a reader, or is none any more. A name that cannot be made is
- * logged, tried again by the keeper, and the program goes on: what it does harms no image. */
+ * logged, tried again by the monitor, and the program goes on: what it does harms no image. */
 void image_reader_locked(struct guard *g, struct inode *i, struct image_reader *rd, short type,
                          off_t start, off_t len);
 /* It asks whether anybody has a lock in this range that is in the way of one of this type. 0:

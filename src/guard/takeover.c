@@ -10,9 +10,8 @@
 #include "guard/image.h"
 #include "run/pool.h"
 
-#define JOBS                                                                                       \
-    16u /* of diskguardctl, under way or not yet asked about; the oldest result is forgotten first \
-         */
+/* of diskguardctl, under way or not yet asked about; the oldest result is forgotten first */
+#define JOBS 16u
 
 struct watched {
     struct takeover_watch watch;

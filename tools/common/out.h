@@ -9,9 +9,9 @@
 
 #include "base/base.h"
 
-#define OUT_JSON_VERSION                                                                           \
-    1 /* of every object that diskguardctl and fsck.diskguard print; counts up when a member       \
-         changes its meaning */
+/* of every object that diskguardctl and fsck.diskguard print; counts up when a member changes its
+ * meaning */
+#define OUT_JSON_VERSION 1
 
 /* ---- text ---- */
 

@@ -30,9 +30,8 @@
  */
 #define CTL_FIND_NAMES 200000u
 #define CTL_FIND_MS 3000u
-#define CTL_DAEMON_MS                                                                              \
-    5000u                 /* a daemon answers from memory; longer means that it does not answer    \
-                           */
+/* a daemon answers from memory; longer means that it does not answer */
+#define CTL_DAEMON_MS 5000u
 #define CTL_RAW_MS 15000u /* storage that needs longer is reported as not answering */
 
 struct ctl {

@@ -8,9 +8,9 @@
 
 #include "ctl/ctl.h"
 
-#define UMOUNT_WAIT_S                                                                              \
-    90u /* without an image restored; as long as systemd gives a mount unit to stop                \
-           (DefaultTimeoutStopSec=) */
+/* without an image restored; as long as systemd gives a mount unit to stop (DefaultTimeoutStopSec=)
+ */
+#define UMOUNT_WAIT_S 90u
 
 struct umount_options {
     bool lazy, force, remount, no_mtab, verbose;
