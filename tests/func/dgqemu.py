@@ -8,7 +8,7 @@ import subprocess
 
 import dgtest
 import guardian
-from dgtest import Fail, eq, must, ok, read_at, wait_for
+from dgtest import Fail, close_stream, eq, must, ok, read_at, wait_for
 
 
 def qcow2_size(path):
@@ -63,7 +63,7 @@ class QemuIo:
     def kill(self):
         self.p.kill()
         self.p.wait()
-        self.p.stdin.close()
+        close_stream(self.p.stdin)
         self.p.stdout.close()
 
     def __enter__(self):
@@ -156,7 +156,7 @@ class Vm:
             self.p.kill()
             self.p.wait()
         if self.lines:
-            self.lines.close()
+            close_stream(self.lines)
         if self.sock:
             self.sock.close()
 

@@ -217,6 +217,12 @@ class Worker:
 nursery = Nursery()
 
 
+def close_stream(stream):
+    """Closes a stream to a process that may be gone: a command that could not be sent is still in the stream, and close() tries it again."""
+    with contextlib.suppress(ConnectionError):
+        stream.close()
+
+
 class Proc:
     """A process that carries out file-system calls one at a time (dgops.py)."""
 
@@ -257,7 +263,7 @@ class Proc:
         if self.p.poll() is None:
             self.p.kill()
         self.p.wait()
-        self.p.stdin.close()
+        close_stream(self.p.stdin)
         self.p.stdout.close()
 
     def __enter__(self):

@@ -10,7 +10,7 @@ import subprocess
 import dgtest
 import kinds
 from dgqemu import make_qcow2, no_lock, qcow2_size
-from dgtest import Proc, Suite, eq, is_sealed, must, ok, pair, raises, read_at, refused, run, sha, suite_tmp, wait_for
+from dgtest import Proc, Suite, close_stream, eq, is_sealed, must, ok, pair, raises, read_at, refused, run, sha, suite_tmp, wait_for
 
 suite = Suite(__file__, memory=True)
 RDWR, CREAT = os.O_RDWR, os.O_CREAT
@@ -72,7 +72,7 @@ class Qmp:
     def __exit__(self, *_):
         self.p.kill()
         self.p.wait()
-        self.p.stdin.close()
+        close_stream(self.p.stdin)
         self.p.stdout.close()
 
 
