@@ -301,8 +301,9 @@ static bool name_leads_to(const struct store *s, const struct record *rec, int f
 
 /* Puts rec in the place of our own generation's file. The caller made sure that it is ours; a
  * rename that lands late, when a successor has come, hits no other name. Removing the tmp name
- * before returning an error makes sure that it cannot land after our next attempt either. */
-static int replace(const struct store *s, const struct record *rec)
+ * before returning an error makes sure that it cannot land after our next attempt either. lazy: the
+ * record is durable, its name is not yet; a crash of the storage leaves the former one or this. */
+static int replace(const struct store *s, const struct record *rec, bool lazy)
 {
     char tmp[CLAIM_TMP_SIZE], name[NAME_SIZE];
     int r, fd = tmp_create(s, rec, tmp);
@@ -321,7 +322,7 @@ static int replace(const struct store *s, const struct record *rec)
         tmp_unlink(s, tmp);
         return r;
     }
-    return claims_sync(s);
+    return lazy ? 0 : claims_sync(s);
 }
 
 static void set_freed(struct record *rec)
@@ -331,7 +332,7 @@ static void set_freed(struct record *rec)
     rec->cut = OVERLAY_NO_CUT;
 }
 
-static int replace_by_free(const struct store *s, const struct record *rec)
+static int replace_by_free(const struct store *s, const struct record *rec, bool lazy)
 {
     _cleanup_free_ struct record *freed = malloc(sizeof(*freed));
 
@@ -340,7 +341,7 @@ static int replace_by_free(const struct store *s, const struct record *rec)
     *freed = *rec;
     set_freed(freed);
     freed->seq++;
-    return replace(s, freed);
+    return replace(s, freed, lazy);
 }
 
 /* The same where the file is gone and there is no room for a new record: its own room is what is
@@ -404,7 +405,7 @@ static void abandon(const struct store *s, const struct record *rec, int fd, con
 
     tmp_unlink(s, tmp);
     if (name_leads_to(s, rec, fd))
-        r = replace_by_free(s, rec);
+        r = replace_by_free(s, rec, false);
     if (r < 0)
         log_debug("claim %llu of inode %llu: cannot be given back, left to recovery: %s",
                   (unsigned long long)rec->generation, (unsigned long long)rec->ino, strerror(-r));
@@ -485,7 +486,7 @@ int claim_update(const struct store *s, const struct record *rec)
      * now. */
     if (r == 0 && c->kind == CLAIM_FREE)
         r = -ESTALE;
-    return r < 0 ? r : replace(s, rec);
+    return r < 0 ? r : replace(s, rec, false);
 }
 
 static int remove_lower(const struct store *s, uint64_t ino, uint64_t generation)
@@ -508,7 +509,9 @@ static bool was_freed(const struct store *s, const struct record *rec, struct cl
            check_ours(scratch, rec) == 0 && scratch->kind == CLAIM_FREE;
 }
 
-static int give_back(const struct store *s, struct record *rec, bool gone)
+enum give_back { GIVE_BACK, GIVE_BACK_LAZY, GIVE_BACK_GONE };
+
+static int give_back(const struct store *s, struct record *rec, enum give_back how)
 {
     _cleanup_free_ struct claim *c = malloc(sizeof(*c));
     int r;
@@ -522,8 +525,9 @@ static int give_back(const struct store *s, struct record *rec, bool gone)
     if (r == -ESTALE && c->generation > rec->generation && was_freed(s, rec, c))
         r = 0; /* the successor removes our generation when it is done */
     else if (r == 0)
-        r = replace_by_free(s, rec); /* also where it is free: maybe not durably */
-    if (gone && (r == -ENOSPC || r == -EDQUOT))
+        /* also where it is free: maybe not durably */
+        r = replace_by_free(s, rec, how == GIVE_BACK_LAZY);
+    if (how == GIVE_BACK_GONE && (r == -ENOSPC || r == -EDQUOT))
         r = overwrite_by_free(s, rec);
     if (r < 0)
         return r;
@@ -538,12 +542,17 @@ static int give_back(const struct store *s, struct record *rec, bool gone)
 
 int claim_free(const struct store *s, struct record *rec)
 {
-    return give_back(s, rec, false);
+    return give_back(s, rec, GIVE_BACK);
+}
+
+int claim_free_lazy(const struct store *s, struct record *rec)
+{
+    return give_back(s, rec, GIVE_BACK_LAZY);
 }
 
 int claim_free_gone(const struct store *s, struct record *rec)
 {
-    return give_back(s, rec, true);
+    return give_back(s, rec, GIVE_BACK_GONE);
 }
 
 int claim_forget(const struct store *s, uint64_t ino, uint64_t generation)

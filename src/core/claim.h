@@ -62,6 +62,9 @@ DG_MUST_CHECK int claim_check(const struct store *s, const struct record *rec);
 /* Marks our generation free (rec->step is set, extents are dropped) and removes lower generations.
  * -ESTALE as above. After a failure it may be repeated, also when the mark did land. */
 DG_MUST_CHECK int claim_free(const struct store *s, struct record *rec);
+/* The same, but not durable by itself: a crash right afterwards may bring the claim back as it was
+ * last. Only where that one undoes whatever the image may show from then on. */
+DG_MUST_CHECK int claim_free_lazy(const struct store *s, struct record *rec);
 /* The same when the file has no name any more: also on a datastore without room, which may be the
  * removed file's own. */
 DG_MUST_CHECK int claim_free_gone(const struct store *s, struct record *rec);

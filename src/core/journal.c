@@ -59,8 +59,14 @@ static int reserve_pages(struct journal *j)
  * with a claim that was never made, which recovery knows (stale row). */
 static int run_transaction(struct journal *j, struct op *first, const struct op *end)
 {
-    int r = step_done(j, j->stmt[STMT_BEGIN]);
+    bool lazy = true;
+    int r;
 
+    for (const struct op *op = first; op != end; op = op->next)
+        lazy = lazy && op->lazy;
+    r = journal_set_lazy(j, lazy);
+    if (r == 0)
+        r = step_done(j, j->stmt[STMT_BEGIN]);
     if (r < 0)
         return r;
     for (struct op *op = first; r == 0 && op != end; op = op->next)
@@ -146,10 +152,10 @@ static int submit(struct journal *j, struct op *op) EXCLUDES(j->mutex)
     return op->err;
 }
 
-int journal_put(struct journal *j, const struct record *rec)
+static int put(struct journal *j, const struct record *rec, bool lazy)
 {
     _cleanup_free_ char *text = NULL;
-    struct op op = {.ino = rec->ino, .generation = rec->generation};
+    struct op op = {.ino = rec->ino, .generation = rec->generation, .lazy = lazy};
     int r = record_encode(rec, &text, &op.len);
 
     if (r < 0)
@@ -158,9 +164,19 @@ int journal_put(struct journal *j, const struct record *rec)
     return submit(j, &op);
 }
 
+int journal_put(struct journal *j, const struct record *rec)
+{
+    return put(j, rec, false);
+}
+
+int journal_put_lazy(struct journal *j, const struct record *rec)
+{
+    return put(j, rec, true);
+}
+
 int journal_remove(struct journal *j, uint64_t ino, uint64_t generation)
 {
-    struct op op = {.ino = ino, .generation = generation};
+    struct op op = {.ino = ino, .generation = generation, .lazy = true};
 
     return submit(j, &op);
 }

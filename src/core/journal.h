@@ -2,8 +2,10 @@
  * include/diskguard/journal.h). The only module that knows sqlite3.
  *
  * Thread-safe. Concurrent puts and removes share one transaction (group commit): the first caller
- * commits for all that wait. Every function returns only when its change is durable. After an error
- * of the medium the journal stays usable; each call reports for itself.
+ * commits for all that wait. journal_put() returns only when its change is durable; what the others
+ * change is durable after the next journal_put() of anybody, and in the file at once: a program
+ * that is killed loses nothing of it, a host that loses power may. Changes never change places.
+ * After an error of the medium the journal stays usable; each call reports for itself.
  *
  * On a full disk new rows are refused (-ENOSPC); replacing a row by one of about its size, and
  * removing one, need no space: it was allocated before. A write that failed may still be there
@@ -28,7 +30,10 @@ void journal_close(struct journal *j); /* NULL is fine */
 
 /* Inserts or replaces the row (rec->ino, rec->generation). */
 DG_MUST_CHECK int journal_put(struct journal *j, const struct record *rec);
-/* Removes the row; no error when there is none. */
+/* The same, but not durable by itself: for what recovery finds out without the row. */
+DG_MUST_CHECK int journal_put_lazy(struct journal *j, const struct record *rec);
+/* Removes the row; no error when there is none. Not durable by itself: a row that comes back is one
+ * whose claim is free or never was, which recovery forgets. */
 DG_MUST_CHECK int journal_remove(struct journal *j, uint64_t ino, uint64_t generation);
 
 /* Calls fn for each row of a snapshot, in no order. err: 0, or record_decode's error (rec then has

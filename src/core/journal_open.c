@@ -274,6 +274,20 @@ static int configure(sqlite3 *db)
     return exec(db, "PRAGMA synchronous=FULL; PRAGMA wal_autocheckpoint=" LOG_PAGES);
 }
 
+/* FULL syncs the log at each commit, NORMAL only before it is copied into the database: both keep
+ * the order, and the next FULL commit makes durable what came before it (sqlite.org/pragma.html,
+ * "synchronous"). */
+int journal_set_lazy(struct journal *j, bool lazy)
+{
+    int r = lazy == j->lazy
+                ? 0
+                : exec(j->db, lazy ? "PRAGMA synchronous=NORMAL" : "PRAGMA synchronous=FULL");
+
+    if (r == 0)
+        j->lazy = lazy;
+    return r;
+}
+
 static int schema_make(sqlite3 *db)
 {
     char version[40];

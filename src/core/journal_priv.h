@@ -26,6 +26,7 @@ struct op {
     uint64_t ino, generation;
     const char *text; /* NULL: remove */
     size_t len;
+    bool lazy; /* need not be durable when it is done */
     int err;   /* written by the leader while it is busy, read after done */
     bool done; /* under the mutex */
 };
@@ -38,6 +39,7 @@ struct journal {
     /* Used by whoever has set busy (and by open and close, which are alone). */
     struct sqlite3 *db;
     struct sqlite3_stmt *stmt[STMT_COUNT];
+    bool lazy; /* a commit does not sync now */
 
     struct mutex mutex;
     pthread_cond_t cond; /* busy became false */
@@ -50,6 +52,9 @@ struct journal {
  * -errno. */
 #define JOURNAL_CHUNK (256 * 1024)
 DG_MUST_CHECK int journal_reserve(struct journal *j, uint64_t size);
+
+/* Does a commit sync the log from now on? Not within a transaction. 0 or -errno. */
+DG_MUST_CHECK int journal_set_lazy(struct journal *j, bool lazy);
 
 /* The errno, negative, of a failed call: of `result` and of what the database remembers of it. */
 int journal_errno(struct sqlite3 *db, int result);

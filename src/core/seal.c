@@ -87,11 +87,12 @@ int seal_write(struct seal *s)
         return r;
     s->rec->step = STEP_SEALED;
     s->rec->seq++;
-    return s->journal ? journal_put(s->journal, s->rec) : 0;
+    /* Lazy: the armed row and the claim undo the same bytes. */
+    return s->journal ? journal_put_lazy(s->journal, s->rec) : 0;
 }
 
 /* Writes the true bytes of the extents back, last sealed first, so that each state on the way is
- * refused by raw openers. What a truncation has cut off is left off. */
+ * refused by raw openers; not durable yet. What a truncation has cut off is left off. */
 static int write_truth(int fd, const struct record *rec, struct seal_shown *shown)
 {
     struct stat st;
@@ -111,10 +112,7 @@ static int write_truth(int fd, const struct record *rec, struct seal_shown *show
             return r;
         shown->restored = st.st_mtim;
     }
-    r = io_fsync(fd);
-    if (r < 0)
-        return r;
-    return verify(fd, rec, HEADER_TRUE);
+    return 0;
 }
 
 /* ---- mtime ---- */
@@ -196,11 +194,13 @@ int seal_new_mtime(int fd, const struct record *rec, const struct seal_shown *sh
 
 /* ---- restore ---- */
 
-/* HEADER_TRUE, _SEALED or _MIXED leads to TRUE, with an mtime of its own. */
+/* HEADER_TRUE, _SEALED or _MIXED leads to TRUE, with an mtime of its own. The true bytes and the
+ * mtime become durable together: after a crash in between that mtime may be seen with the seal, but
+ * the restore then sets a later one. Not so a chosen one, which may be old. */
 int seal_undo(int fd, const struct record *rec)
 {
     enum header_state state;
-    struct seal_shown shown;
+    struct seal_shown shown, *written = NULL;
     int r = seal_compare(fd, rec, &state);
     if (r < 0)
         return r;
@@ -208,25 +208,40 @@ int seal_undo(int fd, const struct record *rec)
     case HEADER_TRUE:
     case HEADER_NOPLAN:
         /* they may stand in this host's cache alone, from an attempt that failed */
-        r = io_fsync(fd);
-        return r < 0 ? r : seal_new_mtime(fd, rec, NULL);
+        break;
     case HEADER_SEALED:
     case HEADER_MIXED:
         r = write_truth(fd, rec, &shown);
-        return r < 0 ? r : seal_new_mtime(fd, rec, &shown);
+        written = &shown;
+        break;
     case HEADER_ALIEN:
     case HEADER_SHORT:
-        break;
+        return -EUCLEAN;
     }
-    return -EUCLEAN;
+    if (r == 0 && rec->chosen)
+        r = io_fsync(fd);
+    if (r == 0)
+        r = seal_new_mtime(fd, rec, written);
+    return r == 0 && written ? verify(fd, rec, HEADER_TRUE) : r;
 }
 
-static int restore_header(struct seal *s)
+/* The claim is durable before a byte is written: it may stand there with an older plan. The row is
+ * lazy, for recovery takes the newer of both. */
+static int say_restoring(struct seal *s)
+{
+    s->rec->step = STEP_RESTORING;
+    s->rec->seq++;
+    int r = s->journal ? journal_put_lazy(s->journal, s->rec) : 0;
+    return r < 0 ? r : claim_update(s->store, s->rec);
+}
+
+/* ret_told: the claim has the plan that was undone. */
+static int restore_header(struct seal *s, bool *ret_told)
 {
     int r = 0;
     if (s->rec->step != STEP_RESTORING && s->rec->step != STEP_STUCK) {
-        s->rec->step = STEP_RESTORING;
-        r = seal_record(s);
+        r = say_restoring(s);
+        *ret_told = r == 0;
     } else {
         r = claim_check(s->store, s->rec); /* a retry: somebody may have taken over since */
     }
@@ -236,18 +251,20 @@ static int restore_header(struct seal *s)
 int seal_restore(struct seal *s)
 {
     uint64_t ino = s->rec->ino, generation = s->rec->generation;
+    bool told = true;
     int r;
     if (s->rec->step == STEP_FREE) /* a retry after everything but the row was done */
         return s->journal ? journal_remove(s->journal, ino, generation) : 0;
     if (seal_was_taken(s->rec)) {
-        r = restore_header(s);
+        told = false;
+        r = restore_header(s, &told);
         if (r < 0)
             return r;
     }
     if (s->unfence)
         io_fence_drop(s->fd, s->store->fence);
     enum claim_step step = s->rec->step;
-    r = claim_free(s->store, s->rec);
+    r = told ? claim_free_lazy(s->store, s->rec) : claim_free(s->store, s->rec);
     if (r < 0) {
         /* The header is true, verified and durable: a retry has only the claim to free. If the mark
          * did land and a successor came, claim_free knows it, while a look at the header would be a

@@ -4,8 +4,10 @@
  *   open      journal armed -> claim armed -> sealed bytes, fsync, read back -> journal sealed
  *   edit      journal (new plan) -> claim (new plan) -> bytes outside the extents -> sealed bytes
  *             if they changed -> memory
- *   restore   journal restoring -> claim restoring -> true bytes in reverse, fsync, read back ->
- *             mtime -> claim free -> row gone
+ *   restore   journal restoring (lazy) -> claim restoring -> true bytes in reverse, mtime, fsync,
+ *             read back -> claim free (lazy) -> row gone (lazy)
+ *
+ * Lazy: nothing rests on it after a crash; the storage may lose it (journal.h, claim.h).
  *
  * mtime. Programs that copy files skip those whose size and mtime they have seen (rsync, restic),
  * or that are no newer than their copy (cp -u). What they copied past the view while the image was
