@@ -14,6 +14,15 @@
 #define BUCKETS_MIN 1024u
 #define TOLD_MS 1000u /* the kernel walks a path again at once */
 
+/* Which thread was told to walk its path again, for which file. Of two threads with one slot the
+ * earlier is told twice, and its call may fail with ESTALE. */
+#define TOLD_MAX 1024u
+struct told {
+    uint64_t pid, dir, nodeid; /* pid 0: none */
+    uint64_t name;             /* its hash */
+    uint64_t ms, tick;
+};
+
 struct inode_table {
     struct inode_parts parts;
     struct mutex lock;
@@ -30,7 +39,9 @@ struct inode_table {
     void *crowded_arg GUARDED_BY(lock);
     uint32_t first_generation; /* random: a handle that an NFS client kept from an earlier daemon is
                                   stale, not another file */
-    bool shared;               /* other hosts can reuse inode numbers behind our descriptors */
+    struct told told[TOLD_MAX] GUARDED_BY(lock);
+    uint64_t tick GUARDED_BY(lock); /* counts names noted and threads told */
+    bool shared;                    /* other hosts can reuse inode numbers behind our descriptors */
 };
 
 /* What is left of a dead inode, to be let go without the lock. */
@@ -169,11 +180,14 @@ static struct inode *make_locked(struct inode_table *t, int fd, const struct sta
     i->fd = fd;
     atomic_store(&i->image, NULL);
     atomic_store(&i->locks, NULL);
+    atomic_store(&i->uncached, 0);
+    i->shown_size = 0;
+    i->shown_ctime = (struct timespec){0};
     i->nlookup = 0;
     i->pins = 1;
     i->used = true;
     i->doubted = false;
-    i->told = 0;
+    i->named = 0;
     grow_locked(t);
     struct inode **at = &t->buckets[hash_of(i->dev, i->ino, t->n_buckets)];
     i->next = *at;
@@ -350,6 +364,7 @@ void inode_named(struct inode_table *t, struct inode *i, const struct inode *dir
     char *old = i->name;
     i->name = copy;
     i->doubted = false;
+    i->named = ++t->tick;
     i->parent = dir->nodeid;
     i->used = true;
     mutex_unlock(&t->lock);
@@ -378,16 +393,59 @@ struct inode *inode_last_place(struct inode_table *t, struct inode *i, char *ret
     return dir;
 }
 
-bool inode_doubt_name(struct inode_table *t, struct inode *i, struct inode *dir, uint64_t pid)
+/* FNV-1a. */
+static uint64_t hash_name(const char *name)
+{
+    uint64_t h = UINT64_C(0xcbf29ce484222325);
+    for (; *name; name++)
+        h = (h ^ (unsigned char)*name) * UINT64_C(0x100000001b3);
+    return h;
+}
+
+bool inode_doubt_name(struct inode_table *t, struct inode *i, const struct inode *dir, uint64_t pid)
 {
     uint64_t now = base_now_ms();
     mutex_lock(&t->lock);
-    bool again = pid > 0 && dir->told == pid && now - dir->told_ms < TOLD_MS;
-    dir->told = again ? 0 : pid;
-    dir->told_ms = now;
-    i->doubted = true;
+    struct told *told = &t->told[pid % TOLD_MAX];
+    uint64_t name = i->name ? hash_name(i->name) : 0;
+    bool again = pid > 0 && told->pid == pid && told->dir == dir->nodeid &&
+                 now - told->ms < TOLD_MS &&
+                 (told->nodeid == i->nodeid || (told->name == name && i->named > told->tick));
+    if (pid == 0)
+        i->doubted = true;
+    else if (again)
+        told->pid = 0;
+    else
+        *told = (struct told){pid, dir->nodeid, i->nodeid, name, now, ++t->tick};
     mutex_unlock(&t->lock);
     return !again;
+}
+
+void inode_trust_name(struct inode_table *t, uint64_t pid)
+{
+    mutex_lock(&t->lock);
+    struct told *told = &t->told[pid % TOLD_MAX];
+    if (told->pid == pid)
+        told->pid = 0;
+    mutex_unlock(&t->lock);
+}
+
+void inode_show(struct inode_table *t, struct inode *i, const struct stat *st)
+{
+    mutex_lock(&t->lock);
+    i->shown_size = (uint64_t)st->st_size;
+    i->shown_ctime = st->st_ctim;
+    mutex_unlock(&t->lock);
+}
+
+bool inode_has_news(struct inode_table *t, const struct inode *i, const struct stat *st)
+{
+    mutex_lock(&t->lock);
+    bool news = i->shown_size != (uint64_t)st->st_size ||
+                i->shown_ctime.tv_sec != st->st_ctim.tv_sec ||
+                i->shown_ctime.tv_nsec != st->st_ctim.tv_nsec;
+    mutex_unlock(&t->lock);
+    return news;
 }
 
 void inode_watch(struct inode_table *t, unsigned long limit, void (*crowded)(void *arg), void *arg)

@@ -26,15 +26,19 @@ struct inode {
      * (fs_lock.c). */
     struct image *_Atomic image;
     struct inode_locks *_Atomic locks;
+    /* Open handles that may read it as an image: the kernel must not answer for it (fs_open.c) */
+    atomic_uint uncached;
     /* inode.c only: */
     uint64_t nlookup;
     uint64_t pins;
     /* false: another file has taken (dev, ino); this one is only reached by its node id */
     bool hashed;
-    bool used;    /* since inode_idle_names() passed by */
-    bool doubted; /* `name` was seen to lead elsewhere */
-    /* a directory: which thread was told to walk its path again, and when */
-    uint64_t told, told_ms;
+    bool used;      /* since inode_idle_names() passed by */
+    bool doubted;   /* `name` was seen to lead elsewhere by somebody whose thread is not known */
+    uint64_t named; /* when `name` was noted, in ticks of the table */
+    /* what the kernel was told last of its size and ctime */
+    uint64_t shown_size;
+    struct timespec shown_ctime;
     uint64_t parent; /* where the kernel looked it up last; name NULL: unknown */
     char *name;
     struct inode *next;
@@ -70,10 +74,18 @@ void inode_named(struct inode_table *t, struct inode *i, const struct inode *dir
 void inode_last_name(struct inode_table *t, const struct inode *i, char *ret, size_t size);
 /* The directory of the name last noted, pinned, and the name. NULL: none, or it is in doubt. */
 struct inode *inode_last_place(struct inode_table *t, struct inode *i, char *ret, size_t size);
-/* The name was seen to lead elsewhere. true: tell thread `pid` to walk the path again; the name is
- * not looked at before inode_named() notes one. false: it has just been told so for this directory,
- * and what it found then is no older than its own system call. pid 0: unknown. */
-bool inode_doubt_name(struct inode_table *t, struct inode *i, struct inode *dir, uint64_t pid);
+/* The name was seen to lead elsewhere. true: tell thread `pid` to walk the path again. false: it
+ * has just been told so, and either comes without a path (/proc/self/fd), or the name was looked up
+ * since: what it found then is no older than its own system call. pid 0: unknown; true once for
+ * each inode_named(). */
+bool inode_doubt_name(struct inode_table *t, struct inode *i, const struct inode *dir,
+                      uint64_t pid);
+/* A name leads to its file, or to none: whatever the thread was told before is done with. */
+void inode_trust_name(struct inode_table *t, uint64_t pid);
+/* These attributes are about to be shown to the kernel, which may keep them for a while. */
+void inode_show(struct inode_table *t, struct inode *i, const struct stat *st);
+/* Are these, of the same file, news to it? */
+bool inode_has_news(struct inode_table *t, const struct inode *i, const struct stat *st);
 /* Does this descriptor, which may be O_PATH, refer to the inode's file? */
 bool inode_is_file(const struct inode_table *t, const struct inode *i, int fd);
 /* Calls crowded() for each new inode while there are more than limit: under the table's lock, so it

@@ -259,15 +259,18 @@ static int sources_moving(struct removal *op, struct inode **ret_busy)
     return r;
 }
 
-/* After a rename: what was moved. */
+/* After a rename: what was moved. The kernel knows its new name by itself and does not look it up.
+ */
 static void tell_renamed(struct removal *op)
 {
     for (unsigned slot = 0; slot < 2 && op->rename; slot++) {
         struct inode *i = NULL;
         if (slot == 0 && !(op->flags & RENAME_EXCHANGE))
             continue;
-        if (victim_find(op, slot, &i) == 0 && (S_ISREG(i->type) || S_ISDIR(i->type)))
+        if (victim_find(op, slot, &i) == 0 && (S_ISREG(i->type) || S_ISDIR(i->type))) {
+            inode_named(op->v->guard->inodes, i, op->dir[slot], op->name[slot]);
             image_renamed(op->v->guard, i);
+        }
         inode_put(op->v->guard->inodes, i);
     }
 }
