@@ -53,13 +53,11 @@ static unsigned seconds_to_wait(const struct guard *g)
 
 static void wait_idle(struct image *img, unsigned seconds)
 {
-    struct timespec until;
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_sec += seconds;
+    uint64_t until = base_now_ms() + seconds * UINT64_C(1000);
     mutex_lock(&img->lock);
     while (img->state == IMAGE_SEALING || img->state == IMAGE_RESTORING || img->plain_busy ||
            (img->state == IMAGE_SEALED && img->closed))
-        if (pthread_cond_timedwait(&img->moved, &img->lock.m, &until) != 0)
+        if (!cond_wait_until(&img->moved, &img->lock, until))
             break;
     mutex_unlock(&img->lock);
 }

@@ -115,9 +115,8 @@ static void tend_one(struct guard *g, struct image *img)
 struct image_tend {
     struct guard *g;
     struct mutex lock;
-    pthread_cond_t quiet;               /* with lock: the last runner has ended */
-    struct image *due GUARDED_BY(lock); /* pinned, by next_due: wait for a runner */
-    struct image **tail GUARDED_BY(lock);
+    struct cond quiet;                         /* with lock: the last runner has ended */
+    STAILQ_HEAD(, image) due GUARDED_BY(lock); /* pinned: wait for a runner */
     unsigned n_due GUARDED_BY(lock);
     unsigned runners GUARDED_BY(lock);  /* jobs in the pool */
     bool plain_due GUARDED_BY(lock);    /* the plain writers wait for a runner */
@@ -131,9 +130,9 @@ struct image_tend *image_tend_new(struct guard *g)
         return NULL;
     t->g = g;
     mutex_init(&t->lock);
-    pthread_cond_init(&t->quiet, NULL);
+    cond_init(&t->quiet);
     mutex_lock(&t->lock);
-    t->tail = &t->due;
+    STAILQ_INIT(&t->due);
     mutex_unlock(&t->lock);
     return t;
 }
@@ -145,9 +144,7 @@ static void due_add(struct image_tend *t, struct image *img)
     bool add = !img->tended;
     if (add) {
         img->tended = true;
-        img->next_due = NULL;
-        *t->tail = img;
-        t->tail = &img->next_due;
+        STAILQ_INSERT_TAIL(&t->due, img, next_due);
         t->n_due++;
     }
     mutex_unlock(&t->lock);
@@ -158,15 +155,13 @@ static void due_add(struct image_tend *t, struct image *img)
 /* *ret NULL: the plain writers. */
 static bool due_take_locked(struct image_tend *t, struct image **ret) REQUIRES(t->lock)
 {
-    *ret = t->due;
-    if (!t->due) {
+    *ret = STAILQ_FIRST(&t->due);
+    if (!*ret) {
         bool plain = t->plain_due;
         t->plain_due = false;
         return plain;
     }
-    t->due = t->due->next_due;
-    if (!t->due)
-        t->tail = &t->due;
+    STAILQ_REMOVE_HEAD(&t->due, next_due);
     t->n_due--;
     return true;
 }
@@ -192,7 +187,7 @@ static void runner(void *arg)
         mutex_lock(&t->lock);
     }
     if (--t->runners == 0)
-        pthread_cond_broadcast(&t->quiet);
+        cond_broadcast(&t->quiet);
     mutex_unlock(&t->lock);
 }
 
@@ -227,9 +222,9 @@ void image_tend_free(struct image_tend *t)
         mutex_lock(&t->lock);
     }
     while (t->runners > 0)
-        mutex_wait(&t->quiet, &t->lock);
+        cond_wait(&t->quiet, &t->lock);
     mutex_unlock(&t->lock);
-    pthread_cond_destroy(&t->quiet);
+    cond_destroy(&t->quiet);
     mutex_destroy(&t->lock);
     free(t);
 }

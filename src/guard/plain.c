@@ -103,7 +103,7 @@ int image_plain_enter(struct guard *g, struct image *img, struct handle *h)
         img->n_plain = 1;
         h->plain = true;
     }
-    pthread_cond_broadcast(&img->moved);
+    cond_broadcast(&img->moved);
     mutex_unlock(&img->lock);
     guard_changed(g);
     return r;
@@ -127,7 +127,7 @@ void image_plain_leave(struct guard *g, struct image *img, struct handle *h)
     close(fd);
     mutex_lock(&img->lock);
     img->plain_busy = false;
-    pthread_cond_broadcast(&img->moved);
+    cond_broadcast(&img->moved);
     mutex_unlock(&img->lock);
     guard_changed(g);
 }
@@ -228,7 +228,7 @@ static void mend_end(struct guard *g, struct image *img, struct mended *m, unsig
         m[k].h->busy = false;
     img->plain_busy = false;
     img->plain_lost = again;
-    pthread_cond_broadcast(&img->moved);
+    cond_broadcast(&img->moved);
     mutex_unlock(&img->lock);
     free(m);
     guard_changed(g);

@@ -68,20 +68,22 @@ static int ask(int fd, short type, off_t start, off_t len, struct flock *ret)
 static struct byte_owner *writer_of(const struct image *img, unsigned k)
     REQUIRES_SHARED(img->header)
 {
-    struct byte_owner *o = img->byte_owners;
-    while (o && o->type[k] != F_WRLCK)
-        o = o->next;
-    return o;
+    struct byte_owner *o;
+    LIST_FOREACH(o, &img->byte_owners, entry)
+        if (o->type[k] == F_WRLCK)
+            return o;
+    return NULL;
 }
 
 /* Another owner of the view whose lock stands in the way. */
 static const struct byte_owner *rival_of(const struct image *img, const struct byte_owner *me,
                                          short type, unsigned k) REQUIRES_SHARED(img->header)
 {
-    const struct byte_owner *o = img->byte_owners;
-    while (o && (o == me || o->type[k] == F_UNLCK || (type != F_WRLCK && o->type[k] != F_WRLCK)))
-        o = o->next;
-    return o;
+    const struct byte_owner *o;
+    LIST_FOREACH(o, &img->byte_owners, entry)
+        if (o != me && o->type[k] != F_UNLCK && (type == F_WRLCK || o->type[k] == F_WRLCK))
+            return o;
+    return NULL;
 }
 
 static void note(struct image *img, struct byte_owner *o, short type, unsigned k)
@@ -89,19 +91,15 @@ static void note(struct image *img, struct byte_owner *o, short type, unsigned k
 {
     o->type[k] = type;
     if (type != F_UNLCK && !atomic_exchange(&o->listed, true)) {
-        o->next = img->byte_owners;
-        img->byte_owners = o;
+        LIST_INSERT_HEAD(&img->byte_owners, o, entry);
     }
 }
 
 static void unlist(struct image *img, struct byte_owner *o) REQUIRES(img->header)
 {
-    struct byte_owner **at = &img->byte_owners;
-    while (*at && *at != o)
-        at = &(*at)->next;
-    if (*at)
-        *at = o->next;
-    atomic_store(&o->listed, false);
+    (void)img;
+    if (atomic_exchange(&o->listed, false))
+        LIST_REMOVE(o, entry);
 }
 
 /* ---- locks of the view's programs ---- */
@@ -278,7 +276,8 @@ static int move_in(struct image *img, unsigned k) REQUIRES(img->header)
             w->type[k] = F_UNLCK;
         return r;
     }
-    for (const struct byte_owner *o = img->byte_owners; o; o = o->next)
+    const struct byte_owner *o;
+    LIST_FOREACH(o, &img->byte_owners, entry)
         if (o->type[k] == F_RDLCK)
             (void)set_byte(o->fd, F_UNLCK, k);
     return 0;
@@ -290,7 +289,8 @@ static void move_out(struct image *img, unsigned k) REQUIRES(img->header)
     struct byte_owner *w = writer_of(img, k);
     if (w)
         (void)set_byte(img->fd, F_UNLCK, k);
-    for (struct byte_owner *o = img->byte_owners; o; o = o->next) {
+    struct byte_owner *o;
+    LIST_FOREACH(o, &img->byte_owners, entry) {
         int r = o->type[k] == F_UNLCK ? 0 : set_byte(o->fd, o->type[k], k);
         if (r < 0) {
             log_debug("byte %lld: a program's lock is lost: %s", (long long)byte_at[k],
@@ -324,7 +324,8 @@ void image_bytes_drop(struct image *img)
 static int outside_writer(struct image *img, int fd, bool *ret) REQUIRES(img->header)
 {
     unsigned n = 0;
-    for (const struct byte_owner *o = img->byte_owners; o; o = o->next) {
+    const struct byte_owner *o;
+    LIST_FOREACH(o, &img->byte_owners, entry) {
         if (o->type[USES_WRITE] != F_UNLCK) {
             fd = o->fd;
             n++;

@@ -1,6 +1,7 @@
 /* ctl_raw.c: reads the datastore itself. See ctl.h. */
 #include "ctl/ctl.h"
 
+#include "base/sync.h"
 #include "core/seal.h"
 #include "core/whereis.h"
 
@@ -225,8 +226,8 @@ struct job {
     char *dir, *rel;
     bool all;
     struct raw *raw;
-    pthread_mutex_t lock;
-    pthread_cond_t changed;
+    struct mutex lock;
+    struct cond changed;
     bool done;
 };
 
@@ -269,10 +270,10 @@ static void *run(void *arg)
     struct job *j = arg;
 
     load_all(j);
-    pthread_mutex_lock(&j->lock);
+    mutex_lock(&j->lock);
     j->done = true;
-    pthread_cond_signal(&j->changed);
-    pthread_mutex_unlock(&j->lock);
+    cond_signal(&j->changed);
+    mutex_unlock(&j->lock);
     return NULL;
 }
 
@@ -289,17 +290,15 @@ static void job_free(struct job *j)
 static struct raw *wait_for(struct job *j, unsigned limit_ms)
 {
     struct raw *raw = NULL;
-    struct timespec until;
-    int r = 0;
+    uint64_t until = base_now_ms() + limit_ms;
 
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_sec += limit_ms / 1000;
-    pthread_mutex_lock(&j->lock);
-    while (!j->done && r == 0)
-        r = pthread_cond_clockwait(&j->changed, &j->lock, CLOCK_MONOTONIC, &until);
+    mutex_lock(&j->lock);
+    while (!j->done)
+        if (!cond_wait_until(&j->changed, &j->lock, until))
+            break;
     if (j->done)
         raw = j->raw;
-    pthread_mutex_unlock(&j->lock);
+    mutex_unlock(&j->lock);
     if (raw)
         job_free(j);
     return raw;
@@ -324,8 +323,8 @@ struct raw *raw_load(const char *dir, const char *rel, bool all, unsigned limit_
     j->rel = rel ? out_strdup(rel) : NULL;
     j->all = all;
     j->raw = raw = raw_new();
-    pthread_mutex_init(&j->lock, NULL);
-    pthread_cond_init(&j->changed, NULL);
+    mutex_init(&j->lock);
+    cond_init(&j->changed);
     if (limit_ms == 0 || pthread_create(&thread, NULL, run, j) != 0) {
         load_all(j);
         job_free(j);
