@@ -591,7 +591,7 @@ int io_lock_file(int fd, enum fence_kind kind)
     if (kind == FENCE_FLOCK)
         return whole_flock(fd, LOCK_EX);
     r = ofd_lock(fd, F_WRLCK, 0, 0);
-    if (kind == FENCE_NONE && (r == -ENOLCK || r == -EOPNOTSUPP || r == -ENOSYS || r == -EINVAL))
+    if (kind == FENCE_NONE && io_err_no_locks(r))
         return 0; /* fence=none is for storage without locks; where there are some, they still keep
                      this host's processes apart */
     return r;

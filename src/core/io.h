@@ -23,6 +23,32 @@
 #define IO_HANDLE_MAX 128 /* MAX_HANDLE_SZ, <linux/exportfs.h> */
 struct io_handle;
 
+/* ---- what an errno says (negative, as everywhere) ---- */
+
+/* The storage has given up this descriptor; a new one of the same file may work. EIO and ESTALE are
+ * what it answers then, EBADF and ENOLCK what an NFS client answers once a server has taken the
+ * locks of its host away. */
+static inline bool io_err_dead(int err)
+{
+    return err == -EIO || err == -ESTALE || err == -EBADF || err == -ENOLCK;
+}
+/* The file system has no such locks. ENOLCK means this only before it has granted one: afterwards
+ * the descriptor is dead. */
+static inline bool io_err_no_locks(int err)
+{
+    return err == -ENOLCK || err == -EOPNOTSUPP || err == -ENOSYS || err == -EINVAL;
+}
+/* Who asks may not. */
+static inline bool io_err_denied(int err)
+{
+    return err == -EACCES || err == -EPERM;
+}
+/* It cannot be opened for write; for reading it perhaps can. */
+static inline bool io_err_readonly(int err)
+{
+    return io_err_denied(err) || err == -EROFS || err == -ETXTBSY;
+}
+
 /* ---- files below the datastore ---- */
 
 /* openat2(2) with RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS and O_CLOEXEC:

@@ -80,8 +80,8 @@ static enum image_kind open_image(struct job *j)
     if (kind != IMAGE_FOUND)
         return kind;
     fd = io_reopen(found, O_RDWR);
-    if ((fd == -EROFS || fd == -EACCES) && j->r->dry_run) { /* only looking: what can be seen
-                                                               without the lock */
+    if (io_err_readonly(fd) && j->r->dry_run) { /* only looking: what can be seen without the lock
+                                                 */
         j->fd = io_reopen(found, O_RDONLY);
         return j->fd < 0 ? IMAGE_UNREADABLE : IMAGE_FOUND;
     }

@@ -67,7 +67,7 @@ static int relock(struct daemon *d, struct why *why)
 
 static bool is_lost(int r)
 {
-    return r == -EIO || r == -EBADF || r == -ESTALE || r == -ENOLCK || r == -EKEYREJECTED;
+    return io_err_dead(r) || r == -EKEYREJECTED;
 }
 
 /* Says once when it cannot be had again, and when it is back. */

@@ -276,7 +276,7 @@ static bool seen(struct chain *c, uint64_t ino)
 /* Nobody can open such a name, or it is not ours to protect: QEMU will say so itself. */
 static bool is_absent(int err)
 {
-    return err == -ENOENT || err == -ENOTDIR || err == -ELOOP || err == -EACCES || err == -EPERM ||
+    return err == -ENOENT || err == -ENOTDIR || err == -ELOOP || io_err_denied(err) ||
            err == -EXDEV || err == -ENAMETOOLONG || err == -ENXIO;
 }
 
@@ -292,7 +292,7 @@ static int not_protected(struct chain *c, const char *role, const char *name, in
     c->doubt |= err != -EXDEV;
     if (err == -EXDEV)
         say_unprotected(c, role, name, "it lies outside of the datastore");
-    else if (err == -EACCES || err == -EPERM)
+    else if (io_err_denied(err))
         say_unprotected(c, role, name, "diskguard may not follow the name");
     else
         log_debug("%s: its %s '%s' is not protected: %s", c->rec->image, role, name,

@@ -257,7 +257,7 @@ static int edit_held(struct guard *g, struct image *img, struct handle *h, const
             r = sync_if_asked(h, img->fd);
         /* Not repeated, for part of it may have happened: the next one has a descriptor that works.
          */
-        if ((r == -EIO || r == -EBADF || r == -ENOLCK) && atomic_load(&img->io_error) == 0) {
+        if (io_err_dead(r) && r != -ESTALE && atomic_load(&img->io_error) == 0) {
             int mended = image_mend_seal(g, img);
             if (mended == -ESTALE)
                 r = mended;

@@ -333,7 +333,7 @@ static int restore_steps(struct guard *g, struct image *img) REQUIRES(img->heade
 static int restore_mended(struct guard *g, struct image *img) REQUIRES(img->header)
 {
     int r = restore_steps(g, img);
-    if (r != -EIO && r != -ESTALE && r != -EBADF && r != -ENOLCK)
+    if (!io_err_dead(r))
         return r;
     r = image_lost(g, img, r);
     if (r == -ESTALE)

@@ -26,7 +26,7 @@ static int plain_lock(struct guard *g, struct image *img, struct handle *h, int 
 {
     bool guarded = false;
     _cleanup_close_ int fd = io_reopen(img->inode->fd, O_RDWR);
-    *ret_borrowed = fd == -EACCES || fd == -EPERM || fd == -EROFS || fd == -ETXTBSY;
+    *ret_borrowed = io_err_readonly(fd);
     if (*ret_borrowed) {
         int flags = fcntl(h->fd, F_GETFL);
         if (flags < 0 || (flags & O_ACCMODE) != O_RDWR)
@@ -188,8 +188,8 @@ void image_plain_failed(struct guard *g, struct handle *h, int err)
 {
     struct image *img = atomic_load(&h->inode->image);
     if (img && h->plain && !atomic_load(&h->guarded) && !atomic_load(&h->lost_data) &&
-        (err == -EIO || err == -ESTALE || err == -EBADF || err == -ENOLCK) &&
-        base_now_ms() - atomic_load(&h->mended_ms) >= MEND_PACE_MS && image_plain_suspect(img))
+        io_err_dead(err) && base_now_ms() - atomic_load(&h->mended_ms) >= MEND_PACE_MS &&
+        image_plain_suspect(img))
         guard_attention(g);
 }
 

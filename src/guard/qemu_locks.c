@@ -259,11 +259,6 @@ void image_bytes_forget(struct inode *i, struct byte_owner *o)
 
 /* ---- the guard's own ---- */
 
-static bool has_no_locks(int err)
-{
-    return err == -ENOLCK || err == -EOPNOTSUPP || err == -ENOSYS || err == -EINVAL;
-}
-
 /* From the owners' descriptors to the guard's. */
 static int move_in(struct image *img, unsigned k) REQUIRES(img->header)
 {
@@ -334,7 +329,7 @@ static int outside_writer(struct image *img, int fd, bool *ret) REQUIRES(img->he
     struct flock found = {.l_type = F_UNLCK};
     int r = n > 1 ? 0 : ask(fd, F_WRLCK, byte_at[USES_WRITE], 1, &found);
     *ret = r == 0 && found.l_type != F_UNLCK;
-    return has_no_locks(r) ? 0 : r;
+    return io_err_no_locks(r) ? 0 : r;
 }
 
 int image_bytes_take(struct image *img, bool hold)
@@ -349,7 +344,7 @@ int image_bytes_take(struct image *img, bool hold)
             while (k-- > FIRST_GUARDED)
                 move_out(img, k);
     }
-    if (r < 0 && has_no_locks(r)) {
+    if (r < 0 && io_err_no_locks(r)) {
         log_debug("the datastore has no locks for QEMU's bytes: %s", strerror(-r));
         return 0;
     }
@@ -398,7 +393,7 @@ int image_bytes_renew(struct guard *g, struct image *img, int fd)
             g, img, LOG_CRIT,
             "QEMU's byte locks of this host were lost for a while, and a program outside of the views has it open for write now: two write it. Stop one of them; fuser -v and lslocks on each host's raw datastore name it",
             0);
-    return r == -EAGAIN || has_no_locks(r) ? 0 : r;
+    return r == -EAGAIN || io_err_no_locks(r) ? 0 : r;
 }
 
 void image_bytes_tend(struct guard *g, struct image *img)

@@ -78,11 +78,6 @@ int image_lost(struct guard *g, struct image *img, int r)
 
 /* ---- new descriptors ---- */
 
-static bool is_dead_answer(int err)
-{
-    return err == -EIO || err == -ESTALE || err == -EBADF || err == -ENOLCK;
-}
-
 int image_replace_fd(int fd, int at)
 {
     int r;
@@ -278,7 +273,7 @@ bool image_failed_later(struct guard *g, struct handle *h, int err,
                         void (*again)(void *arg, bool mended), void *arg)
 {
     struct image *img = atomic_load(&h->inode->image);
-    if (!img || !is_dead_answer(err) || !atomic_load(&h->guarded) || atomic_load(&img->io_error))
+    if (!img || !io_err_dead(err) || !atomic_load(&h->guarded) || atomic_load(&img->io_error))
         return false;
     struct image_failed *f = malloc(sizeof(*f));
     struct mend_job *job = malloc(sizeof(*job));
@@ -308,7 +303,7 @@ void image_io_failed(struct guard *g, struct handle *h, int err)
 {
     struct image *img = atomic_load(&h->inode->image);
     image_plain_failed(g, h, err);
-    if (!img || !is_dead_answer(err) || !atomic_load(&h->guarded))
+    if (!img || !io_err_dead(err) || !atomic_load(&h->guarded))
         return;
     free(still_ours(g, img)); /* fences it if it is not */
 }

@@ -210,7 +210,7 @@ static int backing_fd(const struct inode *i, struct lock_owner *o)
     if (fd >= 0)
         return fd;
     fd = io_reopen(i->fd, O_RDWR | O_NONBLOCK);
-    if (fd == -EACCES || fd == -EPERM || fd == -EROFS || fd == -ETXTBSY)
+    if (io_err_readonly(fd))
         fd = io_reopen(i->fd, O_RDONLY | O_NONBLOCK);
     return keep_fd(&o->fd, fd);
 }
@@ -233,16 +233,11 @@ static int host_fd(struct inode_locks *l, struct lock_owner *o)
     return keep_fd(&o->host_fd, fd < 0 ? -errno : fd);
 }
 
-static bool has_no_locks(int err)
-{
-    return err == -ENOLCK || err == -EOPNOTSUPP || err == -ENOSYS || err == -EINVAL;
-}
-
 /* Goes over to locks on this host, unless the backing file has granted one before. */
 static bool fall_back(struct inode_locks *l, int err)
 {
     static atomic_bool logged;
-    if (!has_no_locks(err) || atomic_load(&l->backing_ok))
+    if (!io_err_no_locks(err) || atomic_load(&l->backing_ok))
         return false;
     atomic_store(&l->host_only, true);
     if (!atomic_exchange(&logged, true))

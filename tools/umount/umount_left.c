@@ -65,7 +65,7 @@ int left_report(const struct ending *e, bool by_machine, bool quiet)
         n += is_left(e, raw, &raw->claims[i], by_machine ? boot : NULL);
     if (r < 0 && !quiet)
         out_error("%s: it is not known whether every header is back: %s", e->mount->point,
-                  r == -EACCES || r == -EPERM ? "root only can read that" : raw->why.text);
+                  io_err_denied(r) ? "root only can read that" : raw->why.text);
     if (n > 0 && !quiet) {
         out_error("%s: %u image%s not released on %s:", e->mount->point, n,
                   n == 1 ? " is" : "s are", out_quote(e->dir));
