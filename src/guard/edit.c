@@ -43,7 +43,6 @@ void image_data_end(struct handle *h) NO_THREAD_SAFETY_ANALYSIS
 #define FENCE_WAIT_MIN_S 1u
 /* And no longer than this, whatever wait= says: it waits on a thread of the pool. */
 #define FENCE_WAIT_MAX_S 10u
-#define FENCE_PAUSE_MS 20u
 
 /* wait=, for a write that waits on a thread of the pool. */
 static unsigned seconds_to_wait(const struct guard *g)
@@ -116,9 +115,8 @@ static bool wait_fence(struct image *img)
     mutex_lock(&img->lock);
     bool fenced = img->rival.fenced;
     mutex_unlock(&img->lock);
-    const struct timespec pause = {.tv_nsec = FENCE_PAUSE_MS * 1000000L};
     if (fenced)
-        nanosleep(&pause, NULL);
+        io_fence_pause();
     return fenced;
 }
 

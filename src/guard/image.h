@@ -424,4 +424,8 @@ bool image_path_now(struct guard *g, const struct inode *i, char *ret, size_t si
 /* Path below the datastore, for people. */
 void image_path(struct guard *g, const struct inode *i, char *ret, size_t size);
 
+/* A handle whose new descriptor fails again within this time gets no other: the medium is at fault,
+ * and one handle must not keep the monitor busy. */
+#define REOPEN_PACE_MS 1000u
+
 #endif

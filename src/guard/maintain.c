@@ -10,13 +10,13 @@
 #define IMAGE_TEND_MAX (POOL_THREADS_MAX / 4u)
 
 /* What is known of a held image, read without image->lock. */
-struct look {
+struct held_look {
     struct record rec;
     int gone; /* store_gone() */
     bool lost;
 };
 
-static bool look(struct guard *g, struct image *img, struct look *ret)
+static bool look_at_held(struct guard *g, struct image *img, struct held_look *ret)
 {
     rwlock_read(&img->header);
     bool held = img->rec && img->fd >= 0;
@@ -33,8 +33,8 @@ static bool look(struct guard *g, struct image *img, struct look *ret)
  * hint for people: the last close looks again. */
 static void check_claim(struct guard *g, struct image *img)
 {
-    _cleanup_free_ struct look *l = calloc(1, sizeof(*l));
-    if (!l || !look(g, img, l))
+    _cleanup_free_ struct held_look *l = calloc(1, sizeof(*l));
+    if (!l || !look_at_held(g, img, l))
         return;
     mutex_lock(&img->lock);
     /* A release or a new hold in between has another generation, or another state: then this look
@@ -166,7 +166,7 @@ static bool due_take_locked(struct image_tend *t, struct image **ret) REQUIRES(t
     return true;
 }
 
-static void runner(void *arg)
+static void maintain_runner(void *arg)
 {
     struct image_tend *t = arg;
     struct image *img;
@@ -206,7 +206,7 @@ void image_tend_round(struct image_tend *t)
     t->runners += more;
     mutex_unlock(&t->lock);
     while (more-- > 0)
-        pool_submit(t->g->pool, runner, t);
+        pool_submit(t->g->pool, maintain_runner, t);
 }
 
 void image_tend_free(struct image_tend *t)

@@ -181,14 +181,11 @@ bool image_plain_suspect(struct image *img)
     return news;
 }
 
-/* Medium errors of one handle must not keep the monitor busy. */
-#define MEND_PACE_MS 1000u
-
 void image_plain_failed(struct guard *g, struct handle *h, int err)
 {
     struct image *img = atomic_load(&h->inode->image);
     if (img && h->plain && !atomic_load(&h->guarded) && !atomic_load(&h->lost_data) &&
-        io_err_dead(err) && base_now_ms() - atomic_load(&h->mended_ms) >= MEND_PACE_MS &&
+        io_err_dead(err) && base_now_ms() - atomic_load(&h->mended_ms) >= REOPEN_PACE_MS &&
         image_plain_suspect(img))
         guard_attention(g);
 }

@@ -1,5 +1,6 @@
 /* readers.c: readers that want no writer beside them. See readers.h. */
 #include "guard/image.h"
+#include "guard/qemu_bytes.h"
 
 #include <limits.h>
 #include <stdio.h>
@@ -10,14 +11,6 @@
 
 /* QEMU, block/file-posix.c: RAW_LOCK_PERM_BASE 100, RAW_LOCK_SHARED_BASE 200; permissions 0
  * consistent read, 1 write. */
-#define BYTE_READS 100
-#define BYTE_WRITES 101
-#define BYTE_NO_WRITER 201
-
-static bool covers(off_t start, off_t len, off_t byte)
-{
-    return start <= byte && (len == 0 || byte - start < len);
-}
 
 void image_reader_init(struct guard *g, struct image_reader *rd, const struct handle *via)
 {
@@ -167,8 +160,8 @@ static void unlist(struct guard *g, struct image *img, struct image_reader *rd)
 void image_reader_locked(struct guard *g, struct inode *i, struct image_reader *rd, short type,
                          off_t start, off_t len)
 {
-    bool want = type != F_UNLCK, reads = covers(start, len, BYTE_READS),
-         denies = covers(start, len, BYTE_NO_WRITER);
+    bool want = type != F_UNLCK, reads = qemu_byte_in(start, len, QEMU_READS),
+         denies = qemu_byte_in(start, len, QEMU_NO_WRITER);
     /* Most owners never have one of the two, and those that have take it once. */
     if (!rd->may || ((!reads || atomic_load(&rd->reads) == want) &&
                      (!denies || atomic_load(&rd->denies) == want)))
@@ -253,7 +246,7 @@ int image_reader_ask(struct guard *g, struct inode *i, struct image_reader *rd, 
                      off_t start, off_t len, struct flock *ret)
 {
     struct image *img = rd->may && type == F_WRLCK && atomic_load(&rd->reads) &&
-                                atomic_load(&rd->denies) && covers(start, len, BYTE_WRITES)
+                                atomic_load(&rd->denies) && qemu_byte_in(start, len, QEMU_WRITES)
                             ? image_get(i)
                             : NULL;
     bool nobody = false;
@@ -275,7 +268,7 @@ int image_reader_ask(struct guard *g, struct inode *i, struct image_reader *rd, 
     if (r == -EBUSY)
         *ret = (struct flock){.l_type = F_RDLCK,
                               .l_whence = SEEK_SET,
-                              .l_start = BYTE_WRITES,
+                              .l_start = QEMU_WRITES,
                               .l_len = 1,
                               .l_pid = pid};
     return r;

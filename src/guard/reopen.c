@@ -12,10 +12,6 @@
 #include "base/hook.h"
 #include "run/pool.h"
 
-/* A handle that was mended and fails again within this time is not mended again: the medium is at
- * fault. */
-#define MEND_PACE_MS 1000u
-
 /* ---- fenced ---- */
 
 /* Who has it now, for the log line. */
@@ -189,7 +185,7 @@ int image_mend(struct guard *g, struct handle *h)
     if (!img || !atomic_load(&h->guarded))
         return -EIO;
     uint64_t now = base_now_ms(), last = atomic_exchange(&h->mended_ms, now);
-    if (last != 0 && now - last < MEND_PACE_MS)
+    if (last != 0 && now - last < REOPEN_PACE_MS)
         return -EIO;
     _cleanup_free_ struct record *rec = still_ours(g, img);
     if (!rec || atomic_load(&img->sync_error))
@@ -258,7 +254,7 @@ static void run_failed(void *arg)
             /* One that was mended a moment ago, for a request that failed with this one, is good
              * for this one, too. */
             uint64_t mended = atomic_load(&f->h->mended_ms);
-            bool fresh = mended != 0 && f->h->mended_ok && base_now_ms() - mended < MEND_PACE_MS;
+            bool fresh = mended != 0 && f->h->mended_ok && base_now_ms() - mended < REOPEN_PACE_MS;
             if (!fresh)
                 f->h->mended_ok = image_mend(g, f->h) == 0;
             f->again(f->arg, f->h->mended_ok); /* answers: the handle may be gone afterwards */

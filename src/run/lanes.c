@@ -69,7 +69,7 @@ static struct lane *lane_locked(struct lanes *l, uint64_t key) REQUIRES(l->lock)
     return lane;
 }
 
-static struct lane_job *take_locked(struct lanes *l, struct lane *lane) REQUIRES(l->lock)
+static struct lane_job *lane_take_locked(struct lanes *l, struct lane *lane) REQUIRES(l->lock)
 {
     (void)l;
     struct lane_job *j = STAILQ_FIRST(&lane->jobs);
@@ -80,9 +80,9 @@ static struct lane_job *take_locked(struct lanes *l, struct lane *lane) REQUIRES
     return j;
 }
 
-/* Counts one more runner, where a job waits that none is on its way to and the share has room: the
- * caller submits it, without the lock. */
-static bool grow_locked(struct lanes *l, struct lane *lane) REQUIRES(l->lock)
+/* Counts one more lane_runner, where a job waits that none is on its way to and the share has room:
+ * the caller submits it, without the lock. */
+static bool lane_grow_locked(struct lanes *l, struct lane *lane) REQUIRES(l->lock)
 {
     if (lane->queued <= lane->starting || lane->runners >= share_locked(l))
         return false;
@@ -100,18 +100,18 @@ static void shrink_locked(struct lanes *l, struct lane *lane) REQUIRES(l->lock)
     free(lane);
 }
 
-static void runner(void *arg)
+static void lane_runner(void *arg)
 {
     struct lane *lane = arg;
     struct lanes *l = lane->lanes;
     struct lane_job *j;
     mutex_lock(&l->lock);
     lane->starting--;
-    while (lane->runners <= share_locked(l) && (j = take_locked(l, lane))) {
-        bool more = grow_locked(l, lane);
+    while (lane->runners <= share_locked(l) && (j = lane_take_locked(l, lane))) {
+        bool more = lane_grow_locked(l, lane);
         mutex_unlock(&l->lock);
         if (more)
-            pool_submit(l->pool, runner, lane);
+            pool_submit(l->pool, lane_runner, lane);
         j->fn(j->arg);
         free(j);
         mutex_lock(&l->lock);
@@ -130,11 +130,11 @@ void lanes_submit(struct lanes *l, uint64_t key, void (*fn)(void *arg), void *ar
         *j = (struct lane_job){.fn = fn, .arg = arg};
         STAILQ_INSERT_TAIL(&lane->jobs, j, entry);
         lane->queued++;
-        more = grow_locked(l, lane);
+        more = lane_grow_locked(l, lane);
     }
     mutex_unlock(&l->lock);
     if (more) {
-        pool_submit(l->pool, runner, lane);
+        pool_submit(l->pool, lane_runner, lane);
     } else if (!lane) {
         free(j);
         pool_submit(l->pool, fn, arg);

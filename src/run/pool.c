@@ -44,7 +44,7 @@ struct pool *pool_new(unsigned max_threads)
     return p;
 }
 
-static struct pool_job *take_locked(struct pool *p) REQUIRES(p->lock)
+static struct pool_job *pool_take_locked(struct pool *p) REQUIRES(p->lock)
 {
     struct pool_job *j = STAILQ_FIRST(&p->jobs);
     if (!j)
@@ -59,7 +59,7 @@ static struct pool_job *next_locked(struct pool *p) REQUIRES(p->lock)
 {
     uint64_t until = base_now_ms() + IDLE_MS;
     for (;;) {
-        struct pool_job *j = take_locked(p);
+        struct pool_job *j = pool_take_locked(p);
         if (j || p->ending)
             return j;
         p->idle++;
@@ -68,7 +68,7 @@ static struct pool_job *next_locked(struct pool *p) REQUIRES(p->lock)
         bool woken = cond_wait_until(&p->work, &p->lock, until);
         p->idle--;
         if (!woken)
-            return take_locked(p);
+            return pool_take_locked(p);
     }
 }
 
@@ -107,7 +107,7 @@ static void run_here_locked(struct pool *p) REQUIRES(p->lock)
 {
     struct pool_job *j;
     p->inline_jobs++;
-    while (p->threads == 0 && (j = take_locked(p))) {
+    while (p->threads == 0 && (j = pool_take_locked(p))) {
         mutex_unlock(&p->lock);
         j->fn(j->arg);
         free(j);

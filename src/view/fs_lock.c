@@ -279,12 +279,7 @@ static bool part_above(const struct flock *in, struct range *ret)
 
 static int set_range(int fd, short type, struct range r)
 {
-    struct flock fl = {.l_type = type, .l_whence = SEEK_SET, .l_start = r.start, .l_len = r.len};
-    if (fd < 0)
-        return fd;
-    if (fcntl(fd, F_OFD_SETLK, &fl) == 0)
-        return 0;
-    return errno == EACCES ? -EAGAIN : -errno;
+    return io_user_lock(fd, type, r.start, r.len);
 }
 
 static int set_on_host(struct inode_locks *l, struct lock_owner *o, short type, struct range r)
@@ -314,7 +309,7 @@ static int set_below(struct inode *i, struct inode_locks *l, struct lock_owner *
 static int set_lock(struct inode *i, struct inode_locks *l, struct lock_owner *o,
                     const struct flock *lock)
 {
-    struct range below, above;
+    struct range below, above = {0};
     if (lock->l_type == F_UNLCK) /* before another program can find that nobody has it */
         image_reader_locked(l->v->guard, i, &o->reader, F_UNLCK, lock->l_start, lock->l_len);
     bool has_above = part_above(lock, &above);

@@ -40,14 +40,14 @@ const struct raw_host *raw_host_of(const struct raw *r, const char *uuid)
 
 /* ---- claims and hosts ---- */
 
-struct load {
+struct raw_loading {
     struct raw *raw;
     bool all;
 };
 
 static int load_claim(void *arg, uint64_t ino, const struct claim *c)
 {
-    struct load *l = arg;
+    struct raw_loading *l = arg;
     const struct record *rec = &c->rec;
 
     if (c->kind == CLAIM_NONE || (c->kind == CLAIM_FREE && !l->all))
@@ -108,7 +108,7 @@ static void find_moved(struct raw *r)
 
 static int load_host(void *arg, const struct host_record *rec, int err)
 {
-    struct load *l = arg;
+    struct raw_loading *l = arg;
     struct raw_host *more = reallocarray(l->raw->hosts, l->raw->nhosts + 1, sizeof(*more));
 
     if (!more)
@@ -222,7 +222,7 @@ static int load_image(const struct store *s, struct raw_image *im, const char *r
 
 /* ---- all of it, perhaps on a thread ---- */
 
-struct job {
+struct raw_job {
     char *dir, *rel;
     bool all;
     struct raw *raw;
@@ -231,10 +231,10 @@ struct job {
     bool done;
 };
 
-static void load_all(struct job *j)
+static void load_all(struct raw_job *j)
 {
     struct raw *r = j->raw;
-    struct load l = {r, j->all};
+    struct raw_loading l = {r, j->all};
 
     r->err = store_look(j->dir, &r->store, &r->why);
     if (r->err == -EXDEV)
@@ -265,9 +265,9 @@ static void load_all(struct job *j)
                 store_hint(r->err));
 }
 
-static void *run(void *arg)
+static void *raw_thread(void *arg)
 {
-    struct job *j = arg;
+    struct raw_job *j = arg;
 
     load_all(j);
     mutex_lock(&j->lock);
@@ -277,7 +277,7 @@ static void *run(void *arg)
     return NULL;
 }
 
-static void job_free(struct job *j)
+static void job_free(struct raw_job *j)
 {
     free(j->dir);
     free(j->rel);
@@ -287,7 +287,7 @@ static void job_free(struct job *j)
 /* The result, or NULL when it did not come in time; the thread, its job and its result are then
  * left alone.
  */
-static struct raw *wait_for(struct job *j, unsigned limit_ms)
+static struct raw *wait_for(struct raw_job *j, unsigned limit_ms)
 {
     struct raw *raw = NULL;
     uint64_t until = base_now_ms() + limit_ms;
@@ -315,7 +315,7 @@ static struct raw *raw_new(void)
 
 struct raw *raw_load(const char *dir, const char *rel, bool all, unsigned limit_ms)
 {
-    struct job *j = out_alloc(sizeof(*j));
+    struct raw_job *j = out_alloc(sizeof(*j));
     struct raw *raw;
     pthread_t thread;
 
@@ -325,7 +325,7 @@ struct raw *raw_load(const char *dir, const char *rel, bool all, unsigned limit_
     j->raw = raw = raw_new();
     mutex_init(&j->lock);
     cond_init(&j->changed);
-    if (limit_ms == 0 || pthread_create(&thread, NULL, run, j) != 0) {
+    if (limit_ms == 0 || pthread_create(&thread, NULL, raw_thread, j) != 0) {
         load_all(j);
         job_free(j);
         return raw;
