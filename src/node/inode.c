@@ -22,6 +22,7 @@ struct told {
     uint64_t name;             /* its hash */
     uint64_t ms, tick;
 };
+LIST_HEAD(inode_list, inode);
 
 struct inode_table {
     struct inode_parts parts;
@@ -29,8 +30,8 @@ struct inode_table {
     struct inode *chunks[CHUNKS_MAX] GUARDED_BY(lock);
     uint64_t slots GUARDED_BY(lock); /* ever used */
     uint64_t hand GUARDED_BY(lock);  /* of the clock that finds idle inodes: a slot */
-    struct inode *free GUARDED_BY(lock);
-    struct inode **buckets GUARDED_BY(lock);
+    struct inode_list free GUARDED_BY(lock);
+    struct inode_list *buckets GUARDED_BY(lock);
     size_t n_buckets GUARDED_BY(lock);
     size_t hashed GUARDED_BY(lock);
     atomic_ulong count;
@@ -62,7 +63,7 @@ static size_t hash_of(dev_t dev, ino_t ino, size_t n_buckets)
 struct inode_table *inode_table_new(const struct inode_parts *parts)
 {
     struct inode_table *t = calloc(1, sizeof(*t));
-    struct inode **buckets = calloc(BUCKETS_MIN, sizeof(*buckets));
+    struct inode_list *buckets = calloc(BUCKETS_MIN, sizeof(*buckets));
     if (!t || !buckets) {
         free(t);
         free(buckets);
@@ -108,10 +109,7 @@ static void unhash_locked(struct inode_table *t, struct inode *i) REQUIRES(t->lo
 {
     if (!i->hashed)
         return;
-    struct inode **at = &t->buckets[hash_of(i->dev, i->ino, t->n_buckets)];
-    while (*at != i)
-        at = &(*at)->next;
-    *at = i->next;
+    LIST_REMOVE(i, entry);
     i->hashed = false;
     t->hashed--;
 }
@@ -122,16 +120,13 @@ static void grow_locked(struct inode_table *t) REQUIRES(t->lock)
     if (t->hashed < t->n_buckets)
         return;
     size_t n = t->n_buckets * 4;
-    struct inode **buckets = calloc(n, sizeof(*buckets));
+    struct inode_list *buckets = calloc(n, sizeof(*buckets));
     if (!buckets)
         return;
     for (size_t b = 0; b < t->n_buckets; b++) {
-        for (struct inode *i = t->buckets[b], *next; i; i = next) {
-            next = i->next;
-            struct inode **at = &buckets[hash_of(i->dev, i->ino, n)];
-            i->next = *at;
-            *at = i;
-        }
+        struct inode *i, *next;
+        LIST_FOREACH_SAFE(i, &t->buckets[b], entry, next)
+            LIST_INSERT_HEAD(&buckets[hash_of(i->dev, i->ino, n)], i, entry);
     }
     free(t->buckets);
     t->buckets = buckets;
@@ -140,17 +135,18 @@ static void grow_locked(struct inode_table *t) REQUIRES(t->lock)
 
 static struct inode *find_locked(struct inode_table *t, dev_t dev, ino_t ino) REQUIRES(t->lock)
 {
-    struct inode *i = t->buckets[hash_of(dev, ino, t->n_buckets)];
-    while (i && (i->ino != ino || i->dev != dev))
-        i = i->next;
-    return i;
+    struct inode *i;
+    LIST_FOREACH(i, &t->buckets[hash_of(dev, ino, t->n_buckets)], entry)
+        if (i->ino == ino && i->dev == dev)
+            return i;
+    return NULL;
 }
 
 static struct inode *alloc_locked(struct inode_table *t) REQUIRES(t->lock)
 {
-    if (t->free) {
-        struct inode *i = t->free;
-        t->free = i->next;
+    struct inode *i = LIST_FIRST(&t->free);
+    if (i) {
+        LIST_REMOVE(i, entry);
         return i;
     }
     uint64_t chunk = t->slots / CHUNK_SLOTS;
@@ -161,7 +157,7 @@ static struct inode *alloc_locked(struct inode_table *t) REQUIRES(t->lock)
         if (!t->chunks[chunk])
             return NULL;
     }
-    struct inode *i = &t->chunks[chunk][t->slots % CHUNK_SLOTS];
+    i = &t->chunks[chunk][t->slots % CHUNK_SLOTS];
     i->nodeid = t->slots + INODE_ROOT_ID;
     i->generation = t->first_generation;
     t->slots++;
@@ -189,9 +185,7 @@ static struct inode *make_locked(struct inode_table *t, int fd, const struct sta
     i->doubted = false;
     i->named = 0;
     grow_locked(t);
-    struct inode **at = &t->buckets[hash_of(i->dev, i->ino, t->n_buckets)];
-    i->next = *at;
-    *at = i;
+    LIST_INSERT_HEAD(&t->buckets[hash_of(i->dev, i->ino, t->n_buckets)], i, entry);
     i->hashed = true;
     t->hashed++;
     if (atomic_fetch_add(&t->count, 1) >= t->limit && t->limit > 0)
@@ -211,8 +205,7 @@ static void reap_locked(struct inode_table *t, struct inode *i, struct remains *
     i->fd = -1;
     i->name = NULL;
     i->generation++;
-    i->next = t->free;
-    t->free = i;
+    LIST_INSERT_HEAD(&t->free, i, entry);
     atomic_fetch_sub(&t->count, 1);
 }
 

@@ -9,6 +9,7 @@
 #include <stdatomic.h>
 #include <sys/stat.h>
 
+#include "base/list.h"
 #include "core/io.h"
 #include "node/opener.h"
 
@@ -41,7 +42,7 @@ struct inode {
     struct timespec shown_ctime;
     uint64_t parent; /* where the kernel looked it up last; name NULL: unknown */
     char *name;
-    struct inode *next;
+    LIST_ENTRY(inode) entry; /* in a bucket, or in the list of free slots */
 };
 
 #define INODE_ROOT_ID 1 /* FUSE_ROOT_ID, <fuse_lowlevel.h> */

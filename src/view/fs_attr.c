@@ -131,7 +131,7 @@ static int set_times(const struct change *c)
 static int as_either(const struct change *c, int (*fn)(const struct change *c))
 {
     int r = fn(c);
-    if (r != -EPERM && r != -EACCES)
+    if (!io_err_denied(r))
         return r;
     struct cred cred;
     if (cred_enter(c->req, &cred) < 0)
@@ -286,7 +286,7 @@ static int xattr_change(fuse_req_t req, const struct xattr *x, int (*fn)(const s
      * datastore can decide that. */
     bool acl = strcmp(x->name, "system.posix_acl_access") == 0 && fuse_req_ctx(req)->uid != 0;
     int r = acl ? xattr_as_caller(req, x, fn) : fn(x);
-    if (r != -EPERM && r != -EACCES)
+    if (!io_err_denied(r))
         return r;
     return acl ? fn(x) : xattr_as_caller(req, x, fn);
 }

@@ -272,7 +272,7 @@ static int make_as_caller(fuse_req_t req, const struct make *m, const struct ino
         return r;
     r = m->fn(m, dir->fd, name) < 0 ? -errno : 0;
     cred_leave(&cred);
-    if ((r == -EPERM || r == -EACCES) && m->fn == make_link)
+    if (io_err_denied(r) && m->fn == make_link)
         r = m->fn(m, dir->fd, name) < 0 ? -errno : 0;
     return r;
 }

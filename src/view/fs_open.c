@@ -245,14 +245,14 @@ static int open_backing(fuse_req_t req, struct inode *i, int flags)
     int fd = io_reopen(i->fd, (flags & O_ACCMODE) == O_RDONLY && !(flags & O_TRUNC)
                                   ? keep
                                   : (keep & ~O_ACCMODE) | O_RDWR);
-    if (fd != -EACCES && fd != -EPERM)
+    if (!io_err_denied(fd))
         return fd;
     struct cred c;
     int r = cred_enter(req, &c);
     if (r < 0)
         return r;
     fd = io_reopen(i->fd, (keep & ~O_ACCMODE) | O_RDWR);
-    if (fd == -EACCES || fd == -EPERM)
+    if (io_err_denied(fd))
         fd = io_reopen(i->fd, keep);
     cred_leave(&c);
     return fd;

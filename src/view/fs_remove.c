@@ -173,7 +173,7 @@ static int remove_for(const struct removal *op, bool absent)
         return r;
     r = remove_now(op, absent);
     cred_leave(&cred);
-    return r == -EPERM || r == -EACCES ? remove_now(op, absent) : r;
+    return io_err_denied(r) ? remove_now(op, absent) : r;
 }
 
 /* What its holder has removed is forgotten, claim and seal, when he closes it: no crash of the
@@ -387,7 +387,7 @@ void fs_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name)
     if (r == 0) {
         r = unlinkat(dir->fd, name, AT_REMOVEDIR) < 0 ? -errno : 0;
         cred_leave(&cred);
-        if (r == -EPERM || r == -EACCES) /* as in remove_for() */
+        if (io_err_denied(r)) /* as in remove_for() */
             r = unlinkat(dir->fd, name, AT_REMOVEDIR) < 0 ? -errno : 0;
     }
     inode_put(v->guard->inodes, dir);

@@ -12,7 +12,7 @@ struct prune {
     struct view *v;
     pthread_t thread;
     struct mutex lock;
-    pthread_cond_t wake;
+    struct cond wake;
     bool crowded GUARDED_BY(lock);
     bool ending GUARDED_BY(lock);
 };
@@ -41,7 +41,7 @@ static bool wait_for_crowd(struct prune *p)
 {
     mutex_lock(&p->lock);
     while (!p->crowded && !p->ending)
-        mutex_wait(&p->wake, &p->lock);
+        cond_wait(&p->wake, &p->lock);
     p->crowded = false;
     bool go_on = !p->ending;
     mutex_unlock(&p->lock);
@@ -74,7 +74,7 @@ static void on_crowded(void *arg)
     struct prune *p = arg;
     mutex_lock(&p->lock);
     p->crowded = true;
-    pthread_cond_signal(&p->wake);
+    cond_signal(&p->wake);
     mutex_unlock(&p->lock);
 }
 
@@ -85,9 +85,9 @@ struct prune *prune_new(struct view *v)
         return NULL;
     p->v = v;
     mutex_init(&p->lock);
-    pthread_cond_init(&p->wake, NULL);
+    cond_init(&p->wake);
     if (pthread_create(&p->thread, NULL, prune_main, p) != 0) {
-        pthread_cond_destroy(&p->wake);
+        cond_destroy(&p->wake);
         mutex_destroy(&p->lock);
         free(p);
         return NULL;
@@ -103,10 +103,10 @@ void prune_free(struct prune *p)
     inode_watch(p->v->guard->inodes, 0, NULL, NULL);
     mutex_lock(&p->lock);
     p->ending = true;
-    pthread_cond_signal(&p->wake);
+    cond_signal(&p->wake);
     mutex_unlock(&p->lock);
     pthread_join(p->thread, NULL);
-    pthread_cond_destroy(&p->wake);
+    cond_destroy(&p->wake);
     mutex_destroy(&p->lock);
     free(p);
 }
