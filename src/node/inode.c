@@ -450,6 +450,33 @@ void inode_watch(struct inode_table *t, unsigned long limit, void (*crowded)(voi
     mutex_unlock(&t->lock);
 }
 
+struct inode *inode_next_idle(struct inode_table *t, uint64_t *hand)
+{
+    struct inode *found = NULL;
+    mutex_lock(&t->lock);
+    while (!found && *hand < t->slots) {
+        struct inode *i = slot_locked(t, INODE_ROOT_ID + (*hand)++);
+        if (i && i->pins == 0 && i->name && i->type == S_IFREG)
+            found = i;
+    }
+    if (found)
+        found->pins++;
+    mutex_unlock(&t->lock);
+    return found;
+}
+
+bool inode_take_name(struct inode_table *t, struct inode *i, struct inode_name *ret)
+{
+    mutex_lock(&t->lock);
+    bool idle = i->pins == 1 && i->name;
+    if (idle) {
+        *ret = (struct inode_name){.parent = i->parent, .name = i->name};
+        i->name = NULL;
+    }
+    mutex_unlock(&t->lock);
+    return idle;
+}
+
 unsigned inode_idle_names(struct inode_table *t, struct inode_name *ret, unsigned max)
 {
     unsigned n = 0;

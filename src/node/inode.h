@@ -92,10 +92,16 @@ bool inode_is_file(const struct inode_table *t, const struct inode *i, int fd);
 /* Calls crowded() for each new inode while there are more than limit: under the table's lock, so it
  * only wakes somebody. limit 0 ends it. */
 void inode_watch(struct inode_table *t, unsigned long limit, void (*crowded)(void *arg), void *arg);
+/* A regular file that nothing but the kernel's cache keeps, pinned: the one at or after *hand,
+ * which moves on. NULL: there is none any more. It does not count as used. */
+struct inode *inode_next_idle(struct inode_table *t, uint64_t *hand);
 struct inode_name {
     uint64_t parent;
     char *name; /* freed by the caller */
 };
+/* Takes the name of such a one, which the caller alone has pinned, with the directory's node id.
+ * false: it has none, or is in use. */
+bool inode_take_name(struct inode_table *t, struct inode *i, struct inode_name *ret);
 /* Takes the names of inodes that nothing but the kernel's cache keeps, roughly the least recently
  * used ones; no directories. */
 unsigned inode_idle_names(struct inode_table *t, struct inode_name *ret, unsigned max);

@@ -4,7 +4,7 @@ import errno
 import os
 
 from dgqemu import make_qcow2
-from dgtest import FRESH, Proc, Suite, eq, must, ok, pair, raises, read_at
+from dgtest import FRESH, Proc, Suite, eq, must, ok, pair, raises, read_at, wait_for
 
 suite = Suite(__file__)
 RDWR, RDONLY = os.O_RDWR, os.O_RDONLY
@@ -124,6 +124,25 @@ def _(build):
         eq(p.ds.claim_of("two.img"), "claimed", "of two names")
         raises(errno.EBUSY, os.open, p.b.path("two.img"), RDWR)
         holder.call("close", fd)
+
+
+@suite.case("a file that was removed behind the view does not keep its space; a mount on another one stays")
+def _(build):
+    with pair(build, *LONG, hosts=("a",)) as p:
+        put(p.ds.raw("gone"), b"x")
+        put(p.ds.raw("stays"), b"y")
+        put(p.ds.raw("over"), b"z")
+        eq((size(p.a.path("gone")), size(p.a.path("stays"))), (1, 1))
+        must("mount", "--bind", p.ds.raw("over"), p.a.path("stays"))
+        try:
+            fds = "/proc/%d/fd" % p.a.p.pid
+            files = lambda: [os.readlink(os.path.join(fds, n)) for n in os.listdir(fds) if os.path.lexists(os.path.join(fds, n))]
+            ok(any(f.endswith("/gone") for f in files()), "the kernel keeps the name, and the daemon a descriptor")
+            os.unlink(p.ds.raw("gone"))
+            wait_for(lambda: not any("gone" in f for f in files()), "the descriptor is closed", 10)
+            eq(read_at(p.a.path("stays"), 0, 1), b"z")
+        finally:
+            must("umount", p.a.path("stays"))
 
 
 @suite.case("a directory of many files: told once, then the kernel answers")

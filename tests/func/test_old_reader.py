@@ -78,7 +78,7 @@ def counted(build):
     arm = os.path.join(base, "arm")
     with pair(build, *FRESH, hosts=("a",), base=base, env={"DISKGUARD_HOOK_ARM": arm, "DISKGUARD_HOOK_LOG": os.path.join(base, "looks-a")}) as p:
         p.arm = arm
-        p.b = View(p.ds, Host(base, "b"), env={"DISKGUARD_HOOK_ARM": arm, "DISKGUARD_HOOK_LOG": os.path.join(base, "looks-b")})
+        p.b = View(p.ds, Host(base, "b"), FRESH, env={"DISKGUARD_HOOK_ARM": arm, "DISKGUARD_HOOK_LOG": os.path.join(base, "looks-b")})
         p.views.append(p.b)
         open(arm, "wb").close()
         yield p
@@ -165,7 +165,7 @@ def by_qemu(build):
 
 @suite.case("the same on storage whose clients keep stale data, attributes as well")
 def stale(build):
-    with clients(build) as (ds, a, b, _):
+    with clients(build, *FRESH) as (ds, a, b, _):
         for kind in ("vhdx", "vpc-fixed"):
             data = contents(kind)
             with open(ds.raw(kind), "wb") as f:
@@ -210,8 +210,8 @@ def dies_while_growing(build):
     base = suite_tmp()
     arm = os.path.join(base, "arm")
     ds = Datastore(build, base)
-    a = View(ds, Host(base, "a"), env={"DISKGUARD_HOOK_KILL": "io.header.write:1", "DISKGUARD_HOOK_ARM": arm})
-    b = View(ds, Host(base, "b"))
+    a = View(ds, Host(base, "a"), FRESH, env={"DISKGUARD_HOOK_KILL": "io.header.write:1", "DISKGUARD_HOOK_ARM": arm})
+    b = View(ds, Host(base, "b"), FRESH)
     data = contents("vpc-fixed")
     end = len(data) - 512
     with open(ds.raw("f.vhd"), "wb") as f:
@@ -292,7 +292,7 @@ def reused_number(build):
         else:
             raise Skip("this file system does not give the number away again")
         eq(p.ds.claims()[ino]["state"] != "free", True, "is its claim held")
-        b = View(p.ds, Host(p.ds.base, "b"))
+        b = View(p.ds, Host(p.ds.base, "b"), FRESH)
         p.views = [b]
         handles = readers(b, os.path.basename(f.name))
         same(read_all(handles["direct"], 4 * MIB, 65536), b"text" * MIB, "at once")
@@ -318,7 +318,7 @@ def beside_an_orphan(build):
         claims = os.path.join(p.ds.path, ".diskguard", "claims")
         for name in os.listdir(claims):
             os.unlink(os.path.join(claims, name))
-        b = View(p.ds, Host(p.ds.base, "b"))
+        b = View(p.ds, Host(p.ds.base, "b"), FRESH)
         p.views = [b]
         fd = os.open(b.path("x"), RDONLY)
         for k in range(3):
