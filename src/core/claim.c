@@ -1,5 +1,5 @@
 /* claim.c: see claim.h. The order of every step here is in DESIGN 4.3. */
-#include "core/claim_priv.h"
+#include "core/claim.h"
 
 #include <fcntl.h>
 #include <stdatomic.h>
@@ -10,6 +10,8 @@
 #include "base/log.h"
 #include "core/overlay.h"
 
+/* "<host>.<daemon>.<counter>" */
+#define TMP_SIZE (DG_UUID_LEN + 1 + DG_UUID_LEN + 1 + 20 + 1)
 #define KEY_DIGITS 16                       /* layout.h: the inode number */
 #define NAME_SIZE (KEY_DIGITS + 1 + 20 + 1) /* 20: digits of UINT64_MAX */
 /* each lost one means that another host made and freed a whole claim meanwhile */
@@ -111,6 +113,16 @@ static int highest_of(const struct store *s, uint64_t ino, uint64_t known, uint6
     return 0;
 }
 
+struct claim_entry {
+    uint64_t ino, generation;
+};
+struct claim_listing {
+    bool one_key;
+    uint64_t ino; /* where one_key */
+    struct claim_entry *entry;
+    size_t n, room;
+};
+
 static int see_entry(void *arg, const char *name)
 {
     struct claim_listing *l = arg;
@@ -140,7 +152,9 @@ static int entry_cmp(const void *a, const void *b)
     return (x->generation > y->generation) - (x->generation < y->generation);
 }
 
-int claim_list(const struct store *s, struct claim_listing *l)
+/* Every claim (of one key), fresh, by key and then by generation: the last of each key rules.
+ * l->entry is freed by the caller in any case. */
+static int claim_list(const struct store *s, struct claim_listing *l)
 {
     int r = medium(io_fresh_dir(s->claims_fd, see_entry, l));
 
@@ -158,8 +172,10 @@ bool claim_is_of(const struct record *rec, const struct host *h)
     return strcmp(rec->host, h->uuid) == 0 && strcmp(rec->installation, h->installation) == 0;
 }
 
-int claim_read_generation(const struct store *s, uint64_t ino, uint64_t generation,
-                          struct claim *ret)
+/* Reads the file of one generation. -ENOENT or -ESTALE: it was removed since the directory was
+ * listed. */
+static int claim_read_generation(const struct store *s, uint64_t ino, uint64_t generation,
+                                 struct claim *ret)
 {
     _cleanup_free_ char *text = NULL;
     char name[NAME_SIZE];
@@ -229,12 +245,11 @@ int claim_check(const struct store *s, const struct record *rec)
 /* ---- writing ---- */
 
 /* Writes rec, durable, to a name in tmp/ that nobody used before. Returns the open descriptor. */
-static int tmp_create(const struct store *s, const struct record *rec,
-                      char ret_name[CLAIM_TMP_SIZE])
+static int tmp_create(const struct store *s, const struct record *rec, char ret_name[TMP_SIZE])
 {
     static _Atomic uint64_t counter;
     _cleanup_free_ char *text = NULL;
-    char name[CLAIM_TMP_SIZE];
+    char name[TMP_SIZE];
     size_t len;
     int r;
 
@@ -273,7 +288,9 @@ static int claims_sync(const struct store *s)
     return r < 0 ? r : medium(io_fsync(s->claims_fd));
 }
 
-int claim_remove_generation(const struct store *s, uint64_t ino, uint64_t generation)
+/* Removes one generation's name. No error when there is none. Only for one that does not rule, or
+ * whose image is gone. */
+static int claim_remove_generation(const struct store *s, uint64_t ino, uint64_t generation)
 {
     char name[NAME_SIZE];
     int r = HOOK_FAIL("claim.remove");
@@ -305,7 +322,7 @@ static bool name_leads_to(const struct store *s, const struct record *rec, int f
  * record is durable, its name is not yet; a crash of the storage leaves the former one or this. */
 static int replace(const struct store *s, const struct record *rec, bool lazy)
 {
-    char tmp[CLAIM_TMP_SIZE], name[NAME_SIZE];
+    char tmp[TMP_SIZE], name[NAME_SIZE];
     int r, fd = tmp_create(s, rec, tmp);
 
     if (fd < 0)
@@ -372,6 +389,69 @@ static int overwrite_by_free(const struct store *s, const struct record *rec)
     return r == 0 ? io_fsync(fd) : r;
 }
 
+/* ---- numbers ---- */
+
+/* DATASTORE/.diskguard/floor is a file whose size is the floor; what it holds means nothing. It is
+ * raised by writing one byte at its new end: that never shrinks a file, so two raises in any order,
+ * one of them late or repeated, leave the greater. */
+#define FLOOR_FILE "floor"
+/* bytes: far below any file system's largest file, and above what counting reaches */
+#define FLOOR_MAX (UINT64_C(1) << 40)
+
+static int floor_read(const struct store *s, uint64_t *ret)
+{
+    _cleanup_close_ int fd = io_fresh_open(s->dir_fd, FLOOR_FILE, O_PATH | O_NOFOLLOW);
+    struct stat st = {0};
+    int r = fd == -ENOENT ? 0 : fd < 0 ? fd : io_fresh_stat(fd, &st);
+
+    if (r == 0 && fd >= 0 && !S_ISREG(st.st_mode))
+        r = -EBADMSG;
+    if (r < 0)
+        return r == -ESTALE ? -EIO : r;
+    *ret = (uint64_t)st.st_size;
+    return 0;
+}
+
+/* Makes sure, durably, that a key without any claim gets a generation above this one. -EFBIG: not a
+ * number that counting reaches. */
+static int claim_floor_raise(const struct store *s, uint64_t generation)
+{
+    _cleanup_close_ int fd = -1;
+    uint64_t now = 0;
+    int r = HOOK_FAIL("claim.floor");
+
+    if (r < 0 || generation == 0)
+        return r;
+    if (generation > FLOOR_MAX)
+        return -EFBIG;
+    fd = io_open_beneath(s->dir_fd, FLOOR_FILE, O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK, 0600);
+    if (fd < 0)
+        return fd;
+    r = io_pwrite_all(fd, "\n", 1, generation - 1);
+    if (r == 0)
+        r = io_fsync(fd);
+    if (r == 0)
+        r = io_fsync(s->dir_fd);
+    if (r == 0)
+        r = floor_read(s, &now);
+    if (r < 0)
+        return r == -ESTALE ? -EIO : r;
+    return now >= generation ? 0 : -EIO;
+}
+
+int claim_next(const struct store *s, const struct claim *c, uint64_t *ret)
+{
+    uint64_t last = c->generation;
+    int r = c->kind == CLAIM_NONE ? floor_read(s, &last) : 0;
+
+    if (r == 0 && last == UINT64_MAX)
+        r = -EOVERFLOW;
+    if (r < 0)
+        return r;
+    *ret = last + 1;
+    return 0;
+}
+
 /* ---- acquiring ---- */
 
 /* Links the record to its generation's name. 0: it stands there; -EBUSY: it does not, another
@@ -414,7 +494,7 @@ static void abandon(const struct store *s, const struct record *rec, int fd, con
 
 int claim_acquire(const struct store *s, const struct record *rec)
 {
-    char tmp[CLAIM_TMP_SIZE];
+    char tmp[TMP_SIZE];
     uint64_t highest;
     int r, fd;
 
@@ -570,4 +650,191 @@ int claim_forget(const struct store *s, uint64_t ino, uint64_t generation)
     if (r == 0)
         r = claims_sync(s);
     return r;
+}
+
+/* ---- all claims at once ---- */
+
+static bool is_ruling(const struct claim_listing *l, size_t i)
+{
+    return i + 1 == l->n || l->entry[i + 1].ino != l->entry[i].ino;
+}
+
+int claim_each(const struct store *s, int (*fn)(void *arg, uint64_t ino, const struct claim *c),
+               void *arg)
+{
+    struct claim_listing l = {0};
+    struct claim *c = malloc(sizeof(*c));
+    int r, failed = 0;
+
+    r = c ? claim_list(s, &l) : -ENOMEM;
+    for (size_t i = 0; r == 0 && i < l.n; i++) {
+        int err;
+
+        if (!is_ruling(&l, i))
+            continue;
+        err = claim_read_generation(s, l.entry[i].ino, l.entry[i].generation, c);
+        if (err == -ENOENT || err == -ESTALE || err == -EAGAIN)
+            err = claim_read(s, l.entry[i].ino, c);
+        if (err < 0)
+            failed = failed ? failed : err; /* the others are still worth a look */
+        else if (c->kind != CLAIM_NONE)
+            r = fn(arg, l.entry[i].ino, c);
+    }
+    free(l.entry);
+    free(c);
+    return r ? r : failed;
+}
+
+/* Splits "<host uuid>.<daemon uuid>.<counter>". */
+static bool tmp_name_parse(const char *name, dg_uuid ret_host, dg_uuid ret_daemon)
+{
+    dg_uuid host, daemon;
+    uint64_t counter;
+
+    if (strnlen(name, 2 * (DG_UUID_LEN + 1)) < 2 * (DG_UUID_LEN + 1) || name[DG_UUID_LEN] != '.' ||
+        name[2 * DG_UUID_LEN + 1] != '.')
+        return false;
+    memcpy(host, name, DG_UUID_LEN);
+    memcpy(daemon, name + DG_UUID_LEN + 1, DG_UUID_LEN);
+    host[DG_UUID_LEN] = daemon[DG_UUID_LEN] = '\0';
+    if (!base_uuid_ok(host) || !base_uuid_ok(daemon) ||
+        base_u64(name + 2 * (DG_UUID_LEN + 1), &counter) < 0)
+        return false;
+    memcpy(ret_host, host, sizeof(host));
+    memcpy(ret_daemon, daemon, sizeof(daemon));
+    return true;
+}
+
+struct stale {
+    const struct host *host;
+    char (*name)[TMP_SIZE];
+    size_t n;
+};
+
+static int see_tmp(void *arg, const char *name)
+{
+    struct stale *stale = arg;
+    dg_uuid host, daemon;
+    void *grown;
+
+    /* The host lock says that no other daemon of this host lives, and its own names carry its own
+     * uuid. Other hosts' names are theirs. */
+    if (!tmp_name_parse(name, host, daemon) || strcmp(host, stale->host->uuid) != 0 ||
+        strcmp(daemon, stale->host->daemon) == 0)
+        return 0;
+    grown = reallocarray(stale->name, stale->n + 1, sizeof(*stale->name));
+    if (!grown)
+        return -ENOMEM;
+    stale->name = grown;
+    snprintf(stale->name[stale->n++], TMP_SIZE, "%s", name);
+    return 0;
+}
+
+/* Collected first: removing while reading a directory can make an NFS client skip names. */
+static int sweep_tmp(const struct store *s, const struct host *h, bool dry_run, unsigned *stale)
+{
+    struct stale found = {.host = h};
+    int r = io_fresh_dir(s->tmp_fd, see_tmp, &found);
+
+    for (size_t i = 0; r == 0 && i < found.n; i++) {
+        ++*stale;
+        if (dry_run)
+            continue;
+        r = HOOK_FAIL("claim.sweep");
+        if (r == 0 && unlinkat(s->tmp_fd, found.name[i], 0) < 0 && errno != ENOENT)
+            r = -errno;
+    }
+    free(found.name);
+    return r;
+}
+
+static int sweep_lower(const struct store *s, bool dry_run, unsigned *stale)
+{
+    struct claim_listing l = {0};
+    struct claim *c = malloc(sizeof(*c));
+    size_t first = 0; /* of the key */
+    int r = c ? claim_list(s, &l) : -ENOMEM;
+
+    for (size_t i = 0; r == 0 && i < l.n; i++) {
+        bool decodes;
+
+        if (!is_ruling(&l, i))
+            continue;
+        /* Below a record that does not decode, the older ones may be all that a person has left. */
+        decodes = first < i &&
+                  claim_read_generation(s, l.entry[i].ino, l.entry[i].generation, c) == 0 &&
+                  c->kind != CLAIM_BAD;
+        for (; decodes && r == 0 && first < i; first++) {
+            ++*stale;
+            if (!dry_run)
+                r = claim_remove_generation(s, l.entry[first].ino, l.entry[first].generation);
+        }
+        first = i + 1;
+    }
+    free(l.entry);
+    free(c);
+    return r;
+}
+
+int claim_sweep(const struct store *s, const struct host *h, bool dry_run, unsigned *ret_stale)
+{
+    unsigned stale = 0;
+    /* tmp/ first: a link request of a dead daemon that is still on its way fails once its source is
+     * gone, so that what is read after this is final. */
+    int r = sweep_tmp(s, h, dry_run, &stale);
+
+    if (r == 0)
+        r = sweep_lower(s, dry_run, &stale);
+    if (r < 0)
+        return r;
+    *ret_stale = stale;
+    return 0;
+}
+
+/* ---- tombstones of images that are gone ---- */
+
+/* Is this the mark of an image that exists no more? A handle that cannot be asked says no. */
+static bool is_gone(const struct store *s, const struct claim *c)
+{
+    return c->kind == CLAIM_FREE && store_gone(s, -1, &c->rec.handle) == 1;
+}
+
+struct gone {
+    const struct store *s;
+    struct claim_entry *mark;
+    size_t n;
+};
+
+static int see_claim(void *arg, uint64_t ino, const struct claim *c)
+{
+    struct gone *g = arg;
+    struct claim_entry *more;
+
+    if (!is_gone(g->s, c))
+        return 0;
+    more = reallocarray(g->mark, g->n + 1, sizeof(*more));
+    if (!more)
+        return -ENOMEM;
+    g->mark = more;
+    g->mark[g->n++] = (struct claim_entry){ino, c->generation};
+    return 0;
+}
+
+int claim_sweep_gone(const struct store *s, unsigned *ret_gone)
+{
+    struct gone g = {.s = s};
+    int r = claim_each(s, see_claim, &g);
+
+    unsigned gone = 0;
+
+    for (size_t i = 0; r == 0 && i < g.n; i++) {
+        r = claim_forget(s, g.mark[i].ino, g.mark[i].generation);
+        gone += r == 0;
+        r = r == -EFBIG ? 0 : r; /* a number that somebody made up: it stays */
+    }
+    free(g.mark);
+    if (r < 0)
+        return r;
+    *ret_gone = gone;
+    return 0;
 }

@@ -77,7 +77,7 @@ DG_MUST_CHECK int io_pread_all(int fd, void *buf, size_t len, uint64_t off);
 /* -EIO on a zero count */
 DG_MUST_CHECK int io_pwrite_all(int fd, const void *buf, size_t len, uint64_t off);
 
-/* ---- fresh reads (io.c, io_fresh.c) ---- */
+/* ---- fresh reads ---- */
 
 /* Attributes: statx(AT_EMPTY_PATH, AT_STATX_FORCE_SYNC) of an open descriptor, which may be O_PATH.
  * Measured: fstat(2) showed another client's change 2.8 s late, and later the longer the file had
@@ -150,7 +150,7 @@ DG_MUST_CHECK ssize_t io_fresh_guest_data(int direct_fd, int fd, void *buf, size
 /* pwrite of header bytes through the seal's descriptor. Not durable before io_fsync. */
 DG_MUST_CHECK int io_header_write(int fd, const void *buf, size_t len, uint64_t off);
 
-/* fallocate(2) and ftruncate(2) of a guarded image, through the seal's descriptor (io_edit.c). */
+/* fallocate(2) and ftruncate(2) of a guarded image, through the seal's descriptor. */
 DG_MUST_CHECK int io_header_fallocate(int fd, int mode, uint64_t off, uint64_t len);
 DG_MUST_CHECK int io_header_truncate(int fd, uint64_t size);
 
