@@ -18,13 +18,6 @@
 #define READ_TRIES 32
 #define TMP_TRIES 64 /* names that a dead process of the same daemon uuid may have left behind */
 
-/* To a caller -ESTALE says that its claim is gone. A server that lost the handle of our directory
- * is a medium at fault. */
-static int medium(int r)
-{
-    return r == -ESTALE ? -EIO : r;
-}
-
 /* ---- names ---- */
 
 static void claim_name(uint64_t ino, uint64_t generation, char ret[NAME_SIZE])
@@ -79,7 +72,7 @@ static int exists(const struct store *s, uint64_t ino, uint64_t generation)
     fd = HOOK_FAIL("claim.exists");
     if (fd == 0)
         fd = io_fresh_open(s->claims_fd, name, O_PATH | O_NOFOLLOW);
-    return fd >= 0 ? 1 : fd == -ENOENT ? 0 : medium(fd);
+    return fd >= 0 ? 1 : fd == -ENOENT ? 0 : store_medium(fd);
 }
 
 /* The highest generation of a key now, 0 for none. A listing is no snapshot. Others may make or
@@ -97,7 +90,7 @@ static int highest_of(const struct store *s, uint64_t ino, uint64_t known, uint6
         int r;
 
         ruling.highest = 0;
-        r = medium(io_fresh_dir(s->claims_fd, see_highest, &ruling));
+        r = store_medium(io_fresh_dir(s->claims_fd, see_highest, &ruling));
         if (r < 0)
             return r;
     }
@@ -156,7 +149,7 @@ static int entry_cmp(const void *a, const void *b)
  * l->entry is freed by the caller in any case. */
 static int claim_list(const struct store *s, struct claim_listing *l)
 {
-    int r = medium(io_fresh_dir(s->claims_fd, see_entry, l));
+    int r = store_medium(io_fresh_dir(s->claims_fd, see_entry, l));
 
     if (r < 0)
         return r;
@@ -239,7 +232,7 @@ int claim_check(const struct store *s, const struct record *rec)
 
     if (r < 0)
         return r;
-    return highest == rec->generation ? 0 : -ESTALE;
+    return highest == rec->generation ? 0 : -CLAIM_LOST;
 }
 
 /* ---- writing ---- */
@@ -262,7 +255,7 @@ static int tmp_create(const struct store *s, const struct record *rec, char ret_
                  (unsigned long long)atomic_fetch_add(&counter, 1) + 1);
         r = HOOK_FAIL("claim.create");
         if (r == 0)
-            r = medium(io_text_create(s->tmp_fd, name, text, len));
+            r = store_medium(io_text_create(s->tmp_fd, name, text, len));
     }
     if (r >= 0)
         memcpy(ret_name, name, sizeof(name));
@@ -285,7 +278,7 @@ static int claims_sync(const struct store *s)
 {
     int r = HOOK_FAIL("claim.dirsync");
 
-    return r < 0 ? r : medium(io_fsync(s->claims_fd));
+    return r < 0 ? r : store_medium(io_fsync(s->claims_fd));
 }
 
 /* Removes one generation's name. No error when there is none. Only for one that does not rule, or
@@ -297,7 +290,7 @@ static int claim_remove_generation(const struct store *s, uint64_t ino, uint64_t
 
     claim_name(ino, generation, name);
     if (r == 0 && unlinkat(s->claims_fd, name, 0) < 0 && errno != ENOENT)
-        r = medium(-errno);
+        r = store_medium(-errno);
     return r;
 }
 
@@ -330,7 +323,7 @@ static int replace(const struct store *s, const struct record *rec, bool lazy)
     claim_name(rec->ino, rec->generation, name);
     r = HOOK_FAIL("claim.rename");
     if (r == 0 && renameat(s->tmp_fd, tmp, s->claims_fd, name) < 0)
-        r = medium(-errno);
+        r = store_medium(-errno);
     if (r < 0 && name_leads_to(s, rec, fd))
         r = 0; /* the answer was lost, the rename was not */
     /* fsynced: no error is lost here. Before the unlink: NFS would only hide an open file */
@@ -383,10 +376,12 @@ static int overwrite_by_free(const struct store *s, const struct record *rec)
         return r;
     claim_name(rec->ino, rec->generation, name);
     _cleanup_close_ int fd = openat(s->claims_fd, name, O_WRONLY | O_NOFOLLOW | O_CLOEXEC);
-    r = fd < 0 ? medium(-errno) : io_pwrite_all(fd, text, len, 0);
+    r = fd < 0 ? -errno : io_pwrite_all(fd, text, len, 0);
     if (r == 0 && ftruncate(fd, (off_t)len) < 0)
         r = -errno;
-    return r == 0 ? io_fsync(fd) : r;
+    if (r == 0)
+        r = io_fsync(fd);
+    return store_medium(r);
 }
 
 /* ---- numbers ---- */
@@ -407,7 +402,7 @@ static int floor_read(const struct store *s, uint64_t *ret)
     if (r == 0 && fd >= 0 && !S_ISREG(st.st_mode))
         r = -EBADMSG;
     if (r < 0)
-        return r == -ESTALE ? -EIO : r;
+        return store_medium(r);
     *ret = (uint64_t)st.st_size;
     return 0;
 }
@@ -426,7 +421,7 @@ static int claim_floor_raise(const struct store *s, uint64_t generation)
         return -EFBIG;
     fd = io_open_beneath(s->dir_fd, FLOOR_FILE, O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK, 0600);
     if (fd < 0)
-        return fd;
+        return store_medium(fd);
     r = io_pwrite_all(fd, "\n", 1, generation - 1);
     if (r == 0)
         r = io_fsync(fd);
@@ -435,7 +430,7 @@ static int claim_floor_raise(const struct store *s, uint64_t generation)
     if (r == 0)
         r = floor_read(s, &now);
     if (r < 0)
-        return r == -ESTALE ? -EIO : r;
+        return store_medium(r);
     return now >= generation ? 0 : -EIO;
 }
 
@@ -464,9 +459,9 @@ static int link_proved(const struct store *s, const struct record *rec, int fd, 
 
     claim_name(rec->ino, rec->generation, name);
     if (answer == 0 && linkat(s->tmp_fd, tmp, s->claims_fd, name, 0) < 0)
-        answer = medium(-errno);
+        answer = store_medium(-errno);
     /* The answer proves nothing: replies get lost, and the retransmission meets our own file. */
-    r = medium(io_fresh_stat(fd, &st));
+    r = store_medium(io_fresh_stat(fd, &st));
     if (r < 0)
         return r;
     if (st.st_nlink == 2)
@@ -542,11 +537,11 @@ int claim_acquire(const struct store *s, const struct record *rec)
 static int check_ours(const struct claim *c, const struct record *rec)
 {
     if (c->kind == CLAIM_NONE || c->generation != rec->generation)
-        return -ESTALE;
+        return -CLAIM_LOST;
     if (c->kind == CLAIM_BAD)
         return c->error;
     if (strcmp(c->rec.host, rec->host) != 0 || strcmp(c->rec.installation, rec->installation) != 0)
-        return -ESTALE;
+        return -CLAIM_LOST;
     return 0;
 }
 
@@ -565,7 +560,7 @@ int claim_update(const struct store *s, const struct record *rec)
     /* Given back once, it cannot be had again: somebody may be linking the next generation just
      * now. */
     if (r == 0 && c->kind == CLAIM_FREE)
-        r = -ESTALE;
+        r = -CLAIM_LOST;
     return r < 0 ? r : replace(s, rec, false);
 }
 
@@ -602,7 +597,7 @@ static int give_back(const struct store *s, struct record *rec, enum give_back h
     if (r < 0)
         return r;
     r = check_ours(c, rec);
-    if (r == -ESTALE && c->generation > rec->generation && was_freed(s, rec, c))
+    if (r == -CLAIM_LOST && c->generation > rec->generation && was_freed(s, rec, c))
         r = 0; /* the successor removes our generation when it is done */
     else if (r == 0)
         /* also where it is free: maybe not durably */
@@ -786,7 +781,7 @@ int claim_sweep(const struct store *s, const struct host *h, bool dry_run, unsig
     if (r == 0)
         r = sweep_lower(s, dry_run, &stale);
     if (r < 0)
-        return r;
+        return store_medium(r);
     *ret_stale = stale;
     return 0;
 }

@@ -20,6 +20,10 @@
 #include "core/record.h"
 #include "core/store.h"
 
+/* The errno of a claim that is ours no more: a successor rules, or it is free or missing. No
+ * function of this module answers ESTALE, which of an image's file says that the file is gone. */
+#define CLAIM_LOST EKEYREVOKED
+
 enum claim_kind {
     CLAIM_NONE, /* no generation at all */
     CLAIM_FREE,
@@ -52,15 +56,15 @@ DG_MUST_CHECK int claim_next(const struct store *s, const struct claim *c, uint6
  * is settled by recovery). */
 DG_MUST_CHECK int claim_acquire(const struct store *s, const struct record *rec);
 
-/* Replaces our generation's record, after a fresh check that it is still the highest. -ESTALE: it
- * is not (or is not ours, or is free already): we are fenced. */
+/* Replaces our generation's record, after a fresh check that it is still the highest.
+ * -CLAIM_LOST: it is not (or is not ours, or is free already): we are fenced. */
 DG_MUST_CHECK int claim_update(const struct store *s, const struct record *rec);
 
-/* Is our generation still the highest? 0, -ESTALE or -errno. */
+/* Is our generation still the highest? 0, -CLAIM_LOST or -errno. */
 DG_MUST_CHECK int claim_check(const struct store *s, const struct record *rec);
 
 /* Marks our generation free (rec->step is set, extents are dropped) and removes lower generations.
- * -ESTALE as above. After a failure it may be repeated, also when the mark did land. */
+ * -CLAIM_LOST as above. After a failure it may be repeated, also when the mark did land. */
 DG_MUST_CHECK int claim_free(const struct store *s, struct record *rec);
 /* The same, but not durable by itself: a crash right afterwards may bring the claim back as it was
  * last. Only where that one undoes whatever the image may show from then on. */

@@ -309,7 +309,7 @@ int io_fresh_text(int dirfd, const char *name, size_t max, char **ret_text, size
         if (r < 0)
             return r;
     }
-    return -EAGAIN; /* not ESTALE, which means "our claim is gone" everywhere else */
+    return -EAGAIN;
 }
 
 int io_text_create(int dirfd, const char *tmp_name, const void *text, size_t len)

@@ -558,9 +558,9 @@ static int back_out(struct seal *s, const struct edit_work *w, int err)
     uint64_t seq = s->rec->seq;
     *s->rec = w->old;
     s->rec->seq = seq;
-    if (err != -ESTALE) {
+    if (err != -CLAIM_LOST) {
         int r = seal_record(s);
-        if (r == -ESTALE)
+        if (r == -CLAIM_LOST)
             return r;
     }
     return err;
@@ -643,7 +643,7 @@ static int edit_move(struct seal *s, struct edit_work *w, const struct edit *e)
     r = seal_record(s);
     if (r < 0)
         s->rec->plan = moved;
-    return r == -ESTALE ? r : 0;
+    return r == -CLAIM_LOST ? r : 0;
 }
 
 /* A truncation that reaches into an extent. The record says first that it may happen; then it

@@ -47,7 +47,7 @@ struct seal {
     void *arg;
 };
 
-/* Writes rec to the journal and then to its claim, with the next seq. -ESTALE: fenced. */
+/* Writes rec to the journal and then to its claim, with the next seq. -CLAIM_LOST: fenced. */
 DG_MUST_CHECK int seal_record(struct seal *s);
 
 /* Writes the sealed bytes of rec->plan (which is armed in journal and claim), verifies, marks
@@ -63,7 +63,7 @@ DG_MUST_CHECK int seal_write(struct seal *s);
 DG_MUST_CHECK int seal_edit(struct seal *s, const struct edit *e);
 
 /* Writes the true bytes back where the sealed ones stand, verifies, frees the claim, removes the
- * row. -EUCLEAN: ALIEN bytes, nothing was touched; -ESTALE: fenced; else -errno: try again.
+ * row. -EUCLEAN: ALIEN bytes, nothing was touched; -CLAIM_LOST: fenced; else -errno: try again.
  * rec->step tells how far it came. rec->chosen: that mtime is set, where seal_new_mtime() can. */
 DG_MUST_CHECK int seal_restore(struct seal *s);
 

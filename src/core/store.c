@@ -524,6 +524,11 @@ int store_same(const struct store *s)
         r = root_compare(s, root, &why);
     if (r == 0 && strcmp(now.uuid, s->uuid) != 0)
         r = -EXDEV;
+    return store_medium(r);
+}
+
+int store_medium(int r)
+{
     return r == -ESTALE ? -EIO : r;
 }
 

@@ -62,6 +62,11 @@ DG_MUST_CHECK int store_same(const struct store *s);
  * (io_fresh_handle). */
 DG_MUST_CHECK int store_gone(const struct store *s, int fd, const struct io_handle *h);
 
+/* What the storage answered about one of the datastore's own files and directories: r, or -EIO for
+ * -ESTALE. A server that lost a directory is a medium at fault; -ESTALE would say that an image's
+ * file is gone. */
+int store_medium(int r);
+
 /* What a person can do about this errno (negative) of the storage: a clause for the end of an
  * explanation. */
 const char *store_hint(int err);

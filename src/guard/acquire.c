@@ -452,13 +452,13 @@ static int acquire_locked(struct guard *g, struct image *img, const struct acqui
     }
     struct seal s = image_seal(g, img);
     int undo = seal_restore(&s);
-    if (undo == -ESTALE)
+    if (undo == -CLAIM_LOST)
         undo = image_drop_lost_row(g, img);
     if (undo < 0)
         *ret_stuck = true;
     else if (img->marked)
         image_chain_drop(g, rec->ino, rec->generation);
-    return r == -ESTALE ? -EBUSY : r;
+    return r == -CLAIM_LOST ? -EBUSY : r;
 }
 
 static void log_damage(struct guard *g, const struct image *img) REQUIRES(img->header)

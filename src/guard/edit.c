@@ -89,12 +89,10 @@ int image_claim_plain(struct guard *g, struct image *img, const struct acquire *
     if (writes || is_dirty(img))
         atomic_store(&img->wrote, true);
     image_move(g, img, IMAGE_SEALED, 0);
-    if (r == -ESTALE) {
+    if (r == -CLAIM_LOST)
         image_fence(g, img);
-        r = -EIO;
-    }
     image_unguard(g, img);
-    return r;
+    return image_answer(r);
 }
 
 int image_convert(struct guard *g, struct image *img, const struct opener *who)
@@ -243,7 +241,6 @@ static int edit_held(struct guard *g, struct image *img, struct handle *h, const
         if (r == 0)
             r = seal_edit(&s, &at_end);
         image_zone_set(img, &s.zone);
-        r = image_lost(g, img, r);
         image_note(img);
         if (r == 0 && (img->rec->virtual_size != size || size <= g->opt.threshold))
             note_maker(g, img, who);
@@ -255,19 +252,17 @@ static int edit_held(struct guard *g, struct image *img, struct handle *h, const
             r = sync_if_asked(h, img->fd);
         /* Not repeated, for part of it may have happened: the next one has a descriptor that works.
          */
-        if (io_err_dead(r) && r != -ESTALE && atomic_load(&img->io_error) == 0) {
+        if (io_err_dead(r) && atomic_load(&img->io_error) == 0) {
             int mended = image_mend_seal(g, img);
-            if (mended == -ESTALE)
+            if (mended == -CLAIM_LOST)
                 r = mended;
         }
     }
     rwlock_write_unlock(&img->header);
     atomic_store(&img->wrote, true);
-    if (r == -ESTALE) {
+    if (r == -CLAIM_LOST)
         image_fence(g, img);
-        r = -EIO;
-    }
-    return r;
+    return image_answer(r);
 }
 
 /* Writes of a plain file below FORMAT_REACH look at its claim at most once in this time, so that a

@@ -72,7 +72,7 @@ static int fence_writers(struct guard *g, struct image *img)
 int image_adopt_writers(struct guard *g, struct image *img)
 {
     int r = fence_writers(g, img);
-    if (r == -ESTALE) { /* it is somebody's image, and they write it as a plain file */
+    if (r == -CLAIM_LOST) { /* it is somebody's image, and they write it as a plain file */
         image_plain_bar(img);
         guard_attention(g);
     }

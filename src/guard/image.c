@@ -247,7 +247,7 @@ void image_log_state(struct guard *g, struct image *img, int priority, const cha
 static int forget(struct guard *g, struct image *img) REQUIRES(img->header)
 {
     int r = claim_free_gone(&g->store, img->rec);
-    if (r == 0 || r == -ESTALE)
+    if (r == 0 || r == -CLAIM_LOST)
         r = journal_remove(g->journal, img->rec->ino, img->rec->generation);
     return r;
 }
@@ -335,11 +335,8 @@ static int restore_mended(struct guard *g, struct image *img) REQUIRES(img->head
     int r = restore_steps(g, img);
     if (!io_err_dead(r))
         return r;
-    r = image_lost(g, img, r);
-    if (r == -ESTALE)
-        return r;
     int mended = image_mend_seal(g, img);
-    if (mended == -ESTALE)
+    if (mended == -CLAIM_LOST)
         return mended;
     return mended < 0 ? r : restore_steps(g, img);
 }
@@ -349,7 +346,7 @@ int image_restore(struct guard *g, struct image *img)
     rwlock_write(&img->header);
     image_reader_follow(g, img);
     int r = restore_mended(g, img);
-    if (r == -ESTALE) {
+    if (r == -CLAIM_LOST) {
         image_log_state(
             g, img, LOG_CRIT,
             "the claim of this host is gone before the restore: nothing was written back", 0);

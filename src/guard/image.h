@@ -182,8 +182,8 @@ DG_MUST_CHECK int image_truncate_own(struct guard *g, struct image *img, const s
 bool image_writer_add(struct image *img, struct handle *h, bool plain) EXCLUDES(img->lock);
 
 /* Every listed handle takes the fence and becomes guarded: they join the hold that the caller is
- * about to finish. The state is SEALING. -ESTALE: the claim was lost before they had it; none is
- * guarded, plain ones are barred. */
+ * about to finish. The state is SEALING. -CLAIM_LOST: the claim was lost before they had it; none
+ * is guarded, plain ones are barred. */
 DG_MUST_CHECK int image_adopt_writers(struct guard *g, struct image *img)
     EXCLUDES(img->lock, img->header);
 
@@ -214,12 +214,13 @@ void image_fence(struct guard *g, struct image *img) EXCLUDES(img->lock, img->he
 
 /* ---- fence.c ---- */
 
-/* Does our claim of the held image still rule? 0, -ESTALE, -EBUSY (not held any more) or -errno. */
+/* Does our claim of the held image still rule? 0, -CLAIM_LOST, -EBUSY (not held any more) or
+ * -errno. */
 DG_MUST_CHECK int image_claim_rules(struct guard *g, struct image *img)
     EXCLUDES(img->lock, img->header);
 /* A descriptor that is about to write the held image takes the shared fence, then looks whether the
  * claim still rules: only in this order can nobody have taken over in between. Without the lock
- * again unless 0. -EBUSY: somebody has the fence; -ESTALE: a successor's claim. */
+ * again unless 0. -EBUSY: somebody has the fence; -CLAIM_LOST: a successor's claim. */
 DG_MUST_CHECK int image_fence_fd(struct guard *g, struct image *img, int fd)
     EXCLUDES(img->lock, img->header);
 /* A FENCED image: closes what carries the fence lock, and makes its handles read-only, so that the
@@ -231,13 +232,16 @@ void image_make_read_only(const struct handle *h);
  * that is just using it needs no lock. Closes fd. */
 DG_MUST_CHECK int image_replace_fd(int fd, int at);
 
-/* -ESTALE of the core means a lost claim or a file that the storage does not find: asks the claim.
- * r, or -EIO where it is not the claim (known). */
-DG_MUST_CHECK int image_lost(struct guard *g, struct image *img, int r) REQUIRES(img->header);
+/* What a program is told of a claim that is lost, and of a file that the storage does not find:
+ * EIO. ESTALE would only make the kernel walk its path again. */
+static inline int image_answer(int r)
+{
+    return r == -CLAIM_LOST || r == -ESTALE ? -EIO : r;
+}
 
 /* The seal's descriptor was given up by the storage (or there is none): a new one, under the fence
  * lock and after a look at the claim, in its place. Data that the old one could not sync is noted
- * in sync_error. 0, -ESTALE (a successor's claim) or -errno. */
+ * in sync_error. 0, -CLAIM_LOST (a successor's claim) or -errno. */
 DG_MUST_CHECK int image_mend_seal(struct guard *g, struct image *img) REQUIRES(img->header);
 
 /* One line about a held image: path, generation, text, and err where it is not 0. */

@@ -25,7 +25,7 @@ static bool look_at_held(struct guard *g, struct image *img, struct held_look *r
         ret->gone = store_gone(&g->store, img->fd, &img->rec->handle);
     }
     rwlock_read_unlock(&img->header);
-    ret->lost = held && ret->gone != 1 && claim_check(&g->store, &ret->rec) == -ESTALE;
+    ret->lost = held && ret->gone != 1 && claim_check(&g->store, &ret->rec) == -CLAIM_LOST;
     return held;
 }
 
@@ -79,11 +79,10 @@ static void seal_late(struct guard *g, struct image *img)
         struct edit nothing = {.kind = EDIT_WRITE};
         r = seal_edit(&s, &nothing);
         image_zone_set(img, &s.zone);
-        r = image_lost(g, img, r);
         image_note(img);
     }
     rwlock_write_unlock(&img->header);
-    if (r == -ESTALE)
+    if (r == -CLAIM_LOST)
         image_fence(g, img);
     else if (r < 0)
         image_log_state(g, img, LOG_WARNING,

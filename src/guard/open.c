@@ -46,7 +46,7 @@ static int open_first(struct guard *g, struct image *img, struct handle *h, bool
     mutex_lock(&img->lock);
     image_move_locked(g, img, IMAGE_SEALED, 0);
     mutex_unlock(&img->lock);
-    if (r == -ESTALE) {
+    if (r == -CLAIM_LOST) {
         image_fence(g, img);
         r = -EBUSY; /* it is another host's now */
     }
@@ -105,12 +105,10 @@ static int open_join(struct guard *g, struct image *img, struct handle *h, bool 
         h->guarded = true;
         return 0;
     }
-    if (r == -ESTALE) {
+    if (r == -CLAIM_LOST)
         image_fence(g, img);
-        r = -EIO;
-    }
     image_unguard(g, img);
-    return r;
+    return image_answer(r);
 }
 
 static bool is_idle(struct image *img)
@@ -425,10 +423,9 @@ int image_hold_check(struct guard *g, const struct hold *h)
         return 0;
     struct image *img = atomic_load(&h->inode->image);
     int r = image_claim_rules(g, img);
-    if (r != -ESTALE)
-        return r;
-    image_fence(g, img);
-    return -EIO;
+    if (r == -CLAIM_LOST)
+        image_fence(g, img);
+    return image_answer(r);
 }
 
 /* Of an image that is held for it: through the descriptor that carries the fence, so that the

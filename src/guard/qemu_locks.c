@@ -404,6 +404,6 @@ void image_bytes_tend(struct guard *g, struct image *img)
     if (r < 0)
         r = image_mend_seal(g, img);
     rwlock_write_unlock(&img->header);
-    if (r == -ESTALE)
+    if (r == -CLAIM_LOST)
         image_fence(g, img);
 }

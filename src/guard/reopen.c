@@ -58,18 +58,13 @@ void image_fence(struct guard *g, struct image *img)
     bool now = img->state == IMAGE_SEALED;
     if (now) {
         atomic_store(&img->io_error, EIO);
-        image_move_locked(g, img, IMAGE_FENCED, ESTALE);
+        image_move_locked(g, img, IMAGE_FENCED, CLAIM_LOST);
     }
     mutex_unlock(&img->lock);
     if (!now)
         return;
     log_successor(g, img);
     image_let_go(img);
-}
-
-int image_lost(struct guard *g, struct image *img, int r)
-{
-    return r == -ESTALE && claim_check(&g->store, img->rec) != -ESTALE ? -EIO : r;
 }
 
 /* ---- new descriptors ---- */
@@ -109,13 +104,13 @@ static int open_file(struct guard *g, const struct inode *i, const struct record
 }
 
 /* Opens the image anew, takes the fence lock and looks at the claim, in this order: whoever takes
- * over holds the lock exclusively before it claims. fd, -ESTALE: a successor's claim is there;
+ * over holds the lock exclusively before it claims. fd; -CLAIM_LOST: a successor's claim is there;
  * -EAGAIN: somebody is just taking over, or recovering. */
 static int open_anew(struct guard *g, const struct inode *i, const struct record *rec, int flags)
 {
     _cleanup_close_ int fd = open_file(g, i, rec, flags);
     if (fd < 0)
-        return fd == -ESTALE ? -EIO : fd; /* of the file, not of the claim */
+        return fd;
     int r = io_fence_shared(fd, g->store.fence);
     if (r == 0)
         r = claim_check(&g->store, rec);
@@ -159,7 +154,7 @@ static struct record *still_ours(struct guard *g, struct image *img)
         *rec = *img->rec;
     rwlock_read_unlock(&img->header);
     int r = held && !atomic_load(&img->io_error) ? claim_check(&g->store, rec) : -EIO;
-    if (r == -ESTALE)
+    if (r == -CLAIM_LOST)
         image_fence(g, img);
     if (r == 0)
         return rec;
@@ -192,7 +187,7 @@ int image_mend(struct guard *g, struct handle *h)
         return -EIO;
     int flags = fcntl(h->fd, F_GETFL);
     int fd = open_anew(g, h->inode, rec, flags < 0 ? O_RDWR : flags);
-    if (fd == -ESTALE)
+    if (fd == -CLAIM_LOST)
         image_fence(g, img);
     if (fd < 0)
         return -EIO;

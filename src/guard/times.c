@@ -35,7 +35,7 @@ static int choose(struct guard *g, struct image *img, struct timespec mtime) REQ
         rec->chosen = old.chosen;
         rec->mtime_chosen = old.mtime_chosen;
         rec->mtime_seen = old.mtime_seen;
-        return r == -ESTALE ? -EIO : r; /* fenced: as every write */
+        return image_answer(r);
     }
     mutex_lock(&img->lock);
     img->mtime = mtime;
