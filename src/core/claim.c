@@ -75,13 +75,13 @@ static int exists(const struct store *s, uint64_t ino, uint64_t generation)
     return fd >= 0 ? 1 : fd == -ENOENT ? 0 : store_medium(fd);
 }
 
-/* The highest generation of a key now, 0 for none. A listing is no snapshot. Others may make or
- * remove claims meanwhile: those may be missed, and it does not matter which way. But a claim that
- * stands throughout is missed, too, where its owner updates it just then: btrfs moves a name that
- * is renamed over to the end of the directory, behind what a listing that has begun will show. So
- * what shows less than `known`, a generation that the caller has reason to believe in, is repeated,
- * and then the name itself is asked, which is never absent during a rename. `known` 0: any that
- * there may be, so that "none" is believed only when it was seen twice. */
+/* The highest generation of a key now, 0 for none. A listing is no snapshot. It may miss claims
+ * that others make or remove meanwhile; that does no harm. But it may also miss a claim that
+ * stands all the time, while its owner updates it: btrfs moves a name that is renamed over to
+ * the end of the directory, behind what a listing that has begun will show. `known` is a
+ * generation that the caller believes to exist. A listing that shows less is repeated; then the
+ * name itself is asked, which is never absent during a rename. `known` 0: there may be any, so
+ * "none" is believed only when it was seen twice. */
 static int highest_of(const struct store *s, uint64_t ino, uint64_t known, uint64_t *ret)
 {
     struct ruling ruling = {.ino = ino};
@@ -309,10 +309,11 @@ static bool name_leads_to(const struct store *s, const struct record *rec, int f
     return there.st_ino == ours.st_ino && there.st_dev == ours.st_dev;
 }
 
-/* Puts rec in the place of our own generation's file. The caller made sure that it is ours; a
- * rename that lands late, when a successor has come, hits no other name. Removing the tmp name
- * before returning an error makes sure that it cannot land after our next attempt either. lazy: the
- * record is durable, its name is not yet; a crash of the storage leaves the former one or this. */
+/* Puts rec in the place of our own generation's file. The caller made sure that it is ours. A
+ * rename that lands late, after a successor has come, hits no other name. The tmp name is
+ * removed before an error is returned, so the rename cannot land after our next attempt either.
+ * lazy: the record is durable, its name is not yet; a crash of the storage leaves the former
+ * record or this one. */
 static int replace(const struct store *s, const struct record *rec, bool lazy)
 {
     char tmp[TMP_SIZE], name[NAME_SIZE];
@@ -354,11 +355,12 @@ static int replace_by_free(const struct store *s, const struct record *rec, bool
     return replace(s, freed, lazy);
 }
 
-/* The same where the file is gone and there is no room for a new record: its own room is what is
- * missing, and that comes back only when its claim is free. In place, so not in one step: who
- * reads in between, or after a power cut in between, finds a claim that does not decode and is
- * refused. Nobody asks for the claim of a file without a name, unless its number is used again: a
- * descriptor of ours keeps it, but not on NFS, where another client has removed the file. */
+/* The same when the file is gone and there is no room for a new record. The room that is missing
+ * may be the file's own, and that comes back only when its claim is free. This writes in place,
+ * so not in one step: whoever reads in between, or after a power cut in between, finds a claim
+ * that does not decode, and is refused. Nobody asks for the claim of a file without a name,
+ * unless its inode number is used again. A descriptor of ours prevents that, but not on NFS when
+ * another client has removed the file. */
 static int overwrite_by_free(const struct store *s, const struct record *rec)
 {
     _cleanup_free_ struct record *freed = malloc(sizeof(*freed));
@@ -386,9 +388,9 @@ static int overwrite_by_free(const struct store *s, const struct record *rec)
 
 /* ---- numbers ---- */
 
-/* DATASTORE/.diskguard/floor is a file whose size is the floor; what it holds means nothing. It is
- * raised by writing one byte at its new end: that never shrinks a file, so two raises in any order,
- * one of them late or repeated, leave the greater. */
+/* The size of DATASTORE/.diskguard/floor is the floor; its content means nothing. One byte
+ * written at its new end raises it. That never shrinks a file: two raises leave the greater one,
+ * in any order, also when one of them is late or repeated. */
 #define FLOOR_FILE "floor"
 /* bytes: far below any file system's largest file, and above what counting reaches */
 #define FLOOR_MAX (UINT64_C(1) << 40)
@@ -407,8 +409,8 @@ static int floor_read(const struct store *s, uint64_t *ret)
     return 0;
 }
 
-/* Makes sure, durably, that a key without any claim gets a generation above this one. -EFBIG: not a
- * number that counting reaches. */
+/* Makes sure, durably, that a key without any claim gets a generation above this one. -EFBIG:
+ * nobody can have counted to this number. */
 static int claim_floor_raise(const struct store *s, uint64_t generation)
 {
     _cleanup_close_ int fd = -1;
@@ -469,11 +471,10 @@ static int link_proved(const struct store *s, const struct record *rec, int fd, 
     return answer == 0 || answer == -EEXIST ? -EBUSY : answer;
 }
 
-/* Takes back whatever a failed acquisition left. The tmp name goes first: once it is gone, no copy
- * of the link request that is still under way can succeed. If the record stands under our
- * generation's name, it is marked free and not unlinked: a generation that others may have seen
- * must not be given out again, or a retransmission of the unlink would remove the next owner's
- * claim. */
+/* Takes back what a failed acquisition left. The tmp name goes first: without it no copy of the
+ * link request that is still under way can succeed. A record under our generation's name is
+ * marked free, and not unlinked. Others may have seen this generation, and it must not be given
+ * out again, or a retransmission of the unlink would remove the next owner's claim. */
 static void abandon(const struct store *s, const struct record *rec, int fd, const char *tmp)
 {
     int r = 0;
@@ -507,9 +508,9 @@ int claim_acquire(const struct store *s, const struct record *rec)
     if (r == 0)
         r = highest_of(s, rec->ino, rec->generation, &highest);
     if (r == 0 && highest > rec->generation) {
-        /* We read the directory before our rival came, went and cleaned up. Our name lies below the
-         * ruling one: nobody looks at it, so removing it is safe even if by now it is another late
-         * comer's. */
+        /* Another host came, went and cleaned up after we had read the directory. Our name lies
+         * below the ruling one, where nobody looks. So it is safe to remove it, even if it
+         * belongs to another late host by now. */
         (void)!claim_remove_generation(s, rec->ino, rec->generation);
         close(fd);
         tmp_unlink(s, tmp);
@@ -576,8 +577,8 @@ static int remove_lower(const struct store *s, uint64_t ino, uint64_t generation
     return r;
 }
 
-/* Did an earlier claim_free of ours reach the disk, although its last step failed, and has a
- * successor come since? Nobody but us writes under our generation's name. */
+/* Has an earlier claim_free of ours reached the disk, although its last step failed, and has a
+ * successor come since? Only we write under our generation's name. */
 static bool was_freed(const struct store *s, const struct record *rec, struct claim *scratch)
 {
     return claim_read_generation(s, rec->ino, rec->generation, scratch) == 0 &&
@@ -634,8 +635,8 @@ int claim_forget(const struct store *s, uint64_t ino, uint64_t generation)
 {
     int r = remove_lower(s, ino, generation);
 
-    /* The ruling one goes last, and only when the others are gone for good: else a crash would make
-     * a former owner's claim rule again. */
+    /* The ruling one goes last, when the others are gone for good. Otherwise a crash would let a
+     * former owner's claim rule again. */
     if (r == 0)
         r = claims_sync(s);
     if (r == 0)
@@ -712,8 +713,8 @@ static int see_tmp(void *arg, const char *name)
     dg_uuid host, daemon;
     void *grown;
 
-    /* The host lock says that no other daemon of this host lives, and its own names carry its own
-     * uuid. Other hosts' names are theirs. */
+    /* We have the host lock, so no other daemon of this host lives, and our own names carry our
+     * own daemon's uuid. The names of other hosts are theirs. */
     if (!tmp_name_parse(name, host, daemon) || strcmp(host, stale->host->uuid) != 0 ||
         strcmp(daemon, stale->host->daemon) == 0)
         return 0;
@@ -774,8 +775,8 @@ static int sweep_lower(const struct store *s, bool dry_run, unsigned *stale)
 int claim_sweep(const struct store *s, const struct host *h, bool dry_run, unsigned *ret_stale)
 {
     unsigned stale = 0;
-    /* tmp/ first: a link request of a dead daemon that is still on its way fails once its source is
-     * gone, so that what is read after this is final. */
+    /* tmp/ first: a link request of a dead daemon may still be on its way. Without its source it
+     * fails, so what is read from here on is final. */
     int r = sweep_tmp(s, h, dry_run, &stale);
 
     if (r == 0)

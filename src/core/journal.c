@@ -1,8 +1,8 @@
 /* journal.c: see core/journal.h.
  *
- * Group commit: a caller puts its operation in the queue. If nobody is at work on the database it
- * takes the whole queue, runs it as one transaction and tells everybody the result; else it waits,
- * and whoever wakes first and is not served yet is the next one to lead. `busy` is what makes the
+ * Group commit: a caller puts its operation in the queue. If nobody is at work on the database,
+ * it leads: it takes the whole queue, runs it as one transaction and tells everybody the result.
+ * Otherwise it waits; whoever wakes first and is not served yet leads next. `busy` makes the
  * leader the only user of the database, so that no lock is held over sqlite. */
 #include "core/journal.h"
 
@@ -22,9 +22,8 @@
  * off. */
 #define P "%.200s"
 
-/* The log is copied into the database when it has this many pages (of 4096 bytes), so that it stays
- * within LOG_SIZE, which is allocated once and kept; the rest is for the transaction that comes
- * last. */
+/* When the log has this many pages (of 4096 bytes) it is copied into the database. So it stays
+ * within LOG_SIZE, which is allocated once and kept; the rest is room for the last transaction. */
 #define LOG_PAGES "128"
 #define LOG_SIZE (1024 * 1024)
 
@@ -299,8 +298,9 @@ static int exec(sqlite3 *db, const char *sql)
     return r == SQLITE_OK ? 0 : journal_errno(db, r);
 }
 
-/* Exclusive: the lock file keeps our own programs out, this keeps others out, and there is no -shm
- * file to be mapped. Before the first look at the database, or it does not hold for the log. */
+/* Exclusive: this keeps other programs out, as the lock file keeps our own out, and no -shm file
+ * is mapped. It must come before the first look at the database, or it does not hold for the
+ * log. */
 static int configure(sqlite3 *db)
 {
     char mode[16];
@@ -453,9 +453,9 @@ static int run_op(struct journal *j, const struct journal_op *op)
     return step_done(j, stmt);
 }
 
-/* Room for the pages of this transaction in the database file, before it is committed to the log:
- * so the log can always be copied into the database, and start anew, and an operation that needs no
- * more pages (a remove, most replacements) never fails for want of space. */
+/* Makes room in the database file for the pages of this transaction, before it is committed to
+ * the log. So the log can always be copied into the database and start anew, and an operation
+ * that needs no more pages (a remove, most replacements) does not fail for want of space. */
 static int reserve_pages(struct journal *j)
 {
     sqlite3_stmt *stmt = j->stmt[STMT_SIZE];
@@ -467,9 +467,9 @@ static int reserve_pages(struct journal *j)
     return err < 0 ? err : journal_reserve(j, size);
 }
 
-/* Runs the operations from first up to, without, end. After an error nothing of it is in the
- * database, except that a commit whose fsync failed may come back after a crash: a row too many,
- * with a claim that was never made, which recovery knows (stale row). */
+/* Runs the operations from `first` on, up to `end`, which is not run. After an error nothing of
+ * it is in the database. But a commit whose fsync failed may come back after a crash: a row
+ * whose claim was never made. Recovery knows that case (stale row). */
 static int run_transaction(struct journal *j, struct journal_op *first,
                            const struct journal_op *end)
 {

@@ -98,8 +98,8 @@ int seal_write(struct seal *s)
     return s->journal ? journal_put_lazy(s->journal, s->rec) : 0;
 }
 
-/* Writes the true bytes of the extents back, last sealed first, so that each state on the way is
- * refused by raw openers; not durable yet. What a truncation has cut off is left off. */
+/* Writes the true bytes of the extents back, those first that were sealed last: raw openers
+ * refuse each state on the way. Not durable yet. What a truncation has cut off stays off. */
 static int write_truth(int fd, const struct record *rec, struct seal_shown *shown)
 {
     struct stat st;
@@ -201,9 +201,10 @@ int seal_new_mtime(int fd, const struct record *rec, const struct seal_shown *sh
 
 /* ---- restore ---- */
 
-/* HEADER_TRUE, _SEALED or _MIXED leads to TRUE, with an mtime of its own. The true bytes and the
- * mtime become durable together: after a crash in between that mtime may be seen with the seal, but
- * the restore then sets a later one. Not so a chosen one, which may be old. */
+/* Takes HEADER_TRUE, _SEALED or _MIXED to TRUE, with an mtime of its own. One fsync makes the
+ * true bytes and the mtime durable. After a crash before it, that mtime may be seen with the
+ * seal; the next restore then sets a later one. A chosen mtime may be old, so the true bytes are
+ * synced before it is set. */
 int seal_undo(int fd, const struct record *rec)
 {
     enum header_state state;
@@ -232,8 +233,8 @@ int seal_undo(int fd, const struct record *rec)
     return r == 0 && written ? verify(fd, rec, HEADER_TRUE) : r;
 }
 
-/* The claim is durable before a byte is written: it may stand there with an older plan. The row is
- * lazy, for recovery takes the newer of both. */
+/* The claim on the datastore may have an older plan, so it is durable before a byte is written.
+ * The row is lazy, because recovery takes the newer of both. */
 static int say_restoring(struct seal *s)
 {
     s->rec->step = STEP_RESTORING;
@@ -273,9 +274,9 @@ int seal_restore(struct seal *s)
     enum claim_step step = s->rec->step;
     r = told ? claim_free_lazy(s->store, s->rec) : claim_free(s->store, s->rec);
     if (r < 0) {
-        /* The header is true, verified and durable: a retry has only the claim to free. If the mark
-         * did land and a successor came, claim_free knows it, while a look at the header would be a
-         * look at the successor's. */
+        /* The header is true, verified and durable: a retry only has to free the claim. The
+         * tombstone may have been made, and a successor may have come: claim_free knows that. A
+         * look at the header would be a look at the successor's. */
         s->rec->plan.n = 0;
         s->rec->mtime_sealed = (struct timespec){0};
         s->rec->step = step;
@@ -318,15 +319,15 @@ static int edit_load(struct seal *s, struct edit_work *w)
     int r = header_read(s->fd, &s->rec->plan, &w->disk);
     if (r < 0)
         return r;
-    /* Somebody else wrote there: sealing over it, with those bytes as the ones to go back to, would
-     * explain them away. */
+    /* Somebody else wrote there. A seal over these bytes would take them for true ones and go
+     * back to them. */
     struct excerpt v = header_view(&w->disk);
     enum header_state st = overlay_compare(&s->rec->plan, &v, s->rec->cut);
     return st == HEADER_ALIEN || st == HEADER_SHORT ? -EUCLEAN : 0;
 }
 
-/* Would the seal that stands still refuse a reader, over what the holder has written since? Over
- * another format's header it may break the magic, and what has none is taken for raw. */
+/* Would the present seal still refuse a raw opener, with what the holder has written since? Over
+ * another format's header it may break the magic, and a file without a magic is taken for raw. */
 static bool still_refuses(const struct seal *s, struct edit_work *w)
 {
     const struct format *f = w->next.format;
@@ -356,9 +357,9 @@ static void keep_plan(const struct seal *s, struct edit_work *w)
         w->plan.n = 0;
 }
 
-/* The plan for `next`, or -EAGAIN: next.want_* must be loaded first. A header that no format knows
- * needs no seal. One that contradicts itself, for the moment, keeps the seal that it has: the
- * holder is in the middle of something, and unsealing it would let a raw opener in. */
+/* The plan for `next`, or -EAGAIN: next.want_* must be loaded first. A header that no format
+ * knows needs no seal. One that contradicts itself for the moment keeps the seal that it has:
+ * the holder is in the middle of a change, and without the seal a raw opener could come in. */
 static int plan_next(struct seal *s, struct edit_work *w)
 {
     if (w->next.verdict == FORMAT_IMAGE)
@@ -390,8 +391,8 @@ static int look_ahead(struct seal *s, struct edit_work *w, const struct edit *e)
     }
 }
 
-/* A write must be looked at where it can touch the image as it was or as it will be, until it is
- * the one or the other. false: there it was already. */
+/* Widens the zone to both that of before the edit and that of after it, until the edit is done.
+ * false: it was as wide already. */
 static bool widen(struct seal *s, const struct edit_work *w)
 {
     const struct format_zone *next = &w->next.info.zone;
@@ -404,8 +405,8 @@ static bool widen(struct seal *s, const struct edit_work *w)
     return true;
 }
 
-/* edit_load() and look_ahead(); once more where the zone grew, for a write that was under way there
- * may have landed since. */
+/* edit_load() and look_ahead(). Once more where the zone grew, because a write that was under
+ * way there may have landed since. */
 static int edit_look(struct seal *s, struct edit_work *w, const struct edit *e)
 {
     int r;
@@ -485,8 +486,8 @@ static uint64_t end_of_start(const struct plan *plan)
     return DG_MIN(end, (uint64_t)FORMAT_REACH);
 }
 
-/* At the start of the file every sector up to the last extent, of the plan before or of the new
- * one; elsewhere those that have an extent. */
+/* The sectors of a move: at the start of the file each one up to the last extent of both plans,
+ * elsewhere those with an extent. */
 static int sectors_of(const struct plan *from, struct edit_work *w)
 {
     w->move.n = 0;
@@ -499,10 +500,9 @@ static int sectors_of(const struct plan *from, struct edit_work *w)
     return r;
 }
 
-/* Extents that say, for each byte that the seal's place or text may change, what it is now, what it
- * will be, and what the holder sees. Where the extents move, these are whole sectors, so that a
- * crash can neither tear the header nor leave an old mark behind. -EAGAIN: one of them is not
- * loaded. */
+/* The plan of the move. For each byte that may change it says what is there now, what will be
+ * there, and what the holder sees. Where the extents move it has whole sectors, so that a crash
+ * can neither tear the header nor leave an old mark behind. -EAGAIN: a sector is not loaded. */
 static int plan_move(const struct plan *from, struct edit_work *w)
 {
     struct plan *m = &w->move;
@@ -551,8 +551,8 @@ static int load_move(struct seal *s, struct edit_work *w, const struct edit *e)
     return r < 0 ? r : plan_move(&s->rec->plan, w);
 }
 
-/* Nothing of the new record reached the disk of the image: back to the old one, in memory and, if
- * it can be, in journal and claim. */
+/* Nothing of the new plan has reached the image. Goes back to the old record in memory, and in
+ * journal and claim if that is possible. */
 static int back_out(struct seal *s, const struct edit_work *w, int err)
 {
     uint64_t seq = s->rec->seq;
@@ -633,8 +633,8 @@ static int edit_move(struct seal *s, struct edit_work *w, const struct edit *e)
     if (r < 0)
         return r; /* rec->plan undoes what is there, whatever it is */
 
-    /* The bytes that stood there before are gone for good: say so. If that cannot be recorded now,
-     * the wider record is still true. */
+    /* The former bytes are gone for good: the record says so. If that fails, the wider record is
+     * still true. */
     struct plan moved = s->rec->plan;
     s->rec->plan = w->plan;
     s->rec->cut = OVERLAY_NO_CUT;
@@ -681,8 +681,8 @@ static int edit_in_place(struct seal *s, struct edit_work *w, const struct edit 
     return r < 0 && recorded && untouched(s, w) ? back_out(s, w, r) : r;
 }
 
-/* Does the edit change bytes on both sides of an extent's edge: at the start of the file up to the
- * last sector that has an extent, elsewhere in the sectors that have one? */
+/* Does the edit change bytes on both sides of an extent's edge? It looks at the sectors that
+ * sectors_of() names. */
 static bool is_whole(const struct record *rec, struct edit_work *w)
 {
     if (overlay_same_truth(&rec->plan, &w->plan))

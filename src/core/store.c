@@ -15,8 +15,8 @@
 #define HANDLE_TEXT (2 * IO_HANDLE_MAX + 16)
 #define TMP_NAME 64
 
-/* A path is cut in explanations, so that the way out at the end of the line is never what falls
- * off; not in commands (base_quote). */
+/* Explanations cut a path, so that the way out at the end of the line is not lost. Commands do
+ * not (base_quote). */
 #define P "%.200s"
 #define QUOTED 256
 #define D P "/" DG_DIR
@@ -174,9 +174,8 @@ static int root_open(const char *path, struct store *s, struct why *why)
     return 0;
 }
 
-/* Is the opened .diskguard one that nobody else can play with? Notes whose it is: the owner may
- * differ from us only where the server maps our user to that owner (all_squash with anonuid);
- * tmp_probe proves that. */
+/* Can nobody else change the opened .diskguard? Notes its owner. That may be another user only
+ * where the server maps our user to it (all_squash with anonuid); tmp_probe proves that. */
 static int dir_check(struct store *s, struct why *why)
 {
     struct stat st;
