@@ -8,37 +8,6 @@
 #include <stdio.h>
 #include <string.h>
 
-void image_set_rival(struct image *img, const struct record *rec)
-{
-    mutex_lock(&img->lock);
-    struct image_rival *v = &img->rival;
-    memset(v, 0, sizeof(*v));
-    if (rec) {
-        snprintf(v->host_name, sizeof(v->host_name), "%s", rec->host_name);
-        snprintf(v->host, sizeof(v->host), "%s", rec->host);
-        snprintf(v->since, sizeof(v->since), "%s", rec->since);
-        v->pid = rec->pid;
-        v->generation = rec->generation;
-        v->restoring = rec->step == STEP_RESTORING;
-    }
-    mutex_unlock(&img->lock);
-}
-
-/* ---- claiming ---- */
-
-static void outside_refused(struct image *img)
-{
-    mutex_lock(&img->lock);
-    img->rival.outside = true;
-    mutex_unlock(&img->lock);
-}
-
-static int busy_with(struct image *img, const struct record *rec)
-{
-    image_set_rival(img, rec);
-    return -EBUSY;
-}
-
 struct own_rows {
     uint64_t ino;
     struct record *rec; /* the last one found */
@@ -96,10 +65,9 @@ static int settle_own(struct guard *g, const struct inode *i)
 /* May this inode number be claimed, seen what rules now? 0, -EBUSY (another host), or -EUCLEAN with
  * a log line. */
 static int check_ruling(struct guard *g, struct image *img, const char *what, const struct claim *c,
-                        const struct io_handle *handle)
+                        const struct io_handle *handle, struct conflict *ret)
 {
     struct inode *i = img->inode;
-    image_set_rival(img, NULL);
     if (c->kind == CLAIM_NONE || c->kind == CLAIM_FREE)
         return 0;
     if (c->kind == CLAIM_BAD) {
@@ -125,15 +93,18 @@ static int check_ruling(struct guard *g, struct image *img, const char *what, co
     }
     if (claim_is_of(&c->rec, &g->host) && !image_busy_twin(g, img)) {
         int r = settle_own(g, i);
+        if (r == -EBUSY)
+            conflict_claim(ret, &c->rec);
         if (r != -EUCLEAN)
-            return r == -EBUSY ? busy_with(img, &c->rec) : r == 0 ? -EAGAIN : r;
+            return r == 0 ? -EAGAIN : r;
         image_log_refused(
             g, i, what,
             "this host left it claimed (generation %llu) and could not settle that; see diskguardctl why, then fsck.diskguard %s with this view unmounted",
             (unsigned long long)c->generation, g->store.path);
         return r;
     }
-    return busy_with(img, &c->rec);
+    conflict_claim(ret, &c->rec);
+    return -EBUSY;
 }
 
 void image_log_foreign(struct guard *g, struct inode *i, const char *what)
@@ -315,7 +286,8 @@ static int recheck(struct guard *g, struct image *img, const struct acquire *a,
 
 /* Claimed: from here on failure needs an undo. */
 static int seal_claimed(struct guard *g, struct image *img, const struct acquire *a,
-                        bool *ret_sealing, const struct header *was) REQUIRES(img->header)
+                        bool *ret_sealing, const struct header *was, struct conflict *ret)
+    REQUIRES(img->header)
 {
     /* The claim is durable: whoever takes the fence from now on sees it. */
     int r = io_fence_shared(img->fd, g->store.fence);
@@ -327,11 +299,11 @@ static int seal_claimed(struct guard *g, struct image *img, const struct acquire
     if (r == 0)
         r = recheck(g, img, a, was);
     if (r == 0)
-        r = image_chain_needed(g, img, a->who);
+        r = image_chain_needed(g, img, a->who, ret);
     if (r == 0)
-        r = image_reader_in_way(g, img, a->who);
+        r = image_reader_in_way(g, img, a->who, ret);
     if (r == 0 && !(a->plan_none && !a->plain_too)) /* not for what removes or empties it */
-        r = image_chain_mark(g, img, a->who, false);
+        r = image_chain_mark(g, img, a->who, false, ret);
     if (r == 0 && img->rec->plan.n > 0) {
         struct seal s = image_seal(g, img);
         *ret_sealing = true;
@@ -365,7 +337,7 @@ static int free_header(struct guard *g, struct image *img, const struct acquire 
 }
 
 static int make_record(struct guard *g, struct image *img, const struct acquire *a,
-                       struct header *ret_header) REQUIRES(img->header)
+                       struct header *ret_header, struct conflict *ret) REQUIRES(img->header)
 {
     _cleanup_free_ struct claim *c = malloc(sizeof(*c));
     if (!c)
@@ -377,16 +349,16 @@ static int make_record(struct guard *g, struct image *img, const struct acquire 
     r = claim_read(&g->store, img->inode->ino, c);
     if (r < 0)
         return r;
-    r = check_ruling(g, img, a->what, c, &handle);
+    r = check_ruling(g, img, a->what, c, &handle, ret);
     if (r < 0)
         return r;
     r = free_header(g, img, a, c, ret_header);
     if (r == 0)
         r = image_shared_refuse(g, img->inode, a->what);
     if (r == 0) /* it decides under the claim; here it saves a generation for each attempt */
-        r = image_chain_needed(g, img, a->who);
+        r = image_chain_needed(g, img, a->who, ret);
     if (r == 0)
-        r = image_reader_in_way(g, img, a->who);
+        r = image_reader_in_way(g, img, a->who, ret);
     if (r < 0)
         return r;
     struct stat st;
@@ -400,7 +372,7 @@ static int make_record(struct guard *g, struct image *img, const struct acquire 
 }
 
 static int acquire_locked(struct guard *g, struct image *img, const struct acquire *a,
-                          bool *ret_stuck) REQUIRES(img->header)
+                          bool *ret_stuck, struct conflict *ret) REQUIRES(img->header)
 {
     _cleanup_header_ struct header *h = header_new();
     if (!h)
@@ -411,20 +383,20 @@ static int acquire_locked(struct guard *g, struct image *img, const struct acqui
             "this host has lost the lock on its record on the datastore, so another process may act in its name; the log says since when. Unmount the view and mount it again if that does not pass");
         return -EIO;
     }
-    int r = make_record(g, img, a, h);
+    int r = make_record(g, img, a, h, ret);
     if (r < 0)
         return r;
     /* Exclusive first, so that no other host has the file open for write, not even as a plain one:
      * that needs no claim. */
     r = io_fence_exclusive(img->fd, g->store.fence);
     if (r == -EAGAIN) {
-        image_fence_refused(img, true);
+        conflict_set(ret, CONFLICT_FENCE);
         return -EBUSY;
     }
     if (r == 0)
         r = image_bytes_take(img, a->judge && img->rec->plan.n == 0);
     if (r == -EBUSY)
-        outside_refused(img);
+        conflict_set(ret, CONFLICT_OUTSIDE);
     if (r < 0)
         return r;
     struct record *rec = img->rec;
@@ -443,7 +415,7 @@ static int acquire_locked(struct guard *g, struct image *img, const struct acqui
     }
     image_note(img);
     bool sealing = false;
-    r = seal_claimed(g, img, a, &sealing, h);
+    r = seal_claimed(g, img, a, &sealing, h, ret);
     if (r == 0)
         return 0;
     if (!sealing) { /* not a byte was written: whatever the header is now, it is not ours to undo */
@@ -471,7 +443,8 @@ static void log_damage(struct guard *g, const struct image *img) REQUIRES(img->h
         img->bytes_held ? "locks on QEMU's bytes" : "nothing");
 }
 
-int image_acquire(struct guard *g, struct image *img, const struct acquire *a, bool *ret_stuck)
+int image_acquire(struct guard *g, struct image *img, const struct acquire *a, bool *ret_stuck,
+                  struct conflict *ret)
 {
     *ret_stuck = false;
     rwlock_write(&img->header);
@@ -491,7 +464,7 @@ int image_acquire(struct guard *g, struct image *img, const struct acquire *a, b
             r = img->fd;
     }
     if (r == 0)
-        r = acquire_locked(g, img, a, ret_stuck);
+        r = acquire_locked(g, img, a, ret_stuck, ret);
     if (r == 0 || *ret_stuck) {
         mutex_lock(&img->lock);
         img->mtime = img->rec->mtime;

@@ -56,7 +56,8 @@ struct chain {
     struct image *img;
     const struct record *rec; /* of the image above */
     const struct opener *who;
-    bool late;  /* the image was written already: nothing is refused any more */
+    struct conflict *conflict; /* of the request */
+    bool late;                 /* the image was written already: nothing is refused any more */
     bool doubt; /* what is below some file could not be told: then no former mark goes */
     struct item *todo;
     const char *dir; /* for add_item() */
@@ -147,13 +148,6 @@ bool image_own_claim(const struct guard *g, const struct record *rec, const stru
            (g->opt.writers == WRITERS_HOST || opener_same(&holder, who));
 }
 
-static void set_needs(struct image *img, const char *how, const char *path)
-{
-    mutex_lock(&img->lock);
-    snprintf(img->rival.needs, sizeof(img->rival.needs), "%.60s '%.200s'", how, path);
-    mutex_unlock(&img->lock);
-}
-
 /* Who has the file below? 0: nobody whom it matters. */
 static int look_below(struct chain *c, int fd, uint64_t ino, const char *path, const char *role)
 {
@@ -184,10 +178,9 @@ static int look_below(struct chain *c, int fd, uint64_t ino, const char *path, c
             c->g->store.path);
         return -EUCLEAN;
     }
-    image_set_rival(c->img, &claim->rec);
     char how[64];
     snprintf(how, sizeof(how), "it needs its %s", role);
-    set_needs(c->img, how, path);
+    conflict_linked(c->conflict, how, path, &claim->rec);
     return -EBUSY;
 }
 
@@ -245,12 +238,10 @@ static int look_plain(struct chain *c, int fd, uint64_t ino, const char *path, c
     }
     char how[48];
     snprintf(how, sizeof(how), "somebody writes its %s", role);
-    image_set_rival(c->img, NULL);
-    set_needs(c->img, how, path);
-    mutex_lock(&c->img->lock);
-    snprintf(c->img->rival.host_name, sizeof(c->img->rival.host_name), "%s",
-             l.other ? c->g->host.name : "(another; look with fuser -v)");
-    mutex_unlock(&c->img->lock);
+    conflict_linked(c->conflict, how, path, NULL);
+    if (c->conflict)
+        snprintf(c->conflict->host_name, sizeof(c->conflict->host_name), "%s",
+                 l.other ? c->g->host.name : "(another; look with fuser -v)");
     return -EBUSY;
 }
 
@@ -420,14 +411,16 @@ static void drop_former(struct chain *c)
             c->rec->image, strerror(-r));
 }
 
-int image_chain_mark(struct guard *g, struct image *img, const struct opener *who, bool late)
+int image_chain_mark(struct guard *g, struct image *img, const struct opener *who, bool late,
+                     struct conflict *ret)
 {
     struct chain *c = calloc(1, sizeof(*c));
     _cleanup_header_ struct header *h = header_new();
     char dir[PATH_MAX];
     int r = c && h ? header_read(img->fd, &img->rec->plan, h) : -ENOMEM;
     if (r == 0) {
-        *c = (struct chain){.g = g, .img = img, .rec = img->rec, .who = who, .late = late};
+        *c = (struct chain){
+            .g = g, .img = img, .rec = img->rec, .who = who, .conflict = ret, .late = late};
         header_patch(h, &img->rec->plan, true);
         header_identify(h);
         if (h->verdict == FORMAT_MORE)
@@ -460,7 +453,7 @@ int image_chain_mark(struct guard *g, struct image *img, const struct opener *wh
 
 void image_chain_edited(struct guard *g, struct image *img, const struct opener *who)
 {
-    int r = image_chain_mark(g, img, who, true);
+    int r = image_chain_mark(g, img, who, true, NULL);
     if (r < 0)
         log_image(
             LOG_ERR, img->rec->image, g->host.name, img->rec->generation,
@@ -478,7 +471,8 @@ void image_chain_drop(struct guard *g, uint64_t ino, uint64_t generation)
 
 /* ---- the other side ---- */
 
-int image_chain_needed(struct guard *g, struct image *img, const struct opener *who)
+int image_chain_needed(struct guard *g, struct image *img, const struct opener *who,
+                       struct conflict *ret)
 {
     _cleanup_free_ struct claim *c = malloc(sizeof(*c));
     _cleanup_free_ struct mark *m = NULL;
@@ -497,8 +491,7 @@ int image_chain_needed(struct guard *g, struct image *img, const struct opener *
         char above[RECORD_IMAGE_MAX + 16] = "?";
         if (c->kind == CLAIM_HELD)
             whereis_name(&g->store, c->rec.ino, &c->rec.handle, c->rec.image, above, sizeof(above));
-        image_set_rival(img, &c->rec);
-        set_needs(img, "it is needed by", above);
+        conflict_linked(ret, "it is needed by", above, &c->rec);
         r = -EBUSY;
     }
     return r;
@@ -506,10 +499,10 @@ int image_chain_needed(struct guard *g, struct image *img, const struct opener *
 
 /* A rename loses nothing, so nobody need be kept out for it: whoever comes to need the file between
  * this look and the rename finds no file, or has opened it already; the name can be given back. */
-int image_moving(struct guard *g, struct inode *i, const struct opener *who)
+int image_moving(struct guard *g, struct inode *i, const struct opener *who, struct conflict *ret)
 {
     struct image *img = S_ISREG(i->type) && i->dev == g->store.dev ? image_get(i) : NULL;
-    return img ? image_chain_needed(g, img, who) : 0;
+    return img ? image_chain_needed(g, img, who, ret) : 0;
 }
 
 int image_each_needed(struct guard *g, const struct opener *who,

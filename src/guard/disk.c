@@ -25,44 +25,52 @@ static int has_name(const struct handle *h)
 }
 
 /* One attempt. -EAGAIN: the file changed meanwhile, from the start. */
-static int claim_once(struct guard *g, struct image *img, struct handle *h)
+static int claim_once(struct guard *g, struct image *img, struct handle *h, struct conflict *ret)
 {
-    if (atomic_load(&g->stopping) || image_others_write(g, img, &h->opener))
+    if (atomic_load(&g->stopping) || image_others_write(g, img, &h->opener, ret))
         return -EBUSY;
     HOOK("image.disk.begin");
-    if (!image_begin(g, img))
+    if (!image_begin(g, img, ret))
         return atomic_load(&h->guarded) ? 0 : -EBUSY;
     /* as a plain file until a moment ago; nobody can any more */
-    if (image_others_write(g, img, &h->opener)) {
+    if (image_others_write(g, img, &h->opener, ret)) {
         image_end(g, img);
         return -EBUSY;
     }
     struct acquire a = {
         .who = &h->opener, .what = IMAGE_DISK_LOCK, .plain_too = true, .judge = true};
-    return image_claim_plain(g, img, &a, false);
+    return image_claim_plain(g, img, &a, false, ret);
 }
 
-int image_disk_claim(struct guard *g, struct handle *h)
+static int claim(struct guard *g, struct handle *h, struct conflict *ret)
 {
     struct image *img = image_get(h->inode);
     if (!img)
         return -ENOMEM;
     /* A manager has opened it for a virtual machine: that writes from now on. */
-    int r = image_first_change(g, h);
+    int r = image_first_change(g, h, ret);
     if (r < 0 || atomic_load(&h->guarded) || is_exempt(g, h))
         return r;
     r = has_name(h);
     if (r <= 0)
         return r;
-    image_set_rival(img, NULL);
     r = -EAGAIN;
     for (unsigned n = 0; n < IMAGE_CHANGED_MAX && r == -EAGAIN; n++)
-        r = claim_once(g, img, h);
+        r = claim_once(g, img, h, ret);
     if (r == -EAGAIN || (r == 0 && !atomic_load(&h->guarded)))
         return -EBUSY;
     /* What the kernel keeps of the file may be older than what another host wrote before. No
      * request waits for this one with a page locked. */
     if (r == 0)
         guard_forget_pages(g, h->inode);
+    return r;
+}
+
+int image_disk_claim(struct guard *g, struct handle *h, struct conflict *ret_conflict)
+{
+    conflict_set(ret_conflict, CONFLICT_NONE);
+    int r = claim(g, h, ret_conflict);
+    if (r == -EBUSY)
+        image_conflict_fill(atomic_load(&h->inode->image), ret_conflict);
     return r;
 }

@@ -76,10 +76,11 @@ static bool is_dirty(struct image *img)
     return dirty;
 }
 
-int image_claim_plain(struct guard *g, struct image *img, const struct acquire *a, bool writes)
+int image_claim_plain(struct guard *g, struct image *img, const struct acquire *a, bool writes,
+                      struct conflict *ret)
 {
     bool stuck;
-    int r = image_acquire(g, img, a, &stuck);
+    int r = image_acquire(g, img, a, &stuck, ret);
     if (r < 0) {
         image_acquire_failed(g, img, a, stuck, r);
         return r;
@@ -100,24 +101,23 @@ int image_claim_plain(struct guard *g, struct image *img, const struct acquire *
     return r;
 }
 
-int image_convert(struct guard *g, struct image *img, const struct opener *who)
+int image_convert(struct guard *g, struct image *img, const struct opener *who,
+                  struct conflict *ret)
 {
-    if (!image_begin(g, img)) {
+    if (!image_begin(g, img, ret)) {
         /* another thread is at it; the caller looks again */
         wait_idle(img, seconds_to_wait(g) + 1);
         return -EALREADY;
     }
     struct acquire a = {
         .who = who, .what = "write of an image header", .plan_none = true, .plain_too = true};
-    return image_claim_plain(g, img, &a, true);
+    return image_claim_plain(g, img, &a, true, ret);
 }
 
 /* Was it the fence that was refused? Then pauses. */
-static bool wait_fence(struct image *img)
+static bool wait_fence(const struct conflict *c)
 {
-    mutex_lock(&img->lock);
-    bool fenced = img->rival.fenced;
-    mutex_unlock(&img->lock);
+    bool fenced = c->kind == CONFLICT_FENCE;
     const struct timespec pause = {.tv_nsec = FENCE_PAUSE_MS * 1000000L};
     if (fenced)
         nanosleep(&pause, NULL);
@@ -132,6 +132,7 @@ struct becoming {
     const char *what; /* for the log line */
     unsigned busy, changed;
     uint64_t until; /* CLOCK_MONOTONIC, ms: so long the fence is waited for */
+    struct conflict conflict;
 };
 
 static struct becoming becoming(const struct guard *g, const char *what)
@@ -141,12 +142,27 @@ static struct becoming becoming(const struct guard *g, const char *what)
                                                           UINT64_C(1000)};
 }
 
+/* Nothing was tried, for it was known before that somebody has the file: says who. */
+static void look_who(struct guard *g, struct inode *i, struct conflict *ret)
+{
+    _cleanup_free_ struct claim *c = malloc(sizeof(*c));
+    struct io_handle handle;
+    image_conflict_fill(atomic_load(&i->image), ret);
+    if (ret->kind == CONFLICT_OPENING && c && claim_read(&g->store, i->ino, c) == 0 &&
+        c->kind == CLAIM_HELD && io_handle_get(i->fd, &handle) == 0 &&
+        io_handle_equal(&c->rec.handle, &handle))
+        conflict_claim(ret, &c->rec);
+}
+
 /* A handle that may not write any more, for the file is somebody else's image: one line for each,
  * for its program may go on trying. */
-static int refused(struct guard *g, struct handle *h, const char *what)
+static int refused(struct guard *g, struct handle *h, struct becoming *b)
 {
-    if (!atomic_exchange(&h->refusal_logged, true))
-        image_refused(g, h->inode, &h->opener, what, -EBUSY);
+    if (!atomic_exchange(&h->refusal_logged, true)) {
+        if (b->conflict.kind == CONFLICT_NONE)
+            look_who(g, h->inode, &b->conflict);
+        image_refused(g, h->inode, &h->opener, b->what, &b->conflict);
+    }
     return -EBUSY;
 }
 
@@ -158,18 +174,19 @@ static int become(struct guard *g, struct image *img, struct handle *h, struct b
         image_log_foreign(g, h->inode, b->what);
         return -EXDEV;
     }
-    int r = image_convert(g, img, &h->opener);
+    conflict_set(&b->conflict, CONFLICT_NONE);
+    int r = image_convert(g, img, &h->opener, &b->conflict);
     if (r == 0 || atomic_load(&h->guarded))
         return 0;
     if (r == -EALREADY)
-        return ++b->busy > BUSY_MAX ? refused(g, h, b->what) : 0;
+        return ++b->busy > BUSY_MAX ? refused(g, h, b) : 0;
     if (r == -EAGAIN && ++b->changed > IMAGE_CHANGED_MAX) {
         image_log_refused(g, h->inode, b->what, "the file changes again and again meanwhile");
         return -EIO;
     }
-    if (r == -EAGAIN || (r == -EBUSY && base_now_ms() < b->until && wait_fence(img)))
+    if (r == -EAGAIN || (r == -EBUSY && base_now_ms() < b->until && wait_fence(&b->conflict)))
         return 0;
-    return r == -EBUSY ? refused(g, h, b->what) : r;
+    return r == -EBUSY ? refused(g, h, b) : r;
 }
 
 /* ---- writes ---- */
@@ -373,7 +390,7 @@ static ssize_t write_unguarded(struct guard *g, struct image *img, struct handle
     int r = plain_look(g, h);
     *ret_again = false;
     if (r < 0 && atomic_load(&h->barred))
-        return r == -EBUSY ? refused(g, h, b->what) : r;
+        return r == -EBUSY ? refused(g, h, b) : r;
     if (r == -EBUSY) /* it is an image: by its content, its name, or a claim */
         becomes = true;
     else if (r < 0)
@@ -383,7 +400,7 @@ static ssize_t write_unguarded(struct guard *g, struct image *img, struct handle
     if (r == -EAGAIN) {
         wait_idle(img, seconds_to_wait(g) + 1);
         if (++b->busy > BUSY_MAX && !atomic_load(&h->guarded))
-            return refused(g, h, b->what); /* held by somebody else, and not about to be let go */
+            return refused(g, h, b); /* held by somebody else, and not about to be let go */
     } else if (becomes) {
         r = become(g, img, h, b);
         if (r < 0)
@@ -451,7 +468,7 @@ static int change_unguarded(struct guard *g, struct handle *h, const struct edit
             return -EAGAIN;
         int barred = atomic_load(&h->barred);
         if (barred)
-            return barred == EBUSY ? refused(g, h, b.what) : -barred;
+            return barred == EBUSY ? refused(g, h, &b) : -barred;
         int r = change_plain(g, h, e);
         if (r != -EBUSY)
             return r;

@@ -72,7 +72,7 @@ static void pause_for_move(struct image *img)
 }
 
 /* What the open left out. */
-static int open_now(struct guard *g, struct image *img, struct handle *h)
+static int open_now(struct guard *g, struct image *img, struct handle *h, struct conflict *ret)
 {
     uint64_t since = base_now_ms(),
              until = since + DG_MIN(g->opt.wait_s, WAIT_MAX_S) * UINT64_C(1000);
@@ -81,9 +81,9 @@ static int open_now(struct guard *g, struct image *img, struct handle *h)
         HOOK("image.first");
         r = make_writable(h);
         if (r == 0)
-            r = image_open(g, h, false);
+            r = image_open(g, h, false, ret);
         if (r != -EBUSY || base_now_ms() >= until || atomic_load(&g->stopping) ||
-            image_wait_is_vain(g, h->inode, &h->opener, since))
+            image_wait_is_vain(g, h->inode, &h->opener, since, ret))
             break;
         pause_for_move(img);
     }
@@ -93,12 +93,13 @@ static int open_now(struct guard *g, struct image *img, struct handle *h)
     }
     image_make_read_only(h); /* and so any lock goes that the attempt left on it */
     if (r == -EBUSY)
-        image_refused(g, h->inode, &h->opener, "first change (option managers=)", r);
+        image_refused(g, h->inode, &h->opener, "first change (option managers=)", ret);
     return r;
 }
 
-int image_first_change(struct guard *g, struct handle *h)
+int image_first_change(struct guard *g, struct handle *h, struct conflict *ret_conflict)
 {
+    struct conflict own, *c = ret_conflict ? ret_conflict : &own;
     if (!image_first_expected(h))
         return 0;
     struct image *img = image_get(h->inode);
@@ -112,7 +113,7 @@ int image_first_change(struct guard *g, struct handle *h)
             return 0;
         pause_for_move(img); /* another thread is at it */
     }
-    int r = open_now(g, img, h);
+    int r = open_now(g, img, h, c);
     mutex_lock(&img->lock);
     atomic_store(&h->first, r == 0 ? FIRST_DONE : FIRST_DUE);
     pthread_cond_broadcast(&img->moved);

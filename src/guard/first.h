@@ -28,7 +28,8 @@ static inline bool image_first_expected(const struct handle *h)
 
 /* Before any change through a handle. 0: go on, at once for all other handles; -EBUSY: held by
  * another (logged), or -errno. Blocks for up to wait= and on the datastore: not on a thread that
- * reads requests. */
-DG_MUST_CHECK int image_first_change(struct guard *g, struct handle *h);
+ * reads requests. ret_conflict: who is in the way, after -EBUSY; NULL: nobody wants to know. */
+DG_MUST_CHECK int image_first_change(struct guard *g, struct handle *h,
+                                     struct conflict *ret_conflict);
 
 #endif

@@ -108,13 +108,40 @@ static void busy_remove(struct guard *g, struct image *img)
     mutex_unlock(&g->images->lock);
 }
 
-bool image_begin(struct guard *g, struct image *img)
+void image_conflict_locked(const struct image *img, struct conflict *ret)
+{
+    enum image_state s = img->state;
+    bool broken = s == IMAGE_STUCK || s == IMAGE_FENCED;
+    conflict_set(ret, s == IMAGE_IDLE ? CONFLICT_OPENING
+                      : broken        ? CONFLICT_BROKEN
+                                      : CONFLICT_HERE);
+    if (!ret)
+        return;
+    bool plain = s == IMAGE_IDLE && img->writers;
+    ret->pid = plain ? img->writers->opener.pid : img->holder.pid;
+    ret->generation = img->info.generation;
+    ret->released = s == IMAGE_RESTORING;
+    snprintf(ret->since, sizeof(ret->since), "%s", s == IMAGE_SEALED ? img->info.since : "");
+    snprintf(ret->what, sizeof(ret->what), "%s", state_names[s]);
+}
+
+void image_conflict_fill(struct image *img, struct conflict *ret)
+{
+    mutex_lock(&img->lock);
+    if (ret && ret->kind == CONFLICT_NONE)
+        image_conflict_locked(img, ret);
+    mutex_unlock(&img->lock);
+}
+
+bool image_begin(struct guard *g, struct image *img, struct conflict *ret)
 {
     mutex_lock(&img->lock);
     bool idle = img->state == IMAGE_IDLE && !img->plain_busy;
     if (idle) {
         image_move_locked(g, img, IMAGE_SEALING, 0);
         img->look.valid = false; /* from now on this host knows better */
+    } else {
+        image_conflict_locked(img, ret);
     }
     mutex_unlock(&img->lock);
     if (idle)

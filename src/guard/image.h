@@ -16,29 +16,12 @@
 
 #include "base/log.h"
 #include "base/sync.h"
+#include "guard/conflict.h"
 #include "guard/disk.h"
 #include "guard/guard.h"
 #include "guard/qemu_locks.h"
 #include "guard/readers.h"
 #include "node/opener.h"
-
-/* The last one who kept us out, for the log line. */
-struct image_rival {
-    char host_name[RECORD_NAME_MAX];
-    dg_uuid host;
-    uint64_t pid, generation;
-    char since[32];
-    bool restoring;
-    bool fenced; /* nobody's claim: the fence lock was not granted */
-    /* nobody's claim: a QEMU lock says that a program outside of the views writes it */
-    bool outside;
-    /* nobody's claim: that host's program, whose name is in `needs`, reads it and wants no writer
-     * beside it */
-    bool reads;
-    /* not this file is held, but one below or above it: "it needs its backing file 'x'", "it is
-     * needed by 'y'" */
-    char needs[320];
-};
 
 /* probe.c: a line about a refusal, as a hash, and when it was said. */
 #define IMAGE_SAID_MAX 4
@@ -68,7 +51,6 @@ struct image {
     bool vanished GUARDED_BY(lock);
     unsigned n_names GUARDED_BY(lock); /* operations on its names by its own holder under way */
     bool unlinked GUARDED_BY(lock);    /* one of them took its last name: that is no VANISHED */
-    struct image_rival rival GUARDED_BY(lock);
     struct image_said said[IMAGE_SAID_MAX] GUARDED_BY(lock);
     /* what control.c shows, so that it never waits for `header` */
     struct image_info info GUARDED_BY(lock);
@@ -154,8 +136,12 @@ struct image_table {
 struct image *image_get(struct inode *i);
 
 /* IDLE -> SEALING, if it is IDLE and nobody opens it as a plain file just now: the caller then owns
- * the long action. The busy list pins the inode until image_end(). */
-bool image_begin(struct guard *g, struct image *img) EXCLUDES(img->lock);
+ * the long action. The busy list pins the inode until image_end(). false: ret says who has it. */
+bool image_begin(struct guard *g, struct image *img, struct conflict *ret) EXCLUDES(img->lock);
+/* Who of this host has it, by its state. */
+void image_conflict_locked(const struct image *img, struct conflict *ret) REQUIRES(img->lock);
+/* The same where nobody has said yet who is in the way. */
+void image_conflict_fill(struct image *img, struct conflict *ret) EXCLUDES(img->lock);
 /* The one function in which a state changes. error: positive errno for STUCK and FENCED. Wakes
  * whoever is parked. */
 void image_move_locked(struct guard *g, struct image *img, enum image_state to, int error)
@@ -192,13 +178,12 @@ DG_MUST_CHECK int image_adopt_writers(struct guard *g, struct image *img)
 
 /* A plain file is about to become an image under its writers' hands: claims it, without a seal yet,
  * for all of them. -EAGAIN: it changed meanwhile; -EALREADY: another thread is at it: look again.
- * -EBUSY: another host holds it (image_refused says who). */
-DG_MUST_CHECK int image_convert(struct guard *g, struct image *img, const struct opener *who)
-    EXCLUDES(img->lock, img->header);
-/* Has another process the file open for write (writers=process)? Where it is not held: img->holder
- * is that one, for image_refused(). */
-bool image_others_write(struct guard *g, struct image *img, const struct opener *who)
-    EXCLUDES(img->lock);
+ * -EBUSY: somebody is in the way. */
+DG_MUST_CHECK int image_convert(struct guard *g, struct image *img, const struct opener *who,
+                                struct conflict *ret) EXCLUDES(img->lock, img->header);
+/* Has another process the file open for write (writers=process)? */
+bool image_others_write(struct guard *g, struct image *img, const struct opener *who,
+                        struct conflict *ret) EXCLUDES(img->lock);
 
 /* Pins every image that is not IDLE. The caller puts each inode and frees the array. NULL, and 0
  * images: out of memory. */
@@ -248,8 +233,8 @@ void image_log_state(struct guard *g, struct image *img, int priority, const cha
 int image_restore(struct guard *g, struct image *img) EXCLUDES(img->lock, img->header);
 
 /* Takes the claim, with a plan and its seal or (plan_none) without. The state is SEALING, ours. On
- * success rec, fd and held are set and the state is still SEALING. -EBUSY: held by another (rival
- * is filled); any other error is final. Nothing is left on failure, or the state is STUCK
+ * success rec, fd and held are set and the state is still SEALING. -EBUSY: somebody is in the way;
+ * any other error is final. Nothing is left on failure, or the state is STUCK
  * (*ret_stuck). */
 struct acquire {
     const struct opener *who;
@@ -260,33 +245,35 @@ struct acquire {
     bool judge;              /* apply the rules of an open for write to the header */
 };
 DG_MUST_CHECK int image_acquire(struct guard *g, struct image *img, const struct acquire *a,
-                                bool *ret_stuck);
+                                bool *ret_stuck, struct conflict *ret);
 /* edit.c: the same of a plain file (image_begin() was true) for all handles that have it open for
  * write, up to SEALED. writes: the caller is about to change it. -EAGAIN: it changed meanwhile. */
 DG_MUST_CHECK int image_claim_plain(struct guard *g, struct image *img, const struct acquire *a,
-                                    bool writes) EXCLUDES(img->lock, img->header);
+                                    bool writes, struct conflict *ret)
+    EXCLUDES(img->lock, img->header);
 
 /* ---- chain.c ---- */
 
 /* Claimed, and not sealed: marks every file that the image needs, then looks whether somebody
- * writes it. -EBUSY: yes, and the rival says who; -EUCLEAN (logged) or -errno. late: the image has
- * been written; only where its links changed, and nothing is refused. */
+ * writes it. -EBUSY: yes; -EUCLEAN (logged) or -errno. late: the image has been written; only where
+ * its links changed, and nothing is refused. */
 DG_MUST_CHECK int image_chain_mark(struct guard *g, struct image *img, const struct opener *who,
-                                   bool late) REQUIRES(img->header) EXCLUDES(img->lock);
+                                   bool late, struct conflict *ret) REQUIRES(img->header)
+    EXCLUDES(img->lock);
 /* After an edit of a held image: the files that it needs now are marked, too, and those that it
  * needs no more are free. What goes wrong is logged. */
 void image_chain_edited(struct guard *g, struct image *img, const struct opener *who)
     REQUIRES(img->header) EXCLUDES(img->lock);
 /* After the claim is free. Best effort. */
 void image_chain_drop(struct guard *g, uint64_t ino, uint64_t generation);
-/* Does an image need this file that another process, or host, holds? -EBUSY: yes, and the rival
- * says which; 0 or -errno. */
-DG_MUST_CHECK int image_chain_needed(struct guard *g, struct image *img, const struct opener *who)
+/* Does an image need this file that another process, or host, holds? -EBUSY: yes; 0 or -errno. */
+DG_MUST_CHECK int image_chain_needed(struct guard *g, struct image *img, const struct opener *who,
+                                     struct conflict *ret) EXCLUDES(img->lock);
+/* readers.c: does another process, or host, read it that wants no writer beside it? -EBUSY: yes; 0
+ * or -errno. */
+DG_MUST_CHECK int image_reader_in_way(struct guard *g, struct image *img, const struct opener *who,
+                                      struct conflict *ret) REQUIRES(img->header)
     EXCLUDES(img->lock);
-/* readers.c: does another process, or host, read it that wants no writer beside it? -EBUSY: yes,
- * and the rival says who; 0 or -errno. */
-DG_MUST_CHECK int image_reader_in_way(struct guard *g, struct image *img, const struct opener *who)
-    REQUIRES(img->header) EXCLUDES(img->lock);
 /* Before the claim is freed: what its readers need then, a name on the datastore, which no other
  * host could have wanted to see before. */
 void image_reader_follow(struct guard *g, struct image *img) REQUIRES(img->header)
@@ -298,8 +285,6 @@ void image_reader_tend(struct guard *g);
 DG_MUST_CHECK int image_chain_guards(struct guard *g, const struct inode *i);
 /* Is this the claim of a process that may write with this one? */
 bool image_own_claim(const struct guard *g, const struct record *rec, const struct opener *who);
-/* Notes for image_refused() who is in the way. NULL: nobody. */
-void image_set_rival(struct image *img, const struct record *rec) EXCLUDES(img->lock);
 
 /* Is the same inode number held through another inode of the view (one that was displaced by a
  * reused number)? */
@@ -329,10 +314,10 @@ DG_MUST_CHECK int image_plain_check(struct guard *g, struct handle *h);
 /* ---- plain.c: the fence of plain files that are open for write ---- */
 
 /* A handle is about to write a plain file. Takes the shared fence for it, or counts on the one that
- * is there. -EBUSY: another host is just claiming the file (image_refused says so), or it has
- * become an image, or a thread here is at it: from the start. 0 without a fence. */
-DG_MUST_CHECK int image_plain_enter(struct guard *g, struct image *img, struct handle *h)
-    EXCLUDES(img->lock);
+ * is there. -EBUSY: another host is just claiming the file, or it has become an image, or a thread
+ * here is at it: from the start. 0 without a fence. */
+DG_MUST_CHECK int image_plain_enter(struct guard *g, struct image *img, struct handle *h,
+                                    struct conflict *ret) EXCLUDES(img->lock);
 /* The handle's descriptor is closed: what it wrote has left this host. */
 void image_plain_leave(struct guard *g, struct image *img, struct handle *h) EXCLUDES(img->lock);
 /* A duplicate of plain_fd: the same lock, for OFD locks and flock belong to the open file
@@ -351,8 +336,6 @@ bool image_plain_suspect(struct image *img) EXCLUDES(img->lock);
 DG_MUST_CHECK int image_plain_mend(struct guard *g, struct image *img) EXCLUDES(img->lock);
 /* Plain writers get EBUSY until the monitor finds that the file is still plain. */
 void image_plain_bar(struct image *img) EXCLUDES(img->lock);
-/* Notes for image_refused() why -EBUSY: the fence lock was refused, and no claim says by whom. */
-void image_fence_refused(struct image *img, bool refused) EXCLUDES(img->lock);
 /* ---- qemu_locks.c: the guard's own locks on the bytes that QEMU locks ---- */
 
 /* Looks whether a QEMU outside of this view has the file open for write: -EBUSY. hold: takes the

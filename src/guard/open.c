@@ -26,12 +26,13 @@ static int open_finish(struct guard *g, struct image *img, struct handle *h, boo
     return r;
 }
 
-static int open_first(struct guard *g, struct image *img, struct handle *h, bool truncate)
+static int open_first(struct guard *g, struct image *img, struct handle *h, bool truncate,
+                      struct conflict *ret)
 {
     struct acquire a = {
         .who = &h->opener, .what = "open for write", .plan_none = truncate, .judge = true};
     bool stuck;
-    int r = image_acquire(g, img, &a, &stuck);
+    int r = image_acquire(g, img, &a, &stuck, ret);
     if (r < 0) {
         image_acquire_failed(g, img, &a, stuck, r);
         return r;
@@ -72,7 +73,8 @@ enum join { JOIN_TO_WRITE, JOIN_FOR_NAMES, JOIN_FOR_NAMES_ALONE /* not a byte ch
 /* A reservation in the hold of the process itself: no restore begins under us. What manages the
  * machines of this host may take a name from what one of them holds, as on the raw datastore
  * (libvirt removes the scratch file of a backup before QEMU closes it). false: not ours to join. */
-static bool join(struct guard *g, struct image *img, const struct opener *who, enum join how)
+static bool join(struct guard *g, struct image *img, const struct opener *who, enum join how,
+                 struct conflict *ret)
 {
     bool manager = how == JOIN_FOR_NAMES_ALONE && image_first_is_manager(g, who);
     mutex_lock(&img->lock);
@@ -82,17 +84,18 @@ static bool join(struct guard *g, struct image *img, const struct opener *who, e
     if (may) {
         img->n_guarded++;
         img->n_names += how != JOIN_TO_WRITE;
-    } else if (sealed) {
-        img->rival = (struct image_rival){0}; /* its holder is in the way, and nothing else */
+    } else {
+        image_conflict_locked(img, ret);
     }
     mutex_unlock(&img->lock);
     return may;
 }
 
 /* -EBUSY: not ours to join. */
-static int open_join(struct guard *g, struct image *img, struct handle *h, bool truncate)
+static int open_join(struct guard *g, struct image *img, struct handle *h, bool truncate,
+                     struct conflict *ret)
 {
-    if (!join(g, img, &h->opener, JOIN_TO_WRITE))
+    if (!join(g, img, &h->opener, JOIN_TO_WRITE, ret))
         return -EBUSY;
     HOOK("image.fence.join");
     int r = image_fence_fd(g, img, h->fd);
@@ -121,15 +124,17 @@ static bool is_idle(struct image *img)
     return idle;
 }
 
-bool image_others_write(struct guard *g, struct image *img, const struct opener *who)
+bool image_others_write(struct guard *g, struct image *img, const struct opener *who,
+                        struct conflict *ret)
 {
     bool r = false;
     mutex_lock(&img->lock);
     for (const struct handle *h = img->writers; h && g->opt.writers == WRITERS_PROCESS;
          h = h->next_writer) {
         if (!opener_same(&h->opener, who)) {
+            image_conflict_locked(img, ret);
             if (img->state == IMAGE_IDLE)
-                img->holder = h->opener;
+                ret->pid = h->opener.pid;
             r = true;
         }
     }
@@ -139,9 +144,10 @@ bool image_others_write(struct guard *g, struct image *img, const struct opener 
 
 /* A file that is not an image now. The handle is listed, so that it joins when a write turns the
  * file into one. */
-static int open_plain(struct guard *g, struct image *img, struct handle *h, bool truncate)
+static int open_plain(struct guard *g, struct image *img, struct handle *h, bool truncate,
+                      struct conflict *ret)
 {
-    int r = image_plain_enter(g, img, h);
+    int r = image_plain_enter(g, img, h, ret);
     if (r < 0)
         return r;
     if (!image_writer_add(img, h, true)) {
@@ -235,7 +241,7 @@ static int adopt_idle(struct guard *g, struct image *img)
         who = img->writers->opener;
     mutex_unlock(&img->lock);
     for (unsigned n = 0; any && r == -EAGAIN && n < IMAGE_CHANGED_MAX; n++)
-        r = image_convert(g, img, &who);
+        r = image_convert(g, img, &who, NULL);
     return r;
 }
 
@@ -290,31 +296,24 @@ int image_plain_check(struct guard *g, struct handle *h)
     return guarded ? -EBUSY : 0;
 }
 
-int image_open(struct guard *g, struct handle *h, bool truncate)
+static int open_once(struct guard *g, struct image *img, struct handle *h, bool truncate,
+                     struct conflict *ret)
 {
-    struct image *img = image_get(h->inode);
-    if (!img)
-        return -ENOMEM;
     if (atomic_load(&g->stopping))
         return -EBUSY;
     int r;
     if (!is_idle(img)) {
-        r = open_join(g, img, h, truncate);
+        r = open_join(g, img, h, truncate, ret);
     } else {
         bool guarded;
-        image_fence_refused(img, false);
         r = image_guarded_file(g, h, &guarded);
         if (r < 0)
             return r;
         if (!guarded)
-            return open_plain(g, img, h, truncate);
-        if (image_others_write(g, img, &h->opener)) {
-            image_set_rival(img, NULL);
+            return open_plain(g, img, h, truncate, ret);
+        if (image_others_write(g, img, &h->opener, ret) || !image_begin(g, img, ret))
             return -EBUSY;
-        }
-        if (!image_begin(g, img))
-            return -EBUSY;
-        r = open_first(g, img, h, truncate);
+        r = open_first(g, img, h, truncate, ret);
         if (r == -EAGAIN)
             r = -EBUSY; /* the file changed under us: another try, from the start */
     }
@@ -327,23 +326,34 @@ int image_open(struct guard *g, struct handle *h, bool truncate)
     return r;
 }
 
+int image_open(struct guard *g, struct handle *h, bool truncate, struct conflict *ret_conflict)
+{
+    struct image *img = image_get(h->inode);
+    if (!img)
+        return -ENOMEM;
+    conflict_set(ret_conflict, CONFLICT_NONE);
+    int r = open_once(g, img, h, truncate, ret_conflict);
+    if (r == -EBUSY)
+        image_conflict_fill(img, ret_conflict);
+    return r;
+}
+
 /* ---- holds ---- */
 
 /* By the holder himself: claim and seal stay as they are until his last handle is closed. But not
  * of a file that another image needs, or another process's reader wants as it is: that he may write
  * it does not change what he may take from others. */
 static int hold_own(struct guard *g, struct image *img, const struct opener *who, bool data,
-                    struct hold *ret)
+                    struct hold *ret, struct conflict *ret_conflict)
 {
-    if (!join(g, img, who, data ? JOIN_FOR_NAMES : JOIN_FOR_NAMES_ALONE))
+    if (!join(g, img, who, data ? JOIN_FOR_NAMES : JOIN_FOR_NAMES_ALONE, ret_conflict))
         return -EBUSY;
     inode_pin(g->inodes, img->inode);
     *ret = (struct hold){.inode = img->inode, .claimed = true, .joined = true};
-    image_set_rival(img, NULL);
-    int r = image_chain_needed(g, img, who);
+    int r = image_chain_needed(g, img, who, ret_conflict);
     if (r == 0) {
         rwlock_write(&img->header);
-        r = image_reader_in_way(g, img, who);
+        r = image_reader_in_way(g, img, who, ret_conflict);
         rwlock_write_unlock(&img->header);
     }
     if (r < 0)
@@ -364,19 +374,14 @@ static void own_done(struct guard *g, struct image *img)
     mutex_unlock(&img->lock);
 }
 
-int image_hold(struct guard *g, struct inode *i, const struct opener *who, const char *what,
-               bool data, struct hold *ret)
+static int hold_once(struct guard *g, struct image *img, const struct opener *who, const char *what,
+                     bool data, struct hold *ret, struct conflict *ret_conflict)
 {
-    *ret = (struct hold){0};
-    if (!S_ISREG(i->type))
-        return 0;
-    struct image *img = image_get(i);
-    if (!img)
-        return -ENOMEM;
+    struct inode *i = img->inode;
     if (atomic_load(&g->stopping))
         return -EBUSY;
     if (!is_idle(img))
-        return hold_own(g, img, who, data, ret);
+        return hold_own(g, img, who, data, ret, ret_conflict);
     bool guarded;
     int r = image_guarded_inode(g, i, &guarded);
     if (r == -ESTALE || r == -ENOENT)
@@ -385,12 +390,12 @@ int image_hold(struct guard *g, struct inode *i, const struct opener *who, const
         return r;
     if (!guarded || i->dev != g->store.dev)
         return 0;
-    if (!image_begin(g, img))
+    if (!image_begin(g, img, ret_conflict))
         return -EBUSY;
 
     struct acquire a = {.who = who, .what = what, .format_name = "none", .plan_none = true};
     bool stuck;
-    r = image_acquire(g, img, &a, &stuck);
+    r = image_acquire(g, img, &a, &stuck, ret_conflict);
     if (r < 0) {
         image_acquire_failed(g, img, &a, stuck, r);
         return r == -EAGAIN ? -EBUSY : r;
@@ -404,6 +409,22 @@ int image_hold(struct guard *g, struct inode *i, const struct opener *who, const
     inode_pin(g->inodes, i);
     *ret = (struct hold){.inode = i, .claimed = true};
     return 0;
+}
+
+int image_hold(struct guard *g, struct inode *i, const struct opener *who, const char *what,
+               bool data, struct hold *ret, struct conflict *ret_conflict)
+{
+    *ret = (struct hold){0};
+    conflict_set(ret_conflict, CONFLICT_NONE);
+    if (!S_ISREG(i->type))
+        return 0;
+    struct image *img = image_get(i);
+    if (!img)
+        return -ENOMEM;
+    int r = hold_once(g, img, who, what, data, ret, ret_conflict);
+    if (r == -EBUSY)
+        image_conflict_fill(img, ret_conflict);
+    return r;
 }
 
 void image_unhold(struct guard *g, struct hold *h)
@@ -451,7 +472,7 @@ static int truncate_held(struct guard *g, const struct hold *hold, uint64_t size
 
 /* Of a plain file nobody may make an image before it is done, and so it takes the fence and looks
  * again. */
-static int truncate_plain(struct guard *g, struct inode *i, uint64_t size)
+static int truncate_plain(struct guard *g, struct inode *i, uint64_t size, struct conflict *ret)
 {
     _cleanup_close_ int fd = io_reopen(i->fd, O_RDWR);
     bool guarded = false;
@@ -462,9 +483,7 @@ static int truncate_plain(struct guard *g, struct inode *i, uint64_t size)
         HOOK("image.fence.truncate");
         r = io_fence_shared(fd, g->store.fence);
         if (r == -EAGAIN) {
-            struct image *img = atomic_load(&i->image);
-            if (img)
-                image_fence_refused(img, true);
+            conflict_set(ret, CONFLICT_FENCE);
             return -EBUSY;
         }
         if (r == 0 && g->store.fence != FENCE_NONE)
@@ -475,7 +494,8 @@ static int truncate_plain(struct guard *g, struct inode *i, uint64_t size)
     return io_header_truncate(fd, size);
 }
 
-int image_truncate(struct guard *g, struct inode *i, const struct opener *who, uint64_t size)
+int image_truncate(struct guard *g, struct inode *i, const struct opener *who, uint64_t size,
+                   struct conflict *ret_conflict)
 {
     struct hold hold;
     enum image_what what = IMAGE_WHAT_PLAIN;
@@ -486,12 +506,15 @@ int image_truncate(struct guard *g, struct inode *i, const struct opener *who, u
         image_log_foreign(g, i, "truncation");
         return -EXDEV;
     }
-    r = image_hold(g, i, who, "truncation", true, &hold);
+    r = image_hold(g, i, who, "truncation", true, &hold, ret_conflict);
     if (r < 0)
         return r;
     r = hold.joined    ? image_truncate_own(g, atomic_load(&i->image), who, size)
         : hold.claimed ? truncate_held(g, &hold, size)
-                       : truncate_plain(g, i, size);
+                       : truncate_plain(g, i, size, ret_conflict);
     image_unhold(g, &hold);
+    struct image *img = atomic_load(&i->image);
+    if (r == -EBUSY && img)
+        image_conflict_fill(img, ret_conflict);
     return r;
 }

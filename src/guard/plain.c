@@ -9,20 +9,12 @@
 #include <fcntl.h>
 #include <string.h>
 
-void image_fence_refused(struct image *img, bool refused)
-{
-    mutex_lock(&img->lock);
-    img->rival.fenced = refused;
-    img->rival.outside = false;
-    mutex_unlock(&img->lock);
-}
-
 /* Opens the descriptor and takes the lock; only then is it certain that nobody claims the file, so
  * that is looked at (again). Where the daemon may not write the file, the caller's own descriptor
  * carries the lock (*ret_borrowed). *ret_fd stays -1 where that cannot, being write-only: then the
  * monitor's look must do (image_tend_plain). */
 static int plain_lock(struct guard *g, struct image *img, struct handle *h, int *ret_fd,
-                      bool *ret_borrowed)
+                      bool *ret_borrowed, struct conflict *ret)
 {
     bool guarded = false;
     _cleanup_close_ int fd = io_reopen(img->inode->fd, O_RDWR);
@@ -38,7 +30,7 @@ static int plain_lock(struct guard *g, struct image *img, struct handle *h, int 
         return fd;
     int r = io_fence_shared(fd, g->store.fence);
     if (r == -EAGAIN) { /* somebody claims it just now, or repairs it */
-        image_fence_refused(img, true);
+        conflict_set(ret, CONFLICT_FENCE);
         return -EBUSY;
     }
     if (r == 0)
@@ -68,7 +60,7 @@ static int prove(struct guard *g, struct image *img)
 }
 
 /* In this order: a handle whose mark stands while the fence is lost must not be. */
-int image_plain_enter(struct guard *g, struct image *img, struct handle *h)
+int image_plain_enter(struct guard *g, struct image *img, struct handle *h, struct conflict *ret)
 {
     if (g->store.fence == FENCE_NONE || img->inode->dev != g->store.dev)
         return 0;
@@ -82,6 +74,8 @@ int image_plain_enter(struct guard *g, struct image *img, struct handle *h)
     img->plain_busy |= first;
     h->plain = !wait && !first;
     img->n_plain += h->plain;
+    if (wait)
+        image_conflict_locked(img, ret);
     mutex_unlock(&img->lock);
     if (wait)
         return -EBUSY;
@@ -94,7 +88,7 @@ int image_plain_enter(struct guard *g, struct image *img, struct handle *h)
 
     int fd = -1;
     bool borrowed = false;
-    r = plain_lock(g, img, h, &fd, &borrowed);
+    r = plain_lock(g, img, h, &fd, &borrowed, ret);
     mutex_lock(&img->lock);
     img->plain_busy = false;
     if (fd >= 0) {

@@ -246,141 +246,37 @@ void image_log_refused(struct guard *g, struct inode *i, const char *what, const
     log_image(LOG_WARNING, path, NULL, 0, "%s%s", text, again);
 }
 
-/* ", since TIME", where it is known. */
-static const char *since_text(const char *since, char ret[48])
-{
-    snprintf(ret, 48, "%s%.32s", since[0] ? ", since " : "", since);
-    return ret;
-}
-
-static const char *process_text(uint64_t pid, char ret[64])
-{
-    if (pid == 0)
-        snprintf(ret, 64, "a process that this host cannot name");
-    else
-        snprintf(ret, 64, "pid %llu", (unsigned long long)pid);
-    return ret;
-}
-
-/* What ends it: a host never confirms its own death. */
-static const char *way_out(struct guard *g, const struct image_rival *v, char *ret, size_t size)
-{
-    char quoted[512];
-    base_quote(g->store.path, quoted, sizeof(quoted));
-    if (strcmp(v->host, g->host.uuid) == 0)
-        snprintf(
-            ret, size,
-            "It is free when that is closed on this host; if that program is gone: diskguardctl why");
-    else if (!v->host[0])
-        snprintf(ret, size,
-                 "It is free when that is closed; fuser -v on the file names the program");
-    else
-        snprintf(
-            ret, size,
-            "It is free when that is closed there; if that host is down for good: fsck.diskguard --takeover %s --confirm-host-is-down %s",
-            v->host, quoted);
-    return ret;
-}
-
-/* Nobody here has it: another host, a program past the views, or a claim above or below it. */
-static void refused_by_rival(struct guard *g, struct inode *i, const struct opener *who,
-                             const char *what, const struct image_rival *v)
-{
-    char raw[1024], out[1024], since[48], asks[64], has[64];
-    process_text(who->pid, asks);
-    process_text(v->pid, has);
-    since_text(v->since, since);
-    const char *bare = since + (since[0] != '\0'); /* without its comma */
-    way_out(g, v, out, sizeof(out));
-    const char *self = strcmp(v->host, g->host.uuid) == 0 ? " (this host)" : "";
-    const char *released = v->restoring ? ", being released" : "";
-    if (v->fenced)
-        image_log_refused(
-            g, i, what,
-            "asked for by %s; nobody's claim, but another host has this file open for write, since before it was an image, or is just about to claim or repair it: the storage did not grant the fence lock to host %s. It is free when that host closes it; if you cannot find who has it open, look with fuser -v on the other hosts. NFSv3 keeps the lock of a host that is off until that host boots again or the server's lock manager is restarted",
-            asks, g->host.name);
-    else if (v->outside)
-        image_log_refused(
-            g, i, what,
-            "asked for by %s; nobody's claim, but a program outside of the views has it open for write, or locked: QEMU's own lock on the file says so. Stop that program; on its host fuser -v %s, or lslocks, names it. NFSv3 keeps the lock of a host that is off until that host boots again or the server's lock manager is restarted",
-            asks, raw_path(g, i, raw, sizeof(raw)));
-    else if (v->reads)
-        image_log_refused(
-            g, i, what,
-            "asked for by %s; %s on host %s, %s, reads it%s and wants no writer beside it (QEMU's byte locks 100 and 201 say so; option readers=). %s",
-            asks, v->needs, v->host_name, has, bare, out);
-    else if (v->needs[0] && !v->host[0])
-        image_log_refused(g, i, what, "asked for by %s; %s, on host %s. %s", asks, v->needs,
-                          v->host_name, out);
-    else if (v->needs[0])
-        image_log_refused(g, i, what,
-                          "asked for by %s; %s, which host %s, %s, holds%s, generation %llu%s. %s",
-                          asks, v->needs, v->host_name, has, bare,
-                          (unsigned long long)v->generation, released, out);
-    else
-        image_log_refused(g, i, what,
-                          "asked for by %s; held by host %s (%s)%s, %s%s, generation %llu%s. %s",
-                          asks, v->host_name, v->host, self, has, since,
-                          (unsigned long long)v->generation, released, out);
-}
-
 void image_refused(struct guard *g, struct inode *i, const struct opener *who, const char *what,
-                   int err)
+                   const struct conflict *conflict)
 {
-    struct image *img = atomic_load(&i->image);
-    if (!img || err != -EBUSY)
-        return;
-    mutex_lock(&img->lock);
-    enum image_state state = img->state;
-    struct opener holder = img->holder;
-    struct image_rival rival = img->rival;
-    char since[32], asks[64], has[64], text[48];
-    snprintf(since, sizeof(since), "%s", state == IMAGE_SEALED ? img->info.since : "");
-    uint64_t generation = img->info.generation;
-    mutex_unlock(&img->lock);
-
-    process_text(who->pid, asks);
-    process_text(holder.pid, has);
-    bool beside = rival.reads || rival.needs[0]; /* of one that is held here, too */
-    if ((state == IMAGE_IDLE && (rival.fenced || rival.outside || beside || rival.host_name[0])) ||
-        (state == IMAGE_SEALED && beside))
-        refused_by_rival(g, i, who, what, &rival);
-    else if (state == IMAGE_IDLE)
-        image_log_refused(
-            g, i, what,
-            "asked for by %s; %s of this host (%s) has it open for write, since before it was an image, or is just opening it. One process at a time may write an image (option writers=)",
-            asks, has, g->host.name);
-    else if (state == IMAGE_STUCK || state == IMAGE_FENCED)
-        image_log_refused(
-            g, i, what, "asked for by %s; the image is %s on this host (%s); see diskguardctl why",
-            asks, image_state_name(state), g->host.name);
-    else
-        image_log_refused(
-            g, i, what,
-            "asked for by %s; held by host %s (this host), %s%s, generation %llu%s. One process at a time may write an image (option writers=). If that process is gone: diskguardctl why",
-            asks, g->host.name, has, since_text(since, text), (unsigned long long)generation,
-            state == IMAGE_RESTORING ? ", being released" : "");
+    char raw[1024], text[1400];
+    const struct conflict_place at = {.host_name = g->host.name,
+                                      .host = g->host.uuid,
+                                      .datastore = g->store.path,
+                                      .raw = raw_path(g, i, raw, sizeof(raw))};
+    conflict_text(conflict, &at, who->pid, text, sizeof(text));
+    image_log_refused(g, i, what, "%s", text);
 }
 
-bool image_being_released(struct inode *i)
+bool image_being_released(struct inode *i, const struct conflict *c)
 {
     struct image *img = atomic_load(&i->image);
     if (!img)
         return false;
     mutex_lock(&img->lock);
     bool r = img->state == IMAGE_RESTORING ||
-             (img->state == IMAGE_IDLE && (img->rival.restoring || img->plain_busy));
+             (img->state == IMAGE_IDLE && (c->released || img->plain_busy));
     mutex_unlock(&img->lock);
     return r;
 }
 
-bool image_held_elsewhere(struct inode *i)
+bool image_held_elsewhere(struct inode *i, const struct conflict *c)
 {
     struct image *img = atomic_load(&i->image);
     if (!img)
         return false;
     mutex_lock(&img->lock);
-    bool r = img->state == IMAGE_IDLE && img->rival.host_name[0] && !img->rival.needs[0];
+    bool r = img->state == IMAGE_IDLE && c->kind == CONFLICT_CLAIM;
     mutex_unlock(&img->lock);
     return r;
 }

@@ -212,12 +212,14 @@ void image_reader_forget(struct guard *g, struct inode *i, struct image_reader *
 
 /* Who has it here: 0 nobody, or one who may; -EBUSY; -ENOENT: this host does not know. */
 static int ask_here(struct guard *g, struct image *img, const struct image_reader *rd,
-                    pid_t *ret_pid)
+                    pid_t *ret_pid, struct conflict *ret)
 {
     mutex_lock(&img->lock);
     bool here = img->state != IMAGE_IDLE && img->state != IMAGE_FENCED;
     bool may = g->opt.writers == WRITERS_HOST || opener_same(&img->holder, &rd->who);
     pid_t pid = (pid_t)img->holder.pid;
+    if (here && !may)
+        image_conflict_locked(img, ret);
     mutex_unlock(&img->lock);
     if (!here)
         return -ENOENT;
@@ -227,7 +229,7 @@ static int ask_here(struct guard *g, struct image *img, const struct image_reade
 
 /* *ret_nobody: there is no claim at all that holds it. */
 static int ask_datastore(struct guard *g, struct image *img, const struct opener *who,
-                         bool *ret_nobody)
+                         bool *ret_nobody, struct conflict *ret)
 {
     _cleanup_free_ struct claim *c = malloc(sizeof(*c));
     struct io_handle handle;
@@ -241,7 +243,8 @@ static int ask_datastore(struct guard *g, struct image *img, const struct opener
     if (c->kind == CLAIM_HELD &&
         (!io_handle_equal(&c->rec.handle, &handle) || image_own_claim(g, &c->rec, who)))
         return 0;
-    image_set_rival(img, c->kind == CLAIM_HELD ? &c->rec : NULL);
+    if (c->kind == CLAIM_HELD)
+        conflict_claim(ret, &c->rec);
     return -EBUSY;
 }
 
@@ -259,7 +262,7 @@ static void note_alone(struct guard *g, struct image *img)
 }
 
 int image_reader_ask(struct guard *g, struct inode *i, struct image_reader *rd, short type,
-                     off_t start, off_t len, struct flock *ret)
+                     off_t start, off_t len, struct flock *ret, struct conflict *ret_conflict)
 {
     struct image *img = rd->may && type == F_WRLCK && atomic_load(&rd->reads) &&
                                 atomic_load(&rd->denies) && covers(start, len, BYTE_WRITES)
@@ -267,6 +270,7 @@ int image_reader_ask(struct guard *g, struct inode *i, struct image_reader *rd, 
                             : NULL;
     bool nobody = false;
     pid_t pid = 0;
+    conflict_set(ret_conflict, CONFLICT_NONE);
     if (!img)
         return 0;
     rwlock_write(&img->header);
@@ -276,11 +280,13 @@ int image_reader_ask(struct guard *g, struct inode *i, struct image_reader *rd, 
     if (listed && !ours)
         image_reader_follow(g, img); /* the name first, then the look at the claim */
     rwlock_write_unlock(&img->header);
-    int r = listed && ours ? ask_here(g, img, rd, &pid) : listed ? -ENOENT : 0;
+    int r = listed && ours ? ask_here(g, img, rd, &pid, ret_conflict) : listed ? -ENOENT : 0;
     if (r == -ENOENT)
-        r = ask_datastore(g, img, &rd->who, &nobody);
+        r = ask_datastore(g, img, &rd->who, &nobody, ret_conflict);
     if (nobody)
         note_alone(g, img);
+    if (r == -EBUSY)
+        image_conflict_fill(img, ret_conflict);
     if (r == -EBUSY)
         *ret = (struct flock){.l_type = F_RDLCK,
                               .l_whence = SEEK_SET,
@@ -290,31 +296,30 @@ int image_reader_ask(struct guard *g, struct inode *i, struct image_reader *rd, 
     return r;
 }
 
-void image_reader_refused(struct guard *g, struct inode *i, const struct image_reader *rd)
+void image_reader_refused(struct guard *g, struct inode *i, const struct image_reader *rd,
+                          const struct conflict *c)
 {
-    image_refused(g, i, &rd->who, "reading with nobody writing beside it (QEMU's byte locks)",
-                  -EBUSY);
+    image_refused(g, i, &rd->who, "reading with nobody writing beside it (QEMU's byte locks)", c);
 }
 
 /* ---- the other side: who wants to write ---- */
 
-static int refuse(struct image *img, const struct reader_info *info, const char *host, uint64_t pid)
+static int refuse(struct conflict *v, const struct reader_info *info, const char *host,
+                  uint64_t pid)
 {
-    image_set_rival(img, NULL);
-    mutex_lock(&img->lock);
-    struct image_rival *v = &img->rival;
+    conflict_set(v, CONFLICT_READER);
+    if (!v)
+        return -EBUSY;
     snprintf(v->host_name, sizeof(v->host_name), "%s", info->host_name);
     snprintf(v->host, sizeof(v->host), "%s", host);
     snprintf(v->since, sizeof(v->since), "%s", info->since[0] ? info->since : "an unknown time");
-    snprintf(v->needs, sizeof(v->needs), "%s", info->program[0] ? info->program : "a program");
+    snprintf(v->what, sizeof(v->what), "%s", info->program[0] ? info->program : "a program");
     v->pid = pid;
-    v->reads = true;
-    mutex_unlock(&img->lock);
     return -EBUSY;
 }
 
-static int reader_here(struct guard *g, struct image *img, const struct opener *who)
-    REQUIRES(img->header)
+static int reader_here(struct guard *g, struct image *img, const struct opener *who,
+                       struct conflict *ret) REQUIRES(img->header)
 {
     const struct image_reader *rd = g->opt.writers == WRITERS_PROCESS ? img->readers : NULL;
     while (rd && opener_same(&rd->who, who))
@@ -324,15 +329,16 @@ static int reader_here(struct guard *g, struct image *img, const struct opener *
     struct reader_info info = {.pid = rd->who.pid};
     snprintf(info.host_name, sizeof(info.host_name), "%s", g->host.name);
     read_comm(rd->who.pid, info.program);
-    return refuse(img, &info, g->host.uuid, rd->who.pid);
+    return refuse(ret, &info, g->host.uuid, rd->who.pid);
 }
 
-int image_reader_in_way(struct guard *g, struct image *img, const struct opener *who)
+int image_reader_in_way(struct guard *g, struct image *img, const struct opener *who,
+                        struct conflict *ret)
 {
     _cleanup_free_ struct reader *rd = NULL;
     struct io_handle handle;
     size_t n = 0;
-    int r = reader_here(g, img, who);
+    int r = reader_here(g, img, who, ret);
     if (r == 0)
         r = io_handle_get(img->inode->fd, &handle);
     if (r == 0)
@@ -345,7 +351,7 @@ int image_reader_in_way(struct guard *g, struct image *img, const struct opener 
             continue;
         struct reader_info info;
         reader_look(&g->store, &rd[k], &info);
-        r = reader_is_of(&info, &handle) ? refuse(img, &info, rd[k].host, info.pid) : 0;
+        r = reader_is_of(&info, &handle) ? refuse(ret, &info, rd[k].host, info.pid) : 0;
     }
     return r;
 }
@@ -390,7 +396,7 @@ static void tend_image(struct guard *g, struct image *img, bool seen)
         ask = !img->rec && is_named(img) && atomic_load(&img->alone) == 0;
     }
     rwlock_write_unlock(&img->header);
-    int r = ask ? ask_datastore(g, img, &who, &nobody) : 0;
+    int r = ask ? ask_datastore(g, img, &who, &nobody, NULL) : 0;
     if (nobody)
         note_alone(g, img);
     if (!lost)

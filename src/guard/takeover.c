@@ -212,7 +212,7 @@ static int take(struct guard *g, struct image *img, const struct record *held, s
                           .policy = g->policy,
                           .report = report,
                           .arg = &a};
-    if (!image_begin(g, img)) {
+    if (!image_begin(g, img, NULL)) {
         why_set(why, "another request of this host is at work on it");
         return -EAGAIN;
     }

@@ -61,7 +61,8 @@ static int set_sealed(struct guard *g, struct image *img, const struct timespec 
 /* Would a sealed image of another host show a chosen time? That one would be gone after its
  * restore, and whoever set it should know. Setting what is there already (a program that puts atime
  * back), or now, which is older than what the restore sets, loses nothing. */
-static int may_set(struct guard *g, struct inode *i, const struct timespec *mtime)
+static int may_set(struct guard *g, struct inode *i, const struct timespec *mtime,
+                   struct conflict *ret)
 {
     _cleanup_header_ struct header *h = header_new();
     _cleanup_free_ struct claim *c = malloc(sizeof(*c));
@@ -78,14 +79,12 @@ static int may_set(struct guard *g, struct inode *i, const struct timespec *mtim
         return r;
     if (st.st_mtim.tv_sec == mtime->tv_sec && st.st_mtim.tv_nsec == mtime->tv_nsec)
         return 0;
-    struct image *img = image_get(i);
-    if (!img)
-        return -ENOMEM;
-    image_set_rival(img, &c->rec);
+    conflict_claim(ret, &c->rec);
     return -EBUSY;
 }
 
-int image_set_times(struct guard *g, struct inode *i, const struct timespec tv[2])
+int image_set_times(struct guard *g, struct inode *i, const struct timespec tv[2],
+                    struct conflict *ret)
 {
     struct image *img = atomic_load(&i->image);
     if (img) {
@@ -98,6 +97,6 @@ int image_set_times(struct guard *g, struct inode *i, const struct timespec tv[2
         if (sealed)
             return r;
     }
-    int r = is_chosen(&tv[1]) && i->dev == g->store.dev ? may_set(g, i, &tv[1]) : 0;
+    int r = is_chosen(&tv[1]) && i->dev == g->store.dev ? may_set(g, i, &tv[1], ret) : 0;
     return r < 0 ? r : set_on_storage(i, tv);
 }

@@ -36,7 +36,7 @@ static bool is_process(uint64_t pid)
 }
 
 bool image_wait_is_vain(struct guard *g, struct inode *i, const struct opener *who,
-                        uint64_t since_ms)
+                        uint64_t since_ms, const struct conflict *c)
 {
     struct image *img = atomic_load(&i->image);
     if (g->opt.wait_set || !img || base_now_ms() - since_ms < IMAGE_WAIT_GRACE_MS)
@@ -45,19 +45,14 @@ bool image_wait_is_vain(struct guard *g, struct inode *i, const struct opener *w
     mutex_lock(&img->lock);
     bool here = img->state == IMAGE_SEALED && !img->closed;
     struct opener holder = img->holder;
-    const struct image_rival *v = &img->rival;
-    bool elsewhere = img->state == IMAGE_IDLE && v->host_name[0] && v->host[0] && !v->restoring &&
-                     !v->fenced && !v->outside;
-    bool own = elsewhere && strcmp(v->host, g->host.uuid) == 0;
-    uint64_t pid = v->pid;
-    dg_uuid host;
-    memcpy(host, v->host, sizeof(host));
+    bool elsewhere = img->state == IMAGE_IDLE && c->host[0] && !c->released;
     mutex_unlock(&img->lock);
+    bool own = elsewhere && strcmp(c->host, g->host.uuid) == 0;
     if ((!here && !elsewhere) || reads_already(g, i, who, since_ms))
         return false;
     if (elsewhere && !own && g->opt.takeover != TAKEOVER_MANUAL)
         return false; /* the record of a host that died a moment ago is still locked */
     if (here)
         return opener_process(holder.pid, &there) && opener_same(&holder, &there);
-    return own ? is_process(pid) : host_alive(&g->store, host) == 1;
+    return own ? is_process(c->pid) : host_alive(&g->store, c->host) == 1;
 }
