@@ -1,12 +1,22 @@
 /* acquire.c: who may have an image, and how it is claimed and sealed. */
-#include "core/recover.h"
-#include "guard/image.h"
-#include "guard/maker.h"
-#include "guard/shared.h"
+#include "guard/acquire.h"
 
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+
+#include "core/recover.h"
+#include "guard/chain.h"
+#include "guard/conflict.h"
+#include "guard/held.h"
+#include "guard/maker.h"
+#include "guard/plain.h"
+#include "guard/probe.h"
+#include "guard/qemu_locks_priv.h"
+#include "guard/readers_priv.h"
+#include "guard/refuse.h"
+#include "guard/shared.h"
+#include "guard/zone.h"
 
 struct own_rows {
     uint64_t ino;
@@ -105,13 +115,6 @@ static int check_ruling(struct guard *g, struct image *img, const char *what, co
     }
     conflict_claim(ret, &c->rec);
     return -EBUSY;
-}
-
-void image_log_foreign(struct guard *g, struct inode *i, const char *what)
-{
-    image_log_refused(
-        g, i, what,
-        "it lies on another file system that is mounted below the datastore, where diskguard cannot claim it. Mount a view of that file system instead");
 }
 
 /* It may hold the only copy of guest data and be repaired by its own tools alone, so it is claimed,

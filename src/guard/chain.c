@@ -3,7 +3,7 @@
  *
  * Who holds the other file is read from its claim on the datastore, which names host and process:
  * no other image's lock is ever taken here. */
-#include "guard/image.h"
+#include "guard/chain.h"
 
 #include <fcntl.h>
 #include <limits.h>
@@ -15,6 +15,9 @@
 #include "core/link_name.h"
 #include "core/mark.h"
 #include "core/whereis.h"
+#include "guard/conflict.h"
+#include "guard/held.h"
+#include "guard/refuse.h"
 #include "guard/shared.h"
 #include "guard/walk.h"
 
@@ -139,13 +142,6 @@ static int add_links(struct chain *c, int fd, struct header *h, const struct pla
     if (h->verdict != FORMAT_LIES) /* of a damaged header that is not what there is to say */
         say_unprotected(c, "file that it needs", "?", "its name cannot be followed");
     return 0;
-}
-
-bool image_own_claim(const struct guard *g, const struct record *rec, const struct opener *who)
-{
-    struct opener holder = {.pid = rec->pid, .start = rec->start};
-    return claim_is_of(rec, &g->host) &&
-           (g->opt.writers == WRITERS_HOST || opener_same(&holder, who));
 }
 
 /* Who has the file below? 0: nobody whom it matters. */

@@ -1,11 +1,11 @@
 /* conflict.c: see conflict.h. */
 #include "guard/conflict.h"
 
-#include "base/base.h"
-
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
+
+#include "base/base.h"
 
 void conflict_set(struct conflict *ret, enum conflict_kind kind)
 {

@@ -1,8 +1,14 @@
 /* disk.c: a plain file whose writer says that it is a disk. See disk.h. */
-#include "guard/first.h"
-#include "guard/image.h"
+#include "guard/disk.h"
 
 #include "base/hook.h"
+#include "guard/acquire.h"
+#include "guard/conflict.h"
+#include "guard/edit.h"
+#include "guard/first.h"
+#include "guard/image.h"
+#include "guard/manager.h"
+#include "guard/open.h"
 
 static bool is_exempt(const struct guard *g, const struct handle *h)
 {
@@ -13,7 +19,7 @@ static bool is_exempt(const struct guard *g, const struct handle *h)
 bool image_disk_said(const struct guard *g, const struct handle *h, const struct flock *lock)
 {
     return lock->l_type != F_UNLCK && lock->l_start == IMAGE_DISK_BYTE && lock->l_len == 1 &&
-           (atomic_load(&h->writer) || image_first_expected(h)) && !is_exempt(g, h);
+           (atomic_load(&h->writer) || image_manager_expected(h)) && !is_exempt(g, h);
 }
 
 /* Without a name nobody else can reach it. */

@@ -1,40 +1,25 @@
 /* edit.c: what changes an image in its zone (format.h): headers that change, plain files that
  * become images. */
-#include "guard/image.h"
-#include "guard/maker.h"
+#include "guard/edit.h"
 
 #include <fcntl.h>
 #include <limits.h>
 #include <string.h>
 #include <time.h>
 
-bool image_is_data(const struct handle *h, uint64_t off)
-{
-    const struct image *img = atomic_load(&h->inode->image);
-    if (!img)
-        return off >= FORMAT_REACH;
-    struct format_zone zone = image_zone(img);
-    return off >= zone.head && zone.tail == UINT64_MAX;
-}
-
-bool image_data_begin(struct handle *h, uint64_t off, uint64_t len) NO_THREAD_SAFETY_ANALYSIS
-{
-    struct image *img = atomic_load(&h->inode->image);
-    if (!img || !atomic_load(&h->guarded) || h->flags & O_APPEND)
-        return false;
-    rwlock_read(&img->header);
-    struct format_zone zone = image_zone(img);
-    if (off >= zone.head && off <= zone.tail && len <= zone.tail - off)
-        return true;
-    rwlock_read_unlock(&img->header);
-    return false;
-}
-
-void image_data_end(struct handle *h) NO_THREAD_SAFETY_ANALYSIS
-{
-    struct image *img = atomic_load(&h->inode->image);
-    rwlock_read_unlock(&img->header);
-}
+#include "guard/acquire.h"
+#include "guard/chain.h"
+#include "guard/conflict.h"
+#include "guard/fence.h"
+#include "guard/held.h"
+#include "guard/maker.h"
+#include "guard/plain.h"
+#include "guard/probe.h"
+#include "guard/qemu_locks_priv.h"
+#include "guard/refuse.h"
+#include "guard/reopen.h"
+#include "guard/restore.h"
+#include "guard/zone.h"
 
 /* ---- a plain file becomes an image ---- */
 
@@ -190,35 +175,6 @@ static int become(struct guard *g, struct image *img, struct handle *h, struct b
 }
 
 /* ---- writes ---- */
-
-int image_write_allowed(const struct handle *h)
-{
-    if (!atomic_load_explicit(&h->guarded, memory_order_relaxed))
-        return -atomic_load_explicit(&h->barred, memory_order_relaxed);
-    const struct image *img = atomic_load(&h->inode->image);
-    return img && atomic_load(&img->io_error) ? -EIO : 0;
-}
-
-void image_wrote(struct handle *h)
-{
-    struct image *img = atomic_load(&h->inode->image);
-    if (img && !atomic_load_explicit(&img->wrote, memory_order_relaxed))
-        atomic_store(&img->wrote, true);
-}
-
-void image_sync_failed(struct handle *h, int err)
-{
-    struct image *img = atomic_load(&h->inode->image);
-    int none = 0;
-    if (img && h->guarded)
-        atomic_compare_exchange_strong(&img->sync_error, &none, err);
-}
-
-int image_sync_error(const struct handle *h)
-{
-    const struct image *img = atomic_load(&h->inode->image);
-    return img && h->guarded ? -atomic_load(&img->sync_error) : 0;
-}
 
 static int sync_if_asked(struct handle *h, int fd)
 {

@@ -1,13 +1,7 @@
-/* image.h: the guard of one regular file on this host: its state, its holder, its overlay.
+/* guard.h: the guard of one datastore on this host, and what the view may ask of it.
  *
- * States: IDLE -> SEALING -> SEALED -> RESTORING -> IDLE, and -> FENCED, STUCK, VANISHED. One
- * function moves them (image_move in image.c), against a table. SEALING and RESTORING are long
- * actions: others wait for them parked, never on a lock.
- *
- * Locks: image->lock (state, writers, holder; short) and image->header (rwlock: the overlay and all
- * I/O in the image's zone, struct format_zone; held over datastore I/O and the journal). Order:
- * inode table -> image->lock; header -> journal; never image->lock and header together in that
- * order (take header first, then lock). */
+ * Each regular file that is an image has a state, a holder and an overlay: image.h, for the guard
+ * alone. SEALING and RESTORING are long actions: others wait for them parked, never on a lock. */
 #ifndef DISKGUARD_GUARD_H
 #define DISKGUARD_GUARD_H
 

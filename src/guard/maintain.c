@@ -1,8 +1,16 @@
 /* maintain.c: what the monitor does with each image that is not IDLE. */
-#include "guard/image.h"
-
 #include <string.h>
 
+#include "guard/edit.h"
+#include "guard/fence.h"
+#include "guard/held.h"
+#include "guard/image.h"
+#include "guard/plain.h"
+#include "guard/probe.h"
+#include "guard/readers_priv.h"
+#include "guard/reopen.h"
+#include "guard/restore.h"
+#include "guard/zone.h"
 #include "run/pool.h"
 
 /* Looks of the monitor under way at the same time: the rest of the pool stays for users, whatever
@@ -110,6 +118,86 @@ static void tend_one(struct guard *g, struct image *img)
     }
 }
 
+/* ---- plain files that are open for write ---- */
+
+/* Collects the inodes of plain files that are open for write. */
+struct plain_writers {
+    struct guard *g;
+    struct inode **inode; /* pinned */
+    size_t n, room;
+};
+
+static void plain_writer(void *arg, struct handle *h)
+{
+    struct plain_writers *w = arg;
+    if (!h->writer || atomic_load(&h->guarded))
+        return;
+    if (w->n == w->room) {
+        size_t room = w->room ? 2 * w->room : 64;
+        struct inode **grown = reallocarray(w->inode, room, sizeof(*grown));
+        if (!grown)
+            return; /* the next round may have memory */
+        w->inode = grown;
+        w->room = room;
+    }
+    inode_pin(w->g->inodes, h->inode);
+    w->inode[w->n++] = h->inode;
+}
+
+/* Nobody else holds it (it was renamed to a raw image's name, or got its footer where no write is
+ * looked at): its writers do, then. -EAGAIN, -EALREADY: they are just changing it, or another
+ * thread is at it; any other -errno: it is not theirs. */
+static int adopt_idle(struct guard *g, struct image *img)
+{
+    struct opener who = {0};
+    int r = -EAGAIN;
+    mutex_lock(&img->lock);
+    bool any = img->writers != NULL;
+    if (any)
+        who = img->writers->opener;
+    mutex_unlock(&img->lock);
+    for (unsigned n = 0; any && r == -EAGAIN && n < IMAGE_CHANGED_MAX; n++)
+        r = image_convert(g, img, &who, NULL);
+    return r;
+}
+
+static void bar_writers(struct guard *g, struct inode *i)
+{
+    struct image *img = atomic_load(&i->image);
+    bool guarded, news = false;
+    if (!img || !image_is_idle(img) || image_plain_mend(g, img) < 0 ||
+        image_guarded_inode(g, i, &guarded) < 0)
+        return;
+    int r = guarded ? adopt_idle(g, img) : 0;
+    if (guarded && (r == 0 || r == -EAGAIN || r == -EALREADY))
+        return; /* nobody else can claim it while they have the fence: the next round looks again */
+    mutex_lock(&img->lock);
+    for (struct handle *h = img->state == IMAGE_IDLE ? img->writers : NULL; h; h = h->next_writer) {
+        if (atomic_load(&h->guarded))
+            continue;
+        bool was = atomic_exchange(&h->barred, guarded ? EBUSY : 0) == EBUSY;
+        bool said = atomic_exchange(&h->refusal_logged, guarded);
+        news |= guarded && !(was && said);
+    }
+    mutex_unlock(&img->lock);
+    if (news)
+        image_log_refused(
+            g, i, "further writes",
+            "it was opened here as a plain file, and has become an image since. Whoever has it open must open it again");
+}
+
+static void tend_plain(struct guard *g)
+{
+    struct plain_writers w = {.g = g};
+    g->locks_lost = atomic_exchange(&g->locks_lost_new, false);
+    handle_each(g->handles, plain_writer, &w);
+    for (size_t k = 0; k < w.n; k++) {
+        bar_writers(g, w.inode[k]);
+        inode_put(g->inodes, w.inode[k]);
+    }
+    free(w.inode);
+}
+
 /* ---- rounds: on the pool, so that one image whose storage hangs stops no other ---- */
 
 struct image_tend {
@@ -181,7 +269,7 @@ static void runner(void *arg)
         if (img) {
             tend_one(t->g, img);
         } else {
-            image_tend_plain(t->g);
+            tend_plain(t->g);
             image_reader_tend(t->g);
         }
         mutex_lock(&t->lock);

@@ -1,13 +1,25 @@
 /* open.c: opens for write: the first one, one that joins, one of a plain file; holds for namespace
  * operations. */
-#include "base/hook.h"
-#include "guard/first.h"
-#include "guard/image.h"
-#include "guard/maker.h"
-#include "guard/shared.h"
+#include "guard/open.h"
 
 #include <fcntl.h>
 #include <string.h>
+
+#include "base/hook.h"
+#include "guard/acquire.h"
+#include "guard/chain.h"
+#include "guard/conflict.h"
+#include "guard/edit.h"
+#include "guard/fence.h"
+#include "guard/held.h"
+#include "guard/maker.h"
+#include "guard/manager.h"
+#include "guard/plain.h"
+#include "guard/probe.h"
+#include "guard/readers_priv.h"
+#include "guard/refuse.h"
+#include "guard/restore.h"
+#include "guard/shared.h"
 
 /* ---- open for write ---- */
 
@@ -76,7 +88,7 @@ enum join { JOIN_TO_WRITE, JOIN_FOR_NAMES, JOIN_FOR_NAMES_ALONE /* not a byte ch
 static bool join(struct guard *g, struct image *img, const struct opener *who, enum join how,
                  struct conflict *ret)
 {
-    bool manager = how == JOIN_FOR_NAMES_ALONE && image_first_is_manager(g, who);
+    bool manager = how == JOIN_FOR_NAMES_ALONE && image_is_manager(g, who);
     mutex_lock(&img->lock);
     bool sealed = img->state == IMAGE_SEALED,
          may = sealed && !img->closed &&
@@ -116,14 +128,6 @@ static int open_join(struct guard *g, struct image *img, struct handle *h, bool 
     return r;
 }
 
-static bool is_idle(struct image *img)
-{
-    mutex_lock(&img->lock);
-    bool idle = img->state == IMAGE_IDLE;
-    mutex_unlock(&img->lock);
-    return idle;
-}
-
 bool image_others_write(struct guard *g, struct image *img, const struct opener *who,
                         struct conflict *ret)
 {
@@ -158,151 +162,13 @@ static int open_plain(struct guard *g, struct image *img, struct handle *h, bool
     return truncate && ftruncate(h->fd, 0) < 0 ? -errno : 0;
 }
 
-/* Is this file guarded: by its header, by its name, because a held image needs it, or because
- * somebody holds it although it does not look like an image just now (its holder has truncated it,
- * is creating one, or has renamed a raw image)? Another file's claim under the same inode number
- * does not count. */
-int image_guarded_inode(struct guard *g, struct inode *i, bool *ret)
-{
-    _cleanup_header_ struct header *hd = header_new();
-    _cleanup_free_ struct claim *c = malloc(sizeof(*c));
-    if (!hd || !c)
-        return -ENOMEM;
-    int r = image_header(g, i, hd);
-    if (r < 0)
-        return r;
-    *ret = image_is_image(g, i, hd);
-    if (*ret || i->dev != g->store.dev)
-        return 0;
-    r = image_is_shared(g, i) ? 0 : image_chain_guards(g, i);
-    *ret = r > 0;
-    if (r != 0)
-        return r < 0 ? r : 0;
-    r = claim_read(&g->store, i->ino, c);
-    if (r < 0 || c->kind == CLAIM_NONE || c->kind == CLAIM_FREE)
-        return r;
-    struct io_handle handle;
-    if (c->kind == CLAIM_HELD) {
-        r = io_handle_get(i->fd, &handle);
-        if (r < 0)
-            return r;
-    }
-    *ret = c->kind == CLAIM_BAD || io_handle_equal(&c->rec.handle, &handle);
-    return 0;
-}
-
-/* O_TMPFILE files are not guarded: without a name nobody else can reach them. A file that was made
- * a moment ago holds nobody out. */
-int image_guarded_file(struct guard *g, struct handle *h, bool *ret)
-{
-    struct stat st;
-    int r = io_fresh_stat(h->fd, &st);
-    if (r == 0)
-        r = image_guarded_inode(g, h->inode, ret);
-    if (r == 0 && st.st_nlink == 0)
-        *ret = false;
-    return r;
-}
-
-/* Collects the inodes of plain files that are open for write. */
-struct plain_writers {
-    struct guard *g;
-    struct inode **inode; /* pinned */
-    size_t n, room;
-};
-
-static void plain_writer(void *arg, struct handle *h)
-{
-    struct plain_writers *w = arg;
-    if (!h->writer || atomic_load(&h->guarded))
-        return;
-    if (w->n == w->room) {
-        size_t room = w->room ? 2 * w->room : 64;
-        struct inode **grown = reallocarray(w->inode, room, sizeof(*grown));
-        if (!grown)
-            return; /* the next round may have memory */
-        w->inode = grown;
-        w->room = room;
-    }
-    inode_pin(w->g->inodes, h->inode);
-    w->inode[w->n++] = h->inode;
-}
-
-/* Nobody else holds it (it was renamed to a raw image's name, or got its footer where no write is
- * looked at): its writers do, then. -EAGAIN, -EALREADY: they are just changing it, or another
- * thread is at it; any other -errno: it is not theirs. */
-static int adopt_idle(struct guard *g, struct image *img)
-{
-    struct opener who = {0};
-    int r = -EAGAIN;
-    mutex_lock(&img->lock);
-    bool any = img->writers != NULL;
-    if (any)
-        who = img->writers->opener;
-    mutex_unlock(&img->lock);
-    for (unsigned n = 0; any && r == -EAGAIN && n < IMAGE_CHANGED_MAX; n++)
-        r = image_convert(g, img, &who, NULL);
-    return r;
-}
-
-static void bar_writers(struct guard *g, struct inode *i)
-{
-    struct image *img = atomic_load(&i->image);
-    bool guarded, news = false;
-    if (!img || !is_idle(img) || image_plain_mend(g, img) < 0 ||
-        image_guarded_inode(g, i, &guarded) < 0)
-        return;
-    int r = guarded ? adopt_idle(g, img) : 0;
-    if (guarded && (r == 0 || r == -EAGAIN || r == -EALREADY))
-        return; /* nobody else can claim it while they have the fence: the next round looks again */
-    mutex_lock(&img->lock);
-    for (struct handle *h = img->state == IMAGE_IDLE ? img->writers : NULL; h; h = h->next_writer) {
-        if (atomic_load(&h->guarded))
-            continue;
-        bool was = atomic_exchange(&h->barred, guarded ? EBUSY : 0) == EBUSY;
-        bool said = atomic_exchange(&h->refusal_logged, guarded);
-        news |= guarded && !(was && said);
-    }
-    mutex_unlock(&img->lock);
-    if (news)
-        image_log_refused(
-            g, i, "further writes",
-            "it was opened here as a plain file, and has become an image since. Whoever has it open must open it again");
-}
-
-void image_tend_plain(struct guard *g)
-{
-    struct plain_writers w = {.g = g};
-    g->locks_lost = atomic_exchange(&g->locks_lost_new, false);
-    handle_each(g->handles, plain_writer, &w);
-    for (size_t k = 0; k < w.n; k++) {
-        bar_writers(g, w.inode[k]);
-        inode_put(g->inodes, w.inode[k]);
-    }
-    free(w.inode);
-}
-
-int image_plain_check(struct guard *g, struct handle *h)
-{
-    struct image *img = image_get(h->inode);
-    bool guarded;
-    if (!img)
-        return -ENOMEM;
-    if (!is_idle(img))
-        return -EBUSY;
-    int r = image_guarded_file(g, h, &guarded);
-    if (r < 0)
-        return r;
-    return guarded ? -EBUSY : 0;
-}
-
 static int open_once(struct guard *g, struct image *img, struct handle *h, bool truncate,
                      struct conflict *ret)
 {
     if (atomic_load(&g->stopping))
         return -EBUSY;
     int r;
-    if (!is_idle(img)) {
+    if (!image_is_idle(img)) {
         r = open_join(g, img, h, truncate, ret);
     } else {
         bool guarded;
@@ -380,7 +246,7 @@ static int hold_once(struct guard *g, struct image *img, const struct opener *wh
     struct inode *i = img->inode;
     if (atomic_load(&g->stopping))
         return -EBUSY;
-    if (!is_idle(img))
+    if (!image_is_idle(img))
         return hold_own(g, img, who, data, ret, ret_conflict);
     bool guarded;
     int r = image_guarded_inode(g, i, &guarded);

@@ -3,11 +3,14 @@
  * opens one more descriptor, plain_fd, which carries the fence lock shared for all of them; who
  * claims takes the fence exclusively first (image_acquire), on a duplicate of this host's own
  * plain_fd, so that only other hosts' are in the way. */
-#include "base/hook.h"
-#include "guard/image.h"
+#include "guard/plain.h"
 
 #include <fcntl.h>
 #include <string.h>
+
+#include "base/hook.h"
+#include "guard/conflict.h"
+#include "guard/probe.h"
 
 /* Opens the descriptor and takes the lock; only then is it certain that nobody claims the file, so
  * that is looked at (again). Where the daemon may not write the file, the caller's own descriptor
@@ -234,7 +237,7 @@ static void mend_handle(struct handle *h, int fd)
 {
     int r = fd < 0 ? fd : io_fsync(h->fd);
     if (r == 0)
-        r = image_replace_fd(fd, h->fd);
+        r = handle_replace_fd(fd, h->fd);
     else if (fd >= 0)
         close(fd);
     if (r < 0)
@@ -266,7 +269,7 @@ int image_plain_mend(struct guard *g, struct image *img)
         /* nobody closes it: a handle counts on it, and cannot be released */
         int at = img->plain_fd;
         mutex_unlock(&img->lock);
-        r = n > 0 ? image_replace_fd(fd, at) : 0;
+        r = n > 0 ? handle_replace_fd(fd, at) : 0;
         fd = n > 0 ? -1 : fd;
     }
     if (fd >= 0)
@@ -279,4 +282,18 @@ int image_plain_mend(struct guard *g, struct image *img)
     }
     mend_end(g, img, m, n, r < 0);
     return r;
+}
+
+int image_plain_check(struct guard *g, struct handle *h)
+{
+    struct image *img = image_get(h->inode);
+    bool guarded;
+    if (!img)
+        return -ENOMEM;
+    if (!image_is_idle(img))
+        return -EBUSY;
+    int r = image_guarded_file(g, h, &guarded);
+    if (r < 0)
+        return r;
+    return guarded ? -EBUSY : 0;
 }

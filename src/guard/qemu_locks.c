@@ -1,8 +1,11 @@
 /* qemu_locks.c: QEMU's own locks: those of the guard, and how those of the view's programs go along
  * with them. See qemu_locks.h. */
-#include "guard/image.h"
+#include "guard/qemu_locks.h"
 
 #include <string.h>
+
+#include "guard/image.h"
+#include "guard/qemu_locks_priv.h"
 
 /* Index into byte_owner.type. */
 enum { USES_WRITE, NO_WRITE, NO_RESIZE };
@@ -400,26 +403,11 @@ int image_bytes_renew(struct guard *g, struct image *img, int fd)
     return r == -EAGAIN || has_no_locks(r) ? 0 : r;
 }
 
-void image_bytes_tend(struct guard *g, struct image *img)
+int image_bytes_check(struct image *img)
 {
     int r = 0;
-    mutex_lock(&img->lock);
-    bool ours = img->info.byte_locks || !img->info.sealed;
-    mutex_unlock(&img->lock);
-    if (!ours)
-        return;
-    rwlock_write(&img->header);
-    mutex_lock(&img->lock);
-    ours = img->state == IMAGE_SEALED && !img->closed; /* a release may have begun */
-    mutex_unlock(&img->lock);
-    if (ours)
-        image_bytes_follow(g, img);
     /* Locking what is locked changes nothing, and tells whether it still is. */
-    for (unsigned k = FIRST_GUARDED; ours && img->bytes_held && k < IMAGE_BYTES && r == 0; k++)
+    for (unsigned k = FIRST_GUARDED; img->bytes_held && k < IMAGE_BYTES && r == 0; k++)
         r = set_byte(img->fd, writer_of(img, k) ? F_WRLCK : F_RDLCK, k);
-    if (r < 0)
-        r = image_mend_seal(g, img);
-    rwlock_write_unlock(&img->header);
-    if (r == -ESTALE)
-        image_fence(g, img);
+    return r;
 }

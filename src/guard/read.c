@@ -1,11 +1,13 @@
 /* read.c: reads in the zone of an image (format.h), and of files that may be one: the overlay of
  * this host, headers that other hosts hold. */
-#include "base/hook.h"
-#include "guard/image.h"
-
 #include <fcntl.h>
 #include <limits.h>
 #include <string.h>
+
+#include "base/hook.h"
+#include "guard/image.h"
+#include "guard/refuse.h"
+#include "guard/snapshot.h"
 
 static ssize_t read_some(int fd, void *buf, size_t len, uint64_t off)
 {

@@ -1,5 +1,5 @@
 /* readers.c: readers that want no writer beside them. See readers.h. */
-#include "guard/image.h"
+#include "guard/readers.h"
 
 #include <limits.h>
 #include <stdio.h>
@@ -7,6 +7,12 @@
 
 #include "base/hook.h"
 #include "core/reader.h"
+#include "guard/conflict.h"
+#include "guard/held.h"
+#include "guard/image.h"
+#include "guard/probe.h"
+#include "guard/readers_priv.h"
+#include "guard/refuse.h"
 
 /* QEMU, block/file-posix.c: RAW_LOCK_PERM_BASE 100, RAW_LOCK_SHARED_BASE 200; permissions 0
  * consistent read, 1 write. */

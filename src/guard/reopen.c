@@ -3,96 +3,26 @@
  * during a long partition and nobody took over: then an NFSv4 client answers EIO on every
  * descriptor that had a lock, for ever, and a new descriptor, with the fence lock and a look at the
  * claim, goes on where the old one ended. */
-#include "guard/image.h"
+#include "guard/reopen.h"
 
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "base/hook.h"
+#include "guard/fence.h"
+#include "guard/qemu_locks_priv.h"
 #include "run/pool.h"
 
 /* A handle that was mended and fails again within this time is not mended again: the medium is at
  * fault. */
 #define MEND_PACE_MS 1000u
 
-/* ---- fenced ---- */
-
-/* Who has it now, for the log line. */
-static void log_successor(struct guard *g, struct image *img)
-{
-    _cleanup_free_ struct claim *c = malloc(sizeof(*c));
-    char text[512];
-    if (!c)
-        return;
-    mutex_lock(&img->lock);
-    uint64_t ours = img->info.generation;
-    mutex_unlock(&img->lock);
-    int r = claim_read_known(&g->store, img->inode->ino, ours, c);
-    if (r < 0)
-        snprintf(text, sizeof(text), "whose claim rules now cannot be read: %s", strerror(-r));
-    else if (c->generation < ours)
-        snprintf(
-            text, sizeof(text),
-            "nobody has taken it over: the claim of generation %llu was removed on the datastore. The journal of this host keeps the true header: close the image, unmount the view, then run fsck.diskguard -y",
-            (unsigned long long)ours);
-    else if (c->kind == CLAIM_BAD)
-        snprintf(text, sizeof(text), "the claim of generation %llu that rules now does not decode",
-                 (unsigned long long)c->generation);
-    else if (c->generation == ours)
-        snprintf(
-            text, sizeof(text),
-            "nobody has taken it over: the claim of generation %llu is there again, %s. Close the image and open it again",
-            (unsigned long long)ours,
-            c->kind == CLAIM_FREE ? "but is marked free" : "and is this host's");
-    else
-        snprintf(text, sizeof(text), "host %s (%s) took it over with generation %llu, and %s",
-                 c->rec.host_name, c->rec.host, (unsigned long long)c->generation,
-                 c->kind == CLAIM_FREE ? "has let it go again" : "has it now");
-    image_log_state(
-        g, img, LOG_CRIT,
-        "FENCED: the claim of this host is gone or was taken over; every write from here is refused with EIO until the holder has closed it. `diskguardctl why` names the new holder",
-        0);
-    image_log_state(g, img, LOG_CRIT, text, 0);
-}
-
-void image_fence(struct guard *g, struct image *img)
-{
-    mutex_lock(&img->lock);
-    bool now = img->state == IMAGE_SEALED;
-    if (now) {
-        atomic_store(&img->io_error, EIO);
-        image_move_locked(g, img, IMAGE_FENCED, ESTALE);
-    }
-    mutex_unlock(&img->lock);
-    if (!now)
-        return;
-    log_successor(g, img);
-    image_let_go(img);
-}
-
-int image_lost(struct guard *g, struct image *img, int r)
-{
-    return r == -ESTALE && claim_check(&g->store, img->rec) != -ESTALE ? -EIO : r;
-}
-
 /* ---- new descriptors ---- */
 
 static bool is_dead_answer(int err)
 {
     return err == -EIO || err == -ESTALE || err == -EBADF || err == -ENOLCK;
-}
-
-int image_replace_fd(int fd, int at)
-{
-    int r;
-    do
-        r = dup3(fd, at, O_CLOEXEC);
-    while (r < 0 && (errno == EINTR || errno == EBUSY));
-    r = r < 0 ? -errno : 0;
-    HOOK_STALE_COPY(fd, at);
-    close(fd); /* a duplicate stays open, or nothing was written through it */
-    return r;
 }
 
 /* The file of the inode. Where its descriptor has met ESTALE once, an NFS client goes on saying so
@@ -112,7 +42,7 @@ static int open_file(struct guard *g, const struct inode *i, const struct record
     fd = io_fresh_handle(g->store.root_fd, &rec->handle, flags & ~(O_CREAT | O_EXCL | O_NOFOLLOW),
                          NULL);
     int path = fd < 0 ? -1 : io_fresh_handle(g->store.root_fd, &rec->handle, O_PATH, NULL);
-    if (path >= 0 && image_replace_fd(path, i->fd) < 0)
+    if (path >= 0 && handle_replace_fd(path, i->fd) < 0)
         log_debug("the descriptor of inode %llu stays as it is", (unsigned long long)i->ino);
     return fd;
 }
@@ -148,12 +78,35 @@ int image_mend_seal(struct guard *g, struct image *img)
     if (r == 0)
         r = image_bytes_renew(g, img, fd);
     if (r == 0 && img->fd >= 0)
-        return image_replace_fd(fd, img->fd);
+        return handle_replace_fd(fd, img->fd);
     if (r == 0)
         img->fd = fd;
     else
         close(fd);
     return r;
+}
+
+void image_bytes_tend(struct guard *g, struct image *img)
+{
+    int r = 0;
+    mutex_lock(&img->lock);
+    bool ours = img->info.byte_locks || !img->info.sealed;
+    mutex_unlock(&img->lock);
+    if (!ours)
+        return;
+    rwlock_write(&img->header);
+    mutex_lock(&img->lock);
+    ours = img->state == IMAGE_SEALED && !img->closed; /* a release may have begun */
+    mutex_unlock(&img->lock);
+    if (ours) {
+        image_bytes_follow(g, img);
+        r = image_bytes_check(img);
+    }
+    if (r < 0)
+        r = image_mend_seal(g, img);
+    rwlock_write_unlock(&img->header);
+    if (r == -ESTALE)
+        image_fence(g, img);
 }
 
 /* Is the claim still ours? A copy of the record, or NULL: not held, or fenced. */
@@ -216,7 +169,7 @@ int image_mend(struct guard *g, struct handle *h)
         close(fd);
         return -EIO;
     }
-    int r = image_replace_fd(fd, h->fd);
+    int r = handle_replace_fd(fd, h->fd);
     if (r == 0 && fenced_meanwhile(img, h))
         return -EIO;
     if (r == 0)

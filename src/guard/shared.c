@@ -1,3 +1,4 @@
+/* shared.c: see shared.h. */
 #include "guard/shared.h"
 
 #include <fnmatch.h>
@@ -5,6 +6,7 @@
 #include <string.h>
 
 #include "guard/image.h"
+#include "guard/refuse.h"
 
 bool image_name_is_shared(const struct guard *g, const char *name)
 {

@@ -12,8 +12,10 @@
  * claims. Only bytes that somebody copies into the file behind the views, seal and all, come
  * without a claim: where a seal can lie at all (FORMAT_HEAD_MAX, FORMAT_TAIL_MAX), the file's own
  * ctime must be the same, too. */
+#include "guard/snapshot.h"
+
 #include "base/hook.h"
-#include "guard/image.h"
+#include "guard/zone.h"
 
 /* A ctime is counted in ticks: two changes within one have the same. Linux takes a clock that goes
  * on with each timer interrupt (1 to 10 ms: ktime_get_coarse_real_ts64, current_time()), and some

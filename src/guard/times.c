@@ -1,9 +1,12 @@
 /* times.c: mtime that somebody sets, while the seal is on the datastore: core/seal.h says why that
  * one must not show it. */
-#include "guard/image.h"
-
 #include <fcntl.h>
 #include <string.h>
+
+#include "guard/conflict.h"
+#include "guard/held.h"
+#include "guard/image.h"
+#include "guard/probe.h"
 
 static int set_on_storage(const struct inode *i, const struct timespec tv[2])
 {

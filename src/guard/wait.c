@@ -1,10 +1,12 @@
+/* wait.c: see wait.h. */
 #include "guard/wait.h"
 
 #include <stdio.h>
 #include <string.h>
 
-#include "guard/first.h"
+#include "guard/conflict.h"
 #include "guard/image.h"
+#include "guard/manager.h"
 
 struct patience {
     const struct inode *inode;
@@ -16,7 +18,7 @@ struct patience {
 static void look_for_reader(void *arg, struct handle *h)
 {
     struct patience *p = arg;
-    p->found |= h->inode == p->inode && !atomic_load(&h->writer) && !image_first_expected(h) &&
+    p->found |= h->inode == p->inode && !atomic_load(&h->writer) && !image_manager_expected(h) &&
                 h->opened_ms <= p->before_ms && opener_same(&h->opener, p->who);
 }
 

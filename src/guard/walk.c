@@ -7,6 +7,8 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "guard/guard.h"
+
 #define SYMLINK_MAX 40 /* MAXSYMLINKS, linux/namei.h */
 
 /* Takes the first component of a path out of it. 0 or -ENAMETOOLONG; *ret "": there is none left.

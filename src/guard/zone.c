@@ -7,8 +7,39 @@
  * then waits until each of the two counters was zero once. So one that counted itself too late to
  * be waited for sees the new zone. Every atomic here is sequentially consistent. Two counters, so
  * that new ones, which go to the other one, cannot keep the wait from ending. */
+#include "guard/zone.h"
+
+#include <fcntl.h>
+
 #include "base/hook.h"
-#include "guard/image.h"
+
+bool image_is_data(const struct handle *h, uint64_t off)
+{
+    const struct image *img = atomic_load(&h->inode->image);
+    if (!img)
+        return off >= FORMAT_REACH;
+    struct format_zone zone = image_zone(img);
+    return off >= zone.head && zone.tail == UINT64_MAX;
+}
+
+bool image_data_begin(struct handle *h, uint64_t off, uint64_t len) NO_THREAD_SAFETY_ANALYSIS
+{
+    struct image *img = atomic_load(&h->inode->image);
+    if (!img || !atomic_load(&h->guarded) || h->flags & O_APPEND)
+        return false;
+    rwlock_read(&img->header);
+    struct format_zone zone = image_zone(img);
+    if (off >= zone.head && off <= zone.tail && len <= zone.tail - off)
+        return true;
+    rwlock_read_unlock(&img->header);
+    return false;
+}
+
+void image_data_end(struct handle *h) NO_THREAD_SAFETY_ANALYSIS
+{
+    struct image *img = atomic_load(&h->inode->image);
+    rwlock_read_unlock(&img->header);
+}
 
 bool image_direct_begin(struct handle *h, uint64_t off, unsigned *ret_epoch)
 {

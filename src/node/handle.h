@@ -56,4 +56,8 @@ void handle_free(struct handle_table *t, struct handle *h);
  * For shutdown and control. */
 void handle_each(struct handle_table *t, void (*fn)(void *arg, struct handle *h), void *arg);
 
+/* Puts the open file `fd` in the place of the one at `at`, under the same number, so that a request
+ * that is just using it needs no lock. Closes fd. */
+DG_MUST_CHECK int handle_replace_fd(int fd, int at);
+
 #endif

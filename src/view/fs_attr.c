@@ -221,7 +221,7 @@ void fs_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set,
     }
     if (!(to_set & FUSE_SET_ATTR_SIZE))
         change_finish(&c, 0);
-    else if (h && h->inode == c.inode && (h->writer || image_first_expected(h)))
+    else if (h && h->inode == c.inode && (h->writer || image_manager_expected(h)))
         change_finish(&c, truncate_handle(v, h, (uint64_t)attr->st_size));
     else if (fs_name_moved(req, c.inode))
         change_finish(&c, -ESTALE);

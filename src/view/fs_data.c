@@ -64,7 +64,7 @@ static void *buffer_get(size_t size)
 bool fs_data_direct(const struct handle *h, bool write, uint64_t off)
 {
     /* An append lands where the file ends now, which only the guarded way may find out. */
-    if (write && ((h->flags & O_APPEND && atomic_load(&h->guarded)) || image_first_expected(h)))
+    if (write && ((h->flags & O_APPEND && atomic_load(&h->guarded)) || image_manager_expected(h)))
         return false;
     return image_is_data(h, off);
 }

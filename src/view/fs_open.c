@@ -251,7 +251,7 @@ static void open_start(struct open_op *op)
     op->h->writer = !op->later && ((flags & O_ACCMODE) != O_RDONLY || flags & O_TRUNC);
     op->truncate = flags & O_TRUNC;
     if (op->later)
-        image_first_expect(op->h);
+        image_manager_expect(op->h);
     past_cache(op->v, op->h);
     if (op->made && op->v->guard->makers)
         maker_note(op->v->guard->makers, op->h->inode, &op->h->opener);
@@ -276,7 +276,7 @@ static struct open_op *op_new(fuse_req_t req, struct inode *i, int flags)
     op->v = v;
     cred_opener(req, &op->h->opener);
     op->h->flags = flags;
-    op->later = image_first_waits(v->guard, &op->h->opener, flags);
+    op->later = image_manager_waits(v->guard, &op->h->opener, flags);
     op->since_ms = base_now_ms();
     return op;
 }

@@ -1,6 +1,7 @@
 /* The guard without a mount: two guards on one directory are two hosts. */
 #include "core/reader.h"
 #include "guard/image.h"
+#include "guard/readers.h"
 #include "guard_scene.h"
 
 #define A host[0]

@@ -1,0 +1,25 @@
+/* held.h: a held image as its claim and record say it. */
+#ifndef DISKGUARD_GUARD_HELD_H
+#define DISKGUARD_GUARD_HELD_H
+
+#include "guard/image.h"
+
+/* The seal of a held image, for the core's functions. */
+struct seal image_seal(struct guard *g, struct image *img) REQUIRES(img->header);
+/* Journal and claim of a held image say its name of now: after a rename here; and the monitor, for
+ * those past this view. What fails is left at that. */
+void image_follow_name(struct guard *g, struct image *img) EXCLUDES(img->lock, img->header);
+/* Does our claim of the held image still rule? 0, -ESTALE, -EBUSY (not held any more) or -errno. */
+DG_MUST_CHECK int image_claim_rules(struct guard *g, struct image *img)
+    EXCLUDES(img->lock, img->header);
+/* -ESTALE of the core means a lost claim or a file that the storage does not find: asks the claim.
+ * r, or -EIO where it is not the claim (known). */
+DG_MUST_CHECK int image_lost(struct guard *g, struct image *img, int r) REQUIRES(img->header);
+/* Another host holds the image now, or did. Only a successor's claim makes our row worthless: where
+ * there is no claim at all (somebody removed it, the storage lost it), the row is the last copy of
+ * the true bytes, and stays for fsck.diskguard. */
+DG_MUST_CHECK int image_drop_lost_row(struct guard *g, struct image *img) REQUIRES(img->header);
+/* Is this the claim of a process that may write with this one? */
+bool image_own_claim(const struct guard *g, const struct record *rec, const struct opener *who);
+
+#endif
