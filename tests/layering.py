@@ -231,6 +231,25 @@ def check_raw_reads(files):
             yield "RAW_ALLOWED: nothing in %s matches %r any more" % rule[:2]
 
 
+# Part of struct image -> the file of the guard that alone writes it. (image_get() makes the image, image_begin() voids its snapshot.)
+PARTS = {name: name for name in "held acquire zone snapshot plain shared readers chain reopen maintain refuse probe read".split()}
+PARTS["qemu"] = "qemu_locks"
+PART_WRITTEN = re.compile(r"(?:\bimg->(?P<a>%s)\.[\w.\[\]]+\s*(?:=(?!=)|\+\+|--|[-+|&]=)|(?:\+\+|--)img->(?P<b>%s)\.|"
+                          r"atomic_(?:store|exchange|fetch_|compare_)\w*\(&img->(?P<c>%s)\.)" % (("|".join(PARTS),) * 3))
+
+
+def check_parts(files):
+    for path in files:
+        folder, name = os.path.split(path)
+        if folder != "src/guard" or name == "image.c":
+            continue
+        for number, line in enumerate(code_of(read(path)).splitlines(), 1):
+            for m in PART_WRITTEN.finditer(line):
+                part = m.group("a") or m.group("b") or m.group("c")
+                if name != PARTS[part] + ".c":
+                    yield "%s:%d: only %s.c may write image->%s: %s" % (path, number, PARTS[part], part, line.strip())
+
+
 def check_lengths():
     paths = sources() + [os.path.relpath(p, TOP) for p in glob.glob(os.path.join(TOP, "tests", "**", "*.py"), recursive=True)]
     paths += [os.path.relpath(p, TOP) for p in glob.glob(os.path.join(TOP, "tools", "*")) if os.path.isfile(p)] + ["tests/run"]
@@ -355,6 +374,7 @@ def main():
     for title, call, allowed in CALLS:
         rule(title, check_call(files, call, allowed))
     rule("what decides is read freshly: io_fresh_*, or a reason why not", check_raw_reads(files))
+    rule("each part of struct image is written by the file that owns it", check_parts(files))
     rule("every header compiles alone", check_alone(files))
     rule("no circle of includes but those that are known", check_circles(files))
     rule("no function is longer than %d lines" % MAX_FUNCTION, check_functions(files))

@@ -226,14 +226,14 @@ static void fill_record(struct guard *g, struct image *img, const struct acquire
     base_time_text(rec->since);
     rec->cut = OVERLAY_NO_CUT;
     rec->mtime = st->st_mtim;
-    rec->fenced = io_fencing(img->fd, g->store.fence, NULL);
+    rec->fenced = io_fencing(img->held.fd, g->store.fence, NULL);
 }
 
 /* The part of the record that depends on the header. */
 static int fill_plan(struct guard *g, struct image *img, const struct acquire *a, struct header *h)
     REQUIRES(img->header)
 {
-    struct record *rec = img->rec;
+    struct record *rec = img->held.rec;
     image_zone_set(img, &h->info.zone);
     rec->plan.n = 0;
     rec->step = STEP_CLAIMED;
@@ -243,10 +243,10 @@ static int fill_plan(struct guard *g, struct image *img, const struct acquire *a
              : h->format    ? h->format->name
                             : "raw");
     bool damaged = !a->plan_none && h->verdict == FORMAT_LIES;
-    snprintf(img->damage, sizeof(img->damage), "%s", damaged ? h->info.why : "");
+    snprintf(img->acquire.damage, sizeof(img->acquire.damage), "%s", damaged ? h->info.why : "");
     if (a->plan_none || h->verdict != FORMAT_IMAGE)
         return 0;
-    int r = header_plan_load(img->fd, h, &g->policy, &rec->plan);
+    int r = header_plan_load(img->held.fd, h, &g->policy, &rec->plan);
     if (r == 0 && rec->plan.n > 0)
         rec->step = STEP_ARMED;
     return r;
@@ -257,8 +257,8 @@ static int fill_plan(struct guard *g, struct image *img, const struct acquire *a
 static int recheck(struct guard *g, struct image *img, const struct acquire *a,
                    const struct header *was) REQUIRES(img->header)
 {
-    io_fsync_former(img->fd); /* dirty pages cannot be dropped */
-    int r = io_cache_drop(img->fd);
+    io_fsync_former(img->held.fd); /* dirty pages cannot be dropped */
+    int r = io_cache_drop(img->held.fd);
     if (r < 0)
         return r;
     /* plain writers of this host: they may have passed a look at a narrower zone */
@@ -266,7 +266,7 @@ static int recheck(struct guard *g, struct image *img, const struct acquire *a,
     _cleanup_header_ struct header *h = header_new();
     if (!h)
         return -ENOMEM;
-    r = header_load(img->fd, h);
+    r = header_load(img->held.fd, h);
     if (r < 0)
         return r;
     if (header_same(h, was))
@@ -276,10 +276,10 @@ static int recheck(struct guard *g, struct image *img, const struct acquire *a,
         now.tail < zone.tail)
         return -EAGAIN; /* another file than the one that was judged: from the start */
     struct stat st;
-    r = io_fresh_stat(img->fd, &st);
+    r = io_fresh_stat(img->held.fd, &st);
     if (r < 0)
         return r;
-    img->rec->mtime = st.st_mtim;
+    img->held.rec->mtime = st.st_mtim;
     r = fill_plan(g, img, a, h);
     if (r < 0)
         return r;
@@ -293,12 +293,12 @@ static int seal_claimed(struct guard *g, struct image *img, const struct acquire
     REQUIRES(img->header)
 {
     /* The claim is durable: whoever takes the fence from now on sees it. */
-    int r = io_fence_shared(img->fd, g->store.fence);
+    int r = io_fence_shared(img->held.fd, g->store.fence);
     if (r == -EAGAIN)
         /* only where a conversion is not atomic (flock): recovery or fsck was faster */
         return -EBUSY;
     if (r == 0)
-        r = claim_check(&g->store, img->rec);
+        r = claim_check(&g->store, img->held.rec);
     if (r == 0)
         r = recheck(g, img, a, was);
     if (r == 0)
@@ -307,7 +307,7 @@ static int seal_claimed(struct guard *g, struct image *img, const struct acquire
         r = image_reader_in_way(g, img, a->who, ret);
     if (r == 0 && !(a->plan_none && !a->plain_too)) /* not for what removes or empties it */
         r = image_chain_mark(g, img, a->who, false, ret);
-    if (r == 0 && img->rec->plan.n > 0) {
+    if (r == 0 && img->held.rec->plan.n > 0) {
         struct seal s = image_seal(g, img);
         *ret_sealing = true;
         r = seal_write(&s);
@@ -323,7 +323,7 @@ static int free_header(struct guard *g, struct image *img, const struct acquire 
 {
     uint64_t generation = c->generation;
     enum claim_kind kind = c->kind;
-    int r = header_load(img->fd, ret);
+    int r = header_load(img->held.fd, ret);
     if (r < 0)
         return r;
     r = claim_read(&g->store, img->inode->ino, c);
@@ -346,7 +346,7 @@ static int make_record(struct guard *g, struct image *img, const struct acquire 
     if (!c)
         return -ENOMEM;
     struct io_handle handle;
-    int r = io_handle_get(img->fd, &handle);
+    int r = io_handle_get(img->held.fd, &handle);
     if (r < 0)
         return r;
     r = claim_read(&g->store, img->inode->ino, c);
@@ -365,12 +365,12 @@ static int make_record(struct guard *g, struct image *img, const struct acquire 
     if (r < 0)
         return r;
     struct stat st;
-    r = io_fresh_stat(img->fd, &st);
+    r = io_fresh_stat(img->held.fd, &st);
     if (r < 0)
         return r;
-    fill_record(g, img, a, &st, img->rec);
-    img->rec->handle = handle;
-    r = claim_next(&g->store, c, &img->rec->generation);
+    fill_record(g, img, a, &st, img->held.rec);
+    img->held.rec->handle = handle;
+    r = claim_next(&g->store, c, &img->held.rec->generation);
     return r < 0 ? r : fill_plan(g, img, a, ret_header);
 }
 
@@ -391,19 +391,19 @@ static int acquire_locked(struct guard *g, struct image *img, const struct acqui
         return r;
     /* Exclusive first, so that no other host has the file open for write, not even as a plain one:
      * that needs no claim. */
-    r = io_fence_exclusive(img->fd, g->store.fence);
+    r = io_fence_exclusive(img->held.fd, g->store.fence);
     if (r == -EAGAIN) {
         conflict_set(ret, CONFLICT_FENCE);
         return -EBUSY;
     }
     if (r == 0)
-        r = image_bytes_take(img, a->judge && img->rec->plan.n == 0);
+        r = image_bytes_take(img, a->judge && img->held.rec->plan.n == 0);
     if (r == -EBUSY)
         conflict_set(ret, CONFLICT_OUTSIDE);
     if (r < 0)
         return r;
-    struct record *rec = img->rec;
-    atomic_store(&img->alone, 0);
+    struct record *rec = img->held.rec;
+    image_reader_claiming(img);
     r = journal_put(g->journal, rec);
     if (r < 0)
         return r;
@@ -431,19 +431,19 @@ static int acquire_locked(struct guard *g, struct image *img, const struct acqui
         undo = image_drop_lost_row(g, img);
     if (undo < 0)
         *ret_stuck = true;
-    else if (img->marked)
+    else if (img->chain.marked)
         image_chain_drop(g, rec->ino, rec->generation);
     return r == -ESTALE ? -EBUSY : r;
 }
 
 static void log_damage(struct guard *g, const struct image *img) REQUIRES(img->header)
 {
-    const struct record *rec = img->rec;
+    const struct record *rec = img->held.rec;
     log_image(
         LOG_WARNING, rec->image, g->host.name, rec->generation,
         "'%s' is open for write and not sealed, for its %s header contradicts itself: %s. Its claim guards it against the views, %s against a program outside of them. It is sealed when its header is whole again",
-        rec->image, rec->format, img->damage,
-        img->bytes_held ? "locks on QEMU's bytes" : "nothing");
+        rec->image, rec->format, img->acquire.damage,
+        img->qemu.held ? "locks on QEMU's bytes" : "nothing");
 }
 
 int image_acquire(struct guard *g, struct image *img, const struct acquire *a, bool *ret_stuck,
@@ -452,41 +452,28 @@ int image_acquire(struct guard *g, struct image *img, const struct acquire *a, b
     *ret_stuck = false;
     rwlock_write(&img->header);
     int r = 0;
-    img->marked = false;
-    img->links = 0;
-    img->rec = calloc(1, sizeof(*img->rec));
-    if (!img->rec)
-        r = -ENOMEM;
-    if (r == 0) {
-        img->fd = image_plain_dup(img, true);
-        if (img->fd == -1)
-            img->fd = io_reopen(img->inode->fd, O_RDWR);
-        if (img->fd == -EACCES || img->fd == -EPERM)
-            image_log_closed(g, img->inode, "write");
-        if (img->fd < 0)
-            r = img->fd;
-    }
+    image_chain_begin(img);
+    struct record *rec = calloc(1, sizeof(*rec));
+    int fd = rec ? image_plain_dup(img, true) : -ENOMEM;
+    if (fd == -1)
+        fd = io_reopen(img->inode->fd, O_RDWR);
+    if (fd == -EACCES || fd == -EPERM)
+        image_log_closed(g, img->inode, "write");
+    if (fd < 0)
+        r = fd;
+    image_held_prepare(img, rec, DG_MAX(fd, -1));
     if (r == 0)
         r = acquire_locked(g, img, a, ret_stuck, ret);
     if (r == 0 || *ret_stuck) {
-        mutex_lock(&img->lock);
-        img->mtime = img->rec->mtime;
-        mutex_unlock(&img->lock);
-        image_note(img);
+        image_held_begin(img);
         if (r == 0 && a->judge)
             image_bytes_follow(g, img); /* the header that stands there now may have another plan */
-        if (r == 0 && a->judge && img->damage[0])
+        if (r == 0 && a->judge && img->acquire.damage[0])
             log_damage(g, img);
-        atomic_fetch_add(&img->holds, 1);
-        atomic_store(&img->held, true);
     } else { /* at once, under the lock: a record without a claim must explain nothing to a reader
               */
         image_bytes_drop(img);
-        free(img->rec);
-        img->rec = NULL;
-        if (img->fd >= 0)
-            close(img->fd);
-        img->fd = -1;
+        image_held_forget(img);
         if (r == -EIO || r == -ESTALE || r == -EBADF || r == -ENOLCK)
             image_plain_suspect(img);
         image_plain_again(g, img);

@@ -194,7 +194,7 @@ static void plain_handle(void *arg, struct handle *h)
 {
     struct plain_look *l = arg;
     if (!h->writer || h->inode->ino != l->ino || h->inode->dev != l->c->g->store.dev ||
-        atomic_load(&h->guarded) || atomic_load(&h->barred))
+        atomic_load(&h->guarded) || atomic_load(&h->barred.err))
         return;
     bool may = l->c->g->opt.writers == WRITERS_HOST || opener_same(&h->opener, l->c->who);
     l->own |= may;
@@ -397,7 +397,7 @@ static int run(struct chain *c)
  * can bring back the header that needs them. */
 static void drop_former(struct chain *c)
 {
-    int r = io_fsync(c->img->fd);
+    int r = io_fsync(c->img->held.fd);
     if (r == 0)
         r = mark_drop(&c->g->store, c->rec->ino, c->rec->generation, c->seen, c->n);
     if (r < 0)
@@ -407,36 +407,42 @@ static void drop_former(struct chain *c)
             c->rec->image, strerror(-r));
 }
 
+void image_chain_begin(struct image *img)
+{
+    img->chain.marked = false;
+    img->chain.links = 0;
+}
+
 int image_chain_mark(struct guard *g, struct image *img, const struct opener *who, bool late,
                      struct conflict *ret)
 {
     struct chain *c = calloc(1, sizeof(*c));
     _cleanup_header_ struct header *h = header_new();
     char dir[PATH_MAX];
-    int r = c && h ? header_read(img->fd, &img->rec->plan, h) : -ENOMEM;
+    int r = c && h ? header_read(img->held.fd, &img->held.rec->plan, h) : -ENOMEM;
     if (r == 0) {
         *c = (struct chain){
-            .g = g, .img = img, .rec = img->rec, .who = who, .conflict = ret, .late = late};
-        header_patch(h, &img->rec->plan, true);
+            .g = g, .img = img, .rec = img->held.rec, .who = who, .conflict = ret, .late = late};
+        header_patch(h, &img->held.rec->plan, true);
         header_identify(h);
         if (h->verdict == FORMAT_MORE)
-            r = header_settle(img->fd, h);
+            r = header_settle(img->held.fd, h);
     }
     if (r == 0) {
         c->doubt = h->verdict != FORMAT_IMAGE && h->verdict != FORMAT_SEALED;
         image_dir(g, img->inode, dir);
-        r = add_links(c, img->fd, h, &img->rec->plan, dir);
+        r = add_links(c, img->held.fd, h, &img->held.rec->plan, dir);
     }
     uint64_t hash = r == 0 ? links_hash(c->todo) : 0;
-    bool changed = hash != img->links, former = late && changed && img->marked;
+    bool changed = hash != img->chain.links, former = late && changed && img->chain.marked;
     if (r == 0 && c->todo && (!late || changed)) {
-        img->marked = true;
+        img->chain.marked = true;
         r = run(c);
     }
     if (r == 0 && former && !c->doubt && !c->todo)
         drop_former(c);
     if (r == 0)
-        img->links = hash;
+        img->chain.links = hash;
     while (c && c->todo) {
         struct item *i = c->todo;
         c->todo = i->next;
@@ -452,9 +458,9 @@ void image_chain_edited(struct guard *g, struct image *img, const struct opener 
     int r = image_chain_mark(g, img, who, true, NULL);
     if (r < 0)
         log_image(
-            LOG_ERR, img->rec->image, g->host.name, img->rec->generation,
+            LOG_ERR, img->held.rec->image, g->host.name, img->held.rec->generation,
             "'%s' was written so that it may need other files than before, and they could not be protected: %s. They are from its next open on",
-            img->rec->image, strerror(-r));
+            img->held.rec->image, strerror(-r));
 }
 
 void image_chain_drop(struct guard *g, uint64_t ino, uint64_t generation)

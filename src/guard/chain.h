@@ -4,6 +4,8 @@
 
 #include "guard/image.h"
 
+/* A new hold: it has no marks yet. */
+void image_chain_begin(struct image *img) REQUIRES(img->header);
 /* Claimed, and not sealed: marks every file that the image needs, then looks whether somebody
  * writes it. -EBUSY: yes; -EUCLEAN (logged) or -errno. late: the image has been written; only where
  * its links changed, and nothing is refused. */

@@ -12,6 +12,7 @@
 #include "guard/conflict.h"
 #include "guard/fence.h"
 #include "guard/held.h"
+#include "guard/image.h"
 #include "guard/maker.h"
 #include "guard/plain.h"
 #include "guard/probe.h"
@@ -42,8 +43,8 @@ static void wait_idle(struct image *img, unsigned seconds)
     clock_gettime(CLOCK_MONOTONIC, &until);
     until.tv_sec += seconds;
     mutex_lock(&img->lock);
-    while (img->state == IMAGE_SEALING || img->state == IMAGE_RESTORING || img->plain_busy ||
-           (img->state == IMAGE_SEALED && img->closed))
+    while (img->state == IMAGE_SEALING || img->state == IMAGE_RESTORING || img->plain.busy ||
+           (img->state == IMAGE_SEALED && img->exclusive))
         if (pthread_cond_timedwait(&img->moved, &img->lock.m, &until) != 0)
             break;
     mutex_unlock(&img->lock);
@@ -76,7 +77,7 @@ int image_claim_plain(struct guard *g, struct image *img, const struct acquire *
     mutex_unlock(&img->lock);
     r = image_adopt_writers(g, img);
     if (writes || is_dirty(img))
-        atomic_store(&img->wrote, true);
+        image_held_wrote(img);
     image_move(g, img, IMAGE_SEALED, 0);
     if (r == -ESTALE) {
         image_fence(g, img);
@@ -143,7 +144,7 @@ static void look_who(struct guard *g, struct inode *i, struct conflict *ret)
  * for its program may go on trying. */
 static int refused(struct guard *g, struct handle *h, struct becoming *b)
 {
-    if (!atomic_exchange(&h->refusal_logged, true)) {
+    if (!atomic_exchange(&h->barred.said, true)) {
         if (b->conflict.kind == CONFLICT_NONE)
             look_who(g, h->inode, &b->conflict);
         image_refused(g, h->inode, &h->opener, b->what, &b->conflict);
@@ -187,7 +188,7 @@ static void note_maker(struct guard *g, const struct image *img, const struct op
 {
     if (!g->makers)
         return;
-    if (img->rec->virtual_size > g->opt.threshold)
+    if (img->held.rec->virtual_size > g->opt.threshold)
         maker_forget(g->makers, img->inode);
     else
         maker_note(g->makers, img->inode, who);
@@ -195,7 +196,7 @@ static void note_maker(struct guard *g, const struct image *img, const struct op
 
 static bool edit_allowed(const struct image *img, const struct handle *h)
 {
-    return h ? image_write_allowed(h) == 0 : atomic_load(&img->io_error) == 0;
+    return h ? image_write_allowed(h) == 0 : atomic_load(&img->held.io_error) == 0;
 }
 
 /* One edit of a held image, in the durable order of seal.h. h NULL: by path. */
@@ -206,13 +207,13 @@ static int edit_held(struct guard *g, struct image *img, struct handle *h, const
         return -EIO;
     rwlock_write(&img->header);
     int r = -EIO;
-    if (img->rec && edit_allowed(img, h)) {
+    if (img->held.rec && edit_allowed(img, h)) {
         struct seal s = image_seal(g, img);
         struct edit at_end = *e;
-        uint64_t size = img->rec->virtual_size;
+        uint64_t size = img->held.rec->virtual_size;
         if (e->kind == EDIT_WRITE && h && h->flags & O_APPEND && !e->placed) {
             struct stat st;
-            r = io_fresh_stat(img->fd, &st);
+            r = io_fresh_stat(img->held.fd, &st);
             at_end.off = r == 0 ? (uint64_t)st.st_size : e->off;
         } else {
             r = 0;
@@ -222,24 +223,24 @@ static int edit_held(struct guard *g, struct image *img, struct handle *h, const
         image_zone_set(img, &s.zone);
         r = image_lost(g, img, r);
         image_note(img);
-        if (r == 0 && (img->rec->virtual_size != size || size <= g->opt.threshold))
+        if (r == 0 && (img->held.rec->virtual_size != size || size <= g->opt.threshold))
             note_maker(g, img, who);
         if (r == 0)
             image_bytes_follow(g, img);
         if (r == 0)
             image_chain_edited(g, img, who);
         if (r == 0 && h)
-            r = sync_if_asked(h, img->fd);
+            r = sync_if_asked(h, img->held.fd);
         /* Not repeated, for part of it may have happened: the next one has a descriptor that works.
          */
-        if ((r == -EIO || r == -EBADF || r == -ENOLCK) && atomic_load(&img->io_error) == 0) {
+        if ((r == -EIO || r == -EBADF || r == -ENOLCK) && atomic_load(&img->held.io_error) == 0) {
             int mended = image_mend_seal(g, img);
             if (mended == -ESTALE)
                 r = mended;
         }
     }
     rwlock_write_unlock(&img->header);
-    atomic_store(&img->wrote, true);
+    image_held_wrote(img);
     if (r == -ESTALE) {
         image_fence(g, img);
         r = -EIO;
@@ -255,10 +256,10 @@ static int edit_held(struct guard *g, struct image *img, struct handle *h, const
 static int plain_look(struct guard *g, struct handle *h)
 {
     uint64_t now = base_now_ms();
-    int barred = atomic_load(&h->barred);
-    if (barred || now - atomic_load(&h->looked_ms) < PLAIN_LOOK_MS)
+    int barred = atomic_load(&h->barred.err);
+    if (barred || now - atomic_load(&h->barred.looked_ms) < PLAIN_LOOK_MS)
         return -barred;
-    atomic_store(&h->looked_ms, now);
+    atomic_store(&h->barred.looked_ms, now);
     return image_plain_check(g, h);
 }
 
@@ -317,7 +318,7 @@ static int write_plain(struct guard *g, struct image *img, struct handle *h, con
     *ret_becomes = false;
     rwlock_write(&img->header);
     /* converted by another thread: the guarded way */
-    int r = img->rec ? -EAGAIN : image_header(g, i, hd);
+    int r = img->held.rec ? -EAGAIN : image_header(g, i, hd);
     if (r == 0) {
         struct stat st = {0};
         r = io_fresh_stat(h->fd, &st);
@@ -345,7 +346,7 @@ static ssize_t write_unguarded(struct guard *g, struct image *img, struct handle
     bool becomes = false;
     int r = plain_look(g, h);
     *ret_again = false;
-    if (r < 0 && atomic_load(&h->barred))
+    if (r < 0 && atomic_load(&h->barred.err))
         return r == -EBUSY ? refused(g, h, b) : r;
     if (r == -EBUSY) /* it is an image: by its content, its name, or a claim */
         becomes = true;
@@ -422,7 +423,7 @@ static int change_unguarded(struct guard *g, struct handle *h, const struct edit
     for (;;) {
         if (atomic_load(&h->guarded))
             return -EAGAIN;
-        int barred = atomic_load(&h->barred);
+        int barred = atomic_load(&h->barred.err);
         if (barred)
             return barred == EBUSY ? refused(g, h, &b) : -barred;
         int r = change_plain(g, h, e);

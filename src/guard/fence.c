@@ -98,10 +98,10 @@ static struct handle *next_fenced(struct image *img)
 {
     mutex_lock(&img->lock);
     struct handle *h = img->state == IMAGE_FENCED ? img->writers : NULL;
-    while (h && (h->let_go || !atomic_load(&h->guarded)))
+    while (h && (h->fence.revoked || !atomic_load(&h->guarded)))
         h = h->next_writer;
     if (h)
-        h->let_go = h->busy = true;
+        h->fence.revoked = h->fence.busy = true;
     mutex_unlock(&img->lock);
     return h;
 }
@@ -110,9 +110,7 @@ void image_let_go(struct image *img)
 {
     mutex_lock(&img->lock);
     bool fenced = img->state == IMAGE_FENCED;
-    int plain_fd = fenced ? img->plain_fd : -1;
-    if (fenced)
-        img->plain_fd = -1; /* its handles are the image's now, and count down without it */
+    int plain_fd = fenced ? image_plain_revoke_locked(img) : -1;
     mutex_unlock(&img->lock);
     if (!fenced)
         return;
@@ -120,15 +118,14 @@ void image_let_go(struct image *img)
         close(plain_fd);
     rwlock_write(&img->header);
     image_bytes_drop(img);
-    int seal_fd = img->fd;
-    img->fd = -1;
+    int seal_fd = image_held_fd(img, -1);
     rwlock_write_unlock(&img->header);
     if (seal_fd >= 0)
         close(seal_fd);
     for (struct handle *h = next_fenced(img); h; h = next_fenced(img)) {
         image_make_read_only(h);
         mutex_lock(&img->lock);
-        h->busy = false;
+        h->fence.busy = false;
         pthread_cond_broadcast(&img->moved);
         mutex_unlock(&img->lock);
     }
@@ -179,7 +176,7 @@ void image_fence(struct guard *g, struct image *img)
     mutex_lock(&img->lock);
     bool now = img->state == IMAGE_SEALED;
     if (now) {
-        atomic_store(&img->io_error, EIO);
+        image_held_stop(img);
         image_move_locked(g, img, IMAGE_FENCED, ESTALE);
     }
     mutex_unlock(&img->lock);

@@ -76,7 +76,7 @@ int image_first_change(struct guard *g, struct handle *h, struct conflict *ret_c
         return -ENOMEM;
     for (;;) {
         int due = FIRST_DUE;
-        if (atomic_compare_exchange_strong(&h->first, &due, FIRST_UNDER_WAY))
+        if (atomic_compare_exchange_strong(&h->first.state, &due, FIRST_UNDER_WAY))
             break;
         if (due == FIRST_DONE)
             return 0;
@@ -84,7 +84,7 @@ int image_first_change(struct guard *g, struct handle *h, struct conflict *ret_c
     }
     int r = open_now(g, img, h, c);
     mutex_lock(&img->lock);
-    atomic_store(&h->first, r == 0 ? FIRST_DONE : FIRST_DUE);
+    atomic_store(&h->first.state, r == 0 ? FIRST_DONE : FIRST_DUE);
     pthread_cond_broadcast(&img->moved);
     mutex_unlock(&img->lock);
     return r;

@@ -19,9 +19,9 @@ struct seal image_seal(struct guard *g, struct image *img)
 {
     return (struct seal){.store = &g->store,
                          .journal = g->journal,
-                         .fd = img->fd,
+                         .fd = img->held.fd,
                          .policy = g->policy,
-                         .rec = img->rec,
+                         .rec = img->held.rec,
                          .zone = image_zone(img),
                          .widened = zone_widened,
                          .arg = img};
@@ -44,12 +44,12 @@ void image_follow_name(struct guard *g, struct image *img)
     if (!has_new_name(g, img))
         return;
     rwlock_write(&img->header);
-    bool held = img->rec && img->fd >= 0 && atomic_load(&img->held) &&
-                img->rec->step <= STEP_SEALED && atomic_load(&img->io_error) == 0;
+    bool held = img->held.rec && img->held.fd >= 0 && atomic_load(&img->held.valid) &&
+                img->held.rec->step <= STEP_SEALED && atomic_load(&img->held.io_error) == 0;
     if (held && image_path_now(g, img->inode, now, sizeof(now)) &&
-        strcmp(now, img->rec->image) != 0) {
+        strcmp(now, img->held.rec->image) != 0) {
         struct seal s = image_seal(g, img);
-        snprintf(img->rec->image, sizeof(img->rec->image), "%s", now);
+        snprintf(img->held.rec->image, sizeof(img->held.rec->image), "%s", now);
         image_note(img);
         int r = seal_record(&s);
         if (r < 0) /* a claim that is lost is for the monitor to find */
@@ -71,6 +71,74 @@ void image_renamed(struct guard *g, const struct inode *i)
     free(list);
 }
 
+/* ---- the hold ---- */
+
+void image_held_prepare(struct image *img, struct record *rec, int fd)
+{
+    img->held.rec = rec;
+    img->held.fd = fd;
+}
+
+void image_held_begin(struct image *img)
+{
+    mutex_lock(&img->lock);
+    img->held.mtime = img->held.rec->mtime;
+    mutex_unlock(&img->lock);
+    image_note(img);
+    atomic_fetch_add(&img->held.count, 1);
+    atomic_store(&img->held.valid, true);
+}
+
+void image_held_freed(struct image *img)
+{
+    atomic_store(&img->held.valid, false);
+}
+
+int image_held_fd(struct image *img, int fd)
+{
+    int was = img->held.fd;
+    img->held.fd = fd;
+    return was;
+}
+
+void image_held_forget(struct image *img)
+{
+    free(img->held.rec);
+    img->held.rec = NULL;
+    atomic_store(&img->held.valid, false);
+    atomic_store(&img->held.io_error, 0);
+    atomic_store(&img->held.sync_error, 0);
+    atomic_store(&img->held.wrote, false);
+    int fd = image_held_fd(img, -1);
+    if (fd >= 0)
+        close(fd); /* synced by the restore; the fence lock goes with it */
+}
+
+void image_held_wrote(struct image *img)
+{
+    if (!atomic_load_explicit(&img->held.wrote, memory_order_relaxed))
+        atomic_store(&img->held.wrote, true);
+}
+
+void image_held_chosen(struct image *img, struct timespec mtime)
+{
+    mutex_lock(&img->lock);
+    img->held.mtime = mtime;
+    mutex_unlock(&img->lock);
+    atomic_store(&img->held.wrote, false);
+}
+
+void image_held_stop(struct image *img)
+{
+    atomic_store(&img->held.io_error, EIO);
+}
+
+bool image_held_sync_failed(struct image *img, int err)
+{
+    int none = 0;
+    return atomic_compare_exchange_strong(&img->held.sync_error, &none, err);
+}
+
 /* ---- the claim ---- */
 
 bool image_own_claim(const struct guard *g, const struct record *rec, const struct opener *who)
@@ -86,25 +154,26 @@ int image_claim_rules(struct guard *g, struct image *img)
     if (!rec)
         return -ENOMEM;
     rwlock_read(&img->header);
-    bool held = img->rec != NULL;
+    bool held = img->held.rec != NULL;
     if (held)
-        *rec = *img->rec;
+        *rec = *img->held.rec;
     rwlock_read_unlock(&img->header);
     return held ? claim_check(&g->store, rec) : -EBUSY;
 }
 
 int image_lost(struct guard *g, struct image *img, int r)
 {
-    return r == -ESTALE && claim_check(&g->store, img->rec) != -ESTALE ? -EIO : r;
+    return r == -ESTALE && claim_check(&g->store, img->held.rec) != -ESTALE ? -EIO : r;
 }
 
 int image_drop_lost_row(struct guard *g, struct image *img)
 {
     _cleanup_free_ struct claim *c = malloc(sizeof(*c));
-    int r = c ? claim_read_known(&g->store, img->rec->ino, img->rec->generation, c) : -ENOMEM;
+    int r =
+        c ? claim_read_known(&g->store, img->held.rec->ino, img->held.rec->generation, c) : -ENOMEM;
     if (r < 0)
         return r;
-    const struct record *rec = img->rec;
+    const struct record *rec = img->held.rec;
     bool successor = c->generation > rec->generation;
     /* Freed after a restore. An older mark says nothing about this hold: ours is missing then. */
     bool freed =
@@ -131,28 +200,27 @@ int image_drop_lost_row(struct guard *g, struct image *img)
 int image_write_allowed(const struct handle *h)
 {
     if (!atomic_load_explicit(&h->guarded, memory_order_relaxed))
-        return -atomic_load_explicit(&h->barred, memory_order_relaxed);
+        return -atomic_load_explicit(&h->barred.err, memory_order_relaxed);
     const struct image *img = atomic_load(&h->inode->image);
-    return img && atomic_load(&img->io_error) ? -EIO : 0;
+    return img && atomic_load(&img->held.io_error) ? -EIO : 0;
 }
 
 void image_wrote(struct handle *h)
 {
     struct image *img = atomic_load(&h->inode->image);
-    if (img && !atomic_load_explicit(&img->wrote, memory_order_relaxed))
-        atomic_store(&img->wrote, true);
+    if (img)
+        image_held_wrote(img);
 }
 
 void image_sync_failed(struct handle *h, int err)
 {
     struct image *img = atomic_load(&h->inode->image);
-    int none = 0;
     if (img && h->guarded)
-        atomic_compare_exchange_strong(&img->sync_error, &none, err);
+        (void)image_held_sync_failed(img, err);
 }
 
 int image_sync_error(const struct handle *h)
 {
     const struct image *img = atomic_load(&h->inode->image);
-    return img && h->guarded ? -atomic_load(&img->sync_error) : 0;
+    return img && h->guarded ? -atomic_load(&img->held.sync_error) : 0;
 }

@@ -22,4 +22,25 @@ DG_MUST_CHECK int image_drop_lost_row(struct guard *g, struct image *img) REQUIR
 /* Is this the claim of a process that may write with this one? */
 bool image_own_claim(const struct guard *g, const struct record *rec, const struct opener *who);
 
+/* ---- the hold: held.c alone writes img->held ---- */
+
+/* In the long action: what is about to be claimed with. Takes both over. */
+void image_held_prepare(struct image *img, struct record *rec, int fd) REQUIRES(img->header);
+/* The claim is ours. */
+void image_held_begin(struct image *img) REQUIRES(img->header) EXCLUDES(img->lock);
+/* The claim is given back: another host may seal it from now on, and the record explains nothing.
+ */
+void image_held_freed(struct image *img) REQUIRES(img->header);
+/* Forgets the record and closes the descriptor. */
+void image_held_forget(struct image *img) REQUIRES(img->header);
+/* Another descriptor, or -1. Returns the one of before, which the caller closes. */
+int image_held_fd(struct image *img, int fd) REQUIRES(img->header);
+void image_held_wrote(struct image *img);
+/* Somebody has set the mtime: shown until the next write. */
+void image_held_chosen(struct image *img, struct timespec mtime) EXCLUDES(img->lock);
+/* Writes get EIO from now on. */
+void image_held_stop(struct image *img);
+/* true: it is the first error, err positive. */
+bool image_held_sync_failed(struct image *img, int err);
+
 #endif

@@ -65,11 +65,11 @@ struct image *image_get(struct inode *i)
     pthread_cond_init(&img->moved, &attr);
     pthread_condattr_destroy(&attr);
     rwlock_init(&img->header);
-    img->fd = -1;
-    atomic_init(&img->zone_head, FORMAT_REACH);
-    atomic_init(&img->zone_tail, UINT64_MAX);
+    img->held.fd = -1;
+    atomic_init(&img->zone.head, FORMAT_REACH);
+    atomic_init(&img->zone.tail, UINT64_MAX);
     mutex_lock(&img->lock);
-    img->plain_fd = -1;
+    img->plain.fd = -1;
     mutex_unlock(&img->lock);
     struct image *other = NULL;
     if (!atomic_compare_exchange_strong(&i->image, &other, img)) {
@@ -139,10 +139,10 @@ void image_conflict_fill(struct image *img, struct conflict *ret)
 bool image_begin(struct guard *g, struct image *img, struct conflict *ret)
 {
     mutex_lock(&img->lock);
-    bool idle = img->state == IMAGE_IDLE && !img->plain_busy;
+    bool idle = img->state == IMAGE_IDLE && !img->plain.busy;
     if (idle) {
         image_move_locked(g, img, IMAGE_SEALING, 0);
-        img->look.valid = false; /* from now on this host knows better */
+        img->snapshot.last.valid = false; /* from now on this host knows better */
     } else {
         image_conflict_locked(img, ret);
     }
@@ -185,22 +185,9 @@ void image_move(struct guard *g, struct image *img, enum image_state to, int err
 void image_end(struct guard *g, struct image *img)
 {
     struct inode *i = img->inode;
-    rwlock_write(&img->header);
-    free(img->rec);
-    img->rec = NULL;
-    int fd = img->fd;
-    img->fd = -1;
-    atomic_store(&img->held, false);
-    atomic_store(&img->io_error, 0);
-    atomic_store(&img->sync_error, 0);
-    atomic_store(&img->wrote, false);
-    atomic_store(&img->bytes_logged, false);
-    rwlock_write_unlock(&img->header);
-    if (fd >= 0)
-        close(fd); /* synced by the restore; the fence lock goes with it */
     busy_remove(g, img);
     mutex_lock(&img->lock);
-    img->closed = img->vanished = img->unlinked = false;
+    img->exclusive = img->vanished = img->unlinked = false;
     image_move_locked(g, img, IMAGE_IDLE, 0);
     mutex_unlock(&img->lock);
     inode_put(g->inodes, i);
@@ -208,7 +195,7 @@ void image_end(struct guard *g, struct image *img)
 
 void image_note(struct image *img)
 {
-    const struct record *rec = img->rec;
+    const struct record *rec = img->held.rec;
     mutex_lock(&img->lock);
     struct image_info *n = &img->info;
     char *path = strdup(rec->image);
@@ -240,7 +227,7 @@ bool image_writer_add(struct image *img, struct handle *h, bool plain)
 void image_writer_remove(struct image *img, struct handle *h)
 {
     mutex_lock(&img->lock);
-    while (h->busy)
+    while (h->fence.busy)
         pthread_cond_wait(&img->moved, &img->lock.m);
     for (struct handle **p = &img->writers; *p; p = &(*p)->next_writer) {
         if (*p == h) {
@@ -292,7 +279,7 @@ void image_each(struct guard *g, void (*fn)(void *arg, const struct image_info *
         struct image_info info = img->info;
         info.holder = img->holder;
         info.writers = img->n_guarded;
-        info.sync_error = atomic_load(&img->sync_error);
+        info.sync_error = atomic_load(&img->held.sync_error);
         snprintf(path, sizeof(path), "%s", img->path ? img->path : "");
         mutex_unlock(&img->lock);
         info.path = path;
@@ -305,7 +292,7 @@ void image_each(struct guard *g, void (*fn)(void *arg, const struct image_info *
 bool image_is_unsealed(struct inode *i, char *ret_path, size_t size)
 {
     struct image *img = atomic_load(&i->image);
-    if (!img || !atomic_load(&img->held))
+    if (!img || !atomic_load(&img->held.valid))
         return false;
     mutex_lock(&img->lock);
     bool unsealed = img->state == IMAGE_SEALED && !img->info.sealed;
@@ -317,11 +304,11 @@ bool image_is_unsealed(struct inode *i, char *ret_path, size_t size)
 void image_stat(struct inode *i, struct stat *st)
 {
     struct image *img = atomic_load(&i->image);
-    if (!img || !atomic_load(&img->held) || atomic_load(&img->wrote))
+    if (!img || !atomic_load(&img->held.valid) || atomic_load(&img->held.wrote))
         return;
     mutex_lock(&img->lock);
     if (img->state != IMAGE_IDLE && img->info.sealed)
-        st->st_mtim = img->mtime;
+        st->st_mtim = img->held.mtime;
     mutex_unlock(&img->lock);
 }
 

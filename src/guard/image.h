@@ -17,22 +17,132 @@
 #include "guard/guard.h"
 #include "node/opener.h"
 
-/* probe.c: a line about a refusal, as a hash, and when it was said. */
-#define IMAGE_SAID_MAX 4
-struct image_said {
-    uint64_t sum, at_ms; /* CLOCK_MONOTONIC; 0: empty */
-    unsigned more;       /* times that it was not said again */
+/* ---- the parts of an image: each is written by one file alone; others read it ---- */
+
+/* held.c: the record and the descriptor of an image that this host holds. rec and fd change under
+ * header held for writing, in a long action. */
+struct image_held {
+    struct record *rec GUARDED_BY(header); /* NULL: not held by this host */
+    int fd GUARDED_BY(header);             /* the seal's descriptor, with the fence lock; -1 */
+    atomic_bool valid;                     /* the claim is ours: for a look without lock */
+    atomic_uint count;                     /* how often it became so */
+    atomic_int io_error;   /* 0, or the positive errno that writes get (FENCED, shutdown) */
+    atomic_int sync_error; /* 0, or the positive errno of the first failed fsync */
+    atomic_bool wrote;     /* the holder changed the file since the seal */
+    /* what the view shows while the holder has written nothing since */
+    struct timespec mtime GUARDED_BY(lock);
 };
 
-/* snapshot.c: a ctime, and since when this host knows it. */
+/* acquire.c, in its long action. */
+struct image_acquire {
+    /* when it was claimed: what its header contradicts; "": nothing */
+    char damage[FORMAT_WHY] GUARDED_BY(header);
+};
+
+/* zone.c: where a write or read must be looked at (struct format_zone), for a look without lock.
+ * While the image is held: written under header held for writing. */
+struct image_zone {
+    atomic_ullong head, tail;
+    atomic_uint grown; /* how often it was made wider */
+    /* direct changes under way, by the epoch in which they began */
+    atomic_uint n_direct[2], epoch;
+    atomic_bool draining;
+};
+
+/* A ctime, and since when this host knows it. */
 struct image_stamp {
     struct timespec ctime;
     uint64_t since_ms; /* CLOCK_MONOTONIC; 0: none */
 };
 
+/* snapshot.c: what is known of a file that this host does not hold. */
+struct image_snapshot {
+    struct image_look last GUARDED_BY(lock); /* image_begin() makes it void */
+    struct image_stamp stamp GUARDED_BY(lock);
+};
+
+/* plain.c: the fence of its plain writers. */
+struct image_plain {
+    int fd GUARDED_BY(lock);         /* carries the fence lock for all of them; -1 */
+    unsigned users GUARDED_BY(lock); /* handles that count on it */
+    bool borrowed GUARDED_BY(lock);  /* it is a handle's own: not to be claimed with */
+    bool lost GUARDED_BY(lock);      /* its lock may be lost: the monitor reopens it */
+    bool busy GUARDED_BY(lock);      /* it is just being opened or closed: nobody may claim */
+};
+
+/* shared.c: handles that write it as shared on purpose. */
+struct image_shared_part {
+    atomic_uint writers;
+};
+
+/* qemu_locks.c: QEMU's bytes. */
+struct image_qemu {
+    bool held GUARDED_BY(header);                 /* held.fd has the guard's locks on them */
+    struct byte_owner *owners GUARDED_BY(header); /* who of this view has locks there */
+    atomic_uint warned; /* held.count + 1 of the hold in which a writer outside was reported */
+};
+
+/* readers.c: programs of this view that read it and want no writer beside them. */
+struct image_readers {
+    struct image_reader *list GUARDED_BY(header);
+    struct image *next; /* image_table.reading, under its lock */
+    /* of the name that says so on the datastore; 0: there is none. Changed under header */
+    atomic_ullong serial;
+    /* Not 0: since this number was set no host can have sealed it, for our readers keep writers
+     * away. A new number for each such period. Set under header; gone before this host claims. */
+    atomic_uint epoch;
+    unsigned last_epoch GUARDED_BY(header);
+    atomic_bool warned; /* that their name cannot be made was reported */
+};
+
+/* chain.c: the files that it needs. */
+struct image_chain {
+    bool marked GUARDED_BY(header);    /* this hold has made marks */
+    uint64_t links GUARDED_BY(header); /* and those are for these links: a hash */
+};
+
+/* reopen.c: requests that the storage refused, for one job of the pool; and that job is there. */
+struct image_reopen {
+    struct image_failed *failed GUARDED_BY(lock);
+    bool running GUARDED_BY(lock);
+};
+
+/* maintain.c, under its own lock: waits for a thread; it waits, or a thread is at it. */
+struct image_maintain {
+    struct image *next;
+    bool queued;
+};
+
+/* refuse.c: a line about a refusal, as a hash, and when it was said. */
+#define IMAGE_SAID_MAX 4
+struct image_said {
+    uint64_t sum, at_ms; /* CLOCK_MONOTONIC; 0: empty */
+    unsigned more;       /* times that it was not said again */
+};
+struct image_refuse {
+    struct image_said said[IMAGE_SAID_MAX] GUARDED_BY(lock);
+    atomic_bool closed; /* that the daemon may not open the file was reported */
+};
+
+/* probe.c */
+struct image_probe {
+    atomic_bool raw_named; /* a name made it a raw image once */
+};
+
+/* read.c */
+struct image_read_part {
+    atomic_bool warned; /* an unexplained seal was reported */
+};
+
+/* Lock order: header, image_table.lock, the inode table's, lock. And header before the journal's.
+ * Never the locks of two images. No lock is held over I/O to the datastore but header, whose
+ * purpose that is: it guards the overlay and all I/O in the zone. */
 struct image {
-    struct inode *inode; /* owner; pinned while the image is not IDLE */
-    struct mutex lock;
+    struct rwlock header;
+    struct mutex lock; /* short: the state, who holds it, who writes it */
+
+    /* image.c */
+    struct inode *inode;  /* owner; pinned while the image is not IDLE */
     pthread_cond_t moved; /* with lock: the state changed */
     enum image_state state GUARDED_BY(lock);
     struct opener holder GUARDED_BY(lock);
@@ -40,76 +150,29 @@ struct image {
     /* those that hold the image, and reservations of opens under way */
     unsigned n_guarded GUARDED_BY(lock);
     /* held for a namespace operation: nobody joins, not even the same process */
-    bool closed GUARDED_BY(lock);
-    /* this hold was called VANISHED in the log */
-    bool vanished GUARDED_BY(lock);
+    bool exclusive GUARDED_BY(lock);
+    bool vanished GUARDED_BY(lock);    /* this hold was called VANISHED in the log */
     unsigned n_names GUARDED_BY(lock); /* operations on its names by its own holder under way */
     bool unlinked GUARDED_BY(lock);    /* one of them took its last name: that is no VANISHED */
-    struct image_said said[IMAGE_SAID_MAX] GUARDED_BY(lock);
-    /* what control.c shows, so that it never waits for `header` */
+    /* what control.c shows, so that it never waits for header */
     struct image_info info GUARDED_BY(lock);
-    char *path GUARDED_BY(lock);       /* of info: most files never need one */
-    int plain_fd GUARDED_BY(lock);     /* plain.c: carries the fence for plain writers; -1 */
-    unsigned n_plain GUARDED_BY(lock); /* handles that count on it */
-    /* handles that write it as shared on purpose (shared.h) */
-    atomic_uint n_shared;
-    bool plain_borrowed GUARDED_BY(lock); /* it is a handle's own: not to be claimed with */
-    bool plain_lost GUARDED_BY(lock);     /* its lock may be lost: the monitor mends it */
-    /* it is just being opened or closed: nobody may claim */
-    bool plain_busy GUARDED_BY(lock);
-    struct image_look look GUARDED_BY(lock);
-    struct image_stamp stamp GUARDED_BY(lock);
-    /* what the view shows while the holder has written nothing since */
-    struct timespec mtime GUARDED_BY(lock);
-    /* reopen.c: requests that the storage refused, for one job of the pool; and that job is under
-     * way */
-    struct image_failed *failed GUARDED_BY(lock);
-    bool mending GUARDED_BY(lock);
-    /* maintain.c, under its lock: waits to be looked at; it waits, or a thread is at it */
-    struct image *next_due;
-    bool tended;
-    struct image *next_busy; /* image_table: list of images that are not IDLE */
+    char *path GUARDED_BY(lock); /* of info: most files never need one */
+    struct image *next_busy;     /* image_table.busy, under its lock */
 
-    /* header: the overlay and all I/O in the image's zone. rec and fd change only under header held
-     * for writing, in a long action. */
-    struct rwlock header;
-    struct record *rec GUARDED_BY(header); /* NULL: not held by this host */
-    int fd GUARDED_BY(header);             /* the seal's descriptor, with the fence lock; -1 */
-    /* qemu_locks.c: and with the guard's locks on QEMU's bytes */
-    bool bytes_held GUARDED_BY(header);
-    struct byte_owner *byte_owners GUARDED_BY(header); /* who of this view has locks there */
-    /* who of this view reads it and wants no writer (readers.c) */
-    struct image_reader *readers GUARDED_BY(header);
-    struct image *next_reading; /* image_table: list of images that have readers */
-    /* of the name that says so on the datastore; 0: there is none. Changed under header */
-    atomic_ullong reader_serial;
-    /* Not 0: no host can seal it, nor has since this number was set, for readers keep writers away
-     * (readers.c). Set under header; gone before this host claims it. */
-    atomic_uint alone;
-    unsigned alone_last GUARDED_BY(header);
-    /* when it was claimed: what its header contradicts; "": nothing */
-    char damage[FORMAT_WHY] GUARDED_BY(header);
-    bool marked GUARDED_BY(header);    /* this hold has made marks (chain.c) */
-    uint64_t links GUARDED_BY(header); /* and those are for these links: a hash */
-
-    /* Where a write or read must be looked at (struct format_zone), for a look without lock. While
-     * the image is held: written under header held for writing. */
-    atomic_ullong zone_head, zone_tail;
-    atomic_uint zones; /* how often it was made wider */
-    /* zone.c: direct changes under way, by the epoch in which they began. epoch and draining:
-     * written under header held for writing. */
-    atomic_uint n_direct[2], epoch;
-    atomic_bool draining;
-    atomic_bool held;          /* rec != NULL, for a look without lock */
-    atomic_uint holds;         /* how often it became so */
-    atomic_int io_error;       /* 0, or the positive errno that writes get (FENCED, shutdown) */
-    atomic_int sync_error;     /* 0, or the positive errno of the first failed fsync */
-    atomic_bool wrote;         /* the holder changed the file since the seal */
-    atomic_bool raw_named;     /* a name made it a raw image once */
-    atomic_bool closed_logged; /* that the daemon may not open the file was reported */
-    atomic_bool eio_logged;    /* an unexplained seal was reported */
-    atomic_bool reader_logged; /* that its readers' name cannot be made was reported */
-    atomic_bool bytes_logged;  /* that somebody outside writes during this hold was reported */
+    struct image_held held;
+    struct image_acquire acquire;
+    struct image_zone zone;
+    struct image_snapshot snapshot;
+    struct image_plain plain;
+    struct image_shared_part shared;
+    struct image_qemu qemu;
+    struct image_readers readers;
+    struct image_chain chain;
+    struct image_reopen reopen;
+    struct image_maintain maintain;
+    struct image_refuse refuse;
+    struct image_probe probe;
+    struct image_read_part read;
 };
 
 #define IMAGE_TOLD_MAX 256u
@@ -142,7 +205,7 @@ void image_move_locked(struct guard *g, struct image *img, enum image_state to, 
     REQUIRES(img->lock);
 void image_move(struct guard *g, struct image *img, enum image_state to, int error)
     EXCLUDES(img->lock);
-/* The last step to IDLE: forgets record and descriptor; QEMU's bytes are unlocked already. `img`
+/* The last step to IDLE; record and descriptor are forgotten already (image_held_forget()). `img`
  * may be gone afterwards unless the caller has a pin of its own. */
 void image_end(struct guard *g, struct image *img) EXCLUDES(img->lock, img->header);
 /* Copies what control.c shows from the record. */

@@ -27,10 +27,10 @@ struct look {
 static bool look(struct guard *g, struct image *img, struct look *ret)
 {
     rwlock_read(&img->header);
-    bool held = img->rec && img->fd >= 0;
+    bool held = img->held.rec && img->held.fd >= 0;
     if (held) {
-        ret->rec = *img->rec;
-        ret->gone = store_gone(&g->store, img->fd, &img->rec->handle);
+        ret->rec = *img->held.rec;
+        ret->gone = store_gone(&g->store, img->held.fd, &img->held.rec->handle);
     }
     rwlock_read_unlock(&img->header);
     ret->lost = held && ret->gone != 1 && claim_check(&g->store, &ret->rec) == -ESTALE;
@@ -47,7 +47,7 @@ static void check_claim(struct guard *g, struct image *img)
     mutex_lock(&img->lock);
     /* A release or a new hold in between has another generation, or another state: then this look
      * says nothing. */
-    bool same = !img->closed && !img->unlinked && img->n_names == 0 &&
+    bool same = !img->exclusive && !img->unlinked && img->n_names == 0 &&
                 img->info.generation == l->rec.generation;
     bool vanished = same && img->state == IMAGE_SEALED && l->gone == 1;
     bool back = same && img->state == IMAGE_VANISHED && l->gone == 0;
@@ -72,7 +72,7 @@ static void check_claim(struct guard *g, struct image *img)
 static void seal_late(struct guard *g, struct image *img)
 {
     mutex_lock(&img->lock);
-    bool late = img->state == IMAGE_SEALED && !img->closed && !img->info.sealed &&
+    bool late = img->state == IMAGE_SEALED && !img->exclusive && !img->info.sealed &&
                 strcmp(img->info.format, "raw") != 0 && strcmp(img->info.format, "none") != 0;
     mutex_unlock(&img->lock);
     if (!late)
@@ -82,7 +82,7 @@ static void seal_late(struct guard *g, struct image *img)
     mutex_lock(&img->lock);
     late = img->state == IMAGE_SEALED; /* a release may have begun */
     mutex_unlock(&img->lock);
-    if (late && img->rec && img->fd >= 0 && img->rec->plan.n == 0) {
+    if (late && img->held.rec && img->held.fd >= 0 && img->held.rec->plan.n == 0) {
         struct seal s = image_seal(g, img);
         struct edit nothing = {.kind = EDIT_WRITE};
         r = seal_edit(&s, &nothing);
@@ -175,8 +175,8 @@ static void bar_writers(struct guard *g, struct inode *i)
     for (struct handle *h = img->state == IMAGE_IDLE ? img->writers : NULL; h; h = h->next_writer) {
         if (atomic_load(&h->guarded))
             continue;
-        bool was = atomic_exchange(&h->barred, guarded ? EBUSY : 0) == EBUSY;
-        bool said = atomic_exchange(&h->refusal_logged, guarded);
+        bool was = atomic_exchange(&h->barred.err, guarded ? EBUSY : 0) == EBUSY;
+        bool said = atomic_exchange(&h->barred.said, guarded);
         news |= guarded && !(was && said);
     }
     mutex_unlock(&img->lock);
@@ -230,12 +230,12 @@ struct image_tend *image_tend_new(struct guard *g)
 static void due_add(struct image_tend *t, struct image *img)
 {
     mutex_lock(&t->lock);
-    bool add = !img->tended;
+    bool add = !img->maintain.queued;
     if (add) {
-        img->tended = true;
-        img->next_due = NULL;
+        img->maintain.queued = true;
+        img->maintain.next = NULL;
         *t->tail = img;
-        t->tail = &img->next_due;
+        t->tail = &img->maintain.next;
         t->n_due++;
     }
     mutex_unlock(&t->lock);
@@ -252,7 +252,7 @@ static bool due_take_locked(struct image_tend *t, struct image **ret) REQUIRES(t
         t->plain_due = false;
         return plain;
     }
-    t->due = t->due->next_due;
+    t->due = t->due->maintain.next;
     if (!t->due)
         t->tail = &t->due;
     t->n_due--;
@@ -273,7 +273,7 @@ static void runner(void *arg)
             image_reader_tend(t->g);
         }
         mutex_lock(&t->lock);
-        *(img ? &img->tended : &t->plain_tended) = false;
+        *(img ? &img->maintain.queued : &t->plain_tended) = false;
         mutex_unlock(&t->lock);
         if (img)
             inode_put(t->g->inodes, img->inode);

@@ -36,6 +36,6 @@ bool image_manager_waits(const struct guard *g, const struct opener *who, int fl
 
 void image_manager_expect(struct handle *h)
 {
-    h->managed = true;
-    atomic_store(&h->first, FIRST_DUE);
+    h->first.managed = true;
+    atomic_store(&h->first.state, FIRST_DUE);
 }

@@ -17,7 +17,7 @@ void image_manager_expect(struct handle *h);
 /* Is that change still to come? No lock. */
 static inline bool image_manager_expected(const struct handle *h)
 {
-    return atomic_load_explicit(&h->first, memory_order_relaxed) != 0;
+    return atomic_load_explicit(&h->first.state, memory_order_relaxed) != 0;
 }
 
 #endif

@@ -31,9 +31,9 @@ static int open_finish(struct guard *g, struct image *img, struct handle *h, boo
     io_fsync_former(h->fd);
     if (r == 0 && truncate) {
         rwlock_write(&img->header);
-        r = io_header_truncate(img->fd, 0);
+        r = io_header_truncate(img->held.fd, 0);
         rwlock_write_unlock(&img->header);
-        atomic_store(&img->wrote, true);
+        image_held_wrote(img);
     }
     return r;
 }
@@ -91,7 +91,7 @@ static bool join(struct guard *g, struct image *img, const struct opener *who, e
     bool manager = how == JOIN_FOR_NAMES_ALONE && image_is_manager(g, who);
     mutex_lock(&img->lock);
     bool sealed = img->state == IMAGE_SEALED,
-         may = sealed && !img->closed &&
+         may = sealed && !img->exclusive &&
                (g->opt.writers == WRITERS_HOST || manager || may_join(img, who));
     if (may) {
         img->n_guarded++;
@@ -232,7 +232,8 @@ static int hold_own(struct guard *g, struct image *img, const struct opener *who
 static void own_done(struct guard *g, struct image *img)
 {
     rwlock_read(&img->header);
-    bool gone = img->rec && img->fd >= 0 && store_gone(&g->store, img->fd, &img->rec->handle) == 1;
+    bool gone = img->held.rec && img->held.fd >= 0 &&
+                store_gone(&g->store, img->held.fd, &img->held.rec->handle) == 1;
     rwlock_read_unlock(&img->header);
     mutex_lock(&img->lock);
     img->unlinked |= gone;
@@ -269,7 +270,7 @@ static int hold_once(struct guard *g, struct image *img, const struct opener *wh
     mutex_lock(&img->lock);
     img->holder = *who;
     img->n_guarded = 1;
-    img->closed = true;
+    img->exclusive = true;
     image_move_locked(g, img, IMAGE_SEALED, 0);
     mutex_unlock(&img->lock);
     inode_pin(g->inodes, i);
@@ -329,10 +330,10 @@ static int truncate_held(struct guard *g, const struct hold *hold, uint64_t size
         return r;
     HOOK("image.truncate");
     rwlock_write(&img->header);
-    r = img->fd < 0 ? -EIO : io_header_truncate(img->fd, size);
+    r = img->held.fd < 0 ? -EIO : io_header_truncate(img->held.fd, size);
     rwlock_write_unlock(&img->header);
     if (r == 0)
-        atomic_store(&img->wrote, true);
+        image_held_wrote(img);
     return r;
 }
 

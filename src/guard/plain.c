@@ -72,11 +72,11 @@ int image_plain_enter(struct guard *g, struct image *img, struct handle *h, stru
     if (r < 0)
         return r == -EAGAIN ? -EBUSY : r;
     mutex_lock(&img->lock);
-    bool wait = img->plain_busy || img->state != IMAGE_IDLE;
-    bool first = !wait && img->plain_fd < 0;
-    img->plain_busy |= first;
-    h->plain = !wait && !first;
-    img->n_plain += h->plain;
+    bool wait = img->plain.busy || img->state != IMAGE_IDLE;
+    bool first = !wait && img->plain.fd < 0;
+    img->plain.busy |= first;
+    h->plain.counted = !wait && !first;
+    img->plain.users += h->plain.counted;
     if (wait)
         image_conflict_locked(img, ret);
     mutex_unlock(&img->lock);
@@ -93,12 +93,12 @@ int image_plain_enter(struct guard *g, struct image *img, struct handle *h, stru
     bool borrowed = false;
     r = plain_lock(g, img, h, &fd, &borrowed, ret);
     mutex_lock(&img->lock);
-    img->plain_busy = false;
+    img->plain.busy = false;
     if (fd >= 0) {
-        img->plain_fd = fd;
-        img->plain_borrowed = borrowed;
-        img->n_plain = 1;
-        h->plain = true;
+        img->plain.fd = fd;
+        img->plain.borrowed = borrowed;
+        img->plain.users = 1;
+        h->plain.counted = true;
     }
     pthread_cond_broadcast(&img->moved);
     mutex_unlock(&img->lock);
@@ -108,22 +108,22 @@ int image_plain_enter(struct guard *g, struct image *img, struct handle *h, stru
 
 void image_plain_leave(struct guard *g, struct image *img, struct handle *h)
 {
-    if (!h->plain)
+    if (!h->plain.counted)
         return;
-    h->plain = false;
+    h->plain.counted = false;
     int fd = -1;
     mutex_lock(&img->lock);
-    if (--img->n_plain == 0 && img->plain_fd >= 0) {
-        fd = img->plain_fd;
-        img->plain_fd = -1;
-        img->plain_busy = true; /* a claim that came before the close would meet our own lock */
+    if (--img->plain.users == 0 && img->plain.fd >= 0) {
+        fd = img->plain.fd;
+        img->plain.fd = -1;
+        img->plain.busy = true; /* a claim that came before the close would meet our own lock */
     }
     mutex_unlock(&img->lock);
     if (fd < 0)
         return;
     close(fd);
     mutex_lock(&img->lock);
-    img->plain_busy = false;
+    img->plain.busy = false;
     pthread_cond_broadcast(&img->moved);
     mutex_unlock(&img->lock);
     guard_changed(g);
@@ -133,10 +133,10 @@ int image_plain_dup(struct image *img, bool to_claim)
 {
     int fd = -1;
     mutex_lock(&img->lock);
-    if (img->plain_fd >= 0 && to_claim && img->plain_borrowed) {
+    if (img->plain.fd >= 0 && to_claim && img->plain.borrowed) {
         fd = -EACCES;
-    } else if (img->plain_fd >= 0) {
-        fd = fcntl(img->plain_fd, F_DUPFD_CLOEXEC, 0);
+    } else if (img->plain.fd >= 0) {
+        fd = fcntl(img->plain.fd, F_DUPFD_CLOEXEC, 0);
         fd = fd < 0 ? -errno : fd;
     }
     mutex_unlock(&img->lock);
@@ -148,7 +148,7 @@ void image_plain_bar(struct image *img)
     mutex_lock(&img->lock);
     for (struct handle *h = img->writers; h; h = h->next_writer)
         if (!atomic_load(&h->guarded))
-            atomic_store(&h->barred, EBUSY);
+            atomic_store(&h->barred.err, EBUSY);
     mutex_unlock(&img->lock);
 }
 
@@ -172,8 +172,8 @@ void image_plain_again(struct guard *g, struct image *img)
 bool image_plain_suspect(struct image *img)
 {
     mutex_lock(&img->lock);
-    bool news = img->plain_fd >= 0 && !img->plain_lost;
-    img->plain_lost |= news;
+    bool news = img->plain.fd >= 0 && !img->plain.lost;
+    img->plain.lost |= news;
     mutex_unlock(&img->lock);
     return news;
 }
@@ -184,9 +184,9 @@ bool image_plain_suspect(struct image *img)
 void image_plain_failed(struct guard *g, struct handle *h, int err)
 {
     struct image *img = atomic_load(&h->inode->image);
-    if (img && h->plain && !atomic_load(&h->guarded) && !atomic_load(&h->lost_data) &&
+    if (img && h->plain.counted && !atomic_load(&h->guarded) && !atomic_load(&h->plain.lost_data) &&
         (err == -EIO || err == -ESTALE || err == -EBADF || err == -ENOLCK) &&
-        base_now_ms() - atomic_load(&h->mended_ms) >= MEND_PACE_MS && image_plain_suspect(img))
+        base_now_ms() - atomic_load(&h->reopen.at_ms) >= MEND_PACE_MS && image_plain_suspect(img))
         guard_attention(g);
 }
 
@@ -201,18 +201,19 @@ static struct mended *mend_begin(struct guard *g, struct image *img, unsigned *r
     struct mended *m = NULL;
     unsigned n = 0;
     mutex_lock(&img->lock);
-    bool may = img->plain_fd >= 0 && !img->plain_borrowed && !img->plain_busy &&
-               img->state == IMAGE_IDLE && (img->plain_lost || g->locks_lost);
+    bool may = img->plain.fd >= 0 && !img->plain.borrowed && !img->plain.busy &&
+               img->state == IMAGE_IDLE && (img->plain.lost || g->locks_lost);
     if (may)
-        m = calloc(img->n_plain + 1, sizeof(*m));
-    for (struct handle *h = m ? img->writers : NULL; h && n < img->n_plain; h = h->next_writer) {
-        if (!h->plain || atomic_load(&h->guarded))
+        m = calloc(img->plain.users + 1, sizeof(*m));
+    for (struct handle *h = m ? img->writers : NULL; h && n < img->plain.users;
+         h = h->next_writer) {
+        if (!h->plain.counted || atomic_load(&h->guarded))
             continue;
-        atomic_store(&h->barred, EIO);
-        h->busy = true;
+        atomic_store(&h->barred.err, EIO);
+        h->fence.busy = true;
         m[n++] = (struct mended){h, -1};
     }
-    img->plain_busy |= m != NULL;
+    img->plain.busy |= m != NULL;
     mutex_unlock(&img->lock);
     *ret_n = n;
     return m;
@@ -222,9 +223,9 @@ static void mend_end(struct guard *g, struct image *img, struct mended *m, unsig
 {
     mutex_lock(&img->lock);
     for (unsigned k = 0; k < n; k++)
-        m[k].h->busy = false;
-    img->plain_busy = false;
-    img->plain_lost = again;
+        m[k].h->fence.busy = false;
+    img->plain.busy = false;
+    img->plain.lost = again;
     pthread_cond_broadcast(&img->moved);
     mutex_unlock(&img->lock);
     free(m);
@@ -241,8 +242,8 @@ static void mend_handle(struct handle *h, int fd)
     else if (fd >= 0)
         close(fd);
     if (r < 0)
-        atomic_store(&h->lost_data, true);
-    atomic_store(&h->mended_ms, base_now_ms());
+        atomic_store(&h->plain.lost_data, true);
+    atomic_store(&h->reopen.at_ms, base_now_ms());
 }
 
 int image_plain_mend(struct guard *g, struct image *img)
@@ -267,7 +268,7 @@ int image_plain_mend(struct guard *g, struct image *img)
     if (r == 0 && !guarded) {
         mutex_lock(&img->lock);
         /* nobody closes it: a handle counts on it, and cannot be released */
-        int at = img->plain_fd;
+        int at = img->plain.fd;
         mutex_unlock(&img->lock);
         r = n > 0 ? handle_replace_fd(fd, at) : 0;
         fd = n > 0 ? -1 : fd;
@@ -296,4 +297,19 @@ int image_plain_check(struct guard *g, struct handle *h)
     if (r < 0)
         return r;
     return guarded ? -EBUSY : 0;
+}
+
+bool image_plain_has_fence(struct image *img)
+{
+    mutex_lock(&img->lock);
+    bool has = img->plain.fd >= 0;
+    mutex_unlock(&img->lock);
+    return has;
+}
+
+int image_plain_revoke_locked(struct image *img)
+{
+    int fd = img->plain.fd;
+    img->plain.fd = -1;
+    return fd;
 }

@@ -31,4 +31,10 @@ DG_MUST_CHECK int image_plain_mend(struct guard *g, struct image *img) EXCLUDES(
 /* Plain writers get EBUSY until the monitor finds that the file is still plain. */
 void image_plain_bar(struct image *img) EXCLUDES(img->lock);
 
+/* Do plain writers of this host have the fence lock? */
+bool image_plain_has_fence(struct image *img) EXCLUDES(img->lock);
+/* Its handles are a FENCED image's now, and count down without the descriptor: the caller closes
+ * it. -1: there was none. */
+int image_plain_revoke_locked(struct image *img) REQUIRES(img->lock);
+
 #endif

@@ -57,14 +57,14 @@ static bool raw_by_name(struct guard *g, struct inode *i)
 {
     struct image *img = atomic_load(&i->image);
     char path[PATH_MAX], last[NAME_MAX + 1];
-    if (img && atomic_load(&img->raw_named))
+    if (img && atomic_load(&img->probe.raw_named))
         return true;
     image_path(g, i, path, sizeof(path));
     inode_last_name(g->inodes, i, last, sizeof(last));
     const char *slash = strrchr(path, '/');
     bool raw = image_name_is_raw(g, slash ? slash + 1 : path) || image_name_is_raw(g, last);
     if (raw && img)
-        atomic_store(&img->raw_named, true);
+        atomic_store(&img->probe.raw_named, true);
     return raw;
 }
 

@@ -38,7 +38,7 @@ void image_reader_init(struct guard *g, struct image_reader *rd, const struct ha
 
 static struct reader name_of(const struct guard *g, const struct image *img)
 {
-    struct reader r = {.ino = img->inode->ino, .serial = atomic_load(&img->reader_serial)};
+    struct reader r = {.ino = img->inode->ino, .serial = atomic_load(&img->readers.serial)};
     memcpy(r.host, g->host.uuid, sizeof(r.host));
     memcpy(r.daemon, g->host.daemon, sizeof(r.daemon));
     return r;
@@ -58,12 +58,12 @@ static void read_comm(uint64_t pid, char ret[READER_PROGRAM_SIZE])
 
 static bool is_named(const struct image *img)
 {
-    return atomic_load(&img->reader_serial) != 0;
+    return atomic_load(&img->readers.serial) != 0;
 }
 
 static void make_name(struct guard *g, struct image *img) REQUIRES(img->header)
 {
-    const struct opener *who = &img->readers->who;
+    const struct opener *who = &img->readers.list->who;
     struct reader_info info = {.pid = who->pid};
     char path[PATH_MAX];
     snprintf(info.host_name, sizeof(info.host_name), "%s", g->host.name);
@@ -71,16 +71,16 @@ static void make_name(struct guard *g, struct image *img) REQUIRES(img->header)
     read_comm(who->pid, info.program);
     image_path(g, img->inode, path, sizeof(path));
     HOOK("reader.make");
-    atomic_store(&img->reader_serial, atomic_fetch_add(&g->images->reader_serial, 1) + 1);
+    atomic_store(&img->readers.serial, atomic_fetch_add(&g->images->reader_serial, 1) + 1);
     struct reader name = name_of(g, img);
     int r = io_handle_get(img->inode->fd, &info.handle);
     if (r == 0)
         r = reader_make(&g->store, &name, &info, path);
     if (r == 0)
         return;
-    atomic_store(&img->reader_serial, 0);
+    atomic_store(&img->readers.serial, 0);
     atomic_store(&g->images->readers_left, true); /* it may be there all the same */
-    if (!atomic_exchange(&img->reader_logged, true))
+    if (!atomic_exchange(&img->readers.warned, true))
         log_image(
             LOG_WARNING, path, g->host.name, 0,
             "'%s' is read by pid %llu (%s), which wants no writer beside it, but it cannot be protected from those of other hosts: %s; %s. It is tried again",
@@ -91,7 +91,7 @@ static void remove_name(struct guard *g, struct image *img) REQUIRES(img->header
 {
     struct reader name = name_of(g, img);
     int r = is_named(img) ? reader_remove(&g->store, &name) : 0;
-    atomic_store(&img->reader_serial, 0);
+    atomic_store(&img->readers.serial, 0);
     if (r == 0)
         return;
     atomic_store(&g->images->readers_left, true);
@@ -102,16 +102,16 @@ static void remove_name(struct guard *g, struct image *img) REQUIRES(img->header
 }
 
 /* Does the claim of this host keep writers of other hosts away? Not any more once it is given back,
- * which is before img->rec goes, nor when it is lost. */
+ * which is before img->held.rec goes, nor when it is lost. */
 static bool claim_protects(const struct image *img) REQUIRES(img->header)
 {
-    return img->rec && atomic_load(&img->held) && atomic_load(&img->io_error) == 0;
+    return img->held.rec && atomic_load(&img->held.valid) && atomic_load(&img->held.io_error) == 0;
 }
 
 /* While this host holds the image its claim keeps others away; the name is needed from then on. */
 void image_reader_follow(struct guard *g, struct image *img)
 {
-    if (img->readers && !is_named(img))
+    if (img->readers.list && !is_named(img))
         make_name(g, img);
 }
 
@@ -124,7 +124,7 @@ static bool is_image(struct guard *g, struct image *img) REQUIRES(img->header)
     _cleanup_header_ struct header *h = header_new();
     _cleanup_free_ struct claim *c = malloc(sizeof(*c));
     struct io_handle handle;
-    if (img->rec || !h || !c || image_header(g, img->inode, h) < 0 ||
+    if (img->held.rec || !h || !c || image_header(g, img->inode, h) < 0 ||
         image_is_image(g, img->inode, h))
         return true;
     int r = claim_read(&g->store, img->inode->ino, c);
@@ -139,12 +139,12 @@ static void list_image(struct guard *g, struct image *img, bool add)
     mutex_lock(&g->images->lock);
     struct image **at = &g->images->reading;
     while (*at && *at != img)
-        at = &(*at)->next_reading;
+        at = &(*at)->readers.next;
     if (add && !*at)
         *at = img;
     else if (!add && *at)
-        *at = img->next_reading;
-    img->next_reading = add ? img->next_reading : NULL;
+        *at = img->readers.next;
+    img->readers.next = add ? img->readers.next : NULL;
     mutex_unlock(&g->images->lock);
 }
 
@@ -154,8 +154,8 @@ static void enlist(struct guard *g, struct image *img, struct image_reader *rd)
     if (!is_image(g, img))
         return;
     rd->listed = true;
-    rd->next = img->readers;
-    img->readers = rd;
+    rd->next = img->readers.list;
+    img->readers.list = rd;
     if (!rd->next)
         list_image(g, img, true);
     if (!claim_protects(img))
@@ -165,16 +165,16 @@ static void enlist(struct guard *g, struct image *img, struct image_reader *rd)
 static void unlist(struct guard *g, struct image *img, struct image_reader *rd)
     REQUIRES(img->header)
 {
-    struct image_reader **at = &img->readers;
+    struct image_reader **at = &img->readers.list;
     while (*at && *at != rd)
         at = &(*at)->next;
     if (*at)
         *at = rd->next;
     rd->listed = false;
-    if (!img->readers) {
-        atomic_store(&img->alone, 0);
+    if (!img->readers.list) {
+        atomic_store(&img->readers.epoch, 0);
         remove_name(g, img);
-        atomic_store(&img->reader_logged, false);
+        atomic_store(&img->readers.warned, false);
         list_image(g, img, false);
     }
 }
@@ -259,10 +259,10 @@ static int ask_datastore(struct guard *g, struct image *img, const struct opener
 static void note_alone(struct guard *g, struct image *img)
 {
     rwlock_write(&img->header);
-    if (img->readers && is_named(img) && !img->rec && atomic_load(&img->alone) == 0 &&
-        !atomic_load(&g->host_lost)) {
-        img->alone_last = img->alone_last % (UINT_MAX / 2) + 1;
-        atomic_store(&img->alone, img->alone_last);
+    if (img->readers.list && is_named(img) && !img->held.rec &&
+        atomic_load(&img->readers.epoch) == 0 && !atomic_load(&g->host_lost)) {
+        img->readers.last_epoch = img->readers.last_epoch % (UINT_MAX / 2) + 1;
+        atomic_store(&img->readers.epoch, img->readers.last_epoch);
     }
     rwlock_write_unlock(&img->header);
 }
@@ -308,6 +308,11 @@ void image_reader_refused(struct guard *g, struct inode *i, const struct image_r
     image_refused(g, i, &rd->who, "reading with nobody writing beside it (QEMU's byte locks)", c);
 }
 
+void image_reader_claiming(struct image *img)
+{
+    atomic_store(&img->readers.epoch, 0);
+}
+
 /* ---- the other side: who wants to write ---- */
 
 static int refuse(struct conflict *v, const struct reader_info *info, const char *host,
@@ -327,7 +332,7 @@ static int refuse(struct conflict *v, const struct reader_info *info, const char
 static int reader_here(struct guard *g, struct image *img, const struct opener *who,
                        struct conflict *ret) REQUIRES(img->header)
 {
-    const struct image_reader *rd = g->opt.writers == WRITERS_PROCESS ? img->readers : NULL;
+    const struct image_reader *rd = g->opt.writers == WRITERS_PROCESS ? img->readers.list : NULL;
     while (rd && opener_same(&rd->who, who))
         rd = rd->next;
     if (!rd)
@@ -390,16 +395,16 @@ static void tend_image(struct guard *g, struct image *img, bool seen)
     struct opener who = {0};
     bool nobody = false, ask = false, lost = false;
     rwlock_write(&img->header);
-    if (img->readers) {
+    if (img->readers.list) {
         lost = !seen && name_lost(g, img);
         if (lost || atomic_load(&g->host_lost))
-            atomic_store(&img->alone, 0);
+            atomic_store(&img->readers.epoch, 0);
         if (lost)
-            atomic_store(&img->reader_serial, 0);
+            atomic_store(&img->readers.serial, 0);
         if (!claim_protects(img))
             image_reader_follow(g, img);
-        who = img->readers->who;
-        ask = !img->rec && is_named(img) && atomic_load(&img->alone) == 0;
+        who = img->readers.list->who;
+        ask = !img->held.rec && is_named(img) && atomic_load(&img->readers.epoch) == 0;
     }
     rwlock_write_unlock(&img->header);
     int r = ask ? ask_datastore(g, img, &who, &nobody, NULL) : 0;
@@ -438,10 +443,10 @@ static struct image **reading_list(struct guard *g, unsigned *ret_n)
 {
     unsigned n = 0, max = 0;
     mutex_lock(&g->images->lock);
-    for (struct image *i = g->images->reading; i; i = i->next_reading)
+    for (struct image *i = g->images->reading; i; i = i->readers.next)
         max++;
     struct image **list = calloc(max + 1, sizeof(*list));
-    for (struct image *i = list ? g->images->reading : NULL; i; i = i->next_reading) {
+    for (struct image *i = list ? g->images->reading : NULL; i; i = i->readers.next) {
         inode_pin(g->inodes, i->inode);
         list[n++] = i;
     }

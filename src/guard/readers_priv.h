@@ -17,4 +17,7 @@ void image_reader_follow(struct guard *g, struct image *img) REQUIRES(img->heade
  * reads need not be checked. */
 void image_reader_tend(struct guard *g);
 
+/* This host is about to claim it: reads are not safe by its readers any more. */
+void image_reader_claiming(struct image *img) REQUIRES(img->header);
+
 #endif

@@ -65,7 +65,7 @@ void image_log_closed(struct guard *g, struct inode *i, const char *verb)
             flag, verb, strstr(flag, "+i") ? "-i" : "-a", raw_path(g, i, quoted, sizeof(quoted)));
         return;
     }
-    if (!img || atomic_exchange(&img->closed_logged, true))
+    if (!img || atomic_exchange(&img->refuse.closed, true))
         return;
     struct stat st = {0};
     char path[PATH_MAX];
@@ -111,11 +111,11 @@ static uint64_t sum_of(const char *text)
 static bool may_say(struct image *img, const char *text, unsigned *ret_more)
 {
     uint64_t sum = sum_of(text), now = base_now_ms();
-    struct image_said *oldest = &img->said[0], *same = NULL;
+    struct image_said *oldest = &img->refuse.said[0], *same = NULL;
     *ret_more = 0;
     mutex_lock(&img->lock);
     for (unsigned k = 0; k < IMAGE_SAID_MAX; k++) {
-        struct image_said *s = &img->said[k];
+        struct image_said *s = &img->refuse.said[k];
         if (s->at_ms != 0 && s->sum == sum)
             same = s;
         if (s->at_ms < oldest->at_ms)
@@ -169,7 +169,7 @@ bool image_being_released(struct inode *i, const struct conflict *c)
         return false;
     mutex_lock(&img->lock);
     bool r = img->state == IMAGE_RESTORING ||
-             (img->state == IMAGE_IDLE && (c->released || img->plain_busy));
+             (img->state == IMAGE_IDLE && (c->released || img->plain.busy));
     mutex_unlock(&img->lock);
     return r;
 }

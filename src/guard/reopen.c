@@ -11,6 +11,7 @@
 
 #include "base/hook.h"
 #include "guard/fence.h"
+#include "guard/held.h"
 #include "guard/qemu_locks_priv.h"
 #include "run/pool.h"
 
@@ -63,13 +64,12 @@ static int open_anew(struct guard *g, const struct inode *i, const struct record
 
 int image_mend_seal(struct guard *g, struct image *img)
 {
-    int fd = open_anew(g, img->inode, img->rec, O_RDWR);
+    int fd = open_anew(g, img->inode, img->held.rec, O_RDWR);
     if (fd < 0)
         return fd;
-    int r = img->fd >= 0 ? io_fsync(img->fd) : 0; /* after the open: what fails later, the new
-                                                     descriptor reports */
-    int none = 0;
-    if (r < 0 && atomic_compare_exchange_strong(&img->sync_error, &none, -r))
+    int r = img->held.fd >= 0 ? io_fsync(img->held.fd) : 0; /* after the open: what fails later, the
+                                                     new descriptor reports */
+    if (r < 0 && image_held_sync_failed(img, -r))
         image_log_state(
             g, img, LOG_ERR,
             "guest data that was not synced is lost with the descriptor that the storage gave up",
@@ -77,10 +77,10 @@ int image_mend_seal(struct guard *g, struct image *img)
     r = io_cache_drop(fd);
     if (r == 0)
         r = image_bytes_renew(g, img, fd);
-    if (r == 0 && img->fd >= 0)
-        return handle_replace_fd(fd, img->fd);
+    if (r == 0 && img->held.fd >= 0)
+        return handle_replace_fd(fd, img->held.fd);
     if (r == 0)
-        img->fd = fd;
+        (void)image_held_fd(img, fd);
     else
         close(fd);
     return r;
@@ -96,7 +96,7 @@ void image_bytes_tend(struct guard *g, struct image *img)
         return;
     rwlock_write(&img->header);
     mutex_lock(&img->lock);
-    ours = img->state == IMAGE_SEALED && !img->closed; /* a release may have begun */
+    ours = img->state == IMAGE_SEALED && !img->exclusive; /* a release may have begun */
     mutex_unlock(&img->lock);
     if (ours) {
         image_bytes_follow(g, img);
@@ -116,11 +116,11 @@ static struct record *still_ours(struct guard *g, struct image *img)
     if (!rec)
         return NULL;
     rwlock_read(&img->header);
-    bool held = img->rec != NULL;
+    bool held = img->held.rec != NULL;
     if (held)
-        *rec = *img->rec;
+        *rec = *img->held.rec;
     rwlock_read_unlock(&img->header);
-    int r = held && !atomic_load(&img->io_error) ? claim_check(&g->store, rec) : -EIO;
+    int r = held && !atomic_load(&img->held.io_error) ? claim_check(&g->store, rec) : -EIO;
     if (r == -ESTALE)
         image_fence(g, img);
     if (r == 0)
@@ -134,7 +134,7 @@ static bool fenced_meanwhile(struct image *img, struct handle *h)
 {
     mutex_lock(&img->lock);
     bool fenced = img->state == IMAGE_FENCED;
-    h->let_go = false;
+    h->fence.revoked = false;
     mutex_unlock(&img->lock);
     if (fenced)
         image_let_go(img);
@@ -146,11 +146,11 @@ int image_mend(struct guard *g, struct handle *h)
     struct image *img = atomic_load(&h->inode->image);
     if (!img || !atomic_load(&h->guarded))
         return -EIO;
-    uint64_t now = base_now_ms(), last = atomic_exchange(&h->mended_ms, now);
+    uint64_t now = base_now_ms(), last = atomic_exchange(&h->reopen.at_ms, now);
     if (last != 0 && now - last < MEND_PACE_MS)
         return -EIO;
     _cleanup_free_ struct record *rec = still_ours(g, img);
-    if (!rec || atomic_load(&img->sync_error))
+    if (!rec || atomic_load(&img->held.sync_error))
         return -EIO;
     int flags = fcntl(h->fd, F_GETFL);
     int fd = open_anew(g, h->inode, rec, flags < 0 ? O_RDWR : flags);
@@ -203,10 +203,10 @@ static void run_failed(void *arg)
     struct inode *i = img->inode;
     for (;;) {
         mutex_lock(&img->lock);
-        struct image_failed *list = img->failed;
-        img->failed = NULL;
+        struct image_failed *list = img->reopen.failed;
+        img->reopen.failed = NULL;
         if (!list)
-            img->mending = false;
+            img->reopen.running = false;
         mutex_unlock(&img->lock);
         if (!list)
             break;
@@ -215,11 +215,11 @@ static void run_failed(void *arg)
             list = f->next;
             /* One that was mended a moment ago, for a request that failed with this one, is good
              * for this one, too. */
-            uint64_t mended = atomic_load(&f->h->mended_ms);
-            bool fresh = mended != 0 && f->h->mended_ok && base_now_ms() - mended < MEND_PACE_MS;
+            uint64_t mended = atomic_load(&f->h->reopen.at_ms);
+            bool fresh = mended != 0 && f->h->reopen.ok && base_now_ms() - mended < MEND_PACE_MS;
             if (!fresh)
-                f->h->mended_ok = image_mend(g, f->h) == 0;
-            f->again(f->arg, f->h->mended_ok); /* answers: the handle may be gone afterwards */
+                f->h->reopen.ok = image_mend(g, f->h) == 0;
+            f->again(f->arg, f->h->reopen.ok); /* answers: the handle may be gone afterwards */
             free(f);
         }
     }
@@ -231,7 +231,8 @@ bool image_failed_later(struct guard *g, struct handle *h, int err,
                         void (*again)(void *arg, bool mended), void *arg)
 {
     struct image *img = atomic_load(&h->inode->image);
-    if (!img || !is_dead_answer(err) || !atomic_load(&h->guarded) || atomic_load(&img->io_error))
+    if (!img || !is_dead_answer(err) || !atomic_load(&h->guarded) ||
+        atomic_load(&img->held.io_error))
         return false;
     struct image_failed *f = malloc(sizeof(*f));
     struct mend_job *job = malloc(sizeof(*job));
@@ -243,10 +244,10 @@ bool image_failed_later(struct guard *g, struct handle *h, int err,
     *f = (struct image_failed){.h = h, .again = again, .arg = arg};
     *job = (struct mend_job){g, img};
     mutex_lock(&img->lock);
-    f->next = img->failed;
-    img->failed = f;
-    bool first = !img->mending;
-    img->mending = true;
+    f->next = img->reopen.failed;
+    img->reopen.failed = f;
+    bool first = !img->reopen.running;
+    img->reopen.running = true;
     mutex_unlock(&img->lock);
     if (first) {
         inode_pin(g->inodes, img->inode);

@@ -18,9 +18,9 @@
  * claim.h, "Numbers". */
 static int forget(struct guard *g, struct image *img) REQUIRES(img->header)
 {
-    int r = claim_free_gone(&g->store, img->rec);
+    int r = claim_free_gone(&g->store, img->held.rec);
     if (r == 0 || r == -ESTALE)
-        r = journal_remove(g->journal, img->rec->ino, img->rec->generation);
+        r = journal_remove(g->journal, img->held.rec->ino, img->held.rec->generation);
     return r;
 }
 
@@ -28,24 +28,25 @@ static int forget(struct guard *g, struct image *img) REQUIRES(img->header)
  * go: they see the true header on. */
 static void unseal_removed(struct guard *g, struct image *img) REQUIRES(img->header)
 {
-    int r = img->fd < 0 || img->rec->plan.n == 0 ? 0 : claim_check(&g->store, img->rec);
-    if (r == 0 && img->fd >= 0 && img->rec->plan.n > 0)
-        r = seal_undo(img->fd, img->rec);
+    int r =
+        img->held.fd < 0 || img->held.rec->plan.n == 0 ? 0 : claim_check(&g->store, img->held.rec);
+    if (r == 0 && img->held.fd >= 0 && img->held.rec->plan.n > 0)
+        r = seal_undo(img->held.fd, img->held.rec);
     if (r < 0)
-        log_debug("'%s', which was removed, stays sealed: %s", img->rec->image, strerror(-r));
+        log_debug("'%s', which was removed, stays sealed: %s", img->held.rec->image, strerror(-r));
 }
 
 static int restore_steps(struct guard *g, struct image *img) REQUIRES(img->header)
 {
     /* Whatever was seen before: a claim is given up unrestored only on what is proved now. */
-    int r = store_gone(&g->store, img->fd, &img->rec->handle);
+    int r = store_gone(&g->store, img->held.fd, &img->held.rec->handle);
     if (r < 0)
         /* also where it is not known: a new descriptor is tried, and the monitor tries again */
         return -EIO;
     if (r == 1) {
         mutex_lock(&img->lock);
         /* Our own unlink or rename over it, its holder's, or it was said. */
-        bool expected = img->closed || img->unlinked || img->vanished;
+        bool expected = img->exclusive || img->unlinked || img->vanished;
         mutex_unlock(&img->lock);
         if (!expected)
             image_log_state(
@@ -54,22 +55,18 @@ static int restore_steps(struct guard *g, struct image *img) REQUIRES(img->heade
         unseal_removed(g, img);
         return forget(g, img);
     }
-    r = io_fsync(img->fd);
-    if (r < 0) {
-        int none = 0;
-        atomic_compare_exchange_strong(&img->sync_error, &none, -r);
-    }
-    img->rec->sync_error = atomic_load(&img->sync_error);
+    r = io_fsync(img->held.fd);
+    if (r < 0)
+        (void)image_held_sync_failed(img, -r);
+    img->held.rec->sync_error = atomic_load(&img->held.sync_error);
     if (r < 0)
         return r;
 
-    if (atomic_load(&img->wrote))
-        img->rec->chosen = false;
+    if (atomic_load(&img->held.wrote))
+        img->held.rec->chosen = false;
     image_bytes_drop(img);
     struct seal s = image_seal(g, img);
-    mutex_lock(&img->lock);
-    s.unfence = img->plain_fd < 0; /* else the lock is that of plain writers, too */
-    mutex_unlock(&img->lock);
+    s.unfence = !image_plain_has_fence(img); /* else the lock is that of plain writers, too */
     return seal_restore(&s);
 }
 
@@ -88,6 +85,15 @@ static int restore_mended(struct guard *g, struct image *img) REQUIRES(img->head
     return mended < 0 ? r : restore_steps(g, img);
 }
 
+/* To IDLE. */
+static void end(struct guard *g, struct image *img)
+{
+    rwlock_write(&img->header);
+    image_held_forget(img);
+    rwlock_write_unlock(&img->header);
+    image_end(g, img);
+}
+
 int image_restore(struct guard *g, struct image *img)
 {
     rwlock_write(&img->header);
@@ -102,26 +108,25 @@ int image_restore(struct guard *g, struct image *img)
             image_log_state(g, img, LOG_WARNING, "its journal row could not be removed", r);
         r = 0;
     }
-    if (r < 0 && img->rec->step != STEP_STUCK && img->rec->step != STEP_FREE) {
+    if (r < 0 && img->held.rec->step != STEP_STUCK && img->held.rec->step != STEP_FREE) {
         /* Other hosts read it there: they need not wait for a release that does not come. */
-        img->rec->step = STEP_STUCK;
+        img->held.rec->step = STEP_STUCK;
         struct seal s = image_seal(g, img);
         int told = seal_record(&s);
         if (told < 0)
             image_log_state(g, img, LOG_DEBUG, "could not be marked as stuck", told);
     }
     if (r == 0) {
-        /* From here on another host may seal it: our record explains nothing any more. */
-        atomic_store(&img->held, false);
+        image_held_freed(img);
         image_bytes_drop(img); /* closing is not enough: plain writers may share the open file */
     }
-    bool marked = r == 0 && img->marked;
-    uint64_t generation = img->rec->generation;
+    bool marked = r == 0 && img->chain.marked;
+    uint64_t generation = img->held.rec->generation;
     rwlock_write_unlock(&img->header);
     if (marked)
         image_chain_drop(g, img->inode->ino, generation);
     if (r == 0) {
-        image_end(g, img);
+        end(g, img);
         return 0;
     }
     mutex_lock(&img->lock);
@@ -163,7 +168,7 @@ void image_unguard(struct guard *g, struct image *img)
             image_log_state(g, img, LOG_WARNING,
                             "its claim or journal row could not be removed; the next start does it",
                             r);
-        image_end(g, img);
+        end(g, img);
     }
 }
 
@@ -214,7 +219,7 @@ unsigned image_shutdown(struct guard *g)
         struct ending *e = all ? &all[k] : &here;
         mutex_lock(&img->lock);
         enum image_state state = img->state;
-        atomic_store(&img->io_error, EIO);
+        image_held_stop(img);
         bool guarded = state == IMAGE_SEALED || state == IMAGE_STUCK || state == IMAGE_VANISHED;
         if (guarded)
             image_move_locked(g, img, IMAGE_RESTORING, 0);

@@ -22,11 +22,11 @@ static bool is_chosen(const struct timespec *t)
  * on any file: image_wrote(). */
 static int choose(struct guard *g, struct image *img, struct timespec mtime) REQUIRES(img->header)
 {
-    struct record *rec = img->rec, old = {.chosen = rec->chosen,
-                                          .mtime_chosen = rec->mtime_chosen,
-                                          .mtime_seen = rec->mtime_seen};
+    struct record *rec = img->held.rec, old = {.chosen = rec->chosen,
+                                               .mtime_chosen = rec->mtime_chosen,
+                                               .mtime_seen = rec->mtime_seen};
     struct stat st;
-    int r = io_fresh_stat(img->fd, &st);
+    int r = io_fresh_stat(img->held.fd, &st);
     if (r < 0)
         return r;
     rec->chosen = true;
@@ -40,10 +40,7 @@ static int choose(struct guard *g, struct image *img, struct timespec mtime) REQ
         rec->mtime_seen = old.mtime_seen;
         return r == -ESTALE ? -EIO : r; /* fenced: as every write */
     }
-    mutex_lock(&img->lock);
-    img->mtime = mtime;
-    mutex_unlock(&img->lock);
-    atomic_store(&img->wrote, false);
+    image_held_chosen(img, mtime);
     return 0;
 }
 
@@ -57,7 +54,7 @@ static int set_sealed(struct guard *g, struct image *img, const struct timespec 
     }
     int r = set_on_storage(img->inode, tv);
     if (r == 0 && tv[1].tv_nsec == UTIME_NOW)
-        atomic_store(&img->wrote, true); /* as a write: the restore's will be later */
+        image_held_wrote(img); /* as a write: the restore's will be later */
     return r;
 }
 
@@ -94,7 +91,7 @@ int image_set_times(struct guard *g, struct inode *i, const struct timespec tv[2
         rwlock_write(&img->header); /* an open or a restore of this host under way */
         bool sealed =
             /* not after the restore */
-            atomic_load(&img->held) && img->rec && seal_was_taken(img->rec);
+            atomic_load(&img->held.valid) && img->held.rec && seal_was_taken(img->held.rec);
         int r = sealed ? set_sealed(g, img, tv) : 0;
         rwlock_write_unlock(&img->header);
         if (sealed)

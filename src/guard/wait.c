@@ -45,7 +45,7 @@ bool image_wait_is_vain(struct guard *g, struct inode *i, const struct opener *w
         return false;
     struct opener there = {0};
     mutex_lock(&img->lock);
-    bool here = img->state == IMAGE_SEALED && !img->closed;
+    bool here = img->state == IMAGE_SEALED && !img->exclusive;
     struct opener holder = img->holder;
     bool elsewhere = img->state == IMAGE_IDLE && c->host[0] && !c->released;
     mutex_unlock(&img->lock);

@@ -47,8 +47,8 @@ bool image_direct_begin(struct handle *h, uint64_t off, unsigned *ret_epoch)
     struct image *img = atomic_load(&h->inode->image);
     if (!img)
         return false;
-    unsigned epoch = atomic_load(&img->epoch);
-    atomic_fetch_add(&img->n_direct[epoch], 1);
+    unsigned epoch = atomic_load(&img->zone.epoch);
+    atomic_fetch_add(&img->zone.n_direct[epoch], 1);
     *ret_epoch = epoch;
     if (image_is_data(h, off))
         return true;
@@ -59,7 +59,7 @@ bool image_direct_begin(struct handle *h, uint64_t off, unsigned *ret_epoch)
 void image_direct_end(struct handle *h, unsigned epoch)
 {
     struct image *img = atomic_load(&h->inode->image);
-    if (atomic_fetch_sub(&img->n_direct[epoch], 1) != 1 || !atomic_load(&img->draining))
+    if (atomic_fetch_sub(&img->zone.n_direct[epoch], 1) != 1 || !atomic_load(&img->zone.draining))
         return;
     mutex_lock(&img->lock);
     pthread_cond_broadcast(&img->moved);
@@ -72,29 +72,29 @@ static void wait_zero(struct image *img, const atomic_uint *n)
         return;
     HOOK("image.drain");
     mutex_lock(&img->lock);
-    atomic_store(&img->draining, true);
+    atomic_store(&img->zone.draining, true);
     while (atomic_load(n) != 0)
         pthread_cond_wait(&img->moved, &img->lock.m);
-    atomic_store(&img->draining, false);
+    atomic_store(&img->zone.draining, false);
     mutex_unlock(&img->lock);
 }
 
 void image_drain(struct image *img)
 {
     for (unsigned k = 0; k < 2; k++) {
-        unsigned old = atomic_load(&img->epoch);
-        atomic_store(&img->epoch, 1 - old);
-        wait_zero(img, &img->n_direct[old]);
+        unsigned old = atomic_load(&img->zone.epoch);
+        atomic_store(&img->zone.epoch, 1 - old);
+        wait_zero(img, &img->zone.n_direct[old]);
     }
 }
 
 void image_zone_set(struct image *img, const struct format_zone *zone)
 {
     struct format_zone was = image_zone(img);
-    atomic_store(&img->zone_head, zone->head);
-    atomic_store(&img->zone_tail, zone->tail);
+    atomic_store(&img->zone.head, zone->head);
+    atomic_store(&img->zone.tail, zone->tail);
     if (zone->head > was.head || zone->tail < was.tail) {
-        atomic_fetch_add(&img->zones, 1); /* for reads under way: image_read_sound() */
+        atomic_fetch_add(&img->zone.grown, 1); /* for reads under way: image_read_sound() */
         image_drain(img);
     }
 }
@@ -103,14 +103,14 @@ void image_zone_seen(struct image *img, const struct format_zone *zone)
 {
     mutex_lock(&img->lock); /* while it is held, its holder's own edits say what it is */
     if (img->state == IMAGE_IDLE) {
-        atomic_store(&img->zone_head, DG_MAX(atomic_load(&img->zone_head), zone->head));
-        atomic_store(&img->zone_tail, DG_MIN(atomic_load(&img->zone_tail), zone->tail));
+        atomic_store(&img->zone.head, DG_MAX(atomic_load(&img->zone.head), zone->head));
+        atomic_store(&img->zone.tail, DG_MIN(atomic_load(&img->zone.tail), zone->tail));
     }
     mutex_unlock(&img->lock);
 }
 
 struct format_zone image_zone(const struct image *img)
 {
-    return (struct format_zone){.head = atomic_load(&img->zone_head),
-                                .tail = atomic_load(&img->zone_tail)};
+    return (struct format_zone){.head = atomic_load(&img->zone.head),
+                                .tail = atomic_load(&img->zone.tail)};
 }

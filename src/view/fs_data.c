@@ -237,7 +237,7 @@ static ssize_t write_at(struct view *v, struct handle *h, const void *buf, size_
                         uint64_t off, bool page, bool *ret_direct)
 {
     *ret_direct = false;
-    if (page && h->managed)
+    if (page && h->first.managed)
         /* the rest of the page may be older than what another host wrote before the claim */
         return -EBUSY;
     int r = image_first_change(v->guard, h, NULL);

@@ -347,16 +347,16 @@ Test(guard, a_reader_that_comes_while_the_claim_goes, .init = scene_make, .fini 
     cr_assert_eq(names_of_readers(reader->inode), 0, "the claim of this host protects it");
     image_reader_forget(A, reader->inode, &rd);
 
-    atomic_store(&img->held, false);
+    atomic_store(&img->held.valid, false);
     declare(A, reader, &rd);
     cr_assert_eq(names_of_readers(reader->inode), 1, "the claim does not any more");
     image_reader_forget(A, reader->inode, &rd);
-    atomic_store(&img->held, true);
-    atomic_store(&img->io_error, EIO); /* FENCED */
+    atomic_store(&img->held.valid, true);
+    atomic_store(&img->held.io_error, EIO); /* FENCED */
     declare(A, reader, &rd);
     cr_assert_eq(names_of_readers(reader->inode), 1);
     image_reader_forget(A, reader->inode, &rd);
-    atomic_store(&img->io_error, 0);
+    atomic_store(&img->held.io_error, 0);
     close_as(A, writer);
     close_as(A, reader);
 }
