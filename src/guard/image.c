@@ -10,6 +10,40 @@
 #include "guard/guard.h"
 #include "run/pool.h"
 
+/* ---- states ----
+ *
+ *              begin            sealed            last writer
+ *      IDLE ──────────► SEALING ─────► SEALED ────────────────────────────► RESTORING ──► IDLE
+ *       ▲                │   │          │ │ ▲                                  ▲   │ ▲
+ *       ├─── refused ────┘   │          │ │ └── there again ─┐   last writer   │   │ │
+ *       │                    │          │ └──── gone ────► VANISHED ───────────┘   │ │ every 5 s
+ *       │                    └── the undo failed ──┼─────────────────────────►  STUCK
+ *       │                                          │ claim lost
+ *       └────────── last writer ────────────── FENCED
+ *
+ * What must be true in each: DESIGN 5.3; invariant() checks what can be seen under img->lock. */
+
+/* Who makes the move, and where it leads. */
+struct move {
+    enum image_state from, to;
+    const char *function;
+};
+static const struct move moves[] = {
+    {IMAGE_IDLE, IMAGE_SEALING, "image_begin"},
+    {IMAGE_SEALING, IMAGE_SEALED, "open_first, hold_once, image_claim_plain"},
+    {IMAGE_SEALING, IMAGE_IDLE, "image_end: image_acquire_failed, claim_once, take"},
+    {IMAGE_SEALING, IMAGE_STUCK, "image_acquire_failed"},
+    {IMAGE_SEALED, IMAGE_RESTORING, "image_unguard, image_shutdown"},
+    {IMAGE_SEALED, IMAGE_FENCED, "image_fence"},
+    {IMAGE_SEALED, IMAGE_VANISHED, "check_claim"},
+    {IMAGE_VANISHED, IMAGE_SEALED, "check_claim"},
+    {IMAGE_VANISHED, IMAGE_RESTORING, "image_unguard, image_shutdown"},
+    {IMAGE_RESTORING, IMAGE_IDLE, "image_end: image_restore"},
+    {IMAGE_RESTORING, IMAGE_STUCK, "image_restore"},
+    {IMAGE_STUCK, IMAGE_RESTORING, "tend_one, image_shutdown"},
+    {IMAGE_FENCED, IMAGE_IDLE, "image_end: image_unguard"},
+};
+
 static const char *const state_names[] = {
     [IMAGE_IDLE] = "idle",           [IMAGE_SEALING] = "sealing", [IMAGE_SEALED] = "sealed",
     [IMAGE_RESTORING] = "restoring", [IMAGE_FENCED] = "fenced",   [IMAGE_STUCK] = "stuck",
@@ -21,17 +55,47 @@ const char *image_state_name(enum image_state s)
     return state_names[s];
 }
 
-/* Row: from; bit: to. */
-#define TO(s) (1u << IMAGE_##s)
-static const unsigned allowed[] = {
-    [IMAGE_IDLE] = TO(SEALING),
-    [IMAGE_SEALING] = TO(SEALED) | TO(IDLE) | TO(STUCK),
-    [IMAGE_SEALED] = TO(RESTORING) | TO(FENCED) | TO(VANISHED),
-    [IMAGE_RESTORING] = TO(IDLE) | TO(STUCK) | TO(FENCED) | TO(VANISHED),
-    [IMAGE_FENCED] = TO(IDLE),
-    [IMAGE_STUCK] = TO(RESTORING),
-    [IMAGE_VANISHED] = TO(SEALED) | TO(RESTORING),
-};
+static const struct move *find_move(enum image_state from, enum image_state to)
+{
+    for (size_t k = 0; k < sizeof(moves) / sizeof(*moves); k++)
+        if (moves[k].from == from && moves[k].to == to)
+            return &moves[k];
+    return NULL;
+}
+
+bool image_may_move(enum image_state from, enum image_state to)
+{
+    return find_move(from, to) != NULL;
+}
+
+/* What is wrong with the image in the state that it has just come to; NULL: nothing. The record
+ * changes only in a long action, whose thread is the one that moves: it may be looked at here. */
+static const char *invariant(const struct guard *g, const struct image *img) REQUIRES(img->lock)
+{
+    /* At shutdown handles are still open. */
+    bool counted = img->n_guarded > 0 && !atomic_load(&g->stopping);
+    bool record = img->held.rec != NULL, valid = atomic_load(&img->held.valid);
+    switch (img->state) {
+    case IMAGE_IDLE:
+    case IMAGE_SEALING:
+        return record || valid  ? "it has a record"
+               : counted        ? "a handle holds it"
+               : img->exclusive ? "it is exclusive"
+                                : NULL;
+    case IMAGE_SEALED:
+    case IMAGE_VANISHED:
+    case IMAGE_FENCED:
+        if (img->state == IMAGE_FENCED && atomic_load(&img->held.io_error) == 0)
+            return "it may be written";
+        return !record || !valid     ? "it has no record"
+               : img->n_guarded == 0 ? "nobody holds it"
+                                     : NULL;
+    case IMAGE_RESTORING:
+    case IMAGE_STUCK:
+        return !record || !valid ? "it has no record" : counted ? "a handle holds it" : NULL;
+    }
+    return "there is no such state";
+}
 
 struct image_table *image_table_new(void)
 {
@@ -162,16 +226,35 @@ bool image_busy_twin(struct guard *g, const struct image *img)
     return found;
 }
 
+/* An invariant is broken. The daemon of a user goes on, for it has headers to put back; a test
+ * stops here. (A move that the table does not have stops every daemon: nothing would be right after
+ * it.) */
+static void report_broken(const struct guard *g, const struct image *img, enum image_state from,
+                          const char *wrong) REQUIRES(img->lock)
+{
+    log_image(LOG_CRIT, img->path ? img->path : "", g->host.name, img->info.generation,
+              "BUG: inode %llu went from %s to %s (%s): %s. Please report this",
+              (unsigned long long)img->inode->ino, state_names[from], state_names[img->state],
+              find_move(from, img->state)->function, wrong);
+#ifdef DG_HOOKS
+    abort();
+#endif
+}
+
 void image_move_locked(struct guard *g, struct image *img, enum image_state to, int error)
 {
-    assert(allowed[img->state] & (1u << to));
-    bool attempt = to == IMAGE_SEALING || (img->state == IMAGE_SEALING && to == IMAGE_IDLE);
+    enum image_state from = img->state;
+    assert(image_may_move(from, to));
+    bool attempt = to == IMAGE_SEALING || (from == IMAGE_SEALING && to == IMAGE_IDLE);
     img->state = to;
     img->info.state = to;
     img->info.error = error;
+    const char *wrong = invariant(g, img);
+    if (wrong)
+        report_broken(g, img, from, wrong);
     pthread_cond_broadcast(&img->moved);
-    if (!attempt) /* one that failed is no news, and would make those that wait for another host
-                     spin */
+    /* An attempt that failed is no news, and would make those that wait for another host spin. */
+    if (!attempt)
         guard_changed(g);
 }
 

@@ -199,6 +199,8 @@ bool image_begin(struct guard *g, struct image *img, struct conflict *ret) EXCLU
 void image_conflict_locked(const struct image *img, struct conflict *ret) REQUIRES(img->lock);
 /* The same where nobody has said yet who is in the way. */
 void image_conflict_fill(struct image *img, struct conflict *ret) EXCLUDES(img->lock);
+/* Is it a move of the table (image.c)? */
+bool image_may_move(enum image_state from, enum image_state to);
 /* The one function in which a state changes. error: positive errno for STUCK and FENCED. Wakes
  * whoever is parked. */
 void image_move_locked(struct guard *g, struct image *img, enum image_state to, int error)

@@ -1,4 +1,8 @@
 /* The guard without a mount: two guards on one directory are two hosts. */
+#include <signal.h>
+#include <stdio.h>
+#include <sys/wait.h>
+
 #include "core/reader.h"
 #include "guard/image.h"
 #include "guard/readers.h"
@@ -449,4 +453,62 @@ Test(guard, what_the_log_says_of_a_conflict)
         conflict_text(&c, &at, 0, text, 40);
         cr_assert_eq(strlen(text), 39, "cut: %s", text);
     }
+}
+
+/* ---- states ---- */
+
+Test(guard, every_move_of_the_table)
+{
+    static const char *const to[] = {
+        [IMAGE_IDLE] = "sealing",
+        [IMAGE_SEALING] = "idle sealed stuck",
+        [IMAGE_SEALED] = "restoring fenced vanished",
+        [IMAGE_RESTORING] = "idle stuck",
+        [IMAGE_FENCED] = "idle",
+        [IMAGE_STUCK] = "restoring",
+        [IMAGE_VANISHED] = "sealed restoring",
+    };
+    for (unsigned a = 0; a < sizeof(to) / sizeof(*to); a++) {
+        for (unsigned b = 0; b < sizeof(to) / sizeof(*to); b++) {
+            const char *name = image_state_name(b), *at = strstr(to[a], name);
+            while (at && at > to[a] && at[-1] != ' ') /* "sealed" is no part of another word */
+                at = strstr(at + 1, name);
+            cr_assert_eq(image_may_move(a, b), at != NULL, "%s -> %s", image_state_name(a), name);
+        }
+    }
+}
+
+/* Makes the move in a child process. true: that was stopped. */
+static bool move_stops(struct guard *g, struct image *img, enum image_state to)
+{
+    int status = 0;
+    fflush(NULL);
+    pid_t pid = fork();
+
+    cr_assert(pid >= 0);
+    if (pid == 0) {
+        image_move(g, img, to, 0);
+        _exit(0);
+    }
+    cr_assert_eq(waitpid(pid, &status, 0), pid);
+    return WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT;
+}
+
+Test(guard, a_wrong_move_is_caught, .init = scene_make, .fini = scene_remove)
+{
+    struct handle *h;
+    struct inode *i = look_up(A, "disk.qcow2");
+    struct image *img = image_get(i);
+
+    cr_assert(move_stops(A, img, IMAGE_SEALED), "not in the table");
+    cr_assert(move_stops(A, img, IMAGE_RESTORING));
+    cr_assert_eq(open_as(A, "disk.qcow2", O_RDWR, &first, &h), 0);
+    cr_assert(move_stops(A, img, IMAGE_IDLE));
+#ifdef DG_HOOKS
+    cr_assert(move_stops(A, img, IMAGE_RESTORING), "in the table, but a handle holds it");
+    cr_assert(move_stops(A, img, IMAGE_FENCED), "in the table, but it may be written");
+#endif
+    cr_assert_not(move_stops(A, img, IMAGE_VANISHED));
+    close_as(A, h);
+    inode_put(A->inodes, i);
 }
