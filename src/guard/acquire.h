@@ -4,23 +4,25 @@
 
 #include "guard/image.h"
 
-/* Takes the claim, with a plan and its seal or (plan_none) without. The state is SEALING, ours. On
- * success rec, fd and held are set and the state is still SEALING. -EBUSY: somebody is in the way;
- * any other error is final. Nothing is left on failure, or the state is STUCK
- * (*ret_stuck). */
-struct acquire {
-    const struct opener *who;
-    const char *what;        /* for the log line: "open for write", "unlink", ... */
-    const char *format_name; /* "none" for a namespace operation; NULL: as identified */
-    bool plan_none;          /* no seal: the header is about to go, or to change */
-    bool plain_too;          /* the file need not be an image yet */
-    bool judge;              /* apply the rules of an open for write to the header */
+/* What an image is taken for. rules[] in acquire.c says what follows for each. */
+enum purpose {
+    TAKE_TO_WRITE,   /* an open for write */
+    TAKE_TO_EMPTY,   /* the same, with O_TRUNC: the header is about to go */
+    TAKE_FOR_NAMES,  /* a namespace operation, or truncation by path: nobody joins */
+    TAKE_TO_CONVERT, /* a plain file is about to become an image under its writers' hands */
+    TAKE_AS_A_DISK,  /* a plain file of which its writer says that it is a disk (disk.h) */
 };
-DG_MUST_CHECK int image_acquire(struct guard *g, struct image *img, const struct acquire *a,
-                                bool *ret_stuck, struct conflict *ret);
-/* Ends a failed long action: STUCK keeps record and descriptor for the monitor. -EUCLEAN, -EPERM
- * and -EXDEV are logged where they are decided, -EBUSY by whoever gives up waiting. */
-void image_acquire_failed(struct guard *g, struct image *img, const struct acquire *a, bool stuck,
-                          int err);
+struct taking {
+    enum purpose purpose;
+    const struct opener *who;
+    const char *what; /* for the log line: "open for write", "unlink", ... */
+    struct handle *h; /* of an open; it gets the fence, too */
+};
+/* Takes an image that the caller has begun (image_begin()), up to SEALED: claim, seal, and whoever
+ * has it open for write joins. 0: the caller holds it, or, of a plain file, its writers do. -EBUSY:
+ * somebody is in the way; -EAGAIN: the file changed meanwhile: from the start; any other error is
+ * final, and logged. Nothing is left on failure, or the state is STUCK. */
+DG_MUST_CHECK int image_take(struct guard *g, struct image *img, const struct taking *t,
+                             struct conflict *ret) EXCLUDES(img->lock, img->header);
 
 #endif

@@ -413,29 +413,28 @@ void image_chain_begin(struct image *img)
     img->chain.links = 0;
 }
 
-int image_chain_mark(struct guard *g, struct image *img, const struct opener *who, bool late,
-                     struct conflict *ret)
+/* The true header of a sealed image. */
+static int load_true(struct image *img, struct header *h)
 {
-    struct chain *c = calloc(1, sizeof(*c));
-    _cleanup_header_ struct header *h = header_new();
+    int r = header_read(img->held.fd, &img->held.rec->plan, h);
+    if (r < 0)
+        return r;
+    header_patch(h, &img->held.rec->plan, true);
+    header_identify(h);
+    return h->verdict == FORMAT_MORE ? header_settle(img->held.fd, h) : 0;
+}
+
+/* The chain of the header h, which is loaded. */
+static int mark_chain(struct chain *c, struct header *h)
+{
+    struct image *img = c->img;
     char dir[PATH_MAX];
-    int r = c && h ? header_read(img->held.fd, &img->held.rec->plan, h) : -ENOMEM;
-    if (r == 0) {
-        *c = (struct chain){
-            .g = g, .img = img, .rec = img->held.rec, .who = who, .conflict = ret, .late = late};
-        header_patch(h, &img->held.rec->plan, true);
-        header_identify(h);
-        if (h->verdict == FORMAT_MORE)
-            r = header_settle(img->held.fd, h);
-    }
-    if (r == 0) {
-        c->doubt = h->verdict != FORMAT_IMAGE && h->verdict != FORMAT_SEALED;
-        image_dir(g, img->inode, dir);
-        r = add_links(c, img->held.fd, h, &img->held.rec->plan, dir);
-    }
+    c->doubt = h->verdict != FORMAT_IMAGE && h->verdict != FORMAT_SEALED;
+    image_dir(c->g, img->inode, dir);
+    int r = add_links(c, img->held.fd, h, &img->held.rec->plan, dir);
     uint64_t hash = r == 0 ? links_hash(c->todo) : 0;
-    bool changed = hash != img->chain.links, former = late && changed && img->chain.marked;
-    if (r == 0 && c->todo && (!late || changed)) {
+    bool changed = hash != img->chain.links, former = c->late && changed && img->chain.marked;
+    if (r == 0 && c->todo && (!c->late || changed)) {
         img->chain.marked = true;
         r = run(c);
     }
@@ -443,6 +442,24 @@ int image_chain_mark(struct guard *g, struct image *img, const struct opener *wh
         drop_former(c);
     if (r == 0)
         img->chain.links = hash;
+    return r;
+}
+
+int image_chain_mark(struct guard *g, struct image *img, const struct opener *who, struct header *h,
+                     struct conflict *ret)
+{
+    _cleanup_header_ struct header *own = h ? NULL : header_new();
+    struct chain *c = calloc(1, sizeof(*c));
+    int r = !c || (!h && !own) ? -ENOMEM : 0;
+    if (r == 0 && !h)
+        r = load_true(img, own);
+    else if (r == 0 && h->verdict == FORMAT_MORE)
+        r = header_settle(img->held.fd, h);
+    if (r == 0) {
+        *c = (struct chain){
+            .g = g, .img = img, .rec = img->held.rec, .who = who, .conflict = ret, .late = !h};
+        r = mark_chain(c, h ? h : own);
+    }
     while (c && c->todo) {
         struct item *i = c->todo;
         c->todo = i->next;
@@ -455,7 +472,7 @@ int image_chain_mark(struct guard *g, struct image *img, const struct opener *wh
 
 void image_chain_edited(struct guard *g, struct image *img, const struct opener *who)
 {
-    int r = image_chain_mark(g, img, who, true, NULL);
+    int r = image_chain_mark(g, img, who, NULL, NULL);
     if (r < 0)
         log_image(
             LOG_ERR, img->held.rec->image, g->host.name, img->held.rec->generation,

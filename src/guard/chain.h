@@ -6,11 +6,11 @@
 
 /* A new hold: it has no marks yet. */
 void image_chain_begin(struct image *img) REQUIRES(img->header);
-/* Claimed, and not sealed: marks every file that the image needs, then looks whether somebody
- * writes it. -EBUSY: yes; -EUCLEAN (logged) or -errno. late: the image has been written; only where
- * its links changed, and nothing is refused. */
+/* Marks every file that the image needs, then looks whether somebody writes it. h: its header as it
+ * stands, claimed and not sealed. NULL: it is sealed and was written; only where its links changed,
+ * and nothing is refused. -EBUSY: somebody writes one; -EUCLEAN (logged) or -errno. */
 DG_MUST_CHECK int image_chain_mark(struct guard *g, struct image *img, const struct opener *who,
-                                   bool late, struct conflict *ret) REQUIRES(img->header)
+                                   struct header *h, struct conflict *ret) REQUIRES(img->header)
     EXCLUDES(img->lock);
 /* After an edit of a held image: the files that it needs now are marked, too, and those that it
  * needs no more are free. What goes wrong is logged. */

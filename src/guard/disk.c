@@ -43,9 +43,8 @@ static int claim_once(struct guard *g, struct image *img, struct handle *h, stru
         image_end(g, img);
         return -EBUSY;
     }
-    struct acquire a = {
-        .who = &h->opener, .what = IMAGE_DISK_LOCK, .plain_too = true, .judge = true};
-    return image_claim_plain(g, img, &a, false, ret);
+    const struct taking t = {TAKE_AS_A_DISK, &h->opener, IMAGE_DISK_LOCK, NULL};
+    return image_take(g, img, &t, ret);
 }
 
 static int claim(struct guard *g, struct handle *h, struct conflict *ret)

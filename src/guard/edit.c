@@ -12,14 +12,12 @@
 #include "guard/conflict.h"
 #include "guard/fence.h"
 #include "guard/held.h"
-#include "guard/image.h"
 #include "guard/maker.h"
 #include "guard/plain.h"
 #include "guard/probe.h"
 #include "guard/qemu_locks_priv.h"
 #include "guard/refuse.h"
 #include "guard/reopen.h"
-#include "guard/restore.h"
 #include "guard/zone.h"
 
 /* ---- a plain file becomes an image ---- */
@@ -50,43 +48,6 @@ static void wait_idle(struct image *img, unsigned seconds)
     mutex_unlock(&img->lock);
 }
 
-/* Has a handle written since its last fsync? Then the mtime of before is not the holder's to keep.
- */
-static bool is_dirty(struct image *img)
-{
-    bool dirty = false;
-    mutex_lock(&img->lock);
-    for (const struct handle *h = img->writers; h; h = h->next_writer)
-        dirty |= atomic_load(&h->dirty);
-    mutex_unlock(&img->lock);
-    return dirty;
-}
-
-int image_claim_plain(struct guard *g, struct image *img, const struct acquire *a, bool writes,
-                      struct conflict *ret)
-{
-    bool stuck;
-    int r = image_acquire(g, img, a, &stuck, ret);
-    if (r < 0) {
-        image_acquire_failed(g, img, a, stuck, r);
-        return r;
-    }
-    mutex_lock(&img->lock);
-    img->holder = *a->who;
-    img->n_guarded = 1; /* our own, until the handles have theirs */
-    mutex_unlock(&img->lock);
-    r = image_adopt_writers(g, img);
-    if (writes || is_dirty(img))
-        image_held_wrote(img);
-    image_move(g, img, IMAGE_SEALED, 0);
-    if (r == -ESTALE) {
-        image_fence(g, img);
-        r = -EIO;
-    }
-    image_unguard(g, img);
-    return r;
-}
-
 int image_convert(struct guard *g, struct image *img, const struct opener *who,
                   struct conflict *ret)
 {
@@ -95,9 +56,8 @@ int image_convert(struct guard *g, struct image *img, const struct opener *who,
         wait_idle(img, seconds_to_wait(g) + 1);
         return -EALREADY;
     }
-    struct acquire a = {
-        .who = who, .what = "write of an image header", .plan_none = true, .plain_too = true};
-    return image_claim_plain(g, img, &a, true, ret);
+    const struct taking t = {TAKE_TO_CONVERT, who, "write of an image header", NULL};
+    return image_take(g, img, &t, ret);
 }
 
 /* Was it the fence that was refused? Then pauses. */

@@ -2,7 +2,7 @@
 #ifndef DISKGUARD_GUARD_EDIT_H
 #define DISKGUARD_GUARD_EDIT_H
 
-#include "guard/acquire.h"
+#include "guard/image.h"
 
 /* So often a file may change under the claim that is just taken for it (another write of its own
  * was under way), before its writer is told. */
@@ -13,11 +13,6 @@
  * -EBUSY: somebody is in the way. */
 DG_MUST_CHECK int image_convert(struct guard *g, struct image *img, const struct opener *who,
                                 struct conflict *ret) EXCLUDES(img->lock, img->header);
-/* edit.c: the same of a plain file (image_begin() was true) for all handles that have it open for
- * write, up to SEALED. writes: the caller is about to change it. -EAGAIN: it changed meanwhile. */
-DG_MUST_CHECK int image_claim_plain(struct guard *g, struct image *img, const struct acquire *a,
-                                    bool writes, struct conflict *ret)
-    EXCLUDES(img->lock, img->header);
 /* truncate(2) by path, by the holder himself. 0 or -errno. */
 DG_MUST_CHECK int image_truncate_own(struct guard *g, struct image *img, const struct opener *who,
                                      uint64_t size) EXCLUDES(img->lock, img->header);

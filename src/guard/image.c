@@ -30,9 +30,9 @@ struct move {
 };
 static const struct move moves[] = {
     {IMAGE_IDLE, IMAGE_SEALING, "image_begin"},
-    {IMAGE_SEALING, IMAGE_SEALED, "open_first, hold_once, image_claim_plain"},
-    {IMAGE_SEALING, IMAGE_IDLE, "image_end: image_acquire_failed, claim_once, take"},
-    {IMAGE_SEALING, IMAGE_STUCK, "image_acquire_failed"},
+    {IMAGE_SEALING, IMAGE_SEALED, "image_take"},
+    {IMAGE_SEALING, IMAGE_IDLE, "image_end: acquire_failed, claim_once, take"},
+    {IMAGE_SEALING, IMAGE_STUCK, "acquire_failed"},
     {IMAGE_SEALED, IMAGE_RESTORING, "image_unguard, image_shutdown"},
     {IMAGE_SEALED, IMAGE_FENCED, "image_fence"},
     {IMAGE_SEALED, IMAGE_VANISHED, "check_claim"},

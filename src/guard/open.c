@@ -23,49 +23,13 @@
 
 /* ---- open for write ---- */
 
-/* Claimed and sealed, state SEALING: what the first handle still needs. */
-static int open_finish(struct guard *g, struct image *img, struct handle *h, bool truncate)
-{
-    HOOK("image.fence.open");
-    int r = image_fence_fd(g, img, h->fd);
-    io_fsync_former(h->fd);
-    if (r == 0 && truncate) {
-        rwlock_write(&img->header);
-        r = io_header_truncate(img->held.fd, 0);
-        rwlock_write_unlock(&img->header);
-        image_held_wrote(img);
-    }
-    return r;
-}
-
 static int open_first(struct guard *g, struct image *img, struct handle *h, bool truncate,
                       struct conflict *ret)
 {
-    struct acquire a = {
-        .who = &h->opener, .what = "open for write", .plan_none = truncate, .judge = true};
-    bool stuck;
-    int r = image_acquire(g, img, &a, &stuck, ret);
-    if (r < 0) {
-        image_acquire_failed(g, img, &a, stuck, r);
-        return r;
-    }
-    mutex_lock(&img->lock);
-    img->holder = h->opener;
-    img->n_guarded = 1;
-    mutex_unlock(&img->lock);
-    r = image_adopt_writers(g, img);
+    const struct taking t = {truncate ? TAKE_TO_EMPTY : TAKE_TO_WRITE, &h->opener, "open for write",
+                             h};
+    int r = image_take(g, img, &t, ret);
     if (r == 0)
-        r = open_finish(g, img, h, truncate);
-    mutex_lock(&img->lock);
-    image_move_locked(g, img, IMAGE_SEALED, 0);
-    mutex_unlock(&img->lock);
-    if (r == -ESTALE) {
-        image_fence(g, img);
-        r = -EBUSY; /* it is another host's now */
-    }
-    if (r < 0)
-        image_unguard(g, img);
-    else
         h->guarded = true;
     return r;
 }
@@ -260,19 +224,10 @@ static int hold_once(struct guard *g, struct image *img, const struct opener *wh
     if (!image_begin(g, img, ret_conflict))
         return -EBUSY;
 
-    struct acquire a = {.who = who, .what = what, .format_name = "none", .plan_none = true};
-    bool stuck;
-    r = image_acquire(g, img, &a, &stuck, ret_conflict);
-    if (r < 0) {
-        image_acquire_failed(g, img, &a, stuck, r);
+    const struct taking t = {TAKE_FOR_NAMES, who, what, NULL};
+    r = image_take(g, img, &t, ret_conflict);
+    if (r < 0)
         return r == -EAGAIN ? -EBUSY : r;
-    }
-    mutex_lock(&img->lock);
-    img->holder = *who;
-    img->n_guarded = 1;
-    img->exclusive = true;
-    image_move_locked(g, img, IMAGE_SEALED, 0);
-    mutex_unlock(&img->lock);
     inode_pin(g->inodes, i);
     *ret = (struct hold){.inode = i, .claimed = true};
     return 0;
