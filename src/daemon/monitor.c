@@ -9,7 +9,7 @@
 
 struct monitor {
     struct daemon *d;
-    struct image_tend *tend;
+    struct image_maintain *tend;
     pthread_t beat, look;
     bool beating, tending; /* these two were started */
     struct mutex lock;
@@ -119,7 +119,7 @@ static void *run_tend(void *arg)
 {
     struct monitor *k = arg;
     while (wait_round(k, true))
-        image_tend_round(k->tend);
+        image_maintain_round(k->tend);
     return NULL;
 }
 
@@ -148,7 +148,7 @@ struct monitor *monitor_new(struct daemon *d)
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
     pthread_cond_init(&k->wake, &attr);
     pthread_condattr_destroy(&attr);
-    k->tend = image_tend_new(&d->guard);
+    k->tend = image_maintain_new(&d->guard);
     k->beating = k->tend && pthread_create(&k->beat, NULL, run_beat, k) == 0;
     k->tending = k->beating && pthread_create(&k->look, NULL, run_tend, k) == 0;
     if (k->tending)
@@ -171,7 +171,7 @@ void monitor_stop(struct monitor *k)
     if (!k)
         return;
     end_threads(k);
-    image_tend_free(k->tend);
+    image_maintain_free(k->tend);
     k->tend = NULL;
 }
 

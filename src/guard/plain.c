@@ -59,7 +59,7 @@ static int prove(struct guard *g, struct image *img)
         r = io_fresh_header(fd, &byte, 1, 0) < 0 ? -EIO : 0;
     if (r < 0 && image_plain_suspect(img))
         guard_attention(g);
-    return r < 0 ? -EBUSY : 0; /* from the start, when it is mended */
+    return r < 0 ? -EBUSY : 0; /* from the start, when it is reopened */
 }
 
 /* In this order: a handle whose mark stands while the fence is lost must not be. */
@@ -179,26 +179,26 @@ bool image_plain_suspect(struct image *img)
 }
 
 /* Medium errors of one handle must not keep the monitor busy. */
-#define MEND_PACE_MS 1000u
+#define REOPEN_PACE_MS 1000u
 
 void image_plain_failed(struct guard *g, struct handle *h, int err)
 {
     struct image *img = atomic_load(&h->inode->image);
     if (img && h->plain.counted && !atomic_load(&h->guarded) && !atomic_load(&h->plain.lost_data) &&
         (err == -EIO || err == -ESTALE || err == -EBADF || err == -ENOLCK) &&
-        base_now_ms() - atomic_load(&h->reopen.at_ms) >= MEND_PACE_MS && image_plain_suspect(img))
+        base_now_ms() - atomic_load(&h->reopen.at_ms) >= REOPEN_PACE_MS && image_plain_suspect(img))
         guard_attention(g);
 }
 
-struct mended {
+struct reopened {
     struct handle *h; /* busy: its release waits */
     int fd;           /* the new one, marked; -1 */
 };
 
 /* Bars every plain writer, and keeps it. NULL: nothing to do, or no memory. */
-static struct mended *mend_begin(struct guard *g, struct image *img, unsigned *ret_n)
+static struct reopened *reopen_begin(struct guard *g, struct image *img, unsigned *ret_n)
 {
-    struct mended *m = NULL;
+    struct reopened *m = NULL;
     unsigned n = 0;
     mutex_lock(&img->lock);
     bool may = img->plain.fd >= 0 && !img->plain.borrowed && !img->plain.busy &&
@@ -211,7 +211,7 @@ static struct mended *mend_begin(struct guard *g, struct image *img, unsigned *r
             continue;
         atomic_store(&h->barred.err, EIO);
         h->fence.busy = true;
-        m[n++] = (struct mended){h, -1};
+        m[n++] = (struct reopened){h, -1};
     }
     img->plain.busy |= m != NULL;
     mutex_unlock(&img->lock);
@@ -219,7 +219,8 @@ static struct mended *mend_begin(struct guard *g, struct image *img, unsigned *r
     return m;
 }
 
-static void mend_end(struct guard *g, struct image *img, struct mended *m, unsigned n, bool again)
+static void reopen_end(struct guard *g, struct image *img, struct reopened *m, unsigned n,
+                       bool again)
 {
     mutex_lock(&img->lock);
     for (unsigned k = 0; k < n; k++)
@@ -234,7 +235,7 @@ static void mend_end(struct guard *g, struct image *img, struct mended *m, unsig
 
 /* What the old descriptor could not write is not forgotten with it: then that one stays, and
  * answers EIO. */
-static void mend_handle(struct handle *h, int fd)
+static void reopen_handle(struct handle *h, int fd)
 {
     int r = fd < 0 ? fd : io_fsync(h->fd);
     if (r == 0)
@@ -246,10 +247,10 @@ static void mend_handle(struct handle *h, int fd)
     atomic_store(&h->reopen.at_ms, base_now_ms());
 }
 
-int image_plain_mend(struct guard *g, struct image *img)
+int image_plain_reopen(struct guard *g, struct image *img)
 {
     unsigned n;
-    struct mended *m = mend_begin(g, img, &n);
+    struct reopened *m = reopen_begin(g, img, &n);
     if (!m)
         return 0;
     for (unsigned k = 0; k < n; k++) {
@@ -277,11 +278,11 @@ int image_plain_mend(struct guard *g, struct image *img)
         close(fd);
     for (unsigned k = 0; k < n; k++) {
         if (r == 0 && !guarded)
-            mend_handle(m[k].h, m[k].fd);
+            reopen_handle(m[k].h, m[k].fd);
         else if (m[k].fd >= 0)
             close(m[k].fd);
     }
-    mend_end(g, img, m, n, r < 0);
+    reopen_end(g, img, m, n, r < 0);
     return r;
 }
 
