@@ -62,9 +62,9 @@ DG_MUST_CHECK int base_unescape(const char *text, size_t len, char *ret, size_t 
 /* Undoes the octal escapes of /proc/self/mountinfo (proc(5)) in place. */
 void base_unescape_octal(char *s);
 
-/* A word for sh(1), for a command that a person may copy: in single quotes where it needs them, and
- * never an option. Returns ret, or "PATH" where it does not fit: a command with half a path would
- * act on something else. */
+/* A word for sh(1), for a command that a person may copy. It is in single quotes where it needs
+ * them, and it is never read as an option. Returns ret, or "PATH" where it does not fit, because
+ * a command with half a path would act on something else. */
 const char *base_quote(const char *text, char *ret, size_t size);
 
 /* File names are bytes, JSON is UTF-8 (RFC 3629): each byte that is no part of it becomes U+FFFD.

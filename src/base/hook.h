@@ -1,7 +1,7 @@
 /* hook.h: named steps at which a test build can kill or stop the process.
  *
- * Every durable operation on the datastore or in the journal is preceded by HOOK("module.step"). In
- * a normal build this is nothing. With -Dhooks=true (meson) the environment decides, read once:
+ * HOOK("module.step") stands before every durable operation on the datastore or in the journal. In
+ * a normal build it is nothing. With -Dhooks=true (meson) the environment decides; it is read once:
  *   DISKGUARD_HOOK_KILL=k         _exit(137) at the k-th hook (1-based) counted since start
  *   DISKGUARD_HOOK_KILL=name:k    the same, counting only hooks of that name
  *   DISKGUARD_HOOK_STOP=name:k    raise(SIGSTOP) there

@@ -1,5 +1,5 @@
-/* log.h: where messages go. Core modules never log above LOG_DEBUG: the daemon logs once, where an
- * error is decided.
+/* log.h: where messages go. Modules of src/core log nothing above LOG_DEBUG: the daemon logs an
+ * error once, where it is decided.
  *
  * log_to_stderr() is the state at start: "diskguard: <text>" on standard error. log_to_journal()
  * sends to the systemd journal where it runs, else to syslog. Priorities are those of syslog(3).

@@ -121,9 +121,4 @@ static inline void rwlock_write_unlock(struct rwlock *l) RELEASE(*l) NO_THREAD_S
     pthread_rwlock_unlock(&l->l);
 }
 
-static inline void mutex_wait(pthread_cond_t *c, struct mutex *m) REQUIRES(*m)
-{
-    pthread_cond_wait(c, &m->m);
-}
-
 #endif

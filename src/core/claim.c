@@ -1,5 +1,5 @@
 /* claim.c: see claim.h. The order of every step here is in DESIGN 4.3. */
-#include "core/claim_priv.h"
+#include "core/claim.h"
 
 #include <fcntl.h>
 #include <stdatomic.h>
@@ -10,18 +10,13 @@
 #include "base/log.h"
 #include "core/overlay.h"
 
+/* "<host>.<daemon>.<counter>" */
+#define TMP_SIZE (DG_UUID_LEN + 1 + DG_UUID_LEN + 1 + 20 + 1)
 #define KEY_DIGITS 16                       /* layout.h: the inode number */
 #define NAME_SIZE (KEY_DIGITS + 1 + 20 + 1) /* 20: digits of UINT64_MAX */
 /* each lost one means that another host made and freed a whole claim meanwhile */
 #define READ_TRIES 32
 #define TMP_TRIES 64 /* names that a dead process of the same daemon uuid may have left behind */
-
-/* To a caller -ESTALE says that its claim is gone. A server that lost the handle of our directory
- * is a medium at fault. */
-static int medium(int r)
-{
-    return r == -ESTALE ? -EIO : r;
-}
 
 /* ---- names ---- */
 
@@ -77,16 +72,16 @@ static int exists(const struct store *s, uint64_t ino, uint64_t generation)
     fd = HOOK_FAIL("claim.exists");
     if (fd == 0)
         fd = io_fresh_open(s->claims_fd, name, O_PATH | O_NOFOLLOW);
-    return fd >= 0 ? 1 : fd == -ENOENT ? 0 : medium(fd);
+    return fd >= 0 ? 1 : fd == -ENOENT ? 0 : store_medium(fd);
 }
 
-/* The highest generation of a key now, 0 for none. A listing is no snapshot. Others may make or
- * remove claims meanwhile: those may be missed, and it does not matter which way. But a claim that
- * stands throughout is missed, too, where its owner updates it just then: btrfs moves a name that
- * is renamed over to the end of the directory, behind what a listing that has begun will show. So
- * what shows less than `known`, a generation that the caller has reason to believe in, is repeated,
- * and then the name itself is asked, which is never absent during a rename. `known` 0: any that
- * there may be, so that "none" is believed only when it was seen twice. */
+/* The highest generation of a key now, 0 for none. A listing is no snapshot. It may miss claims
+ * that others make or remove meanwhile; that does no harm. But it may also miss a claim that
+ * stands all the time, while its owner updates it: btrfs moves a name that is renamed over to
+ * the end of the directory, behind what a listing that has begun will show. `known` is a
+ * generation that the caller believes to exist. A listing that shows less is repeated; then the
+ * name itself is asked, which is never absent during a rename. `known` 0: there may be any, so
+ * "none" is believed only when it was seen twice. */
 static int highest_of(const struct store *s, uint64_t ino, uint64_t known, uint64_t *ret)
 {
     struct ruling ruling = {.ino = ino};
@@ -95,7 +90,7 @@ static int highest_of(const struct store *s, uint64_t ino, uint64_t known, uint6
         int r;
 
         ruling.highest = 0;
-        r = medium(io_fresh_dir(s->claims_fd, see_highest, &ruling));
+        r = store_medium(io_fresh_dir(s->claims_fd, see_highest, &ruling));
         if (r < 0)
             return r;
     }
@@ -110,6 +105,16 @@ static int highest_of(const struct store *s, uint64_t ino, uint64_t known, uint6
     *ret = ruling.highest;
     return 0;
 }
+
+struct claim_entry {
+    uint64_t ino, generation;
+};
+struct claim_listing {
+    bool one_key;
+    uint64_t ino; /* where one_key */
+    struct claim_entry *entry;
+    size_t n, room;
+};
 
 static int see_entry(void *arg, const char *name)
 {
@@ -140,9 +145,11 @@ static int entry_cmp(const void *a, const void *b)
     return (x->generation > y->generation) - (x->generation < y->generation);
 }
 
-int claim_list(const struct store *s, struct claim_listing *l)
+/* Every claim (of one key), fresh, by key and then by generation: the last of each key rules.
+ * l->entry is freed by the caller in any case. */
+static int claim_list(const struct store *s, struct claim_listing *l)
 {
-    int r = medium(io_fresh_dir(s->claims_fd, see_entry, l));
+    int r = store_medium(io_fresh_dir(s->claims_fd, see_entry, l));
 
     if (r < 0)
         return r;
@@ -158,8 +165,10 @@ bool claim_is_of(const struct record *rec, const struct host *h)
     return strcmp(rec->host, h->uuid) == 0 && strcmp(rec->installation, h->installation) == 0;
 }
 
-int claim_read_generation(const struct store *s, uint64_t ino, uint64_t generation,
-                          struct claim *ret)
+/* Reads the file of one generation. -ENOENT or -ESTALE: it was removed since the directory was
+ * listed. */
+static int claim_read_generation(const struct store *s, uint64_t ino, uint64_t generation,
+                                 struct claim *ret)
 {
     _cleanup_free_ char *text = NULL;
     char name[NAME_SIZE];
@@ -223,18 +232,17 @@ int claim_check(const struct store *s, const struct record *rec)
 
     if (r < 0)
         return r;
-    return highest == rec->generation ? 0 : -ESTALE;
+    return highest == rec->generation ? 0 : -CLAIM_LOST;
 }
 
 /* ---- writing ---- */
 
 /* Writes rec, durable, to a name in tmp/ that nobody used before. Returns the open descriptor. */
-static int tmp_create(const struct store *s, const struct record *rec,
-                      char ret_name[CLAIM_TMP_SIZE])
+static int tmp_create(const struct store *s, const struct record *rec, char ret_name[TMP_SIZE])
 {
     static _Atomic uint64_t counter;
     _cleanup_free_ char *text = NULL;
-    char name[CLAIM_TMP_SIZE];
+    char name[TMP_SIZE];
     size_t len;
     int r;
 
@@ -247,7 +255,7 @@ static int tmp_create(const struct store *s, const struct record *rec,
                  (unsigned long long)atomic_fetch_add(&counter, 1) + 1);
         r = HOOK_FAIL("claim.create");
         if (r == 0)
-            r = medium(io_text_create(s->tmp_fd, name, text, len));
+            r = store_medium(io_text_create(s->tmp_fd, name, text, len));
     }
     if (r >= 0)
         memcpy(ret_name, name, sizeof(name));
@@ -270,17 +278,19 @@ static int claims_sync(const struct store *s)
 {
     int r = HOOK_FAIL("claim.dirsync");
 
-    return r < 0 ? r : medium(io_fsync(s->claims_fd));
+    return r < 0 ? r : store_medium(io_fsync(s->claims_fd));
 }
 
-int claim_remove_generation(const struct store *s, uint64_t ino, uint64_t generation)
+/* Removes one generation's name. No error when there is none. Only for one that does not rule, or
+ * whose image is gone. */
+static int claim_remove_generation(const struct store *s, uint64_t ino, uint64_t generation)
 {
     char name[NAME_SIZE];
     int r = HOOK_FAIL("claim.remove");
 
     claim_name(ino, generation, name);
     if (r == 0 && unlinkat(s->claims_fd, name, 0) < 0 && errno != ENOENT)
-        r = medium(-errno);
+        r = store_medium(-errno);
     return r;
 }
 
@@ -299,13 +309,14 @@ static bool name_leads_to(const struct store *s, const struct record *rec, int f
     return there.st_ino == ours.st_ino && there.st_dev == ours.st_dev;
 }
 
-/* Puts rec in the place of our own generation's file. The caller made sure that it is ours; a
- * rename that lands late, when a successor has come, hits no other name. Removing the tmp name
- * before returning an error makes sure that it cannot land after our next attempt either. lazy: the
- * record is durable, its name is not yet; a crash of the storage leaves the former one or this. */
+/* Puts rec in the place of our own generation's file. The caller made sure that it is ours. A
+ * rename that lands late, after a successor has come, hits no other name. The tmp name is
+ * removed before an error is returned, so the rename cannot land after our next attempt either.
+ * lazy: the record is durable, its name is not yet; a crash of the storage leaves the former
+ * record or this one. */
 static int replace(const struct store *s, const struct record *rec, bool lazy)
 {
-    char tmp[CLAIM_TMP_SIZE], name[NAME_SIZE];
+    char tmp[TMP_SIZE], name[NAME_SIZE];
     int r, fd = tmp_create(s, rec, tmp);
 
     if (fd < 0)
@@ -313,7 +324,7 @@ static int replace(const struct store *s, const struct record *rec, bool lazy)
     claim_name(rec->ino, rec->generation, name);
     r = HOOK_FAIL("claim.rename");
     if (r == 0 && renameat(s->tmp_fd, tmp, s->claims_fd, name) < 0)
-        r = medium(-errno);
+        r = store_medium(-errno);
     if (r < 0 && name_leads_to(s, rec, fd))
         r = 0; /* the answer was lost, the rename was not */
     /* fsynced: no error is lost here. Before the unlink: NFS would only hide an open file */
@@ -344,11 +355,12 @@ static int replace_by_free(const struct store *s, const struct record *rec, bool
     return replace(s, freed, lazy);
 }
 
-/* The same where the file is gone and there is no room for a new record: its own room is what is
- * missing, and that comes back only when its claim is free. In place, so not in one step: who
- * reads in between, or after a power cut in between, finds a claim that does not decode and is
- * refused. Nobody asks for the claim of a file without a name, unless its number is used again: a
- * descriptor of ours keeps it, but not on NFS, where another client has removed the file. */
+/* The same when the file is gone and there is no room for a new record. The room that is missing
+ * may be the file's own, and that comes back only when its claim is free. This writes in place,
+ * so not in one step: whoever reads in between, or after a power cut in between, finds a claim
+ * that does not decode, and is refused. Nobody asks for the claim of a file without a name,
+ * unless its inode number is used again. A descriptor of ours prevents that, but not on NFS when
+ * another client has removed the file. */
 static int overwrite_by_free(const struct store *s, const struct record *rec)
 {
     _cleanup_free_ struct record *freed = malloc(sizeof(*freed));
@@ -366,10 +378,75 @@ static int overwrite_by_free(const struct store *s, const struct record *rec)
         return r;
     claim_name(rec->ino, rec->generation, name);
     _cleanup_close_ int fd = openat(s->claims_fd, name, O_WRONLY | O_NOFOLLOW | O_CLOEXEC);
-    r = fd < 0 ? medium(-errno) : io_pwrite_all(fd, text, len, 0);
+    r = fd < 0 ? -errno : io_pwrite_all(fd, text, len, 0);
     if (r == 0 && ftruncate(fd, (off_t)len) < 0)
         r = -errno;
-    return r == 0 ? io_fsync(fd) : r;
+    if (r == 0)
+        r = io_fsync(fd);
+    return store_medium(r);
+}
+
+/* ---- numbers ---- */
+
+/* The size of DATASTORE/.diskguard/floor is the floor; its content means nothing. One byte
+ * written at its new end raises it. That never shrinks a file: two raises leave the greater one,
+ * in any order, also when one of them is late or repeated. */
+#define FLOOR_FILE "floor"
+/* bytes: far below any file system's largest file, and above what counting reaches */
+#define FLOOR_MAX (UINT64_C(1) << 40)
+
+static int floor_read(const struct store *s, uint64_t *ret)
+{
+    _cleanup_close_ int fd = io_fresh_open(s->dir_fd, FLOOR_FILE, O_PATH | O_NOFOLLOW);
+    struct stat st = {0};
+    int r = fd == -ENOENT ? 0 : fd < 0 ? fd : io_fresh_stat(fd, &st);
+
+    if (r == 0 && fd >= 0 && !S_ISREG(st.st_mode))
+        r = -EBADMSG;
+    if (r < 0)
+        return store_medium(r);
+    *ret = (uint64_t)st.st_size;
+    return 0;
+}
+
+/* Makes sure, durably, that a key without any claim gets a generation above this one. -EFBIG:
+ * nobody can have counted to this number. */
+static int claim_floor_raise(const struct store *s, uint64_t generation)
+{
+    _cleanup_close_ int fd = -1;
+    uint64_t now = 0;
+    int r = HOOK_FAIL("claim.floor");
+
+    if (r < 0 || generation == 0)
+        return r;
+    if (generation > FLOOR_MAX)
+        return -EFBIG;
+    fd = io_open_beneath(s->dir_fd, FLOOR_FILE, O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK, 0600);
+    if (fd < 0)
+        return store_medium(fd);
+    r = io_pwrite_all(fd, "\n", 1, generation - 1);
+    if (r == 0)
+        r = io_fsync(fd);
+    if (r == 0)
+        r = io_fsync(s->dir_fd);
+    if (r == 0)
+        r = floor_read(s, &now);
+    if (r < 0)
+        return store_medium(r);
+    return now >= generation ? 0 : -EIO;
+}
+
+int claim_next(const struct store *s, const struct claim *c, uint64_t *ret)
+{
+    uint64_t last = c->generation;
+    int r = c->kind == CLAIM_NONE ? floor_read(s, &last) : 0;
+
+    if (r == 0 && last == UINT64_MAX)
+        r = -EOVERFLOW;
+    if (r < 0)
+        return r;
+    *ret = last + 1;
+    return 0;
 }
 
 /* ---- acquiring ---- */
@@ -384,9 +461,9 @@ static int link_proved(const struct store *s, const struct record *rec, int fd, 
 
     claim_name(rec->ino, rec->generation, name);
     if (answer == 0 && linkat(s->tmp_fd, tmp, s->claims_fd, name, 0) < 0)
-        answer = medium(-errno);
+        answer = store_medium(-errno);
     /* The answer proves nothing: replies get lost, and the retransmission meets our own file. */
-    r = medium(io_fresh_stat(fd, &st));
+    r = store_medium(io_fresh_stat(fd, &st));
     if (r < 0)
         return r;
     if (st.st_nlink == 2)
@@ -394,11 +471,10 @@ static int link_proved(const struct store *s, const struct record *rec, int fd, 
     return answer == 0 || answer == -EEXIST ? -EBUSY : answer;
 }
 
-/* Takes back whatever a failed acquisition left. The tmp name goes first: once it is gone, no copy
- * of the link request that is still under way can succeed. If the record stands under our
- * generation's name, it is marked free and not unlinked: a generation that others may have seen
- * must not be given out again, or a retransmission of the unlink would remove the next owner's
- * claim. */
+/* Takes back what a failed acquisition left. The tmp name goes first: without it no copy of the
+ * link request that is still under way can succeed. A record under our generation's name is
+ * marked free, and not unlinked. Others may have seen this generation, and it must not be given
+ * out again, or a retransmission of the unlink would remove the next owner's claim. */
 static void abandon(const struct store *s, const struct record *rec, int fd, const char *tmp)
 {
     int r = 0;
@@ -414,7 +490,7 @@ static void abandon(const struct store *s, const struct record *rec, int fd, con
 
 int claim_acquire(const struct store *s, const struct record *rec)
 {
-    char tmp[CLAIM_TMP_SIZE];
+    char tmp[TMP_SIZE];
     uint64_t highest;
     int r, fd;
 
@@ -432,9 +508,9 @@ int claim_acquire(const struct store *s, const struct record *rec)
     if (r == 0)
         r = highest_of(s, rec->ino, rec->generation, &highest);
     if (r == 0 && highest > rec->generation) {
-        /* We read the directory before our rival came, went and cleaned up. Our name lies below the
-         * ruling one: nobody looks at it, so removing it is safe even if by now it is another late
-         * comer's. */
+        /* Another host came, went and cleaned up after we had read the directory. Our name lies
+         * below the ruling one, where nobody looks. So it is safe to remove it, even if it
+         * belongs to another late host by now. */
         (void)!claim_remove_generation(s, rec->ino, rec->generation);
         close(fd);
         tmp_unlink(s, tmp);
@@ -462,11 +538,11 @@ int claim_acquire(const struct store *s, const struct record *rec)
 static int check_ours(const struct claim *c, const struct record *rec)
 {
     if (c->kind == CLAIM_NONE || c->generation != rec->generation)
-        return -ESTALE;
+        return -CLAIM_LOST;
     if (c->kind == CLAIM_BAD)
         return c->error;
     if (strcmp(c->rec.host, rec->host) != 0 || strcmp(c->rec.installation, rec->installation) != 0)
-        return -ESTALE;
+        return -CLAIM_LOST;
     return 0;
 }
 
@@ -485,7 +561,7 @@ int claim_update(const struct store *s, const struct record *rec)
     /* Given back once, it cannot be had again: somebody may be linking the next generation just
      * now. */
     if (r == 0 && c->kind == CLAIM_FREE)
-        r = -ESTALE;
+        r = -CLAIM_LOST;
     return r < 0 ? r : replace(s, rec, false);
 }
 
@@ -501,8 +577,8 @@ static int remove_lower(const struct store *s, uint64_t ino, uint64_t generation
     return r;
 }
 
-/* Did an earlier claim_free of ours reach the disk, although its last step failed, and has a
- * successor come since? Nobody but us writes under our generation's name. */
+/* Has an earlier claim_free of ours reached the disk, although its last step failed, and has a
+ * successor come since? Only we write under our generation's name. */
 static bool was_freed(const struct store *s, const struct record *rec, struct claim *scratch)
 {
     return claim_read_generation(s, rec->ino, rec->generation, scratch) == 0 &&
@@ -522,7 +598,7 @@ static int give_back(const struct store *s, struct record *rec, enum give_back h
     if (r < 0)
         return r;
     r = check_ours(c, rec);
-    if (r == -ESTALE && c->generation > rec->generation && was_freed(s, rec, c))
+    if (r == -CLAIM_LOST && c->generation > rec->generation && was_freed(s, rec, c))
         r = 0; /* the successor removes our generation when it is done */
     else if (r == 0)
         /* also where it is free: maybe not durably */
@@ -559,8 +635,8 @@ int claim_forget(const struct store *s, uint64_t ino, uint64_t generation)
 {
     int r = remove_lower(s, ino, generation);
 
-    /* The ruling one goes last, and only when the others are gone for good: else a crash would make
-     * a former owner's claim rule again. */
+    /* The ruling one goes last, when the others are gone for good. Otherwise a crash would let a
+     * former owner's claim rule again. */
     if (r == 0)
         r = claims_sync(s);
     if (r == 0)
@@ -570,4 +646,191 @@ int claim_forget(const struct store *s, uint64_t ino, uint64_t generation)
     if (r == 0)
         r = claims_sync(s);
     return r;
+}
+
+/* ---- all claims at once ---- */
+
+static bool is_ruling(const struct claim_listing *l, size_t i)
+{
+    return i + 1 == l->n || l->entry[i + 1].ino != l->entry[i].ino;
+}
+
+int claim_each(const struct store *s, int (*fn)(void *arg, uint64_t ino, const struct claim *c),
+               void *arg)
+{
+    struct claim_listing l = {0};
+    struct claim *c = malloc(sizeof(*c));
+    int r, failed = 0;
+
+    r = c ? claim_list(s, &l) : -ENOMEM;
+    for (size_t i = 0; r == 0 && i < l.n; i++) {
+        int err;
+
+        if (!is_ruling(&l, i))
+            continue;
+        err = claim_read_generation(s, l.entry[i].ino, l.entry[i].generation, c);
+        if (err == -ENOENT || err == -ESTALE || err == -EAGAIN)
+            err = claim_read(s, l.entry[i].ino, c);
+        if (err < 0)
+            failed = failed ? failed : err; /* the others are still worth a look */
+        else if (c->kind != CLAIM_NONE)
+            r = fn(arg, l.entry[i].ino, c);
+    }
+    free(l.entry);
+    free(c);
+    return r ? r : failed;
+}
+
+/* Splits "<host uuid>.<daemon uuid>.<counter>". */
+static bool tmp_name_parse(const char *name, dg_uuid ret_host, dg_uuid ret_daemon)
+{
+    dg_uuid host, daemon;
+    uint64_t counter;
+
+    if (strnlen(name, 2 * (DG_UUID_LEN + 1)) < 2 * (DG_UUID_LEN + 1) || name[DG_UUID_LEN] != '.' ||
+        name[2 * DG_UUID_LEN + 1] != '.')
+        return false;
+    memcpy(host, name, DG_UUID_LEN);
+    memcpy(daemon, name + DG_UUID_LEN + 1, DG_UUID_LEN);
+    host[DG_UUID_LEN] = daemon[DG_UUID_LEN] = '\0';
+    if (!base_uuid_ok(host) || !base_uuid_ok(daemon) ||
+        base_u64(name + 2 * (DG_UUID_LEN + 1), &counter) < 0)
+        return false;
+    memcpy(ret_host, host, sizeof(host));
+    memcpy(ret_daemon, daemon, sizeof(daemon));
+    return true;
+}
+
+struct stale {
+    const struct host *host;
+    char (*name)[TMP_SIZE];
+    size_t n;
+};
+
+static int see_tmp(void *arg, const char *name)
+{
+    struct stale *stale = arg;
+    dg_uuid host, daemon;
+    void *grown;
+
+    /* We have the host lock, so no other daemon of this host lives, and our own names carry our
+     * own daemon's uuid. The names of other hosts are theirs. */
+    if (!tmp_name_parse(name, host, daemon) || strcmp(host, stale->host->uuid) != 0 ||
+        strcmp(daemon, stale->host->daemon) == 0)
+        return 0;
+    grown = reallocarray(stale->name, stale->n + 1, sizeof(*stale->name));
+    if (!grown)
+        return -ENOMEM;
+    stale->name = grown;
+    snprintf(stale->name[stale->n++], TMP_SIZE, "%s", name);
+    return 0;
+}
+
+/* Collected first: removing while reading a directory can make an NFS client skip names. */
+static int sweep_tmp(const struct store *s, const struct host *h, bool dry_run, unsigned *stale)
+{
+    struct stale found = {.host = h};
+    int r = io_fresh_dir(s->tmp_fd, see_tmp, &found);
+
+    for (size_t i = 0; r == 0 && i < found.n; i++) {
+        ++*stale;
+        if (dry_run)
+            continue;
+        r = HOOK_FAIL("claim.sweep");
+        if (r == 0 && unlinkat(s->tmp_fd, found.name[i], 0) < 0 && errno != ENOENT)
+            r = -errno;
+    }
+    free(found.name);
+    return r;
+}
+
+static int sweep_lower(const struct store *s, bool dry_run, unsigned *stale)
+{
+    struct claim_listing l = {0};
+    struct claim *c = malloc(sizeof(*c));
+    size_t first = 0; /* of the key */
+    int r = c ? claim_list(s, &l) : -ENOMEM;
+
+    for (size_t i = 0; r == 0 && i < l.n; i++) {
+        bool decodes;
+
+        if (!is_ruling(&l, i))
+            continue;
+        /* Below a record that does not decode, the older ones may be all that a person has left. */
+        decodes = first < i &&
+                  claim_read_generation(s, l.entry[i].ino, l.entry[i].generation, c) == 0 &&
+                  c->kind != CLAIM_BAD;
+        for (; decodes && r == 0 && first < i; first++) {
+            ++*stale;
+            if (!dry_run)
+                r = claim_remove_generation(s, l.entry[first].ino, l.entry[first].generation);
+        }
+        first = i + 1;
+    }
+    free(l.entry);
+    free(c);
+    return r;
+}
+
+int claim_sweep(const struct store *s, const struct host *h, bool dry_run, unsigned *ret_stale)
+{
+    unsigned stale = 0;
+    /* tmp/ first: a link request of a dead daemon may still be on its way. Without its source it
+     * fails, so what is read from here on is final. */
+    int r = sweep_tmp(s, h, dry_run, &stale);
+
+    if (r == 0)
+        r = sweep_lower(s, dry_run, &stale);
+    if (r < 0)
+        return store_medium(r);
+    *ret_stale = stale;
+    return 0;
+}
+
+/* ---- tombstones of images that are gone ---- */
+
+/* Is this the mark of an image that exists no more? A handle that cannot be asked says no. */
+static bool is_gone(const struct store *s, const struct claim *c)
+{
+    return c->kind == CLAIM_FREE && store_gone(s, -1, &c->rec.handle) == 1;
+}
+
+struct gone {
+    const struct store *s;
+    struct claim_entry *mark;
+    size_t n;
+};
+
+static int see_claim(void *arg, uint64_t ino, const struct claim *c)
+{
+    struct gone *g = arg;
+    struct claim_entry *more;
+
+    if (!is_gone(g->s, c))
+        return 0;
+    more = reallocarray(g->mark, g->n + 1, sizeof(*more));
+    if (!more)
+        return -ENOMEM;
+    g->mark = more;
+    g->mark[g->n++] = (struct claim_entry){ino, c->generation};
+    return 0;
+}
+
+int claim_sweep_gone(const struct store *s, unsigned *ret_gone)
+{
+    struct gone g = {.s = s};
+    int r = claim_each(s, see_claim, &g);
+
+    unsigned gone = 0;
+
+    for (size_t i = 0; r == 0 && i < g.n; i++) {
+        r = claim_forget(s, g.mark[i].ino, g.mark[i].generation);
+        gone += r == 0;
+        r = r == -EFBIG ? 0 : r; /* a number that somebody made up: it stays */
+    }
+    free(g.mark);
+    if (r < 0)
+        return r;
+    *ret_gone = gone;
+    return 0;
 }

@@ -1,15 +1,16 @@
 /* claim.h: who holds an image: the records in DATASTORE/.diskguard/claims.
  *
- * The highest generation of a key rules. Each generation has its own file name, so no late rename,
- * unlink or retransmission of a former owner can touch a successor's claim. What link(2) answers
- * proves nothing (replies get lost): the proof is our own record's st_nlink.
+ * The highest generation of a key rules. Each generation has a file name of its own, so no late
+ * rename, unlink or retransmission of a former owner touches a successor's claim. The answer of
+ * link(2) proves nothing, because replies get lost; the proof is the st_nlink of our own record.
  *
- * Numbers: a generation of a key is never given out twice, or a late rename or unlink of a former
- * owner could hit the claim of a successor, though of another file by now: inode numbers are used
- * again. So the highest generation stays, marked free, also when its image is gone. Such a mark is
- * removed only by claim_sweep_gone, which notes its number first: all that is known of numbers
- * without a mark is one number, the floor. Two hosts that claim the same unmarked image must come
- * to the same next generation, so the floor moves only while no daemon lives.
+ * Numbers: no generation of a key is given out twice. Otherwise a late rename or unlink of a
+ * former owner could hit the claim of a successor, perhaps of another file, since inode numbers
+ * are used again. So the highest generation stays, marked free, also when its image is gone: the
+ * tombstone. Only claim_sweep_gone removes a tombstone, and it notes the number first. One
+ * number, the floor, stands for all tombstones that were removed. Two hosts that claim the same
+ * image without a tombstone must come to the same next generation, so the floor moves only while
+ * no daemon lives.
  *
  * Life: claim_read -> claim_next -> claim_acquire -> claim_update* -> claim_free. Blocks on the
  * datastore: never call it from a FUSE data thread. Thread-safe: no state of its own. */
@@ -19,6 +20,10 @@
 #include "core/host.h"
 #include "core/record.h"
 #include "core/store.h"
+
+/* The errno of a claim that is ours no more: a successor rules, or it is free or missing. No
+ * function of this module answers ESTALE, which of an image's file says that the file is gone. */
+#define CLAIM_LOST EKEYREVOKED
 
 enum claim_kind {
     CLAIM_NONE, /* no generation at all */
@@ -37,8 +42,9 @@ struct claim {
  * ~40 KiB: keep it off small stacks. */
 DG_MUST_CHECK int claim_read(const struct store *s, uint64_t ino, struct claim *ret);
 
-/* The same for one who has reason to believe in a generation of the key: its name is asked before a
- * lower one, or none, is said to rule, for a listing may miss a claim that is being updated. */
+/* The same when a generation `known` of the key is believed to exist. A listing may miss a claim
+ * that is being updated, so this asks for its name before it says that a lower one rules, or
+ * none. */
 DG_MUST_CHECK int claim_read_known(const struct store *s, uint64_t ino, uint64_t known,
                                    struct claim *ret);
 
@@ -46,33 +52,34 @@ DG_MUST_CHECK int claim_read_known(const struct store *s, uint64_t ino, uint64_t
  * there is none. */
 DG_MUST_CHECK int claim_next(const struct store *s, const struct claim *c, uint64_t *ret);
 
-/* Takes rec->generation, which must be claim_next of the claim just read, with rec as its record
- * (step CLAIMED or ARMED). 0; -EBUSY: another host was faster (read again); any other -errno:
- * nothing is claimed, as far as could be undone (a claim left by a failed undo carries our name and
- * is settled by recovery). */
+/* Takes rec->generation with rec as its record (step CLAIMED or ARMED). The generation must be
+ * the claim_next of the claim just read.
+ * 0: it is ours.
+ * -EBUSY: another host was faster; read again.
+ * Any other -errno: nothing is claimed. If the undo failed, a claim in our name is left, and
+ * recovery settles it. */
 DG_MUST_CHECK int claim_acquire(const struct store *s, const struct record *rec);
 
-/* Replaces our generation's record, after a fresh check that it is still the highest. -ESTALE: it
- * is not (or is not ours, or is free already): we are fenced. */
+/* Replaces our generation's record, after a fresh check that it is still the highest.
+ * -CLAIM_LOST: it is not (or is not ours, or is free already): we are fenced. */
 DG_MUST_CHECK int claim_update(const struct store *s, const struct record *rec);
 
-/* Is our generation still the highest? 0, -ESTALE or -errno. */
+/* Is our generation still the highest? 0, -CLAIM_LOST or -errno. */
 DG_MUST_CHECK int claim_check(const struct store *s, const struct record *rec);
 
 /* Marks our generation free (rec->step is set, extents are dropped) and removes lower generations.
- * -ESTALE as above. After a failure it may be repeated, also when the mark did land. */
+ * -CLAIM_LOST as above. It may be repeated after a failure, also when the tombstone was made. */
 DG_MUST_CHECK int claim_free(const struct store *s, struct record *rec);
-/* The same, but not durable by itself: a crash right afterwards may bring the claim back as it was
- * last. Only where that one undoes whatever the image may show from then on. */
+/* The same, but not durable by itself: a crash right afterwards may bring the claim back as it
+ * was last. Use it only where that claim undoes whatever the image may show from then on. */
 DG_MUST_CHECK int claim_free_lazy(const struct store *s, struct record *rec);
-/* The same when the file has no name any more: also on a datastore without room, which may be the
- * removed file's own. */
+/* The same when the file has no name any more. It also works on a full datastore: the room may
+ * be the removed file's own. */
 DG_MUST_CHECK int claim_free_gone(const struct store *s, struct record *rec);
 
 /* Removes every generation of an image that exists no more, up to this one, which is the highest,
  * and raises the floor to it. Only while no daemon of any host lives on the datastore; everybody
- * else leaves the mark of claim_free. -EFBIG: the number is not one that was counted to; it stays.
- */
+ * else leaves the tombstone of claim_free. -EFBIG: nobody counted to this number; it stays. */
 DG_MUST_CHECK int claim_forget(const struct store *s, uint64_t ino, uint64_t generation);
 
 /* claim_forget for each key whose claim is free and whose image the storage does not know any more.

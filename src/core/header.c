@@ -270,8 +270,8 @@ static bool in_reach(const struct header *h, const struct extent *e)
            e->off >= h->file_size - FORMAT_TAIL_MAX;
 }
 
-/* A plan is carried out blindly later on: every extent must lie in the bytes that were read, hold
- * what they hold, meet no other, and lie where a write is looked at. */
+/* Later on a plan is carried out without another check. So every extent must lie in the bytes
+ * that were read, have their content, overlap no other extent, and lie in the zone. */
 static bool plan_fits(const struct header *h, struct excerpt *v, const struct plan *plan,
                       bool sealed)
 {

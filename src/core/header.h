@@ -60,19 +60,22 @@ void header_identify(struct header *h);
 /* header_identify, loading what is missing as it stands in the file. 0 or -errno; a format that is
  * never content is LIES with format NULL. */
 DG_MUST_CHECK int header_settle(int fd, struct header *h);
-/* The plan that seals it; an empty plan for a verdict without one (PLAIN) and for raw. 0, -EAGAIN
- * (want_* is missing), -EUCLEAN (also for every other verdict, and for a plan that is not of these
- * bytes) or -ENOMEM. */
+/* The plan that seals it; an empty plan for PLAIN and for raw.
+ * 0 or -ENOMEM.
+ * -EAGAIN: want_* is missing.
+ * -EUCLEAN: there is no plan, or it is not of these bytes; also for every other verdict. */
 DG_MUST_CHECK int header_plan(struct header *h, const struct seal_policy *policy, struct plan *ret);
 /* The same, loading what is missing as it stands in the file. */
 DG_MUST_CHECK int header_plan_load(int fd, struct header *h, const struct seal_policy *policy,
                                    struct plan *ret);
 
-/* Of a SEALED header: what can be told without a record, as format->rescue says it, loading what is
- * missing. A plan is only given out when it fits the file as it stands, and what it makes of the
- * header is an image. size: bytes, or NULL. 0, -ENODATA (the size must be given), -ERANGE (it
- * contradicts the file), -EUCLEAN (cannot be undone) or -errno. *ret_rescue is filled in each case.
- */
+/* Of a SEALED header: what can be told without a record, as format->rescue says it. Loads what
+ * is missing. It gives out a plan only when that fits the file as it stands, and makes an image
+ * of it. size: bytes, or NULL. *ret_rescue is filled in each case.
+ * 0 or -errno.
+ * -ENODATA: the size must be given.
+ * -ERANGE: it contradicts the file.
+ * -EUCLEAN: it cannot be undone. */
 DG_MUST_CHECK int header_rescue(int fd, struct header *h, const uint64_t *size,
                                 struct rescue *ret_rescue, struct plan *ret);
 
@@ -81,16 +84,16 @@ DG_MUST_CHECK int header_rescue(int fd, struct header *h, const uint64_t *size,
 struct excerpt header_view(const struct header *h);
 /* Same size and same bytes in all that is loaded. */
 bool header_same(const struct header *a, const struct header *b);
-/* Is [off, off + len) of the file loaded, as far as it lies in the file? Then *ret are its bytes,
- * zero beyond the end. */
+/* true: [off, off + len) is loaded, as far as it lies in the file; *ret are its bytes, zero
+ * beyond the end. */
 bool header_get(const struct header *h, uint64_t off, void *ret, size_t len);
 /* Lays one side of the plan over everything that is loaded. */
 void header_patch(struct header *h, const struct plan *plan, bool truth);
 /* Copies what is loaded of [off, off + len) over buf, which holds the file's bytes there. */
 void header_overlay(const struct header *h, uint64_t off, void *buf, size_t len);
 
-/* Widens the zone so far that every sector of an extent lies in it: for a plan that is kept over a
- * header that says something else for the moment. */
+/* Widens the zone until every sector of an extent lies in it. For a plan that is kept while the
+ * header says something else for the moment. */
 void header_zone_cover(struct format_zone *zone, const struct plan *plan);
 
 /* Edits in memory, for "what would this write make of it". Bytes that are not loaded are ignored
@@ -112,9 +115,9 @@ struct edit {
     /* EDIT_WRITE: at off also through a handle with O_APPEND: a page of a shared mapping (mmap) */
     bool placed;
 };
-/* What the true bytes of a plan and then an edit (NULL: without) make of `disk`, identified: what a
- * format wants to see of that is added to `disk` as it stands in the file. ret may be disk itself.
- * 0 (verdict MORE: no format wants that much) or -errno. */
+/* Lays the true bytes of a plan over `disk`, then an edit (NULL: none), and identifies the
+ * result. Windows that a format wants to see are added to `disk` as they stand in the file. ret
+ * may be disk itself. 0 or -errno; verdict MORE: a format wants more than there is room for. */
 DG_MUST_CHECK int header_ahead(int fd, struct header *disk, const struct plan *plan,
                                const struct edit *e, struct header *ret);
 

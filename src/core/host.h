@@ -2,15 +2,15 @@
  *
  * Host uuid: option host-id, or derived from /etc/machine-id with
  * sd_id128_get_machine_app_specific(3), so that the machine-id itself is never published.
- * Installation id: random, in STATE_DIR/installation, made once. The two are bound to each other in
- * hosts/ when first seen: cloned machine-ids are common, and a host uuid with another installation
+ * Installation id: random, in STATE_DIR/installation, made once. hosts/ binds the two when it
+ * first sees them. Cloned machine-ids are common: the same host uuid with another installation
  * id is another host.
  *
  * hosts/<uuid> is written in place so that the lock on it survives. It is two copies of
  * HOST_COPY_SIZE bytes, each a text (base/text.h) padded with newlines: "diskguard-host 1", uuid=,
  * name=, installation=, boot=, daemon=, started=<time>, seq=<counter>, beat=<counter>,
- * beat-time=<time>, sum=. The copy that decodes and has the greater seq counts; a write goes to the
- * other one. So a crash in the middle of a write leaves one good copy. */
+ * beat-time=<time>, sum=. The copy that decodes and has the greater seq counts, and the next
+ * write goes to the other one. So a crash in the middle of a write leaves one good copy. */
 #ifndef DISKGUARD_HOST_H
 #define DISKGUARD_HOST_H
 
@@ -43,10 +43,13 @@ struct host_record {
 DG_MUST_CHECK int host_record_read(const struct store *s, const char *uuid,
                                    struct host_record *ret);
 
-/* Locks this host's record and returns the descriptor that carries the lock. Creates and binds it
- * when absent, else writes nothing (the first beat does). -EBUSY: a live daemon (or fsck) of this
- * identity; -EKEYREJECTED: bound to another installation, alive or not; -EBADMSG, -EPROTONOSUPPORT:
- * record does not decode; -EROFS, -EACCES, ... why names the way out. */
+/* Locks this host's record and returns the descriptor that carries the lock. Creates and binds
+ * the record when there is none; else it writes nothing, for the first heartbeat does. why names
+ * the way out.
+ * -EBUSY: a daemon (or fsck) of this identity lives.
+ * -EKEYREJECTED: it is bound to another installation, alive or not.
+ * -EBADMSG, -EPROTONOSUPPORT: the record does not decode.
+ * -EROFS, -EACCES, or another -errno. */
 DG_MUST_CHECK int host_lock(const struct store *s, const struct host *h, struct why *why);
 /* Binds the record to this installation whatever stood there (a person confirmed). lock_fd from
  * host_lock_force, which only locks and looks at nothing: -ENOENT where there is no record (h->uuid
@@ -54,14 +57,14 @@ DG_MUST_CHECK int host_lock(const struct store *s, const struct host *h, struct 
 DG_MUST_CHECK int host_lock_force(const struct store *s, const struct host *h, struct why *why);
 DG_MUST_CHECK int host_bind(int lock_fd, const struct host *h);
 
-/* Writes the next beat, durably; the first one of a daemon also its boot, name and start. Evidence
- * for people: nothing is decided by it. -EKEYREJECTED: the record has been bound to another
- * installation meanwhile (only where locks do not work). */
+/* Writes the next heartbeat, durably; the first one of a daemon also writes its boot, name and
+ * start. It is evidence for people and for takeover=lock. -EKEYREJECTED: the record was bound to
+ * another installation meanwhile, which happens only where locks do not work. */
 DG_MUST_CHECK int host_beat(int lock_fd, const struct host *h, uint64_t beat);
 
-/* Is the record of that host locked by a live process now? 1, 0 or -errno. -ENOENT: no such record;
- * -EOPNOTSUPP: cannot be told (FENCE_NONE: locks do not reach other hosts). Never waits, keeps no
- * lock. */
+/* Does a live process have the record of that host locked now? Never waits, keeps no lock. 1, 0
+ * or -errno. -ENOENT: there is no such record. -EOPNOTSUPP: nobody can tell (FENCE_NONE: locks
+ * do not reach other hosts). */
 DG_MUST_CHECK int host_alive(const struct store *s, const char *uuid);
 
 /* Calls fn for each decodable host record; fn gets err < 0 and only rec->uuid set for one that is

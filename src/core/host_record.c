@@ -186,8 +186,8 @@ int host_bind(int lock_fd, const struct host *h)
 
     if (r < 0 && r != -EBADMSG && r != -EPROTONOSUPPORT)
         return r;
-    /* First the copy that does not count, so that there is a good one at every moment; then the
-     * other, or one torn write would later bring the old binding back. */
+    /* First the copy that does not count, so that there is a good one at every moment. Then the
+     * other one, or a torn write could later bring the old binding back. */
     for (int i = 1; i <= 2; i++) {
         r = HOOK_FAIL("host.bind");
         if (r < 0)
@@ -401,9 +401,9 @@ int host_alive(const struct store *s, const char *uuid)
     return s->fence == FENCE_FLOCK ? alive_flock(fd) : alive_ofd(fd);
 }
 
-/* Makes the record when there is none, and says no to a foreign one before the lock is taken: a
- * clone that took it for a moment, only to be turned away, would turn the rightful host away as
- * well. */
+/* Makes the record when there is none. Refuses a foreign one before it takes the lock: a clone
+ * that had the lock for a moment, until it is refused, would keep the rightful host out
+ * meanwhile. */
 static int bind_or_reject(const struct store *s, const struct host *h, struct why *why)
 {
     struct host_record rec;

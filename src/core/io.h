@@ -2,14 +2,14 @@
  * One choke point: what is "fresh" and what is "durable" is decided here and nowhere else. All
  * functions return 0 (or a count) or -errno; all retry EINTR and short counts.
  *
- * Fresh. On NFS a name is cached for up to 30 s and data without limit, so what is read there in
- * order to decide something is read through one of the io_fresh_* functions: `grep -rn io_fresh_
- * src tools` lists every deciding read of the project, and tests/layering.py fails on any other.
- * Each comment below says on which measurement it rests: two clients, one server, Linux 6.1, NFSv3
- * and NFSv4.2 with default mount options, 10 to 90 s of watching. OCFS2 and GFS2 showed nothing
- * stale in any of these. On a local file system the same functions cost one cheap system call more.
- * Not cached, and so not here: what an open descriptor refers to (its inode number, device, type
- * and file handle never change). */
+ * Fresh. On NFS a name is cached for up to 30 s and data without limit, so a read that decides
+ * something goes through one of the io_fresh_* functions. `grep -rn io_fresh_ src tools` lists
+ * all of them, and tests/layering.py fails on any other such read. Each comment below names the
+ * measurement that it rests on: two clients, one server, Linux 6.1, NFSv3 and NFSv4.2 with
+ * default mount options, 10 to 90 s of watching. OCFS2 and GFS2 showed nothing stale in these
+ * tests. On a local file system these functions cost one cheap system call more. What an open
+ * descriptor refers to is never stale: its inode number, device, type and file handle do not
+ * change. */
 #ifndef DISKGUARD_IO_H
 #define DISKGUARD_IO_H
 
@@ -67,57 +67,58 @@ DG_MUST_CHECK int io_open_beneath(int dirfd, const char *path, int flags, mode_t
 DG_MUST_CHECK int io_reopen(int fd, int flags);
 
 DG_MUST_CHECK int io_fsync(int fd);
-/* For a descriptor through which nothing was written yet: takes the error that an earlier writer of
- * the file on this host left, which the kernel gives to the next one that asks (errseq_t,
- * Documentation/core-api/errseq.rst): of a former hold whose late writes the storage refused, say.
- */
+/* For a descriptor through which nothing was written yet. Takes away the write error that an
+ * earlier writer of this host left: the kernel reports it to the next descriptor that asks
+ * (errseq_t, Documentation/core-api/errseq.rst). An example is a former hold whose late writes
+ * the storage refused. */
 void io_fsync_former(int fd);
 /* -ENODATA at end of file */
 DG_MUST_CHECK int io_pread_all(int fd, void *buf, size_t len, uint64_t off);
 /* -EIO on a zero count */
 DG_MUST_CHECK int io_pwrite_all(int fd, const void *buf, size_t len, uint64_t off);
 
-/* ---- fresh reads (io.c, io_fresh.c) ---- */
+/* ---- fresh reads ---- */
 
 /* Attributes: statx(AT_EMPTY_PATH, AT_STATX_FORCE_SYNC) of an open descriptor, which may be O_PATH.
- * Measured: fstat(2) showed another client's change 2.8 s late, and later the longer the file had
- * been at rest; this at once. -ESTALE: the file is gone. */
+ * Measured: this showed another client's change at once. fstat(2) showed it 2.8 s late, and
+ * later still when the file had been at rest for longer. -ESTALE: the file is gone. */
 DG_MUST_CHECK int io_fresh_stat(int fd, struct stat *ret);
 
-/* The names of a directory: opens it anew, forces its attributes, reads it; calls fn for each entry
- * but . and .. . A non-zero return of fn stops and is returned. Measured: a new name that this
- * client had seen absent was missed by stat, open and access for 29.7 s; opendir + readdir showed
- * it at once. A listing is no snapshot: an entry that comes or goes meanwhile may be missed, and on
- * btrfs one that is renamed over, too. */
+/* The names of a directory: opens it anew, forces its attributes, and reads it. Calls fn for
+ * each entry but "." and "..". When fn returns another value than 0, the listing stops and
+ * returns it. Measured: stat, open and access missed a new name for 29.7 s when this client had
+ * seen it absent; opendir and readdir showed it at once. A listing is no snapshot. It may miss
+ * an entry that comes or goes meanwhile; on btrfs also one that is renamed over. */
 DG_MUST_CHECK int io_fresh_dir(int dirfd, int (*fn)(void *arg, const char *name), void *arg);
 
-/* What a name, or a relative path, leads to now: as io_open_beneath without a symbolic link or ".."
- * anywhere, but the attributes of each directory are forced before a name is looked up in it. fd or
- * -errno; -EINVAL for O_CREAT and O_TRUNC. Measured: after another client renamed or removed it,
- * open(2), O_DIRECT or not, reached the old file for 29.8 s; after statx(AT_STATX_FORCE_SYNC) of
- * the directory it was right in every case (renamed, renamed over, removed and made again, made
- * where it was absent). */
+/* What a name or a relative path leads to now. As io_open_beneath, but forces the attributes of
+ * each directory before it looks a name up in it; the path may contain no symbolic link and no
+ * "..". fd or -errno; -EINVAL for O_CREAT and O_TRUNC. Measured: another client renamed or
+ * removed the file; open(2), O_DIRECT or not, reached the old one for 29.8 s. After
+ * statx(AT_STATX_FORCE_SYNC) of the directory it was right in every case: renamed, renamed over,
+ * removed and made again, made where it was absent. */
 DG_MUST_CHECK int io_fresh_open(int dirfd, const char *path, int flags);
 
-/* The file of a handle, if it still exists: opens it and asks the server for it. fd, -ESTALE (gone:
- * the server does not know it, or it has no name left), -EOPNOTSUPP (no handle) or -errno. *ret
- * (may be NULL): its attributes. An NFS client answers open_by_handle_at(2) from its inode cache
- * without asking anybody (nfs_fh_to_dentry, fs/nfs/export.c), so that alone proves nothing; the
- * attributes rest on what io_fresh_stat rests on. */
+/* The file of a handle, if it still exists: opens it and asks the server for its attributes. An
+ * NFS client answers open_by_handle_at(2) from its inode cache, without asking anybody
+ * (nfs_fh_to_dentry, fs/nfs/export.c), so that alone proves nothing.
+ * *ret (may be NULL): its attributes, as fresh as those of io_fresh_stat.
+ * Returns fd; -ESTALE: gone, the server does not know it or it has no name left; -EOPNOTSUPP: no
+ * handle; or -errno. */
 DG_MUST_CHECK int io_fresh_handle(int mount_fd, const struct io_handle *h, int flags,
                                   struct stat *ret);
 
-/* Bytes: drops the cached pages, fetches the size, reads exactly len bytes at off. -ENODATA at end
- * of file. Measured: data that another client wrote was stale for ever (90 s) through any buffered
- * read while this client had the file open read-write, also through a new descriptor; a read after
+/* Bytes: drops the cached pages, fetches the size, and reads exactly len bytes at off. -ENODATA
+ * at end of file. Measured: while this client had the file open read-write, a buffered read
+ * never showed what another client wrote (90 s), not even through a new descriptor. A read after
  * posix_fadvise(DONTNEED) was fresh in every case. */
 DG_MUST_CHECK int io_fresh_data(int fd, void *buf, size_t len, uint64_t off);
 
 /* ---- small text files (records) ---- */
 
-/* Reads a whole file, at most max bytes (-EFBIG). -EINVAL: not a regular file; -EAGAIN: replaced
- * again and again meanwhile. *ret_text is NUL-terminated and freed by the caller. The name is fresh
- * as in io_fresh_open, the bytes as in io_fresh_data. */
+/* Reads a whole file of at most max bytes; -EFBIG: it has more. -EINVAL: it is no regular file.
+ * -EAGAIN: it was replaced faster than it could be read. *ret_text is NUL-terminated and freed
+ * by the caller. The name is fresh as in io_fresh_open, the bytes as in io_fresh_data. */
 DG_MUST_CHECK int io_fresh_text(int dirfd, const char *name, size_t max, char **ret_text,
                                 size_t *ret_len);
 
@@ -130,27 +131,27 @@ DG_MUST_CHECK int io_text_create(int dirfd, const char *tmp_name, const void *te
 /* Drops every clean cached page of the file so that the next read asks the storage. */
 DG_MUST_CHECK int io_cache_drop(int fd);
 
-/* The same of the pages of a range, and of as few more as it must. */
+/* Drops the cached pages of a range, and no more of the file than it must. */
 DG_MUST_CHECK int io_header_drop(int fd, uint64_t off, size_t len);
 
 /* Reads up to len bytes at off, as the storage has them: past the cache, but not on a file system
  * that only this host can mount (io_fstype.shared), where nobody else changes what is cached.
- * Returns the count (short only at the end of the file as this host knows it: io_fresh_stat first)
- * or -errno. Rests on the same measurement as io_fresh_data. */
+ * Returns the count or -errno. The count is short only at the end of the file as this host knows
+ * it, so call io_fresh_stat first. Rests on the same measurement as io_fresh_data. */
 DG_MUST_CHECK ssize_t io_fresh_header(int fd, void *buf, size_t len, uint64_t off);
 
-/* One read of guest data past the cache, for files that another host may write
- * (io_fstype.stale_data): as pread(2), the count or -errno. direct_fd is the same file open
- * O_DIRECT, or -1. Measured fresh on NFSv3 and v4.2: a read through O_DIRECT, which also leaves no
- * page behind that could be stale later; where direct_fd is missing or wants an alignment (EINVAL),
- * a read through fd after posix_fadvise(DONTNEED). */
+/* Reads guest data past the cache, for files that another host may write (io_fstype.stale_data).
+ * As pread(2): the count or -errno. direct_fd is the same file open O_DIRECT, or -1. A read
+ * through O_DIRECT was measured fresh on NFSv3 and v4.2, and leaves no page behind that could be
+ * stale later. Where direct_fd is missing or wants an alignment (EINVAL), it reads through fd
+ * after posix_fadvise(DONTNEED). */
 DG_MUST_CHECK ssize_t io_fresh_guest_data(int direct_fd, int fd, void *buf, size_t len,
                                           uint64_t off);
 
 /* pwrite of header bytes through the seal's descriptor. Not durable before io_fsync. */
 DG_MUST_CHECK int io_header_write(int fd, const void *buf, size_t len, uint64_t off);
 
-/* fallocate(2) and ftruncate(2) of a guarded image, through the seal's descriptor (io_edit.c). */
+/* fallocate(2) and ftruncate(2) of a guarded image, through the seal's descriptor. */
 DG_MUST_CHECK int io_header_fallocate(int fd, int mode, uint64_t off, uint64_t len);
 DG_MUST_CHECK int io_header_truncate(int fd, uint64_t size);
 
@@ -169,8 +170,8 @@ DG_MUST_CHECK int
 io_handle_get(int fd, struct io_handle *ret);
 bool io_handle_equal(const struct io_handle *a, const struct io_handle *b);
 /* Opens by handle on the file system of mount_fd. fd, -ESTALE (the file is gone), -EOPNOTSUPP (no
- * handle) or -errno. A descriptor does not prove that the file still exists: io_fresh_handle does.
- */
+ * handle) or -errno. The descriptor does not prove that the file still exists; io_fresh_handle
+ * does. */
 DG_MUST_CHECK int io_handle_open(int mount_fd, const struct io_handle *h, int flags);
 
 /* ---- file system types and the fence lock ---- */
@@ -180,8 +181,8 @@ enum fence_kind {
     FENCE_FLOCK, /* flock(2): where byte locks do not leave the host (OCFS2) */
     FENCE_NONE
 };
-/* Once another host has been given the fence lock exclusively, do late writes of the one that lost
- * it still land? DESIGN 10.1 and 10.2. */
+/* Another host has the fence lock exclusively now. Can late writes of the host that lost it
+ * still land? DESIGN 10.1 and 10.2. */
 enum fencing {
     FENCING_NO,       /* they do (NFSv3), or the lock does not reach other hosts at all */
     FENCING_UNPROVEN, /* nobody has shown that they do not (OCFS2, GFS2, Ceph ...) */
@@ -197,22 +198,23 @@ struct io_fstype {
     /* NFS: of version 4; the mount's options have their say in io_fencing() */
     enum fencing fencing;
     bool shared; /* more than one host can mount it */
-    /* A client may go on showing cached data that another host has changed since (measured on NFS;
-     * OCFS2 and GFS2 were always coherent; the others were not measured). */
+    /* A client may show cached data that another host has changed since. Measured on NFS; OCFS2
+     * and GFS2 were always coherent; the others were not measured. */
     bool stale_data;
-    /* flock and byte locks are one name space there (NFS), so that a user's flock would meet the
-     * fence. */
+    /* flock and byte locks meet each other there (NFS): a user's flock would meet the fence. */
     bool flock_meets_fence;
 };
 /* Never NULL: an unknown type gets a row of its own name "unknown", OFD. */
 const struct io_fstype *io_fstype(int fd);
 
-/* Does the fence lock, taken through the mount that fd lies on, fence this host? Read anew each
- * time from /proc/self/mountinfo and, for NFS, from /sys/module/nfs/parameters/recover_lost_locks
- * (with Y the client takes lost locks again behind our back and lets late writes land) and
- * /proc/self/mountstats (with pNFS, data goes to servers that do not see the lock). What cannot be
- * told is never FENCING_LOCK. *ret_why (may be NULL): a clause for people, never freed; "" for
- * FENCING_LOCK. */
+/* Does the fence lock fence this host, when it is taken through the mount that fd lies on? Reads
+ * anew each time:
+ * - /proc/self/mountinfo;
+ * - for NFS, /sys/module/nfs/parameters/recover_lost_locks: with Y the client takes lost locks
+ *   again behind our back, and late writes land;
+ * - for NFS, /proc/self/mountstats: with pNFS, data goes to servers that do not see the lock.
+ * What cannot be told is never FENCING_LOCK. *ret_why (may be NULL): a clause for people, never
+ * freed; "" for FENCING_LOCK. */
 enum fencing io_fencing(int fd, enum fence_kind kind, const char **ret_why);
 /* The same from what was read. Pure. */
 struct io_mount {
@@ -223,22 +225,23 @@ struct io_mount {
 enum fencing io_fencing_judge(const struct io_fstype *fs, enum fence_kind kind,
                               const struct io_mount *mount, const char **ret_why);
 
-/* Takes the fence lock on a descriptor that is open read-write: shared (writers, of plain files
- * too) or exclusive (recovery, and who claims, at first). Never waits. -EAGAIN: somebody else holds
- * it in a conflicting mode. Also converts from one mode to the other; where flock refuses a
- * conversion, the lock that was there is lost (flock(2)): close the descriptor. FENCE_NONE: 0. */
+/* Takes the fence lock on a descriptor that is open read-write. Writers take it shared, also
+ * those of plain files. Recovery takes it exclusively, and so does, at first, whoever claims.
+ * Never waits. -EAGAIN: somebody else holds it in a mode that is in the way. Also converts from
+ * one mode to the other. Where flock refuses a conversion, the former lock is lost (flock(2)):
+ * close the descriptor then. FENCE_NONE: 0. */
 DG_MUST_CHECK int io_fence_shared(int fd, enum fence_kind kind);
 DG_MUST_CHECK int io_fence_exclusive(int fd, enum fence_kind kind);
 /* Waits a moment before a fence lock that was refused is asked for again. */
 void io_fence_pause(void);
-/* Marks a descriptor that writes a plain file: a lock beyond the fence's byte that is in nobody's
- * way, also not in that of a claim of this host. NFSv4 then refuses the descriptor's writes, as it
- * does those under the fence, when the locks of this host are lost, for they are lost all at once.
- * Taken before the fence, or before a proof that the fence still stands. Nothing for FENCE_FLOCK
- * and FENCE_NONE. */
+/* Marks a descriptor that writes a plain file with a lock beyond the fence's byte. That lock is
+ * in nobody's way, not even in that of a claim of this host. An NFSv4 server takes all locks of
+ * a host at once, and then refuses the writes of each descriptor that had one. Take it before
+ * the fence, or before a proof that the fence still stands. Does nothing for FENCE_FLOCK and
+ * FENCE_NONE. */
 DG_MUST_CHECK int io_fence_mark(int fd, enum fence_kind kind);
-/* Drops it, for a descriptor that stays open but writes no more; best effort: closing drops it
- * anyway. */
+/* Drops the fence lock of a descriptor that stays open but writes no more. Closing drops it,
+ * too. */
 void io_fence_drop(int fd, enum fence_kind kind);
 
 /* Exclusive lock on a whole small file (hosts/ record, lock file). -EAGAIN: another process has it.

@@ -1,22 +1,22 @@
 /* mark.h: which files an image that is held needs: the names in DATASTORE/.diskguard/marks.
  *
- * A mark is a name, <key of the file below>-<key of the image above>.<generation of the claim of
- * the image above>; its content is a text for people. It counts only while that generation is the
- * ruling claim of the image above, and held: a mark that a crash or a takeover leaves is void by
- * itself. A name is never used by two holds, for a generation is not.
+ * A mark is a name: <key of the file below>-<key of the image above>.<generation of the claim of
+ * the image above>. Its content is a text for people. It counts only while that generation is
+ * the ruling claim of the image above, and held. So a mark that a crash or a takeover leaves is
+ * void by itself. No two holds use the same name, because no two have the same generation.
  *
- * While it is held, marks go in one case only: its header was rewritten so that it needs other
- * files, and that header is durable. Before that a crash could bring back the header that needs the
- * former ones.
+ * While the image is held, a mark is removed in one case only: its header was rewritten to need
+ * other files, and that header is durable. Before that, a crash could bring back the header that
+ * needs the former files.
  *
- * Two that race, one to hold an image, the other to write a file below it (Dekker): the holder
- * makes the mark durably, then reads the claim of the file below; the writer makes his claim
- * durably, then lists the marks. At least one sees the other. Marks are never renamed, so a listing
- * that begins after a mark was made shows it.
+ * One host may want to hold an image while another wants to write a file below it. The holder
+ * makes the mark durably, then reads the claim of the file below. The writer makes his claim
+ * durably, then lists the marks. At least one sees the other (Dekker). Marks are never renamed,
+ * so a listing that begins after a mark was made shows it.
  *
- * The directory is made with the first mark. Versions of diskguard that do not know it ignore it,
- * and write below an image that others hold. Blocks on the datastore. Thread-safe: no state of its
- * own. */
+ * The directory is made with the first mark. Versions of diskguard that do not know the
+ * directory ignore it: they write below an image that others hold. Blocks on the datastore.
+ * Thread-safe: no state of its own. */
 #ifndef DISKGUARD_MARK_H
 #define DISKGUARD_MARK_H
 
@@ -35,8 +35,7 @@ struct mark {
 void mark_name(const struct mark *m, char ret[MARK_NAME_SIZE]);
 bool mark_name_parse(const char *name, struct mark *ret); /* one spelling each, as of claims */
 
-/* Makes it, durable on return; one that stands there already is as good. text: for people. 0 or
- * -errno. */
+/* Makes it, durably; one that is there already is as good. text: for people. 0 or -errno. */
 DG_MUST_CHECK int mark_make(const struct store *s, const struct mark *m, const char *text);
 
 /* All marks, or (below not 0) those of one file, fresh. *ret is freed by the caller. */
@@ -47,17 +46,17 @@ DG_MUST_CHECK int mark_list(const struct store *s, uint64_t below, struct mark *
  * -ENOENT (void, or no text) or -errno. */
 DG_MUST_CHECK int mark_path(const struct store *s, const struct mark *m, char *ret, size_t size);
 
-/* Does it count now? 1, 0 or -errno. *ret: the claim of the image above as it was read; BAD counts,
- * for nobody can tell. */
+/* Does it count now? 1, 0 or -errno. *ret: the claim of the image above, as it was read. A claim
+ * that is BAD counts, because nobody can tell. */
 DG_MUST_CHECK int mark_counts(const struct store *s, const struct mark *m, struct claim *ret);
 
-/* Removes the marks of one hold, whose claim is free or was never there, or (keep not NULL) those
- * of a live one for other files than these n. Not made durable: one that comes back is void, or
- * goes with the rest of the hold. */
+/* Removes the marks of one hold whose claim is free or was never there. keep not NULL: the hold
+ * is live; removes its marks for other files than these n_keep. Not durable: a mark that comes
+ * back is void, or goes with the rest of the hold. */
 DG_MUST_CHECK int mark_drop(const struct store *s, uint64_t above, uint64_t generation,
                             const uint64_t *keep, size_t n_keep);
 
-/* Removes all that count no more. dry_run: only counts them. */
+/* Removes all marks that do not count. dry_run: only counts them. */
 DG_MUST_CHECK int mark_sweep(const struct store *s, bool dry_run, unsigned *ret_void);
 
 #endif

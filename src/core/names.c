@@ -7,14 +7,9 @@
 
 #include "base/hook.h"
 
-static int medium(int r)
-{
-    return r == -ESTALE ? -EIO : r;
-}
-
 int names_open(const struct store *s, const char *dir)
 {
-    return medium(io_fresh_open(s->dir_fd, dir, O_RDONLY | O_DIRECTORY | O_NOFOLLOW));
+    return store_medium(io_fresh_open(s->dir_fd, dir, O_RDONLY | O_DIRECTORY | O_NOFOLLOW));
 }
 
 static int open_or_make(const struct store *s, const char *dir)
@@ -25,9 +20,9 @@ static int open_or_make(const struct store *s, const char *dir)
     if (fd != -ENOENT || r < 0)
         return fd == -ENOENT ? r : fd;
     if (mkdirat(s->dir_fd, dir, 0700) < 0 && errno != EEXIST)
-        return medium(-errno);
+        return store_medium(-errno);
     fd = names_open(s, dir);
-    r = fd < 0 ? fd : medium(io_fsync(s->dir_fd));
+    r = fd < 0 ? fd : store_medium(io_fsync(s->dir_fd));
     if (r < 0 && fd >= 0)
         close(fd);
     return r < 0 ? r : fd;
@@ -42,7 +37,7 @@ int names_make(const struct store *s, const char *dir, const char *name, const c
         return fd;
     r = HOOK_FAIL("names.create");
     if (r == 0)
-        r = medium(io_text_create(fd, name, text, strlen(text)));
+        r = store_medium(io_text_create(fd, name, text, strlen(text)));
     bool made = r >= 0;
     if (made)
         close(r); /* fsynced */
@@ -50,7 +45,7 @@ int names_make(const struct store *s, const char *dir, const char *name, const c
         return r;
     r = HOOK_FAIL("names.dirsync");
     if (r == 0)
-        r = medium(io_fsync(fd));
+        r = store_medium(io_fsync(fd));
     if (r < 0 && made)
         (void)unlinkat(fd, name, 0); /* the caller was told that there is none */
     return r;
@@ -63,7 +58,7 @@ int names_each(const struct store *s, const char *dir, int (*fn)(void *arg, cons
 
     if (fd < 0)
         return fd == -ENOENT ? 0 : fd;
-    return medium(io_fresh_dir(fd, fn, arg));
+    return store_medium(io_fresh_dir(fd, fn, arg));
 }
 
 struct listing {
@@ -112,7 +107,7 @@ int names_remove(int dir_fd, const char *name)
     int r = HOOK_FAIL("names.remove");
 
     if (r == 0 && unlinkat(dir_fd, name, 0) < 0 && errno != ENOENT)
-        r = medium(-errno);
+        r = store_medium(-errno);
     return r;
 }
 

@@ -2,9 +2,8 @@
  * made durably, listed fresh, removed at leisure. The text in the file is for people. The directory
  * is made with the first name.
  *
- * Names are never renamed, so a listing that begins after a name was made shows it. -ESTALE of the
- * storage is answered as -EIO: it is no lost claim. Blocks on the datastore. Thread-safe: no state
- * of its own. */
+ * Names are never renamed, so a listing that begins after a name was made shows it. Blocks on the
+ * datastore. Thread-safe: no state of its own. */
 #ifndef DISKGUARD_NAMES_H
 #define DISKGUARD_NAMES_H
 

@@ -15,8 +15,8 @@ enum overlay_side { OVERLAY_TRUE, OVERLAY_SEALED };
 void overlay_patch(const struct plan *plan, enum overlay_side side, uint64_t off, void *buf,
                    size_t len);
 
-/* The next run of [*off, end) that lies outside all extents. false: none left. Start with *off =
- * begin; call again with *off = *ret_off + *ret_len. */
+/* The next run of [off, end) that lies outside all extents. false: none is left. Start with the
+ * beginning; call again with off = *ret_off + *ret_len. */
 bool overlay_next_gap(const struct plan *plan, uint64_t off, uint64_t end, uint64_t *ret_off,
                       uint64_t *ret_len);
 

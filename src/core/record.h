@@ -43,9 +43,9 @@ struct record {
     uint64_t virtual_size;
     uint64_t cut; /* OVERLAY_NO_CUT or bytes */
     struct timespec mtime, mtime_sealed;
-    /* An mtime that somebody chose (utimensat) while the image was sealed: it waits here for the
-     * restore, so that the sealed image never shows it. It counts as long as the file's own is
-     * still mtime_seen, or nobody can write any more (restoring, stuck). */
+    /* An mtime that somebody chose (utimensat) while the image was sealed. It waits here for the
+     * restore, so that the sealed image never shows it. It counts while the file's own mtime is
+     * still mtime_seen, or when nobody can write any more (restoring, stuck). */
     bool chosen;
     struct timespec mtime_chosen, mtime_seen;
     int sync_error;      /* 0 or a positive errno */

@@ -26,9 +26,9 @@ struct recovery {
 
 /* ---- looking ---- */
 
-/* Opens the recorded file itself, O_PATH. The handle finds it under any name; where it cannot be
- * asked (no handles, no CAP_DAC_READ_SEARCH), the recorded path is tried, and inode number and
- * handle must be right. */
+/* Opens the recorded file, O_PATH. Its handle finds it under any name. Without handles, or
+ * without CAP_DAC_READ_SEARCH, the recorded path is tried; inode number and handle must be right
+ * then. */
 static int find_image(const struct store *s, const struct record *rec, enum image_kind *ret)
 {
     _cleanup_close_ int fd = -1;
@@ -66,9 +66,9 @@ static int find_image(const struct store *s, const struct record *rec, enum imag
     return *ret == IMAGE_FOUND ? base_steal_fd(&fd) : -1;
 }
 
-/* Opens the image so that nobody else can write while we look and act: the exclusive lock is not
- * granted as long as any writer's shared one stands. The lock stays until the descriptor is closed,
- * after the verified restore. */
+/* Opens the image with the exclusive fence lock, so that nobody else can write while we look and
+ * act: it is not granted while any writer has the shared one. It stays until the descriptor is
+ * closed, after the verified restore. */
 static enum image_kind open_image(struct recovery *j)
 {
     const struct store *s = j->r->store;
@@ -194,8 +194,8 @@ static void close_image(struct recovery *j)
     j->fd = -1;
 }
 
-/* Looks at the image and, under its lock, at the claim again: what was read before the lock may
- * have been a live owner's. */
+/* Looks at the image and, under its lock, at the claim again. What was read before the lock may
+ * have belonged to a live owner. */
 static int look_at_image(struct recovery *j)
 {
     _cleanup_free_ struct claim *again = malloc(sizeof(*again));
@@ -268,10 +268,9 @@ static void make_ours(struct recovery *j)
     j->work->fenced = io_fencing(j->r->store->root_fd, j->r->store->fence, NULL);
 }
 
-/* Makes work the record of the generation after the one that rules, with the plan of rec, in our
- * name: a takeover, or a claim that is missing. A row comes first, as always. When the row is all
- * there is of the plan, it keeps its step until the claim stands, so that a crash in between is
- * still recognised as what it is. */
+/* For a takeover, or a missing claim: makes `work` the record of the next generation, with the
+ * plan of rec, in our name. The row comes first, as always. If only the row has the plan, it
+ * keeps its step until the claim stands, so that a crash in between is recognised. */
 static int acquire_next(struct recovery *j)
 {
     uint64_t old = j->work->generation;
@@ -316,8 +315,8 @@ static int judge_chosen(struct recovery *j)
     return r;
 }
 
-/* The header is true: has it been sealed in this hold, in sight of anybody? Only a row says "not
- * yet" for sure: the claim is not told when the seal is complete. */
+/* The header is true. Has anybody seen it sealed in this hold? Only a row can say "not yet" for
+ * sure, because the claim does not say when the seal is complete. */
 static bool was_sealed(const struct recovery *j)
 {
     const struct timespec *sealed = &j->rec->mtime_sealed;
@@ -518,8 +517,8 @@ static int key_cmp_ino(const void *a, const void *b)
     return (x->ino > y->ino) - (x->ino < y->ino);
 }
 
-/* A row's turn comes when every higher generation of its inode is settled: what is left of a higher
- * one may explain the lower. */
+/* A row waits until every higher generation of its inode is settled: what is left of a higher
+ * one may explain the lower one. */
 static int settle_row(void *arg, const struct record *rec, int err)
 {
     struct sweep *s = arg;

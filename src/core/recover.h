@@ -1,6 +1,6 @@
-/* recover.h: what to do with a claim whose daemon is gone: one pure decision function, and its
- * execution. Used by the daemon at start, by its monitor, and by fsck.diskguard. The whole table of
- * recover_decide is enumerated in tests/unit/test_recover.c. */
+/* recover.h: what to do with a claim whose daemon is gone. One pure function decides, the rest
+ * carries it out. The daemon at its start, its monitor and fsck.diskguard use it.
+ * tests/unit/test_recover.c enumerates the whole table of recover_decide. */
 #ifndef DISKGUARD_RECOVER_H
 #define DISKGUARD_RECOVER_H
 
@@ -33,8 +33,8 @@ enum image_kind {
 struct recover_input {
     enum row_kind row;
     /* For ROW_VALID: its step is sealed, restoring or stuck, so its claim was proved and used.
-     * Otherwise (claimed, armed) the claim of the row's generation may never have been made, or
-     * another host may have been faster. */
+     * With another step (claimed, armed) the claim of that generation may never have been made,
+     * or another host was faster. */
     bool row_sealed;
     enum claim_kind claim;
     int claim_error;  /* for CLAIM_BAD */
@@ -67,8 +67,8 @@ struct recover {
     const struct host *host;
     const char *takeover; /* host uuid that a person confirmed to be down, or NULL */
     /* May be NULL. May this claim of another host be taken over without a person (core/takeover.h)?
-     * Asked at each fresh look at the claim, also at the one under the exclusive fence lock, whose
-     * grant is the proof that its holder cannot write any more. */
+     * Asked at each fresh look at the claim, also at the one under the exclusive fence lock. The
+     * grant of that lock is the proof that the holder cannot write any more. */
     bool (*may_take)(void *arg, const struct record *rec);
     bool dry_run; /* decide and report, change nothing */
     bool agree;   /* a person agrees to SEV_ASK repairs, or ask will ask one */
@@ -81,18 +81,19 @@ struct recover {
     void *arg;
 };
 
-/* Settles one image, given its row (or NULL) and reading its claim fresh. row_err: record_decode's
- * error of a bad row. The report's verdict is also returned: 0 settled, 1 something is left,
- * -errno. */
+/* Settles one image. row: its row, or NULL; the claim is read fresh. row_err: record_decode's
+ * error of a bad row. 0: settled; 1: something is left; or -errno. */
 DG_MUST_CHECK int recover_image(struct recover *r, uint64_t ino, const struct record *row,
                                 int row_err);
 
-/* Settles every journal row, then every claim that is ours (or of takeover), or does not decode,
- * and has no row. 0: all settled; 1: something is left (also where a repair failed: it was
- * reported); -errno: rows or claims cannot be listed. Calling sequence: host lock, claim_sweep (a
- * link request of a dead daemon that is still on its way cannot land after it), recover_all, and
- * only then serve: while images are held by this process, only the fence keeps recover_all from
- * taking them for left behind. */
+/* Settles every journal row. Then every claim without a row that is ours (or of takeover), or
+ * does not decode.
+ * 0: all is settled.
+ * 1: something is left; also where a repair failed, which was reported.
+ * -errno: rows or claims cannot be listed.
+ * Call in this order: host lock; claim_sweep, after which no link request of a dead daemon can
+ * land; recover_all; and only then serve. While this process holds images, only the fence keeps
+ * recover_all from taking them for left behind. */
 DG_MUST_CHECK int recover_all(struct recover *r);
 
 #endif

@@ -9,11 +9,11 @@
  *
  * Lazy: nothing rests on it after a crash; the storage may lose it (journal.h, claim.h).
  *
- * mtime. Programs that copy files skip those whose size and mtime they have seen (rsync, restic),
- * or that are no newer than their copy (cp -u). What they copied past the view while the image was
- * sealed is sealed; so that they copy it again, no image ever shows an mtime without its seal that
- * it showed with it: the restore sets a new one, later than all of them (seal_new_mtime). Nothing
- * of that where no seal was taken in this hold (raw images).
+ * mtime. Programs that copy files skip those whose size and mtime they have seen (rsync,
+ * restic), or that are no newer than their copy (cp -u). A copy that they made past the view
+ * while the image was sealed holds sealed bytes, and they must copy the file again. So no image
+ * shows an mtime without its seal that it showed with it: the restore sets a new one, later than
+ * all of them (seal_new_mtime). Not where no seal was taken in this hold (raw images).
  *
  * A struct seal is used by one thread at a time (daemon: under the image's header lock, held for
  * writing). `fd` is open read-write, carries the shared (recovery: exclusive) fence lock, and is
@@ -34,52 +34,53 @@ struct seal {
     int fd;
     struct seal_policy policy;
     struct record *rec;
-    /* seal_restore() drops the fence lock when nothing is left to write to the image, before it
-     * frees the claim: who finds the claim free finds the fence free, too. */
+    /* seal_restore() drops the fence lock before it frees the claim, when nothing is left to
+     * write to the image: whoever finds the claim free finds the fence free, too. */
     bool unfence;
-    /* seal_edit() only: where the image can be touched, as the holder sees it after the edit; the
-     * wider of both, while the edit fails half-way. */
+    /* seal_edit() only: the zone of the image as the holder sees it after the edit. If the edit
+     * fails half-way, it is the wider one of before and after. */
     struct format_zone zone;
-    /* May be NULL: called with the wider zone, where it grows, before anything of an edit is
-     * written: from then on all I/O there is looked at, and what was under way has landed when it
-     * returns. The header is read anew then. */
+    /* May be NULL. Called with the wider zone where it grows, before anything of an edit is
+     * written. When it returns, all new I/O in that zone is looked at, and what was under way
+     * has landed. The header is read anew then. */
     void (*widened)(void *arg, const struct format_zone *zone);
     void *arg;
 };
 
-/* Writes rec to the journal and then to its claim, with the next seq. -ESTALE: fenced. */
+/* Writes rec to the journal and then to its claim, with the next seq. -CLAIM_LOST: fenced. */
 DG_MUST_CHECK int seal_record(struct seal *s);
 
 /* Writes the sealed bytes of rec->plan (which is armed in journal and claim), verifies, marks
  * sealed. -EIO: what was read back is not what was written. The caller restores on failure. */
 DG_MUST_CHECK int seal_write(struct seal *s);
 
-/* Carries out a holder's edit that reaches into s->zone, which is the image's as it is now
- * (format.h). The bytes outside the extents land on disk, those inside in the record; if the header
- * becomes another one, the new plan is journalled and claimed first and then written. The record is
- * durable on return; bytes outside the extents are as durable as any write. 0 or -errno, -EUCLEAN:
- * somebody else wrote to the header; after an error the edit may have happened in part (as POSIX
- * allows), and rec->plan still undoes whatever is on disk. */
+/* Carries out a holder's edit that reaches into s->zone, the zone of the image as it is now
+ * (format.h). Bytes outside the extents go to disk, those inside go into the record. If the plan
+ * changes, journal and claim say so first; then it is written. On return the record is durable;
+ * bytes outside the extents are as durable as any write.
+ * 0 or -errno; -EUCLEAN: somebody else wrote to the header. After an error the edit may have
+ * happened in part, as POSIX allows; rec->plan still undoes whatever is on disk. */
 DG_MUST_CHECK int seal_edit(struct seal *s, const struct edit *e);
 
-/* Writes the true bytes back where the sealed ones stand, verifies, frees the claim, removes the
- * row. -EUCLEAN: ALIEN bytes, nothing was touched; -ESTALE: fenced; else -errno: try again.
- * rec->step tells how far it came. rec->chosen: that mtime is set, where seal_new_mtime() can. */
+/* Writes the true bytes back over the sealed ones, verifies them, frees the claim, and removes
+ * the row. rec->step tells how far it came. rec->chosen: it sets that mtime, where
+ * seal_new_mtime() can.
+ * -EUCLEAN: ALIEN bytes, nothing was touched. -CLAIM_LOST: fenced. Any other -errno: try again. */
 DG_MUST_CHECK int seal_restore(struct seal *s);
 
-/* The true bytes are back on disk: gives the file an mtime that no sealed state of this hold has
- * shown, durably: rec->mtime_chosen, where it counts and is known to be older or younger than all
- * of those; else the time of now, and at least SEAL_MTIME_STEP seconds after the last of them, and
- * after rec->mtime. Where the storage lets this user not choose a time (a file of somebody else),
- * the clock's next one. 0 or -errno; a file system that cannot is no error. */
+/* The true bytes are back on disk. Gives the file, durably, an mtime that no sealed state of
+ * this hold has shown. That is rec->mtime_chosen, if it counts and none of those states can have
+ * shown it. Otherwise it is now, but at least SEAL_MTIME_STEP seconds after the last of them,
+ * and after rec->mtime. Where this user may not choose a time (a file of somebody else), it is the
+ * clock's next one. 0 or -errno; a file system that cannot do it is no error. */
 struct seal_shown {
     struct timespec last;     /* of the sealed image */
     struct timespec restored; /* after the first byte of the restore */
 };
 /* shown: NULL where nothing was written. */
 DG_MUST_CHECK int seal_new_mtime(int fd, const struct record *rec, const struct seal_shown *shown);
-/* So far apart two times are different for everybody: rsync compares whole seconds, or with
- * --modify-window=1 two of them; FAT keeps only even ones. */
+/* Two times this far apart are different for every program: rsync compares whole seconds, or,
+ * with --modify-window=1, pairs of them; FAT keeps only even ones. */
 #define SEAL_MTIME_STEP 2
 /* Was the image ever sealed in this hold, as far as the record knows? */
 bool seal_was_taken(const struct record *rec);

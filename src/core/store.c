@@ -15,8 +15,8 @@
 #define HANDLE_TEXT (2 * IO_HANDLE_MAX + 16)
 #define TMP_NAME 64
 
-/* A path is cut in explanations, so that the way out at the end of the line is never what falls
- * off; not in commands (base_quote). */
+/* Explanations cut a path, so that the way out at the end of the line is not lost. Commands do
+ * not (base_quote). */
 #define P "%.200s"
 #define QUOTED 256
 #define D P "/" DG_DIR
@@ -174,9 +174,8 @@ static int root_open(const char *path, struct store *s, struct why *why)
     return 0;
 }
 
-/* Is the opened .diskguard one that nobody else can play with? Notes whose it is: the owner may
- * differ from us only where the server maps our user to that owner (all_squash with anonuid);
- * tmp_probe proves that. */
+/* Can nobody else change the opened .diskguard? Notes its owner. That may be another user only
+ * where the server maps our user to it (all_squash with anonuid); tmp_probe proves that. */
 static int dir_check(struct store *s, struct why *why)
 {
     struct stat st;
@@ -524,6 +523,11 @@ int store_same(const struct store *s)
         r = root_compare(s, root, &why);
     if (r == 0 && strcmp(now.uuid, s->uuid) != 0)
         r = -EXDEV;
+    return store_medium(r);
+}
+
+int store_medium(int r)
+{
     return r == -ESTALE ? -EIO : r;
 }
 
@@ -607,4 +611,26 @@ int store_open(const char *path, struct store *ret, struct why *why)
 int store_look(const char *path, struct store *ret, struct why *why)
 {
     return open_or_look(path, true, ret, why);
+}
+
+int store_gone(const struct store *s, int fd, const struct io_handle *h)
+{
+    _cleanup_close_ int found = -1;
+    struct stat st;
+    int r = fd >= 0 ? io_fresh_stat(fd, &st) : -ESTALE;
+
+    if (r == 0)
+        return st.st_nlink == 0;
+    if (r != -ESTALE)
+        return r;
+    r = store_same(s);
+    if (r < 0)
+        return r;
+    found = io_fresh_handle(s->root_fd, h, O_PATH, NULL);
+    if (found >= 0)
+        return 0;
+    if (found != -ESTALE)
+        return found;
+    r = store_same(s);
+    return r < 0 ? r : 1;
 }

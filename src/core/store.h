@@ -27,23 +27,26 @@ struct store {
     char path[4096];
 };
 
-/* Makes DATASTORE/.diskguard. -EEXIST when there is one already (also a half-made one is completed
- * only if `datastore` is absent and claims/ is absent or empty). Durable on return. */
+/* Makes DATASTORE/.diskguard, durably. -EEXIST: there is one already. A half-made one is
+ * completed only if `datastore` is absent, and claims/ is absent or empty. */
 DG_MUST_CHECK int store_init(const char *path, struct store *ret, struct why *why);
 
-/* Opens; -ENOENT: never initialised (why gives the hint `diskguardctl init`); -ENOTDIR,
- * -EPROTONOSUPPORT, -EBADMSG, -EXDEV (root's handle differs: a copy of another datastore), -EINVAL
- * (it lies inside another datastore), -EPERM (.diskguard belongs to another user, or is open to
- * group or others), -EUCLEAN (a directory in it is missing). After -EXDEV, and only then, *ret is
- * open in spite of the error, and read_only, so that fsck.diskguard -n can look at a copy. The
- * fence is the file system's own; a program with an option fence= sets ret->fence afterwards. */
+/* Opens a datastore. After -EXDEV, and only then, *ret is open in spite of the error, and
+ * read_only, so that fsck.diskguard -n can look at a copy. The fence is the file system's own; a
+ * program with an option fence= sets ret->fence afterwards.
+ * -ENOENT: never initialised; why names `diskguardctl init`.
+ * -EXDEV: the root's handle differs: a copy of another datastore.
+ * -EINVAL: it lies inside another datastore.
+ * -EPERM: .diskguard belongs to another user, or is open to group or others.
+ * -EUCLEAN: a directory in it is missing.
+ * -ENOTDIR, -EPROTONOSUPPORT, -EBADMSG, or another -errno. */
 DG_MUST_CHECK int store_open(const char *path, struct store *ret, struct why *why);
 
-/* The same without a write, to look only: store_open() proves by a file in tmp/ whether it may
- * write, which fsck.diskguard -n must not and diskguardctl, which may ask twice a second, should
- * not. So ret->read_only is always true, and whoever may read .diskguard may look, whoever owns it,
- * and also where the datastore lies inside another one. Errors as of store_open(); after -EXDEV
- * *ret is open, too. */
+/* The same without a write, to look only. store_open() makes a file in tmp/ to see whether it
+ * may write; fsck.diskguard -n must not do that, and diskguardctl, which may ask twice a second,
+ * should not. ret->read_only is always true. Whoever may read .diskguard may look, whoever owns
+ * it, and also where the datastore lies inside another one. Errors as of store_open(); after
+ * -EXDEV *ret is open, too. */
 DG_MUST_CHECK int store_look(const char *path, struct store *ret, struct why *why);
 void store_close(
     /* also after a failed open or init; not on a struct that neither was called with */
@@ -53,14 +56,21 @@ void store_close(
  * the file `datastore` is read. 0, -EXDEV (another one) or -errno. */
 DG_MUST_CHECK int store_same(const struct store *s);
 
-/* Is the file with this handle gone for good? The one judge of that: what it says may free a claim.
- * fd: a descriptor of the file, or -1. 1: yes. Its link count was read as 0, or the storage answers
- * ESTALE for the handle and before and after that store_same() was true. 0: it exists, whatever fd
- * itself answers. -errno, never -ESTALE: nobody can tell now. ESTALE of a descriptor alone proves
- * nothing: an NFS client that met it once says so for ever on that descriptor, although the server
- * has only served the mount point without its disk for a while. The handle is asked anew
- * (io_fresh_handle). */
+/* Is the file with this handle gone for good? This is the one judge of that: its answer may free
+ * a claim. fd: a descriptor of the file, or -1.
+ * 1: yes. Its link count was read as 0; or the storage answers ESTALE for the handle, and
+ * store_same() was true before and after.
+ * 0: it exists, whatever fd itself answers.
+ * -errno, never -ESTALE: nobody can tell now.
+ * ESTALE of a descriptor alone proves nothing. An NFS client that met it once repeats it for
+ * ever on that descriptor, although the server may only have exported the mount point without
+ * its disk for a while. So the handle is asked anew (io_fresh_handle). */
 DG_MUST_CHECK int store_gone(const struct store *s, int fd, const struct io_handle *h);
+
+/* What the storage answered about one of the datastore's own files and directories: r, or -EIO for
+ * -ESTALE. A server that lost a directory is a medium at fault; -ESTALE would say that an image's
+ * file is gone. */
+int store_medium(int r);
 
 /* What a person can do about this errno (negative) of the storage: a clause for the end of an
  * explanation. */

@@ -1,11 +1,11 @@
 /* takeover.h: may the claim of a host that seems dead be taken over without a person? The decision,
  * pure; guard/takeover.c acts on it.
  *
- * Nothing here proves that a host is dead: a beat that stands still and a lock that is gone only
- * say that it is worth trying. The proof is the exclusive fence lock on the image itself, granted
- * by the storage (core/recover.c takes it before it acts), and it counts only where losing the lock
- * stops the loser's writes (enum fencing): on our mount as we see it, and on the holder's as its
- * claim record says. */
+ * Nothing here proves that a host is dead. A heartbeat that stands still and a lock that is gone
+ * only say that it is worth trying. The proof is the exclusive fence lock on the image itself,
+ * granted by the storage; core/recover.c takes it before it acts. It counts only where a host
+ * that loses the lock cannot write any more (enum fencing): on our mount as we see it, and on
+ * the holder's mount as its claim says. */
 #ifndef DISKGUARD_TAKEOVER_H
 #define DISKGUARD_TAKEOVER_H
 
@@ -16,8 +16,8 @@
 
 enum takeover_beat {
     TAKEOVER_BEAT_WATCHED, /* not watched long enough */
-    /* one daemon's changed twice while it was watched, and not long ago: one change may be the last
-       gasp of a host */
+    /* it changed twice while it was watched, and not long ago, for the same daemon: one change
+     * may be the last sign of a host that dies */
     TAKEOVER_BEAT_MOVES,
     TAKEOVER_BEAT_STANDS /* the counter has not changed for as long as was asked for */
 };
@@ -28,8 +28,8 @@ struct takeover_watch {
     uint64_t seen_ms;  /* last looked at */
     unsigned moves;    /* changes in a row, each between two looks that were not far apart */
 };
-/* Notes a record just read (fresh). Looks further apart than gap_ms cannot tell when a beat came
- * between them: such a change begins the watch anew. */
+/* Notes a record that was just read (fresh). Two looks more than gap_ms apart do not tell when
+ * the heartbeat changed between them: then the watch begins anew. */
 void takeover_watch(struct takeover_watch *w, const struct host_record *rec, uint64_t now_ms,
                     uint64_t gap_ms);
 /* need_ms: how long a beat must stand still. */
@@ -57,13 +57,13 @@ struct takeover_input {
     int alive;  /* host_alive(): 1, 0 or -errno (cannot be told) */
     enum takeover_beat beat;
 };
-/* Was it claimed for an operation on names (format "none"), and not to be written? NFSv4 refuses
- * the late WRITE of a lock that was lost, but carries out a REMOVE, RENAME or SETATTR, for they
- * name no lock. */
+/* Was it claimed for an operation on names (format "none"), and not to be written? An NFSv4
+ * server refuses a late WRITE under a lock that was lost. It carries out a late REMOVE, RENAME
+ * or SETATTR, because these name no lock. */
 bool takeover_is_names(const struct record *rec);
 enum takeover_verdict takeover_decide(const struct takeover_input *in);
 
-/* One sentence without its full stop: why it is refused, or what is waited for. own_why: of
+/* Why it is refused, or what is waited for: one sentence without its full stop. own_why: of
  * io_fencing(). The word DATASTORE in it stands for the reader's own, as in core/problem.h. */
 void takeover_explain(enum takeover_verdict v, const struct takeover_input *in, const char *own_why,
                       const char *host_name, const char *host_uuid, struct why *ret);

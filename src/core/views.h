@@ -1,5 +1,5 @@
-/* views.h: which mounts of this machine are diskguard views, told from the kernel's mount table
- * alone: no view is ever touched for it, for one that hangs would hang whoever asks. */
+/* views.h: which mounts of this machine are diskguard views. The kernel's mount table alone
+ * tells it. No view is touched, because one that hangs would hang whoever asks. */
 #ifndef DISKGUARD_VIEWS_H
 #define DISKGUARD_VIEWS_H
 

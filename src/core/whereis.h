@@ -1,5 +1,5 @@
-/* whereis.h: where is a file now, whose name was recorded? Renames by other hosts, and past the
- * views, leave a record behind. For people: nothing is decided by it. */
+/* whereis.h: where is a file now whose name was recorded? A rename by another host, or past the
+ * views, does not change the record. For people; it decides nothing. */
 #ifndef DISKGUARD_CORE_WHEREIS_H
 #define DISKGUARD_CORE_WHEREIS_H
 
@@ -13,10 +13,10 @@ struct whereis {
     char *now;       /* what was found, freed by the caller; NULL: nowhere */
 };
 
-/* Looks under each recorded name; for those that lead elsewhere in the directories of the recorded
- * names, then in the whole datastore: at most `limit` names (0: under the recorded names alone) and
- * about ms milliseconds, 0: no limit. Follows no symbolic link, enters no other file system.
- * Blocks. */
+/* Looks under each recorded name. Those that lead elsewhere it looks for in the directories of
+ * the recorded names, then in the whole datastore. limit: at most so many names; 0: only the
+ * recorded ones. ms: for about so long; 0: without a limit. Follows no symbolic link, enters no
+ * other file system. Blocks. */
 void whereis(const struct store *s, struct whereis *w, size_t n, unsigned limit, unsigned ms);
 
 /* One name, for a line of a log: ret is it, or "(was NAME)" where it leads elsewhere and a short

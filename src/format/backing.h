@@ -7,9 +7,9 @@
 
 #include <string.h>
 
-/* Calls fn for the name of `len` bytes at `off`, for a format links(). Bytes beyond the end of the
- * file count as zero, and a zero ends the name, as in QEMU; an empty name is none. 0, what fn
- * returned, -EAGAIN, or -EUCLEAN: too long. */
+/* Calls fn for the name of `len` bytes at `off`, for a format links(). As in QEMU, bytes beyond
+ * the end of the file count as zero, a zero ends the name, and an empty name is none. 0, what fn
+ * returned, -EAGAIN, or -EUCLEAN: it is too long. */
 static inline int backing_link(struct excerpt *v, uint64_t off, uint32_t len, const char *format,
                                int (*fn)(void *arg, const struct format_link *link), void *arg)
 {

@@ -1,10 +1,11 @@
 /* format.h: the table of image formats, and how a file's format is found.
  *
- * A format is {name, probe, plan} over a read-only view of bytes: no descriptor, no lock, no log,
- * so that it can be fuzzed on a buffer. The caller loads windows of the file into a struct excerpt
- * and calls format_identify(); when a probe needs bytes that are not loaded it gets NULL from
- * view_get(), which notes the range in view->want_*; the verdict is then FORMAT_MORE, the caller
- * loads that window and calls again (core/header.c does all of this).
+ * A format is {name, probe, plan, ...} over a read-only view of bytes. It has no descriptor, no
+ * lock and no log, so that it can be fuzzed on a buffer. The caller loads windows of the file
+ * into a struct excerpt and calls format_identify(). When a probe needs bytes that are not
+ * loaded, view_get() returns NULL and notes the range in view->want_*. The verdict is
+ * FORMAT_MORE then: the caller loads that window and calls again. core/header.c does all of
+ * this.
  *
  * Adding a format: one file, one line in the table of format.c, one test folder. */
 #ifndef DISKGUARD_FORMAT_H
@@ -15,20 +16,20 @@
 
 #include "format/plan.h"
 
-/* The part of every plain file in which each write is looked at, for it may make an image of it:
- * most formats have their magic there. Those that have it further on (ISO) or are known by a footer
- * alone (fixed VHD) are found when the file's size changes, when the monitor looks, or at the next
- * open. It is also the least that is read of a file to find its format. Bytes. */
+/* Bytes. Each write of a plain file below this offset is looked at, because it may make an image
+ * of the file: most formats have their magic there. A format with its magic further on (ISO), or
+ * with a footer alone (fixed VHD), is found when the file's size changes, when the monitor
+ * looks, or at the next open. It is also the least that is read of a file to find its format. */
 #define FORMAT_REACH 4096u
 
-/* The most that a probe or a plan may want in one piece (the longest there is: a LUKS2 header with
- * its JSON area, 4 MiB). Bytes. */
+/* Bytes. The most that a probe or a plan may want in one piece. The longest one is a LUKS2
+ * header with its JSON area, 4 MiB. */
 #define FORMAT_WINDOW_MAX (4u << 20)
 
-/* Where a seal can lie at all: no extent, and no zone.head, goes beyond the first of these (the
- * longest there is: LUKS2's secondary header, after 4 MiB), and no zone.tail, with what an extent
- * may change there, begins before the last so many bytes of the file (VMDK streamOptimized: footer
- * and markers). Bytes. */
+/* Bytes. Where a seal can lie at all. No extent and no zone.head goes beyond FORMAT_HEAD_MAX;
+ * the farthest is LUKS2's secondary header, after 4 MiB. No zone.tail begins earlier than
+ * FORMAT_TAIL_MAX before the end of the file; the longest is that of VMDK streamOptimized, with
+ * footer and markers. */
 #define FORMAT_HEAD_MAX (FORMAT_WINDOW_MAX + 4096u)
 #define FORMAT_TAIL_MAX 1536u
 
@@ -63,12 +64,12 @@ enum probe {
     PROBE_MORE /* view->want_* must be loaded first */
 };
 
-/* Where a write can touch an extent of the image or change what its plan is: below `head`, and at
- * or beyond `tail`. Everything between is guest data and tables that no plan looks at: the daemon
- * takes it straight to the datastore. format_identify() sets FORMAT_REACH and UINT64_MAX before a
- * probe is asked; a probe that answers anything but NO and MORE may widen both, and does so in the
- * same way whether the image is sealed, lies or is whole. A footer at the end of the file: tail =
- * file_size - its length, also while there is none. */
+/* The zone: where a write can touch an extent of the image, or change its plan. It lies below
+ * `head`, and at or beyond `tail`. Everything between is guest data, and tables that no plan
+ * looks at: the daemon takes it straight to the datastore. format_identify() sets FORMAT_REACH
+ * and UINT64_MAX before it asks a probe. A probe that answers neither NO nor MORE may widen
+ * both. It must do so in the same way whether the image is sealed, lies or is whole. For a
+ * footer at the end of the file tail is file_size - its length, also while there is no footer. */
 struct format_zone {
     uint64_t head, tail; /* bytes from the start of the file */
 };
@@ -79,7 +80,7 @@ struct format_info {
     /* the file begins with guest data: a partition table there counts for nothing (fixed VHD) */
     bool guest_at_start;
     /* the size is 0, and the rest of the header says that it was more: SEAL_SIZE may have left
-     * that. LIES for nothing else, or YES where the format allows it */
+     * that. The probe answers LIES for no other reason, or YES where the format allows it */
     bool maybe_sealed;
     /* for LIES and SEALED: a clause for a log line, e.g. "cluster_bits 77 is outside 9..21" */
     char why[FORMAT_WHY];
@@ -118,7 +119,7 @@ struct rescue {
     } candidate[RESCUE_MAX];
 };
 
-/* Adds a candidate. One too many, and a bound of 0, which says nothing, are left out. source is not
+/* Adds a candidate. Leaves out one too many, and a bound of 0, which says nothing. source is not
  * copied. */
 void rescue_add(struct rescue *to, enum rescue_kind kind, uint64_t size, const char *source);
 
@@ -139,26 +140,30 @@ struct format_link {
 
 struct format {
     const char *name; /* lower case, as QEMU names it */
-    /* no header of its own: nothing in it can refuse, and a partition table at its start is all
-     * that is known of it */
+    /* it has no header of its own: nothing in it can refuse, and only a partition table at its
+     * start may be known */
     bool weak;
     enum probe (*probe)(struct excerpt *v, struct format_info *ret_info);
-    /* Fills *ret_plan with the extents that seal this image, in seal order: every prefix of them,
-     * and every suffix of a restore in reverse order, is refused by raw openers. Called only after
-     * probe said YES on the same view. 0; -EAGAIN: view->want_* must be loaded first; -EUCLEAN: no
-     * plan can be made. */
+    /* Fills *ret_plan with the extents that seal this image, in seal order. Raw openers refuse
+     * every prefix of them, so also every state of a restore, which goes backwards. Called only
+     * after probe said YES on the same view.
+     * 0; -EAGAIN: view->want_* must be loaded first; -EUCLEAN: no plan can be made. */
     int (*plan)(struct excerpt *v, const struct seal_policy *policy, struct plan *ret_plan);
-    /* May be NULL: nothing to undo. Called only after probe said SEALED on the same view. size:
-     * NULL, or what a person gave, in bytes. Fills *ret_plan with extents whose sealed bytes are
-     * those that stand there and whose true bytes undo the seal; a seal of which only a part stands
-     * is undone too. 0; -ENODATA: the file does not hold the exact size and none was given;
-     * -ERANGE: the given one contradicts the file; -EAGAIN as above; -EUCLEAN: cannot be undone.
-     * *ret_rescue is filled in each case but -EAGAIN. */
+    /* May be NULL: there is nothing to undo. Called only after probe said SEALED on the same
+     * view. size: NULL, or what a person gave, in bytes. Fills *ret_plan with extents: their
+     * sealed bytes are those that stand there, their true bytes undo the seal. It undoes half a
+     * seal, too. *ret_rescue is filled in each case but -EAGAIN.
+     * 0; -EAGAIN as above.
+     * -ENODATA: the file does not hold the exact size, and none was given.
+     * -ERANGE: the given size contradicts the file.
+     * -EUCLEAN: it cannot be undone. */
     int (*rescue)(struct excerpt *v, const uint64_t *size, struct rescue *ret_rescue,
                   struct plan *ret_plan);
-    /* May be NULL: it never needs others. Called after YES, SEALED or LIES. Calls fn for each file
-     * that the image needs; a non-zero return of fn stops and is returned. 0, -EAGAIN as above
-     * (before fn was called at all), -EUCLEAN: a name does not fit or cannot be followed. */
+    /* May be NULL: it never needs other files. Called after YES, SEALED or LIES. Calls fn for
+     * each file that the image needs; when fn returns another value than 0, it stops and returns
+     * that.
+     * 0; -EAGAIN as above, before any call of fn.
+     * -EUCLEAN: a name does not fit, or cannot be followed. */
     int (*links)(struct excerpt *v, int (*fn)(void *arg, const struct format_link *link),
                  void *arg);
 };

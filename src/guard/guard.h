@@ -1,13 +1,7 @@
-/* image.h: the guard of one regular file on this host: its state, its holder, its overlay.
+/* guard.h: the guard of one datastore on this host, and what the view may ask of it.
  *
- * States: IDLE -> SEALING -> SEALED -> RESTORING -> IDLE, and -> FENCED, STUCK, VANISHED. One
- * function moves them (image_move in image.c), against a table. SEALING and RESTORING are long
- * actions: others wait for them parked, never on a lock.
- *
- * Locks: image->lock (state, writers, holder; short) and image->header (rwlock: the overlay and all
- * I/O in the image's zone, struct format_zone; held over datastore I/O and the journal). Order:
- * inode table -> image->lock; header -> journal; never image->lock and header together in that
- * order (take header first, then lock). */
+ * Each regular file that is an image has a state, a holder and an overlay: image.h, for the guard
+ * alone. SEALING and RESTORING are long actions: others wait for them parked, never on a lock. */
 #ifndef DISKGUARD_GUARD_H
 #define DISKGUARD_GUARD_H
 
@@ -23,6 +17,7 @@
 #include "node/handle.h"
 
 struct pool;
+struct conflict;
 struct image_table;
 struct takeover;
 struct maker_table;
@@ -60,7 +55,7 @@ struct guard_options {
  * guard held; none may call the guard. NULL: nobody wants to know. */
 struct guard_events {
     void *arg;
-    /* call image_tend_round() soon: something wants to be looked at */
+    /* call image_maintain_round() soon: something wants to be looked at */
     void (*attention)(void *arg);
     void (*changed)(void *arg); /* who waits for an image may try again */
     /* what the kernel keeps of the file may be stale */
@@ -125,22 +120,24 @@ const char *image_state_name(enum image_state s);
  * closes it. So may a program that manages this host's machines (option managers=), but only where
  * its bytes stay as they are (data: they are to change).
  * 0: go on (*ret is held, or the file is no image and nothing need be held); -EBUSY: held by
- * another: park and try again; any other -errno: final. The refusal is logged by image_refused(),
- * once, by the caller that gives up. */
+ * another: park and try again; any other -errno: final. Here and below *ret_conflict is who is in
+ * the way, after -EBUSY; the caller that gives up says so, once: image_refused(). */
 struct hold {
     struct inode *inode; /* pinned while held; NULL: nothing held */
     bool claimed;
     bool joined; /* the claim is that of the opener's own handles, and so is the seal: they stay */
 };
 DG_MUST_CHECK int image_hold(struct guard *g, struct inode *i, const struct opener *who,
-                             const char *what, bool data, struct hold *ret);
+                             const char *what, bool data, struct hold *ret,
+                             struct conflict *ret_conflict);
 /* Right before the operation: does the claim still rule? 0; -EIO: this host was taken for dead and
  * lost it meanwhile (the image is FENCED), touch nothing; or another -errno. Narrows the window, no
  * more: the storage does not fence what changes names (core/takeover.h). */
 DG_MUST_CHECK int image_hold_check(struct guard *g, const struct hold *h);
 /* Before its name is moved elsewhere: does an image need it that another process, or host, holds?
  * -EBUSY, as above; 0 or -errno. */
-DG_MUST_CHECK int image_moving(struct guard *g, struct inode *i, const struct opener *who);
+DG_MUST_CHECK int image_moving(struct guard *g, struct inode *i, const struct opener *who,
+                               struct conflict *ret_conflict);
 /* The same for whatever lies in a directory: calls fn with the path, below the datastore, of each
  * such file. A non-zero return of fn stops and is returned. */
 DG_MUST_CHECK int image_each_needed(struct guard *g, const struct opener *who,
@@ -152,11 +149,11 @@ void image_renamed(struct guard *g, const struct inode *i);
 void image_unhold(struct guard *g, struct hold *h);
 /* The one log line of a refused open or operation: image, holder host, pid, since, way out. */
 void image_refused(struct guard *g, struct inode *i, const struct opener *who, const char *what,
-                   int err);
+                   const struct conflict *conflict);
 
 /* truncate(2) by path. -EBUSY as above. */
 DG_MUST_CHECK int image_truncate(struct guard *g, struct inode *i, const struct opener *who,
-                                 uint64_t size);
+                                 uint64_t size, struct conflict *ret_conflict);
 
 /* Is this guest data, which no plan looks at (struct format_zone): may I/O that begins here go
  * straight to handle->fd? Of an image with a footer nothing may, for its zone moves while the file
@@ -177,10 +174,23 @@ void image_data_end(struct handle *h);
 DG_MUST_CHECK int image_ftruncate(struct guard *g, struct handle *h, uint64_t size);
 DG_MUST_CHECK int image_fallocate(struct guard *g, struct handle *h, int mode, uint64_t off,
                                   uint64_t len);
-/* doubt: it was read as guest data, and image_read_sound() was not content: looks at claim and
- * header in any case. */
+/* read(2) of an image or any other file: the one protocol (read.c). Guest data goes straight to the
+ * handle's descriptor; what is read there counts only if it cannot be sealed bytes. A count, or
+ * -errno. */
+enum read_how {
+    READ_NO_WAIT,  /* -EWOULDBLOCK: claims must be looked at first: again with READ_IN_DOUBT */
+    READ_MAY_WAIT, /* not on a thread that reads requests */
+    READ_IN_DOUBT, /* the same; looks at claim and header in any case */
+};
 DG_MUST_CHECK ssize_t image_read(struct guard *g, struct handle *h, void *buf, size_t len,
-                                 uint64_t off, bool doubt);
+                                 uint64_t off, enum read_how how);
+/* copy_file_range(2) of guest data, as much as neither side must look at; far from every header.
+ * 0: nothing was copied, or *ret_doubt bytes that may be sealed ones: they must be read and written
+ * again. *ret_end: that is all; then a count of 0 is the end of the file. Or -errno. */
+#define IMAGE_COPY_MOST (1u << 20) /* of what may have to be written again */
+DG_MUST_CHECK ssize_t image_copy(struct guard *g, struct handle *in, uint64_t off_in,
+                                 struct handle *out, uint64_t off_out, size_t len, unsigned flags,
+                                 bool *ret_end, size_t *ret_doubt);
 /* placed: at off, even if the handle has O_APPEND. */
 DG_MUST_CHECK ssize_t image_write(struct guard *g, struct handle *h, const void *buf, size_t len,
                                   uint64_t off, bool placed);
@@ -193,7 +203,7 @@ DG_MUST_CHECK ssize_t image_pwrite(struct guard *g, struct handle *h, const void
 DG_MUST_CHECK ssize_t image_pread(const struct handle *h, void *buf, size_t len, uint64_t off);
 /* What file and claims/ were when claim and header of a file that this host does not hold were read
  * last. */
-struct image_look {
+struct image_snapshot {
     bool valid;
     bool clean;          /* nothing was sealed */
     bool settled;        /* a change since then shows in ctime */
@@ -202,21 +212,6 @@ struct image_look {
     struct timespec ctime, claims_ctime;
 };
 
-/* Before anything else about a read that may go straight to the datastore, the look at the zone
- * (image_is_data) too: what is known of the file. */
-struct image_read {
-    /* not 0: this host holds the image, or its readers keep everybody from claiming it; as long as
-     * the number is the same it has been so */
-    unsigned hold;
-    unsigned zones;         /* and as long as this one is, the zone has not become wider */
-    struct image_look look; /* where hold is 0: the last one */
-};
-struct image_read image_read_begin(const struct handle *h);
-/* And afterwards: how many of the len bytes at off cannot be sealed ones (snapshot.c); all the
- * others must be forgotten, and read by image_read(). Asks the storage for attributes; where hold
- * is not 0 and still true, not even that. */
-uint64_t image_read_sound(struct guard *g, const struct handle *h, const struct image_read *began,
-                          uint64_t off, uint64_t len);
 /* May this host's cache of the file show what another host has changed since? On NFS it may,
  * without limit in time (io.h), for every handle but those of an image that this host holds, whose
  * cache was dropped under the fence lock when it was claimed, and those that write a plain file. */
@@ -227,15 +222,15 @@ DG_MUST_CHECK int image_write_allowed(const struct handle *h);
 void image_wrote(struct handle *h);
 /* The storage answered EIO or the like (negative err) on the descriptor of a guarded handle;
  * reopen.c. All three look at the claim first, fresh: a successor's makes the image FENCED at once.
- * image_mend(): on this thread, gives the handle a new descriptor if the claim is still ours and
+ * image_reopen(): on this thread, gives the handle a new descriptor if the claim is still ours and
  * nothing that was written is lost: 0: repeat the request, once; else -EIO. Blocks: not on a thread
  * that reads requests. image_failed_later(): the same on the pool, one job an image at a time; then
- * again(arg, mended), which repeats (if mended) and answers. The handle must stay until then.
+ * again(arg, reopened), which repeats (if reopened) and answers. The handle must stay until then.
  * false: nothing of the kind, answer with err. image_io_failed(): only looks at the claim. Blocks.
  */
-DG_MUST_CHECK int image_mend(struct guard *g, struct handle *h);
+DG_MUST_CHECK int image_reopen(struct guard *g, struct handle *h);
 DG_MUST_CHECK bool image_failed_later(struct guard *g, struct handle *h, int err,
-                                      void (*again)(void *arg, bool mended), void *arg);
+                                      void (*again)(void *arg, bool reopened), void *arg);
 void image_io_failed(struct guard *g, struct handle *h, int err);
 /* The same of a handle of a plain file, no lock and no I/O: the monitor looks whether the locks of
  * this host were lost. */
@@ -257,11 +252,12 @@ DG_MUST_CHECK int image_probe(struct guard *g, struct inode *i, enum image_what 
 /* Opens a handle (h->fd is open read-write, h->opener set) for write: claims and seals, or joins.
  * Sets h->guarded for an image, not for a plain file. -EBUSY: held by another, park; -EUCLEAN,
  * -EPERM, -EXDEV ...: final, and logged here. */
-DG_MUST_CHECK int image_open(struct guard *g, struct handle *h, bool truncate);
-/* -EBUSY of image_open, hold or truncate: is the other host just letting go? */
-bool image_being_released(struct inode *i);
+DG_MUST_CHECK int image_open(struct guard *g, struct handle *h, bool truncate,
+                             struct conflict *ret_conflict);
+/* -EBUSY of image_open, hold or truncate: is the holder just letting go? */
+bool image_being_released(struct inode *i, const struct conflict *conflict);
 /* -EBUSY of image_open: is it another host that holds it? */
-bool image_held_elsewhere(struct inode *i);
+bool image_held_elsewhere(struct inode *i, const struct conflict *conflict);
 /* One line for a refusal that is final: what is wrong with the image, and the way out. */
 void image_log_refused(struct guard *g, struct inode *i, const char *what, const char *fmt, ...)
     DG_PRINTF(4, 5);
@@ -273,9 +269,9 @@ void image_release(struct guard *g, struct handle *h);
 void image_stat(struct inode *i, struct stat *st);
 /* utimensat(2) of a regular file; tv_nsec may be UTIME_OMIT or UTIME_NOW. An mtime that is chosen
  * for an image whose seal this host has taken goes into the record: the view shows it at once, the
- * datastore after the restore. -EBUSY: another host has sealed it: it would be lost;
- * image_refused() says so. times.c. */
-DG_MUST_CHECK int image_set_times(struct guard *g, struct inode *i, const struct timespec tv[2]);
+ * datastore after the restore. -EBUSY: another host has sealed it: it would be lost. times.c. */
+DG_MUST_CHECK int image_set_times(struct guard *g, struct inode *i, const struct timespec tv[2],
+                                  struct conflict *ret_conflict);
 
 /* ---- for the daemon as a whole ---- */
 struct image_table *image_table_new(void);
@@ -301,12 +297,13 @@ struct image_info {
     bool byte_locks; /* by the guard's locks on QEMU's bytes */
 };
 void image_each(struct guard *g, void (*fn)(void *arg, const struct image_info *info), void *arg);
-/* Keeper: a round retries STUCK images, checks the claims of SEALED ones, and looks at the writers
- * of plain files. It only hands these out to the pool: an image whose storage hangs stops neither
- * the next round nor the other images, is not handed out twice, and the rounds never take more than
- * a quarter of the pool. One caller at a time. image_tend_free waits for what is under way. */
-struct image_tend *image_tend_new(struct guard *g); /* NULL: out of memory */
-void image_tend_round(struct image_tend *t);
-void image_tend_free(struct image_tend *t); /* NULL is fine */
+/* The monitor: a round retries STUCK images, checks the claims of SEALED ones, and looks at the
+ * writers of plain files. It only hands these out to the pool: an image whose storage hangs stops
+ * neither the next round nor the other images, is not handed out twice, and the rounds never take
+ * more than a quarter of the pool. One caller at a time. image_maintain_free waits for what is
+ * under way. */
+struct image_maintain *image_maintain_new(struct guard *g); /* NULL: out of memory */
+void image_maintain_round(struct image_maintain *t);
+void image_maintain_free(struct image_maintain *t); /* NULL is fine */
 
 #endif

@@ -12,8 +12,10 @@
  * claims. Only bytes that somebody copies into the file behind the views, seal and all, come
  * without a claim: where a seal can lie at all (FORMAT_HEAD_MAX, FORMAT_TAIL_MAX), the file's own
  * ctime must be the same, too. */
+#include "guard/snapshot.h"
+
 #include "base/hook.h"
-#include "guard/image.h"
+#include "guard/zone.h"
 
 /* A ctime is counted in ticks: two changes within one have the same. Linux takes a clock that goes
  * on with each timer interrupt (1 to 10 ms: ktime_get_coarse_real_ts64, current_time()), and some
@@ -39,24 +41,24 @@ static bool stamp_note(struct image_stamp *s, const struct timespec *ctime, uint
     return now - s->since_ms > (ctime->tv_nsec ? TICK_FINE_MS : TICK_SECOND_MS);
 }
 
-void image_look_begin(struct guard *g, struct image *img, struct image_look *ret)
+void image_snapshot_begin(struct guard *g, struct image *img, struct image_snapshot *ret)
 {
     struct stat claims, file;
     HOOK("image.look"); /* so that tests can count them */
-    *ret = (struct image_look){0};
+    *ret = (struct image_snapshot){0};
     if (img->inode->dev != g->store.dev || io_fresh_stat(g->store.claims_fd, &claims) < 0 ||
         io_fresh_stat(img->inode->fd, &file) < 0)
         return;
     uint64_t now = base_now_ms();
-    *ret = (struct image_look){.valid = true,
-                               .size = (uint64_t)file.st_size,
-                               .ctime = file.st_ctim,
-                               .claims_ctime = claims.st_ctim};
+    *ret = (struct image_snapshot){.valid = true,
+                                   .size = (uint64_t)file.st_size,
+                                   .ctime = file.st_ctim,
+                                   .claims_ctime = claims.st_ctim};
     mutex_lock(&g->images->lock);
     ret->claims_settled = stamp_note(&g->images->claims, &claims.st_ctim, now);
     mutex_unlock(&g->images->lock);
     mutex_lock(&img->lock);
-    ret->settled = stamp_note(&img->stamp, &file.st_ctim, now);
+    ret->settled = stamp_note(&img->snapshot.stamp, &file.st_ctim, now);
     mutex_unlock(&img->lock);
 }
 
@@ -71,7 +73,7 @@ bool image_zone_is_far(const struct image *img)
     return zone.head > FORMAT_REACH || zone.tail != UINT64_MAX;
 }
 
-struct format_zone image_look_zone(const struct header *h, const struct claim *c)
+struct format_zone image_snapshot_zone(const struct header *h, const struct claim *c)
 {
     struct format_zone zone = h->info.zone;
     if (c->kind == CLAIM_HELD)
@@ -79,10 +81,10 @@ struct format_zone image_look_zone(const struct header *h, const struct claim *c
     return zone;
 }
 
-void image_look_end(struct image *img, struct image_look *look, const struct header *h,
-                    const struct claim *c)
+void image_snapshot_end(struct image *img, struct image_snapshot *look, const struct header *h,
+                        const struct claim *c)
 {
-    struct format_zone zone = image_look_zone(h, c);
+    struct format_zone zone = image_snapshot_zone(h, c);
     if (c->kind == CLAIM_BAD)
         look->clean = image_is_headless(h) && !image_zone_is_far(img);
     else
@@ -92,24 +94,24 @@ void image_look_end(struct image *img, struct image_look *look, const struct hea
     image_zone_seen(img, &zone);
     mutex_lock(&img->lock);
     if (img->state == IMAGE_IDLE)
-        img->look = *look;
+        img->snapshot.last = *look;
     mutex_unlock(&img->lock);
 }
 
-struct image_read image_read_begin(const struct handle *h)
+struct image_known image_known_now(const struct handle *h)
 {
     struct image *img = atomic_load(&h->inode->image);
-    struct image_read r = {.zones = img ? atomic_load(&img->zones) : 0};
+    struct image_known r = {.zones = img ? atomic_load(&img->zone.grown) : 0};
     if (!img)
         return r;
-    unsigned holds = atomic_load(&img->holds), alone = atomic_load(&img->alone);
+    unsigned holds = atomic_load(&img->held.count), alone = atomic_load(&img->readers.epoch);
     if (alone != 0) {
-        r.hold = alone | IMAGE_ALONE;
-    } else if (atomic_load(&img->held) && atomic_load(&img->io_error) == 0) {
-        r.hold = holds & ~IMAGE_ALONE;
+        r.hold = alone | IMAGE_BY_READERS;
+    } else if (atomic_load(&img->held.valid) && atomic_load(&img->held.io_error) == 0) {
+        r.hold = holds & ~IMAGE_BY_READERS;
     } else {
         mutex_lock(&img->lock);
-        r.look = img->look;
+        r.look = img->snapshot.last;
         mutex_unlock(&img->lock);
     }
     return r;
@@ -128,30 +130,30 @@ bool image_zone_touched(const struct format_zone *zone, uint64_t off, uint64_t l
     return off < zone->head || off > zone->tail || len > zone->tail - off;
 }
 
-bool image_look_covers(const struct image *img, const struct image_look *look, uint64_t off,
-                       uint64_t len)
+bool image_snapshot_covers(const struct image *img, const struct image_snapshot *look, uint64_t off,
+                           uint64_t len)
 {
     struct format_zone zone = image_zone(img);
     return !image_zone_touched(&zone, off, len) || (look->valid && look->clean);
 }
 
-uint64_t image_read_sound(struct guard *g, const struct handle *h, const struct image_read *began,
+uint64_t image_revalidate(struct guard *g, const struct handle *h, const struct image_known *began,
                           uint64_t off, uint64_t len)
 {
     const struct inode *i = h->inode;
     const struct image *img = atomic_load(&i->image);
-    const struct image_look *look = &began->look;
+    const struct image_snapshot *look = &began->look;
     struct stat st;
     if (i->dev != g->store.dev)
         return len; /* nothing is sealed there */
     if (began->hold != 0) {
-        struct image_read now = image_read_begin(h);
+        struct image_known now = image_known_now(h);
         return now.hold == began->hold && now.zones == began->zones ? len : 0;
     }
     /* A plain writer has the fence: nobody can have claimed the file. */
-    if (h->writer && h->plain && !atomic_load(&h->guarded) && !atomic_load(&h->barred))
+    if (h->writer && h->plain.counted && !atomic_load(&h->guarded) && !atomic_load(&h->barred.err))
         return len;
-    if (!img || !image_look_covers(img, look, off, len))
+    if (!img || !image_snapshot_covers(img, look, off, len))
         return 0;
     HOOK("read.stat"); /* so that tests can count them */
     if (io_fresh_stat(h->fd, &st) < 0)

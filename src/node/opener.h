@@ -6,8 +6,9 @@
 #include <stdint.h>
 #include <sys/types.h>
 
-/* Identity of a process: thread group id plus start time, so that a reused pid differs. pid 0:
- * unknown (another pid namespace, a /proc of another one); it equals nobody, itself included. */
+/* Identity of a process: thread group id and start time, so that a pid that is used again
+ * differs. pid 0: unknown (it is in another pid namespace, or /proc belongs to one). An unknown
+ * opener equals nobody, not even itself. */
 struct opener {
     uint64_t pid;
     uint64_t start; /* clock ticks since boot, proc_pid_stat(5) field 22 */
@@ -16,18 +17,20 @@ struct opener {
 
 /* Fills pid and start from the thread id of a caller, as they are now. */
 void opener_resolve(struct opener *o, pid_t tid);
-/* The thread group id of a thread; 0: unknown. It reads /proc/TID/status only, so FLUSH may call
- * it: reading stat waits for signal->exec_update_lock (do_task_stat()), which a process that closes
- * its descriptors in execve(2) holds while it waits for the FLUSH. */
+/* The thread group id of a thread; 0: unknown. FLUSH may call it, because it reads
+ * /proc/TID/status and not stat. Reading stat waits for signal->exec_update_lock
+ * (do_task_stat()). A process that closes its descriptors in execve(2) holds that lock while it
+ * waits for the FLUSH. */
 uint64_t opener_thread_group(pid_t tid);
 /* The process of this thread group id as it is now; uid and gid stay 0. false: there is none, or
  * unknown. */
 bool opener_process(uint64_t pid, struct opener *ret);
 bool opener_same(const struct opener *a, const struct opener *b);
 
-/* Is there a signal for the thread, one that it does not block or ignore? An INTERRUPT alone does
- * not say so: the kernel sends one also when io_uring has work for the thread (TIF_NOTIFY_SIGNAL),
- * which QEMU's has all the time, and never a second one for the same request. */
+/* Is there a signal for the thread, one that it does not block or ignore? An INTERRUPT alone
+ * does not say so. The kernel also sends one when io_uring has work for the thread
+ * (TIF_NOTIFY_SIGNAL), which happens all the time with QEMU, and it never sends a second one for
+ * the same request. */
 enum opener_signal { OPENER_NO_SIGNAL, OPENER_SIGNALLED, OPENER_UNKNOWN };
 enum opener_signal opener_signal(pid_t tid);
 

@@ -80,8 +80,8 @@ static struct lane_job *lane_take_locked(struct lanes *l, struct lane *lane) REQ
     return j;
 }
 
-/* Counts one more lane_runner, where a job waits that none is on its way to and the share has room:
- * the caller submits it, without the lock. */
+/* true: a job waits that no runner is on its way to, and the share has room. One more runner is
+ * counted; the caller submits it, without the lock. */
 static bool lane_grow_locked(struct lanes *l, struct lane *lane) REQUIRES(l->lock)
 {
     if (lane->queued <= lane->starting || lane->runners >= share_locked(l))

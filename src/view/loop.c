@@ -9,7 +9,7 @@
 #include <string.h>
 
 #include "base/log.h"
-#include "guard/first.h"
+#include "guard/manager.h"
 #include "run/lanes.h"
 #include "run/pool.h"
 #include "view/fs.h"
@@ -89,7 +89,7 @@ static bool only_reads(struct view *v, uint32_t opcode, const char *body, size_t
     }
     memcpy(&fh, body, sizeof(fh));
     const struct handle *h = handle_get(v->guard->handles, fh);
-    return h && !atomic_load(&h->writer) && !image_first_expected(h);
+    return h && !atomic_load(&h->writer) && !image_manager_expected(h);
 }
 
 /* Where it belongs. On this thread: READ and WRITE of guest data; what never touches the datastore.
@@ -109,7 +109,7 @@ static enum where where_to(struct view *v, const char *mem, size_t size, uint64_
         const struct handle *h = handle_get(v->guard->handles, io.fh);
         if (!h || fs_data_direct(h, in.opcode == FUSE_WRITE, io.offset))
             return ON_RECEIVER;
-        if (in.opcode == FUSE_WRITE && image_first_expected(h))
+        if (in.opcode == FUSE_WRITE && image_manager_expected(h))
             /* it may wait for the holder, whose own reads and writes are in that lane */
             return IN_POOL;
         *ret_lane = h->inode->nodeid;

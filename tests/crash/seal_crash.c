@@ -1,4 +1,4 @@
-/* seal_crash.c: the protocol of seal.c, seal_edit.c, claim.c and recover.c under a process that
+/* seal_crash.c: the protocol of seal.c, claim.c and recover.c under a process that
  * dies at every single durable operation.
  *
  * A child opens an image as the daemon would (journal, claim, seal), carries out a random list of

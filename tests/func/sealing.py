@@ -101,7 +101,7 @@ def sealtool_from(arguments, folder):
     if arguments:
         return os.path.join(arguments[0], "tests", "sealtool")
     tool = os.path.join(folder, "sealtool")
-    core = [os.path.join(TOP, "src", part + ".c") for part in ("base/base", "core/header", "core/overlay", "core/io", "core/io_edit")]
+    core = [os.path.join(TOP, "src", part + ".c") for part in ("base/base", "core/header", "core/overlay", "core/io")]
     must(os.environ.get("CC", "cc"), "-std=gnu17", "-O1", "-D_GNU_SOURCE", "-D_FILE_OFFSET_BITS=64", "-I" + os.path.join(TOP, "include"),
          "-I" + os.path.join(TOP, "src"), os.path.join(HERE, "sealtool.c"), *glob.glob(os.path.join(TOP, "src/format/*.c")), *core, "-o", tool)
     return tool

@@ -157,8 +157,8 @@ Test(claim, same_host_other_installation_is_another_host, .init = setup, .fini =
     cr_assert_str_eq(ruling(INO), "held 1");
     cr_assert_not(claim_is_of(&c->rec, &clone));
     tempstore_record(&clone, INO, 1, rec);
-    cr_assert_eq(claim_update(S, rec), -ESTALE);
-    cr_assert_eq(claim_free(S, rec), -ESTALE);
+    cr_assert_eq(claim_update(S, rec), -CLAIM_LOST);
+    cr_assert_eq(claim_free(S, rec), -CLAIM_LOST);
     cr_assert_str_eq(ruling(INO), "held 1");
 }
 
@@ -228,9 +228,9 @@ Test(claim, superseded_owner_is_fenced, .init = setup, .fini = teardown)
     cr_assert_eq(acquire(&a, INO, 1), 0);
     cr_assert_eq(acquire(&b, INO, 2), 0); /* a takeover */
     tempstore_record(&a, INO, 1, rec);
-    cr_assert_eq(claim_check(S, rec), -ESTALE);
-    cr_assert_eq(claim_update(S, rec), -ESTALE);
-    cr_assert_eq(claim_free(S, rec), -ESTALE);
+    cr_assert_eq(claim_check(S, rec), -CLAIM_LOST);
+    cr_assert_eq(claim_update(S, rec), -CLAIM_LOST);
+    cr_assert_eq(claim_free(S, rec), -CLAIM_LOST);
     cr_assert_eq(rec->step, STEP_CLAIMED, "untouched on failure");
     cr_assert_eq(claims(KEY), 2u);
     cr_assert_str_eq(ruling(INO), "held 2");
@@ -240,14 +240,14 @@ Test(claim, superseded_owner_is_fenced, .init = setup, .fini = teardown)
 Test(claim, owner_without_a_claim_is_fenced, .init = setup, .fini = teardown)
 {
     tempstore_record(&a, INO, 2, rec);
-    cr_assert_eq(claim_check(S, rec), -ESTALE);
-    cr_assert_eq(claim_update(S, rec), -ESTALE);
-    cr_assert_eq(claim_free(S, rec), -ESTALE);
+    cr_assert_eq(claim_check(S, rec), -CLAIM_LOST);
+    cr_assert_eq(claim_update(S, rec), -CLAIM_LOST);
+    cr_assert_eq(claim_free(S, rec), -CLAIM_LOST);
     cr_assert_eq(acquire(&a, INO, 1), 0);
     tempstore_record(&a, INO, 2, rec);
-    cr_assert_eq(claim_check(S, rec), -ESTALE);
-    cr_assert_eq(claim_update(S, rec), -ESTALE);
-    cr_assert_eq(claim_free(S, rec), -ESTALE);
+    cr_assert_eq(claim_check(S, rec), -CLAIM_LOST);
+    cr_assert_eq(claim_update(S, rec), -CLAIM_LOST);
+    cr_assert_eq(claim_free(S, rec), -CLAIM_LOST);
     cr_assert_eq(claims(""), 1u);
 }
 
@@ -257,7 +257,7 @@ Test(claim, update_after_free_is_refused, .init = setup, .fini = teardown)
     cr_assert_eq(release(&a, INO, 1), 0);
     tempstore_record(&a, INO, 1, rec);
     rec->seq = 9;
-    cr_assert_eq(claim_update(S, rec), -ESTALE);
+    cr_assert_eq(claim_update(S, rec), -CLAIM_LOST);
     cr_assert_str_eq(ruling(INO), "free 1");
 }
 
@@ -267,7 +267,7 @@ Test(claim, free_can_be_repeated, .init = setup, .fini = teardown)
     cr_assert_eq(release(&a, INO, 1), 0);
     cr_assert_eq(release(&a, INO, 1), 0);
     cr_assert_str_eq(ruling(INO), "free 1");
-    cr_assert_eq(release(&b, INO, 1), -ESTALE);
+    cr_assert_eq(release(&b, INO, 1), -CLAIM_LOST);
     cr_assert_eq(acquire(&b, INO, 2), 0);
     cr_assert_eq(release(&a, INO, 1), 0, "it was freed, whoever came since");
     cr_assert_str_eq(ruling(INO), "held 2");

@@ -106,12 +106,12 @@ LISTING_TEST(what_is_gone_or_overruled_is_still_noticed)
     tempstore_record(&other, INO, 2, &theirs);
     cr_assert_eq(claim_acquire(S, &theirs), 0);
     miss(1, 99);
-    cr_assert_eq(claim_check(S, &rec), -ESTALE, "a successor rules");
+    cr_assert_eq(claim_check(S, &rec), -CLAIM_LOST, "a successor rules");
     miss(2, 1);
     cr_assert_eq(claim_check(S, &theirs), 0);
     cr_assert_eq(unlinkat(S->claims_fd, missed, 0), 0);
     miss(2, 0);
-    cr_assert_eq(claim_check(S, &theirs), -ESTALE, "removed");
+    cr_assert_eq(claim_check(S, &theirs), -CLAIM_LOST, "removed");
 }
 
 LISTING_TEST(one_listing_is_enough_when_nothing_is_missed)
@@ -143,7 +143,7 @@ LISTING_TEST(storage_that_does_not_answer_for_a_name_does_not_say_that_it_is_gon
     cr_assert_eq(claim_acquire(S, &rec), 0);
     hooktest = sick;
     for (size_t i = 0; i < sizeof(errors) / sizeof(errors[0]); i++) {
-        /* ESTALE is kept for "our claim is gone" */
+        /* ESTALE would say that an image's file is gone */
         int want = errors[i] == -ESTALE ? -EIO : errors[i];
 
         sick_error = errors[i];
@@ -156,7 +156,7 @@ LISTING_TEST(storage_that_does_not_answer_for_a_name_does_not_say_that_it_is_gon
     }
     sick_error = -ENOENT;
     miss(1, 99);
-    cr_assert_eq(claim_check(S, &rec), -ESTALE);
+    cr_assert_eq(claim_check(S, &rec), -CLAIM_LOST);
     hooktest = NULL;
     miss(1, 0);
     free(c);

@@ -250,8 +250,7 @@ static void live_trouble(const struct item *i, struct trouble *t)
         trouble_set(
             t, "fenced",
             "end the process that has it open; see who holds it: diskguardctl why IMAGE; what it wrote since may be missing",
-            "this host lost its claim%s%s: every write gets an input/output error", err ? ": " : "",
-            err ? strerror(err) : "");
+            "this host lost its claim: every write gets an input/output error");
     else if (strcmp(state, "stuck") == 0 && err == EUCLEAN)
         trouble_set(t, "stuck", problem_info(PROBLEM_ALIEN)->repair,
                     "the header could not be restored: %s", problem_info(PROBLEM_ALIEN)->message);
