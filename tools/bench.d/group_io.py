@@ -1,0 +1,153 @@
+"""group io: fio on guest data.
+
+One fio runs one workload on all targets, one after the other, in an order that changes from round to round. Each target is another
+way to files of the same size; a held image is kept open for write by this program, through a view with writers=host, and fio
+has its descriptors open for write, too, as a virtual machine has. The first and the last 4 MiB of each file are left
+alone: an edit of a header is not guest data.
+"""
+import json
+import os
+import random
+
+from scene import Refused, Stage, cpu_now, measured, memory_peak, reset_peak, work
+from stats import LESS, MORE, Figure
+
+MIB = 1 << 20
+EDGE = 4 * MIB
+FILES = 4  # of each target
+HELD = ("held qcow2", "held raw")
+NAMES = {"raw": "plain%d.dat", "held qcow2": "vm%d.qcow2", "held raw": "disk%d.img", "plain": "plain%d.dat", "reader": "vm%d.qcow2"}
+
+
+class Workload:
+    def __init__(self, name, read, bs, engine, depth=1, jobs=1, fsync=False, random_order=True):
+        """read: percentage of reads; 0 and 100 are pure."""
+        self.name, self.read, self.bs, self.engine, self.depth, self.jobs = name, read, bs, engine, depth, jobs
+        self.fsync, self.random_order = fsync, random_order
+        self.unit = "MB/s" if bs >= MIB else "IO/s"
+
+
+def both(text, bs, engine, depth=1, jobs=1, random_order=True):
+    label = "%s QD%d %s" % (text, depth, engine) if depth > 1 or bs < MIB else "%s %s" % (text, engine)
+    return [Workload("read " + label, 100, bs, engine, depth, jobs, False, random_order),
+            Workload("write " + label, 0, bs, engine, depth, jobs, False, random_order)]
+
+
+def workloads(plan):
+    """quick: the ones that say most."""
+    depths = (1, 32) if plan.quick else (1, 8, 32, 128)
+    found = both("4k", 4096, "psync")
+    for depth in depths:
+        if depth > 1 or not plan.quick:
+            found += both("4k", 4096, "io_uring", depth)
+    found += both("1M", MIB, "io_uring", 8, 1, False)
+    if not plan.quick:
+        found += [*both("64k", 65536, "psync"), *both("64k", 65536, "io_uring", 8), *both("1M", MIB, "psync", 1, 1, False),
+                  Workload("mix 70/30 4k QD1 psync", 70, 4096, "psync"), *both("4k, 4 files at once,", 4096, "psync", 1, FILES)]
+    found += [Workload("mix 70/30 4k QD32 io_uring", 70, 4096, "io_uring", 32),
+              Workload("write 4k + fsync psync", 0, 4096, "psync", fsync=True)]
+    files = both("4k, 4 files at once,", 4096, "io_uring", 8, FILES)
+    found += files if not plan.quick else files[1:]
+    if plan.tiny:
+        found = [w for w in found if w.name in ("read 4k QD1 psync", "write 4k + fsync psync")]
+    return found
+
+
+def room(plan):
+    """Bytes and files: the raw directory and the view of plain files show the same ones."""
+    return 3 * FILES * plan.size, 64
+
+
+def fill(path, begin, end):
+    """Random bytes, so that nothing is sparse; no boot record."""
+    block = random.Random(1).randbytes(MIB)
+    block = block[:510] + b"\0\0" + block[512:]
+    with open(path, "r+b" if os.path.exists(path) else "wb") as f:
+        f.seek(begin)
+        while begin < end:
+            begin += f.write(block[:end - begin])
+
+
+def make_files(ds, size):
+    for k in range(FILES):
+        image = ds.raw(NAMES["held qcow2"] % k)
+        work("qemu-img", "create", "-q", "-f", "qcow2", image, "1T")
+        fill(image, MIB, size)
+        for name in ("held raw", "plain"):
+            fill(ds.raw(NAMES[name] % k), 0, size)
+    os.sync()
+
+
+class Group:
+    def __init__(self, bench, place):
+        self.bench, self.plan, self.place = bench, bench.plan, place
+        self.stage = Stage(bench.build, place)
+        make_files(self.stage.ds, self.plan.size)
+        self.stage.raw()
+        for name in HELD:
+            self.stage.view(name, "writers=host")
+        self.stage.view("plain")
+        self.stage.view("reader")
+        self.stage.add_peers(bench.peers)
+        self.handles = [os.open(self.file(t, k), os.O_RDWR | os.O_CLOEXEC) for t in self.stage.targets if t.name in HELD for k in range(FILES)]
+        for t in self.stage.targets:
+            if t.pid:
+                reset_peak(t.pid)
+
+    def file(self, target, k):
+        return os.path.join(target.path, NAMES.get(target.name, NAMES["raw"]) % k)
+
+    def steps(self):
+        """What one round consists of: functions of the round's number."""
+        return [lambda number, w=w: self.measure(w, number) for w in workloads(self.plan)]
+
+    def targets(self, w, number):
+        found = [t for t in self.stage.targets if w.read == 100 or t.name != "reader"]
+        random.Random("%d %s" % (number, w.name)).shuffle(found)
+        return found
+
+    def job(self, w, targets):
+        """The text of a job file. A pure read is a mix, too: fio then opens for reading and writing."""
+        size = self.plan.size - 2 * EDGE
+        lines = ["[global]", "direct=1", "thread", "time_based", "group_reporting", "runtime=%dms" % self.plan.runtime_ms, "bs=%d" % w.bs,
+                 "ioengine=" + w.engine, "iodepth=%d" % w.depth, "offset=%d" % EDGE, "size=%d" % (size - size % w.bs), "randrepeat=0", "norandommap"]
+        if w.fsync:
+            lines.append("fsync=1")
+        for i, target in enumerate(targets):
+            for k in range(w.jobs):
+                lines += ["[t%d]" % i, "filename=" + self.file(target, k), *(() if k else ("stonewall", "new_group"))]
+                order = "rand" if w.random_order else ""
+                if target.name == "reader":
+                    lines.append("rw=%sread" % order)
+                else:
+                    lines += ["rw=%s" % ("randrw" if order else "rw"), "rwmixread=%d" % w.read]
+        return "\n".join(lines) + "\n"
+
+    def measure(self, w, number):
+        targets = self.targets(w, number)
+        path = os.path.join(self.stage.ds.base, "job")
+        with open(path, "w", encoding="utf-8") as f:
+            f.write(self.job(w, targets))
+        before = cpu_now(self.stage)
+        text = work("fio", "--output-format=json", "--output=" + path + ".json", path, cwd=self.stage.ds.base)
+        with open(path + ".json", encoding="utf-8") as f:
+            output = f.read()
+        result = json.loads(output[output.index("{"):])  # warnings stand before it
+        if any(job["error"] for job in result["jobs"]):
+            raise Refused("fio: %s: %s" % (w.name, text.strip()[-500:]))
+        moved = {}
+        for job in result["jobs"]:
+            sides = (job["read"], job["write"])
+            target = targets[int(job["jobname"][1:])]
+            moved[target.name] = sum(s["io_bytes"] for s in sides)
+            value = sum(s["iops"] for s in sides) if w.unit == "IO/s" else sum(s["bw_bytes"] for s in sides) / 1e6
+            self.bench.figures.add(Figure("io", self.place.name, w.name, target.name, w.unit, MORE), number, value)
+        measured(self.bench.figures, self.stage, lambda name: Figure("io", self.place.name, w.name, name, "CPU s/GiB", LESS), number, moved, before)
+
+    def end(self):
+        for t in self.stage.targets:
+            if t.pid:
+                self.bench.figures.add(Figure("io", self.place.name, "peak memory", t.name, "MiB", LESS), 0, memory_peak(t.pid))
+        for fd in self.handles:
+            os.close(fd)
+        self.stage.end()

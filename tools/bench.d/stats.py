@@ -1,0 +1,85 @@
+"""stats: figures, their medians and spreads, and what got slower.
+
+A figure has one value per round. Its ratio is taken round by round to the base of its row (the raw directory, or the bare calls), which
+was measured in the same round: what the machine did meanwhile is in both.
+
+The spread is the distance between the quartiles, and with fewer than five values that between the least and the greatest. Between two runs
+a figure got worse by more than the noise when its median (of the ratio where there is one, else of the value) moved in the bad direction
+by more than the sum of both spreads, and by more than `tolerance`. A figure that was measured once has no spread: its tolerance is 25 %.
+"""
+import statistics
+
+FEW = 5
+ONCE = 0.25  # tolerance for what was measured once
+MORE, LESS, NEITHER = "more", "less", "-"  # what is better; NEITHER is never compared
+
+
+class Figure:
+    def __init__(self, group, place, what, target, unit, better):
+        self.group, self.place, self.what, self.target, self.unit, self.better = group, place, what, target, unit, better
+        self.values = {}  # of rounds
+
+    def key(self):
+        return (self.group, self.place, self.what, self.target, self.unit)
+
+
+class Figures:
+    def __init__(self):
+        self.all, self.bases = {}, {}
+
+    def add(self, figure, number, value):
+        """A value of round `number`; figure says which (its values are kept here)."""
+        self.all.setdefault(figure.key(), figure).values[number] = value
+
+    def base(self, group, target):
+        """The target that the others of a group are compared with."""
+        self.bases[group] = target
+
+    def summary(self):
+        return [self._summary(f) for f in self.all.values()]
+
+    def _summary(self, f):
+        row = dict(group=f.group, place=f.place, what=f.what, target=f.target, unit=f.unit, better=f.better, **of(list(f.values.values())))
+        base = self.all.get((f.group, f.place, f.what, self.bases.get(f.group), f.unit))
+        if base and base is not f:
+            ratios = [f.values[n] / base.values[n] for n in f.values if base.values.get(n)]
+            if ratios:
+                row["ratio"] = dict(to=base.target, **of(ratios))
+        return row
+
+
+def of(values):
+    """Median and spread of some values."""
+    low, high = (min(values), max(values)) if len(values) < FEW else statistics.quantiles(values, method="inclusive")[::2]
+    return {"median": statistics.median(values), "low": low, "high": high, "values": values}
+
+
+def _relative_spread(s):
+    return (s["high"] - s["low"]) / s["median"] if s["median"] else 0.0
+
+
+def worse(old, new, tolerance):
+    """How much a summary got worse (0.2: by 20 %) and its noise, or None when it did not by more than that."""
+    a, b = (old["ratio"], new["ratio"]) if "ratio" in old and "ratio" in new else (old, new)
+    if new["better"] == NEITHER or a["median"] <= 0 or b["median"] <= 0:
+        return None
+    noise = max(_relative_spread(a) + _relative_spread(b), tolerance)
+    if min(len(a["values"]), len(b["values"])) == 1:
+        noise = max(noise, ONCE)
+    factor = a["median"] / b["median"] if new["better"] == MORE else b["median"] / a["median"]
+    return (factor - 1.0, noise) if factor - 1.0 > noise else None
+
+
+def compare(old, new, tolerance):
+    """(number of figures that both have, [(old, new, how much worse, noise)]); the base itself is the machine's own speed and is left out."""
+    def index(rows):
+        return {(r["group"], r["place"], r["what"], r["target"], r["unit"]): r for r in rows}
+    before, found, common = index(old), [], 0
+    bases = {(r["group"], r["ratio"]["to"]) for r in new if "ratio" in r}
+    for key, row in index(new).items():
+        if key in before and (row["group"], row["target"]) not in bases:
+            common += 1
+            how = worse(before[key], row, tolerance)
+            if how:
+                found.append((before[key], row, *how))
+    return common, sorted(found, key=lambda f: -f[2])
