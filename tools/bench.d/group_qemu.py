@@ -59,7 +59,11 @@ class Group:
         random.Random("%d %s" % (number, w.name)).shuffle(targets)
         for target in targets:
             path = os.path.join(target.path, IMAGE)
-            seconds = self.by_nbd(w, path) if w.nbd else bench(w, "qcow2", path)
+            try:
+                seconds = self.by_nbd(w, path) if w.nbd else bench(w, "qcow2", path)
+            except dgtest.Fail as e:
+                self.bench.lost("qemu", self.stage, target, "%s: %s" % (w.name, str(e).splitlines()[-1][-120:]))
+                continue
             value = w.count * w.bs / 1e6 / seconds if w.bs >= MIB else w.count / seconds
             unit = "MB/s" if w.bs >= MIB else "IO/s"
             self.bench.figures.add(Figure("qemu", self.place.name, w.name, target.name, unit, MORE), number, value)
