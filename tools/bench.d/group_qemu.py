@@ -55,14 +55,14 @@ class Group:
         return [lambda number, w=w: self.measure(w, number) for w in workloads(self.plan)]
 
     def measure(self, w, number):
-        targets = list(self.stage.targets)
+        targets = [t for t in self.stage.targets if self.bench.can("qemu", self.place, w, t)]
         random.Random("%d %s" % (number, w.name)).shuffle(targets)
         for target in targets:
             path = os.path.join(target.path, IMAGE)
             try:
                 seconds = self.by_nbd(w, path) if w.nbd else bench(w, "qcow2", path)
             except dgtest.Fail as e:
-                self.bench.lost("qemu", self.stage, target, "%s: %s" % (w.name, str(e).splitlines()[-1][-120:]))
+                self.bench.cannot("qemu", self.place, w, target, str(e).splitlines()[0][-120:])
                 continue
             value = w.count * w.bs / 1e6 / seconds if w.bs >= MIB else w.count / seconds
             unit = "MB/s" if w.bs >= MIB else "IO/s"

@@ -20,7 +20,7 @@ def short(value):
 def spread(s):
     """Half of it, as text; nothing where it was measured once."""
     half = (s["high"] - s["low"]) / 2
-    return " +-%s" % (("%.2f" % half) if s["median"] < 10 else short(half)) if len(s["values"]) > 1 else ""
+    return " ±%s" % (("%.2f" % half) if s["median"] < 10 else short(half)) if len(s["values"]) > 1 else ""
 
 
 def ratio_text(s):
@@ -38,10 +38,18 @@ def ordered(items):
     return list(dict.fromkeys(items))
 
 
+ORDER = ("raw", "held qcow2", "held raw", "plain", "reader", "diskguard", "bare calls")  # then the peers
+
+
+def targets_of(rows):
+    names = ordered(r["target"] for r in rows)
+    return sorted(names, key=lambda n: (ORDER.index(n), "") if n in ORDER else (len(ORDER), n))
+
+
 def ratio_table(rows):
     """The base with its unit, then the ratios of all others to it."""
     base = next(r["ratio"]["to"] for r in rows if "ratio" in r)
-    targets = ordered(r["target"] for r in rows if r["target"] != base)
+    targets = [t for t in targets_of(rows) if t != base]
     table = [["", base, *targets]]
     for what, unit in ordered((r["what"], r["unit"]) for r in rows):
         cells = {r["target"]: r for r in rows if (r["what"], r["unit"]) == (what, unit)}
@@ -52,7 +60,7 @@ def ratio_table(rows):
 
 
 def value_table(rows):
-    targets = ordered(r["target"] for r in rows)
+    targets = targets_of(rows)
     table = [["", *targets]]
     for what, unit in ordered((r["what"], r["unit"]) for r in rows):
         cells = {r["target"]: r for r in rows if (r["what"], r["unit"]) == (what, unit)}
@@ -61,7 +69,7 @@ def value_table(rows):
 
 
 def guard_table(rows):
-    targets = ordered(r["target"] for r in rows)
+    targets = targets_of(rows)
     table = [["", *("%s, ms" % t for t in targets), "ratio"]]
     for what in ordered(r["what"] for r in rows):
         cells = {r["target"]: r for r in rows if r["what"] == what}
@@ -134,7 +142,7 @@ def panels(result):
         if rows:
             what = "time" if group in ("names", "guard") else "speed"
             title = "%s, %s: %s, ratio to %s" % (TITLES[group], place, what, rows[0]["ratio"]["to"])
-            yield title, ordered(r["what"] for r in rows), ordered(r["target"] for r in rows), {(r["what"], r["target"]): r["ratio"] for r in rows}
+            yield title, ordered(r["what"] for r in rows), targets_of(rows), {(r["what"], r["target"]): r["ratio"] for r in rows}
 
 
 def panel_script(title, whats, targets, ratios):

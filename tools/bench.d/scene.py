@@ -171,10 +171,6 @@ class Stage:
         for name in names:
             self.add(PeerTarget(name, self.ds.path, PEERS[name]))
 
-    def drop(self, target):
-        self.targets.remove(target)
-        target.end()
-
     def end(self):
         for target in reversed(self.targets):
             target.end()

@@ -35,9 +35,6 @@ class Figures:
         """The target that the others of a group are compared with."""
         self.bases[group] = target
 
-    def forget(self, group, place, target):
-        self.all = {k: f for k, f in self.all.items() if (f.group, f.place, f.target) != (group, place, target)}
-
     def summary(self):
         return [self._summary(f) for f in self.all.values()]
 
