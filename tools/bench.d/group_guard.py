@@ -5,6 +5,7 @@ import random
 import statistics
 import tempfile
 
+import dgtest
 from scene import Stage, work
 from stats import LESS, Figure
 
@@ -72,7 +73,8 @@ class Group:
 
     def settle(self, stage, k, names=("one",)):
         for name in names:
-            work(self.bench.build.ctl, "wait", self.path(stage, k, name))
+            dgtest.wait_for(lambda name=name: dgtest.run(self.bench.build.ctl, "wait", "--timeout=0", self.path(stage, k, name)).code == 0,
+                            "nobody holds " + name, 120)
 
     def bare(self):
         folder = tempfile.mkdtemp(dir=self.bare_at)
