@@ -124,6 +124,7 @@ class Group:
         path = os.path.join(self.stage.ds.base, "job")
         with open(path, "w", encoding="utf-8") as f:
             f.write(self.job(w, targets))
+        self.place.sync()  # or the first one pays for what was written before
         before = cpu_now(self.stage)
         result = self.fio(w, path)
         moved = {}

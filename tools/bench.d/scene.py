@@ -11,6 +11,7 @@ import time
 
 import dgtest
 import guardian
+from dgops import libc
 
 
 class Refused(Exception):
@@ -60,6 +61,11 @@ class Place:
             return False
         finally:
             os.unlink(path)
+
+    def sync(self):
+        fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        libc.syncfs(fd)
+        os.close(fd)
 
     def folder(self):
         return tempfile.mkdtemp(prefix="s-", dir=self.path)
