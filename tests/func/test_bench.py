@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""tools/bench: the smallest run has every figure and leaves nothing behind, and a comparison finds what got slower. No figure is judged
-here."""
+"""tools/bench: the smallest run has every figure and leaves nothing behind, and a comparison finds
+what got slower. No figure is judged here."""
 import copy
 import json
 import os
@@ -23,7 +23,8 @@ made = {}
 
 
 def arguments(build, base, *more):
-    return [sys.executable, BENCH, "--smoke", "--build", build.path, "--dir", base, "--places", "disk", "--peers", "none", *more]
+    return [sys.executable, BENCH, "--smoke", "--build", build.path, "--dir", base, "--places",
+            "disk", "--peers", "none", *more]
 
 
 def smoke(build):
@@ -31,7 +32,8 @@ def smoke(build):
     if not made:
         base = dgtest.suite_tmp()
         made["json"] = os.path.join(dgtest.suite_tmp(), "smoke.json")
-        made["out"] = dgtest.must(*arguments(build, base, "--json", made["json"], "--plot", made["json"] + ".svg"), timeout=200)
+        made["out"] = dgtest.must(*arguments(build, base, "--json", made["json"], "--plot",
+                                             made["json"] + ".svg"), timeout=200)
         made["left"] = os.listdir(base) + mounts_below(base)
     return made["json"], made["out"]
 
@@ -50,15 +52,18 @@ def _(build):
     path, out = smoke(build)
     direct = "takes no O_DIRECT" not in out
     figures = {(f["group"], f["target"], f["unit"]) for f in load(path)["figures"]}
-    wanted = {("names", t, "s") for t in ("raw", "diskguard")} | {("guard", t, "ms") for t in ("diskguard", "bare calls")}
+    wanted = {("names", t, "s") for t in ("raw", "diskguard")}
+    wanted |= {("guard", t, "ms") for t in ("diskguard", "bare calls")}
     if direct:
         wanted |= {("qemu", t, "IO/s") for t in ("raw", "diskguard")}
     if direct and shutil.which("fio"):
         wanted |= {("io", t, "IO/s") for t in ("raw", "held qcow2", "held raw", "plain", "reader")}
-        wanted |= {("io", t, u) for t in ("held qcow2", "held raw", "plain", "reader") for u in ("CPU s/GiB", "MiB")}
+        wanted |= {("io", t, u) for t in ("held qcow2", "held raw", "plain", "reader")
+                   for u in ("CPU s/GiB", "MiB")}
     eq(wanted - figures, set(), "figures that are missing")
     whats = " ".join(f["what"] for f in load(path)["figures"])
-    for what in ("ls -l", "create", "unlink", "open for write", "close, until", "boot storm", "the loser", "20 claims"):
+    for what in ("ls -l", "create", "unlink", "open for write", "close, until", "boot storm",
+                 "the loser", "20 claims"):
         ok(what in whats and what in out, "%s was measured and is in the table" % what)
 
 
@@ -66,28 +71,34 @@ def _(build):
 def _(build):
     for f in load(smoke(build)[0])["figures"]:
         ok(f["values"] and f["low"] <= f["median"] <= f["high"], "%r" % f)
-        ok("ratio" in f or f["target"] in ("raw", "bare calls") or f["unit"] in ("CPU s/GiB", "MiB") or f["group"] == "guard", "a ratio: %r" % f)
-    ratios = [f["what"] for f in load(smoke(build)[0])["figures"] if f["group"] == "guard" and f.get("ratio", {}).get("to") == "bare calls"]
-    ok("open for write" in ratios and any("close" in w for w in ratios), "open and close have a ratio to the bare calls: %r" % ratios)
+        ok("ratio" in f or f["target"] in ("raw", "bare calls")
+           or f["unit"] in ("CPU s/GiB", "MiB") or f["group"] == "guard", "a ratio: %r" % f)
+    ratios = [f["what"] for f in load(smoke(build)[0])["figures"] if f["group"] == "guard"
+              and f.get("ratio", {}).get("to") == "bare calls"]
+    ok("open for write" in ratios and any("close" in w for w in ratios),
+       "open and close have a ratio to the bare calls: %r" % ratios)
 
 
 @suite.case("a run leaves no file and no mount behind, and draws a plot where gnuplot is")
 def _(build):
     path, out = smoke(build)
     eq(made["left"], [], "what is left in its directory")
-    ok(os.path.exists(path + ".svg") or "gnuplot is not installed" in out, "a plot, or why there is none: %s" % out[-300:])
+    ok(os.path.exists(path + ".svg") or "gnuplot is not installed" in out,
+       "a plot, or why there is none: %s" % out[-300:])
 
 
 @suite.case("killed in the middle it leaves nothing behind, either")
 def _(build):
     for number in (signal.SIGTERM, signal.SIGKILL):
         base = dgtest.suite_tmp()
-        p = subprocess.Popen(arguments(build, base), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        p = subprocess.Popen(arguments(build, base), stdin=subprocess.DEVNULL,
+                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         guardian.process(p.pid)
         wait_for(lambda base=base: mounts_below(base), "a view is mounted", 60)
         p.send_signal(number)
         p.wait(60)
-        wait_for(lambda base=base: not mounts_below(base) and not os.listdir(base), "nothing is left after signal %d" % number, 60)
+        wait_for(lambda base=base: not mounts_below(base) and not os.listdir(base),
+                 "nothing is left after signal %d" % number, 60)
 
 
 @suite.case("a run compared with itself is not slower; one that was made worse by hand is named")
@@ -97,7 +108,8 @@ def _(build):
     ok(same.code == 0 and "nothing got slower" in same.out, repr(same))
     for group, what in (("names", "ls -l"), ("guard", "open for write")):
         result = load(path)
-        figure = next(f for f in result["figures"] if f["group"] == group and f["target"] == "diskguard" and what in f["what"])
+        figure = next(f for f in result["figures"] if f["group"] == group
+                      and f["target"] == "diskguard" and what in f["what"])
         for part in (figure, figure["ratio"]):
             for key in ("median", "low", "high"):
                 part[key] *= 3
@@ -107,20 +119,25 @@ def _(build):
         lines = [line for line in worse.out.splitlines() if line.startswith("slower by")]
         eq((worse.code, len(lines)), (1, 1), "exit code and lines: %r" % worse)
         ok("slower by 200 %" in lines[0] and what in lines[0] and group in lines[0], lines[0])
-        eq(run(sys.executable, BENCH, "--from", path, "--compare", path + ".worse").code, 0, "it became faster: exit code")
+        eq(run(sys.executable, BENCH, "--from", path, "--compare", path + ".worse").code, 0,
+           "it became faster: exit code")
 
 
-@suite.case("slower is what moved by more than the spread of both runs, and by more than the tolerance")
+@suite.case("slower is what moved by more than both spreads, and by more than the tolerance")
 def _(_build):
     def row(median, half, values=5, better="more"):
-        return {"median": median, "low": median - half, "high": median + half, "values": [median] * values, "better": better}
-    cases = [(row(100, 1), row(90, 1), True), (row(100, 1), row(98, 1), False), (row(100, 10), row(90, 10), False),
-             (row(100, 1), row(120, 1), False), (row(100, 1, better="less"), row(120, 1, better="less"), True),
-             (row(100, 0, 1), row(90, 0, 1), False), (row(100, 0, 1), row(50, 0, 1), True), (row(0, 0), row(90, 0), False)]
+        return {"median": median, "low": median - half, "high": median + half,
+                "values": [median] * values, "better": better}
+    cases = [(row(100, 1), row(90, 1), True), (row(100, 1), row(98, 1), False),
+             (row(100, 10), row(90, 10), False), (row(100, 1), row(120, 1), False),
+             (row(100, 1, better="less"), row(120, 1, better="less"), True),
+             (row(100, 0, 1), row(90, 0, 1), False), (row(100, 0, 1), row(50, 0, 1), True),
+             (row(0, 0), row(90, 0), False)]
     for old, new, expected in cases:
         eq(stats.worse(old, new, 0.05) is not None, expected, "%r then %r" % (old, new))
     with_ratio = dict(copy.deepcopy(cases[0][1]), ratio=row(0.5, 0.01))
-    eq(stats.worse(dict(cases[0][0], ratio=row(0.5, 0.01)), with_ratio, 0.05), None, "the ratio stayed: only the machine is slower")
+    eq(stats.worse(dict(cases[0][0], ratio=row(0.5, 0.01)), with_ratio, 0.05), None,
+       "the ratio stayed: only the machine is slower")
 
 
 @suite.case("without fio its group is left out, and the bench says so")
@@ -128,9 +145,11 @@ def _(build):
     tools = dgtest.path_without("fio")
     base = dgtest.suite_tmp()
     alone = run(*arguments(build, base, "--only", "io"), env=build.env(PATH=tools))
-    ok(alone.code == 2 and "group io is left out: fio is not installed" in alone.out and "nothing can be measured" in alone.out, repr(alone))
+    ok(alone.code == 2 and "group io is left out: fio is not installed" in alone.out
+       and "nothing can be measured" in alone.out, repr(alone))
     both = run(*arguments(build, base, "--only", "io,names"), env=build.env(PATH=tools))
-    ok(both.code == 0 and "group io is left out: fio is not installed" in both.out and "ls -l" in both.out, repr(both))
+    ok(both.code == 0 and "group io is left out: fio is not installed" in both.out
+       and "ls -l" in both.out, repr(both))
 
 
 @suite.case("it refuses to run where there is not enough room, and a comparison with another file")

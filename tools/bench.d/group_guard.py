@@ -1,5 +1,6 @@
-"""group guard: what the claim costs. An open for write, a close (until the next open can start), a boot storm, the loser of a race with
-wait=0, and the same with many claims on the datastore; beside them the same durable calls made bare, by bench_calls."""
+"""group guard: what the claim costs. An open for write, a close (until the next open can start), a
+boot storm, the loser of a race with wait=0, and the same with many claims on the datastore; beside
+them the same durable calls made bare, by bench_calls."""
 import os
 import random
 import statistics
@@ -13,19 +14,21 @@ VIEW, BARE = "diskguard", "bare calls"
 
 
 def room(plan):
-    return (plan.storm * 2 + 16) * 262144 + plan.claims * 4096 + (64 << 20), plan.claims + plan.storm + 256
+    images, size = 2 * (plan.storm + 1), 262144
+    return images * size + plan.claims * 4096 + (64 << 20), plan.claims + images + 256
 
 
 def forge_claims(ds, count):
-    """Freed claims of files that have gone, as a datastore has them where images come and go. They are links to a real one: an open lists
-    their names and never reads them."""
+    """Freed claims of files that have gone, as a datastore has them where images come and go. They
+    are links to a real one: an open lists their names and never reads them."""
     folder = ds.raw(".diskguard/claims")
     real = next(os.path.join(folder, name) for name in os.listdir(folder))
     source = os.path.join(ds.base, "claim")
     for i in range(count):
         if i % 30000 == 0:  # ext4 has 65,000 links to a file
             work("cp", "-p", real, "%s%d" % (source, i // 30000))
-        os.link("%s%d" % (source, i // 30000), os.path.join(folder, "%016x.1" % (0x4000000000000000 + i)))
+        name = "%016x.1" % (0x4000000000000000 + i)
+        os.link("%s%d" % (source, i // 30000), os.path.join(folder, name))
 
 
 class Group:
@@ -38,7 +41,8 @@ class Group:
         self.bare_at = tempfile.mkdtemp(dir=place.path)
 
     def make(self):
-        """One view with the default options, and two hosts with wait=0 that race. Each image has had a claim: its first open is another one."""
+        """One view with the default options, and two hosts with wait=0 that race. Each image has
+        had a claim: its first open is another one."""
         stage = Stage(self.bench.build, self.place)
         work("qemu-img", "create", "-q", "-f", "qcow2", stage.ds.raw("template"), "1G")
         with open(stage.ds.raw("template"), "rb") as f:
@@ -57,23 +61,28 @@ class Group:
     def steps(self):
         found = []
         for label, stage in self.stages.items():
-            found += [lambda number, label=label, stage=stage: self.open_close(label, stage, number),
-                      lambda number, label=label, stage=stage: self.race(label, stage, number)]
+            found += [lambda number, a=(label, stage): self.open_close(*a, number),
+                      lambda number, a=(label, stage): self.race(*a, number)]
         found.append(lambda number: self.storm(self.stages[""], number))
         return found
+
+    def call(self, *args):
+        """Seconds, of the nanoseconds that bench_calls prints."""
+        return [int(n) / 1e9 for n in work(self.bench.calls, *args).split()]
 
     def path(self, stage, k, name="one"):
         return os.path.join(stage.targets[k].path, name + ".qcow2")
 
     def one(self, stage, k):
         """Seconds of an open of an idle image, and of another one right after its close."""
-        took = [int(n) / 1e9 for n in work(self.bench.calls, "again", self.path(stage, k)).split()]
+        took = self.call("again", self.path(stage, k))
         self.settle(stage, k)
         return took
 
     def settle(self, stage, k, names=("one",)):
         for name in names:
-            dgtest.wait_for(lambda name=name: dgtest.run(self.bench.build.ctl, "wait", "--timeout=0", self.path(stage, k, name)).code == 0,
+            argv = [self.bench.build.ctl, "wait", "--timeout=0", self.path(stage, k, name)]
+            dgtest.wait_for(lambda argv=argv: dgtest.run(*argv).code == 0,
                             "nobody holds " + name, 120)
 
     def bare(self):
@@ -82,7 +91,8 @@ class Group:
         return [[int(n) / 1e9 for n in line.split()] for line in lines]
 
     def add(self, what, target, number, seconds):
-        self.bench.figures.add(Figure("guard", self.place.name, what, target, "ms", LESS), number, seconds * 1000)
+        self.bench.figures.add(Figure("guard", self.place.name, what, target, "ms", LESS), number,
+                               seconds * 1000)
 
     def open_close(self, label, stage, number):
         """The median of some opens is the round's value."""
@@ -95,14 +105,16 @@ class Group:
                 pairs = [self.one(stage, 0) for _ in range(self.plan.opens)]
                 pairs = [(first, again - first) for first, again in pairs]
             for i, what in enumerate(("open for write", "close, until the next open can start")):
-                self.add(what + label, kind, number, statistics.median(max(p[i], 0.0) for p in pairs))
-            self.add("open and close" + label, kind, number, statistics.median(sum(p) for p in pairs))
+                median = statistics.median(max(p[i], 0.0) for p in pairs)
+                self.add(what + label, kind, number, median)
+            self.add("open and close" + label, kind, number,
+                     statistics.median(sum(p) for p in pairs))
 
     def race(self, label, stage, number):
         """The time of the loser, and of the winner."""
         found = []
         for _ in range(self.plan.races):
-            found.append([int(n) / 1e9 for n in work(self.bench.calls, "race", self.path(stage, 1), self.path(stage, 2)).split()])
+            found.append(self.call("race", self.path(stage, 1), self.path(stage, 2)))
             self.settle(stage, 1)
         for i, what in enumerate(("race with wait=0, the winner", "race with wait=0, the loser")):
             self.add(what + label, VIEW, number, statistics.median(f[i] for f in found))
@@ -110,8 +122,8 @@ class Group:
     def storm(self, stage, number):
         """Per open, when all of it is divided by the number of images."""
         names = ["storm%d" % i for i in range(self.plan.storm)]
-        opened, again, slowest = (int(n) / 1e9 for n in work(self.bench.calls, "storm", self.plan.procs,
-                                                             *(self.path(stage, 0, n) for n in names)).split())
+        paths = [self.path(stage, 0, name) for name in names]
+        opened, again, slowest = self.call("storm", self.plan.procs, *paths)
         self.settle(stage, 0, names)
         label = "boot storm, %d images, %d processes: " % (self.plan.storm, self.plan.procs)
         self.add(label + "open, each", VIEW, number, opened / len(names))

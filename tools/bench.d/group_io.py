@@ -1,35 +1,36 @@
 """group io: fio on guest data.
 
-One fio runs one workload on all targets, one after the other, in an order that changes from round to round. Each target is another
-way to files of the same size; a held image is kept open for write by this program, through a view with writers=host, and fio
-has its descriptors open for write, too, as a virtual machine has. The first and the last 4 MiB of each file are left
-alone: an edit of a header is not guest data.
-"""
+One fio runs one workload on all targets, one after the other, in an order that changes from round
+to round. Each target is another way to files of the same size; a held image is kept open for write
+by this program, through a view with writers=host, and fio has its descriptors open for write, too,
+as a virtual machine has. The first and the last 4 MiB of each file are left alone: an edit of a
+header is not guest data."""
 import json
 import os
 import random
 
 import dgtest
-from scene import Refused, Stage, cpu_now, measured, memory_peak, reset_peak, work
+from scene import Refused, Stage, cpu_now, cpu_since, memory_peak, reset_peak, work
 from stats import LESS, MORE, Figure
 
-MIB = 1 << 20
+MIB, GIB = 1 << 20, 1 << 30
 EDGE = 4 * MIB
 FILES = 4  # of each target
 HELD = ("held qcow2", "held raw")  # quick leaves the second one out
-NAMES = {"raw": "plain%d.dat", "held qcow2": "vm%d.qcow2", "held raw": "disk%d.img", "plain": "plain%d.dat", "reader": "vm%d.qcow2"}
+NAMES = {"raw": "plain%d.dat", "held qcow2": "vm%d.qcow2", "held raw": "disk%d.img",
+         "plain": "plain%d.dat", "reader": "vm%d.qcow2"}
 
 
 class Workload:
     def __init__(self, name, read, bs, engine, depth=1, jobs=1, fsync=False, random_order=True):
         """read: percentage of reads; 0 and 100 are pure."""
-        self.name, self.read, self.bs, self.engine, self.depth, self.jobs = name, read, bs, engine, depth, jobs
-        self.fsync, self.random_order = fsync, random_order
+        self.name, self.read, self.bs, self.engine = name, read, bs, engine
+        self.depth, self.jobs, self.fsync, self.random_order = depth, jobs, fsync, random_order
         self.unit = "MB/s" if bs >= MIB else "IO/s"
 
 
 def both(text, bs, engine, depth=1, jobs=1, random_order=True):
-    label = "%s QD%d %s" % (text, depth, engine) if depth > 1 or bs < MIB else "%s %s" % (text, engine)
+    label = "%s %s%s" % (text, "QD%d " % depth if depth > 1 or bs < MIB else "", engine)
     return [Workload("read " + label, 100, bs, engine, depth, jobs, False, random_order),
             Workload("write " + label, 0, bs, engine, depth, jobs, False, random_order)]
 
@@ -40,12 +41,15 @@ def workloads(plan):
     for depth in (32,) if plan.quick else (1, 8, 32, 128):
         found += both("4k", 4096, "io_uring", depth)
     if not plan.quick:
-        found += [Workload("mix 70/30 4k QD1 psync", 70, 4096, "psync"), Workload("mix 70/30 4k QD32 io_uring", 70, 4096, "io_uring", 32),
-                  *both("64k", 65536, "psync"), *both("64k", 65536, "io_uring", 8), *both("1M", MIB, "psync", random_order=False)]
+        found += [Workload("mix 70/30 4k QD1 psync", 70, 4096, "psync"),
+                  Workload("mix 70/30 4k QD32 io_uring", 70, 4096, "io_uring", 32),
+                  *both("64k", 65536, "psync"), *both("64k", 65536, "io_uring", 8),
+                  *both("1M", MIB, "psync", random_order=False)]
     found += both("1M", MIB, "io_uring", 8, random_order=False)
     found.append(Workload("write 4k + fsync psync", 0, 4096, "psync", fsync=True))
     if not plan.quick:
-        found += [*both("4k, 4 files at once,", 4096, "psync", jobs=FILES), *both("4k, 4 files at once,", 4096, "io_uring", 8, FILES)]
+        found += [*both("4k, 4 files at once,", 4096, "psync", jobs=FILES),
+                  *both("4k, 4 files at once,", 4096, "io_uring", 8, FILES)]
     return [found[0], found[-1]] if plan.tiny else found
 
 
@@ -85,7 +89,8 @@ class Group:
         self.stage.view("plain")
         self.stage.view("reader")
         self.stage.add_peers(bench.peers)
-        self.handles = [os.open(self.file(t, k), os.O_RDWR | os.O_CLOEXEC) for t in self.stage.targets if t.name in HELD for k in range(FILES)]
+        self.handles = [os.open(self.file(t, k), os.O_RDWR | os.O_CLOEXEC)
+                        for t in self.stage.targets if t.name in HELD for k in range(FILES)]
         for t in self.stage.targets:
             if t.pid:
                 reset_peak(t.pid)
@@ -98,20 +103,24 @@ class Group:
         return [lambda number, w=w: self.measure(w, number) for w in workloads(self.plan)]
 
     def targets(self, w, number):
-        found = [t for t in self.stage.targets if (w.read == 100 or t.name != "reader") and self.bench.can("io", self.place, w, t)]
+        found = [t for t in self.stage.targets if (w.read == 100 or t.name != "reader")
+                 and self.bench.can("io", self.place, w, t)]
         random.Random("%d %s" % (number, w.name)).shuffle(found)
         return found
 
     def job(self, w, targets):
-        """The text of a job file. A pure read is a mix, too: fio then opens for reading and writing."""
+        """The text of a job file. A pure read is a mix, too: fio then opens for write, as well."""
         size = self.plan.size - 2 * EDGE
-        lines = ["[global]", "direct=1", "thread", "time_based", "group_reporting", "runtime=%dms" % self.plan.runtime_ms, "bs=%d" % w.bs,
-                 "ioengine=" + w.engine, "iodepth=%d" % w.depth, "offset=%d" % EDGE, "size=%d" % (size - size % w.bs), "randrepeat=0", "norandommap"]
+        lines = ["[global]", "direct=1", "thread", "time_based", "group_reporting",
+                 "runtime=%dms" % self.plan.runtime_ms, "bs=%d" % w.bs,
+                 "ioengine=" + w.engine, "iodepth=%d" % w.depth, "offset=%d" % EDGE,
+                 "size=%d" % (size - size % w.bs), "randrepeat=0", "norandommap"]
         if w.fsync:
             lines.append("fsync=1")
         for i, target in enumerate(targets):
             for k in range(w.jobs):
-                lines += ["[t%d]" % i, "filename=" + self.file(target, k), *(() if k else ("stonewall", "new_group"))]
+                lines += ["[t%d]" % i, "filename=" + self.file(target, k),
+                          *(() if k else ("stonewall", "new_group"))]
                 order = "rand" if w.random_order else ""
                 if target.name == "reader":
                     lines.append("rw=%sread" % order)
@@ -135,23 +144,33 @@ class Group:
                 self.bench.cannot("io", self.place, w, target, os.strerror(job["error"]))
                 continue
             moved[target.name] = sum(s["io_bytes"] for s in sides)
-            value = sum(s["iops"] for s in sides) if w.unit == "IO/s" else sum(s["bw_bytes"] for s in sides) / 1e6
-            self.bench.figures.add(Figure("io", self.place.name, w.name, target.name, w.unit, MORE), number, value)
-        measured(self.bench.figures, self.stage, lambda name: Figure("io", self.place.name, w.name, name, "CPU s/GiB", LESS), number, moved, before)
+            speed, scale = ("iops", 1) if w.unit == "IO/s" else ("bw_bytes", 1e6)
+            self.add(w.name, target, w.unit, MORE, number, sum(s[speed] for s in sides) / scale)
+        for name, used in cpu_since(self.stage, before).items():
+            if moved.get(name):
+                target = next(t for t in targets if t.name == name)
+                self.add(w.name, target, "CPU s/GiB", LESS, number, used * GIB / moved[name])
+
+    def add(self, what, target, unit, better, number, value):
+        figure = Figure("io", self.place.name, what, target.name, unit, better)
+        self.bench.figures.add(figure, number, value)
 
     def fio(self, w, path):
         """What it says as JSON: also of jobs that failed."""
-        r = dgtest.run("fio", "--output-format=json", "--output=" + path + ".json", path, cwd=self.stage.ds.base, timeout=900)
+        r = dgtest.run("fio", "--output-format=json", "--output=" + path + ".json", path,
+                       cwd=self.stage.ds.base, timeout=900)
         with open(path + ".json", encoding="utf-8") as f:
             output = f.read()
-        if "{" not in output or (r.code and not any(job["error"] for job in json.loads(output[output.index("{"):])["jobs"])):
+        result = json.loads(output[output.find("{"):] or "{}")  # warnings stand before it
+        jobs = result.get("jobs", [])
+        if not jobs or (r.code and not any(job["error"] for job in jobs)):
             raise Refused("%s: %r" % (w.name, r))
-        return json.loads(output[output.index("{"):])  # warnings stand before it
+        return result
 
     def end(self):
         for t in self.stage.targets:
             if t.pid:
-                self.bench.figures.add(Figure("io", self.place.name, "peak memory", t.name, "MiB", LESS), 0, memory_peak(t.pid))
+                self.add("peak memory", t, "MiB", LESS, 0, memory_peak(t.pid))
         for fd in self.handles:
             os.close(fd)
         self.stage.end()

@@ -35,12 +35,14 @@ def make_files(folder, count):
 def timed(command, folder):
     """Seconds that a shell command takes in a folder."""
     began = time.monotonic()
-    p = subprocess.Popen(["sh", "-c", command], cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    p = subprocess.Popen(["sh", "-c", command], cwd=folder, stdin=subprocess.DEVNULL,
+                         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     guardian.process(p.pid)
     error = p.communicate(timeout=1800)[1]
     took = time.monotonic() - began
     if p.returncode or error:
-        raise Refused("%s in %s: exit %d: %s" % (command, folder, p.returncode, error.decode(errors="replace")[-300:]))
+        raise Refused("%s in %s: exit %d: %s" % (command, folder, p.returncode,
+                                                 error.decode(errors="replace")[-300:]))
     return took
 
 
@@ -71,7 +73,8 @@ class Group:
         random.Random("%d %s" % (number, what)).shuffle(targets)
         for target in targets:
             if what in COMMANDS:
-                self.add(what, target, number, timed(COMMANDS[what], os.path.join(target.path, FOLDER)))
+                self.add(what, target, number, timed(COMMANDS[what],
+                                                     os.path.join(target.path, FOLDER)))
             else:
                 self.create_and_unlink(target, number)
 
@@ -79,12 +82,14 @@ class Group:
         folder = os.path.join(target.path, NEW)
         os.mkdir(folder)
         for verb in ("create", "unlink"):
-            self.add(verb, target, number, int(work(self.bench.calls, verb, folder, self.plan.files)) / 1e9)
+            self.add(verb, target, number, int(work(self.bench.calls, verb, folder,
+                                                    self.plan.files)) / 1e9)
         os.rmdir(folder)
 
     def add(self, what, target, number, seconds):
         what = "%s, %s files" % (what, format(self.plan.files, ","))
-        self.bench.figures.add(Figure("names", self.place.name, what, target.name, "s", LESS), number, seconds)
+        self.bench.figures.add(Figure("names", self.place.name, what, target.name, "s", LESS),
+                               number, seconds)
 
     def end(self):
         self.stage.end()

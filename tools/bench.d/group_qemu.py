@@ -1,5 +1,5 @@
-"""group qemu: QEMU's own block layer on an image: qemu-img bench, and through qemu-storage-daemon, which has the image open as a
-virtual machine has, and an NBD socket."""
+"""group qemu: QEMU's own block layer on an image: qemu-img bench, and through qemu-storage-daemon,
+which has the image open as a virtual machine has, and an NBD socket."""
 import json
 import os
 import random
@@ -23,18 +23,22 @@ def room(plan):
 
 class Workload:
     def __init__(self, name, write, bs, depth, count, nbd=False):
-        self.name, self.write, self.bs, self.depth, self.count, self.nbd = name, write, bs, depth, count, nbd
+        self.name, self.write, self.bs, self.depth = name, write, bs, depth
+        self.count, self.nbd = count, nbd
 
 
 def workloads(plan):
     """qemu-img bench takes a number of requests, not a time."""
     found = []
-    storage_daemon = shutil.which("qemu-storage-daemon")
-    for tool in ("qemu-img bench", "qemu-storage-daemon") if storage_daemon else ("qemu-img bench",):
-        for text, bs, depth, scale in (("4k QD1", 4096, 1, 1), ("4k QD32", 4096, 32, 4), ("1M QD8", MIB, 8, 1 / 32)):
+    for tool in ("qemu-img bench", "qemu-storage-daemon"):
+        if tool == "qemu-storage-daemon" and not shutil.which(tool):
+            continue
+        for text, bs, depth, scale in (("4k QD1", 4096, 1, 1), ("4k QD32", 4096, 32, 4),
+                                       ("1M QD8", MIB, 8, 1 / 32)):
             for write in (False, True):
                 name = "%s, %s %s" % (tool, "write" if write else "read", text)
-                found.append(Workload(name, write, bs, depth, max(8, int(plan.requests * scale)), tool != "qemu-img bench"))
+                found.append(Workload(name, write, bs, depth, max(8, int(plan.requests * scale)),
+                                      tool != "qemu-img bench"))
     if plan.quick:
         found = [w for w in found if " 4k QD32" in w.name or (" 1M" in w.name and not w.nbd)]
     return found[:1] + found[-1:] if plan.tiny else found
@@ -45,7 +49,8 @@ class Group:
         self.bench, self.plan, self.place = bench, bench.plan, place
         self.stage = Stage(bench.build, place)
         # Written once, so that nothing is allocated while it is measured.
-        work("qemu-img", "create", "-q", "-f", "qcow2", "-o", "preallocation=falloc", self.stage.ds.raw(IMAGE), str(self.plan.size))
+        work("qemu-img", "create", "-q", "-f", "qcow2", "-o", "preallocation=falloc",
+             self.stage.ds.raw(IMAGE), str(self.plan.size))
         work("qemu-io", "-c", "write -q -P 85 0 %d" % self.plan.size, self.stage.ds.raw(IMAGE))
         self.stage.raw()
         self.stage.view(VIEW)
@@ -62,26 +67,31 @@ class Group:
             try:
                 seconds = self.by_nbd(w, path) if w.nbd else bench(w, "qcow2", path)
             except dgtest.Fail as e:
-                self.bench.cannot("qemu", self.place, w, target, str(e).splitlines()[0][-120:])
+                self.bench.cannot("qemu", self.place, w, target, str(e).rpartition(": exit ")[2].splitlines()[0])
                 continue
             value = w.count * w.bs / 1e6 / seconds if w.bs >= MIB else w.count / seconds
             unit = "MB/s" if w.bs >= MIB else "IO/s"
-            self.bench.figures.add(Figure("qemu", self.place.name, w.name, target.name, unit, MORE), number, value)
+            self.bench.figures.add(Figure("qemu", self.place.name, w.name, target.name, unit, MORE),
+                                   number, value)
             if target.name == VIEW:
                 work(self.bench.build.ctl, "wait", path)
 
     def by_nbd(self, w, path):
         """A qemu-storage-daemon has the image open and serves it."""
         socket = os.path.join(self.stage.ds.base, "nbd")
-        file = {"driver": "qcow2", "node-name": "disk", "file": {"driver": "file", "filename": path, "cache": {"direct": True}},
-                "cache": {"direct": True}}
+        direct = {"direct": True}
+        file = {"driver": "qcow2", "node-name": "disk", "cache": direct,
+                "file": {"driver": "file", "filename": path, "cache": direct}}
         with open(socket + ".log", "wb") as log:
-            p = subprocess.Popen(["qemu-storage-daemon", "--blockdev", json.dumps(file), "--nbd-server", "addr.type=unix,addr.path=" + socket,
-                                  "--export", "type=nbd,id=e,node-name=disk,name=disk,writable=on", "--pidfile", socket + ".pid"],
+            p = subprocess.Popen(["qemu-storage-daemon", "--blockdev", json.dumps(file),
+                                  "--nbd-server", "addr.type=unix,addr.path=" + socket,
+                                  "--export", "type=nbd,id=e,node-name=disk,name=disk,writable=on",
+                                  "--pidfile", socket + ".pid"],
                                  stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         guardian.process(p.pid)
         try:
-            dgtest.wait_for(lambda: p.poll() is not None or os.path.exists(socket + ".pid"), "qemu-storage-daemon serves")
+            dgtest.wait_for(lambda: p.poll() is not None or os.path.exists(socket + ".pid"),
+                            "qemu-storage-daemon serves")
             if p.poll() is not None:
                 with open(socket + ".log", errors="replace", encoding="utf-8") as log:
                     raise Refused("qemu-storage-daemon: " + log.read()[-300:])
@@ -96,7 +106,8 @@ class Group:
 
 def bench(w, fmt, path):
     """Seconds that qemu-img bench takes."""
-    text = work("qemu-img", "bench", *(["-w"] if w.write else []), "-t", "none", "-f", fmt, "-c", w.count, "-d", w.depth, "-s", w.bs, path)
+    text = work("qemu-img", "bench", *(["-w"] if w.write else []), "-t", "none", "-f", fmt, "-c",
+                w.count, "-d", w.depth, "-s", w.bs, path)
     found = re.search(r"Run completed in ([\d.]+) seconds", text)
     if not found:
         raise Refused("qemu-img bench: " + text[-300:])

@@ -6,21 +6,24 @@ import subprocess
 import tempfile
 
 FORMAT = "diskguard-bench 1"
-TITLES = {"io": "Guest data (fio, direct=1)", "names": "Names and attributes", "guard": "The guard", "qemu": "Through QEMU"}
+TITLES = {"io": "Guest data (fio, direct=1)", "names": "Names and attributes", "guard": "The guard",
+          "qemu": "Through QEMU"}
 
 
 def short(value):
     """Three digits or so."""
-    for limit, unit in ((1e6, "M"), (1e4, "k")):
+    for limit, scale, unit in ((1e6, 1e6, "M"), (1e4, 1e3, "k")):
         if abs(value) >= limit:
-            return ("%.3g" if abs(value) < 100 * limit else "%.0f") % (value / {"M": 1e6, "k": 1e3}[unit]) + unit
+            return "%.*f" % (1 if abs(value) < 100 * scale else 0, value / scale) + unit
     return "%.0f" % value if abs(value) >= 100 else "%.3g" % value
 
 
 def spread(s):
     """Half of it, as text; nothing where it was measured once."""
     half = (s["high"] - s["low"]) / 2
-    return " ±%s" % (("%.2f" % half) if s["median"] < 10 else short(half)) if len(s["values"]) > 1 else ""
+    if len(s["values"]) == 1:
+        return ""
+    return " ±" + ("%.2f" % half if s["median"] < 10 else short(half))
 
 
 def ratio_text(s):
@@ -28,17 +31,26 @@ def ratio_text(s):
     return ("%.2f" % value if value < 10 else short(value)) + spread(s)
 
 
+def value_text(s):
+    return short(s["median"]) + spread(s) if s else "-"
+
+
 def grid(rows):
-    """Lines of a table; the first row is its head. Lines of more than 100 columns only where there are many targets."""
+    """Lines of a table; the first row is its head."""
     widths = [max(len(r[c]) for r in rows) for c in range(len(rows[0]))]
-    return ["  ".join([r[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(r[1:], widths[1:]))]).rstrip() for r in rows]
+
+    def line(row):
+        cells = [cell.rjust(w) for cell, w in zip(row[1:], widths[1:])]
+        return "  ".join([row[0].ljust(widths[0]), *cells]).rstrip()
+    return [line(row) for row in rows]
 
 
 def ordered(items):
     return list(dict.fromkeys(items))
 
 
-ORDER = ("raw", "held qcow2", "held raw", "plain", "reader", "diskguard", "bare calls")  # then the peers
+ORDER = ("raw", "held qcow2", "held raw", "plain", "reader", "diskguard",
+         "bare calls")  # then the peers
 
 
 def targets_of(rows):
@@ -55,7 +67,8 @@ def ratio_table(rows):
         cells = {r["target"]: r for r in rows if (r["what"], r["unit"]) == (what, unit)}
         first = cells.get(base)
         line = [what, "%s %s" % (short(first["median"]), unit) if first else "-"]
-        table.append(line + [ratio_text(cells[t]["ratio"]) if t in cells and "ratio" in cells[t] else "-" for t in targets])
+        ratios = [cells.get(t, {}).get("ratio") for t in targets]
+        table.append(line + [ratio_text(r) if r else "-" for r in ratios])
     return table
 
 
@@ -64,7 +77,7 @@ def value_table(rows):
     table = [["", *targets]]
     for what, unit in ordered((r["what"], r["unit"]) for r in rows):
         cells = {r["target"]: r for r in rows if (r["what"], r["unit"]) == (what, unit)}
-        table.append(["%s, %s" % (what, unit)] + [short(cells[t]["median"]) + spread(cells[t]) if t in cells else "-" for t in targets])
+        table.append(["%s, %s" % (what, unit), *(value_text(cells.get(t)) for t in targets)])
     return table
 
 
@@ -74,8 +87,8 @@ def guard_table(rows):
     for what in ordered(r["what"] for r in rows):
         cells = {r["target"]: r for r in rows if r["what"] == what}
         ratio = next((r["ratio"] for r in cells.values() if "ratio" in r), None)
-        table.append([what] + [short(cells[t]["median"]) + spread(cells[t]) if t in cells else "-" for t in targets]
-                     + [ratio_text(ratio) if ratio else "-"])
+        table.append([what, *(value_text(cells.get(t)) for t in targets),
+                      ratio_text(ratio) if ratio else "-"])
     return table
 
 
@@ -89,15 +102,17 @@ def sections(result):
         if group == "guard":
             yield where + "; milliseconds", guard_table(speeds)
         elif any("ratio" in r for r in speeds):
-            yield where + "; ratios to raw" + (" (of time: less is better)" if group == "names" else " (more is better)"), ratio_table(speeds)
+            better = "of time: less is better" if group == "names" else "more is better"
+            yield "%s; ratios to raw (%s)" % (where, better), ratio_table(speeds)
         if costs:
             yield where + "; what the daemons used", value_table(costs)
 
 
 def show(result):
     machine = result["machine"]
-    print("diskguard %s, %s; %d cores, Linux %s, %d GiB of memory, load %.1f" % (result["version"], result["when"], machine["cores"], machine["kernel"],
-                                                                             machine["memory_gib"], machine["load"]))
+    print("diskguard %s, %s; %d cores, Linux %s, %d GiB of memory, load %.1f" %
+          (result["version"], result["when"], machine["cores"], machine["kernel"],
+           machine["memory_gib"], machine["load"]))
     for note in result["notes"]:
         print("note: " + note)
     for title, table in sections(result):
@@ -110,7 +125,8 @@ def compared(common, found, path):
     for old, new, how, noise in found:
         a, b = (old["ratio"], new["ratio"]) if "ratio" in old and "ratio" in new else (old, new)
         print("slower by %d %% (noise %d %%): %s, %s, %s, %s: %s, was %s %s" % (
-            round(100 * how), round(100 * noise), new["group"], new["place"], new["what"], new["target"], short(b["median"]), short(a["median"]),
+            round(100 * how), round(100 * noise), new["group"], new["place"], new["what"],
+            new["target"], short(b["median"]), short(a["median"]),
             new["unit"] if a is old else "x " + new["ratio"]["to"]))
     if not found:
         print("nothing got slower by more than the noise")
@@ -138,40 +154,51 @@ PANEL = 420  # pixels of height
 def panels(result):
     """(title, whats, targets, {(what, target): ratio}) where there are ratios."""
     for group, place in ordered((r["group"], r["place"]) for r in result["figures"]):
-        rows = [r for r in result["figures"] if (r["group"], r["place"]) == (group, place) and "ratio" in r]
+        rows = [r for r in result["figures"] if (r["group"], r["place"]) == (group, place)
+                and "ratio" in r]
         if rows:
             what = "time" if group in ("names", "guard") else "speed"
             title = "%s, %s: %s, ratio to %s" % (TITLES[group], place, what, rows[0]["ratio"]["to"])
-            yield title, ordered(r["what"] for r in rows), targets_of(rows), {(r["what"], r["target"]): r["ratio"] for r in rows}
+            ratios = {(r["what"], r["target"]): r["ratio"] for r in rows}
+            yield title, ordered(r["what"] for r in rows), targets_of(rows), ratios
 
 
 def panel_script(title, whats, targets, ratios):
     lines = ["$data << EOD"]
     for what in whats:
         cells = [ratios.get((what, t)) for t in targets]
-        lines.append(" ".join(['"%s"' % what, *("%g %g %g" % (c["median"], c["low"], c["high"]) if c else "NaN NaN NaN" for c in cells)]))
+        lines.append(" ".join(['"%s"' % what, *("%g %g %g" % (c["median"], c["low"], c["high"])
+                                                if c else "NaN NaN NaN" for c in cells)]))
     lines += ["EOD", "set title '%s'" % title.replace("'", "")]
-    plots = ["$data using %d:%d:%d%s title '%s'" % (2 + 3 * i, 3 + 3 * i, 4 + 3 * i, ":xtic(1)" if i == 0 else "", t) for i, t in enumerate(targets)]
+    plots = []
+    for i, target in enumerate(targets):
+        columns = "%d:%d:%d" % (2 + 3 * i, 3 + 3 * i, 4 + 3 * i) + (":xtic(1)" if i == 0 else "")
+        plots.append("$data using %s title '%s'" % (columns, target))
     return lines + ["plot 1 notitle with lines lc 'gray' dt 2, " + ", ".join(plots)]
 
 
 def plot(result, path):
-    """An SVG with one panel for each group and place. The axis is logarithmic: 0.1 and 10 are as far from 1."""
+    """An SVG with one panel for each group and place. The axis is logarithmic: 0.1 and 10 are as
+    far from 1."""
     found = list(panels(result))
     if not found:
         return "nothing to plot: no ratios were measured"
     if not shutil.which("gnuplot"):
         return "no plot: gnuplot is not installed (tools/install-deps bench)"
     width = max(900, 60 + 16 * max(len(w) * (len(t) + 1) for _, w, t, _ in found))
-    lines = ["set terminal svg size %d,%d dynamic background 'white'" % (width, PANEL * len(found)), "set output '%s'" % path.replace("'", "''"),
-             "set multiplot layout %d,1" % len(found), "set style data histogram", "set style histogram errorbars gap 1 lw 1",
-             "set style fill solid 0.8 noborder", "set logscale y", "set grid y", "set key outside right", "set xtics rotate by -25 noenhanced"]
+    lines = ["set terminal svg size %d,%d dynamic background 'white'" % (width, PANEL * len(found)),
+             "set output '%s'" % path.replace("'", "''"),
+             "set multiplot layout %d,1" % len(found), "set style data histogram",
+             "set style histogram errorbars gap 1 lw 1",
+             "set style fill solid 0.8 noborder", "set logscale y", "set grid y",
+             "set key outside right noenhanced", "set xtics rotate by -25 noenhanced"]
     for panel in found:
         lines += panel_script(*panel)
     with tempfile.NamedTemporaryFile("w", suffix=".gnuplot", encoding="utf-8") as f:
         f.write("\n".join([*lines, "unset multiplot", ""]))
         f.flush()
-        p = subprocess.run(["gnuplot", f.name], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=60)
+        p = subprocess.run(["gnuplot", f.name], stdin=subprocess.DEVNULL, capture_output=True,
+                           text=True, check=False, timeout=60)
     if p.returncode or not os.path.exists(path):
         return "no plot: gnuplot: " + p.stderr.strip()[-300:]
     return None

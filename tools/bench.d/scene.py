@@ -1,8 +1,7 @@
 """scene: where the bench measures. Places, datastores, views and peers, and their end.
 
-Views are mounted by the harness of the functional tests (tests/func/dgtest.py). Its guardian, a process beside this one, ends
-what was started, unmounts and removes, however this one ends.
-"""
+Views are mounted by the harness of the functional tests (tests/func/dgtest.py). Its guardian, a
+process beside this one, ends what was started, unmounts and removes, however this one ends."""
 import os
 import shutil
 import subprocess
@@ -71,16 +70,19 @@ class Place:
         return tempfile.mkdtemp(prefix="s-", dir=self.path)
 
     def room(self, needed, files):
-        """Refuses to go on where this place has not enough room; a tenth of the file system stays free."""
+        """Refuses to go on where this place has not enough room; a tenth of the file system stays
+        free."""
         s = os.statvfs(self.path)
         free = s.f_bavail * s.f_frsize - s.f_blocks * s.f_frsize // 10
         if self.fstype == "tmpfs":
             free = min(free, memory_available() * 3 // 4)
         if free < needed:
-            raise Refused("%s: %d MiB are needed, %d MiB are there to be used (a tenth stays free): see --dir, --places, --size, --files"
+            raise Refused("%s: %d MiB are needed, %d MiB are there to be used (a tenth stays free):"
+                          " see --dir, --places, --size, --files"
                           % (self.path, needed >> 20, max(free, 0) >> 20))
         if s.f_files and s.f_favail < files:
-            raise Refused("%s: %d new files are needed, the file system has room for %d" % (self.path, files, s.f_favail))
+            raise Refused("%s: %d new files are needed, the file system has room for %d" %
+                          (self.path, files, s.f_favail))
 
 
 def file_system(path):
@@ -100,7 +102,8 @@ def memory_available():
 # ---- targets: a directory, and the process that serves it ----
 
 class Target:
-    """One way to the same files. name: as in the tables; path: the directory; pid: of the daemon, None for the raw directory."""
+    """One way to the same files. name: as in the tables; path: the directory; pid: of the daemon,
+    None for the raw directory."""
 
     def __init__(self, name, path, pid=None):
         self.name, self.path, self.pid = name, path, pid
@@ -130,10 +133,12 @@ class PeerTarget(Target):
         with open(self.log, "wb") as log:
             self.p = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         guardian.process(self.p.pid)
-        dgtest.wait_for(lambda: self.p.poll() is not None or dgtest.mounted_at(self.mnt), name + " is mounted")
+        dgtest.wait_for(lambda: self.p.poll() is not None or dgtest.mounted_at(self.mnt),
+                        name + " is mounted")
         if self.p.poll() is not None:
             with open(self.log, errors="replace", encoding="utf-8") as log:
-                raise Refused("%s ended with %d: %s" % (name, self.p.returncode, log.read()[-300:].strip()))
+                raise Refused("%s ended with %d: %s" % (name, self.p.returncode,
+                                                        log.read()[-300:].strip()))
         super().__init__(name, self.mnt, self.p.pid)
 
     def end(self):
@@ -145,7 +150,8 @@ class PeerTarget(Target):
 # In the foreground; data past the page cache where fio asks for it.
 PEERS = {
     "bindfs": ["bindfs", "-f", "--forward-odirect=4096", "{source}", "{mnt}"],
-    "mergerfs": ["mergerfs", "-f", "-o", "cache.files=off,minfreespace=0,func.getattr=newest", "{source}", "{mnt}"],
+    "mergerfs": ["mergerfs", "-f", "-o", "cache.files=off,minfreespace=0,func.getattr=newest",
+                 "{source}", "{mnt}"],
     "passthrough_hp": ["passthrough_hp", "--foreground", "{source}", "{mnt}"],
 }
 
@@ -183,13 +189,10 @@ class Stage:
         shutil.rmtree(self.ds.base)
 
 
-def measured(figures, stage, figure, number, moved, before):
-    """CPU seconds of each target's daemon per GiB that it moved since `before`. figure(name, unit) makes the figure."""
-    for target in stage.targets:
-        if target.pid and moved.get(target.name):
-            used = cpu_seconds(target.pid) - before[target.name]
-            figures.add(figure(target.name), number, used / (moved[target.name] / (1 << 30)))
-
-
 def cpu_now(stage):
     return {t.name: cpu_seconds(t.pid) for t in stage.targets if t.pid}
+
+
+def cpu_since(stage, before):
+    """{target: CPU seconds of its daemon since then}"""
+    return {name: now - before[name] for name, now in cpu_now(stage).items()}

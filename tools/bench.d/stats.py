@@ -1,12 +1,14 @@
 """stats: figures, their medians and spreads, and what got slower.
 
-A figure has one value per round. Its ratio is taken round by round to the base of its row (the raw directory, or the bare calls), which
-was measured in the same round: what the machine did meanwhile is in both.
+A figure has one value per round. Its ratio is taken round by round to the base of its row (the raw
+directory, or the bare calls), which was measured in the same round: what the machine did meanwhile
+is in both.
 
-The spread is the distance between the quartiles, and with fewer than five values that between the least and the greatest. Between two runs
-a figure got worse by more than the noise when its median (of the ratio where there is one, else of the value) moved in the bad direction
-by more than the sum of both spreads, and by more than `tolerance`. A figure that was measured once has no spread: its tolerance is 25 %.
-"""
+The spread is the distance between the quartiles, and with fewer than five values that between the
+least and the greatest. Between two runs a figure got worse by more than the noise when its median
+(of the ratio where there is one, else of the value) moved in the bad direction by more than the sum
+of both spreads, and by more than `tolerance`. A figure that was measured once has no spread: its
+tolerance is 25 %."""
 import statistics
 
 FEW = 5
@@ -16,7 +18,8 @@ MORE, LESS, NEITHER = "more", "less", "-"  # what is better; NEITHER is never co
 
 class Figure:
     def __init__(self, group, place, what, target, unit, better):
-        self.group, self.place, self.what, self.target, self.unit, self.better = group, place, what, target, unit, better
+        self.group, self.place, self.what, self.target = group, place, what, target
+        self.unit, self.better = unit, better
         self.values = {}  # of rounds
 
     def key(self):
@@ -39,7 +42,8 @@ class Figures:
         return [self._summary(f) for f in self.all.values()]
 
     def _summary(self, f):
-        row = dict(group=f.group, place=f.place, what=f.what, target=f.target, unit=f.unit, better=f.better, **of(list(f.values.values())))
+        row = dict(group=f.group, place=f.place, what=f.what, target=f.target, unit=f.unit,
+                   better=f.better, **of(list(f.values.values())))
         base = self.all.get((f.group, f.place, f.what, self.bases.get(f.group), f.unit))
         if base and base is not f:
             ratios = [f.values[n] / base.values[n] for n in f.values if base.values.get(n)]
@@ -50,7 +54,10 @@ class Figures:
 
 def of(values):
     """Median and spread of some values."""
-    low, high = (min(values), max(values)) if len(values) < FEW else statistics.quantiles(values, method="inclusive")[::2]
+    if len(values) < FEW:
+        low, high = min(values), max(values)
+    else:
+        low, _, high = statistics.quantiles(values, method="inclusive")
     return {"median": statistics.median(values), "low": low, "high": high, "values": values}
 
 
@@ -59,7 +66,8 @@ def _relative_spread(s):
 
 
 def worse(old, new, tolerance):
-    """How much a summary got worse (0.2: by 20 %) and its noise, or None when it did not by more than that."""
+    """How much a summary got worse (0.2: by 20 %) and its noise, or None when it did not by more
+    than that."""
     a, b = (old["ratio"], new["ratio"]) if "ratio" in old and "ratio" in new else (old, new)
     if new["better"] == NEITHER or a["median"] <= 0 or b["median"] <= 0:
         return None
@@ -71,7 +79,8 @@ def worse(old, new, tolerance):
 
 
 def compare(old, new, tolerance):
-    """(number of figures that both have, [(old, new, how much worse, noise)]); the base itself is the machine's own speed and is left out."""
+    """(number of figures that both have, [(old, new, how much worse, noise)]); the base itself is
+    the machine's own speed and is left out."""
     def index(rows):
         return {(r["group"], r["place"], r["what"], r["target"], r["unit"]): r for r in rows}
     before, found, common = index(old), [], 0
