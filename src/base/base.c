@@ -17,7 +17,7 @@ void why_set(struct why *why, const char *fmt, ...)
     if (!why)
         return;
     va_start(ap, fmt);
-    vsnprintf(why->text, sizeof why->text, fmt, ap);
+    vsnprintf(why->text, sizeof(why->text), fmt, ap);
     va_end(ap);
     for (char *p = why->text; *p; p++) /* names come from the datastore: one line, and nothing a
                                           terminal obeys */
@@ -258,11 +258,11 @@ bool base_uuid_ok(const char *text)
 int base_uuid_random(dg_uuid ret)
 {
     uint8_t bytes[16];
-    char hex[2 * sizeof bytes + 1];
+    char hex[2 * sizeof(bytes) + 1];
     const char *next = hex;
 
-    for (size_t n = 0; n < sizeof bytes;) {
-        ssize_t r = getrandom(bytes + n, sizeof bytes - n, 0);
+    for (size_t n = 0; n < sizeof(bytes);) {
+        ssize_t r = getrandom(bytes + n, sizeof(bytes) - n, 0);
         if (r < 0 && errno != EINTR)
             return -errno;
         if (r > 0)
@@ -271,7 +271,7 @@ int base_uuid_random(dg_uuid ret)
     /* version 4 and the variant: RFC 4122 section 4.4 */
     bytes[6] = (uint8_t)((bytes[6] & 0x0f) | 0x40);
     bytes[8] = (uint8_t)((bytes[8] & 0x3f) | 0x80);
-    base_hex(bytes, sizeof bytes, hex);
+    base_hex(bytes, sizeof(bytes), hex);
     for (size_t i = 0; i < DG_UUID_LEN; i++)
         ret[i] = is_uuid_hyphen(i) ? '-' : *next++;
     ret[DG_UUID_LEN] = '\0';

@@ -75,7 +75,7 @@ static void read_environment(void)
 static void append_log(unsigned long n, const char *name)
 {
     char line[NAME_SIZE + 32];
-    int len = snprintf(line, sizeof line, "%lu %.*s\n", n, NAME_SIZE, name);
+    int len = snprintf(line, sizeof(line), "%lu %.*s\n", n, NAME_SIZE, name);
     int fd = open(log_file, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600);
 
     if (fd < 0)

@@ -19,7 +19,7 @@ static atomic_bool to_system;
 
 void log_init(const char *program, bool debug)
 {
-    snprintf(program_name, sizeof program_name, "%s", program);
+    snprintf(program_name, sizeof(program_name), "%s", program);
     with_debug = debug;
 }
 
@@ -45,22 +45,22 @@ static struct iovec field(char *buf, size_t size, const char *name, const char *
 /* False where no journal takes it. */
 static bool send_journal(int priority, const struct fields *fields, const char *text)
 {
-    char message[TEXT_MAX + 16], level[32], identifier[sizeof program_name + 32];
+    char message[TEXT_MAX + 16], level[32], identifier[sizeof(program_name) + 32];
     char image[4096 + 16], holder[256], generation[48], number[24];
     struct iovec iov[6];
     int n = 0;
 
     if (access(JOURNAL_SOCKET, F_OK) < 0)
         return false;
-    iov[n++] = field(message, sizeof message, "MESSAGE", text);
-    snprintf(number, sizeof number, "%d", LOG_PRI(priority));
-    iov[n++] = field(level, sizeof level, "PRIORITY", number);
-    iov[n++] = field(identifier, sizeof identifier, "SYSLOG_IDENTIFIER", program_name);
+    iov[n++] = field(message, sizeof(message), "MESSAGE", text);
+    snprintf(number, sizeof(number), "%d", LOG_PRI(priority));
+    iov[n++] = field(level, sizeof(level), "PRIORITY", number);
+    iov[n++] = field(identifier, sizeof(identifier), "SYSLOG_IDENTIFIER", program_name);
     if (fields) {
-        snprintf(number, sizeof number, "%" PRIu64, fields->generation);
-        iov[n++] = field(image, sizeof image, "IMAGE", fields->image ? fields->image : "");
-        iov[n++] = field(holder, sizeof holder, "HOLDER", fields->holder ? fields->holder : "");
-        iov[n++] = field(generation, sizeof generation, "GENERATION", number);
+        snprintf(number, sizeof(number), "%" PRIu64, fields->generation);
+        iov[n++] = field(image, sizeof(image), "IMAGE", fields->image ? fields->image : "");
+        iov[n++] = field(holder, sizeof(holder), "HOLDER", fields->holder ? fields->holder : "");
+        iov[n++] = field(generation, sizeof(generation), "GENERATION", number);
     }
     return sd_journal_sendv(iov, n) >= 0;
 }
@@ -68,12 +68,12 @@ static bool send_journal(int priority, const struct fields *fields, const char *
 /* One write, so that lines of several threads do not mix. */
 static void send_stderr(const char *text)
 {
-    char line[TEXT_MAX + sizeof program_name + 8];
-    int len = snprintf(line, sizeof line, "%s: %s\n", program_name, text);
+    char line[TEXT_MAX + sizeof(program_name) + 8];
+    int len = snprintf(line, sizeof(line), "%s: %s\n", program_name, text);
     ssize_t r;
 
     do
-        r = write(STDERR_FILENO, line, DG_MIN((size_t)len, sizeof line - 1));
+        r = write(STDERR_FILENO, line, DG_MIN((size_t)len, sizeof(line) - 1));
     while (r < 0 && errno == EINTR);
 }
 
@@ -83,7 +83,7 @@ static void send_text(int priority, const struct fields *fields, const char *fmt
 {
     char text[TEXT_MAX];
 
-    vsnprintf(text, sizeof text, fmt, ap);
+    vsnprintf(text, sizeof(text), fmt, ap);
     for (char *p = text; *p; p++) /* names come from users: they must not forge lines */
         if (iscntrl((unsigned char)*p))
             *p = '?';

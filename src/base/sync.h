@@ -1,4 +1,5 @@
-/* sync.h: mutex and condition variable with the annotations of clang's -Wthread-safety.
+/* sync.h: mutex, condition variable and read-write lock, with the annotations of clang's
+ * -Wthread-safety.
  *
  * Lock order of the whole program: inode table -> image; separately header mutex -> journal. Never
  * two images. No lock is held over datastore I/O, sqlite or fuse_reply_*, except the header mutex,
@@ -7,6 +8,8 @@
 #define DISKGUARD_SYNC_H
 
 #include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
 
 #ifdef __clang__
 #define SYNC_ATTR(x) __attribute__((x))
@@ -44,6 +47,43 @@ static inline void mutex_lock(struct mutex *m) ACQUIRE(*m) NO_THREAD_SAFETY_ANAL
 static inline void mutex_unlock(struct mutex *m) RELEASE(*m) NO_THREAD_SAFETY_ANALYSIS
 {
     pthread_mutex_unlock(&m->m);
+}
+
+/* Its waits end by CLOCK_MONOTONIC: nobody's setting of the clock makes one longer. */
+struct cond {
+    pthread_cond_t c;
+};
+
+static inline void cond_init(struct cond *c)
+{
+    pthread_condattr_t attr;
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&c->c, &attr);
+    pthread_condattr_destroy(&attr);
+}
+static inline void cond_destroy(struct cond *c)
+{
+    pthread_cond_destroy(&c->c);
+}
+static inline void cond_signal(struct cond *c)
+{
+    pthread_cond_signal(&c->c);
+}
+static inline void cond_broadcast(struct cond *c)
+{
+    pthread_cond_broadcast(&c->c);
+}
+static inline void cond_wait(struct cond *c, struct mutex *m) REQUIRES(*m)
+{
+    pthread_cond_wait(&c->c, &m->m);
+}
+/* Waits until base_now_ms() is until_ms at the longest. false: it is. */
+static inline bool cond_wait_until(struct cond *c, struct mutex *m, uint64_t until_ms) REQUIRES(*m)
+{
+    struct timespec until = {.tv_sec = (time_t)(until_ms / 1000),
+                             .tv_nsec = (long)(until_ms % 1000) * 1000000};
+    return pthread_cond_timedwait(&c->c, &m->m, &until) == 0;
 }
 
 struct SYNC_ATTR(capability("mutex")) rwlock {

@@ -30,7 +30,7 @@ static int floor_read(const struct store *s, uint64_t *ret)
 int claim_floor_raise(const struct store *s, uint64_t generation)
 {
     _cleanup_close_ int fd = -1;
-    uint64_t now;
+    uint64_t now = 0;
     int r = HOOK_FAIL("claim.floor");
 
     if (r < 0 || generation == 0)

@@ -301,7 +301,7 @@ int header_plan(struct header *h, const struct seal_policy *policy, struct plan 
 
     if (h->verdict != FORMAT_PLAIN && h->verdict != FORMAT_IMAGE)
         return -EUCLEAN;
-    plan = calloc(1, sizeof *plan); /* 37 KiB: too much for a small stack */
+    plan = calloc(1, sizeof(*plan)); /* 37 KiB: too much for a small stack */
     if (!plan)
         return -ENOMEM;
     if (h->verdict == FORMAT_IMAGE && h->format->plan)
@@ -397,7 +397,7 @@ void header_truncate(struct header *h, uint64_t size)
 }
 
 /* buf NULL: zeros. */
-static void put(struct header *h, uint64_t off, uint64_t end, const uint8_t *buf)
+static void header_put(struct header *h, uint64_t off, uint64_t end, const uint8_t *buf)
 {
     for (unsigned i = 0; i <= h->n_far; i++) {
         struct run r = run_of(h, i);
@@ -418,7 +418,7 @@ void header_write(struct header *h, uint64_t off, const void *buf, size_t len)
         return;
     if (end_of(off, len) > h->file_size)
         header_truncate(h, end_of(off, len));
-    put(h, off, end_of(off, len), buf);
+    header_put(h, off, end_of(off, len), buf);
 }
 
 void header_zero(struct header *h, uint64_t off, uint64_t len, bool keep_size)
@@ -427,7 +427,7 @@ void header_zero(struct header *h, uint64_t off, uint64_t len, bool keep_size)
         return;
     if (!keep_size && end_of(off, len) > h->file_size)
         header_truncate(h, end_of(off, len));
-    put(h, off, end_of(off, len), NULL);
+    header_put(h, off, end_of(off, len), NULL);
 }
 
 static void apply(struct header *h, const struct edit *e)

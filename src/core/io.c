@@ -84,7 +84,7 @@ int io_open_beneath(int dirfd, const char *path, int flags, mode_t mode)
             return r;
     }
     for (unsigned tries = 0;;) {
-        fd = syscall(SYS_openat2, dirfd, path, &how, sizeof how);
+        fd = syscall(SYS_openat2, dirfd, path, &how, sizeof(how));
         if (fd >= 0)
             return (int)fd;
         if (errno == ENOSYS)
@@ -107,7 +107,7 @@ int io_reopen(int fd, int flags)
         return -errno;
     if (!S_ISREG(st.st_mode)) /* opening a device or a fifo has effects of its own */
         return -EINVAL;
-    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
     do /* without O_NOFOLLOW, which would stop at the magic link itself */
         r = open(path, (flags & ~(O_CREAT | O_EXCL | O_NOFOLLOW)) | O_CLOEXEC);
     while (r < 0 && errno == EINTR);
@@ -429,7 +429,7 @@ int io_handle_get(int fd, struct io_handle *ret)
     while (r < 0 && errno == EINTR);
     if (r < 0 && errno != EOPNOTSUPP && errno != EOVERFLOW)
         return -errno;
-    memset(ret, 0, sizeof *ret);
+    memset(ret, 0, sizeof(*ret));
     if (r == 0) {
         ret->type = b.handle.handle_type;
         ret->len = b.handle.handle_bytes;
@@ -501,19 +501,19 @@ const struct io_fstype *io_fstype(int fd)
     const char *pretend = HOOK_TEXT("DISKGUARD_HOOK_FSTYPE");
     struct statfs sfs;
 
-    for (size_t i = 0; pretend && i < sizeof fstypes / sizeof fstypes[0]; i++)
+    for (size_t i = 0; pretend && i < sizeof(fstypes) / sizeof(fstypes[0]); i++)
         if (strcmp(fstypes[i].name, pretend) == 0)
             return &fstypes[i];
     if (fstatfs(fd, &sfs) < 0)
         return &unknown_fstype;
-    for (size_t i = 0; i < sizeof fstypes / sizeof fstypes[0]; i++)
+    for (size_t i = 0; i < sizeof(fstypes) / sizeof(fstypes[0]); i++)
         if ((uint32_t)fstypes[i].magic == (uint32_t)sfs.f_type) /* f_type is a signed 32-bit word on
                                                                    some machines */
             return &fstypes[i];
     return &unknown_fstype;
 }
 
-static int ofd_lock(int fd, short type, int64_t start, int64_t len)
+int io_ofd_lock(int fd, short type, off_t start, off_t len)
 {
     struct flock lock = {.l_type = type, .l_whence = SEEK_SET, .l_start = start, .l_len = len};
     int r;
@@ -522,6 +522,13 @@ static int ofd_lock(int fd, short type, int64_t start, int64_t len)
         r = fcntl(fd, F_OFD_SETLK, &lock);
     while (r < 0 && errno == EINTR);
     return r < 0 ? -errno : 0;
+}
+
+int io_user_lock(int fd, short type, off_t start, off_t len)
+{
+    int r = fd < 0 ? fd : io_ofd_lock(fd, type, start, len);
+
+    return r == -EACCES ? -EAGAIN : r;
 }
 
 static int whole_flock(int fd, int operation)
@@ -538,7 +545,7 @@ static int fence(int fd, enum fence_kind kind, bool exclusive)
 {
     switch (kind) {
     case FENCE_OFD:
-        return ofd_lock(fd, exclusive ? F_WRLCK : F_RDLCK, DG_FENCE_OFFSET, 1);
+        return io_ofd_lock(fd, exclusive ? F_WRLCK : F_RDLCK, DG_FENCE_OFFSET, 1);
     case FENCE_FLOCK: /* a conversion that is refused loses the old lock: flock(2); so after -EAGAIN
                          the descriptor has none */
         return whole_flock(fd, exclusive ? LOCK_EX : LOCK_SH);
@@ -558,6 +565,13 @@ int io_fence_exclusive(int fd, enum fence_kind kind)
     return fence(fd, kind, true);
 }
 
+void io_fence_pause(void)
+{
+    const struct timespec pause = {.tv_nsec = 20 * 1000000L};
+
+    nanosleep(&pause, NULL);
+}
+
 #define MARK_OFFSET (DG_FENCE_OFFSET + 1) /* shared by all that can read */
 #define MARK_RANDOM (DG_FENCE_OFFSET + 2) /* from here on, one byte each for those that cannot */
 
@@ -568,18 +582,18 @@ int io_fence_mark(int fd, enum fence_kind kind)
 
     if (kind != FENCE_OFD)
         return 0;
-    r = ofd_lock(fd, F_RDLCK, MARK_OFFSET, 1);
+    r = io_ofd_lock(fd, F_RDLCK, MARK_OFFSET, 1);
     if (r != -EBADF)
         return r;
-    if (getrandom(&at, sizeof at, 0) != (ssize_t)sizeof at)
+    if (getrandom(&at, sizeof(at), 0) != (ssize_t)sizeof(at))
         return -EAGAIN;
-    return ofd_lock(fd, F_WRLCK, MARK_RANDOM + (int64_t)(at >> 3), 1);
+    return io_ofd_lock(fd, F_WRLCK, MARK_RANDOM + (off_t)(at >> 3), 1);
 }
 
 void io_fence_drop(int fd, enum fence_kind kind)
 {
     if (kind == FENCE_OFD)
-        (void)ofd_lock(fd, F_UNLCK, DG_FENCE_OFFSET, 1);
+        (void)io_ofd_lock(fd, F_UNLCK, DG_FENCE_OFFSET, 1);
     else if (kind == FENCE_FLOCK)
         (void)whole_flock(fd, LOCK_UN);
 }
@@ -590,8 +604,8 @@ int io_lock_file(int fd, enum fence_kind kind)
 
     if (kind == FENCE_FLOCK)
         return whole_flock(fd, LOCK_EX);
-    r = ofd_lock(fd, F_WRLCK, 0, 0);
-    if (kind == FENCE_NONE && (r == -ENOLCK || r == -EOPNOTSUPP || r == -ENOSYS || r == -EINVAL))
+    r = io_ofd_lock(fd, F_WRLCK, 0, 0);
+    if (kind == FENCE_NONE && io_err_no_locks(r))
         return 0; /* fence=none is for storage without locks; where there are some, they still keep
                      this host's processes apart */
     return r;

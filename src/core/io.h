@@ -23,6 +23,39 @@
 #define IO_HANDLE_MAX 128 /* MAX_HANDLE_SZ, <linux/exportfs.h> */
 struct io_handle;
 
+/* ---- what an errno says (negative, as everywhere) ---- */
+
+/* The storage has given up this descriptor; a new one of the same file may work. EIO and ESTALE are
+ * what it answers then, EBADF and ENOLCK what an NFS client answers once a server has taken the
+ * locks of its host away. */
+static inline bool io_err_dead(int err)
+{
+    return err == -EIO || err == -ESTALE || err == -EBADF || err == -ENOLCK;
+}
+/* The file system has no such locks. ENOLCK means this only before it has granted one: afterwards
+ * the descriptor is dead. */
+static inline bool io_err_no_locks(int err)
+{
+    return err == -ENOLCK || err == -EOPNOTSUPP || err == -ENOSYS || err == -EINVAL;
+}
+/* Who asks may not. */
+static inline bool io_err_denied(int err)
+{
+    return err == -EACCES || err == -EPERM;
+}
+/* It cannot be opened for write; for reading it perhaps can. */
+static inline bool io_err_readonly(int err)
+{
+    return io_err_denied(err) || err == -EROFS || err == -ETXTBSY;
+}
+
+/* ---- locks ---- */
+
+/* fcntl(F_OFD_SETLK); len 0: to the end. 0, -EAGAIN: another lock is in the way, or -errno. */
+int io_ofd_lock(int fd, short type, off_t start, off_t len);
+/* The same for a lock of a program: it is told EAGAIN for EACCES, too, for fcntl(2) allows both. */
+int io_user_lock(int fd, short type, off_t start, off_t len);
+
 /* ---- files below the datastore ---- */
 
 /* openat2(2) with RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS and O_CLOEXEC:
@@ -192,6 +225,8 @@ enum fencing io_fencing_judge(const struct io_fstype *fs, enum fence_kind kind,
  * conversion, the lock that was there is lost (flock(2)): close the descriptor. FENCE_NONE: 0. */
 DG_MUST_CHECK int io_fence_shared(int fd, enum fence_kind kind);
 DG_MUST_CHECK int io_fence_exclusive(int fd, enum fence_kind kind);
+/* Waits a moment before a fence lock that was refused is asked for again. */
+void io_fence_pause(void);
 /* Marks a descriptor that writes a plain file: a lock beyond the fence's byte that is in nobody's
  * way, also not in that of a claim of this host. NFSv4 then refuses the descriptor's writes, as it
  * does those under the fence, when the locks of this host are lost, for they are lost all at once.

@@ -29,7 +29,7 @@ static int open_once(int dirfd, const char *path, int flags)
         bool last = path[len + slashes] == '\0';
         int next;
 
-        r = len < sizeof name ? force_names(at) : -ENAMETOOLONG;
+        r = len < sizeof(name) ? force_names(at) : -ENAMETOOLONG;
         if (r < 0)
             break;
         memcpy(name, path, len);

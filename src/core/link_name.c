@@ -7,7 +7,7 @@
 /* of nodes within nodes: more than any graph of block nodes that people write */
 #define DEPTH_MAX 16
 
-struct look {
+struct link_search {
     int (*fn)(void *arg, const char *path, bool from_cwd);
     void *arg;
     unsigned files;
@@ -20,7 +20,7 @@ static bool has_protocol(const char *name)
     return name[strcspn(name, ":/")] == ':';
 }
 
-static int give(struct look *l, const char *path, bool from_cwd)
+static int give(struct link_search *l, const char *path, bool from_cwd)
 {
     if (path[0] == '\0')
         return -EUCLEAN;
@@ -50,7 +50,7 @@ static const char *driver_of(struct json_object *node, const char *key)
     return json_object_object_get_ex(node, name, &driver) ? json_object_get_string(driver) : NULL;
 }
 
-static int take_filename(struct look *l, struct json_object *node, const char *key,
+static int take_filename(struct link_search *l, struct json_object *node, const char *key,
                          const char *value)
 {
     /* block/file-posix.c */
@@ -79,7 +79,7 @@ static bool is_remote(const char *key)
 }
 
 /* The depth is bounded by DEPTH_MAX, which the parser holds to as well. */
-static int look_at(struct look *l, struct json_object *o,
+static int look_at(struct link_search *l, struct json_object *o,
                    unsigned depth) /* NOLINT(misc-no-recursion)
                                     */
 {
@@ -108,7 +108,7 @@ static int look_at(struct look *l, struct json_object *o,
     return r;
 }
 
-static int look_json(struct look *l, const char *text)
+static int look_json(struct link_search *l, const char *text)
 {
     struct json_tokener *tok = json_tokener_new_ex(DEPTH_MAX);
     size_t n = strlen(text);
@@ -128,7 +128,7 @@ static int look_json(struct look *l, const char *text)
 int link_name(const char *name, int (*fn)(void *arg, const char *path, bool from_cwd), void *arg)
 {
     static const char file[] = "file:", json[] = "json:";
-    struct look l = {.fn = fn, .arg = arg};
+    struct link_search l = {.fn = fn, .arg = arg};
     int r;
 
     if (strncmp(name, file, strlen(file)) == 0)

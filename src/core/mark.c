@@ -37,7 +37,7 @@ int mark_make(const struct store *s, const struct mark *m, const char *text)
 /* ---- listings ---- */
 
 /* arg: the file below that is wanted, or 0. */
-static bool take(void *arg, const char *name, void *ret)
+static bool take_mark(void *arg, const char *name, void *ret)
 {
     const uint64_t *below = arg;
     struct mark *one = ret;
@@ -48,7 +48,7 @@ static bool take(void *arg, const char *name, void *ret)
 int mark_list(const struct store *s, uint64_t below, struct mark **ret, size_t *ret_n)
 {
     void *items = NULL;
-    int r = names_list(s, MARK_DIR, sizeof(**ret), take, &below, &items, ret_n);
+    int r = names_list(s, MARK_DIR, sizeof(**ret), take_mark, &below, &items, ret_n);
 
     if (r == 0)
         *ret = items;

@@ -24,17 +24,6 @@ static bool common(const struct extent *e, uint64_t off, uint64_t end, uint64_t 
     return true;
 }
 
-bool overlay_touches(const struct plan *plan, uint64_t off, uint64_t len)
-{
-    uint64_t lo;
-    size_t n;
-
-    for (unsigned i = 0; i < plan->n; i++)
-        if (common(&plan->ext[i], off, end_of(off, len), &lo, &n))
-            return true;
-    return false;
-}
-
 uint64_t overlay_end(const struct plan *plan)
 {
     uint64_t end = 0;
@@ -55,20 +44,6 @@ void overlay_patch(const struct plan *plan, enum overlay_side side, uint64_t off
         if (common(e, off, end_of(off, len), &lo, &n))
             memcpy((uint8_t *)buf + (lo - off),
                    (side == OVERLAY_TRUE ? e->truth : e->sealed) + (lo - e->off), n);
-    }
-}
-
-void overlay_take(struct plan *plan, enum overlay_side side, uint64_t off, const void *buf,
-                  size_t len)
-{
-    uint64_t lo;
-    size_t n;
-
-    for (unsigned i = 0; i < plan->n; i++) {
-        struct extent *e = &plan->ext[i];
-        if (common(e, off, end_of(off, len), &lo, &n))
-            memcpy((side == OVERLAY_TRUE ? e->truth : e->sealed) + (lo - e->off),
-                   (const uint8_t *)buf + (lo - off), n);
     }
 }
 

@@ -6,9 +6,6 @@
 #include "base/base.h"
 #include "format/format.h"
 
-/* Does [off, off+len) meet an extent? */
-bool overlay_touches(const struct plan *plan, uint64_t off, uint64_t len);
-
 /* End of the last extent in bytes, 0 for an empty plan. */
 uint64_t overlay_end(const struct plan *plan);
 
@@ -17,11 +14,6 @@ enum overlay_side { OVERLAY_TRUE, OVERLAY_SEALED };
 /* Lays one side's bytes of every extent over buf, which holds the file's bytes [off, off+len). */
 void overlay_patch(const struct plan *plan, enum overlay_side side, uint64_t off, void *buf,
                    size_t len);
-
-/* Takes bytes out of buf (the file's bytes [off, off+len)) into that side of every extent that they
- * meet. */
-void overlay_take(struct plan *plan, enum overlay_side side, uint64_t off, const void *buf,
-                  size_t len);
 
 /* The next run of [*off, end) that lies outside all extents. false: none left. Start with *off =
  * begin; call again with *off = *ret_off + *ret_len. */

@@ -179,7 +179,7 @@ int reader_remove(const struct store *s, const struct reader *rd)
 }
 
 /* arg: the inode number that is wanted, or 0. */
-static bool take(void *arg, const char *name, void *ret)
+static bool take_reader(void *arg, const char *name, void *ret)
 {
     const uint64_t *ino = arg;
     struct reader *one = ret;
@@ -190,7 +190,7 @@ static bool take(void *arg, const char *name, void *ret)
 int reader_list(const struct store *s, uint64_t ino, struct reader **ret, size_t *ret_n)
 {
     void *items = NULL;
-    int r = names_list(s, READER_DIR, sizeof(**ret), take, &ino, &items, ret_n);
+    int r = names_list(s, READER_DIR, sizeof(**ret), take_reader, &ino, &items, ret_n);
 
     if (r == 0)
         *ret = items;

@@ -11,7 +11,7 @@
 
 #define SUM_NAME "sum="
 /* bytes of the last line: name, 8 digits, newline */
-#define SUM_LINE (sizeof SUM_NAME - 1 + 8 + 1)
+#define SUM_LINE (sizeof(SUM_NAME) - 1 + 8 + 1)
 #define ERRNO_MAX 4095 /* MAX_ERRNO, include/linux/err.h of the kernel */
 #define MTIME_FORM "%" PRId64 " %ld"
 
@@ -19,7 +19,7 @@ static const char *const step_names[] = {
     [STEP_FREE] = "free",     [STEP_CLAIMED] = "claimed",     [STEP_ARMED] = "armed",
     [STEP_SEALED] = "sealed", [STEP_RESTORING] = "restoring", [STEP_STUCK] = "stuck",
 };
-#define STEP_COUNT (sizeof step_names / sizeof step_names[0])
+#define STEP_COUNT (sizeof(step_names) / sizeof(step_names[0]))
 
 const char *record_step_name(enum claim_step step)
 {
@@ -53,7 +53,7 @@ static bool time_ok(const char *text)
 {
     static const char form[] = "dddd-dd-ddTdd:dd:ddZ";
 
-    for (size_t i = 0; i < sizeof form; i++) {
+    for (size_t i = 0; i < sizeof(form); i++) {
         bool is_digit = text[i] >= '0' && text[i] <= '9';
         if (form[i] == 'd' ? !is_digit : text[i] != form[i])
             return false;
@@ -84,14 +84,14 @@ static uint32_t checksum(const char *text, size_t len)
 
 /* ---- encode ---- */
 
-struct writer {
+struct record_writer {
     char *text; /* DG_RECORD_MAX + 1 bytes */
     size_t len;
     int error; /* of the first put that failed; later ones do nothing */
 };
 
-static void put(struct writer *w, const char *fmt, ...) DG_PRINTF(2, 3);
-static void put(struct writer *w, const char *fmt, ...)
+static void record_put(struct record_writer *w, const char *fmt, ...) DG_PRINTF(2, 3);
+static void record_put(struct record_writer *w, const char *fmt, ...)
 {
     size_t room = DG_RECORD_MAX + 1 - w->len;
     va_list ap;
@@ -108,9 +108,9 @@ static void put(struct writer *w, const char *fmt, ...)
 }
 
 /* value: an array of size bytes, which must hold a NUL. */
-static void put_text(struct writer *w, const char *name, const char *value, size_t size)
+static void put_text(struct record_writer *w, const char *name, const char *value, size_t size)
 {
-    put(w, "%s=", name);
+    record_put(w, "%s=", name);
     if (w->error)
         return;
     if (!memchr(value, '\0', size) ||
@@ -118,10 +118,10 @@ static void put_text(struct writer *w, const char *name, const char *value, size
         w->error = -EINVAL;
     else
         w->len += strlen(w->text + w->len);
-    put(w, "\n");
+    record_put(w, "\n");
 }
 
-static void put_hex(struct writer *w, const uint8_t *bytes, size_t n)
+static void put_hex(struct record_writer *w, const uint8_t *bytes, size_t n)
 {
     if (w->error || 2 * n > DG_RECORD_MAX - w->len) {
         w->error = -EINVAL;
@@ -131,72 +131,74 @@ static void put_hex(struct writer *w, const uint8_t *bytes, size_t n)
     w->len += 2 * n;
 }
 
-static void put_handle(struct writer *w, const struct io_handle *h)
+static void put_handle(struct record_writer *w, const struct io_handle *h)
 {
     if (h->len == 0) {
-        put(w, "handle=-\n");
+        record_put(w, "handle=-\n");
         return;
     }
-    put(w, "handle=%d ", h->type);
+    record_put(w, "handle=%d ", h->type);
     put_hex(w, h->bytes, h->len);
-    put(w, "\n");
+    record_put(w, "\n");
 }
 
-static void put_extent(struct writer *w, const struct extent *e)
+static void put_extent(struct record_writer *w, const struct extent *e)
 {
-    put(w, "extent=%" PRIu64 " %" PRIu32 " ", e->off, e->len);
+    record_put(w, "extent=%" PRIu64 " %" PRIu32 " ", e->off, e->len);
     put_hex(w, e->truth, e->len);
-    put(w, " ");
+    record_put(w, " ");
     put_hex(w, e->sealed, e->len);
-    put(w, " ");
+    record_put(w, " ");
     if (e->has_was)
         put_hex(w, e->was, e->len);
     else
-        put(w, "-");
-    put(w, "\n");
+        record_put(w, "-");
+    record_put(w, "\n");
 }
 
-static void put_mtime(struct writer *w, const char *name, const struct timespec *t)
+static void put_mtime(struct record_writer *w, const char *name, const struct timespec *t)
 {
-    put(w, "%s=" MTIME_FORM "\n", name, (int64_t)t->tv_sec, t->tv_nsec);
+    record_put(w, "%s=" MTIME_FORM "\n", name, (int64_t)t->tv_sec, t->tv_nsec);
 }
 
-static void put_all(struct writer *w, const struct record *rec)
+static void put_all(struct record_writer *w, const struct record *rec)
 {
-    put(w, DG_RECORD_MAGIC " %d\n", DG_RECORD_VERSION);
-    put_text(w, "image", rec->image, sizeof rec->image);
-    put(w, "inode=%" PRIu64 "\n", rec->ino);
+    record_put(w, DG_RECORD_MAGIC " %d\n", DG_RECORD_VERSION);
+    put_text(w, "image", rec->image, sizeof(rec->image));
+    record_put(w, "inode=%" PRIu64 "\n", rec->ino);
     put_handle(w, &rec->handle);
-    put(w, "generation=%" PRIu64 "\n", rec->generation);
-    put(w, "state=%s\n", step_names[rec->step]);
-    put(w, "seq=%" PRIu64 "\n", rec->seq);
-    put(w, "host=%s\n", rec->host);
-    put_text(w, "name", rec->host_name, sizeof rec->host_name);
-    put(w, "installation=%s\nboot=%s\ndaemon=%s\n", rec->installation, rec->boot, rec->daemon);
-    put(w, "pid=%" PRIu64 "\nstart=%" PRIu64 "\n", rec->pid, rec->start);
-    put(w, "uid=%" PRIu64 "\ngid=%" PRIu64 "\n", rec->uid, rec->gid);
-    put(w, "since=%s\n", rec->since);
-    put_text(w, "format", rec->format, sizeof rec->format);
-    put(w, "size=%" PRIu64 "\n", rec->virtual_size);
+    record_put(w, "generation=%" PRIu64 "\n", rec->generation);
+    record_put(w, "state=%s\n", step_names[rec->step]);
+    record_put(w, "seq=%" PRIu64 "\n", rec->seq);
+    record_put(w, "host=%s\n", rec->host);
+    put_text(w, "name", rec->host_name, sizeof(rec->host_name));
+    record_put(w, "installation=%s\nboot=%s\ndaemon=%s\n", rec->installation, rec->boot,
+               rec->daemon);
+    record_put(w, "pid=%" PRIu64 "\nstart=%" PRIu64 "\n", rec->pid, rec->start);
+    record_put(w, "uid=%" PRIu64 "\ngid=%" PRIu64 "\n", rec->uid, rec->gid);
+    record_put(w, "since=%s\n", rec->since);
+    put_text(w, "format", rec->format, sizeof(rec->format));
+    record_put(w, "size=%" PRIu64 "\n", rec->virtual_size);
     if (rec->cut == OVERLAY_NO_CUT)
-        put(w, "cut=-\n");
+        record_put(w, "cut=-\n");
     else
-        put(w, "cut=%" PRIu64 "\n", rec->cut);
+        record_put(w, "cut=%" PRIu64 "\n", rec->cut);
     put_mtime(w, "mtime", &rec->mtime);
     put_mtime(w, "mtime-sealed", &rec->mtime_sealed);
-    put(w, "sync-error=%d\n", rec->sync_error);
-    put(w, "fenced=%s\n", io_fencing_name(rec->fenced));
+    record_put(w, "sync-error=%d\n", rec->sync_error);
+    record_put(w, "fenced=%s\n", io_fencing_name(rec->fenced));
     if (rec->chosen)
-        put(w, "mtime-chosen=" MTIME_FORM " " MTIME_FORM "\n", (int64_t)rec->mtime_chosen.tv_sec,
-            rec->mtime_chosen.tv_nsec, (int64_t)rec->mtime_seen.tv_sec, rec->mtime_seen.tv_nsec);
+        record_put(w, "mtime-chosen=" MTIME_FORM " " MTIME_FORM "\n",
+                   (int64_t)rec->mtime_chosen.tv_sec, rec->mtime_chosen.tv_nsec,
+                   (int64_t)rec->mtime_seen.tv_sec, rec->mtime_seen.tv_nsec);
     for (unsigned i = 0; i < rec->plan.n; i++)
         put_extent(w, &rec->plan.ext[i]);
-    put(w, SUM_NAME "%08" PRIx32 "\n", checksum(w->text, w->len));
+    record_put(w, SUM_NAME "%08" PRIx32 "\n", checksum(w->text, w->len));
 }
 
 int record_encode(const struct record *rec, char **ret_text, size_t *ret_len)
 {
-    struct writer w = {0};
+    struct record_writer w = {0};
     char *smaller;
 
     if (!fields_ok(rec))
@@ -217,14 +219,14 @@ int record_encode(const struct record *rec, char **ret_text, size_t *ret_len)
 
 /* ---- decode ---- */
 
-struct reader {
+struct record_reader {
     char *next; /* the next line */
     bool bad;   /* something did not parse; what was read since is meaningless */
 };
 
 /* Cuts the next line off, which must begin with "name=", and returns its value; "" when there is
  * none. */
-static char *take(struct reader *r, const char *name)
+static char *record_take(struct record_reader *r, const char *name)
 {
     size_t n = strlen(name);
     char *line = r->next, *end = strchr(line, '\n');
@@ -239,7 +241,7 @@ static char *take(struct reader *r, const char *name)
 }
 
 /* Cuts the next word off *rest; words are separated by exactly one space. */
-static char *word(struct reader *r, char **rest)
+static char *word(struct record_reader *r, char **rest)
 {
     char *this = *rest, *space = this ? strchr(this, ' ') : NULL;
 
@@ -251,7 +253,7 @@ static char *word(struct reader *r, char **rest)
     return this ? this : strchr(r->next, '\0');
 }
 
-static uint64_t parse_u64(struct reader *r, const char *text)
+static uint64_t parse_u64(struct record_reader *r, const char *text)
 {
     uint64_t value = 0;
 
@@ -260,23 +262,23 @@ static uint64_t parse_u64(struct reader *r, const char *text)
     return value;
 }
 
-static uint64_t take_u64(struct reader *r, const char *name)
+static uint64_t take_u64(struct record_reader *r, const char *name)
 {
-    return parse_u64(r, take(r, name));
+    return parse_u64(r, record_take(r, name));
 }
 
-static void take_text(struct reader *r, const char *name, char *ret, size_t size)
+static void take_text(struct record_reader *r, const char *name, char *ret, size_t size)
 {
-    const char *value = take(r, name);
+    const char *value = record_take(r, name);
 
     if (base_unescape(value, strlen(value), ret, size) < 0)
         r->bad = true;
 }
 
 /* Text without escapes that must fit; whether it makes sense is for fields_ok(). */
-static void take_plain(struct reader *r, const char *name, char *ret, size_t size)
+static void take_plain(struct record_reader *r, const char *name, char *ret, size_t size)
 {
-    const char *value = take(r, name);
+    const char *value = record_take(r, name);
     size_t n = strlen(value);
 
     if (n >= size)
@@ -286,15 +288,15 @@ static void take_plain(struct reader *r, const char *name, char *ret, size_t siz
 }
 
 /* Decodes exactly n bytes, or marks the record bad. */
-static void parse_hex(struct reader *r, const char *text, size_t n, uint8_t *ret)
+static void parse_hex(struct record_reader *r, const char *text, size_t n, uint8_t *ret)
 {
     if (strlen(text) != 2 * n || base_unhex(text, n, ret) < 0)
         r->bad = true;
 }
 
-static void take_handle(struct reader *r, struct io_handle *ret)
+static void take_handle(struct record_reader *r, struct io_handle *ret)
 {
-    char *rest = take(r, "handle");
+    char *rest = record_take(r, "handle");
 
     if (strcmp(rest, "-") == 0)
         return;
@@ -310,9 +312,9 @@ static void take_handle(struct reader *r, struct io_handle *ret)
     ret->len = (unsigned)n;
 }
 
-static void take_step(struct reader *r, enum claim_step *ret)
+static void take_step(struct record_reader *r, enum claim_step *ret)
 {
-    const char *value = take(r, "state");
+    const char *value = record_take(r, "state");
 
     for (unsigned i = 0; i < STEP_COUNT; i++)
         if (strcmp(value, step_names[i]) == 0) {
@@ -322,9 +324,9 @@ static void take_step(struct reader *r, enum claim_step *ret)
     r->bad = true;
 }
 
-static void take_cut(struct reader *r, uint64_t *ret)
+static void take_cut(struct record_reader *r, uint64_t *ret)
 {
-    const char *value = take(r, "cut");
+    const char *value = record_take(r, "cut");
 
     *ret = OVERLAY_NO_CUT;
     if (strcmp(value, "-") == 0)
@@ -334,7 +336,7 @@ static void take_cut(struct reader *r, uint64_t *ret)
         r->bad = true;
 }
 
-static void parse_mtime(struct reader *r, char **rest, struct timespec *ret)
+static void parse_mtime(struct record_reader *r, char **rest, struct timespec *ret)
 {
     char *seconds = word(r, rest);
     bool negative = seconds[0] == '-'; /* before 1970 */
@@ -348,29 +350,29 @@ static void parse_mtime(struct reader *r, char **rest, struct timespec *ret)
     ret->tv_nsec = (long)nsec;
 }
 
-static void take_mtime(struct reader *r, const char *name, struct timespec *ret)
+static void take_mtime(struct record_reader *r, const char *name, struct timespec *ret)
 {
-    char *rest = take(r, name);
+    char *rest = record_take(r, name);
 
     parse_mtime(r, &rest, ret);
     r->bad = r->bad || rest;
 }
 
 /* A line that is there only where it says something. */
-static void take_chosen(struct reader *r, struct record *rec)
+static void take_chosen(struct record_reader *r, struct record *rec)
 {
     if (r->bad || strncmp(r->next, "mtime-chosen=", 13) != 0)
         return;
-    char *rest = take(r, "mtime-chosen");
+    char *rest = record_take(r, "mtime-chosen");
     parse_mtime(r, &rest, &rec->mtime_chosen);
     parse_mtime(r, &rest, &rec->mtime_seen);
     r->bad = r->bad || rest;
     rec->chosen = true;
 }
 
-static void take_extent(struct reader *r, struct extent *ret)
+static void take_extent(struct record_reader *r, struct extent *ret)
 {
-    char *rest = take(r, "extent");
+    char *rest = record_take(r, "extent");
     uint64_t off = parse_u64(r, word(r, &rest)), len = parse_u64(r, word(r, &rest));
     const char *truth = word(r, &rest), *sealed = word(r, &rest), *was = word(r, &rest);
 
@@ -388,14 +390,14 @@ static void take_extent(struct reader *r, struct extent *ret)
 }
 
 /* A line that may be missing: records of version 1 were first written without it. */
-static void take_fenced(struct reader *r, enum fencing *ret)
+static void take_fenced(struct record_reader *r, enum fencing *ret)
 {
     const char *value;
 
     *ret = FENCING_NO;
     if (r->bad || strncmp(r->next, "fenced=", 7) != 0)
         return;
-    value = take(r, "fenced");
+    value = record_take(r, "fenced");
     for (int f = FENCING_NO; f <= FENCING_LOCK; f++)
         if (strcmp(value, io_fencing_name((enum fencing)f)) == 0) {
             *ret = (enum fencing)f;
@@ -404,25 +406,25 @@ static void take_fenced(struct reader *r, enum fencing *ret)
     r->bad = true;
 }
 
-static void take_all(struct reader *r, struct record *rec)
+static void take_all(struct record_reader *r, struct record *rec)
 {
-    take_text(r, "image", rec->image, sizeof rec->image);
+    take_text(r, "image", rec->image, sizeof(rec->image));
     rec->ino = take_u64(r, "inode");
     take_handle(r, &rec->handle);
     rec->generation = take_u64(r, "generation");
     take_step(r, &rec->step);
     rec->seq = take_u64(r, "seq");
-    take_plain(r, "host", rec->host, sizeof rec->host);
-    take_text(r, "name", rec->host_name, sizeof rec->host_name);
-    take_plain(r, "installation", rec->installation, sizeof rec->installation);
-    take_plain(r, "boot", rec->boot, sizeof rec->boot);
-    take_plain(r, "daemon", rec->daemon, sizeof rec->daemon);
+    take_plain(r, "host", rec->host, sizeof(rec->host));
+    take_text(r, "name", rec->host_name, sizeof(rec->host_name));
+    take_plain(r, "installation", rec->installation, sizeof(rec->installation));
+    take_plain(r, "boot", rec->boot, sizeof(rec->boot));
+    take_plain(r, "daemon", rec->daemon, sizeof(rec->daemon));
     rec->pid = take_u64(r, "pid");
     rec->start = take_u64(r, "start");
     rec->uid = take_u64(r, "uid");
     rec->gid = take_u64(r, "gid");
-    take_plain(r, "since", rec->since, sizeof rec->since);
-    take_text(r, "format", rec->format, sizeof rec->format);
+    take_plain(r, "since", rec->since, sizeof(rec->since));
+    take_text(r, "format", rec->format, sizeof(rec->format));
     rec->virtual_size = take_u64(r, "size");
     take_cut(r, &rec->cut);
     take_mtime(r, "mtime", &rec->mtime);
@@ -447,12 +449,12 @@ static int check_frame(char *text, size_t len, char **ret_body)
     uint8_t sum[4];
     uint64_t version;
 
-    if (len < sizeof magic + SUM_LINE || memchr(text, '\0', len) ||
+    if (len < sizeof(magic) + SUM_LINE || memchr(text, '\0', len) ||
         strncmp(text, magic, strlen(magic)) != 0)
         return -EBADMSG;
     end = text + len - SUM_LINE;
     if (end[-1] != '\n' || strncmp(end, SUM_NAME, strlen(SUM_NAME)) != 0 || text[len - 1] != '\n' ||
-        base_unhex(end + strlen(SUM_NAME), sizeof sum, sum) < 0)
+        base_unhex(end + strlen(SUM_NAME), sizeof(sum), sum) < 0)
         return -EBADMSG;
     *end = '\0';
     if (checksum(text, (size_t)(end - text)) !=
@@ -470,7 +472,7 @@ static int check_frame(char *text, size_t len, char **ret_body)
 
 int record_decode(const char *text, size_t len, struct record *ret)
 {
-    struct reader reader = {0};
+    struct record_reader reader = {0};
     struct record *rec = NULL;
     char *copy = NULL;
     int r = -EBADMSG;
@@ -478,7 +480,7 @@ int record_decode(const char *text, size_t len, struct record *ret)
     if (len > DG_RECORD_MAX)
         return -EBADMSG;
     copy = malloc(len + 1);
-    rec = calloc(1, sizeof *rec);
+    rec = calloc(1, sizeof(*rec));
     if (!copy || !rec) {
         r = -ENOMEM;
         goto out;

@@ -11,7 +11,7 @@
 /* each lost one means that a live host changed the claim between two reads of it */
 #define LOOKS 4
 
-struct job {
+struct recovery {
     struct recover *r;
     uint64_t ino;
     const struct record *row; /* or NULL */
@@ -69,7 +69,7 @@ static int find_image(const struct store *s, const struct record *rec, enum imag
 /* Opens the image so that nobody else can write while we look and act: the exclusive lock is not
  * granted as long as any writer's shared one stands. The lock stays until the descriptor is closed,
  * after the verified restore. */
-static enum image_kind open_image(struct job *j)
+static enum image_kind open_image(struct recovery *j)
 {
     const struct store *s = j->r->store;
     _cleanup_close_ int found = -1;
@@ -80,8 +80,8 @@ static enum image_kind open_image(struct job *j)
     if (kind != IMAGE_FOUND)
         return kind;
     fd = io_reopen(found, O_RDWR);
-    if ((fd == -EROFS || fd == -EACCES) && j->r->dry_run) { /* only looking: what can be seen
-                                                               without the lock */
+    if (io_err_readonly(fd) && j->r->dry_run) { /* only looking: what can be seen without the lock
+                                                 */
         j->fd = io_reopen(found, O_RDONLY);
         return j->fd < 0 ? IMAGE_UNREADABLE : IMAGE_FOUND;
     }
@@ -116,7 +116,7 @@ static bool past_seal(enum claim_step step)
     return step == STEP_SEALED || step == STEP_RESTORING || step == STEP_STUCK;
 }
 
-static void describe(struct job *j)
+static void describe(struct recovery *j)
 {
     const struct claim *c = j->claim;
     struct recover_input *in = &j->in;
@@ -132,7 +132,7 @@ static void describe(struct job *j)
 }
 
 /* Sequence numbers are compared within one claim only: same generation, both ours. */
-static void choose_plan(struct job *j)
+static void choose_plan(struct recovery *j)
 {
     const struct claim *c = j->claim;
     const struct record *rec = NULL;
@@ -187,7 +187,7 @@ static bool same_claim(const struct claim *a, const struct claim *b)
             strcmp(a->rec.installation, b->rec.installation) == 0);
 }
 
-static void close_image(struct job *j)
+static void close_image(struct recovery *j)
 {
     if (j->fd >= 0)
         close(j->fd); /* every write to it was fsynced and verified */
@@ -196,7 +196,7 @@ static void close_image(struct job *j)
 
 /* Looks at the image and, under its lock, at the claim again: what was read before the lock may
  * have been a live owner's. */
-static int look_at_image(struct job *j)
+static int look_at_image(struct recovery *j)
 {
     _cleanup_free_ struct claim *again = malloc(sizeof(*again));
     int r;
@@ -222,7 +222,7 @@ static int look_at_image(struct job *j)
 }
 
 /* Fills in, rec and fd. -errno: the claim cannot be read. */
-static int look(struct job *j)
+static int recovery_look(struct recovery *j)
 {
     int r = -EAGAIN;
 
@@ -244,18 +244,18 @@ static int look(struct job *j)
 
 /* ---- acting ---- */
 
-static int drop_row(struct job *j, uint64_t generation)
+static int drop_row(struct recovery *j, uint64_t generation)
 {
     return j->r->journal ? journal_remove(j->r->journal, j->ino, generation) : 0;
 }
 
 /* The row that was asked about, where it is not the one of the claim that was settled. */
-static int drop_old_row(struct job *j, uint64_t settled)
+static int drop_old_row(struct recovery *j, uint64_t settled)
 {
     return j->row && j->row->generation != settled ? drop_row(j, j->row->generation) : 0;
 }
 
-static void make_ours(struct job *j)
+static void make_ours(struct recovery *j)
 {
     const struct host *h = j->r->host;
 
@@ -272,7 +272,7 @@ static void make_ours(struct job *j)
  * name: a takeover, or a claim that is missing. A row comes first, as always. When the row is all
  * there is of the plan, it keeps its step until the claim stands, so that a crash in between is
  * still recognised as what it is. */
-static int acquire_next(struct job *j)
+static int acquire_next(struct recovery *j)
 {
     uint64_t old = j->work->generation;
     enum claim_step armed = j->work->plan.n > 0 ? STEP_ARMED : STEP_CLAIMED;
@@ -304,7 +304,7 @@ static int acquire_next(struct job *j)
 }
 
 /* An mtime that somebody chose counts only until the next write. Before the header is touched. */
-static int judge_chosen(struct job *j)
+static int judge_chosen(struct recovery *j)
 {
     const struct timespec *seen = &j->work->mtime_seen;
     struct stat st;
@@ -318,7 +318,7 @@ static int judge_chosen(struct job *j)
 
 /* The header is true: has it been sealed in this hold, in sight of anybody? Only a row says "not
  * yet" for sure: the claim is not told when the seal is complete. */
-static bool was_sealed(const struct job *j)
+static bool was_sealed(const struct recovery *j)
 {
     const struct timespec *sealed = &j->rec->mtime_sealed;
     bool never =
@@ -327,7 +327,7 @@ static bool was_sealed(const struct job *j)
     return !never && seal_was_taken(j->rec);
 }
 
-static int restore(struct job *j)
+static int restore(struct recovery *j)
 {
     struct recover *r = j->r;
     struct seal seal = {
@@ -347,7 +347,7 @@ static int restore(struct job *j)
 
 /* The true bytes are there. Durably, before the claim is given up: they may have been in this
  * host's cache only. */
-static int release(struct job *j)
+static int release(struct recovery *j)
 {
     uint64_t generation = j->work->generation;
     enum header_state state;
@@ -376,7 +376,7 @@ static bool holds_gone_image(const struct recover_input *in)
 }
 
 /* A claim that is held on a gone image is freed; work is its record, in our name. */
-static int forget(struct job *j)
+static int recovery_forget(struct recovery *j)
 {
     uint64_t generation = j->work->generation;
     int r = 0;
@@ -393,7 +393,7 @@ static int forget(struct job *j)
 }
 
 /* A person's takeover is an agreement in itself; any other repair that needs one asks for it. */
-static bool permitted(struct job *j, struct recover_decision d)
+static bool permitted(struct recovery *j, struct recover_decision d)
 {
     const struct recover *r = j->r;
 
@@ -406,7 +406,7 @@ static bool permitted(struct job *j, struct recover_decision d)
 }
 
 /* 0 settled, 1 left as it is, -errno. */
-static int act(struct job *j, struct recover_decision d)
+static int act(struct recovery *j, struct recover_decision d)
 {
     int r = 0;
 
@@ -424,7 +424,7 @@ static int act(struct job *j, struct recover_decision d)
         return r;
     switch (d.action) {
     case RECOVER_FORGET:
-        return forget(j);
+        return recovery_forget(j);
     case RECOVER_RELEASE:
         return release(j);
     case RECOVER_RESTORE:
@@ -436,10 +436,10 @@ static int act(struct job *j, struct recover_decision d)
     return 0;
 }
 
-static int settle(struct job *j)
+static int settle(struct recovery *j)
 {
     struct recover_decision d = {RECOVER_STOP, PROBLEM_UNREADABLE};
-    int done = look(j);
+    int done = recovery_look(j);
 
     if (done == 0) {
         d = recover_decide(&j->in);
@@ -456,7 +456,7 @@ static int settle(struct job *j)
 
 int recover_image(struct recover *r, uint64_t ino, const struct record *row, int row_err)
 {
-    struct job j = {.r = r, .ino = ino, .row = row, .fd = -1};
+    struct recovery j = {.r = r, .ino = ino, .row = row, .fd = -1};
     int err = -ENOMEM;
 
     j.in.row = !row ? ROW_NONE : row_err < 0 ? ROW_BAD : ROW_VALID;
@@ -484,7 +484,7 @@ struct sweep {
     bool left, progress;
 };
 
-static int collect(void *arg, const struct record *rec, int err)
+static int collect_row(void *arg, const struct record *rec, int err)
 {
     struct sweep *s = arg;
 
@@ -554,7 +554,7 @@ static int settle_claim(void *arg, uint64_t ino, const struct claim *c)
 int recover_all(struct recover *r)
 {
     struct sweep s = {.r = r};
-    int err = r->journal ? journal_each(r->journal, collect, &s) : 0;
+    int err = r->journal ? journal_each(r->journal, collect_row, &s) : 0;
 
     if (err == 0 && s.n > 1)
         qsort(s.key, s.n, sizeof(*s.key), key_cmp);

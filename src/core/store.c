@@ -494,7 +494,7 @@ static int tmp_probe(const struct store *s)
     if (r < 0)
         return r;
     fd = io_text_create(s->tmp_fd, name, "diskguard\n", 10);
-    if (fd == -EROFS || fd == -EACCES || fd == -EPERM)
+    if (io_err_readonly(fd))
         return 0;
     if (fd == -ENOSPC || fd == -EDQUOT)
         /* full, but not read-only: restoring and releasing may still find room */

@@ -16,7 +16,7 @@ struct dir {
     char path[]; /* below the datastore; "" is its root */
 };
 
-struct search {
+struct whereis_search {
     const struct store *s;
     struct whereis *w;
     size_t n, missing;
@@ -37,12 +37,12 @@ static bool leads_to(const struct store *s, const struct whereis *w, const char 
     return w->handle.len == 0 || (io_handle_get(fd, &h) == 0 && io_handle_equal(&h, &w->handle));
 }
 
-static bool is_over(const struct search *f)
+static bool is_over(const struct whereis_search *f)
 {
     return f->missing == 0 || f->names >= f->limit || (f->until && base_now_ms() >= f->until);
 }
 
-static void later(struct search *f, const char *path)
+static void later(struct whereis_search *f, const char *path)
 {
     size_t n = strlen(path) + 1;
     struct dir *d = malloc(sizeof(*d) + n);
@@ -55,7 +55,7 @@ static void later(struct search *f, const char *path)
     f->tail = &d->next;
 }
 
-static void look_at(struct search *f, const char *path, uint64_t ino)
+static void look_at(struct whereis_search *f, const char *path, uint64_t ino)
 {
     for (size_t i = 0; i < f->n; i++) {
         struct whereis *w = &f->w[i];
@@ -68,7 +68,7 @@ static void look_at(struct search *f, const char *path, uint64_t ino)
 }
 
 /* Is it a directory of the datastore's own file system, but not its own one? */
-static bool is_inside(const struct search *f, int dir, const struct dirent *e)
+static bool is_inside(const struct whereis_search *f, int dir, const struct dirent *e)
 {
     struct stat st;
 
@@ -78,7 +78,7 @@ static bool is_inside(const struct search *f, int dir, const struct dirent *e)
            st.st_dev == f->s->dev && st.st_ino != f->s->dir_ino;
 }
 
-static void look_in(struct search *f, const char *path, bool deeper)
+static void look_in(struct whereis_search *f, const char *path, bool deeper)
 {
     int fd =
         io_fresh_open(f->s->root_fd, path[0] ? path : ".", O_RDONLY | O_DIRECTORY | O_NOFOLLOW);
@@ -106,7 +106,7 @@ static void look_in(struct search *f, const char *path, bool deeper)
 }
 
 /* In the directories of the recorded names first. */
-static void look_near(struct search *f)
+static void look_near(struct whereis_search *f)
 {
     char path[PATH_MAX], last[PATH_MAX] = "/";
 
@@ -123,7 +123,7 @@ static void look_near(struct search *f)
 
 void whereis(const struct store *s, struct whereis *w, size_t n, unsigned limit, unsigned ms)
 {
-    struct search f = {
+    struct whereis_search f = {
         .s = s, .w = w, .n = n, .limit = limit, .until = ms ? base_now_ms() + ms : 0, .tail = NULL};
     struct dir *d;
 

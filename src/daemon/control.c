@@ -418,7 +418,7 @@ static void serve(struct control *c, int fd)
     json_object_put(o);
 }
 
-static void *run(void *arg)
+static void *control_thread(void *arg)
 {
     struct control *c = arg;
     sigset_t all;
@@ -566,7 +566,7 @@ struct control *control_new(struct daemon *d, struct why *why)
     c->stop_fd = eventfd(0, EFD_CLOEXEC);
     r = c->stop_fd < 0 ? -errno : control_open(c);
     if (r == 0)
-        r = -pthread_create(&c->thread, NULL, run, c);
+        r = -pthread_create(&c->thread, NULL, control_thread, c);
     if (r == 0)
         return c;
     why_set(

@@ -47,7 +47,7 @@ static void foreground_ready(void *arg)
     (void)arg;
 }
 
-static int run(struct daemon *d, void (*ready)(void *arg), void *arg)
+static int run_daemon(struct daemon *d, void (*ready)(void *arg), void *arg)
 {
     struct why why = {0};
     int code = start_run(d, ready, arg, &why);
@@ -58,7 +58,7 @@ static int run_in_foreground(struct daemon *d)
 {
     if (stderr_is_journal())
         log_to_system();
-    return run(d, foreground_ready, NULL);
+    return run_daemon(d, foreground_ready, NULL);
 }
 
 /* Waits until the child is ready, or takes its exit code. */
@@ -97,7 +97,7 @@ static int run_in_background(struct daemon *d)
     setsid();
     (void)!chdir("/");
     log_to_system();
-    return run(d, child_ready, &fds[1]);
+    return run_daemon(d, child_ready, &fds[1]);
 }
 
 int main(int argc, char **argv)

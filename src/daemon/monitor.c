@@ -1,7 +1,6 @@
 #include "daemon/monitor.h"
 
 #include <string.h>
-#include <time.h>
 
 #include "base/log.h"
 #include "base/sync.h"
@@ -13,7 +12,7 @@ struct monitor {
     pthread_t beat, look;
     bool beating, tending; /* these two were started */
     struct mutex lock;
-    pthread_cond_t wake;
+    struct cond wake;
     bool stop GUARDED_BY(lock);
     bool kicked GUARDED_BY(lock);
 };
@@ -33,14 +32,10 @@ unsigned monitor_period_ms(void)
  */
 static bool wait_round(struct monitor *k, bool kickable)
 {
-    struct timespec until;
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    uint64_t ns = (uint64_t)until.tv_nsec + monitor_period_ms() * UINT64_C(1000000);
-    until.tv_sec += (time_t)(ns / 1000000000);
-    until.tv_nsec = (long)(ns % 1000000000);
+    uint64_t until = base_now_ms() + monitor_period_ms();
     mutex_lock(&k->lock);
     while (!k->stop && !(kickable && k->kicked))
-        if (pthread_cond_timedwait(&k->wake, &k->lock.m, &until) != 0)
+        if (!cond_wait_until(&k->wake, &k->lock, until))
             break;
     if (kickable)
         k->kicked = false;
@@ -72,7 +67,7 @@ static int relock(struct daemon *d, struct why *why)
 
 static bool is_lost(int r)
 {
-    return r == -EIO || r == -EBADF || r == -ESTALE || r == -ENOLCK || r == -EKEYREJECTED;
+    return io_err_dead(r) || r == -EKEYREJECTED;
 }
 
 /* Says once when it cannot be had again, and when it is back. */
@@ -127,7 +122,7 @@ static void end_threads(struct monitor *k)
 {
     mutex_lock(&k->lock);
     k->stop = true;
-    pthread_cond_broadcast(&k->wake);
+    cond_broadcast(&k->wake);
     mutex_unlock(&k->lock);
     if (k->beating)
         pthread_join(k->beat, NULL);
@@ -143,11 +138,7 @@ struct monitor *monitor_new(struct daemon *d)
         return NULL;
     k->d = d;
     mutex_init(&k->lock);
-    pthread_condattr_t attr;
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    pthread_cond_init(&k->wake, &attr);
-    pthread_condattr_destroy(&attr);
+    cond_init(&k->wake);
     k->tend = image_tend_new(&d->guard);
     k->beating = k->tend && pthread_create(&k->beat, NULL, run_beat, k) == 0;
     k->tending = k->beating && pthread_create(&k->look, NULL, run_tend, k) == 0;
@@ -162,7 +153,7 @@ void monitor_kick(struct monitor *k)
 {
     mutex_lock(&k->lock);
     k->kicked = true;
-    pthread_cond_broadcast(&k->wake);
+    cond_broadcast(&k->wake);
     mutex_unlock(&k->lock);
 }
 
@@ -179,7 +170,7 @@ void monitor_free(struct monitor *k)
 {
     if (!k)
         return;
-    pthread_cond_destroy(&k->wake);
+    cond_destroy(&k->wake);
     mutex_destroy(&k->lock);
     free(k);
 }

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #define WAIT_MAX 86400
+#define TIMEOUT_MAX 3600
 #define TAKEOVER_WAIT_DEFAULT 120
 #define STATE_DIR_DEFAULT "/var/lib/diskguard"
 #define SUBTYPE_DEFAULT "diskguard"
@@ -273,18 +274,48 @@ static int set_shared(struct parse *p, const char *value)
                      "file name patterns such as *.shared:quorum-*", value);
 }
 
+static int set_timeout(struct parse *p, const char *name, const char *value, double *at)
+{
+    char *end;
+    double n = strtod(value, &end);
+    if (!isdigit((unsigned char)value[0]) || *end || !(n >= 0 && n <= TIMEOUT_MAX))
+        return bad(p, "%s=%s: must be a number of seconds from 0 to %d, such as 0.5", name, value,
+                   TIMEOUT_MAX);
+    *at = n;
+    return 0;
+}
+
+static int set_entry_timeout(struct parse *p, const char *value)
+{
+    return set_timeout(p, "entry-timeout", value, &p->o->entry_timeout);
+}
+
+static int set_attr_timeout(struct parse *p, const char *value)
+{
+    return set_timeout(p, "attr-timeout", value, &p->o->attr_timeout);
+}
+
 static const struct own_option {
     const char *name; /* with "=" */
     int (*set)(struct parse *p, const char *value);
 } own_options[] = {
-    {"host-id=", set_host_id},   {"state-dir=", set_state_dir},
-    {"wait=", set_wait},         {"threshold=", set_threshold},
-    {"seal=", set_seal},         {"raw=", set_raw},
-    {"writers=", set_writers},   {"fence=", set_fence},
-    {"takeover=", set_takeover}, {"takeover-wait=", set_takeover_wait},
-    {"readers=", set_readers},   {"managers=", set_managers},
-    {"subtype=", set_subtype},   {"damaged=", set_damaged},
+    {"host-id=", set_host_id},
+    {"state-dir=", set_state_dir},
+    {"wait=", set_wait},
+    {"threshold=", set_threshold},
+    {"seal=", set_seal},
+    {"raw=", set_raw},
+    {"writers=", set_writers},
+    {"fence=", set_fence},
+    {"takeover=", set_takeover},
+    {"takeover-wait=", set_takeover_wait},
+    {"readers=", set_readers},
+    {"managers=", set_managers},
+    {"subtype=", set_subtype},
+    {"damaged=", set_damaged},
     {"shared=", set_shared},
+    {"entry-timeout=", set_entry_timeout},
+    {"attr-timeout=", set_attr_timeout},
 };
 
 /* ---- everybody else's ---- */
@@ -478,7 +509,9 @@ int options_parse(int argc, char **argv, struct options *ret, enum options_todo 
 {
     struct parse p = {.o = ret, .why = why};
     struct fuse_args args = FUSE_ARGS_INIT(argc, argv);
-    *ret = (struct options){.guard = {.wait_s = 5, .takeover_wait_s = TAKEOVER_WAIT_DEFAULT}};
+    *ret = (struct options){.guard = {.wait_s = 5, .takeover_wait_s = TAKEOVER_WAIT_DEFAULT},
+                            .entry_timeout = 1,
+                            .attr_timeout = 1};
     fuse_set_log_func(no_log);
     int r = fuse_opt_add_arg(&ret->fuse_args, "diskguard");
     if (r == 0)
@@ -555,6 +588,10 @@ void options_help(void)
         "                     if the fence lock proves that the other host cannot write any more\n"
         "  -o takeover-wait=SECONDS\n"
         "                     how long an open waits for that (default: 120)\n"
+        "  -o entry-timeout=SECONDS, -o attr-timeout=SECONDS\n"
+        "                     how long the kernel may answer for names, and for attributes of files that\n"
+        "                     are not open as images, by itself: so long what another host changed may\n"
+        "                     go unseen; every open looks (default: 1; 0: never)\n"
         "  -o no_allow_other  only the mounting user may use the view (root's default: everybody may)\n"
         "  -o debug           debugging messages\n"
         "and the mount options of fuse(8) and fstab(5): ro, nosuid, nodev, noexec, allow_other, ...\n"

@@ -13,6 +13,8 @@ struct options {
     char *subtype;   /* of the mount's type fuse.SUBTYPE, default "diskguard" */
     bool fence_none; /* fence=none */
     bool foreground, debug;
+    /* seconds, 0..3600, default 1: view.h */
+    double entry_timeout, attr_timeout;
     unsigned max_read;          /* -o max_read, bytes; 0: none */
     struct fuse_args fuse_args; /* what is handed on to libfuse */
 };

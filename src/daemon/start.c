@@ -243,6 +243,8 @@ static int make_tables(struct daemon *d, struct why *why)
     d->guard.heartbeat_ms = monitor_period_ms();
     d->guard.opt = d->opt.guard;
     d->view.max_read = d->opt.max_read;
+    d->view.entry_timeout = d->opt.entry_timeout;
+    d->view.attr_timeout = d->opt.attr_timeout;
     int r = guard_init(&d->guard);
     if (r == 0)
         r = view_init(&d->view, &d->guard);

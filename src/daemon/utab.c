@@ -17,7 +17,7 @@
 #define PATIENCE_MS 10000 /* mount(8) waits for whoever has locked its tables */
 
 /* 0 or -errno; of a program that fails: -EIO. */
-static int run(const char *const argv[])
+static int run_program(const char *const argv[])
 {
     static const char *const env[] = {"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C", NULL};
     posix_spawn_file_actions_t files;
@@ -58,9 +58,9 @@ void utab_add(const struct options *opt)
     if (geteuid() != 0)
         return; /* such a view is unmounted by fusermount3, which knows no helpers */
     /* -f, -i, -c: it mounts nothing, starts no helper and does not look at the mountpoint */
-    int r = run((const char *const[]){"/bin/mount", "-f", "-i", "-c", "-t", "fuse.diskguard", "-o",
-                                      "helper=fuse.diskguard", opt->guard.datastore,
-                                      opt->guard.mountpoint, NULL});
+    int r = run_program((const char *const[]){"/bin/mount", "-f", "-i", "-c", "-t",
+                                              "fuse.diskguard", "-o", "helper=fuse.diskguard",
+                                              opt->guard.datastore, opt->guard.mountpoint, NULL});
     if (r < 0)
         log_msg(
             LOG_WARNING,
@@ -71,8 +71,8 @@ void utab_add(const struct options *opt)
 void utab_remove(const struct options *opt)
 {
     int r = geteuid() != 0 ? 0
-                           : run((const char *const[]){"/bin/umount", "--fake", "-i", "-c",
-                                                       opt->guard.mountpoint, NULL});
+                           : run_program((const char *const[]){"/bin/umount", "--fake", "-i", "-c",
+                                                               opt->guard.mountpoint, NULL});
     if (r < 0)
         log_msg(LOG_DEBUG, "the entry of %s in mount(8)'s table stays", opt->guard.mountpoint);
 }

@@ -3,6 +3,7 @@
 #ifndef DISKGUARD_FORMAT_BYTES_H
 #define DISKGUARD_FORMAT_BYTES_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 static inline uint16_t be16(const uint8_t *p)
@@ -46,6 +47,24 @@ static inline void put_le(uint8_t *p, uint64_t value, unsigned width)
 {
     for (unsigned i = 0; i < width; i++, value >>= 8)
         p[i] = (uint8_t)value;
+}
+
+/* A number of exactly n lower-case hexadecimal digits, at most 16. false: something else. */
+static inline bool hex_number(const uint8_t *p, unsigned n, uint64_t *ret)
+{
+    *ret = 0;
+    for (unsigned i = 0; i < n; i++) {
+        unsigned digit = 16;
+
+        if (p[i] >= '0' && p[i] <= '9')
+            digit = p[i] - (unsigned)'0';
+        else if (p[i] >= 'a' && p[i] <= 'f')
+            digit = p[i] - (unsigned)'a' + 10;
+        if (digit > 15)
+            return false;
+        *ret = *ret << 4 | digit;
+    }
+    return true;
 }
 
 #endif

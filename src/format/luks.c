@@ -118,7 +118,7 @@ static bool is_text(const uint8_t *p, size_t n)
 
 /* Loads what all else needs. The secondary header is looked for whatever the primary one's version
  * is: its mark counts as well. */
-static enum probe load(struct excerpt *v, struct luks *l)
+static enum probe luks_load(struct excerpt *v, struct luks *l)
 {
     size_t n = v->file_size < FORMAT_REACH ? (size_t)v->file_size : FORMAT_REACH;
     uint32_t version;
@@ -160,7 +160,7 @@ static bool secondary_is_sealed(const struct luks *l)
     return l->has_secondary && be16(l->secondary + OFF_VERSION) == SEALED_VERSION;
 }
 
-static bool is_sealed(const struct luks *l, struct format_info *info)
+static bool luks_is_sealed(const struct luks *l, struct format_info *info)
 {
     bool first, second;
     const char *by;
@@ -326,7 +326,7 @@ static bool payload_offset(struct excerpt *v, const struct luks *l, uint64_t *re
 static enum probe luks_probe(struct excerpt *v, struct format_info *ret_info)
 {
     struct luks l;
-    enum probe answer = load(v, &l);
+    enum probe answer = luks_load(v, &l);
     uint64_t payload;
 
     if (answer != PROBE_YES)
@@ -335,7 +335,7 @@ static enum probe luks_probe(struct excerpt *v, struct format_info *ret_info)
         ret_info->zone.head = l.hdr_size + LUKS2_LEN;
     /* Before all checks: what carries the marks must never pass for something that merely looks
      * broken. */
-    if (is_sealed(&l, ret_info))
+    if (luks_is_sealed(&l, ret_info))
         return PROBE_SEALED;
     if (l.version == 0) {
         format_lies(ret_info, "version %u is neither 1 nor 2, or the header is cut",
@@ -374,7 +374,7 @@ static int luks_plan(struct excerpt *v, const struct seal_policy *policy, struct
 {
     uint8_t seal1[SEAL1_LEN], version[2];
     struct luks l;
-    enum probe answer = load(v, &l);
+    enum probe answer = luks_load(v, &l);
     int r;
 
     (void)policy;
@@ -397,33 +397,17 @@ static int luks_plan(struct excerpt *v, const struct seal_policy *policy, struct
 
 /* ---- rescue ---- */
 
-static bool digits(const uint8_t *p, uint32_t *ret)
-{
-    *ret = 0;
-    for (unsigned i = 0; i < PAYLOAD_DIGITS; i++) {
-        unsigned digit = 16;
-
-        if (p[i] >= '0' && p[i] <= '9')
-            digit = p[i] - (unsigned)'0';
-        else if (p[i] >= 'a' && p[i] <= 'f')
-            digit = p[i] - (unsigned)'a' + 10;
-        if (digit > 15)
-            return false;
-        *ret = *ret << 4 | digit;
-    }
-    return true;
-}
-
 /* Our hash text -> what stood there. */
 static bool former_luks1(const uint8_t *header, uint8_t ret[SEAL1_LEN])
 {
     const uint8_t *text = header + OFF_HASH;
     size_t len = strnlen((const char *)text, NAME_LEN), word = strlen(SEALED_HASH);
-    uint32_t payload;
+    uint64_t payload;
 
     if (len < word + 1 + 1 + PAYLOAD_DIGITS || len >= NAME_LEN ||
         memcmp(text, SEALED_HASH, word) != 0 || text[len - PAYLOAD_DIGITS - 1] != ':' ||
-        !is_zero(text + len, NAME_LEN - len) || !digits(text + len - PAYLOAD_DIGITS, &payload))
+        !is_zero(text + len, NAME_LEN - len) ||
+        !hex_number(text + len - PAYLOAD_DIGITS, PAYLOAD_DIGITS, &payload))
         return false;
     memset(ret, 0, SEAL1_LEN);
     memcpy(ret, text + word, len - word - 1 - PAYLOAD_DIGITS);
@@ -431,12 +415,9 @@ static bool former_luks1(const uint8_t *header, uint8_t ret[SEAL1_LEN])
     return true;
 }
 
-static void set_size(struct excerpt *v, uint64_t payload, const char *source, struct rescue *ret)
+static uint64_t size_behind(const struct excerpt *v, uint64_t payload)
 {
-    ret->n = 1;
-    ret->candidate[0].kind = RESCUE_EXACT;
-    ret->candidate[0].size = payload && v->file_size > payload ? v->file_size - payload : 0;
-    ret->candidate[0].source = source;
+    return payload && v->file_size > payload ? v->file_size - payload : 0;
 }
 
 /* The payload offset alone is sealed and the hash name is not: the key material ends before the
@@ -452,11 +433,11 @@ static int guess_luks1(struct excerpt *v, const struct luks *l, const uint64_t *
     }
     if (end * SECTOR > v->file_size)
         return -EUCLEAN;
-    set_size(v, end * SECTOR, "file size less all key material", rescue);
-    rescue->candidate[0].kind = RESCUE_UPPER;
+    uint64_t upper = size_behind(v, end * SECTOR);
+    rescue_add(rescue, RESCUE_UPPER, upper, "file size less all key material");
     if (!size)
         return -ENODATA;
-    if (*size > rescue->candidate[0].size || (v->file_size - *size) % SECTOR != 0 ||
+    if (*size > upper || (v->file_size - *size) % SECTOR != 0 ||
         (v->file_size - *size) / SECTOR >= SEALED_PAYLOAD)
         return -ERANGE;
     memcpy(former, l->p + OFF_HASH, SEAL1_LEN);
@@ -483,8 +464,9 @@ static int rescue_luks1(struct excerpt *v, const struct luks *l, const uint64_t 
     if (!check_luks1(header, &info))
         return -EUCLEAN;
     if (exact)
-        set_size(v, (uint64_t)be32(header + OFF_PAYLOAD) * SECTOR,
-                 "payload offset in the hash name", rescue);
+        rescue_add(rescue, RESCUE_EXACT,
+                   size_behind(v, (uint64_t)be32(header + OFF_PAYLOAD) * SECTOR),
+                   "payload offset in the hash name");
     return plan_add(plan, OFF_HASH, former, l->p + OFF_HASH, SEAL1_LEN);
 }
 
@@ -511,7 +493,7 @@ static int rescue_luks2(struct excerpt *v, const struct luks *l, struct rescue *
         return -EUCLEAN;
     if (!payload_offset(v, l, &payload))
         return -EAGAIN;
-    set_size(v, payload, "segment in the JSON area", rescue);
+    rescue_add(rescue, RESCUE_EXACT, size_behind(v, payload), "segment in the JSON area");
     if (be16(l->p + OFF_VERSION) == SEALED_VERSION)
         r = plan_add(plan, OFF_VERSION, version, l->p + OFF_VERSION, sizeof(version));
     if (r == 0 && undone.secondary != l->secondary)
@@ -525,7 +507,7 @@ static int luks_rescue(struct excerpt *v, const uint64_t *size, struct rescue *r
                        struct plan *ret_plan)
 {
     struct luks l;
-    enum probe answer = load(v, &l);
+    enum probe answer = luks_load(v, &l);
     int r = -EUCLEAN;
 
     if (answer == PROBE_MORE)

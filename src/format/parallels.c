@@ -57,7 +57,7 @@ struct parallels {
 };
 
 /* Loads the header and decodes it; values are not checked yet. */
-static enum probe load(struct excerpt *v, struct parallels *h)
+static enum probe parallels_load(struct excerpt *v, struct parallels *h)
 {
     size_t n = v->file_size < LOAD ? (size_t)v->file_size : LOAD;
     const uint8_t *p;
@@ -112,7 +112,7 @@ static bool check_size(const struct parallels *h, struct format_info *info)
 static enum probe parallels_probe(struct excerpt *v, struct format_info *ret_info)
 {
     struct parallels h;
-    enum probe answer = load(v, &h);
+    enum probe answer = parallels_load(v, &h);
 
     if (answer != PROBE_YES)
         return answer;
@@ -143,7 +143,7 @@ static int parallels_plan(struct excerpt *v, const struct seal_policy *policy,
 {
     static const uint8_t zero[8];
     struct parallels h;
-    enum probe answer = load(v, &h);
+    enum probe answer = parallels_load(v, &h);
     int r = 0;
 
     if (answer == PROBE_MORE)
@@ -230,7 +230,7 @@ static int parallels_rescue(struct excerpt *v, const uint64_t *size, struct resc
     uint8_t word[8];
     int r;
 
-    if (load(v, &h) == PROBE_MORE)
+    if (parallels_load(v, &h) == PROBE_MORE)
         return -EAGAIN;
     memset(ret_rescue, 0, sizeof(*ret_rescue));
     memset(ret_plan, 0, sizeof(*ret_plan));

@@ -55,7 +55,7 @@ struct qcow {
 };
 
 /* Loads the header and decodes it; values are not checked yet. */
-static enum probe load(struct excerpt *v, struct qcow *h)
+static enum probe qcow_load(struct excerpt *v, struct qcow *h)
 {
     size_t n = v->file_size < LOAD ? (size_t)v->file_size : LOAD;
     const uint8_t *p;
@@ -137,7 +137,7 @@ static bool check_others(const struct qcow *h, struct format_info *info)
 static enum probe qcow_probe(struct excerpt *v, struct format_info *ret_info)
 {
     struct qcow h;
-    enum probe answer = load(v, &h);
+    enum probe answer = qcow_load(v, &h);
 
     if (answer != PROBE_YES)
         return answer;
@@ -160,7 +160,7 @@ static int qcow_plan(struct excerpt *v, const struct seal_policy *policy, struct
 {
     uint8_t word[8];
     struct qcow h;
-    enum probe answer = load(v, &h);
+    enum probe answer = qcow_load(v, &h);
 
     if (answer == PROBE_MORE)
         return -EAGAIN;
@@ -237,7 +237,7 @@ static int qcow_rescue(struct excerpt *v, const uint64_t *size, struct rescue *r
     uint8_t word[8];
     struct qcow h;
 
-    if (load(v, &h) == PROBE_MORE)
+    if (qcow_load(v, &h) == PROBE_MORE)
         return -EAGAIN;
     memset(ret_rescue, 0, sizeof(*ret_rescue));
     memset(ret_plan, 0, sizeof(*ret_plan));
@@ -262,7 +262,7 @@ static int qcow_links(struct excerpt *v, int (*fn)(void *arg, const struct forma
                       void *arg)
 {
     struct qcow h;
-    enum probe answer = load(v, &h);
+    enum probe answer = qcow_load(v, &h);
 
     if (answer != PROBE_YES)
         return answer == PROBE_MORE ? -EAGAIN : -EUCLEAN;

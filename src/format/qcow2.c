@@ -313,7 +313,7 @@ static void sealed_text(const struct header_view *h, char ret[ROW_NAME_LEN + 1])
     ret[len] = '\0';
 }
 
-static bool is_sealed(const struct header_view *h, struct format_info *info)
+static bool qcow2_is_sealed(const struct header_view *h, struct format_info *info)
 {
     bool size = qcow2_size_is_seal(h->size);
     bool bit = h->incompatible & SEALED_INCOMPAT && h->size != SEALED_SIZE_BIT;
@@ -344,7 +344,7 @@ static enum probe qcow2_probe(struct excerpt *v, struct format_info *ret_info)
     }
     /* Before all checks: what carries the marks must never pass for something that merely looks
      * broken. */
-    if (is_sealed(&h, ret_info))
+    if (qcow2_is_sealed(&h, ret_info))
         return PROBE_SEALED;
     if (!qcow2_check(&h, ret_info))
         return PROBE_LIES;

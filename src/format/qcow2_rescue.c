@@ -99,23 +99,6 @@ static bool former_row(const uint8_t *rows, unsigned n, unsigned missing, uint8_
     return false;
 }
 
-static bool digits(const uint8_t *p, uint64_t *ret)
-{
-    *ret = 0;
-    for (unsigned i = 0; i < SIZE_DIGITS; i++) {
-        unsigned digit = 16;
-
-        if (p[i] >= '0' && p[i] <= '9')
-            digit = p[i] - (unsigned)'0';
-        else if (p[i] >= 'a' && p[i] <= 'f')
-            digit = p[i] - (unsigned)'a' + 10;
-        if (digit > 15)
-            return false;
-        *ret = *ret << 4 | digit;
-    }
-    return true;
-}
-
 struct sealed_row {
     const uint8_t *p; /* in the view; NULL: none */
     bool known;       /* former is what stood there */
@@ -137,7 +120,7 @@ static bool is_our_row(const uint8_t *row, uint64_t *ret_size)
             return false;
     return memcmp(name, SEALED_WORD " ", word) == 0 &&
            memcmp(name + len - tail, SIZE_WORD, strlen(SIZE_WORD)) == 0 &&
-           digits(row + ROW_NAME + len - SIZE_DIGITS, ret_size);
+           hex_number(row + ROW_NAME + len - SIZE_DIGITS, SIZE_DIGITS, ret_size);
 }
 
 static void find_row(const struct header_view *h, struct sealed_row *ret)

@@ -59,7 +59,7 @@ struct qed {
 };
 
 /* Loads the header and decodes it; values are not checked yet. */
-static enum probe load(struct excerpt *v, struct qed *h)
+static enum probe qed_load(struct excerpt *v, struct qed *h)
 {
     size_t n = v->file_size < LOAD ? (size_t)v->file_size : LOAD;
     const uint8_t *p;
@@ -180,7 +180,7 @@ static bool has_more(const struct excerpt *v, const struct qed *h)
 static enum probe qed_probe(struct excerpt *v, struct format_info *ret_info)
 {
     struct qed h;
-    enum probe answer = load(v, &h);
+    enum probe answer = qed_load(v, &h);
     bool size, bit;
 
     if (answer != PROBE_YES)
@@ -211,7 +211,7 @@ static int qed_plan(struct excerpt *v, const struct seal_policy *policy, struct 
 {
     uint8_t word[8];
     struct qed h;
-    enum probe answer = load(v, &h);
+    enum probe answer = qed_load(v, &h);
     int r;
 
     if (answer == PROBE_MORE)
@@ -291,7 +291,7 @@ static int qed_rescue(struct excerpt *v, const uint64_t *size, struct rescue *re
     struct qed h;
     int r = 0;
 
-    if (load(v, &h) == PROBE_MORE)
+    if (qed_load(v, &h) == PROBE_MORE)
         return -EAGAIN;
     memset(ret_rescue, 0, sizeof(*ret_rescue));
     memset(ret_plan, 0, sizeof(*ret_plan));
@@ -325,7 +325,7 @@ static int qed_links(struct excerpt *v, int (*fn)(void *arg, const struct format
                      void *arg)
 {
     struct qed h;
-    enum probe answer = load(v, &h);
+    enum probe answer = qed_load(v, &h);
 
     if (answer != PROBE_YES)
         return answer == PROBE_MORE ? -EAGAIN : -EUCLEAN;

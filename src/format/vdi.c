@@ -58,7 +58,7 @@ struct vdi {
 
 /* Loads the header and decodes it; values are not checked yet. NO, MORE, LIES (a version that is
  * unknown) or YES. */
-static enum probe load(struct excerpt *v, struct vdi *h)
+static enum probe vdi_load(struct excerpt *v, struct vdi *h)
 {
     size_t n = v->file_size < LOAD ? (size_t)v->file_size : LOAD;
     const uint8_t *p;
@@ -119,7 +119,7 @@ static uint64_t size_max(const struct vdi *h)
 static enum probe vdi_probe(struct excerpt *v, struct format_info *ret_info)
 {
     struct vdi h;
-    enum probe answer = load(v, &h);
+    enum probe answer = vdi_load(v, &h);
 
     if (answer == PROBE_LIES)
         format_lies(ret_info, "version %" PRIu32 ".%" PRIu32 " is neither 1.x nor 0.2",
@@ -148,7 +148,7 @@ static int vdi_plan(struct excerpt *v, const struct seal_policy *policy, struct 
 {
     uint8_t word[8];
     struct vdi h;
-    enum probe answer = load(v, &h);
+    enum probe answer = vdi_load(v, &h);
 
     if (answer == PROBE_MORE)
         return -EAGAIN;
@@ -170,7 +170,7 @@ static int vdi_rescue(struct excerpt *v, const uint64_t *size, struct rescue *re
     uint64_t lower;
     struct vdi h;
 
-    answer = load(v, &h);
+    answer = vdi_load(v, &h);
     if (answer == PROBE_MORE)
         return -EAGAIN;
     memset(ret_rescue, 0, sizeof(*ret_rescue));

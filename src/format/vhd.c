@@ -129,7 +129,7 @@ static bool has_room(const uint8_t *f)
 
 /* The inverted checksum alone is our seal only where there is no room for the mark: a tool that
  * forgets the complement writes the same. */
-static bool is_sealed(const uint8_t *f)
+static bool vhd_is_sealed(const uint8_t *f)
 {
     return f && (has_mark(f) || be32(f + OFF_TYPE) == TYPE_SEALED ||
                  (be32(f + OFF_CHECKSUM) == ~checksum(f, FOOTER, OFF_CHECKSUM) && !has_room(f)));
@@ -153,12 +153,12 @@ static void seal(const uint8_t *truth, const struct seal_policy *policy, uint8_t
 
 /* The true bytes of a copy, sealed or not. False: a part of its marks is missing, which no whole
  * write of ours leaves. */
-static bool unseal(const uint8_t *f, uint8_t ret[FOOTER])
+static bool vhd_unseal(const uint8_t *f, uint8_t ret[FOOTER])
 {
     bool type = be32(f + OFF_TYPE) == TYPE_SEALED, mark = has_mark(f);
 
     memcpy(ret, f, FOOTER);
-    if (!is_sealed(f))
+    if (!vhd_is_sealed(f))
         return true;
     if (type && !mark)
         return false;
@@ -168,7 +168,7 @@ static bool unseal(const uint8_t *f, uint8_t ret[FOOTER])
     }
     if (type || !mark)
         invert_checksum(ret);
-    return !is_sealed(ret); /* a made-up footer may say of itself that it was sealed before */
+    return !vhd_is_sealed(ret); /* a made-up footer may say of itself that it was sealed before */
 }
 
 /* As QEMU has it; bytes, not checked yet. */
@@ -186,7 +186,7 @@ static uint64_t size_of(const uint8_t *f)
 /* ---- reading ---- */
 
 /* YES: at least one copy has the cookie. LIES: the file ends inside the first. */
-static enum probe load(struct excerpt *v, struct copies *ret)
+static enum probe vhd_load(struct excerpt *v, struct copies *ret)
 {
     const uint8_t *p;
 
@@ -322,7 +322,7 @@ static enum probe probe_tail(struct excerpt *v, const uint8_t *f, struct format_
 
 static void tell_seal(const struct copies *c, struct format_info *info)
 {
-    bool head = is_sealed(c->head), tail = is_sealed(c->tail);
+    bool head = vhd_is_sealed(c->head), tail = vhd_is_sealed(c->tail);
     const uint8_t *f = head ? c->head : c->tail;
     char holder[HOLDER_MAX + 1] = "";
 
@@ -339,7 +339,7 @@ static void tell_seal(const struct copies *c, struct format_info *info)
 static enum probe vhd_probe(struct excerpt *v, struct format_info *ret_info)
 {
     struct copies c;
-    enum probe answer = load(v, &c);
+    enum probe answer = vhd_load(v, &c);
 
     if (answer == PROBE_NO || answer == PROBE_MORE)
         return answer;
@@ -352,7 +352,7 @@ static enum probe vhd_probe(struct excerpt *v, struct format_info *ret_info)
         ret_info->zone.head < be64(c.head + OFF_DATA) + DYN_HEADER)
         ret_info->zone.head = be64(c.head + OFF_DATA) + DYN_HEADER;
     ret_info->guest_at_start = !c.head;
-    if (is_sealed(c.head) || is_sealed(c.tail)) {
+    if (vhd_is_sealed(c.head) || vhd_is_sealed(c.tail)) {
         tell_seal(&c, ret_info);
         return PROBE_SEALED;
     }
@@ -373,7 +373,7 @@ static int add_seal(struct plan *plan, uint64_t off, const uint8_t *truth,
 static int vhd_plan(struct excerpt *v, const struct seal_policy *policy, struct plan *ret_plan)
 {
     struct copies c;
-    enum probe answer = load(v, &c);
+    enum probe answer = vhd_load(v, &c);
     int r = 0;
 
     if (answer != PROBE_YES)
@@ -395,28 +395,26 @@ static int vhd_rescue(struct excerpt *v, const uint64_t *size, struct rescue *re
     uint8_t head[FOOTER], tail[FOOTER];
     const uint8_t *truth;
     struct copies c;
-    enum probe answer = load(v, &c);
+    enum probe answer = vhd_load(v, &c);
     int r = 0;
 
     if (answer == PROBE_MORE)
         return -EAGAIN;
     memset(ret_rescue, 0, sizeof(*ret_rescue));
-    if (answer != PROBE_YES || (c.head && !unseal(c.head, head)) ||
-        (c.tail && !unseal(c.tail, tail)))
+    if (answer != PROBE_YES || (c.head && !vhd_unseal(c.head, head)) ||
+        (c.tail && !vhd_unseal(c.tail, tail)))
         return -EUCLEAN;
     truth = c.head ? head : tail;
     if (!sum_is_right(truth))
         return -EUCLEAN;
-    ret_rescue->n = 1;
-    ret_rescue->candidate[0].kind = RESCUE_EXACT;
-    ret_rescue->candidate[0].size = size_of(truth);
-    ret_rescue->candidate[0].source = "the size that the seal keeps in the footer";
+    rescue_add(ret_rescue, RESCUE_EXACT, size_of(truth),
+               "the size that the seal keeps in the footer");
     if (size && *size != size_of(truth))
         return -ERANGE;
     memset(ret_plan, 0, sizeof(*ret_plan));
-    if (is_sealed(c.head))
+    if (vhd_is_sealed(c.head))
         r = plan_add(ret_plan, 0, head, c.head, FOOTER);
-    if (r == 0 && is_sealed(c.tail))
+    if (r == 0 && vhd_is_sealed(c.tail))
         r = plan_add(ret_plan, v->file_size - FOOTER, tail, c.tail, FOOTER);
     return r;
 }
@@ -468,7 +466,7 @@ static int vhd_links(struct excerpt *v, int (*fn)(void *arg, const struct format
     uint8_t f[FOOTER];
     const uint8_t *d;
     struct copies c;
-    enum probe answer = load(v, &c);
+    enum probe answer = vhd_load(v, &c);
     bool more;
     int r = 0;
 
@@ -476,7 +474,7 @@ static int vhd_links(struct excerpt *v, int (*fn)(void *arg, const struct format
         return answer == PROBE_MORE ? -EAGAIN : -EUCLEAN;
     if (!c.head)
         return 0;
-    if (!unseal(c.head, f))
+    if (!vhd_unseal(c.head, f))
         return -EUCLEAN;
     if (be32(f + OFF_TYPE) != TYPE_DIFFERENCING)
         return 0;

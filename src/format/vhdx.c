@@ -146,7 +146,7 @@ struct region {
     uint32_t len; /* 0: not found */
 };
 
-struct image {
+struct vhdx_image {
     const uint8_t *header[2]; /* NULL: beyond the end of the file */
     const uint8_t *regions;
     struct region log, bat, metadata;
@@ -163,7 +163,7 @@ static bool get(struct excerpt *v, uint64_t off, size_t len, const uint8_t **ret
     return *ret || off > v->file_size || len > v->file_size - off;
 }
 
-static enum probe load(struct excerpt *v, struct image *im)
+static enum probe vhdx_load(struct excerpt *v, struct vhdx_image *im)
 {
     /* with the signature that follows, so that it needs no window of its own */
     size_t regions_len =
@@ -206,7 +206,7 @@ static bool header_is_valid(const uint8_t *h)
 }
 
 /* Index of the current header (spec, 2.2.2; QEMU vhdx_parse_header()), or -1. */
-static int current_header(const struct image *im)
+static int current_header(const struct vhdx_image *im)
 {
     bool one = header_is_valid(im->header[0]), two = header_is_valid(im->header[1]);
     uint64_t a, b;
@@ -226,7 +226,7 @@ static int current_header(const struct image *im)
 
 /* ---- headers and regions, with a seal or without ---- */
 
-static bool check_headers(struct image *im, struct format_info *info)
+static bool check_headers(struct vhdx_image *im, struct format_info *info)
 {
     int current = current_header(im);
     const uint8_t *h;
@@ -259,7 +259,7 @@ static struct region region_at(const uint8_t *table, unsigned i)
     return (struct region){le64(e + REGION_OFFSET), le32(e + REGION_LENGTH)};
 }
 
-static bool check_region(struct image *im, struct format_info *info, unsigned i)
+static bool check_region(struct vhdx_image *im, struct format_info *info, unsigned i)
 {
     const uint8_t *guid = im->regions + REGIONS_FIRST + (size_t)i * REGION;
     struct region r = region_at(im->regions, i);
@@ -287,7 +287,7 @@ static bool check_region(struct image *im, struct format_info *info, unsigned i)
     return true;
 }
 
-static bool check_regions(struct image *im, struct format_info *info)
+static bool check_regions(struct vhdx_image *im, struct format_info *info)
 {
     uint32_t n;
 
@@ -318,7 +318,7 @@ static bool is_zero(const uint8_t *p, size_t n)
 }
 
 /* False: not loaded. */
-static bool load_table(struct excerpt *v, struct image *im)
+static bool load_table(struct excerpt *v, struct vhdx_image *im)
 {
     uint64_t left = v->file_size > im->metadata.off ? v->file_size - im->metadata.off : 0;
     size_t window = left < METADATA_WINDOW ? (size_t)left : METADATA_WINDOW;
@@ -332,7 +332,7 @@ static bool load_table(struct excerpt *v, struct image *im)
     return true;
 }
 
-static bool check_entry(struct image *im, struct format_info *info, unsigned i)
+static bool check_entry(struct vhdx_image *im, struct format_info *info, unsigned i)
 {
     const uint8_t *e = im->table + METADATA_FIRST + (size_t)i * ITEM;
     uint32_t off = le32(e + ITEM_OFFSET), len = le32(e + ITEM_LENGTH);
@@ -357,7 +357,7 @@ static bool check_entry(struct image *im, struct format_info *info, unsigned i)
     return true;
 }
 
-static bool check_metadata(struct image *im, struct format_info *info)
+static bool check_metadata(struct vhdx_image *im, struct format_info *info)
 {
     unsigned n = le16(im->table + METADATA_COUNT);
 
@@ -375,7 +375,7 @@ static bool check_metadata(struct image *im, struct format_info *info)
 }
 
 /* The bytes of an item, NULL: not in the file. False: not loaded. */
-static bool get_item(struct excerpt *v, const struct image *im, enum item which,
+static bool get_item(struct excerpt *v, const struct vhdx_image *im, enum item which,
                      const uint8_t **ret)
 {
     const uint8_t *e = im->item[which];
@@ -392,7 +392,8 @@ static uint64_t bat_entries(uint64_t size, uint32_t block, uint32_t sector, bool
     return parent ? (blocks + ratio - 1) / ratio * (ratio + 1) : blocks + (blocks - 1) / ratio;
 }
 
-static enum probe check_items(struct excerpt *v, const struct image *im, struct format_info *info)
+static enum probe check_items(struct excerpt *v, const struct vhdx_image *im,
+                              struct format_info *info)
 {
     const uint8_t *parameters, *size, *logical;
     uint32_t block, sector;
@@ -429,7 +430,7 @@ static enum probe check_items(struct excerpt *v, const struct image *im, struct 
 }
 
 /* The metadata, where there is some. */
-static enum probe check_metadata_region(struct excerpt *v, struct image *im,
+static enum probe check_metadata_region(struct excerpt *v, struct vhdx_image *im,
                                         struct format_info *info)
 {
     if (!load_table(v, im))
@@ -464,11 +465,26 @@ static unsigned in_order(unsigned step, int current)
     return step < 2 ? step : (step == 2) == (current == 1) ? 2 : 3;
 }
 
+static int plan_marks(unsigned marks, int current, struct plan *ret_plan)
+{
+    int r = 0;
+
+    memset(ret_plan, 0, sizeof(*ret_plan));
+    for (unsigned step = 0; r == 0 && step < SIGNATURES; step++) {
+        unsigned i = in_order(step, current);
+
+        if (marks & 1u << i)
+            r = plan_add(ret_plan, signatures[i].off, signatures[i].truth, SEALED_SIGNATURE,
+                         SIGNATURE_LEN);
+    }
+    return r;
+}
+
 static enum probe vhdx_probe(struct excerpt *v, struct format_info *ret_info)
 {
-    struct image im;
+    struct vhdx_image im;
     unsigned sealed, whole;
-    enum probe answer = load(v, &im);
+    enum probe answer = vhdx_load(v, &im);
 
     if (answer != PROBE_YES)
         return answer;
@@ -491,10 +507,10 @@ static enum probe vhdx_probe(struct excerpt *v, struct format_info *ret_info)
 
 static int vhdx_plan(struct excerpt *v, const struct seal_policy *policy, struct plan *ret_plan)
 {
-    struct image im;
+    struct vhdx_image im;
     unsigned sealed, whole;
-    enum probe answer = load(v, &im);
-    int current, r = 0;
+    enum probe answer = vhdx_load(v, &im);
+    int current;
 
     (void)policy;
     if (answer == PROBE_MORE || (answer == PROBE_YES && !find_marks(v, &sealed, &whole)))
@@ -502,25 +518,17 @@ static int vhdx_plan(struct excerpt *v, const struct seal_policy *policy, struct
     current = answer == PROBE_YES ? current_header(&im) : -1;
     if (current < 0)
         return -EUCLEAN;
-    memset(ret_plan, 0, sizeof(*ret_plan));
-    for (unsigned step = 0; r == 0 && step < SIGNATURES; step++) {
-        unsigned i = in_order(step, current);
-
-        if (whole & 1u << i)
-            r = plan_add(ret_plan, signatures[i].off, signatures[i].truth, SEALED_SIGNATURE,
-                         SIGNATURE_LEN);
-    }
-    return r;
+    return plan_marks(whole, current, ret_plan);
 }
 
 static int vhdx_rescue(struct excerpt *v, const uint64_t *size, struct rescue *ret_rescue,
                        struct plan *ret_plan)
 {
     struct format_info info = {0};
-    struct image im;
+    struct vhdx_image im;
     unsigned sealed = 0, whole;
-    enum probe answer = load(v, &im);
-    int current, r = 0;
+    enum probe answer = vhdx_load(v, &im);
+    int current;
 
     if (answer == PROBE_MORE || (answer == PROBE_YES && !find_marks(v, &sealed, &whole)))
         return -EAGAIN;
@@ -531,23 +539,12 @@ static int vhdx_rescue(struct excerpt *v, const uint64_t *size, struct rescue *r
     memset(ret_rescue, 0, sizeof(*ret_rescue));
     if (current < 0 || !im.metadata.len || info.why[0])
         return -EUCLEAN;
-    if (info.virtual_size) {
-        ret_rescue->n = 1;
-        ret_rescue->candidate[0].kind = RESCUE_EXACT;
-        ret_rescue->candidate[0].size = info.virtual_size;
-        ret_rescue->candidate[0].source = "the metadata item virtual disk size";
-    }
+    if (info.virtual_size)
+        rescue_add(ret_rescue, RESCUE_EXACT, info.virtual_size,
+                   "the metadata item virtual disk size");
     if (size && *size != info.virtual_size)
         return -ERANGE;
-    memset(ret_plan, 0, sizeof(*ret_plan));
-    for (unsigned step = 0; r == 0 && step < SIGNATURES; step++) {
-        unsigned i = in_order(step, current);
-
-        if (sealed & 1u << i)
-            r = plan_add(ret_plan, signatures[i].off, signatures[i].truth, SEALED_SIGNATURE,
-                         SIGNATURE_LEN);
-    }
-    return r;
+    return plan_marks(sealed, current, ret_plan);
 }
 
 /* ---- links ---- */
@@ -577,11 +574,11 @@ static int locator_value(const uint8_t *p, size_t n, const char *key, char *ret,
 }
 
 /* All up to the parent locator. 0 and *ret NULL: no parent, or not known yet. */
-static int load_locator(struct excerpt *v, struct image *im, const uint8_t **ret)
+static int load_locator(struct excerpt *v, struct vhdx_image *im, const uint8_t **ret)
 {
     struct format_info info = {0};
     const uint8_t *parameters;
-    enum probe answer = load(v, im);
+    enum probe answer = vhdx_load(v, im);
 
     *ret = NULL;
     if (answer == PROBE_MORE)
@@ -609,7 +606,7 @@ static int vhdx_links(struct excerpt *v, int (*fn)(void *arg, const struct forma
                       void *arg)
 {
     struct format_link link = {.role = LINK_BACKING, .format = "vhdx"};
-    struct image im;
+    struct vhdx_image im;
     const uint8_t *p;
     size_t n;
     int r = load_locator(v, &im, &p);

@@ -206,20 +206,14 @@ bool vmdk_has_note(const struct vmdk_copy *c)
 /* The capacity in a note that we wrote; false: none, or another text. */
 bool vmdk_read_note(const struct vmdk_copy *c, uint64_t *ret_sectors)
 {
-    const char *digits = "0123456789abcdef";
     const uint8_t *note = c->b + c->note;
     size_t n = strnlen((const char *)note, NOTE_LEN), head = strlen(NOTE_SECTORS);
-    uint64_t value = 0;
+    uint64_t value;
 
-    if (!vmdk_has_note(c) || n < head + 16 || memcmp(note + n - 16 - head, NOTE_SECTORS, head) != 0)
+    if (!vmdk_has_note(c) || n < head + 16 ||
+        memcmp(note + n - 16 - head, NOTE_SECTORS, head) != 0 ||
+        !hex_number(note + n - 16, 16, &value))
         return false;
-    for (size_t i = n - 16; i < n; i++) {
-        const char *digit = memchr(digits, note[i], 16);
-
-        if (!digit)
-            return false;
-        value = value << 4 | (uint64_t)(digit - digits);
-    }
     *ret_sectors = value; /* in a header that does not count it may be anything */
     return true;
 }
@@ -246,7 +240,7 @@ static bool any_copy(const struct vmdk_image *m, bool (*what)(const struct vmdk_
     return what(&m->header) || (m->has_footer && what(&m->footer));
 }
 
-static void say(struct format_info *info, const char *what)
+static void vmdk_say(struct format_info *info, const char *what)
 {
     size_t used = strlen(info->why);
 
@@ -254,18 +248,18 @@ static void say(struct format_info *info, const char *what)
              what);
 }
 
-static bool is_sealed(const struct vmdk_image *m, struct format_info *info)
+static bool vmdk_is_sealed(const struct vmdk_image *m, struct format_info *info)
 {
     const struct vmdk_copy *noted = vmdk_has_note(&m->header) ? &m->header : &m->footer;
 
     if (any_copy(m, vmdk_version_sealed))
-        say(info, "version");
+        vmdk_say(info, "version");
     if (vmdk_grain_sealed(m))
-        say(info, "grain size");
+        vmdk_say(info, "grain size");
     if (any_copy(m, vmdk_capacity_sealed))
-        say(info, "capacity");
+        vmdk_say(info, "capacity");
     if (vmdk_desc_sealed(&m->desc))
-        say(info, "descriptor");
+        vmdk_say(info, "descriptor");
     if (any_copy(m, vmdk_has_note)) {
         char note[NOTE_LEN + 1] = "";
 
@@ -274,7 +268,7 @@ static bool is_sealed(const struct vmdk_image *m, struct format_info *info)
 
             note[i] = (char)(c >= 0x20 && c < 0x7f ? c : '?');
         }
-        say(info, "note: ");
+        vmdk_say(info, "note: ");
         strncat(info->why, note, sizeof(info->why) - strlen(info->why) - 1);
     }
     return info->why[0] != '\0';
@@ -397,7 +391,7 @@ static enum probe vmdk_probe(struct excerpt *v, struct format_info *ret_info)
     if (answer != PROBE_YES)
         return answer;
     ret_info->zone = zone_of(&m);
-    if (is_sealed(&m, ret_info))
+    if (vmdk_is_sealed(&m, ret_info))
         return PROBE_SEALED;
     if (m.cowd)
         fine = check_cowd(&m.header, ret_info);

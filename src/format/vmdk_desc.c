@@ -487,7 +487,7 @@ static bool qemu_knows(const uint8_t *p, size_t n)
     return false;
 }
 
-static enum probe load(struct excerpt *v, struct vmdk_desc *ret)
+static enum probe desc_load(struct excerpt *v, struct vmdk_desc *ret)
 {
     size_t n = v->file_size < VMDK_TEXT_MAX ? (size_t)v->file_size : VMDK_TEXT_MAX;
     size_t reach = n < FORMAT_REACH ? n : FORMAT_REACH;
@@ -518,7 +518,7 @@ static enum probe load(struct excerpt *v, struct vmdk_desc *ret)
 enum probe vmdk_file_probe(struct excerpt *v, struct format_info *ret_info)
 {
     struct vmdk_desc d;
-    enum probe answer = load(v, &d);
+    enum probe answer = desc_load(v, &d);
 
     if (answer != PROBE_YES)
         return answer;
@@ -543,7 +543,7 @@ enum probe vmdk_file_probe(struct excerpt *v, struct format_info *ret_info)
 
 static int load_known(struct excerpt *v, struct vmdk_desc *ret)
 {
-    enum probe answer = load(v, ret);
+    enum probe answer = desc_load(v, ret);
 
     return answer == PROBE_YES ? 0 : answer == PROBE_MORE ? -EAGAIN : -EUCLEAN;
 }
@@ -571,10 +571,7 @@ int vmdk_file_rescue(struct excerpt *v, const uint64_t *size, struct rescue *ret
     memset(ret_plan, 0, sizeof(*ret_plan));
     if (r < 0 || d.why[0])
         return -EUCLEAN;
-    ret_rescue->n = 1;
-    ret_rescue->candidate[0].kind = RESCUE_EXACT;
-    ret_rescue->candidate[0].size = d.sectors * VMDK_SECTOR;
-    ret_rescue->candidate[0].source = "extent lines";
+    rescue_add(ret_rescue, RESCUE_EXACT, d.sectors * VMDK_SECTOR, "extent lines");
     if (size && *size != d.sectors * VMDK_SECTOR)
         return -ERANGE;
     return vmdk_desc_unseal(&d, 0, ret_plan);

@@ -165,27 +165,21 @@ static void fill_rescue(const struct vmdk_image *m, struct rescue *ret)
     uint64_t sectors;
 
     memset(ret, 0, sizeof(*ret));
-    ret->n = 1;
-    ret->candidate[0].kind = RESCUE_EXACT;
     if (vmdk_is_shell(m)) {
-        ret->n = line_capacity(m, &sectors) ? 1 : 0;
-        ret->candidate[0].size = m->desc.sectors * VMDK_SECTOR;
-        ret->candidate[0].source = "extent lines";
+        if (line_capacity(m, &sectors))
+            rescue_add(ret, RESCUE_EXACT, m->desc.sectors * VMDK_SECTOR, "extent lines");
     } else if (own_capacity(c, &sectors) && sectors <= VMDK_SECTORS_MAX) {
-        ret->candidate[0].size = sectors * VMDK_SECTOR;
-        ret->candidate[0].source = vmdk_capacity_sealed(c) ? "note in the header" : "capacity";
+        rescue_add(ret, RESCUE_EXACT, sectors * VMDK_SECTOR,
+                   vmdk_capacity_sealed(c) ? "note in the header" : "capacity");
     } else if (!vmdk_has_note(c) && line_capacity(m, &sectors)) {
-        ret->candidate[0].size = sectors * VMDK_SECTOR;
-        ret->candidate[0].source = "extent lines";
+        rescue_add(ret, RESCUE_EXACT, sectors * VMDK_SECTOR, "extent lines");
     } else if (m->cowd) {
         uint32_t grain = le32(c->b + COWD_GRAIN) - (vmdk_grain_sealed(m) ? SEALED_GRAIN : 0);
 
-        ret->candidate[0].kind = RESCUE_UPPER;
-        ret->candidate[0].size = (uint64_t)COWD_GT_ENTRIES * le32(c->b + COWD_GD_ENTRIES) *
-                                 (grain <= GRAIN_MAX ? grain : 0) * VMDK_SECTOR;
-        ret->candidate[0].source = "grain directory";
-    } else {
-        ret->n = 0;
+        rescue_add(ret, RESCUE_UPPER,
+                   (uint64_t)COWD_GT_ENTRIES * le32(c->b + COWD_GD_ENTRIES) *
+                       (grain <= GRAIN_MAX ? grain : 0) * VMDK_SECTOR,
+                   "grain directory");
     }
 }
 
@@ -211,7 +205,7 @@ static int unseal_copy(const struct vmdk_image *m, const struct vmdk_copy *c, co
 }
 
 /* In the order of the seal: what stands first is undone last. */
-static int unseal(const struct vmdk_image *m, const uint64_t *size, struct plan *plan)
+static int vmdk_unseal(const struct vmdk_image *m, const uint64_t *size, struct plan *plan)
 {
     int r = 0;
 
@@ -250,5 +244,7 @@ int vmdk_rescue(struct excerpt *v, const uint64_t *size, struct rescue *ret_resc
         (ret_rescue->candidate[0].kind == RESCUE_EXACT ? *size != ret_rescue->candidate[0].size
                                                        : *size > ret_rescue->candidate[0].size))
         return -ERANGE;
-    return unseal(&m, size, ret_plan);
+    if (size && m.cowd && ret_rescue->n == 0)
+        return -ERANGE; /* a grain directory for nothing */
+    return vmdk_unseal(&m, size, ret_plan);
 }

@@ -485,7 +485,7 @@ int image_acquire(struct guard *g, struct image *img, const struct acquire *a, b
         img->fd = image_plain_dup(img, true);
         if (img->fd == -1)
             img->fd = io_reopen(img->inode->fd, O_RDWR);
-        if (img->fd == -EACCES || img->fd == -EPERM)
+        if (io_err_denied(img->fd))
             image_log_closed(g, img->inode, "write");
         if (img->fd < 0)
             r = img->fd;
@@ -511,7 +511,7 @@ int image_acquire(struct guard *g, struct image *img, const struct acquire *a, b
         if (img->fd >= 0)
             close(img->fd);
         img->fd = -1;
-        if (r == -EIO || r == -ESTALE || r == -EBADF || r == -ENOLCK)
+        if (io_err_dead(r))
             image_plain_suspect(img);
         image_plain_again(g, img);
     }

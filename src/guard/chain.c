@@ -24,7 +24,6 @@
 #define NEEDED_NAMES_MAX 20000u
 #define NEEDED_MS 1000u
 #define FENCE_TRIES 5
-#define FENCE_PAUSE_MS 20u
 
 /* ---- names ---- */
 
@@ -44,8 +43,8 @@ static void image_dir(struct guard *g, struct inode *i, char ret[PATH_MAX])
 
 /* ---- the chain ---- */
 
-struct item {
-    struct item *next;
+struct chain_item {
+    struct chain_item *next;
     /* of the image that names it, as a hypervisor spells it: absolute, or below the datastore */
     char *dir;
     struct format_link link;
@@ -58,9 +57,9 @@ struct chain {
     const struct opener *who;
     bool late;  /* the image was written already: nothing is refused any more */
     bool doubt; /* what is below some file could not be told: then no former mark goes */
-    struct item *todo;
+    struct chain_item *todo;
     const char *dir; /* for add_item() */
-    struct item **at;
+    struct chain_item **at;
     unsigned n;
     uint64_t seen[CHAIN_MAX];
 };
@@ -73,14 +72,14 @@ static const char *role_name(enum link_role role)
 static int add_item(void *arg, const struct format_link *link)
 {
     struct chain *c = arg;
-    struct item *i = calloc(1, sizeof(*i));
+    struct chain_item *i = calloc(1, sizeof(*i));
     char *dir = strdup(c->dir);
     if (!i || !dir) {
         free(i);
         free(dir);
         return -ENOMEM;
     }
-    *i = (struct item){.next = *c->at, .dir = dir, .link = *link};
+    *i = (struct chain_item){.next = *c->at, .dir = dir, .link = *link};
     *c->at = i;
     c->at = &i->next;
     return 0;
@@ -217,8 +216,7 @@ static int try_fence(const struct guard *g, int fd)
 {
     int r = io_fence_exclusive(fd, g->store.fence);
     for (unsigned k = 1; r == -EAGAIN && k < FENCE_TRIES; k++) {
-        const struct timespec pause = {.tv_nsec = FENCE_PAUSE_MS * 1000000L};
-        nanosleep(&pause, NULL);
+        io_fence_pause();
         r = io_fence_exclusive(fd, g->store.fence);
     }
     return r;
@@ -276,7 +274,7 @@ static bool seen(struct chain *c, uint64_t ino)
 /* Nobody can open such a name, or it is not ours to protect: QEMU will say so itself. */
 static bool is_absent(int err)
 {
-    return err == -ENOENT || err == -ENOTDIR || err == -ELOOP || err == -EACCES || err == -EPERM ||
+    return err == -ENOENT || err == -ENOTDIR || err == -ELOOP || io_err_denied(err) ||
            err == -EXDEV || err == -ENAMETOOLONG || err == -ENXIO;
 }
 
@@ -292,7 +290,7 @@ static int not_protected(struct chain *c, const char *role, const char *name, in
     c->doubt |= err != -EXDEV;
     if (err == -EXDEV)
         say_unprotected(c, role, name, "it lies outside of the datastore");
-    else if (err == -EACCES || err == -EPERM)
+    else if (io_err_denied(err))
         say_unprotected(c, role, name, "diskguard may not follow the name");
     else
         log_debug("%s: its %s '%s' is not protected: %s", c->rec->image, role, name,
@@ -302,7 +300,7 @@ static int not_protected(struct chain *c, const char *role, const char *name, in
 
 struct one_name {
     struct chain *c;
-    const struct item *item;
+    const struct chain_item *item;
     struct walk *w;
     int r; /* what do_file() said */
 };
@@ -370,7 +368,7 @@ static int do_path(void *arg, const char *path, bool from_cwd)
     return o->r;
 }
 
-static int do_item(struct chain *c, const struct item *i, struct walk *w)
+static int do_item(struct chain *c, const struct chain_item *i, struct walk *w)
 {
     struct one_name o = {.c = c, .item = i, .w = w};
     int r = link_name(i->link.path, do_path, &o);
@@ -384,7 +382,7 @@ static int do_item(struct chain *c, const struct item *i, struct walk *w)
     return 0;
 }
 
-static uint64_t links_hash(const struct item *i)
+static uint64_t links_hash(const struct chain_item *i)
 {
     uint64_t h = HASH_START;
     for (; i; i = i->next)
@@ -392,12 +390,12 @@ static uint64_t links_hash(const struct item *i)
     return h;
 }
 
-static int run(struct chain *c)
+static int chain_run(struct chain *c)
 {
     _cleanup_free_ struct walk *w = malloc(sizeof(*w));
     int r = w ? 0 : -ENOMEM;
     while (r == 0 && c->todo && c->n < CHAIN_MAX) {
-        struct item *i = c->todo;
+        struct chain_item *i = c->todo;
         c->todo = i->next;
         r = do_item(c, i, w);
         free(i->dir);
@@ -442,14 +440,14 @@ int image_chain_mark(struct guard *g, struct image *img, const struct opener *wh
     bool changed = hash != img->links, former = late && changed && img->marked;
     if (r == 0 && c->todo && (!late || changed)) {
         img->marked = true;
-        r = run(c);
+        r = chain_run(c);
     }
     if (r == 0 && former && !c->doubt && !c->todo)
         drop_former(c);
     if (r == 0)
         img->links = hash;
     while (c && c->todo) {
-        struct item *i = c->todo;
+        struct chain_item *i = c->todo;
         c->todo = i->next;
         free(i->dir);
         free(i);

@@ -1,6 +1,7 @@
 /* disk.c: a plain file whose writer says that it is a disk. See disk.h. */
 #include "guard/first.h"
 #include "guard/image.h"
+#include "guard/qemu_bytes.h"
 
 #include "base/hook.h"
 
@@ -12,7 +13,7 @@ static bool is_exempt(const struct guard *g, const struct handle *h)
 
 bool image_disk_said(const struct guard *g, const struct handle *h, const struct flock *lock)
 {
-    return lock->l_type != F_UNLCK && lock->l_start == IMAGE_DISK_BYTE && lock->l_len == 1 &&
+    return lock->l_type != F_UNLCK && lock->l_start == QEMU_WRITES && lock->l_len == 1 &&
            (atomic_load(&h->writer) || image_first_expected(h)) && !is_exempt(g, h);
 }
 

@@ -29,7 +29,6 @@
 #include "guard/guard.h"
 
 /* QEMU, block/file-posix.c: RAW_LOCK_PERM_BASE 100, permission 1 write. */
-#define IMAGE_DISK_BYTE 101
 /* For log lines: what was refused. */
 #define IMAGE_DISK_LOCK "the lock \"I write\" (QEMU's byte 101)"
 

@@ -43,7 +43,6 @@ void image_data_end(struct handle *h) NO_THREAD_SAFETY_ANALYSIS
 #define FENCE_WAIT_MIN_S 1u
 /* And no longer than this, whatever wait= says: it waits on a thread of the pool. */
 #define FENCE_WAIT_MAX_S 10u
-#define FENCE_PAUSE_MS 20u
 
 /* wait=, for a write that waits on a thread of the pool. */
 static unsigned seconds_to_wait(const struct guard *g)
@@ -53,13 +52,11 @@ static unsigned seconds_to_wait(const struct guard *g)
 
 static void wait_idle(struct image *img, unsigned seconds)
 {
-    struct timespec until;
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_sec += seconds;
+    uint64_t until = base_now_ms() + seconds * UINT64_C(1000);
     mutex_lock(&img->lock);
     while (img->state == IMAGE_SEALING || img->state == IMAGE_RESTORING || img->plain_busy ||
            (img->state == IMAGE_SEALED && img->closed))
-        if (pthread_cond_timedwait(&img->moved, &img->lock.m, &until) != 0)
+        if (!cond_wait_until(&img->moved, &img->lock, until))
             break;
     mutex_unlock(&img->lock);
 }
@@ -118,9 +115,8 @@ static bool wait_fence(struct image *img)
     mutex_lock(&img->lock);
     bool fenced = img->rival.fenced;
     mutex_unlock(&img->lock);
-    const struct timespec pause = {.tv_nsec = FENCE_PAUSE_MS * 1000000L};
     if (fenced)
-        nanosleep(&pause, NULL);
+        io_fence_pause();
     return fenced;
 }
 
@@ -259,7 +255,7 @@ static int edit_held(struct guard *g, struct image *img, struct handle *h, const
             r = sync_if_asked(h, img->fd);
         /* Not repeated, for part of it may have happened: the next one has a descriptor that works.
          */
-        if ((r == -EIO || r == -EBADF || r == -ENOLCK) && atomic_load(&img->io_error) == 0) {
+        if (io_err_dead(r) && r != -ESTALE && atomic_load(&img->io_error) == 0) {
             int mended = image_mend_seal(g, img);
             if (mended == -ESTALE)
                 r = mended;

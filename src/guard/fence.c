@@ -137,7 +137,7 @@ void image_let_go(struct image *img)
         image_make_read_only(h);
         mutex_lock(&img->lock);
         h->busy = false;
-        pthread_cond_broadcast(&img->moved);
+        cond_broadcast(&img->moved);
         mutex_unlock(&img->lock);
     }
 }

@@ -61,13 +61,9 @@ static int make_writable(struct handle *h)
 
 static void pause_for_move(struct image *img)
 {
-    struct timespec until;
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_nsec += PAUSE_MS * 1000000L;
-    until.tv_sec += until.tv_nsec / 1000000000L;
-    until.tv_nsec %= 1000000000L;
+    uint64_t until = base_now_ms() + PAUSE_MS;
     mutex_lock(&img->lock);
-    (void)pthread_cond_timedwait(&img->moved, &img->lock.m, &until);
+    (void)cond_wait_until(&img->moved, &img->lock, until);
     mutex_unlock(&img->lock);
 }
 
@@ -115,7 +111,7 @@ int image_first_change(struct guard *g, struct handle *h)
     int r = open_now(g, img, h);
     mutex_lock(&img->lock);
     atomic_store(&h->first, r == 0 ? FIRST_DONE : FIRST_DUE);
-    pthread_cond_broadcast(&img->moved);
+    cond_broadcast(&img->moved);
     mutex_unlock(&img->lock);
     return r;
 }

@@ -56,11 +56,7 @@ struct image *image_get(struct inode *i)
         return NULL;
     img->inode = i;
     mutex_init(&img->lock);
-    pthread_condattr_t attr;
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    pthread_cond_init(&img->moved, &attr);
-    pthread_condattr_destroy(&attr);
+    cond_init(&img->moved);
     rwlock_init(&img->header);
     img->fd = -1;
     atomic_init(&img->zone_head, FORMAT_REACH);
@@ -81,7 +77,7 @@ void image_free(struct image *img)
     if (!img)
         return;
     mutex_destroy(&img->lock);
-    pthread_cond_destroy(&img->moved);
+    cond_destroy(&img->moved);
     rwlock_destroy(&img->header);
     free(img->path);
     free(img);
@@ -91,20 +87,14 @@ static void busy_add(struct guard *g, struct image *img)
 {
     inode_pin(g->inodes, img->inode);
     mutex_lock(&g->images->lock);
-    img->next_busy = g->images->busy;
-    g->images->busy = img;
+    LIST_INSERT_HEAD(&g->images->busy, img, next_busy);
     mutex_unlock(&g->images->lock);
 }
 
 static void busy_remove(struct guard *g, struct image *img)
 {
     mutex_lock(&g->images->lock);
-    for (struct image **p = &g->images->busy; *p; p = &(*p)->next_busy) {
-        if (*p == img) {
-            *p = img->next_busy;
-            break;
-        }
-    }
+    LIST_REMOVE(img, next_busy);
     mutex_unlock(&g->images->lock);
 }
 
@@ -126,7 +116,8 @@ bool image_busy_twin(struct guard *g, const struct image *img)
 {
     bool found = false;
     mutex_lock(&g->images->lock);
-    for (const struct image *i = g->images->busy; i; i = i->next_busy)
+    const struct image *i;
+    LIST_FOREACH(i, &g->images->busy, next_busy)
         found |= i != img && i->inode->ino == img->inode->ino && i->inode->dev == img->inode->dev;
     mutex_unlock(&g->images->lock);
     return found;
@@ -139,7 +130,7 @@ void image_move_locked(struct guard *g, struct image *img, enum image_state to, 
     img->state = to;
     img->info.state = to;
     img->info.error = error;
-    pthread_cond_broadcast(&img->moved);
+    cond_broadcast(&img->moved);
     if (!attempt) /* one that failed is no news, and would make those that wait for another host
                      spin */
         guard_changed(g);
@@ -229,7 +220,7 @@ static void writer_remove(struct image *img, struct handle *h)
 {
     mutex_lock(&img->lock);
     while (h->busy)
-        pthread_cond_wait(&img->moved, &img->lock.m);
+        cond_wait(&img->moved, &img->lock);
     for (struct handle **p = &img->writers; *p; p = &(*p)->next_writer) {
         if (*p == h) {
             *p = h->next_writer;
@@ -342,7 +333,7 @@ static int restore_steps(struct guard *g, struct image *img) REQUIRES(img->heade
 static int restore_mended(struct guard *g, struct image *img) REQUIRES(img->header)
 {
     int r = restore_steps(g, img);
-    if (r != -EIO && r != -ESTALE && r != -EBADF && r != -ENOLCK)
+    if (!io_err_dead(r))
         return r;
     r = image_lost(g, img, r);
     if (r == -ESTALE)
@@ -495,11 +486,12 @@ struct image **image_busy_list(struct guard *g, unsigned *ret_n)
 {
     unsigned n = 0, max = 0;
     mutex_lock(&g->images->lock);
-    for (struct image *i = g->images->busy; i; i = i->next_busy)
+    struct image *i;
+    LIST_FOREACH(i, &g->images->busy, next_busy)
         max++;
     struct image **list = calloc(max + 1, sizeof(*list));
     if (list) {
-        for (struct image *i = g->images->busy; i; i = i->next_busy) {
+        LIST_FOREACH(i, &g->images->busy, next_busy) {
             inode_pin(g->inodes, i->inode);
             list[n++] = i;
         }

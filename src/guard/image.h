@@ -14,6 +14,7 @@
 #ifndef DISKGUARD_IMAGE_PRIV_H
 #define DISKGUARD_IMAGE_PRIV_H
 
+#include "base/list.h"
 #include "base/log.h"
 #include "base/sync.h"
 #include "guard/disk.h"
@@ -56,7 +57,7 @@ struct image_stamp {
 struct image {
     struct inode *inode; /* owner; pinned while the image is not IDLE */
     struct mutex lock;
-    pthread_cond_t moved; /* with lock: the state changed */
+    struct cond moved; /* with lock: the state changed */
     enum image_state state GUARDED_BY(lock);
     struct opener holder GUARDED_BY(lock);
     struct handle *writers GUARDED_BY(lock); /* every handle open for write, plain ones too */
@@ -90,9 +91,9 @@ struct image {
     struct image_failed *failed GUARDED_BY(lock);
     bool mending GUARDED_BY(lock);
     /* maintain.c, under its lock: waits to be looked at; it waits, or a thread is at it */
-    struct image *next_due;
+    STAILQ_ENTRY(image) next_due;
     bool tended;
-    struct image *next_busy; /* image_table: list of images that are not IDLE */
+    LIST_ENTRY(image) next_busy; /* image_table: list of images that are not IDLE */
 
     /* header: the overlay and all I/O in the image's zone. rec and fd change only under header held
      * for writing, in a long action. */
@@ -101,10 +102,10 @@ struct image {
     int fd GUARDED_BY(header);             /* the seal's descriptor, with the fence lock; -1 */
     /* qemu_locks.c: and with the guard's locks on QEMU's bytes */
     bool bytes_held GUARDED_BY(header);
-    struct byte_owner *byte_owners GUARDED_BY(header); /* who of this view has locks there */
+    LIST_HEAD(, byte_owner) byte_owners GUARDED_BY(header); /* who of this view has locks there */
     /* who of this view reads it and wants no writer (readers.c) */
-    struct image_reader *readers GUARDED_BY(header);
-    struct image *next_reading; /* image_table: list of images that have readers */
+    LIST_HEAD(, image_reader) readers GUARDED_BY(header);
+    LIST_ENTRY(image) next_reading; /* image_table: list of images that have readers */
     /* of the name that says so on the datastore; 0: there is none. Changed under header */
     atomic_ullong reader_serial;
     /* Not 0: no host can seal it, nor has since this number was set, for readers keep writers away
@@ -143,11 +144,11 @@ struct image_table {
     /* chain.c: hashes of names that lead out of the datastore, as far as that was said */
     uint64_t told[IMAGE_TOLD_MAX] GUARDED_BY(lock);
     unsigned n_told GUARDED_BY(lock);
-    struct image *busy GUARDED_BY(lock);
-    struct image *reading GUARDED_BY(lock);     /* readers.c: images that have readers */
-    atomic_ullong reader_serial;                /* the last number that a reader's name got */
-    atomic_bool readers_left;                   /* a name could not be removed */
-    struct image_stamp claims GUARDED_BY(lock); /* snapshot.c: of claims/ */
+    LIST_HEAD(, image) busy GUARDED_BY(lock);
+    LIST_HEAD(, image) reading GUARDED_BY(lock); /* readers.c: images that have readers */
+    atomic_ullong reader_serial;                 /* the last number that a reader's name got */
+    atomic_bool readers_left;                    /* a name could not be removed */
+    struct image_stamp claims GUARDED_BY(lock);  /* snapshot.c: of claims/ */
 };
 
 /* The image of a regular file's inode, made when it is first asked for. NULL: out of memory. */
@@ -422,5 +423,9 @@ bool image_is_image(struct guard *g, struct inode *i, const struct header *h);
 bool image_path_now(struct guard *g, const struct inode *i, char *ret, size_t size);
 /* Path below the datastore, for people. */
 void image_path(struct guard *g, const struct inode *i, char *ret, size_t size);
+
+/* A handle whose new descriptor fails again within this time gets no other: the medium is at fault,
+ * and one handle must not keep the monitor busy. */
+#define REOPEN_PACE_MS 1000u
 
 #endif

@@ -10,13 +10,13 @@
 #define IMAGE_TEND_MAX (POOL_THREADS_MAX / 4u)
 
 /* What is known of a held image, read without image->lock. */
-struct look {
+struct held_look {
     struct record rec;
     int gone; /* store_gone() */
     bool lost;
 };
 
-static bool look(struct guard *g, struct image *img, struct look *ret)
+static bool look_at_held(struct guard *g, struct image *img, struct held_look *ret)
 {
     rwlock_read(&img->header);
     bool held = img->rec && img->fd >= 0;
@@ -33,8 +33,8 @@ static bool look(struct guard *g, struct image *img, struct look *ret)
  * hint for people: the last close looks again. */
 static void check_claim(struct guard *g, struct image *img)
 {
-    _cleanup_free_ struct look *l = calloc(1, sizeof(*l));
-    if (!l || !look(g, img, l))
+    _cleanup_free_ struct held_look *l = calloc(1, sizeof(*l));
+    if (!l || !look_at_held(g, img, l))
         return;
     mutex_lock(&img->lock);
     /* A release or a new hold in between has another generation, or another state: then this look
@@ -115,9 +115,8 @@ static void tend_one(struct guard *g, struct image *img)
 struct image_tend {
     struct guard *g;
     struct mutex lock;
-    pthread_cond_t quiet;               /* with lock: the last runner has ended */
-    struct image *due GUARDED_BY(lock); /* pinned, by next_due: wait for a runner */
-    struct image **tail GUARDED_BY(lock);
+    struct cond quiet;                         /* with lock: the last runner has ended */
+    STAILQ_HEAD(, image) due GUARDED_BY(lock); /* pinned: wait for a runner */
     unsigned n_due GUARDED_BY(lock);
     unsigned runners GUARDED_BY(lock);  /* jobs in the pool */
     bool plain_due GUARDED_BY(lock);    /* the plain writers wait for a runner */
@@ -131,9 +130,9 @@ struct image_tend *image_tend_new(struct guard *g)
         return NULL;
     t->g = g;
     mutex_init(&t->lock);
-    pthread_cond_init(&t->quiet, NULL);
+    cond_init(&t->quiet);
     mutex_lock(&t->lock);
-    t->tail = &t->due;
+    STAILQ_INIT(&t->due);
     mutex_unlock(&t->lock);
     return t;
 }
@@ -145,9 +144,7 @@ static void due_add(struct image_tend *t, struct image *img)
     bool add = !img->tended;
     if (add) {
         img->tended = true;
-        img->next_due = NULL;
-        *t->tail = img;
-        t->tail = &img->next_due;
+        STAILQ_INSERT_TAIL(&t->due, img, next_due);
         t->n_due++;
     }
     mutex_unlock(&t->lock);
@@ -158,20 +155,18 @@ static void due_add(struct image_tend *t, struct image *img)
 /* *ret NULL: the plain writers. */
 static bool due_take_locked(struct image_tend *t, struct image **ret) REQUIRES(t->lock)
 {
-    *ret = t->due;
-    if (!t->due) {
+    *ret = STAILQ_FIRST(&t->due);
+    if (!*ret) {
         bool plain = t->plain_due;
         t->plain_due = false;
         return plain;
     }
-    t->due = t->due->next_due;
-    if (!t->due)
-        t->tail = &t->due;
+    STAILQ_REMOVE_HEAD(&t->due, next_due);
     t->n_due--;
     return true;
 }
 
-static void runner(void *arg)
+static void maintain_runner(void *arg)
 {
     struct image_tend *t = arg;
     struct image *img;
@@ -192,7 +187,7 @@ static void runner(void *arg)
         mutex_lock(&t->lock);
     }
     if (--t->runners == 0)
-        pthread_cond_broadcast(&t->quiet);
+        cond_broadcast(&t->quiet);
     mutex_unlock(&t->lock);
 }
 
@@ -211,7 +206,7 @@ void image_tend_round(struct image_tend *t)
     t->runners += more;
     mutex_unlock(&t->lock);
     while (more-- > 0)
-        pool_submit(t->g->pool, runner, t);
+        pool_submit(t->g->pool, maintain_runner, t);
 }
 
 void image_tend_free(struct image_tend *t)
@@ -227,9 +222,9 @@ void image_tend_free(struct image_tend *t)
         mutex_lock(&t->lock);
     }
     while (t->runners > 0)
-        mutex_wait(&t->quiet, &t->lock);
+        cond_wait(&t->quiet, &t->lock);
     mutex_unlock(&t->lock);
-    pthread_cond_destroy(&t->quiet);
+    cond_destroy(&t->quiet);
     mutex_destroy(&t->lock);
     free(t);
 }

@@ -26,7 +26,7 @@ static int plain_lock(struct guard *g, struct image *img, struct handle *h, int 
 {
     bool guarded = false;
     _cleanup_close_ int fd = io_reopen(img->inode->fd, O_RDWR);
-    *ret_borrowed = fd == -EACCES || fd == -EPERM || fd == -EROFS || fd == -ETXTBSY;
+    *ret_borrowed = io_err_readonly(fd);
     if (*ret_borrowed) {
         int flags = fcntl(h->fd, F_GETFL);
         if (flags < 0 || (flags & O_ACCMODE) != O_RDWR)
@@ -103,7 +103,7 @@ int image_plain_enter(struct guard *g, struct image *img, struct handle *h)
         img->n_plain = 1;
         h->plain = true;
     }
-    pthread_cond_broadcast(&img->moved);
+    cond_broadcast(&img->moved);
     mutex_unlock(&img->lock);
     guard_changed(g);
     return r;
@@ -127,7 +127,7 @@ void image_plain_leave(struct guard *g, struct image *img, struct handle *h)
     close(fd);
     mutex_lock(&img->lock);
     img->plain_busy = false;
-    pthread_cond_broadcast(&img->moved);
+    cond_broadcast(&img->moved);
     mutex_unlock(&img->lock);
     guard_changed(g);
 }
@@ -181,15 +181,12 @@ bool image_plain_suspect(struct image *img)
     return news;
 }
 
-/* Medium errors of one handle must not keep the monitor busy. */
-#define MEND_PACE_MS 1000u
-
 void image_plain_failed(struct guard *g, struct handle *h, int err)
 {
     struct image *img = atomic_load(&h->inode->image);
     if (img && h->plain && !atomic_load(&h->guarded) && !atomic_load(&h->lost_data) &&
-        (err == -EIO || err == -ESTALE || err == -EBADF || err == -ENOLCK) &&
-        base_now_ms() - atomic_load(&h->mended_ms) >= MEND_PACE_MS && image_plain_suspect(img))
+        io_err_dead(err) && base_now_ms() - atomic_load(&h->mended_ms) >= REOPEN_PACE_MS &&
+        image_plain_suspect(img))
         guard_attention(g);
 }
 
@@ -228,7 +225,7 @@ static void mend_end(struct guard *g, struct image *img, struct mended *m, unsig
         m[k].h->busy = false;
     img->plain_busy = false;
     img->plain_lost = again;
-    pthread_cond_broadcast(&img->moved);
+    cond_broadcast(&img->moved);
     mutex_unlock(&img->lock);
     free(m);
     guard_changed(g);

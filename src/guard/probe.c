@@ -90,7 +90,7 @@ void image_log_closed(struct guard *g, struct inode *i, const char *verb)
 int image_header(struct guard *g, struct inode *i, struct header *ret)
 {
     _cleanup_close_ int fd = io_reopen(i->fd, O_RDONLY);
-    if (fd == -EACCES || fd == -EPERM)
+    if (io_err_denied(fd))
         image_log_closed(g, i, "read");
     if (fd < 0)
         return fd;

@@ -1,30 +1,27 @@
 /* qemu_locks.c: QEMU's own locks: those of the guard, and how those of the view's programs go along
  * with them. See qemu_locks.h. */
 #include "guard/image.h"
+#include "guard/qemu_bytes.h"
 
 #include <string.h>
 
 /* Index into byte_owner.type. */
 enum { USES_WRITE, NO_WRITE, NO_RESIZE };
-static const off_t byte_at[IMAGE_BYTES] = {[USES_WRITE] = 101, [NO_WRITE] = 201, [NO_RESIZE] = 203};
+static const off_t byte_at[IMAGE_BYTES] = {
+    [USES_WRITE] = QEMU_WRITES, [NO_WRITE] = QEMU_NO_WRITER, [NO_RESIZE] = QEMU_NO_RESIZE};
 #define FIRST_GUARDED NO_WRITE /* the guard's are those from here on */
-
-static bool covers(off_t start, off_t len, unsigned k)
-{
-    return start <= byte_at[k] && byte_at[k] - start < len;
-}
 
 bool image_bytes_in(const struct inode *i, off_t start, off_t len)
 {
     for (unsigned k = 0; k < IMAGE_BYTES && S_ISREG(i->type); k++)
-        if (covers(start, len, k))
+        if (qemu_byte_in(start, len, byte_at[k]))
             return true;
     return false;
 }
 
 bool image_bytes_says_write(const struct flock *lock)
 {
-    return covers(lock->l_start, lock->l_len == 0 ? INT64_MAX - lock->l_start : lock->l_len, 0);
+    return qemu_byte_in(lock->l_start, lock->l_len, QEMU_WRITES);
 }
 
 void image_bytes_owner_init(struct byte_owner *o)
@@ -37,19 +34,9 @@ void image_bytes_owner_init(struct byte_owner *o)
 
 /* ---- one range on one descriptor ---- */
 
-static int set_range(int fd, short type, off_t start, off_t len)
-{
-    struct flock fl = {.l_type = type, .l_whence = SEEK_SET, .l_start = start, .l_len = len};
-    if (fd < 0)
-        return fd;
-    if (fcntl(fd, F_OFD_SETLK, &fl) == 0)
-        return 0;
-    return errno == EACCES ? -EAGAIN : -errno;
-}
-
 static int set_byte(int fd, short type, unsigned k)
 {
-    return set_range(fd, type, byte_at[k], 1);
+    return io_user_lock(fd, type, byte_at[k], 1);
 }
 
 static int ask(int fd, short type, off_t start, off_t len, struct flock *ret)
@@ -68,20 +55,22 @@ static int ask(int fd, short type, off_t start, off_t len, struct flock *ret)
 static struct byte_owner *writer_of(const struct image *img, unsigned k)
     REQUIRES_SHARED(img->header)
 {
-    struct byte_owner *o = img->byte_owners;
-    while (o && o->type[k] != F_WRLCK)
-        o = o->next;
-    return o;
+    struct byte_owner *o;
+    LIST_FOREACH(o, &img->byte_owners, entry)
+        if (o->type[k] == F_WRLCK)
+            return o;
+    return NULL;
 }
 
 /* Another owner of the view whose lock stands in the way. */
 static const struct byte_owner *rival_of(const struct image *img, const struct byte_owner *me,
                                          short type, unsigned k) REQUIRES_SHARED(img->header)
 {
-    const struct byte_owner *o = img->byte_owners;
-    while (o && (o == me || o->type[k] == F_UNLCK || (type != F_WRLCK && o->type[k] != F_WRLCK)))
-        o = o->next;
-    return o;
+    const struct byte_owner *o;
+    LIST_FOREACH(o, &img->byte_owners, entry)
+        if (o != me && o->type[k] != F_UNLCK && (type == F_WRLCK || o->type[k] == F_WRLCK))
+            return o;
+    return NULL;
 }
 
 static void note(struct image *img, struct byte_owner *o, short type, unsigned k)
@@ -89,19 +78,15 @@ static void note(struct image *img, struct byte_owner *o, short type, unsigned k
 {
     o->type[k] = type;
     if (type != F_UNLCK && !atomic_exchange(&o->listed, true)) {
-        o->next = img->byte_owners;
-        img->byte_owners = o;
+        LIST_INSERT_HEAD(&img->byte_owners, o, entry);
     }
 }
 
 static void unlist(struct image *img, struct byte_owner *o) REQUIRES(img->header)
 {
-    struct byte_owner **at = &img->byte_owners;
-    while (*at && *at != o)
-        at = &(*at)->next;
-    if (*at)
-        *at = o->next;
-    atomic_store(&o->listed, false);
+    (void)img;
+    if (atomic_exchange(&o->listed, false))
+        LIST_REMOVE(o, entry);
 }
 
 /* ---- locks of the view's programs ---- */
@@ -130,7 +115,7 @@ static unsigned pieces_of(off_t start, off_t len, struct piece ret[IMAGE_BYTES])
 {
     unsigned n = 0;
     for (unsigned k = FIRST_GUARDED; k < IMAGE_BYTES; k++) {
-        if (!covers(start, len, k))
+        if (!qemu_byte_in(start, len, byte_at[k]))
             continue;
         off_t before = byte_at[k] - start;
         if (before > 0)
@@ -165,9 +150,9 @@ static int set_pieces(int fd, short type, const struct piece *piece, unsigned n)
     }
     unsigned k = 0;
     for (; k < n && r == 0; k++)
-        r = set_range(fd, type, piece[k].start, piece[k].len);
+        r = io_user_lock(fd, type, piece[k].start, piece[k].len);
     for (k = r < 0 && k > 0 && type != F_UNLCK ? k - 1 : 0; k-- > 0;)
-        (void)set_range(fd, F_UNLCK, piece[k].start, piece[k].len);
+        (void)io_user_lock(fd, F_UNLCK, piece[k].start, piece[k].len);
     return r;
 }
 
@@ -179,7 +164,7 @@ static int set_beside_guard(struct image *img, struct byte_owner *o, short type,
     memcpy(was, o->type, sizeof(was));
     int r = 0;
     for (unsigned k = FIRST_GUARDED; k < IMAGE_BYTES && r == 0; k++)
-        if (covers(start, len, k))
+        if (qemu_byte_in(start, len, byte_at[k]))
             r = set_guarded(img, o, type, k);
     if (r == 0)
         r = set_pieces(o->fd, type, piece, pieces_of(start, len, piece));
@@ -198,9 +183,10 @@ int image_bytes_set(struct inode *i, struct byte_owner *o, int fd, short type, o
     rwlock_write(&img->header);
     o->fd = fd;
     bool beside = img->bytes_held;
-    int r = beside ? set_beside_guard(img, o, type, start, len) : set_range(fd, type, start, len);
+    int r =
+        beside ? set_beside_guard(img, o, type, start, len) : io_user_lock(fd, type, start, len);
     for (unsigned k = 0; k < IMAGE_BYTES && r == 0; k++)
-        if (covers(start, len, k) && (!beside || k < FIRST_GUARDED))
+        if (qemu_byte_in(start, len, byte_at[k]) && (!beside || k < FIRST_GUARDED))
             note(img, o, type, k);
     rwlock_write_unlock(&img->header);
     return r;
@@ -213,7 +199,7 @@ static int get_beside_guard(struct image *img, const struct byte_owner *o, int f
     struct piece piece[IMAGE_BYTES];
     int r = ask_pieces(fd, type, piece, pieces_of(start, len, piece), ret);
     for (unsigned k = FIRST_GUARDED; k < IMAGE_BYTES && r == 0 && ret->l_type == F_UNLCK; k++) {
-        if (!covers(start, len, k))
+        if (!qemu_byte_in(start, len, byte_at[k]))
             continue;
         const struct byte_owner *rival = rival_of(img, o, type, k);
         if (rival) {
@@ -254,17 +240,12 @@ void image_bytes_forget(struct inode *i, struct byte_owner *o)
     }
     /* Here, under the lock: one that is not in the list and still has its lock would look like
      * somebody outside. */
-    (void)set_range(o->fd, F_UNLCK, 0, 0);
+    (void)io_user_lock(o->fd, F_UNLCK, 0, 0);
     unlist(img, o);
     rwlock_write_unlock(&img->header);
 }
 
 /* ---- the guard's own ---- */
-
-static bool has_no_locks(int err)
-{
-    return err == -ENOLCK || err == -EOPNOTSUPP || err == -ENOSYS || err == -EINVAL;
-}
 
 /* From the owners' descriptors to the guard's. */
 static int move_in(struct image *img, unsigned k) REQUIRES(img->header)
@@ -278,7 +259,8 @@ static int move_in(struct image *img, unsigned k) REQUIRES(img->header)
             w->type[k] = F_UNLCK;
         return r;
     }
-    for (const struct byte_owner *o = img->byte_owners; o; o = o->next)
+    const struct byte_owner *o;
+    LIST_FOREACH(o, &img->byte_owners, entry)
         if (o->type[k] == F_RDLCK)
             (void)set_byte(o->fd, F_UNLCK, k);
     return 0;
@@ -290,7 +272,8 @@ static void move_out(struct image *img, unsigned k) REQUIRES(img->header)
     struct byte_owner *w = writer_of(img, k);
     if (w)
         (void)set_byte(img->fd, F_UNLCK, k);
-    for (struct byte_owner *o = img->byte_owners; o; o = o->next) {
+    struct byte_owner *o;
+    LIST_FOREACH(o, &img->byte_owners, entry) {
         int r = o->type[k] == F_UNLCK ? 0 : set_byte(o->fd, o->type[k], k);
         if (r < 0) {
             log_debug("byte %lld: a program's lock is lost: %s", (long long)byte_at[k],
@@ -324,7 +307,8 @@ void image_bytes_drop(struct image *img)
 static int outside_writer(struct image *img, int fd, bool *ret) REQUIRES(img->header)
 {
     unsigned n = 0;
-    for (const struct byte_owner *o = img->byte_owners; o; o = o->next) {
+    const struct byte_owner *o;
+    LIST_FOREACH(o, &img->byte_owners, entry) {
         if (o->type[USES_WRITE] != F_UNLCK) {
             fd = o->fd;
             n++;
@@ -333,7 +317,7 @@ static int outside_writer(struct image *img, int fd, bool *ret) REQUIRES(img->he
     struct flock found = {.l_type = F_UNLCK};
     int r = n > 1 ? 0 : ask(fd, F_WRLCK, byte_at[USES_WRITE], 1, &found);
     *ret = r == 0 && found.l_type != F_UNLCK;
-    return has_no_locks(r) ? 0 : r;
+    return io_err_no_locks(r) ? 0 : r;
 }
 
 int image_bytes_take(struct image *img, bool hold)
@@ -348,7 +332,7 @@ int image_bytes_take(struct image *img, bool hold)
             while (k-- > FIRST_GUARDED)
                 move_out(img, k);
     }
-    if (r < 0 && has_no_locks(r)) {
+    if (r < 0 && io_err_no_locks(r)) {
         log_debug("the datastore has no locks for QEMU's bytes: %s", strerror(-r));
         return 0;
     }
@@ -397,7 +381,7 @@ int image_bytes_renew(struct guard *g, struct image *img, int fd)
             g, img, LOG_CRIT,
             "QEMU's byte locks of this host were lost for a while, and a program outside of the views has it open for write now: two write it. Stop one of them; fuser -v and lslocks on each host's raw datastore name it",
             0);
-    return r == -EAGAIN || has_no_locks(r) ? 0 : r;
+    return r == -EAGAIN || io_err_no_locks(r) ? 0 : r;
 }
 
 void image_bytes_tend(struct guard *g, struct image *img)

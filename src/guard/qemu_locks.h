@@ -26,6 +26,7 @@
 
 #include <fcntl.h>
 
+#include "base/list.h"
 #include "guard/guard.h"
 
 #define IMAGE_BYTES 3 /* 101, 201, 203 */
@@ -39,7 +40,7 @@ struct byte_owner {
     struct opener writes;
     short type[IMAGE_BYTES]; /* F_UNLCK, F_RDLCK or F_WRLCK: what it has */
     atomic_bool listed;
-    struct byte_owner *next;
+    LIST_ENTRY(byte_owner) entry;
 };
 
 void image_bytes_owner_init(struct byte_owner *o);

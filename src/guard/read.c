@@ -131,7 +131,7 @@ static int foreign_header(struct guard *g, struct image *img, struct handle *h, 
 {
     struct inode *i = h->inode;
     _cleanup_close_ int fd = io_reopen(i->fd, O_RDONLY);
-    if (fd == -EACCES || fd == -EPERM)
+    if (io_err_denied(fd))
         image_log_closed(g, i, "read");
     if (fd < 0)
         return fd;

@@ -1,5 +1,6 @@
 /* readers.c: readers that want no writer beside them. See readers.h. */
 #include "guard/image.h"
+#include "guard/qemu_bytes.h"
 
 #include <limits.h>
 #include <stdio.h>
@@ -10,14 +11,6 @@
 
 /* QEMU, block/file-posix.c: RAW_LOCK_PERM_BASE 100, RAW_LOCK_SHARED_BASE 200; permissions 0
  * consistent read, 1 write. */
-#define BYTE_READS 100
-#define BYTE_WRITES 101
-#define BYTE_NO_WRITER 201
-
-static bool covers(off_t start, off_t len, off_t byte)
-{
-    return start <= byte && (len == 0 || byte - start < len);
-}
 
 void image_reader_init(struct guard *g, struct image_reader *rd, const struct handle *via)
 {
@@ -57,7 +50,7 @@ static bool is_named(const struct image *img)
 
 static void make_name(struct guard *g, struct image *img) REQUIRES(img->header)
 {
-    const struct opener *who = &img->readers->who;
+    const struct opener *who = &LIST_FIRST(&img->readers)->who;
     struct reader_info info = {.pid = who->pid};
     char path[PATH_MAX];
     snprintf(info.host_name, sizeof(info.host_name), "%s", g->host.name);
@@ -105,7 +98,7 @@ static bool claim_protects(const struct image *img) REQUIRES(img->header)
 /* While this host holds the image its claim keeps others away; the name is needed from then on. */
 void image_reader_follow(struct guard *g, struct image *img)
 {
-    if (img->readers && !is_named(img))
+    if (!LIST_EMPTY(&img->readers) && !is_named(img))
         make_name(g, img);
 }
 
@@ -131,14 +124,10 @@ static bool is_image(struct guard *g, struct image *img) REQUIRES(img->header)
 static void list_image(struct guard *g, struct image *img, bool add)
 {
     mutex_lock(&g->images->lock);
-    struct image **at = &g->images->reading;
-    while (*at && *at != img)
-        at = &(*at)->next_reading;
-    if (add && !*at)
-        *at = img;
-    else if (!add && *at)
-        *at = img->next_reading;
-    img->next_reading = add ? img->next_reading : NULL;
+    if (add)
+        LIST_INSERT_HEAD(&g->images->reading, img, next_reading);
+    else
+        LIST_REMOVE(img, next_reading);
     mutex_unlock(&g->images->lock);
 }
 
@@ -148,10 +137,9 @@ static void enlist(struct guard *g, struct image *img, struct image_reader *rd)
     if (!is_image(g, img))
         return;
     rd->listed = true;
-    rd->next = img->readers;
-    img->readers = rd;
-    if (!rd->next)
+    if (LIST_EMPTY(&img->readers))
         list_image(g, img, true);
+    LIST_INSERT_HEAD(&img->readers, rd, entry);
     if (!claim_protects(img))
         image_reader_follow(g, img);
 }
@@ -159,13 +147,9 @@ static void enlist(struct guard *g, struct image *img, struct image_reader *rd)
 static void unlist(struct guard *g, struct image *img, struct image_reader *rd)
     REQUIRES(img->header)
 {
-    struct image_reader **at = &img->readers;
-    while (*at && *at != rd)
-        at = &(*at)->next;
-    if (*at)
-        *at = rd->next;
+    LIST_REMOVE(rd, entry);
     rd->listed = false;
-    if (!img->readers) {
+    if (LIST_EMPTY(&img->readers)) {
         atomic_store(&img->alone, 0);
         remove_name(g, img);
         atomic_store(&img->reader_logged, false);
@@ -176,8 +160,8 @@ static void unlist(struct guard *g, struct image *img, struct image_reader *rd)
 void image_reader_locked(struct guard *g, struct inode *i, struct image_reader *rd, short type,
                          off_t start, off_t len)
 {
-    bool want = type != F_UNLCK, reads = covers(start, len, BYTE_READS),
-         denies = covers(start, len, BYTE_NO_WRITER);
+    bool want = type != F_UNLCK, reads = qemu_byte_in(start, len, QEMU_READS),
+         denies = qemu_byte_in(start, len, QEMU_NO_WRITER);
     /* Most owners never have one of the two, and those that have take it once. */
     if (!rd->may || ((!reads || atomic_load(&rd->reads) == want) &&
                      (!denies || atomic_load(&rd->denies) == want)))
@@ -250,7 +234,7 @@ static int ask_datastore(struct guard *g, struct image *img, const struct opener
 static void note_alone(struct guard *g, struct image *img)
 {
     rwlock_write(&img->header);
-    if (img->readers && is_named(img) && !img->rec && atomic_load(&img->alone) == 0 &&
+    if (!LIST_EMPTY(&img->readers) && is_named(img) && !img->rec && atomic_load(&img->alone) == 0 &&
         !atomic_load(&g->host_lost)) {
         img->alone_last = img->alone_last % (UINT_MAX / 2) + 1;
         atomic_store(&img->alone, img->alone_last);
@@ -262,7 +246,7 @@ int image_reader_ask(struct guard *g, struct inode *i, struct image_reader *rd, 
                      off_t start, off_t len, struct flock *ret)
 {
     struct image *img = rd->may && type == F_WRLCK && atomic_load(&rd->reads) &&
-                                atomic_load(&rd->denies) && covers(start, len, BYTE_WRITES)
+                                atomic_load(&rd->denies) && qemu_byte_in(start, len, QEMU_WRITES)
                             ? image_get(i)
                             : NULL;
     bool nobody = false;
@@ -284,7 +268,7 @@ int image_reader_ask(struct guard *g, struct inode *i, struct image_reader *rd, 
     if (r == -EBUSY)
         *ret = (struct flock){.l_type = F_RDLCK,
                               .l_whence = SEEK_SET,
-                              .l_start = BYTE_WRITES,
+                              .l_start = QEMU_WRITES,
                               .l_len = 1,
                               .l_pid = pid};
     return r;
@@ -316,9 +300,10 @@ static int refuse(struct image *img, const struct reader_info *info, const char 
 static int reader_here(struct guard *g, struct image *img, const struct opener *who)
     REQUIRES(img->header)
 {
-    const struct image_reader *rd = g->opt.writers == WRITERS_PROCESS ? img->readers : NULL;
+    const struct image_reader *rd =
+        g->opt.writers == WRITERS_PROCESS ? LIST_FIRST(&img->readers) : NULL;
     while (rd && opener_same(&rd->who, who))
-        rd = rd->next;
+        rd = LIST_NEXT(rd, entry);
     if (!rd)
         return 0;
     struct reader_info info = {.pid = rd->who.pid};
@@ -378,7 +363,7 @@ static void tend_image(struct guard *g, struct image *img, bool seen)
     struct opener who = {0};
     bool nobody = false, ask = false, lost = false;
     rwlock_write(&img->header);
-    if (img->readers) {
+    if (!LIST_EMPTY(&img->readers)) {
         lost = !seen && name_lost(g, img);
         if (lost || atomic_load(&g->host_lost))
             atomic_store(&img->alone, 0);
@@ -386,7 +371,7 @@ static void tend_image(struct guard *g, struct image *img, bool seen)
             atomic_store(&img->reader_serial, 0);
         if (!claim_protects(img))
             image_reader_follow(g, img);
-        who = img->readers->who;
+        who = LIST_FIRST(&img->readers)->who;
         ask = !img->rec && is_named(img) && atomic_load(&img->alone) == 0;
     }
     rwlock_write_unlock(&img->header);
@@ -426,10 +411,11 @@ static struct image **reading_list(struct guard *g, unsigned *ret_n)
 {
     unsigned n = 0, max = 0;
     mutex_lock(&g->images->lock);
-    for (struct image *i = g->images->reading; i; i = i->next_reading)
+    struct image *i;
+    LIST_FOREACH(i, &g->images->reading, next_reading)
         max++;
     struct image **list = calloc(max + 1, sizeof(*list));
-    for (struct image *i = list ? g->images->reading : NULL; i; i = i->next_reading) {
+    for (i = list ? LIST_FIRST(&g->images->reading) : NULL; i; i = LIST_NEXT(i, next_reading)) {
         inode_pin(g->inodes, i->inode);
         list[n++] = i;
     }
@@ -444,7 +430,7 @@ void image_reader_tend(struct guard *g)
     size_t n = 0;
     unsigned n_img;
     mutex_lock(&g->images->lock);
-    bool any = g->images->reading != NULL;
+    bool any = !LIST_EMPTY(&g->images->reading);
     mutex_unlock(&g->images->lock);
     bool left = atomic_exchange(&g->images->readers_left, false);
     if (!any && !left)

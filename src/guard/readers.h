@@ -20,6 +20,7 @@
 
 #include <fcntl.h>
 
+#include "base/list.h"
 #include "guard/guard.h"
 
 /* One owner of byte locks of the view, part of fs_lock.c's. */
@@ -28,7 +29,7 @@ struct image_reader {
     struct opener who;
     atomic_bool reads, denies; /* has locked 100, 201; changed under image->header */
     bool listed;               /* under image->header, as the rest */
-    struct image_reader *next;
+    LIST_ENTRY(image_reader) entry;
 };
 
 /* via: the handle that introduced the owner. */

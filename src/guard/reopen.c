@@ -12,10 +12,6 @@
 #include "base/hook.h"
 #include "run/pool.h"
 
-/* A handle that was mended and fails again within this time is not mended again: the medium is at
- * fault. */
-#define MEND_PACE_MS 1000u
-
 /* ---- fenced ---- */
 
 /* Who has it now, for the log line. */
@@ -77,11 +73,6 @@ int image_lost(struct guard *g, struct image *img, int r)
 }
 
 /* ---- new descriptors ---- */
-
-static bool is_dead_answer(int err)
-{
-    return err == -EIO || err == -ESTALE || err == -EBADF || err == -ENOLCK;
-}
 
 int image_replace_fd(int fd, int at)
 {
@@ -194,7 +185,7 @@ int image_mend(struct guard *g, struct handle *h)
     if (!img || !atomic_load(&h->guarded))
         return -EIO;
     uint64_t now = base_now_ms(), last = atomic_exchange(&h->mended_ms, now);
-    if (last != 0 && now - last < MEND_PACE_MS)
+    if (last != 0 && now - last < REOPEN_PACE_MS)
         return -EIO;
     _cleanup_free_ struct record *rec = still_ours(g, img);
     if (!rec || atomic_load(&img->sync_error))
@@ -263,7 +254,7 @@ static void run_failed(void *arg)
             /* One that was mended a moment ago, for a request that failed with this one, is good
              * for this one, too. */
             uint64_t mended = atomic_load(&f->h->mended_ms);
-            bool fresh = mended != 0 && f->h->mended_ok && base_now_ms() - mended < MEND_PACE_MS;
+            bool fresh = mended != 0 && f->h->mended_ok && base_now_ms() - mended < REOPEN_PACE_MS;
             if (!fresh)
                 f->h->mended_ok = image_mend(g, f->h) == 0;
             f->again(f->arg, f->h->mended_ok); /* answers: the handle may be gone afterwards */
@@ -278,7 +269,7 @@ bool image_failed_later(struct guard *g, struct handle *h, int err,
                         void (*again)(void *arg, bool mended), void *arg)
 {
     struct image *img = atomic_load(&h->inode->image);
-    if (!img || !is_dead_answer(err) || !atomic_load(&h->guarded) || atomic_load(&img->io_error))
+    if (!img || !io_err_dead(err) || !atomic_load(&h->guarded) || atomic_load(&img->io_error))
         return false;
     struct image_failed *f = malloc(sizeof(*f));
     struct mend_job *job = malloc(sizeof(*job));
@@ -308,7 +299,7 @@ void image_io_failed(struct guard *g, struct handle *h, int err)
 {
     struct image *img = atomic_load(&h->inode->image);
     image_plain_failed(g, h, err);
-    if (!img || !is_dead_answer(err) || !atomic_load(&h->guarded))
+    if (!img || !io_err_dead(err) || !atomic_load(&h->guarded))
         return;
     free(still_ours(g, img)); /* fences it if it is not */
 }

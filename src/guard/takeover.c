@@ -17,7 +17,7 @@ struct watched {
     struct takeover_watch watch;
     struct watched *next;
 };
-struct job {
+struct takeover_job {
     uint64_t ticket; /* 0: unused */
     bool ended;
     int result;
@@ -26,7 +26,7 @@ struct job {
 struct takeover {
     struct mutex lock; /* short; never over I/O */
     struct watched *hosts GUARDED_BY(lock);
-    struct job job[JOBS] GUARDED_BY(lock);
+    struct takeover_job job[JOBS] GUARDED_BY(lock);
     uint64_t last_ticket GUARDED_BY(lock);
 };
 
@@ -99,8 +99,8 @@ static enum takeover_beat note_beat(struct guard *g, const struct host_record *r
     return r;
 }
 
-static enum takeover_verdict look(struct guard *g, const struct record *held, bool unproven,
-                                  struct why *why)
+static enum takeover_verdict takeover_look(struct guard *g, const struct record *held,
+                                           bool unproven, struct why *why)
 {
     struct host_record rec;
     const char *own_why;
@@ -120,7 +120,7 @@ static enum takeover_verdict look(struct guard *g, const struct record *held, bo
 /* 0: try; else as takeover_attempt(). */
 static int worth_it(struct guard *g, const struct record *held, bool unproven, struct why *why)
 {
-    switch (look(g, held, unproven, why)) {
+    switch (takeover_look(g, held, unproven, why)) {
     case TAKEOVER_TRY:
         return 0;
     case TAKEOVER_WATCH:
@@ -202,7 +202,8 @@ static int not_taken(const struct attempt *a, int r, struct why *why)
     return a->decision.problem == PROBLEM_UNREADABLE ? -EAGAIN : -EUCLEAN;
 }
 
-static int take(struct guard *g, struct image *img, const struct record *held, struct why *why)
+static int takeover_take(struct guard *g, struct image *img, const struct record *held,
+                         struct why *why)
 {
     struct attempt a = {.judged = held};
     struct recover rec = {.store = &g->store,
@@ -282,12 +283,12 @@ int takeover_attempt(struct guard *g, struct inode *i, bool unproven, struct why
     r = check_claim_of(g, i, c, why);
     if (r == 0)
         r = worth_it(g, &c->rec, unproven, why);
-    return r < 0 ? r : take(g, img, &c->rec, why);
+    return r < 0 ? r : takeover_take(g, img, &c->rec, why);
 }
 
 /* ---- for diskguardctl ---- */
 
-struct request {
+struct takeover_request {
     struct guard *g;
     uint64_t ticket;
     bool unproven;
@@ -313,7 +314,7 @@ static int find_inode(struct guard *g, const char *image, struct inode **ret, st
 
 static void run_job(void *arg)
 {
-    struct request *q = arg;
+    struct takeover_request *q = arg;
     struct guard *g = q->g;
     struct takeover *t = g->takeover;
     struct why why = {""};
@@ -324,7 +325,7 @@ static void run_job(void *arg)
     inode_put(g->inodes, i);
     mutex_lock(&t->lock);
     for (unsigned k = 0; k < JOBS; k++) {
-        struct job *j = &t->job[k];
+        struct takeover_job *j = &t->job[k];
         if (j->ticket == q->ticket) {
             j->ended = true;
             j->result = r;
@@ -336,11 +337,11 @@ static void run_job(void *arg)
 }
 
 /* An unused place, or that of the oldest result. NULL: all are under way. */
-static struct job *job_place_locked(struct takeover *t) REQUIRES(t->lock)
+static struct takeover_job *job_place_locked(struct takeover *t) REQUIRES(t->lock)
 {
-    struct job *best = NULL;
+    struct takeover_job *best = NULL;
     for (unsigned k = 0; k < JOBS; k++) {
-        struct job *j = &t->job[k];
+        struct takeover_job *j = &t->job[k];
         if (j->ticket == 0)
             return j;
         if (j->ended && (!best || j->ticket < best->ticket))
@@ -353,19 +354,19 @@ uint64_t takeover_start(struct guard *g, const char *image, bool unproven, struc
 {
     struct takeover *t = g->takeover;
     size_t n = strlen(image) + 1;
-    struct request *q = malloc(sizeof(*q) + n);
+    struct takeover_request *q = malloc(sizeof(*q) + n);
     uint64_t ticket = 0;
     if (!q) {
         why_set(why, "out of memory");
         return 0;
     }
-    *q = (struct request){.g = g, .unproven = unproven};
+    *q = (struct takeover_request){.g = g, .unproven = unproven};
     memcpy(q->image, image, n);
     mutex_lock(&t->lock);
-    struct job *j = job_place_locked(t);
+    struct takeover_job *j = job_place_locked(t);
     if (j) {
         ticket = ++t->last_ticket;
-        *j = (struct job){.ticket = ticket};
+        *j = (struct takeover_job){.ticket = ticket};
     }
     mutex_unlock(&t->lock);
     if (!j) {
@@ -385,7 +386,7 @@ bool takeover_ended(struct guard *g, uint64_t ticket, int *ret_result, struct wh
     bool found = false, ended = true;
     mutex_lock(&t->lock);
     for (unsigned k = 0; k < JOBS && ticket != 0; k++) {
-        struct job *j = &t->job[k];
+        struct takeover_job *j = &t->job[k];
         if (j->ticket != ticket)
             continue;
         found = true;

@@ -7,6 +7,8 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "base/sync.h"
+
 #define SYMLINK_MAX 40 /* MAXSYMLINKS, linux/namei.h */
 
 /* Takes the first component of a path out of it. 0 or -ENAMETOOLONG; *ret "": there is none left.
@@ -80,8 +82,8 @@ struct outside {
     /* in the walk */
     unsigned long mount; /* that `at` is on */
     /* between the two threads */
-    pthread_mutex_t lock;
-    pthread_cond_t changed;
+    struct mutex lock;
+    struct cond changed;
     bool over, left; /* the walk has ended; nobody waits for it */
 };
 
@@ -92,8 +94,8 @@ static void outside_free(struct outside *o)
     if (o->at >= 0)
         close(o->at);
     close(o->root_fd);
-    pthread_cond_destroy(&o->changed);
-    pthread_mutex_destroy(&o->lock);
+    cond_destroy(&o->changed);
+    mutex_destroy(&o->lock);
     free(o);
 }
 
@@ -269,12 +271,12 @@ static void *outside_run(void *arg)
 {
     struct outside *o = arg;
     int r = walk_outside(o);
-    pthread_mutex_lock(&o->lock);
+    mutex_lock(&o->lock);
     o->r = r;
     o->over = true;
     bool left = o->left;
-    pthread_cond_signal(&o->changed);
-    pthread_mutex_unlock(&o->lock);
+    cond_signal(&o->changed);
+    mutex_unlock(&o->lock);
     atomic_fetch_sub(&walkers, 1);
     if (left)
         outside_free(o);
@@ -301,16 +303,14 @@ static bool outside_start(struct outside *o)
 /* false: it hangs, and frees *o itself when it ever ends. */
 static bool outside_wait(struct outside *o)
 {
-    struct timespec until;
-    int r = 0;
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_sec += WALK_MS / 1000;
-    pthread_mutex_lock(&o->lock);
-    while (!o->over && r == 0)
-        r = pthread_cond_clockwait(&o->changed, &o->lock, CLOCK_MONOTONIC, &until);
+    uint64_t until = base_now_ms() + WALK_MS;
+    mutex_lock(&o->lock);
+    while (!o->over)
+        if (!cond_wait_until(&o->changed, &o->lock, until))
+            break;
     bool over = o->over;
     o->left = !over;
-    pthread_mutex_unlock(&o->lock);
+    mutex_unlock(&o->lock);
     return over;
 }
 
@@ -331,8 +331,8 @@ static struct outside *outside_new(const struct guard *g, int at)
     }
     snprintf(o->root, sizeof(o->root), "%s", g->store.path);
     snprintf(o->source, sizeof(o->source), "%s", g->opt.datastore);
-    pthread_mutex_init(&o->lock, NULL);
-    pthread_cond_init(&o->changed, NULL);
+    mutex_init(&o->lock);
+    cond_init(&o->changed);
     return o;
 }
 

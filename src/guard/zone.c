@@ -31,7 +31,7 @@ void image_direct_end(struct handle *h, unsigned epoch)
     if (atomic_fetch_sub(&img->n_direct[epoch], 1) != 1 || !atomic_load(&img->draining))
         return;
     mutex_lock(&img->lock);
-    pthread_cond_broadcast(&img->moved);
+    cond_broadcast(&img->moved);
     mutex_unlock(&img->lock);
 }
 
@@ -43,7 +43,7 @@ static void wait_zero(struct image *img, const atomic_uint *n)
     mutex_lock(&img->lock);
     atomic_store(&img->draining, true);
     while (atomic_load(n) != 0)
-        pthread_cond_wait(&img->moved, &img->lock.m);
+        cond_wait(&img->moved, &img->lock);
     atomic_store(&img->draining, false);
     mutex_unlock(&img->lock);
 }

@@ -17,6 +17,7 @@ struct handle {
     bool managed;        /* first.c: it was so once: its mappings may be older than its claim */
     uint64_t opened_ms;  /* CLOCK_MONOTONIC */
     bool stale_data;     /* io_fstype.stale_data of its file system: see image_pread() */
+    bool uncached;       /* counted in inode->uncached (fs_open.c) */
     atomic_bool shared;  /* counted in inode->image.n_shared (shared.h) */
     bool plain;          /* counted in inode->image.n_plain (plain.c) */
     atomic_bool guarded; /* counted as a writer of inode->image (image.c) */

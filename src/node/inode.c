@@ -14,14 +14,24 @@
 #define BUCKETS_MIN 1024u
 #define TOLD_MS 1000u /* the kernel walks a path again at once */
 
+/* Which thread was told to walk its path again, for which file. Of two threads with one slot the
+ * earlier is told twice, and its call may fail with ESTALE. */
+#define TOLD_MAX 1024u
+struct told {
+    uint64_t pid, dir, nodeid; /* pid 0: none */
+    uint64_t name;             /* its hash */
+    uint64_t ms, tick;
+};
+LIST_HEAD(inode_list, inode);
+
 struct inode_table {
     struct inode_parts parts;
     struct mutex lock;
     struct inode *chunks[CHUNKS_MAX] GUARDED_BY(lock);
     uint64_t slots GUARDED_BY(lock); /* ever used */
     uint64_t hand GUARDED_BY(lock);  /* of the clock that finds idle inodes: a slot */
-    struct inode *free GUARDED_BY(lock);
-    struct inode **buckets GUARDED_BY(lock);
+    struct inode_list free GUARDED_BY(lock);
+    struct inode_list *buckets GUARDED_BY(lock);
     size_t n_buckets GUARDED_BY(lock);
     size_t hashed GUARDED_BY(lock);
     atomic_ulong count;
@@ -30,7 +40,9 @@ struct inode_table {
     void *crowded_arg GUARDED_BY(lock);
     uint32_t first_generation; /* random: a handle that an NFS client kept from an earlier daemon is
                                   stale, not another file */
-    bool shared;               /* other hosts can reuse inode numbers behind our descriptors */
+    struct told told[TOLD_MAX] GUARDED_BY(lock);
+    uint64_t tick GUARDED_BY(lock); /* counts names noted and threads told */
+    bool shared;                    /* other hosts can reuse inode numbers behind our descriptors */
 };
 
 /* What is left of a dead inode, to be let go without the lock. */
@@ -51,7 +63,7 @@ static size_t hash_of(dev_t dev, ino_t ino, size_t n_buckets)
 struct inode_table *inode_table_new(const struct inode_parts *parts)
 {
     struct inode_table *t = calloc(1, sizeof(*t));
-    struct inode **buckets = calloc(BUCKETS_MIN, sizeof(*buckets));
+    struct inode_list *buckets = calloc(BUCKETS_MIN, sizeof(*buckets));
     if (!t || !buckets) {
         free(t);
         free(buckets);
@@ -97,10 +109,7 @@ static void unhash_locked(struct inode_table *t, struct inode *i) REQUIRES(t->lo
 {
     if (!i->hashed)
         return;
-    struct inode **at = &t->buckets[hash_of(i->dev, i->ino, t->n_buckets)];
-    while (*at != i)
-        at = &(*at)->next;
-    *at = i->next;
+    LIST_REMOVE(i, entry);
     i->hashed = false;
     t->hashed--;
 }
@@ -111,16 +120,13 @@ static void grow_locked(struct inode_table *t) REQUIRES(t->lock)
     if (t->hashed < t->n_buckets)
         return;
     size_t n = t->n_buckets * 4;
-    struct inode **buckets = calloc(n, sizeof(*buckets));
+    struct inode_list *buckets = calloc(n, sizeof(*buckets));
     if (!buckets)
         return;
     for (size_t b = 0; b < t->n_buckets; b++) {
-        for (struct inode *i = t->buckets[b], *next; i; i = next) {
-            next = i->next;
-            struct inode **at = &buckets[hash_of(i->dev, i->ino, n)];
-            i->next = *at;
-            *at = i;
-        }
+        struct inode *i, *next;
+        LIST_FOREACH_SAFE(i, &t->buckets[b], entry, next)
+            LIST_INSERT_HEAD(&buckets[hash_of(i->dev, i->ino, n)], i, entry);
     }
     free(t->buckets);
     t->buckets = buckets;
@@ -129,17 +135,18 @@ static void grow_locked(struct inode_table *t) REQUIRES(t->lock)
 
 static struct inode *find_locked(struct inode_table *t, dev_t dev, ino_t ino) REQUIRES(t->lock)
 {
-    struct inode *i = t->buckets[hash_of(dev, ino, t->n_buckets)];
-    while (i && (i->ino != ino || i->dev != dev))
-        i = i->next;
-    return i;
+    struct inode *i;
+    LIST_FOREACH(i, &t->buckets[hash_of(dev, ino, t->n_buckets)], entry)
+        if (i->ino == ino && i->dev == dev)
+            return i;
+    return NULL;
 }
 
 static struct inode *alloc_locked(struct inode_table *t) REQUIRES(t->lock)
 {
-    if (t->free) {
-        struct inode *i = t->free;
-        t->free = i->next;
+    struct inode *i = LIST_FIRST(&t->free);
+    if (i) {
+        LIST_REMOVE(i, entry);
         return i;
     }
     uint64_t chunk = t->slots / CHUNK_SLOTS;
@@ -150,7 +157,7 @@ static struct inode *alloc_locked(struct inode_table *t) REQUIRES(t->lock)
         if (!t->chunks[chunk])
             return NULL;
     }
-    struct inode *i = &t->chunks[chunk][t->slots % CHUNK_SLOTS];
+    i = &t->chunks[chunk][t->slots % CHUNK_SLOTS];
     i->nodeid = t->slots + INODE_ROOT_ID;
     i->generation = t->first_generation;
     t->slots++;
@@ -169,15 +176,16 @@ static struct inode *make_locked(struct inode_table *t, int fd, const struct sta
     i->fd = fd;
     atomic_store(&i->image, NULL);
     atomic_store(&i->locks, NULL);
+    atomic_store(&i->uncached, 0);
+    i->shown_size = 0;
+    i->shown_ctime = (struct timespec){0};
     i->nlookup = 0;
     i->pins = 1;
     i->used = true;
     i->doubted = false;
-    i->told = 0;
+    i->named = 0;
     grow_locked(t);
-    struct inode **at = &t->buckets[hash_of(i->dev, i->ino, t->n_buckets)];
-    i->next = *at;
-    *at = i;
+    LIST_INSERT_HEAD(&t->buckets[hash_of(i->dev, i->ino, t->n_buckets)], i, entry);
     i->hashed = true;
     t->hashed++;
     if (atomic_fetch_add(&t->count, 1) >= t->limit && t->limit > 0)
@@ -197,8 +205,7 @@ static void reap_locked(struct inode_table *t, struct inode *i, struct remains *
     i->fd = -1;
     i->name = NULL;
     i->generation++;
-    i->next = t->free;
-    t->free = i;
+    LIST_INSERT_HEAD(&t->free, i, entry);
     atomic_fetch_sub(&t->count, 1);
 }
 
@@ -350,6 +357,7 @@ void inode_named(struct inode_table *t, struct inode *i, const struct inode *dir
     char *old = i->name;
     i->name = copy;
     i->doubted = false;
+    i->named = ++t->tick;
     i->parent = dir->nodeid;
     i->used = true;
     mutex_unlock(&t->lock);
@@ -378,16 +386,59 @@ struct inode *inode_last_place(struct inode_table *t, struct inode *i, char *ret
     return dir;
 }
 
-bool inode_doubt_name(struct inode_table *t, struct inode *i, struct inode *dir, uint64_t pid)
+/* FNV-1a. */
+static uint64_t hash_name(const char *name)
+{
+    uint64_t h = UINT64_C(0xcbf29ce484222325);
+    for (; *name; name++)
+        h = (h ^ (unsigned char)*name) * UINT64_C(0x100000001b3);
+    return h;
+}
+
+bool inode_doubt_name(struct inode_table *t, struct inode *i, const struct inode *dir, uint64_t pid)
 {
     uint64_t now = base_now_ms();
     mutex_lock(&t->lock);
-    bool again = pid > 0 && dir->told == pid && now - dir->told_ms < TOLD_MS;
-    dir->told = again ? 0 : pid;
-    dir->told_ms = now;
-    i->doubted = true;
+    struct told *told = &t->told[pid % TOLD_MAX];
+    uint64_t name = i->name ? hash_name(i->name) : 0;
+    bool again = pid > 0 && told->pid == pid && told->dir == dir->nodeid &&
+                 now - told->ms < TOLD_MS &&
+                 (told->nodeid == i->nodeid || (told->name == name && i->named > told->tick));
+    if (pid == 0)
+        i->doubted = true;
+    else if (again)
+        told->pid = 0;
+    else
+        *told = (struct told){pid, dir->nodeid, i->nodeid, name, now, ++t->tick};
     mutex_unlock(&t->lock);
     return !again;
+}
+
+void inode_trust_name(struct inode_table *t, uint64_t pid)
+{
+    mutex_lock(&t->lock);
+    struct told *told = &t->told[pid % TOLD_MAX];
+    if (told->pid == pid)
+        told->pid = 0;
+    mutex_unlock(&t->lock);
+}
+
+void inode_show(struct inode_table *t, struct inode *i, const struct stat *st)
+{
+    mutex_lock(&t->lock);
+    i->shown_size = (uint64_t)st->st_size;
+    i->shown_ctime = st->st_ctim;
+    mutex_unlock(&t->lock);
+}
+
+bool inode_has_news(struct inode_table *t, const struct inode *i, const struct stat *st)
+{
+    mutex_lock(&t->lock);
+    bool news = i->shown_size != (uint64_t)st->st_size ||
+                i->shown_ctime.tv_sec != st->st_ctim.tv_sec ||
+                i->shown_ctime.tv_nsec != st->st_ctim.tv_nsec;
+    mutex_unlock(&t->lock);
+    return news;
 }
 
 void inode_watch(struct inode_table *t, unsigned long limit, void (*crowded)(void *arg), void *arg)
@@ -397,6 +448,33 @@ void inode_watch(struct inode_table *t, unsigned long limit, void (*crowded)(voi
     t->crowded = crowded;
     t->crowded_arg = arg;
     mutex_unlock(&t->lock);
+}
+
+struct inode *inode_next_idle(struct inode_table *t, uint64_t *hand)
+{
+    struct inode *found = NULL;
+    mutex_lock(&t->lock);
+    while (!found && *hand < t->slots) {
+        struct inode *i = slot_locked(t, INODE_ROOT_ID + (*hand)++);
+        if (i && i->pins == 0 && i->name && i->type == S_IFREG)
+            found = i;
+    }
+    if (found)
+        found->pins++;
+    mutex_unlock(&t->lock);
+    return found;
+}
+
+bool inode_take_name(struct inode_table *t, struct inode *i, struct inode_name *ret)
+{
+    mutex_lock(&t->lock);
+    bool idle = i->pins == 1 && i->name;
+    if (idle) {
+        *ret = (struct inode_name){.parent = i->parent, .name = i->name};
+        i->name = NULL;
+    }
+    mutex_unlock(&t->lock);
+    return idle;
 }
 
 unsigned inode_idle_names(struct inode_table *t, struct inode_name *ret, unsigned max)

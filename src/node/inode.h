@@ -9,6 +9,7 @@
 #include <stdatomic.h>
 #include <sys/stat.h>
 
+#include "base/list.h"
 #include "core/io.h"
 #include "node/opener.h"
 
@@ -26,18 +27,22 @@ struct inode {
      * (fs_lock.c). */
     struct image *_Atomic image;
     struct inode_locks *_Atomic locks;
+    /* Open handles that may read it as an image: the kernel must not answer for it (fs_open.c) */
+    atomic_uint uncached;
     /* inode.c only: */
     uint64_t nlookup;
     uint64_t pins;
     /* false: another file has taken (dev, ino); this one is only reached by its node id */
     bool hashed;
-    bool used;    /* since inode_idle_names() passed by */
-    bool doubted; /* `name` was seen to lead elsewhere */
-    /* a directory: which thread was told to walk its path again, and when */
-    uint64_t told, told_ms;
+    bool used;      /* since inode_idle_names() passed by */
+    bool doubted;   /* `name` was seen to lead elsewhere by somebody whose thread is not known */
+    uint64_t named; /* when `name` was noted, in ticks of the table */
+    /* what the kernel was told last of its size and ctime */
+    uint64_t shown_size;
+    struct timespec shown_ctime;
     uint64_t parent; /* where the kernel looked it up last; name NULL: unknown */
     char *name;
-    struct inode *next;
+    LIST_ENTRY(inode) entry; /* in a bucket, or in the list of free slots */
 };
 
 #define INODE_ROOT_ID 1 /* FUSE_ROOT_ID, <fuse_lowlevel.h> */
@@ -70,19 +75,33 @@ void inode_named(struct inode_table *t, struct inode *i, const struct inode *dir
 void inode_last_name(struct inode_table *t, const struct inode *i, char *ret, size_t size);
 /* The directory of the name last noted, pinned, and the name. NULL: none, or it is in doubt. */
 struct inode *inode_last_place(struct inode_table *t, struct inode *i, char *ret, size_t size);
-/* The name was seen to lead elsewhere. true: tell thread `pid` to walk the path again; the name is
- * not looked at before inode_named() notes one. false: it has just been told so for this directory,
- * and what it found then is no older than its own system call. pid 0: unknown. */
-bool inode_doubt_name(struct inode_table *t, struct inode *i, struct inode *dir, uint64_t pid);
+/* The name was seen to lead elsewhere. true: tell thread `pid` to walk the path again. false: it
+ * has just been told so, and either comes without a path (/proc/self/fd), or the name was looked up
+ * since: what it found then is no older than its own system call. pid 0: unknown; true once for
+ * each inode_named(). */
+bool inode_doubt_name(struct inode_table *t, struct inode *i, const struct inode *dir,
+                      uint64_t pid);
+/* A name leads to its file, or to none: whatever the thread was told before is done with. */
+void inode_trust_name(struct inode_table *t, uint64_t pid);
+/* These attributes are about to be shown to the kernel, which may keep them for a while. */
+void inode_show(struct inode_table *t, struct inode *i, const struct stat *st);
+/* Are these, of the same file, news to it? */
+bool inode_has_news(struct inode_table *t, const struct inode *i, const struct stat *st);
 /* Does this descriptor, which may be O_PATH, refer to the inode's file? */
 bool inode_is_file(const struct inode_table *t, const struct inode *i, int fd);
 /* Calls crowded() for each new inode while there are more than limit: under the table's lock, so it
  * only wakes somebody. limit 0 ends it. */
 void inode_watch(struct inode_table *t, unsigned long limit, void (*crowded)(void *arg), void *arg);
+/* A regular file that nothing but the kernel's cache keeps, pinned: the one at or after *hand,
+ * which moves on. NULL: there is none any more. It does not count as used. */
+struct inode *inode_next_idle(struct inode_table *t, uint64_t *hand);
 struct inode_name {
     uint64_t parent;
     char *name; /* freed by the caller */
 };
+/* Takes the name of such a one, which the caller alone has pinned, with the directory's node id.
+ * false: it has none, or is in use. */
+bool inode_take_name(struct inode_table *t, struct inode *i, struct inode_name *ret);
 /* Takes the names of inodes that nothing but the kernel's cache keeps, roughly the least recently
  * used ones; no directories. */
 unsigned inode_idle_names(struct inode_table *t, struct inode_name *ret, unsigned max);

@@ -4,6 +4,7 @@
 #include <stdbool.h>
 
 #include "base/base.h"
+#include "base/list.h"
 #include "base/sync.h"
 #include "run/pool.h"
 
@@ -12,23 +13,23 @@
 struct lane_job {
     void (*fn)(void *arg);
     void *arg;
-    struct lane_job *next;
+    STAILQ_ENTRY(lane_job) entry;
 };
 
 struct lane { /* all of it under lanes.lock */
     struct lanes *lanes;
     uint64_t key;
-    struct lane_job *head, **tail;
+    STAILQ_HEAD(, lane_job) jobs;
     unsigned queued;
     unsigned runners;  /* jobs of the pool; never 0 while a job waits */
     unsigned starting; /* of these: have not looked for a job yet */
-    struct lane *next;
+    LIST_ENTRY(lane) entry;
 };
 
 struct lanes {
     struct mutex lock;
     struct pool *pool;
-    struct lane *bucket[BUCKETS] GUARDED_BY(lock);
+    LIST_HEAD(, lane) bucket[BUCKETS] GUARDED_BY(lock);
     unsigned n GUARDED_BY(lock); /* lanes */
 };
 
@@ -52,46 +53,36 @@ static unsigned share_locked(const struct lanes *l) REQUIRES(l->lock)
     return DG_MAX(LANE_LEAST, DG_MIN(LANE_MOST, even));
 }
 
-/* Where the pointer to it is, or would be. */
-static struct lane **find_locked(struct lanes *l, uint64_t key) REQUIRES(l->lock)
-{
-    struct lane **at = &l->bucket[key % BUCKETS];
-    while (*at && (*at)->key != key)
-        at = &(*at)->next;
-    return at;
-}
-
 static struct lane *lane_locked(struct lanes *l, uint64_t key) REQUIRES(l->lock)
 {
-    struct lane **at = find_locked(l, key);
-    if (*at)
-        return *at;
-    struct lane *lane = malloc(sizeof(*lane));
+    struct lane *lane;
+    LIST_FOREACH(lane, &l->bucket[key % BUCKETS], entry)
+        if (lane->key == key)
+            return lane;
+    lane = malloc(sizeof(*lane));
     if (!lane)
         return NULL;
     *lane = (struct lane){.lanes = l, .key = key};
-    lane->tail = &lane->head;
-    *at = lane;
+    STAILQ_INIT(&lane->jobs);
+    LIST_INSERT_HEAD(&l->bucket[key % BUCKETS], lane, entry);
     l->n++;
     return lane;
 }
 
-static struct lane_job *take_locked(struct lanes *l, struct lane *lane) REQUIRES(l->lock)
+static struct lane_job *lane_take_locked(struct lanes *l, struct lane *lane) REQUIRES(l->lock)
 {
     (void)l;
-    struct lane_job *j = lane->head;
+    struct lane_job *j = STAILQ_FIRST(&lane->jobs);
     if (!j)
         return NULL;
-    lane->head = j->next;
-    if (!lane->head)
-        lane->tail = &lane->head;
+    STAILQ_REMOVE_HEAD(&lane->jobs, entry);
     lane->queued--;
     return j;
 }
 
-/* Counts one more runner, where a job waits that none is on its way to and the share has room: the
- * caller submits it, without the lock. */
-static bool grow_locked(struct lanes *l, struct lane *lane) REQUIRES(l->lock)
+/* Counts one more lane_runner, where a job waits that none is on its way to and the share has room:
+ * the caller submits it, without the lock. */
+static bool lane_grow_locked(struct lanes *l, struct lane *lane) REQUIRES(l->lock)
 {
     if (lane->queued <= lane->starting || lane->runners >= share_locked(l))
         return false;
@@ -104,23 +95,23 @@ static void shrink_locked(struct lanes *l, struct lane *lane) REQUIRES(l->lock)
 {
     if (--lane->runners > 0)
         return;
-    *find_locked(l, lane->key) = lane->next;
+    LIST_REMOVE(lane, entry);
     l->n--;
     free(lane);
 }
 
-static void runner(void *arg)
+static void lane_runner(void *arg)
 {
     struct lane *lane = arg;
     struct lanes *l = lane->lanes;
     struct lane_job *j;
     mutex_lock(&l->lock);
     lane->starting--;
-    while (lane->runners <= share_locked(l) && (j = take_locked(l, lane))) {
-        bool more = grow_locked(l, lane);
+    while (lane->runners <= share_locked(l) && (j = lane_take_locked(l, lane))) {
+        bool more = lane_grow_locked(l, lane);
         mutex_unlock(&l->lock);
         if (more)
-            pool_submit(l->pool, runner, lane);
+            pool_submit(l->pool, lane_runner, lane);
         j->fn(j->arg);
         free(j);
         mutex_lock(&l->lock);
@@ -137,14 +128,13 @@ void lanes_submit(struct lanes *l, uint64_t key, void (*fn)(void *arg), void *ar
     bool more = false;
     if (lane) {
         *j = (struct lane_job){.fn = fn, .arg = arg};
-        *lane->tail = j;
-        lane->tail = &j->next;
+        STAILQ_INSERT_TAIL(&lane->jobs, j, entry);
         lane->queued++;
-        more = grow_locked(l, lane);
+        more = lane_grow_locked(l, lane);
     }
     mutex_unlock(&l->lock);
     if (more) {
-        pool_submit(l->pool, runner, lane);
+        pool_submit(l->pool, lane_runner, lane);
     } else if (!lane) {
         free(j);
         pool_submit(l->pool, fn, arg);

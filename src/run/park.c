@@ -1,11 +1,10 @@
 #include "run/park.h"
 
 #include <stdlib.h>
-#include <time.h>
 
 #include "base/base.h"
+#include "base/list.h"
 #include "base/sync.h"
-
 #include "run/pool.h"
 
 /* One request that waits. It is on the list, or in the hands of the pool job that tries it, never
@@ -22,7 +21,7 @@ struct parked {
     unsigned attempts;
     bool interrupted; /* an INTERRUPT came; whether a signal is behind it is looked at in each turn
                          from then on */
-    struct parked *prev, *next;
+    LIST_ENTRY(parked) entry;
 };
 
 struct park {
@@ -30,8 +29,8 @@ struct park {
     struct park_caller caller;
     pthread_t thread;
     struct mutex lock;
-    pthread_cond_t changed;
-    struct parked *head GUARDED_BY(lock);
+    struct cond changed;
+    LIST_HEAD(, parked) waiting GUARDED_BY(lock);
     uint64_t kicks GUARDED_BY(lock);
     bool stopping GUARDED_BY(lock);
 };
@@ -40,16 +39,6 @@ struct park {
  * spin. */
 #define RETRY_MIN_MS 2u
 #define RETRY_MAX_MS 100u
-
-static void unlist_locked(struct park *p, struct parked *e) REQUIRES(p->lock)
-{
-    if (e->prev)
-        e->prev->next = e->next;
-    else
-        p->head = e->next;
-    if (e->next)
-        e->next->prev = e->prev;
-}
 
 static void hasten_locked(struct park *p, struct parked *e) REQUIRES(p->lock)
 {
@@ -65,7 +54,7 @@ void park_interrupt(void *entry)
     if (!e->interrupted) { /* once is enough, however often the caller says so */
         e->interrupted = true;
         e->due_ms = 0;
-        pthread_cond_signal(&p->changed);
+        cond_signal(&p->changed);
     }
     mutex_unlock(&p->lock);
 }
@@ -92,12 +81,8 @@ static bool list_entry(struct parked *e)
     }
     if (p->kicks != e->kicks_seen)
         hasten_locked(p, e);
-    e->prev = NULL;
-    e->next = p->head;
-    if (p->head)
-        p->head->prev = e;
-    p->head = e;
-    pthread_cond_signal(&p->changed);
+    LIST_INSERT_HEAD(&p->waiting, e, entry);
+    cond_signal(&p->changed);
     mutex_unlock(&p->lock);
     return true;
 }
@@ -139,9 +124,10 @@ static void retry(void *arg)
 static struct parked *due_locked(struct park *p, uint64_t now, uint64_t *ret_next) REQUIRES(p->lock)
 {
     *ret_next = UINT64_MAX;
-    for (struct parked *e = p->head; e; e = e->next) {
+    struct parked *e;
+    LIST_FOREACH(e, &p->waiting, entry) {
         if (e->due_ms <= now) {
-            unlist_locked(p, e);
+            LIST_REMOVE(e, entry);
             return e;
         }
         *ret_next = DG_MIN(*ret_next, e->due_ms);
@@ -163,11 +149,9 @@ static void *clock_thread(void *arg)
         } else if (p->stopping) {
             break;
         } else if (next == UINT64_MAX) {
-            mutex_wait(&p->changed, &p->lock);
+            cond_wait(&p->changed, &p->lock);
         } else {
-            struct timespec ts = {.tv_sec = (time_t)(next / 1000),
-                                  .tv_nsec = (long)(next % 1000) * 1000000};
-            pthread_cond_timedwait(&p->changed, &p->lock.m, &ts);
+            (void)cond_wait_until(&p->changed, &p->lock, next);
         }
     }
     mutex_unlock(&p->lock);
@@ -182,13 +166,9 @@ struct park *park_new(struct pool *pool, const struct park_caller *caller)
     p->pool = pool;
     p->caller = *caller;
     mutex_init(&p->lock);
-    pthread_condattr_t attr;
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    pthread_cond_init(&p->changed, &attr);
-    pthread_condattr_destroy(&attr);
+    cond_init(&p->changed);
     if (pthread_create(&p->thread, NULL, clock_thread, p) != 0) {
-        pthread_cond_destroy(&p->changed);
+        cond_destroy(&p->changed);
         mutex_destroy(&p->lock);
         free(p);
         return NULL;
@@ -223,9 +203,10 @@ void park_kick(struct park *p)
 {
     mutex_lock(&p->lock);
     p->kicks++;
-    for (struct parked *e = p->head; e; e = e->next)
+    struct parked *e;
+    LIST_FOREACH(e, &p->waiting, entry)
         hasten_locked(p, e);
-    pthread_cond_signal(&p->changed);
+    cond_signal(&p->changed);
     mutex_unlock(&p->lock);
 }
 
@@ -234,9 +215,10 @@ void park_stop(struct park *p)
     mutex_lock(&p->lock);
     bool first = !p->stopping;
     p->stopping = true;
-    for (struct parked *e = p->head; e; e = e->next)
+    struct parked *e;
+    LIST_FOREACH(e, &p->waiting, entry)
         e->due_ms = 0;
-    pthread_cond_signal(&p->changed);
+    cond_signal(&p->changed);
     mutex_unlock(&p->lock);
     if (first)
         pthread_join(p->thread, NULL);
@@ -248,7 +230,7 @@ void park_free(struct park *p)
         return;
     park_stop(p);
     pool_drain(p->pool);
-    pthread_cond_destroy(&p->changed);
+    cond_destroy(&p->changed);
     mutex_destroy(&p->lock);
     free(p);
 }

@@ -2,27 +2,26 @@
 
 #include <sched.h>
 #include <stdbool.h>
-#include <time.h>
 
 #include "base/base.h"
+#include "base/list.h"
 #include "base/log.h"
 #include "base/sync.h"
 
-#define IDLE_SECONDS 30
+#define IDLE_MS 30000u
 
-struct job {
+struct pool_job {
     void (*fn)(void *arg);
     void *arg;
-    struct job *next;
+    STAILQ_ENTRY(pool_job) entry;
 };
 
 struct pool {
     struct mutex lock;
-    pthread_cond_t work;  /* a job was queued, or the pool ends */
-    pthread_cond_t quiet; /* nothing runs and nothing is queued; or a thread ended */
+    struct cond work;  /* a job was queued, or the pool ends */
+    struct cond quiet; /* nothing runs and nothing is queued; or a thread ended */
     unsigned max_threads;
-    struct job *head GUARDED_BY(lock);
-    struct job **tail GUARDED_BY(lock);
+    STAILQ_HEAD(, pool_job) jobs GUARDED_BY(lock);
     unsigned queued GUARDED_BY(lock);
     unsigned threads GUARDED_BY(lock);
     unsigned idle GUARDED_BY(lock);
@@ -36,48 +35,40 @@ struct pool *pool_new(unsigned max_threads)
     if (!p)
         return NULL;
     mutex_init(&p->lock);
-    pthread_condattr_t attr;
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    pthread_cond_init(&p->work, &attr);
-    pthread_condattr_destroy(&attr);
-    pthread_cond_init(&p->quiet, NULL);
+    cond_init(&p->work);
+    cond_init(&p->quiet);
     p->max_threads = max_threads;
     mutex_lock(&p->lock);
-    p->tail = &p->head;
+    STAILQ_INIT(&p->jobs);
     mutex_unlock(&p->lock);
     return p;
 }
 
-static struct job *take_locked(struct pool *p) REQUIRES(p->lock)
+static struct pool_job *pool_take_locked(struct pool *p) REQUIRES(p->lock)
 {
-    struct job *j = p->head;
+    struct pool_job *j = STAILQ_FIRST(&p->jobs);
     if (!j)
         return NULL;
-    p->head = j->next;
-    if (!p->head)
-        p->tail = &p->head;
+    STAILQ_REMOVE_HEAD(&p->jobs, entry);
     p->queued--;
     return j;
 }
 
 /* Waits for a job. NULL: this thread is not needed any more. */
-static struct job *next_locked(struct pool *p) REQUIRES(p->lock)
+static struct pool_job *next_locked(struct pool *p) REQUIRES(p->lock)
 {
-    struct timespec until;
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_sec += IDLE_SECONDS;
+    uint64_t until = base_now_ms() + IDLE_MS;
     for (;;) {
-        struct job *j = take_locked(p);
+        struct pool_job *j = pool_take_locked(p);
         if (j || p->ending)
             return j;
         p->idle++;
         if (p->idle == p->threads)
-            pthread_cond_broadcast(&p->quiet);
-        int r = pthread_cond_timedwait(&p->work, &p->lock.m, &until);
+            cond_broadcast(&p->quiet);
+        bool woken = cond_wait_until(&p->work, &p->lock, until);
         p->idle--;
-        if (r == ETIMEDOUT)
-            return take_locked(p);
+        if (!woken)
+            return pool_take_locked(p);
     }
 }
 
@@ -87,7 +78,7 @@ static void *worker(void *arg)
     if (unshare(CLONE_FS) < 0)
         log_msg(LOG_WARNING, "a thread cannot have a umask of its own: %m");
     mutex_lock(&p->lock);
-    struct job *j;
+    struct pool_job *j;
     while ((j = next_locked(p))) {
         mutex_unlock(&p->lock);
         j->fn(j->arg);
@@ -95,7 +86,7 @@ static void *worker(void *arg)
         mutex_lock(&p->lock);
     }
     p->threads--;
-    pthread_cond_broadcast(&p->quiet);
+    cond_broadcast(&p->quiet);
     mutex_unlock(&p->lock);
     return NULL;
 }
@@ -114,16 +105,16 @@ static bool start_thread(struct pool *p)
 /* No thread could be started and none runs: the submitter does the work. */
 static void run_here_locked(struct pool *p) REQUIRES(p->lock)
 {
-    struct job *j;
+    struct pool_job *j;
     p->inline_jobs++;
-    while (p->threads == 0 && (j = take_locked(p))) {
+    while (p->threads == 0 && (j = pool_take_locked(p))) {
         mutex_unlock(&p->lock);
         j->fn(j->arg);
         free(j);
         mutex_lock(&p->lock);
     }
     p->inline_jobs--;
-    pthread_cond_broadcast(&p->quiet);
+    cond_broadcast(&p->quiet);
 }
 
 static void run_unqueued(struct pool *p, void (*fn)(void *arg), void *arg)
@@ -134,23 +125,22 @@ static void run_unqueued(struct pool *p, void (*fn)(void *arg), void *arg)
     fn(arg);
     mutex_lock(&p->lock);
     p->inline_jobs--;
-    pthread_cond_broadcast(&p->quiet);
+    cond_broadcast(&p->quiet);
     mutex_unlock(&p->lock);
 }
 
 void pool_submit(struct pool *p, void (*fn)(void *arg), void *arg)
 {
-    struct job *j = malloc(sizeof(*j));
+    struct pool_job *j = malloc(sizeof(*j));
     if (!j) {
         run_unqueued(p, fn, arg);
         return;
     }
-    *j = (struct job){.fn = fn, .arg = arg};
+    *j = (struct pool_job){.fn = fn, .arg = arg};
     mutex_lock(&p->lock);
-    *p->tail = j;
-    p->tail = &j->next;
+    STAILQ_INSERT_TAIL(&p->jobs, j, entry);
     p->queued++;
-    pthread_cond_signal(&p->work);
+    cond_signal(&p->work);
     if (p->queued > p->idle && p->threads < p->max_threads) {
         p->threads++;
         mutex_unlock(&p->lock);
@@ -168,7 +158,7 @@ void pool_drain(struct pool *p)
 {
     mutex_lock(&p->lock);
     while (p->queued > 0 || p->inline_jobs > 0 || p->idle < p->threads)
-        mutex_wait(&p->quiet, &p->lock);
+        cond_wait(&p->quiet, &p->lock);
     mutex_unlock(&p->lock);
 }
 
@@ -179,12 +169,12 @@ void pool_free(struct pool *p)
     pool_drain(p);
     mutex_lock(&p->lock);
     p->ending = true;
-    pthread_cond_broadcast(&p->work);
+    cond_broadcast(&p->work);
     while (p->threads > 0)
-        mutex_wait(&p->quiet, &p->lock);
+        cond_wait(&p->quiet, &p->lock);
     mutex_unlock(&p->lock);
-    pthread_cond_destroy(&p->work);
-    pthread_cond_destroy(&p->quiet);
+    cond_destroy(&p->work);
+    cond_destroy(&p->quiet);
     mutex_destroy(&p->lock);
     free(p);
 }

@@ -35,6 +35,10 @@ DG_MUST_CHECK int fs_name_inode(struct view *v, struct inode *dir, const char *n
                                 bool fresh, struct stat *ret_st, struct inode **ret);
 /* Is this directory `top`, or below it? */
 bool fs_name_beneath(int dir_fd, const struct inode *top);
+/* Seconds for which the kernel may answer for a name by itself. Not at all for a file that has
+ * several: the one that was asked for last says whether it is a raw image (image_name_is_raw()).
+ * Whatever is decided by a name is looked at afresh all the same: fs_name_moved(). */
+double fs_name_timeout(const struct view *v, const struct stat *st);
 /* Does the name under which the kernel found this file lead to another one now, or nowhere? Asked
  * freshly, for an open or truncation by path: the plain lookup before it may have answered from a
  * cache. On true the caller answers ESTALE: the kernel then walks the path again (do_filp_open,
@@ -56,6 +60,10 @@ void fs_removexattr(fuse_req_t req, fuse_ino_t ino, const char *name);
 /* Attributes as the view shows them: fresh from the datastore, with the holder's mtime of a held
  * image. 0 or -errno. */
 DG_MUST_CHECK int fs_attr_get(struct view *v, struct inode *i, struct stat *ret);
+/* Seconds for which the kernel may answer with these attributes by itself, which it is shown now.
+ * Not at all while the file is open here as an image: another host may be writing it, and its size
+ * is then a part of its content. */
+double fs_attr_timeout(struct view *v, struct inode *i, const struct stat *st);
 /* The same for attributes just read from the datastore. */
 void fs_attr_show(const struct view *v, struct inode *i, struct stat *st);
 /* After a truncation by open(O_TRUNC), which the kernel leaves to us whole: a caller who is not

@@ -45,6 +45,14 @@ int fs_attr_get(struct view *v, struct inode *i, struct stat *ret)
     return 0;
 }
 
+double fs_attr_timeout(struct view *v, struct inode *i, const struct stat *st)
+{
+    if (v->attr_timeout <= 0 || atomic_load(&i->uncached) > 0)
+        return 0;
+    inode_show(v->guard->inodes, i, st);
+    return v->attr_timeout;
+}
+
 void fs_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
     (void)fi;
@@ -52,11 +60,12 @@ void fs_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
     struct inode *i = inode_get(v->guard->inodes, ino);
     struct stat st;
     int r = i ? fs_attr_get(v, i, &st) : -ESTALE;
+    double timeout = r == 0 ? fs_attr_timeout(v, i, &st) : 0;
     inode_put(v->guard->inodes, i);
     if (r < 0)
         fuse_reply_err(req, -r);
     else
-        fuse_reply_attr(req, &st, 0);
+        fuse_reply_attr(req, &st, timeout);
 }
 
 void fs_statfs(fuse_req_t req, fuse_ino_t ino)
@@ -122,7 +131,7 @@ static int set_times(const struct change *c)
 static int as_either(const struct change *c, int (*fn)(const struct change *c))
 {
     int r = fn(c);
-    if (r != -EPERM && r != -EACCES)
+    if (!io_err_denied(r))
         return r;
     struct cred cred;
     if (cred_enter(c->req, &cred) < 0)
@@ -164,7 +173,7 @@ static void change_finish(struct change *c, int r)
     if (r < 0)
         fuse_reply_err(c->req, -r);
     else
-        fuse_reply_attr(c->req, &st, 0);
+        fuse_reply_attr(c->req, &st, fs_attr_timeout(v, c->inode, &st));
     inode_put(v->guard->inodes, c->inode);
 }
 
@@ -277,7 +286,7 @@ static int xattr_change(fuse_req_t req, const struct xattr *x, int (*fn)(const s
      * datastore can decide that. */
     bool acl = strcmp(x->name, "system.posix_acl_access") == 0 && fuse_req_ctx(req)->uid != 0;
     int r = acl ? xattr_as_caller(req, x, fn) : fn(x);
-    if (r != -EPERM && r != -EACCES)
+    if (!io_err_denied(r))
         return r;
     return acl ? fn(x) : xattr_as_caller(req, x, fn);
 }

@@ -18,7 +18,7 @@
 #define DATA_ALIGN 4096u
 
 /* One aligned buffer a thread, grown at need, so that a request does not pay for fresh pages. */
-struct buffer {
+struct thread_buffer {
     void *data;
     size_t size;
 };
@@ -27,7 +27,7 @@ static pthread_once_t buffer_once = PTHREAD_ONCE_INIT;
 
 static void buffer_destroy(void *p)
 {
-    struct buffer *b = p;
+    struct thread_buffer *b = p;
     free(b->data);
     free(b);
 }
@@ -41,7 +41,7 @@ static void buffer_make_key(void)
 static void *buffer_get(size_t size)
 {
     pthread_once(&buffer_once, buffer_make_key);
-    struct buffer *b = pthread_getspecific(buffer_key);
+    struct thread_buffer *b = pthread_getspecific(buffer_key);
     if (!b) {
         b = calloc(1, sizeof(*b));
         if (!b || pthread_setspecific(buffer_key, b) != 0) {

@@ -150,7 +150,7 @@ static int peek_locked(struct stream *s, const struct dirent64 **ret) REQUIRES(s
     return 1;
 }
 
-static void take_locked(struct stream *s, const struct dirent64 *e) REQUIRES(s->lock)
+static void stream_take_locked(struct stream *s, const struct dirent64 *e) REQUIRES(s->lock)
 {
     s->next += e->d_reclen;
     s->at = e->d_off;
@@ -183,7 +183,7 @@ static int collect(fuse_req_t req, const struct inode *dir, struct stream *s, of
             b->len += e->d_reclen;
             b->count++;
         }
-        take_locked(s, e);
+        stream_take_locked(s, e);
     }
     mutex_unlock(&s->lock);
     return r < 0 && b->count == 0 ? r : 0; /* what was read before an error is answered first */

@@ -22,6 +22,7 @@
 #include <sys/mman.h>
 
 #include "base/hook.h"
+#include "base/list.h"
 #include "base/log.h"
 #include "base/sync.h"
 #include "guard/disk.h"
@@ -35,7 +36,7 @@
 
 enum owner_kind { OWNER_BYTES, OWNER_FLOCK };
 
-struct owner {
+struct lock_owner {
     enum owner_kind kind;
     uint64_t id; /* lock owner of the kernel; for flock: the handle */
     /* that introduced it; only compared. Under inode_locks.lock, as the next two */
@@ -51,14 +52,16 @@ struct owner {
     atomic_bool forwarded; /* flock: it went to the backing file */
     /* under inode_locks.lock: the list has one, each operation under way has one */
     unsigned refs;
-    struct owner *next;
+    LIST_ENTRY(lock_owner) entry;
 };
+
+LIST_HEAD(owner_list, lock_owner);
 
 struct inode_locks {
     struct view *v;
     struct inode *inode;
     struct mutex lock;
-    struct owner *owners GUARDED_BY(lock);
+    struct owner_list owners GUARDED_BY(lock);
     atomic_int memfd;
     atomic_bool backing_ok; /* the backing file has granted a lock: a later ENOLCK is an error, not
                                a missing feature */
@@ -91,7 +94,7 @@ static void close_at(atomic_int *slot)
         close(fd);
 }
 
-static void owner_destroy(struct owner *o)
+static void owner_destroy(struct lock_owner *o)
 {
     close_at(&o->fd);
     close_at(&o->host_fd);
@@ -101,10 +104,9 @@ static void owner_destroy(struct owner *o)
 void fs_lock_free(struct inode_locks *l)
 {
     mutex_lock(&l->lock);
-    for (struct owner *o = l->owners, *next; o; o = next) {
-        next = o->next;
+    struct lock_owner *o, *next;
+    LIST_FOREACH_SAFE(o, &l->owners, entry, next)
         owner_destroy(o);
-    }
     mutex_unlock(&l->lock);
     close_at(&l->memfd);
     mutex_destroy(&l->lock);
@@ -112,7 +114,7 @@ void fs_lock_free(struct inode_locks *l)
 }
 
 /* It has none of the bytes any more that mean something to the guard. */
-static void owner_forget(struct inode_locks *l, struct owner *o)
+static void owner_forget(struct inode_locks *l, struct lock_owner *o)
 {
     image_bytes_forget(l->inode, &o->bytes);
     image_reader_forget(l->v->guard, l->inode, &o->reader);
@@ -130,7 +132,7 @@ struct asker {
 
 /* Is this owner the asker? An open file has one handle; a process may have several, and never asks
  * through the handle of another one's open file. */
-static bool owner_is(const struct owner *o, const struct asker *a)
+static bool owner_is(const struct lock_owner *o, const struct asker *a)
 {
     if (o->kind != a->kind || o->id != a->id)
         return false;
@@ -138,19 +140,20 @@ static bool owner_is(const struct owner *o, const struct asker *a)
     return o->via == a->h || !(o->is_file || (pid && a->pid && pid != a->pid));
 }
 
-static struct owner *owner_find_locked(struct inode_locks *l, const struct asker *a)
+static struct lock_owner *owner_find_locked(struct inode_locks *l, const struct asker *a)
     REQUIRES(l->lock)
 {
-    struct owner *o = l->owners;
-    while (o && !owner_is(o, a))
-        o = o->next;
-    return o;
+    struct lock_owner *o;
+    LIST_FOREACH(o, &l->owners, entry)
+        if (owner_is(o, a))
+            return o;
+    return NULL;
 }
 
-static struct owner *owner_get(struct inode_locks *l, struct asker *a, bool make)
+static struct lock_owner *owner_get(struct inode_locks *l, struct asker *a, bool make)
 {
     mutex_lock(&l->lock);
-    struct owner *o = owner_find_locked(l, a);
+    struct lock_owner *o = owner_find_locked(l, a);
     if (o && o->via != a->h && !a->looked) {
         mutex_unlock(&l->lock);
         a->pid = cred_thread_group(a->req);
@@ -170,8 +173,7 @@ static struct owner *owner_get(struct inode_locks *l, struct asker *a, bool make
         atomic_store(&o->fd, -1);
         atomic_store(&o->host_fd, -1);
         o->refs = 1;
-        o->next = l->owners;
-        l->owners = o;
+        LIST_INSERT_HEAD(&l->owners, o, entry);
     }
     if (o)
         o->refs++;
@@ -179,7 +181,7 @@ static struct owner *owner_get(struct inode_locks *l, struct asker *a, bool make
     return o;
 }
 
-static void owner_put(struct inode_locks *l, struct owner *o)
+static void owner_put(struct inode_locks *l, struct lock_owner *o)
 {
     mutex_lock(&l->lock);
     bool last = --o->refs == 0;
@@ -202,18 +204,18 @@ static int keep_fd(atomic_int *slot, int fd)
     return none;
 }
 
-static int backing_fd(const struct inode *i, struct owner *o)
+static int backing_fd(const struct inode *i, struct lock_owner *o)
 {
     int fd = atomic_load(&o->fd);
     if (fd >= 0)
         return fd;
     fd = io_reopen(i->fd, O_RDWR | O_NONBLOCK);
-    if (fd == -EACCES || fd == -EPERM || fd == -EROFS || fd == -ETXTBSY)
+    if (io_err_readonly(fd))
         fd = io_reopen(i->fd, O_RDONLY | O_NONBLOCK);
     return keep_fd(&o->fd, fd);
 }
 
-static int host_fd(struct inode_locks *l, struct owner *o)
+static int host_fd(struct inode_locks *l, struct lock_owner *o)
 {
     int fd = atomic_load(&o->host_fd);
     if (fd >= 0)
@@ -231,16 +233,11 @@ static int host_fd(struct inode_locks *l, struct owner *o)
     return keep_fd(&o->host_fd, fd < 0 ? -errno : fd);
 }
 
-static bool has_no_locks(int err)
-{
-    return err == -ENOLCK || err == -EOPNOTSUPP || err == -ENOSYS || err == -EINVAL;
-}
-
 /* Goes over to locks on this host, unless the backing file has granted one before. */
 static bool fall_back(struct inode_locks *l, int err)
 {
     static atomic_bool logged;
-    if (!has_no_locks(err) || atomic_load(&l->backing_ok))
+    if (!io_err_no_locks(err) || atomic_load(&l->backing_ok))
         return false;
     atomic_store(&l->host_only, true);
     if (!atomic_exchange(&logged, true))
@@ -282,22 +279,17 @@ static bool part_above(const struct flock *in, struct range *ret)
 
 static int set_range(int fd, short type, struct range r)
 {
-    struct flock fl = {.l_type = type, .l_whence = SEEK_SET, .l_start = r.start, .l_len = r.len};
-    if (fd < 0)
-        return fd;
-    if (fcntl(fd, F_OFD_SETLK, &fl) == 0)
-        return 0;
-    return errno == EACCES ? -EAGAIN : -errno;
+    return io_user_lock(fd, type, r.start, r.len);
 }
 
-static int set_on_host(struct inode_locks *l, struct owner *o, short type, struct range r)
+static int set_on_host(struct inode_locks *l, struct lock_owner *o, short type, struct range r)
 {
     if (type == F_UNLCK && atomic_load(&o->host_fd) < 0)
         return 0;
     return set_range(host_fd(l, o), type, r);
 }
 
-static int set_below(struct inode *i, struct inode_locks *l, struct owner *o, short type,
+static int set_below(struct inode *i, struct inode_locks *l, struct lock_owner *o, short type,
                      struct range r)
 {
     if (atomic_load(&l->host_only))
@@ -314,10 +306,10 @@ static int set_below(struct inode *i, struct inode_locks *l, struct owner *o, sh
 }
 
 /* -EAGAIN: somebody else's lock is in the way. */
-static int set_lock(struct inode *i, struct inode_locks *l, struct owner *o,
+static int set_lock(struct inode *i, struct inode_locks *l, struct lock_owner *o,
                     const struct flock *lock)
 {
-    struct range below, above;
+    struct range below, above = {0};
     if (lock->l_type == F_UNLCK) /* before another program can find that nobody has it */
         image_reader_locked(l->v->guard, i, &o->reader, F_UNLCK, lock->l_start, lock->l_len);
     bool has_above = part_above(lock, &above);
@@ -342,8 +334,8 @@ static int query(int fd, const struct flock *lock, struct range r, struct flock 
 }
 
 /* The same of the backing file below the fence. *ret_pid as image_bytes_get() tells it. */
-static int query_below(struct inode *i, struct owner *o, const struct flock *lock, struct range r,
-                       struct flock *ret, pid_t *ret_pid)
+static int query_below(struct inode *i, struct lock_owner *o, const struct flock *lock,
+                       struct range r, struct flock *ret, pid_t *ret_pid)
 {
     int fd = backing_fd(i, o);
     if (fd < 0 || !image_bytes_in(i, r.start, r.len))
@@ -352,7 +344,7 @@ static int query_below(struct inode *i, struct owner *o, const struct flock *loc
 }
 
 /* *ret_pid: -1 where it is not known yet. */
-static int get_lock(struct inode *i, struct inode_locks *l, struct owner *o,
+static int get_lock(struct inode *i, struct inode_locks *l, struct lock_owner *o,
                     const struct flock *lock, struct flock *ret, pid_t *ret_pid)
 {
     struct range part;
@@ -373,11 +365,12 @@ static int get_lock(struct inode *i, struct inode_locks *l, struct owner *o,
  * there has it. */
 static pid_t pid_of(struct inode_locks *l, const struct flock *found)
 {
-    struct owner *all[64];
+    struct lock_owner *all[64];
     unsigned n = 0;
     mutex_lock(&l->lock);
-    for (struct owner *o = l->owners; o && n < 64; o = o->next) {
-        if (o->kind == OWNER_BYTES) {
+    struct lock_owner *o;
+    LIST_FOREACH(o, &l->owners, entry) {
+        if (o->kind == OWNER_BYTES && n < 64) {
             o->refs++;
             all[n++] = o;
         }
@@ -409,7 +402,7 @@ static int try_get(struct get_op *op, bool last, struct flock *ret)
     struct inode *i = op->h->inode;
     struct inode_locks *l = locks_get(op->v, i);
     struct asker a = {.req = op->req, .h = op->h, .kind = OWNER_BYTES, .id = op->owner};
-    struct owner *o = l ? owner_get(l, &a, true) : NULL;
+    struct lock_owner *o = l ? owner_get(l, &a, true) : NULL;
     if (!o)
         return -ENOMEM;
     pid_t pid;
@@ -504,7 +497,7 @@ static int try_flock(struct lock_op *op, struct inode_locks *l)
 {
     struct inode *i = op->h->inode;
     struct asker a = {.req = op->req, .h = op->h, .kind = OWNER_FLOCK, .id = op->h->fh};
-    struct owner *o = owner_get(l, &a, true);
+    struct lock_owner *o = owner_get(l, &a, true);
     if (!o)
         return -ENOMEM;
     int kind = op->op & ~LOCK_NB;
@@ -551,7 +544,7 @@ static struct opener says_write(const struct lock_op *op)
 }
 
 /* who instead of `was`. false: somebody was faster. */
-static bool swap_writer(struct inode_locks *l, struct owner *o, const struct opener *was,
+static bool swap_writer(struct inode_locks *l, struct lock_owner *o, const struct opener *was,
                         const struct opener *who)
 {
     mutex_lock(&l->lock);
@@ -564,7 +557,7 @@ static bool swap_writer(struct inode_locks *l, struct owner *o, const struct ope
 
 /* Before a lock of byte 101: *ret_before: whom it replaces as the writer through this open file.
  * -EAGAIN, logged: another process has said so, is alive, and has not taken it back. */
-static int note_writer(const struct lock_op *op, struct inode_locks *l, struct owner *o,
+static int note_writer(const struct lock_op *op, struct inode_locks *l, struct lock_owner *o,
                        const struct opener *who, struct opener *ret_before)
 {
     mutex_lock(&l->lock);
@@ -588,7 +581,7 @@ static int try_bytes(struct lock_op *op, struct inode_locks *l)
     if (r < 0)
         return r;
     struct asker a = {.req = op->req, .h = op->h, .kind = OWNER_BYTES, .id = op->owner};
-    struct owner *o = owner_get(l, &a, op->lock.l_type != F_UNLCK);
+    struct lock_owner *o = owner_get(l, &a, op->lock.l_type != F_UNLCK);
     if (!o)
         /* an owner that is unknown has nothing to unlock */
         return op->lock.l_type == F_UNLCK ? 0 : -ENOMEM;
@@ -684,25 +677,20 @@ void fs_flock(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi, int op)
 
 /* Takes the owners that match off the list and drops their locks. */
 static void drop_owners(struct view *v, struct inode_locks *l,
-                        bool (*match)(const struct owner *o, const void *arg), const void *arg)
+                        bool (*match)(const struct lock_owner *o, const void *arg), const void *arg)
 {
-    struct owner *gone = NULL;
+    struct owner_list gone = LIST_HEAD_INITIALIZER(gone);
+    struct lock_owner *o, *next;
     mutex_lock(&l->lock);
-    for (struct owner **at = &l->owners; *at;) {
-        struct owner *o = *at;
+    LIST_FOREACH_SAFE(o, &l->owners, entry, next) {
         if (match(o, arg)) {
-            *at = o->next;
-            o->next = gone;
-            gone = o;
-        } else {
-            at = &o->next;
+            LIST_REMOVE(o, entry);
+            LIST_INSERT_HEAD(&gone, o, entry);
         }
     }
     mutex_unlock(&l->lock);
-    bool any = gone;
-    while (gone) {
-        struct owner *o = gone;
-        gone = o->next;
+    bool any = !LIST_EMPTY(&gone);
+    LIST_FOREACH_SAFE(o, &gone, entry, next) {
         owner_forget(l, o);
         /* Closing unlocks; but an operation under way on another thread may keep the owner a while.
          */
@@ -716,14 +704,14 @@ static void drop_owners(struct view *v, struct inode_locks *l,
         park_kick(v->park);
 }
 
-static bool match_process(const struct owner *o, const void *arg)
+static bool match_process(const struct lock_owner *o, const void *arg)
 {
     return o->kind == OWNER_BYTES && o->id == *(const uint64_t *)arg;
 }
 
 /* One that another handle uses, too, without that being told from an open file that came after this
  * one's, keeps what it has: no live lock is ever dropped. */
-static bool match_handle(const struct owner *o, const void *arg)
+static bool match_handle(const struct lock_owner *o, const void *arg)
 {
     return o->via == arg && !o->also;
 }
@@ -735,15 +723,16 @@ static void note_files(struct inode_locks *l, const struct handle *h, uint64_t o
 {
     bool any = false;
     mutex_lock(&l->lock);
-    for (const struct owner *o = l->owners; o; o = o->next)
+    struct lock_owner *o;
+    LIST_FOREACH(o, &l->owners, entry)
         any |= o->kind == OWNER_BYTES && o->via == h && o->id != owner && !o->is_file;
     mutex_unlock(&l->lock);
     if (!any)
         return;
     uint64_t pid = cred_thread_group(req);
     mutex_lock(&l->lock);
-    for (struct owner *o = l->owners; o && pid; o = o->next)
-        o->is_file |= o->kind == OWNER_BYTES && o->via == h && o->id != owner &&
+    LIST_FOREACH(o, &l->owners, entry)
+        o->is_file |= pid && o->kind == OWNER_BYTES && o->via == h && o->id != owner &&
                       atomic_load(&o->bytes.pid) == pid;
     mutex_unlock(&l->lock);
 }
@@ -765,7 +754,8 @@ void fs_lock_release(struct view *v, struct handle *h)
     HOOK("lock.release");
     drop_owners(v, l, match_handle, h);
     mutex_lock(&l->lock);
-    for (struct owner *o = l->owners; o; o = o->next) {
+    struct lock_owner *o;
+    LIST_FOREACH(o, &l->owners, entry) {
         if (o->via == h)
             o->via = o->also;
         if (o->also == h || o->via == o->also)

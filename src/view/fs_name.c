@@ -110,6 +110,11 @@ static int self_inode(struct view *v, struct inode *dir, struct stat *ret_st, st
     return *ret ? 0 : -ENOMEM;
 }
 
+double fs_name_timeout(const struct view *v, const struct stat *st)
+{
+    return S_ISREG(st->st_mode) && st->st_nlink > 1 ? 0 : v->entry_timeout;
+}
+
 int fs_name_lookup(struct view *v, struct inode *dir, const char *name, bool fresh,
                    struct fuse_entry_param *ret, struct inode **ret_inode)
 {
@@ -121,7 +126,11 @@ int fs_name_lookup(struct view *v, struct inode *dir, const char *name, bool fre
         return r;
     fs_attr_show(v, i, &st);
     inode_named(v->guard->inodes, i, dir, name);
-    *ret = (struct fuse_entry_param){.ino = i->nodeid, .generation = i->generation, .attr = st};
+    *ret = (struct fuse_entry_param){.ino = i->nodeid,
+                                     .generation = i->generation,
+                                     .attr = st,
+                                     .attr_timeout = fs_attr_timeout(v, i, &st),
+                                     .entry_timeout = fs_name_timeout(v, &st)};
     if (ret_inode)
         *ret_inode = i;
     else
@@ -138,7 +147,11 @@ bool fs_name_moved(fuse_req_t req, struct inode *i)
         return false;
     _cleanup_close_ int fd = io_fresh_open(dir->fd, name, O_PATH | O_NOFOLLOW);
     bool moved = fd >= 0 ? !inode_is_file(v->guard->inodes, i, fd) : fd == -ENOENT;
-    moved = moved && inode_doubt_name(v->guard->inodes, i, dir, (uint64_t)fuse_req_ctx(req)->pid);
+    uint64_t pid = (uint64_t)fuse_req_ctx(req)->pid;
+    if (moved)
+        moved = inode_doubt_name(v->guard->inodes, i, dir, pid);
+    else
+        inode_trust_name(v->guard->inodes, pid);
     inode_put(v->guard->inodes, dir);
     return moved;
 }
@@ -173,7 +186,11 @@ void fs_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)
     struct fuse_entry_param e;
     int r = dir ? lookup_for(req, dir, name, &e) : -ESTALE;
     inode_put(v->guard->inodes, dir);
-    if (r < 0)
+    if (r == -ENOENT)
+        inode_trust_name(v->guard->inodes, (uint64_t)fuse_req_ctx(req)->pid);
+    if (r == -ENOENT && v->entry_timeout > 0) /* node 0: that there is none may be kept, too */
+        fuse_reply_entry(req, &(struct fuse_entry_param){.entry_timeout = v->entry_timeout});
+    else if (r < 0)
         fuse_reply_err(req, -r);
     else
         reply_entry(v, req, &e);
@@ -255,7 +272,7 @@ static int make_as_caller(fuse_req_t req, const struct make *m, const struct ino
         return r;
     r = m->fn(m, dir->fd, name) < 0 ? -errno : 0;
     cred_leave(&cred);
-    if ((r == -EPERM || r == -EACCES) && m->fn == make_link)
+    if (io_err_denied(r) && m->fn == make_link)
         r = m->fn(m, dir->fd, name) < 0 ? -errno : 0;
     return r;
 }

@@ -39,12 +39,39 @@ struct open_op {
     struct why why; /* of the latter */
 };
 
+/* The handle may read its file as an image. */
+static void forbid_cache(struct view *v, struct handle *h)
+{
+    h->uncached = true;
+    atomic_fetch_add(&h->inode->uncached, 1);
+    view_forget_attr(v, h->inode);
+}
+
+/* What another host has changed is seen by whoever opens the file. */
+static void tell_news(struct view *v, const struct handle *h)
+{
+    struct stat st;
+    if (v->attr_timeout > 0 && fstatat(h->inode->fd, "", &st, AT_EMPTY_PATH) == 0 &&
+        inode_has_news(v->guard->inodes, h->inode, &st))
+        view_forget_attr(v, h->inode);
+}
+
+/* The handle's end. After a restore the file has another mtime. */
+static void let_go(struct view *v, struct handle *h)
+{
+    bool restores = atomic_load(&h->guarded);
+    image_release(v->guard, h);
+    if (h->uncached)
+        atomic_fetch_sub(&h->inode->uncached, 1);
+    if (restores)
+        view_forget_attr(v, h->inode);
+    handle_free(v->guard->handles, h);
+}
+
 static void op_free(struct open_op *op)
 {
-    if (op->h) {
-        image_release(op->v->guard, op->h);
-        handle_free(op->v->guard->handles, op->h);
-    }
+    if (op->h)
+        let_go(op->v, op->h);
     if (op->create)
         inode_forget(op->v->guard->inodes, op->entry.ino, 1);
     free(op);
@@ -78,6 +105,11 @@ static void fill_attr(struct fuse_attr *a, const struct stat *st)
     };
 }
 
+static uint32_t nsec_of(double seconds)
+{
+    return (uint32_t)((seconds - (double)(uint64_t)seconds) * 1e9);
+}
+
 /* Answers by hand: libfuse 3.14 has no field for FOPEN_PARALLEL_DIRECT_WRITES (<linux/fuse.h>,
  * since protocol 7.36). -ENOENT: the open was interrupted and no release will come. */
 static int reply(struct open_op *op, bool image)
@@ -92,6 +124,11 @@ static int reply(struct open_op *op, bool image)
         return fuse_reply_buf(op->req, (const char *)&out.open, sizeof(out.open));
     out.entry.nodeid = op->entry.ino;
     out.entry.generation = op->entry.generation;
+    out.entry.entry_valid = (uint64_t)op->entry.entry_timeout;
+    out.entry.entry_valid_nsec = nsec_of(op->entry.entry_timeout);
+    double attr = image ? 0 : op->entry.attr_timeout;
+    out.entry.attr_valid = (uint64_t)attr;
+    out.entry.attr_valid_nsec = nsec_of(attr);
     fill_attr(&out.entry.attr, &op->entry.attr);
     return fuse_reply_buf(op->req, (const char *)&out, sizeof(out));
 }
@@ -101,6 +138,10 @@ static void op_done(struct open_op *op, bool image)
     /* After the reply a release may already be under way: everything that an undo needs is taken
      * out before.
      */
+    if (image)
+        forbid_cache(op->v, op->h);
+    else if (!op->create)
+        tell_news(op->v, op->h);
     handle_publish(op->h);
     int r = reply(op, image);
     if (r < 0) { /* interrupted (-ENOENT) or unmounted (-ENODEV) */
@@ -204,14 +245,14 @@ static int open_backing(fuse_req_t req, struct inode *i, int flags)
     int fd = io_reopen(i->fd, (flags & O_ACCMODE) == O_RDONLY && !(flags & O_TRUNC)
                                   ? keep
                                   : (keep & ~O_ACCMODE) | O_RDWR);
-    if (fd != -EACCES && fd != -EPERM)
+    if (!io_err_denied(fd))
         return fd;
     struct cred c;
     int r = cred_enter(req, &c);
     if (r < 0)
         return r;
     fd = io_reopen(i->fd, (keep & ~O_ACCMODE) | O_RDWR);
-    if (fd == -EACCES || fd == -EPERM)
+    if (io_err_denied(fd))
         fd = io_reopen(i->fd, keep);
     cred_leave(&c);
     return fd;
@@ -338,6 +379,8 @@ static int create_enter(struct view *v, struct inode *dir, const char *name, int
     struct inode *i = inode_enter(v->guard->inodes, path_fd, &e->attr, true);
     if (!i)
         return -ENOMEM;
+    e->attr_timeout = fs_attr_timeout(v, i, &e->attr);
+    e->entry_timeout = fs_name_timeout(v, &e->attr);
     e->attr.st_ino = fs_attr_ino(v, e->attr.st_dev, e->attr.st_ino);
     inode_named(v->guard->inodes, i, dir, name);
     e->ino = i->nodeid;
@@ -446,8 +489,7 @@ void fs_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
     struct handle *h = handle_get(v->guard->handles, fi->fh);
     if (h) {
         fs_lock_release(v, h);
-        image_release(v->guard, h);
-        handle_free(v->guard->handles, h);
+        let_go(v, h);
     }
     fuse_reply_err(req, 0);
 }

@@ -173,7 +173,7 @@ static int remove_for(const struct removal *op, bool absent)
         return r;
     r = remove_now(op, absent);
     cred_leave(&cred);
-    return r == -EPERM || r == -EACCES ? remove_now(op, absent) : r;
+    return io_err_denied(r) ? remove_now(op, absent) : r;
 }
 
 /* What its holder has removed is forgotten, claim and seal, when he closes it: no crash of the
@@ -259,15 +259,18 @@ static int sources_moving(struct removal *op, struct inode **ret_busy)
     return r;
 }
 
-/* After a rename: what was moved. */
+/* After a rename: what was moved. The kernel knows its new name by itself and does not look it up.
+ */
 static void tell_renamed(struct removal *op)
 {
     for (unsigned slot = 0; slot < 2 && op->rename; slot++) {
         struct inode *i = NULL;
         if (slot == 0 && !(op->flags & RENAME_EXCHANGE))
             continue;
-        if (victim_find(op, slot, &i) == 0 && (S_ISREG(i->type) || S_ISDIR(i->type)))
+        if (victim_find(op, slot, &i) == 0 && (S_ISREG(i->type) || S_ISDIR(i->type))) {
+            inode_named(op->v->guard->inodes, i, op->dir[slot], op->name[slot]);
             image_renamed(op->v->guard, i);
+        }
         inode_put(op->v->guard->inodes, i);
     }
 }
@@ -384,7 +387,7 @@ void fs_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name)
     if (r == 0) {
         r = unlinkat(dir->fd, name, AT_REMOVEDIR) < 0 ? -errno : 0;
         cred_leave(&cred);
-        if (r == -EPERM || r == -EACCES) /* as in remove_for() */
+        if (io_err_denied(r)) /* as in remove_for() */
             r = unlinkat(dir->fd, name, AT_REMOVEDIR) < 0 ? -errno : 0;
     }
     inode_put(v->guard->inodes, dir);

@@ -24,14 +24,14 @@
 #define COPY_MAX (32u * 1024u)
 
 /* Memory for one request: `mem` stands WRITE_HEAD bytes before a page boundary. */
-struct buffer {
+struct request_buffer {
     void *base;
     char *mem;
 };
 
-struct request { /* on its way to another thread */
+struct passed_request { /* on its way to another thread */
     struct fuse_session *se;
-    struct buffer buf;
+    struct request_buffer buf;
     size_t size;
 };
 
@@ -54,13 +54,13 @@ static void loop_init(void)
     sem_init(&loop.wake, 0, 0);
 }
 
-static bool buffer_new(size_t size, struct buffer *ret)
+static bool buffer_new(size_t size, struct request_buffer *ret)
 {
     size_t page = (size_t)sysconf(_SC_PAGESIZE);
     void *base;
     if (posix_memalign(&base, page, page + size) != 0)
         return false;
-    *ret = (struct buffer){.base = base, .mem = (char *)base + page - WRITE_HEAD};
+    *ret = (struct request_buffer){.base = base, .mem = (char *)base + page - WRITE_HEAD};
     return true;
 }
 
@@ -112,7 +112,7 @@ static void process(struct fuse_session *se, char *mem, size_t size)
 
 static void run_request(void *arg)
 {
-    struct request *r = arg;
+    struct passed_request *r = arg;
     process(r->se, r->buf.mem, r->size);
     free(r->buf.base);
     free(r);
@@ -120,13 +120,13 @@ static void run_request(void *arg)
 
 /* Hands the request to the pool, or to its lane. *own is what the receiver goes on with: its base
  * is NULL when the buffer went along. */
-static void hand_over(struct view *v, struct buffer *own, size_t size, enum where where,
+static void hand_over(struct view *v, struct request_buffer *own, size_t size, enum where where,
                       uint64_t lane)
 {
-    struct request *r = malloc(sizeof(*r));
+    struct passed_request *r = malloc(sizeof(*r));
     if (!r)
         goto here;
-    *r = (struct request){.se = v->se, .size = size};
+    *r = (struct passed_request){.se = v->se, .size = size};
     if (size > COPY_MAX) {
         r->buf = *own;
         own->base = NULL;
@@ -146,7 +146,7 @@ here: /* no memory: late is better than lost */
 }
 
 /* 0: unmounted or told to stop. */
-static int receive(struct view *v, struct buffer *buf)
+static int receive(struct view *v, struct request_buffer *buf)
 {
     int fd = fuse_session_fd(v->se);
     while (!atomic_load(&loop.stop)) {
@@ -186,7 +186,7 @@ static void *receiver_main(void *arg)
     struct receiver *r = arg;
     /* When there is neither memory nor a thread the pool runs a job here, and it may set umask. */
     (void)unshare(CLONE_FS);
-    struct buffer buf = {0};
+    struct request_buffer buf = {0};
     r->error = receive(r->v, &buf);
     free(buf.base);
     atomic_store(&r->ended, true);

@@ -1,5 +1,6 @@
 #include "view/prune.h"
 
+#include <fcntl.h>
 #include <string.h>
 #include <sys/resource.h>
 
@@ -7,12 +8,14 @@
 #include "node/inode.h"
 
 #define BATCH 64u
+#define REMOVED_PERIOD_MS 1000u
 
 struct prune {
     struct view *v;
     pthread_t thread;
     struct mutex lock;
-    pthread_cond_t wake;
+    struct cond wake;
+    bool watches_removed; /* the kernel keeps names, and the storage's space waits for us */
     bool crowded GUARDED_BY(lock);
     bool ending GUARDED_BY(lock);
 };
@@ -37,17 +40,6 @@ static unsigned drop_names(struct view *v)
     return n;
 }
 
-static bool wait_for_crowd(struct prune *p)
-{
-    mutex_lock(&p->lock);
-    while (!p->crowded && !p->ending)
-        mutex_wait(&p->wake, &p->lock);
-    p->crowded = false;
-    bool go_on = !p->ending;
-    mutex_unlock(&p->lock);
-    return go_on;
-}
-
 static bool is_ending(struct prune *p)
 {
     mutex_lock(&p->lock);
@@ -56,15 +48,56 @@ static bool is_ending(struct prune *p)
     return ending;
 }
 
+/* Files that were removed behind the view, and whose names the kernel still keeps: until it forgets
+ * them our descriptor keeps their space. On NFS the server frees it all the same. */
+static void drop_removed(struct prune *p)
+{
+    struct inode_table *t = p->v->guard->inodes;
+    struct inode *i;
+    uint64_t hand = 0;
+    while (!is_ending(p) && (i = inode_next_idle(t, &hand))) {
+        struct inode_name name;
+        struct stat st;
+        bool removed = fstatat(i->fd, "", &st, AT_EMPTY_PATH) == 0 && st.st_nlink == 0 &&
+                       inode_take_name(t, i, &name);
+        inode_put(t, i);
+        if (!removed)
+            continue;
+        (void)fuse_lowlevel_notify_inval_entry(p->v->se, name.parent, name.name, strlen(name.name));
+        free(name.name);
+    }
+}
+
+/* false: it is ending. */
+static bool wait_for_work(struct prune *p, bool *ret_crowded)
+{
+    uint64_t until = base_now_ms() + REMOVED_PERIOD_MS;
+    mutex_lock(&p->lock);
+    if (p->watches_removed)
+        while (!p->crowded && !p->ending && cond_wait_until(&p->wake, &p->lock, until))
+            ;
+    else
+        while (!p->crowded && !p->ending)
+            cond_wait(&p->wake, &p->lock);
+    *ret_crowded = p->crowded;
+    p->crowded = false;
+    bool go_on = !p->ending;
+    mutex_unlock(&p->lock);
+    return go_on;
+}
+
 static void *prune_main(void *arg)
 {
     struct prune *p = arg;
     unsigned long goal = prune_limit() / 4 * 3;
-    while (wait_for_crowd(p)) {
-        while (!is_ending(p) && inode_count(p->v->guard->inodes) > goal) {
+    bool crowded;
+    while (wait_for_work(p, &crowded)) {
+        while (crowded && !is_ending(p) && inode_count(p->v->guard->inodes) > goal) {
             if (drop_names(p->v) == 0)
                 break; /* the rest is in use */
         }
+        if (p->watches_removed)
+            drop_removed(p);
     }
     return NULL;
 }
@@ -74,7 +107,7 @@ static void on_crowded(void *arg)
     struct prune *p = arg;
     mutex_lock(&p->lock);
     p->crowded = true;
-    pthread_cond_signal(&p->wake);
+    cond_signal(&p->wake);
     mutex_unlock(&p->lock);
 }
 
@@ -84,10 +117,11 @@ struct prune *prune_new(struct view *v)
     if (!p)
         return NULL;
     p->v = v;
+    p->watches_removed = v->entry_timeout > 0 && !v->guard->store.fs->stale_data;
     mutex_init(&p->lock);
-    pthread_cond_init(&p->wake, NULL);
+    cond_init(&p->wake);
     if (pthread_create(&p->thread, NULL, prune_main, p) != 0) {
-        pthread_cond_destroy(&p->wake);
+        cond_destroy(&p->wake);
         mutex_destroy(&p->lock);
         free(p);
         return NULL;
@@ -103,10 +137,10 @@ void prune_free(struct prune *p)
     inode_watch(p->v->guard->inodes, 0, NULL, NULL);
     mutex_lock(&p->lock);
     p->ending = true;
-    pthread_cond_signal(&p->wake);
+    cond_signal(&p->wake);
     mutex_unlock(&p->lock);
     pthread_join(p->thread, NULL);
-    pthread_cond_destroy(&p->wake);
+    cond_destroy(&p->wake);
     mutex_destroy(&p->lock);
     free(p);
 }

@@ -3,7 +3,8 @@
  * Each inode that the kernel knows costs a descriptor, and the kernel keeps names until it is short
  * of memory, not of our descriptors. So when too many are in use the kernel is asked to drop the
  * names of those that nobody has used for long (FUSE_NOTIFY_INVAL_ENTRY): it then forgets the
- * inodes, and looks them up again when somebody comes back. */
+ * inodes, and looks them up again when somebody comes back. It also drops the names of files that
+ * were removed behind the view, which would keep their space, once a second. */
 #ifndef DISKGUARD_PRUNE_H
 #define DISKGUARD_PRUNE_H
 

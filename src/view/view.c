@@ -61,3 +61,10 @@ void view_forget_pages(void *arg, uint64_t nodeid)
     struct view *v = arg;
     (void)fuse_lowlevel_notify_inval_inode(v->se, nodeid, 0, 0);
 }
+
+/* A negative offset: attributes alone (fuse_reverse_inval_inode(), fs/fuse/inode.c). */
+void view_forget_attr(struct view *v, const struct inode *i)
+{
+    if (v->attr_timeout > 0)
+        (void)fuse_lowlevel_notify_inval_inode(v->se, i->nodeid, -1, 0);
+}

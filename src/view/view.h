@@ -16,6 +16,9 @@ struct view {
     struct lanes *lanes; /* threads for reads and writes; all else that may block has guard->pool */
     struct park *park;
     struct prune *prune;
+    /* Seconds for which the kernel may answer for a name, and for attributes, by itself; 0: never.
+     * See fs_name_timeout(), fs_attr_timeout(). */
+    double entry_timeout, attr_timeout;
     unsigned max_read; /* bytes; libfuse wants init() to repeat -o max_read; 0: none */
     /* init.c: of the INIT request, until its reply is told of shared mappings */
     atomic_ullong init_unique;
@@ -36,5 +39,7 @@ void view_free(struct view *v);
 /* For struct guard_events; arg: the view. */
 void view_changed(void *arg);
 void view_forget_pages(void *arg, uint64_t nodeid);
+/* What the kernel keeps of the file's attributes is stale. */
+void view_forget_attr(struct view *v, const struct inode *i);
 
 #endif

@@ -550,6 +550,10 @@ def pair(build, *options, hosts=("a", "b"), base=None, env=None, settled=True):
             view.unmount_dead()
 
 
+# The kernel answers nothing by itself: what another host does shows at once.
+FRESH = ("entry-timeout=0", "attr-timeout=0")
+
+
 class SharedPair:
     """One mounted pair of views for many cases; made again when a failed case has lost it. Suite.main() ends those that are left."""
 

@@ -41,7 +41,7 @@ def refuses_to_mount(build, argv, hint="", usage=False):
 @suite.case("--help and --version")
 def _(build):
     out = must(*build.command(build.diskguard, "--help"))
-    for word in ("host-id=", "state-dir=", "wait=", "threshold=", "damaged=", "seal=", "raw=", "writers="):
+    for word in ("host-id=", "state-dir=", "wait=", "threshold=", "damaged=", "seal=", "raw=", "writers=", "entry-timeout=", "attr-timeout="):
         ok(word in out, "--help does not name " + word)
     ok(must(*build.command(build.diskguard, "--version")).strip(), "--version")
 
@@ -52,7 +52,8 @@ def _(build):
     mnt, state = suite_tmp(), suite_tmp()
     base = "state-dir=%s,host-id=%s" % (state, Host(ds.base, "x").uuid)
     for option in ("wait=x", "wait=-1", "wait=", "threshold=12Q", "threshold=-5", "seal=maybe", "damaged=no", "writers=all", "raw=", "host-id=nonsense",
-                   "host-id=12345678-1234-1234-1234-12345678901", "no-such-option", "fence=perhaps", "state-dir=", "wait=1e3"):
+                   "host-id=12345678-1234-1234-1234-12345678901", "no-such-option", "fence=perhaps", "state-dir=", "wait=1e3",
+                   "attr-timeout=-1", "entry-timeout=", "attr-timeout=1s", "entry-timeout=3601", "attr-timeout=nan"):
         refuses_to_mount(build, [ds.path, mnt, "-f", "-o", base + "," + option], option.split("=")[0], usage=True)
     for argv in ([], [ds.path], [ds.path, mnt, "surplus"], [ds.path, mnt, "--no-such-option"]):
         refuses_to_mount(build, argv)

@@ -6,7 +6,7 @@ import os
 
 import dgops
 from dgqemu import Vm, make_qcow2, qcow2_size
-from dgtest import Datastore, Host, Proc, Skip, Suite, eq, is_sealed, must, ok, pair, raises, read_at, run, small_fs, suite_tmp, View, wait_for
+from dgtest import FRESH, Datastore, Host, Proc, Skip, Suite, eq, is_sealed, must, ok, pair, raises, read_at, run, small_fs, suite_tmp, View, wait_for
 
 suite = Suite(__file__, needs="hooks")
 RDWR, RDONLY = os.O_RDWR, os.O_RDONLY
@@ -30,7 +30,7 @@ def forgotten(p, name="img.qcow2"):
 
 @suite.case("the process that holds an image may remove it; nobody else may")
 def _(build):
-    with pair(build, "wait=0") as p, Proc() as holder, Proc() as other:
+    with pair(build, "wait=0", *FRESH) as p, Proc() as holder, Proc() as other:
         for name in ("img.qcow2", "flat.raw"):
             if name == "flat.raw":
                 with open(p.ds.raw(name), "wb") as f:
@@ -247,7 +247,8 @@ def _(build):
             ok(not os.path.exists(ds.raw("new." + fmt)), "QEMU removes what it has made: " + r.out)
             ds.wait_settled()
             must("qemu-img", "create", "-q", "-f", "qcow2", path, "64M")  # its room is there again
-            os.unlink(ds.raw("new." + fmt))
+            ds.wait_settled()
+            os.unlink(path)
         log = view.log()
         ok(not any(word in log for word in ("refused", "STUCK", "VANISHED")), log)
         view.stop()
@@ -353,7 +354,7 @@ def _(build):
 
 @suite.case("the base of a held image is not renamed away, alone, by exchange or with its directory, from any host; its holder may")
 def _(build):
-    with pair(build, "wait=0") as p, Proc() as holder, Proc() as other:
+    with pair(build, "wait=0", *FRESH) as p, Proc() as holder, Proc() as other:
         os.makedirs(p.ds.raw("pool/bases"))
         os.mkdir(p.ds.raw("elsewhere"))
         make_qcow2(p.ds.raw("pool/bases/base.qcow2"), SIZE)

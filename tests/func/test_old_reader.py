@@ -11,7 +11,7 @@ import shutil
 import threading
 
 from dgqemu import make_qcow2
-from dgtest import Datastore, Host, Skip, Suite, View, eq, must, ok, pair, raises, read_at, suite_tmp, wait_for
+from dgtest import FRESH, Datastore, Host, Skip, Suite, View, eq, must, ok, pair, raises, read_at, suite_tmp, wait_for
 from kinds import MIB, named
 from test_stale import clients
 
@@ -76,9 +76,9 @@ def counted(build):
     """Two views, each with a log of its looks, which count while the file p.arm is there."""
     base = suite_tmp()
     arm = os.path.join(base, "arm")
-    with pair(build, hosts=("a",), base=base, env={"DISKGUARD_HOOK_ARM": arm, "DISKGUARD_HOOK_LOG": os.path.join(base, "looks-a")}) as p:
+    with pair(build, *FRESH, hosts=("a",), base=base, env={"DISKGUARD_HOOK_ARM": arm, "DISKGUARD_HOOK_LOG": os.path.join(base, "looks-a")}) as p:
         p.arm = arm
-        p.b = View(p.ds, Host(base, "b"), env={"DISKGUARD_HOOK_ARM": arm, "DISKGUARD_HOOK_LOG": os.path.join(base, "looks-b")})
+        p.b = View(p.ds, Host(base, "b"), FRESH, env={"DISKGUARD_HOOK_ARM": arm, "DISKGUARD_HOOK_LOG": os.path.join(base, "looks-b")})
         p.views.append(p.b)
         open(arm, "wb").close()
         yield p
@@ -100,7 +100,7 @@ def looks_of(view, function):
 
 @suite.case("handles of an empty file, and of one with text in it, while the other host makes an image of it, holds it, and lets it go", limit=240)
 def made_by_another(build):
-    with pair(build) as p:
+    with pair(build, *FRESH) as p:
         for kind, far in KINDS.items():
             data = contents(kind)
             for start in (b"", b"text" * (5 * MIB // 4)):
@@ -128,7 +128,7 @@ def made_by_another(build):
 @suite.case("handles of an image of one kind while the other host makes one of another kind of it", limit=240)
 def made_another_kind(build):
     images = {kind: contents(kind) for kind in ("vhdx", "vpc", "vpc-fixed", "luks2", "vmdk-stream-footer")}
-    with pair(build) as p:
+    with pair(build, *FRESH) as p:
         for old, new in (("vpc", "vhdx"), ("vhdx", "vpc"), ("vpc", "luks2"), ("luks2", "vpc-fixed"), ("vpc-fixed", "vmdk-stream-footer"), ("vhdx", "luks2")):
             name = old + "-" + new
             with open(p.ds.raw(name), "wb") as f:
@@ -147,7 +147,7 @@ def made_another_kind(build):
 
 @suite.case("qemu-img creates and fills an image in the other view, again and again, below a handle that never goes away")
 def by_qemu(build):
-    with pair(build) as p:
+    with pair(build, *FRESH) as p:
         open(p.ds.raw("disk"), "wb").close()
         handles = readers(p.b, "disk")
         for fmt, options in (("vhdx", ()), ("vpc", ()), ("vpc", ("-o", "subformat=fixed,force_size=on")), ("vhdx", ("-o", "block_size=1M")), ("vmdk", ())):
@@ -165,7 +165,7 @@ def by_qemu(build):
 
 @suite.case("the same on storage whose clients keep stale data, attributes as well")
 def stale(build):
-    with clients(build) as (ds, a, b, _):
+    with clients(build, *FRESH) as (ds, a, b, _):
         for kind in ("vhdx", "vpc-fixed"):
             data = contents(kind)
             with open(ds.raw(kind), "wb") as f:
@@ -184,7 +184,7 @@ def stale(build):
 
 @suite.case("a copy that the storage makes from such a handle has the true bytes")
 def copied(build):
-    with pair(build) as p:
+    with pair(build, *FRESH) as p:
         for kind in ("vhdx", "vpc-fixed", "luks2", "vmdk-stream-footer"):
             data = contents(kind)
             with open(p.ds.raw(kind), "wb") as f:
@@ -210,8 +210,8 @@ def dies_while_growing(build):
     base = suite_tmp()
     arm = os.path.join(base, "arm")
     ds = Datastore(build, base)
-    a = View(ds, Host(base, "a"), env={"DISKGUARD_HOOK_KILL": "io.header.write:1", "DISKGUARD_HOOK_ARM": arm})
-    b = View(ds, Host(base, "b"))
+    a = View(ds, Host(base, "a"), FRESH, env={"DISKGUARD_HOOK_KILL": "io.header.write:1", "DISKGUARD_HOOK_ARM": arm})
+    b = View(ds, Host(base, "b"), FRESH)
     data = contents("vpc-fixed")
     end = len(data) - 512
     with open(ds.raw("f.vhd"), "wb") as f:
@@ -245,7 +245,7 @@ def dies_while_growing(build):
 
 @suite.case("sealed bytes that come behind the views, without a claim: EIO, wherever they are")
 def behind(build):
-    with pair(build, settled=False) as p:
+    with pair(build, *FRESH, settled=False) as p:
         for kind in ("vhdx", "vpc-fixed", "luks2"):
             data = contents(kind)
             with open(p.ds.raw(kind + ".src"), "wb") as f:
@@ -276,7 +276,7 @@ def behind(build):
 
 @suite.case("the claim of a dead host's file that is gone says nothing of one that has its inode number now")
 def reused_number(build):
-    with pair(build, hosts=("a",), settled=False) as p:
+    with pair(build, *FRESH, hosts=("a",), settled=False) as p:
         make_qcow2(p.ds.raw("old"), "64M")
         held = os.open(p.a.path("old"), RDWR)
         ino = os.stat(p.ds.raw("old")).st_ino
@@ -292,7 +292,7 @@ def reused_number(build):
         else:
             raise Skip("this file system does not give the number away again")
         eq(p.ds.claims()[ino]["state"] != "free", True, "is its claim held")
-        b = View(p.ds, Host(p.ds.base, "b"))
+        b = View(p.ds, Host(p.ds.base, "b"), FRESH)
         p.views = [b]
         handles = readers(b, os.path.basename(f.name))
         same(read_all(handles["direct"], 4 * MIB, 65536), b"text" * MIB, "at once")
@@ -305,7 +305,7 @@ def reused_number(build):
 
 @suite.case("what is far from every seal can be read, also of an image whose seal nobody explains")
 def beside_an_orphan(build):
-    with pair(build, hosts=("a",), settled=False) as p:
+    with pair(build, *FRESH, hosts=("a",), settled=False) as p:
         data = bytearray(contents("vhdx"))
         at = len(data)
         data += b"data" * MIB
@@ -318,7 +318,7 @@ def beside_an_orphan(build):
         claims = os.path.join(p.ds.path, ".diskguard", "claims")
         for name in os.listdir(claims):
             os.unlink(os.path.join(claims, name))
-        b = View(p.ds, Host(p.ds.base, "b"))
+        b = View(p.ds, Host(p.ds.base, "b"), FRESH)
         p.views = [b]
         fd = os.open(b.path("x"), RDONLY)
         for k in range(3):
@@ -331,7 +331,7 @@ def beside_an_orphan(build):
 @suite.case("reads all the time, while the other host makes one image after another of the file", limit=240)
 def all_the_time(build):
     images = {kind: contents(kind) for kind in ("vhdx", "vpc-fixed", "luks2", "vpc", "vmdk-stream-footer")}
-    with pair(build) as p:
+    with pair(build, *FRESH) as p:
         marks = set()  # sectors that a seal has made
         for kind, data in images.items():
             with open(p.ds.raw(kind), "wb") as f:

@@ -9,7 +9,7 @@ import subprocess
 
 import guardian
 from dgqemu import make_qcow2
-from dgtest import Datastore, Host, Proc, Suite, View, eq, mounted_at, must, ok, suite_tmp, wait_for
+from dgtest import FRESH, Datastore, Host, Proc, Suite, View, eq, mounted_at, must, ok, suite_tmp, wait_for
 
 suite = Suite(__file__)
 RDONLY, RDWR = os.O_RDONLY, os.O_RDWR
@@ -137,7 +137,7 @@ def reader_fresh(build):
 
 @suite.case("a reader that was there while the file was no image reads fresh once it is one")
 def reader_of_a_plain_file(build):
-    with clients(build) as (ds, a, b, _), Proc() as holder:
+    with clients(build, *FRESH) as (ds, a, b, _), Proc() as holder:
         with open(ds.raw("disk"), "wb") as f:
             f.write(b"text" * (5 * MIB))
         early = os.open(b.path("disk"), RDONLY)

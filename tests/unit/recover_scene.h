@@ -3,6 +3,7 @@
 #ifndef RECOVER_SCENE_H
 #define RECOVER_SCENE_H
 
+#include "core/overlay.h"
 #include "core/recover.h"
 #include "core/seal.h"
 #include "tempstore.h"
@@ -29,6 +30,16 @@ static struct {
 } report;
 static unsigned asked;
 static bool answer;
+
+/* One side of every extent is what stands there in `file`. */
+static inline void plan_take(struct plan *plan, enum overlay_side side, const uint8_t file[SIZE])
+{
+    for (unsigned i = 0; i < plan->n; i++) {
+        struct extent *e = &plan->ext[i];
+
+        memcpy(side == OVERLAY_TRUE ? e->truth : e->sealed, file + e->off, e->len);
+    }
+}
 
 static inline void on_report(void *arg, const struct record *r, struct recover_decision d, int done)
 {
@@ -72,8 +83,8 @@ static inline void describe_image(struct record *r, const struct host *h, uint64
     r->plan.n = 2;
     r->plan.ext[0] = (struct extent){.off = 24, .len = 8};
     r->plan.ext[1] = (struct extent){.off = 1000, .len = 100};
-    overlay_take(&r->plan, OVERLAY_TRUE, 0, truth, SIZE);
-    overlay_take(&r->plan, OVERLAY_SEALED, 0, sealed, SIZE);
+    plan_take(&r->plan, OVERLAY_TRUE, truth);
+    plan_take(&r->plan, OVERLAY_SEALED, sealed);
 }
 
 static inline void open_journal(void)

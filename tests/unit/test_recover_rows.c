@@ -168,7 +168,7 @@ SCENE(takeover_with_a_lost_race_in_the_journal)
 
     put_claim(&other, 4, STEP_ARMED);
     disk(sealed, later);
-    overlay_take(&rec->plan, OVERLAY_TRUE, 0, sealed, SIZE);
+    plan_take(&rec->plan, OVERLAY_TRUE, sealed);
     put_row(4, STEP_ARMED);
     r.takeover = other.uuid;
     cr_assert_eq(recover_all(&r), 0);
@@ -212,7 +212,7 @@ SCENE(row_of_an_earlier_generation)
 
     put_claim(&me, 3, STEP_ARMED);
     disk(sealed, later);
-    overlay_take(&rec->plan, OVERLAY_TRUE, 0, sealed, SIZE);
+    plan_take(&rec->plan, OVERLAY_TRUE, sealed);
     put_row(2, STEP_SEALED);
     check_restored(&r);
 }
@@ -266,7 +266,7 @@ static void at(const char *name, unsigned n, void (*fn)(void))
 static void grow_truth(void)
 {
     truth[26] ^= 0x55;
-    overlay_take(&rec->plan, OVERLAY_TRUE, 0, truth, SIZE);
+    plan_take(&rec->plan, OVERLAY_TRUE, truth);
 }
 
 static void other_updates(void)

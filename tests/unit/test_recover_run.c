@@ -215,7 +215,7 @@ SCENE(row_newer_than_claim)
 
     put_claim(&me, 3, STEP_ARMED);
     truth[26] ^= 0x55;
-    overlay_take(&rec->plan, OVERLAY_TRUE, 0, truth, SIZE);
+    plan_take(&rec->plan, OVERLAY_TRUE, truth);
     put_row(3, STEP_SEALED);
     disk(sealed, later);
     check_restored(&r);
@@ -227,7 +227,7 @@ SCENE(claim_newer_than_row)
 
     put_row(3, STEP_SEALED);
     truth[26] ^= 0x55;
-    overlay_take(&rec->plan, OVERLAY_TRUE, 0, truth, SIZE);
+    plan_take(&rec->plan, OVERLAY_TRUE, truth);
     rec->seq = 9;
     put_claim(&me, 3, STEP_SEALED);
     disk(sealed, later);

@@ -128,7 +128,7 @@ const struct mount *mounts_of_path(const struct mounts *m, const char *path, con
 
 /* ---- resolving without touching a view ---- */
 
-struct walk {
+struct path_walk {
     const struct mounts *m;
     char done[PATH_MAX]; /* absolute, resolved; "" is the root */
     size_t len;
@@ -136,7 +136,7 @@ struct walk {
     unsigned links;
 };
 
-static int push(struct walk *w, const char *name, size_t n)
+static int push(struct path_walk *w, const char *name, size_t n)
 {
     if (n == 0 || (n == 1 && name[0] == '.'))
         return 0;
@@ -157,7 +157,7 @@ static int push(struct walk *w, const char *name, size_t n)
 
 /* If the last component of w->done is a symbolic link outside every view: takes it back and puts
  * its target before the rest. */
-static int follow(struct walk *w, size_t before)
+static int follow(struct path_walk *w, size_t before)
 {
     char target[PATH_MAX];
 
@@ -181,7 +181,7 @@ static int follow(struct walk *w, size_t before)
 
 int mounts_resolve(const struct mounts *m, const char *path, char **ret)
 {
-    _cleanup_free_ struct walk *w = calloc(1, sizeof(*w));
+    _cleanup_free_ struct path_walk *w = calloc(1, sizeof(*w));
     int r = 0;
 
     if (!w)

@@ -15,7 +15,7 @@
 #include "core/header.h"
 #include "core/seal.h"
 
-struct work {
+struct unseal_work {
     struct unseal *u;
     char *real; /* the file's path without symbolic links */
     int fd, dir_fd;
@@ -49,7 +49,7 @@ static enum unsealed fail(struct unseal *u, int err, const char *what)
 /* ---- where it is ---- */
 
 /* A view shows true headers, and asking one may hang. */
-static bool in_view(struct work *w)
+static bool in_view(struct unseal_work *w)
 {
     struct mounts mounts = {0};
     int r = mounts_load(&mounts);
@@ -68,7 +68,7 @@ static bool in_view(struct work *w)
     return r < 0 || m;
 }
 
-static bool open_file(struct work *w)
+static bool open_file(struct unseal_work *w)
 {
     char *slash = strrchr(w->real, '/');
     int n = snprintf(w->side, sizeof(w->side), ".%s.diskguard-unseal", slash + 1);
@@ -90,7 +90,7 @@ static bool open_file(struct work *w)
 }
 
 /* Of the directories from this one up, the one that is a datastore. dir is used up. */
-static bool store_above(struct work *w, char *dir)
+static bool store_above(struct unseal_work *w, char *dir)
 {
     struct why why = {""};
 
@@ -143,7 +143,7 @@ static bool next_mount(FILE *f, char **line, size_t *size, uint64_t *ret_id, uns
 
 /* The file's directory, dir, by its other paths: a part of a datastore may be mounted on its own
  * (mount --bind), where nothing above it says what it is. */
-static bool find_by_mounts(struct work *w, const char *dir)
+static bool find_by_mounts(struct unseal_work *w, const char *dir)
 {
     _cleanup_free_ char *line = NULL, *inner = NULL, *root = NULL, *point = NULL;
     struct statx here;
@@ -184,7 +184,7 @@ static bool find_by_mounts(struct work *w, const char *dir)
 }
 
 /* real is the file's directory, and is used up. */
-static bool find_store(struct work *w)
+static bool find_store(struct unseal_work *w)
 {
     _cleanup_free_ char *dir = out_strdup(w->real);
 
@@ -192,7 +192,7 @@ static bool find_store(struct work *w)
 }
 
 /* Nobody's image: 0. Under the exclusive fence lock nobody can claim it. */
-static bool is_free(struct work *w)
+static bool is_free(struct unseal_work *w)
 {
     struct io_handle handle;
     int r = w->inside && w->st.st_dev == w->store.dev
@@ -216,7 +216,7 @@ static bool is_free(struct work *w)
     return false;
 }
 
-static bool lock(struct work *w)
+static bool lock(struct unseal_work *w)
 {
     enum fence_kind kind = w->inside ? w->store.fence : io_fstype(w->fd)->fence;
 
@@ -240,7 +240,7 @@ static bool lock(struct work *w)
 
 /* What the claims of a datastore say of images that are sealed with the same bytes. */
 struct hints {
-    struct work *w;
+    struct unseal_work *w;
     struct store *store;
     unsigned n;
 };
@@ -248,7 +248,7 @@ struct hints {
 static int hint(void *arg, uint64_t ino, const struct claim *c)
 {
     struct hints *h = arg;
-    struct work *w = h->w;
+    struct unseal_work *w = h->w;
     enum header_state state;
     struct rescue rescue;
 
@@ -267,7 +267,7 @@ static int hint(void *arg, uint64_t ino, const struct claim *c)
     return 0;
 }
 
-static void hints_of(struct work *w)
+static void hints_of(struct unseal_work *w)
 {
     struct store s;
     struct why why = {""};
@@ -287,7 +287,7 @@ static void hints_of(struct work *w)
     store_close(&s);
 }
 
-static void candidates(struct work *w)
+static void candidates(struct unseal_work *w)
 {
     static const char *const word[] = {
         [RESCUE_EXACT] = "it is", [RESCUE_UPPER] = "at most", [RESCUE_LOWER] = "at least"};
@@ -298,7 +298,7 @@ static void candidates(struct work *w)
 }
 
 /* UNSEAL_DONE: there is a plan. */
-static enum unsealed plan_of(struct work *w)
+static enum unsealed plan_of(struct unseal_work *w)
 {
     struct unseal *u = w->u;
     int r = header_load(w->fd, w->header);
@@ -333,7 +333,7 @@ static enum unsealed plan_of(struct work *w)
 
 /* ---- the plan beside the file ---- */
 
-static void fill(struct work *w)
+static void fill(struct unseal_work *w)
 {
     static const char nobody[] = "00000000-0000-0000-0000-000000000000";
     struct record *rec = &w->rec;
@@ -350,7 +350,7 @@ static void fill(struct work *w)
     rec->mtime = rec->mtime_sealed = w->st.st_mtim;
 }
 
-static int side_write(struct work *w)
+static int side_write(struct unseal_work *w)
 {
     _cleanup_free_ char *text = NULL;
     size_t len;
@@ -375,7 +375,7 @@ static int side_write(struct work *w)
 
 /* Is there one from a run that was cut short? 1, 0 or -errno. One that does not decode was not
  * complete when it was cut: nothing was written yet. */
-static int side_read(struct work *w)
+static int side_read(struct unseal_work *w)
 {
     _cleanup_close_ int fd = openat(w->dir_fd, w->side, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
     _cleanup_free_ char *text = out_alloc(DG_RECORD_MAX);
@@ -397,12 +397,12 @@ static int side_read(struct work *w)
     return r;
 }
 
-static int side_remove(struct work *w)
+static int side_remove(struct unseal_work *w)
 {
     return unlinkat(w->dir_fd, w->side, 0) < 0 ? -errno : io_fsync(w->dir_fd);
 }
 
-static enum unsealed undo(struct work *w)
+static enum unsealed undo(struct unseal_work *w)
 {
     int r = seal_undo(w->fd, &w->rec);
 
@@ -422,7 +422,7 @@ static enum unsealed undo(struct work *w)
 
 /* ---- all of it ---- */
 
-static enum unsealed run(struct work *w)
+static enum unsealed run(struct unseal_work *w)
 {
     if (in_view(w) || !open_file(w) || !find_store(w) || !lock(w) || !is_free(w))
         return UNSEAL_FAILED;
@@ -452,7 +452,7 @@ static enum unsealed run(struct work *w)
 
 enum unsealed unseal_file(struct unseal *u)
 {
-    struct work *w = out_alloc(sizeof(*w));
+    struct unseal_work *w = out_alloc(sizeof(*w));
 
     u->text[0] = '\0';
     w->u = u;

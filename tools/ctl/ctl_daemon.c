@@ -183,7 +183,7 @@ void source_say_unreadable(const struct source *s)
 {
     int r = s->raw->err;
 
-    if (r == -EACCES || r == -EPERM)
+    if (io_err_denied(r))
         out_error("the datastore %s can be read by root only: what other hosts hold stands there",
                   source_dir(s));
     else

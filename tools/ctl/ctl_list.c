@@ -45,7 +45,7 @@ static bool is_blind(const struct source *s)
     return s->raw->err < 0 && !s->list;
 }
 
-struct listing {
+struct shown_list {
     struct json_object *array;
     bool first;
 };
@@ -135,7 +135,7 @@ static int list_source(struct ctl *ctl, struct source *s, void *arg)
 {
     static const char *const head[] = {"IMAGE",  "STATE", "FORMAT", "SIZE",
                                        "HOLDER", "PID",   "SINCE",  "PROTECTION"};
-    struct listing *l = arg;
+    struct shown_list *l = arg;
     struct out_table t = {.columns = 8};
     struct json_object *o, *images = json_object_new_array();
     struct items items;
@@ -175,7 +175,7 @@ static int list_source(struct ctl *ctl, struct source *s, void *arg)
 static int print_all(struct ctl *ctl, const char *view,
                      int (*fn)(struct ctl *, struct source *, void *))
 {
-    struct listing l = {json_object_new_array(), true};
+    struct shown_list l = {json_object_new_array(), true};
     int code = each_source(ctl, view, fn, &l);
 
     if (ctl->json) {
@@ -234,7 +234,7 @@ static void host_row(struct out_table *t, const struct raw_host *h)
 static int hosts_source(struct ctl *ctl, struct source *s, void *arg)
 {
     static const char *const head[] = {"NAME", "UUID", "ALIVE", "LAST BEAT", "CLAIMS"};
-    struct listing *l = arg;
+    struct shown_list *l = arg;
     struct out_table t = {.columns = 5};
     struct json_object *o, *hosts = json_object_new_array();
 

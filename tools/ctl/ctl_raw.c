@@ -1,6 +1,7 @@
 /* ctl_raw.c: reads the datastore itself. See ctl.h. */
 #include "ctl/ctl.h"
 
+#include "base/sync.h"
 #include "core/seal.h"
 #include "core/whereis.h"
 
@@ -39,14 +40,14 @@ const struct raw_host *raw_host_of(const struct raw *r, const char *uuid)
 
 /* ---- claims and hosts ---- */
 
-struct load {
+struct raw_loading {
     struct raw *raw;
     bool all;
 };
 
 static int load_claim(void *arg, uint64_t ino, const struct claim *c)
 {
-    struct load *l = arg;
+    struct raw_loading *l = arg;
     const struct record *rec = &c->rec;
 
     if (c->kind == CLAIM_NONE || (c->kind == CLAIM_FREE && !l->all))
@@ -107,7 +108,7 @@ static void find_moved(struct raw *r)
 
 static int load_host(void *arg, const struct host_record *rec, int err)
 {
-    struct load *l = arg;
+    struct raw_loading *l = arg;
     struct raw_host *more = reallocarray(l->raw->hosts, l->raw->nhosts + 1, sizeof(*more));
 
     if (!more)
@@ -221,19 +222,19 @@ static int load_image(const struct store *s, struct raw_image *im, const char *r
 
 /* ---- all of it, perhaps on a thread ---- */
 
-struct job {
+struct raw_job {
     char *dir, *rel;
     bool all;
     struct raw *raw;
-    pthread_mutex_t lock;
-    pthread_cond_t changed;
+    struct mutex lock;
+    struct cond changed;
     bool done;
 };
 
-static void load_all(struct job *j)
+static void load_all(struct raw_job *j)
 {
     struct raw *r = j->raw;
-    struct load l = {r, j->all};
+    struct raw_loading l = {r, j->all};
 
     r->err = store_look(j->dir, &r->store, &r->why);
     if (r->err == -EXDEV)
@@ -264,19 +265,19 @@ static void load_all(struct job *j)
                 store_hint(r->err));
 }
 
-static void *run(void *arg)
+static void *raw_thread(void *arg)
 {
-    struct job *j = arg;
+    struct raw_job *j = arg;
 
     load_all(j);
-    pthread_mutex_lock(&j->lock);
+    mutex_lock(&j->lock);
     j->done = true;
-    pthread_cond_signal(&j->changed);
-    pthread_mutex_unlock(&j->lock);
+    cond_signal(&j->changed);
+    mutex_unlock(&j->lock);
     return NULL;
 }
 
-static void job_free(struct job *j)
+static void job_free(struct raw_job *j)
 {
     free(j->dir);
     free(j->rel);
@@ -286,20 +287,18 @@ static void job_free(struct job *j)
 /* The result, or NULL when it did not come in time; the thread, its job and its result are then
  * left alone.
  */
-static struct raw *wait_for(struct job *j, unsigned limit_ms)
+static struct raw *wait_for(struct raw_job *j, unsigned limit_ms)
 {
     struct raw *raw = NULL;
-    struct timespec until;
-    int r = 0;
+    uint64_t until = base_now_ms() + limit_ms;
 
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_sec += limit_ms / 1000;
-    pthread_mutex_lock(&j->lock);
-    while (!j->done && r == 0)
-        r = pthread_cond_clockwait(&j->changed, &j->lock, CLOCK_MONOTONIC, &until);
+    mutex_lock(&j->lock);
+    while (!j->done)
+        if (!cond_wait_until(&j->changed, &j->lock, until))
+            break;
     if (j->done)
         raw = j->raw;
-    pthread_mutex_unlock(&j->lock);
+    mutex_unlock(&j->lock);
     if (raw)
         job_free(j);
     return raw;
@@ -316,7 +315,7 @@ static struct raw *raw_new(void)
 
 struct raw *raw_load(const char *dir, const char *rel, bool all, unsigned limit_ms)
 {
-    struct job *j = out_alloc(sizeof(*j));
+    struct raw_job *j = out_alloc(sizeof(*j));
     struct raw *raw;
     pthread_t thread;
 
@@ -324,9 +323,9 @@ struct raw *raw_load(const char *dir, const char *rel, bool all, unsigned limit_
     j->rel = rel ? out_strdup(rel) : NULL;
     j->all = all;
     j->raw = raw = raw_new();
-    pthread_mutex_init(&j->lock, NULL);
-    pthread_cond_init(&j->changed, NULL);
-    if (limit_ms == 0 || pthread_create(&thread, NULL, run, j) != 0) {
+    mutex_init(&j->lock);
+    cond_init(&j->changed);
+    if (limit_ms == 0 || pthread_create(&thread, NULL, raw_thread, j) != 0) {
         load_all(j);
         job_free(j);
         return raw;

@@ -292,7 +292,7 @@ static int parse(struct ctl *ctl, int argc, char **argv)
     return 0;
 }
 
-static int run(struct ctl *ctl, char **arg, int n)
+static int run_command(struct ctl *ctl, char **arg, int n)
 {
     const struct command *cmd = NULL;
 
@@ -325,7 +325,7 @@ int main(int argc, char **argv)
         out_error("cannot read /proc/self/mountinfo: %s", strerror(-r));
         return DG_EXIT_FAILURE;
     }
-    code = run(&ctl, argv + optind, argc - optind);
+    code = run_command(&ctl, argv + optind, argc - optind);
     mounts_free(&ctl.mounts);
     if (fflush(stdout) != 0 || ferror(stdout))
         code = DG_EXIT_FAILURE;

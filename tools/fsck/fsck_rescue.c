@@ -14,16 +14,16 @@
 #include "core/claim.h"
 #include "core/seal.h"
 
-struct work {
+struct rescue_work {
     struct header *header;
     struct claim claim;
     struct record rec;
     struct rescue rescue;
 };
 
-static struct work *work_new(void)
+static struct rescue_work *work_new(void)
 {
-    struct work *w = out_alloc(sizeof(*w));
+    struct rescue_work *w = out_alloc(sizeof(*w));
 
     w->header = header_new();
     if (!w->header)
@@ -31,7 +31,7 @@ static struct work *work_new(void)
     return w;
 }
 
-static void work_free(struct work *w)
+static void work_free(struct rescue_work *w)
 {
     header_free(w->header);
     free(w);
@@ -55,7 +55,7 @@ static void append(char *text, size_t size, const char *fmt, ...)
 }
 
 /* What can be told, for people. */
-static void explain(const struct work *w, int r, char *ret, size_t size)
+static void explain(const struct rescue_work *w, int r, char *ret, size_t size)
 {
     static const char *const word[] = {
         [RESCUE_EXACT] = "it is", [RESCUE_UPPER] = "at most", [RESCUE_LOWER] = "at least"};
@@ -79,7 +79,7 @@ static void explain(const struct work *w, int r, char *ret, size_t size)
 }
 
 /* Is it still an orphan, now that nobody can write to it? Fills the plan. */
-static int look_again(struct fsck *f, struct work *w, int fd)
+static int look_again(struct fsck *f, struct rescue_work *w, int fd)
 {
     int r = claim_read(&f->store, w->rec.ino, &w->claim);
 
@@ -94,7 +94,7 @@ static int look_again(struct fsck *f, struct work *w, int fd)
     return r;
 }
 
-static int fill(struct fsck *f, struct work *w, int fd)
+static int fill(struct fsck *f, struct rescue_work *w, int fd)
 {
     struct record *rec = &w->rec;
     struct stat st;
@@ -123,7 +123,7 @@ static int fill(struct fsck *f, struct work *w, int fd)
     return 0;
 }
 
-static int repair(struct fsck *f, struct work *w, int path_fd)
+static int repair(struct fsck *f, struct rescue_work *w, int path_fd)
 {
     _cleanup_close_ int fd = io_reopen(path_fd, O_RDWR);
     int r = fd < 0 ? fd : io_fence_exclusive(fd, f->store.fence);
@@ -157,7 +157,7 @@ static int repair(struct fsck *f, struct work *w, int path_fd)
     return seal_restore(&s);
 }
 
-static bool wanted(struct fsck *f, const struct work *w, const char *detail)
+static bool wanted(struct fsck *f, const struct rescue_work *w, const char *detail)
 {
     char question[RECORD_IMAGE_MAX + 1200];
 
@@ -174,7 +174,7 @@ void rescue_orphan(struct fsck *f, int path_fd, const char *path, const struct s
                    uint64_t generation)
 {
     _cleanup_close_ int fd = io_reopen(path_fd, O_RDONLY);
-    struct work *w = work_new();
+    struct rescue_work *w = work_new();
     char detail[1024] = "";
     int r = fd < 0 ? fd : header_load(fd, w->header);
 

@@ -15,13 +15,13 @@ struct candidate {
     char name[HOST_NAME_SIZE];
     unsigned claims;
 };
-struct search {
+struct host_search {
     const char *wanted; /* uuid or name */
     struct candidate found[CANDIDATES_MAX];
     unsigned n;
 };
 
-static struct candidate *see(struct search *s, const char *uuid, const char *name)
+static struct candidate *see(struct host_search *s, const char *uuid, const char *name)
 {
     struct candidate *c;
 
@@ -55,7 +55,7 @@ static int see_claim(void *arg, uint64_t ino, const struct claim *c)
     return 0;
 }
 
-static int find(struct fsck *f, struct search *s)
+static int find(struct fsck *f, struct host_search *s)
 {
     int r = host_each(&f->store, see_host, s);
 
@@ -171,7 +171,7 @@ static int lock_record(struct fsck *f, const struct candidate *c)
 
 int takeover_open(struct fsck *f)
 {
-    struct search s = {.wanted = f->takeover_arg};
+    struct host_search s = {.wanted = f->takeover_arg};
     const struct candidate *c = &s.found[0];
     int alive, r;
 

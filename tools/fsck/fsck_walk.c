@@ -294,7 +294,7 @@ int walk_sweep(struct fsck *f)
 
 /* ---- files ---- */
 
-struct walk {
+struct tree_walk {
     struct fsck *f;
     struct header *header;
     struct claim *claim;
@@ -305,7 +305,7 @@ struct walk {
     int dir_fd;
 };
 
-static bool is_again(struct walk *w, const struct stat *st)
+static bool is_again(struct tree_walk *w, const struct stat *st)
 {
     if (st->st_nlink < 2)
         return false;
@@ -320,7 +320,7 @@ static bool is_again(struct walk *w, const struct stat *st)
     return false;
 }
 
-static int look(struct walk *w, int fd)
+static int look(struct tree_walk *w, int fd)
 {
     int r = header_load(fd, w->header);
 
@@ -332,7 +332,7 @@ static int look(struct walk *w, int fd)
 /* Sealed, and no claim was held when the claims were read. A live host may have claimed, sealed,
  * restored or freed it since: only when a fresh claim, the header and the claim again agree is it
  * an orphan. */
-static bool is_orphan(struct walk *w, int fd, const struct stat *st)
+static bool is_orphan(struct tree_walk *w, int fd, const struct stat *st)
 {
     for (int i = 0; i < 2; i++) {
         if (claim_read(&w->f->store, st->st_ino, w->claim) < 0)
@@ -345,7 +345,7 @@ static bool is_orphan(struct walk *w, int fd, const struct stat *st)
     return true;
 }
 
-static void see_sealed(struct walk *w, int fd, const struct stat *st)
+static void see_sealed(struct tree_walk *w, int fd, const struct stat *st)
 {
     const struct fsck_claim *c = claim_of(w->f, st->st_ino);
 
@@ -363,7 +363,7 @@ static void see_sealed(struct walk *w, int fd, const struct stat *st)
     rescue_orphan(w->f, fd, w->path, st, c ? c->generation : 0);
 }
 
-static void see_file(struct walk *w, int path_fd, const struct stat *st)
+static void see_file(struct tree_walk *w, int path_fd, const struct stat *st)
 {
     const struct fsck_claim *c = claim_of(w->f, st->st_ino);
     _cleanup_close_ int fd = io_reopen(path_fd, O_RDONLY);
@@ -407,7 +407,7 @@ static void see_file(struct walk *w, int path_fd, const struct stat *st)
 
 static int see_name(void *arg, const char *name);
 
-static void see_dir(struct walk *w, int path_fd)
+static void see_dir(struct tree_walk *w, int path_fd)
 {
     _cleanup_close_ int fd = openat(path_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     int before = w->dir_fd, r;
@@ -431,7 +431,7 @@ static void see_dir(struct walk *w, int path_fd)
 
 /* Neither symbolic links nor other file systems nor .diskguard: none of their files can be an image
  * of this datastore. */
-static void see_entry(struct walk *w, const char *name)
+static void see_entry(struct tree_walk *w, const char *name)
 {
     _cleanup_close_ int fd = io_fresh_open(w->dir_fd, name, O_PATH | O_NOFOLLOW);
     struct stat st;
@@ -459,7 +459,7 @@ static void see_entry(struct walk *w, const char *name)
 
 static int see_name(void *arg, const char *name)
 {
-    struct walk *w = arg;
+    struct tree_walk *w = arg;
     size_t before = strlen(w->path);
 
     if (fsck_canceled)
@@ -476,7 +476,7 @@ static int see_name(void *arg, const char *name)
 
 int walk_files(struct fsck *f)
 {
-    struct walk w = {.f = f, .dir_fd = f->store.root_fd, .depth = 1};
+    struct tree_walk w = {.f = f, .dir_fd = f->store.root_fd, .depth = 1};
     struct rlimit files;
     int r;
 

@@ -19,7 +19,7 @@ struct umount_options {
 };
 
 /* The view that is unmounted, and who serves it. */
-struct ending {
+struct unmounting {
     const struct mount *mount;
     int found; /* of daemon_peer() */
     struct why why;
@@ -36,19 +36,19 @@ extern volatile sig_atomic_t umount_signal; /* a signal that ends the waiting */
 
 /* ---- umount_wait.c ---- */
 /* Finds the daemon of the mount, before it is unmounted. */
-void ending_open(struct ending *e, const struct mount *m);
-void ending_close(struct ending *e);
+void ending_open(struct unmounting *e, const struct mount *m);
+void ending_close(struct unmounting *e);
 /* After umount(8), which ended with code: waits, says what it waits for, and how it came out. The
  * exit code. */
-int ending_wait(struct ending *e, const struct umount_options *o, int code);
+int ending_wait(struct unmounting *e, const struct umount_options *o, int code);
 
 /* ---- umount_left.c ---- */
 /* What is still held on the datastore by the host that this view was. 0: nothing; 1: something, and
  * it is named; -errno: it cannot be read, and why is printed. by_machine: it is not known which
  * host that was: all that hosts hold which are not alive and have this machine's boot id. quiet:
  * prints nothing. */
-int left_report(const struct ending *e, bool by_machine, bool quiet);
+int left_report(const struct unmounting *e, bool by_machine, bool quiet);
 /* "mount it again, or: fsck.diskguard ..." */
-void left_way_out(const struct ending *e);
+void left_way_out(const struct unmounting *e);
 
 #endif

@@ -190,7 +190,7 @@ int main(int argc, char **argv)
     struct umount_options o = {0};
     struct sigaction sa = {.sa_handler = on_signal};
     struct mounts mounts = {0};
-    struct ending e;
+    struct unmounting e;
     char *path = NULL;
     int code;
 

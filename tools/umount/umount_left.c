@@ -16,7 +16,7 @@ static void boot_id(dg_uuid ret)
 
 /* Is this claim one that the view should have given back? Where its host serves another view by
  * now, what that daemon holds is its own. */
-static bool is_left(const struct ending *e, const struct raw *raw, const struct raw_claim *c,
+static bool is_left(const struct unmounting *e, const struct raw *raw, const struct raw_claim *c,
                     const char *boot)
 {
     const struct raw_host *h = raw_host_of(raw, c->host);
@@ -40,7 +40,7 @@ static void print_one(const struct raw_claim *c)
     out_error("  %s: %s", out_quote(c->path), state);
 }
 
-void left_way_out(const struct ending *e)
+void left_way_out(const struct unmounting *e)
 {
     struct json_object *opt = out_json_get(e->status, "options", json_type_object);
     const char *state = out_json_get_text(opt, "state_dir", "");
@@ -53,7 +53,7 @@ void left_way_out(const struct ending *e)
         extra, out_quote(e->dir));
 }
 
-int left_report(const struct ending *e, bool by_machine, bool quiet)
+int left_report(const struct unmounting *e, bool by_machine, bool quiet)
 {
     struct raw *raw = raw_load(e->dir, NULL, false, CTL_RAW_MS);
     dg_uuid boot;
@@ -65,7 +65,7 @@ int left_report(const struct ending *e, bool by_machine, bool quiet)
         n += is_left(e, raw, &raw->claims[i], by_machine ? boot : NULL);
     if (r < 0 && !quiet)
         out_error("%s: it is not known whether every header is back: %s", e->mount->point,
-                  r == -EACCES || r == -EPERM ? "root only can read that" : raw->why.text);
+                  io_err_denied(r) ? "root only can read that" : raw->why.text);
     if (n > 0 && !quiet) {
         out_error("%s: %u image%s not released on %s:", e->mount->point, n,
                   n == 1 ? " is" : "s are", out_quote(e->dir));

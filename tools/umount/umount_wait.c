@@ -17,7 +17,7 @@
 
 /* The host that a daemon is which does not answer: it keeps its record on the datastore open, and
  * locked. */
-static void host_from_files(struct ending *e)
+static void host_from_files(struct unmounting *e)
 {
     char path[64], target[4096];
     struct dirent *d;
@@ -36,7 +36,7 @@ static void host_from_files(struct ending *e)
 }
 
 /* A device number is given out again: whoever answers under it may be another daemon by now. */
-static bool is_ours(const struct ending *e, struct json_object *status)
+static bool is_ours(const struct unmounting *e, struct json_object *status)
 {
     struct json_object *host = out_json_get(status, "host", json_type_object);
 
@@ -45,7 +45,7 @@ static bool is_ours(const struct ending *e, struct json_object *status)
     return e->pid <= 0 || out_json_get_u64(status, "pid") == (uint64_t)e->pid;
 }
 
-static void ask(struct ending *e)
+static void ask(struct unmounting *e)
 {
     struct why why = {""};
     struct json_object *status = daemon_ask(e->mount, "status", NULL, &why);
@@ -74,7 +74,7 @@ static void ask(struct ending *e)
     }
 }
 
-void ending_open(struct ending *e, const struct mount *m)
+void ending_open(struct unmounting *e, const struct mount *m)
 {
     memset(e, 0, sizeof(*e));
     e->mount = m;
@@ -88,7 +88,7 @@ void ending_open(struct ending *e, const struct mount *m)
         host_from_files(e);
 }
 
-void ending_close(struct ending *e)
+void ending_close(struct unmounting *e)
 {
     json_object_put(e->status);
     json_object_put(e->list);
@@ -99,18 +99,18 @@ void ending_close(struct ending *e)
 /* ---- what it still has to do ---- */
 
 /* Is the view mounted somewhere yet? A daemon from before "mounted" is taken to be at its end. */
-static bool is_mounted(const struct ending *e)
+static bool is_mounted(const struct unmounting *e)
 {
     return e->fresh && out_json_get_bool(e->status, "mounted");
 }
 
-static uint64_t count(const struct ending *e, const char *state)
+static uint64_t count(const struct unmounting *e, const char *state)
 {
     return out_json_get_u64(out_json_get(e->status, "images", json_type_object), state);
 }
 
 /* Images whose header this daemon has to put back; a FENCED one is another host's. */
-static uint64_t held(const struct ending *e)
+static uint64_t held(const struct unmounting *e)
 {
     return count(e, "sealing") + count(e, "sealed") + count(e, "restoring") + count(e, "stuck") +
            count(e, "vanished");
@@ -124,7 +124,7 @@ static bool is_held(struct json_object *image)
 }
 
 /* " (a, b, c and 57 more)", or nothing. */
-static char *names(const struct ending *e)
+static char *names(const struct unmounting *e)
 {
     struct json_object *images = out_json_get(e->list, "images", json_type_array);
     size_t n = images ? json_object_array_length(images) : 0, all = 0, size = 0;
@@ -147,7 +147,7 @@ static char *names(const struct ending *e)
 }
 
 /* Why a process does not get on: stopped, or in the hands of the storage. */
-static const char *why_slow(const struct ending *e)
+static const char *why_slow(const struct unmounting *e)
 {
     char path[64], state = '?';
 
@@ -173,7 +173,7 @@ struct progress {
     uint64_t left, said_left;
 };
 
-static bool has_ended(const struct ending *e)
+static bool has_ended(const struct unmounting *e)
 {
     struct pollfd p = {e->pidfd, POLLIN, 0};
     struct why why = {""};
@@ -188,7 +188,7 @@ static bool has_ended(const struct ending *e)
     return r == -ENOENT || r == -ECONNREFUSED || (e->status && !e->fresh && !e->silent);
 }
 
-static void say(const struct ending *e, struct progress *p)
+static void say(const struct unmounting *e, struct progress *p)
 {
     uint64_t now = base_now_ms();
     bool news = p->said == 0 || p->left != p->said_left;
@@ -210,7 +210,7 @@ static void say(const struct ending *e, struct progress *p)
 
 enum how { ENDED, IN_USE, TOO_LATE, INTERRUPTED };
 
-static enum how wait_for_end(struct ending *e, uint64_t bound_ms)
+static enum how wait_for_end(struct unmounting *e, uint64_t bound_ms)
 {
     struct progress p = {.begun = base_now_ms(), .moved = base_now_ms(), .left = UINT64_MAX};
 
@@ -236,7 +236,7 @@ static enum how wait_for_end(struct ending *e, uint64_t bound_ms)
 /* ---- how it came out ---- */
 
 /* Is the same view mounted on another point, too? Then that is no end at all. */
-static bool mounted_elsewhere(const struct ending *e)
+static bool mounted_elsewhere(const struct unmounting *e)
 {
     struct mounts m;
     bool found = false;
@@ -249,7 +249,7 @@ static bool mounted_elsewhere(const struct ending *e)
     return found;
 }
 
-static int say_in_use(const struct ending *e, const struct umount_options *o)
+static int say_in_use(const struct unmounting *e, const struct umount_options *o)
 {
     _cleanup_free_ char *which = names(e);
     uint64_t n = held(e);
@@ -269,7 +269,7 @@ static int say_in_use(const struct ending *e, const struct umount_options *o)
     return DG_EXIT_FAILURE;
 }
 
-static void say_late(const struct ending *e, const struct umount_options *o, enum how how)
+static void say_late(const struct unmounting *e, const struct umount_options *o, enum how how)
 {
     struct json_object *images = out_json_get(e->list, "images", json_type_array);
     size_t n = images ? json_object_array_length(images) : 0;
@@ -300,7 +300,7 @@ static void say_late(const struct ending *e, const struct umount_options *o, enu
 
 /* Its daemon cannot be found, so nobody tells when it ends; but what it held is on the datastore.
  */
-static int without_daemon(struct ending *e, const struct umount_options *o)
+static int without_daemon(struct unmounting *e, const struct umount_options *o)
 {
     uint64_t until = base_now_ms() + (e->found == -ECONNREFUSED ? 0 : o->bound_ms);
     int r;
@@ -320,12 +320,12 @@ static int without_daemon(struct ending *e, const struct umount_options *o)
 }
 
 /* A daemon that said at last that it holds nothing has left nothing. */
-static bool said_nothing_held(const struct ending *e)
+static bool said_nothing_held(const struct unmounting *e)
 {
     return e->status && (held(e) == 0 || out_json_get_bool(e->status, "read_only"));
 }
 
-int ending_wait(struct ending *e, const struct umount_options *o, int code)
+int ending_wait(struct unmounting *e, const struct umount_options *o, int code)
 {
     enum how how;
     int r;
