@@ -140,6 +140,18 @@ def _(_build):
        "the ratio stayed: only the machine is slower")
 
 
+@suite.case("a second build is measured in the same rounds, each on a datastore of its own")
+def _(build):
+    path = os.path.join(dgtest.suite_tmp(), "both.json")
+    r = run(*arguments(build, dgtest.suite_tmp(), "--only", "names,guard", "--before", build.path,
+                       "--json", path))
+    ok(r.code in (0, 1) and "Compared with the build before" in r.out, repr(r))
+    figures = {(f["group"], f["what"], f["target"]) for f in load(path)["figures"]}
+    for group, what, target in figures:
+        if target == "diskguard":
+            ok((group, what, "diskguard before") in figures, "%s of the build before" % what)
+
+
 @suite.case("without fio its group is left out, and the bench says so")
 def _(build):
     tools = dgtest.path_without("fio")

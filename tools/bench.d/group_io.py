@@ -81,29 +81,30 @@ def make_files(ds, size):
 class Group:
     def __init__(self, bench, place):
         self.bench, self.plan, self.place = bench, bench.plan, place
-        self.stage = Stage(bench.build, place)
-        make_files(self.stage.ds, self.plan.size)
+        self.stage = Stage(bench.builds, place)
+        for ds in self.stage.stores.values():
+            make_files(ds, self.plan.size)
         self.stage.raw()
         for name in HELD[:1 if self.plan.quick and not self.plan.tiny else 2]:
-            self.stage.view(name, "writers=host")
-        self.stage.view("plain")
-        self.stage.view("reader")
+            self.stage.views(name, "writers=host")
+        self.stage.views("plain")
+        self.stage.views("reader")
         self.stage.add_peers(bench.peers)
         self.handles = [os.open(self.file(t, k), os.O_RDWR | os.O_CLOEXEC)
-                        for t in self.stage.targets if t.name in HELD for k in range(FILES)]
+                        for t in self.stage.targets if t.kind in HELD for k in range(FILES)]
         for t in self.stage.targets:
             if t.pid:
                 reset_peak(t.pid)
 
     def file(self, target, k):
-        return os.path.join(target.path, NAMES.get(target.name, NAMES["raw"]) % k)
+        return os.path.join(target.path, NAMES.get(target.kind, NAMES["raw"]) % k)
 
     def steps(self):
         """What one round consists of: functions of the round's number."""
         return [lambda number, w=w: self.measure(w, number) for w in workloads(self.plan)]
 
     def targets(self, w, number):
-        found = [t for t in self.stage.targets if (w.read == 100 or t.name != "reader")
+        found = [t for t in self.stage.targets if (w.read == 100 or t.kind != "reader")
                  and self.bench.can("io", self.place, w, t)]
         random.Random("%d %s" % (number, w.name)).shuffle(found)
         return found
@@ -122,7 +123,7 @@ class Group:
                 lines += ["[t%d]" % i, "filename=" + self.file(target, k),
                           *(() if k else ("stonewall", "new_group"))]
                 order = "rand" if w.random_order else ""
-                if target.name == "reader":
+                if target.kind == "reader":
                     lines.append("rw=%sread" % order)
                 else:
                     lines += ["rw=%s" % ("randrw" if order else "rw"), "rwmixread=%d" % w.read]

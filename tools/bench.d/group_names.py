@@ -56,10 +56,11 @@ COMMANDS = {
 class Group:
     def __init__(self, bench, place):
         self.bench, self.plan, self.place = bench, bench.plan, place
-        self.stage = Stage(bench.build, place)
-        make_files(self.stage.ds.raw(FOLDER), self.plan.files)
+        self.stage = Stage(bench.builds, place)
+        for ds in self.stage.stores.values():
+            make_files(ds.raw(FOLDER), self.plan.files)
         self.stage.raw()
-        self.stage.view(VIEW)
+        self.stage.views(VIEW)
         self.stage.add_peers(bench.peers)
 
     def steps(self):

@@ -47,13 +47,14 @@ def workloads(plan):
 class Group:
     def __init__(self, bench, place):
         self.bench, self.plan, self.place = bench, bench.plan, place
-        self.stage = Stage(bench.build, place)
-        # Written once, so that nothing is allocated while it is measured.
-        work("qemu-img", "create", "-q", "-f", "qcow2", "-o", "preallocation=falloc",
-             self.stage.ds.raw(IMAGE), str(self.plan.size))
-        work("qemu-io", "-c", "write -q -P 85 0 %d" % self.plan.size, self.stage.ds.raw(IMAGE))
+        self.stage = Stage(bench.builds, place)
+        for ds in self.stage.stores.values():
+            # Written once, so that nothing is allocated while it is measured.
+            work("qemu-img", "create", "-q", "-f", "qcow2", "-o", "preallocation=falloc",
+                 ds.raw(IMAGE), str(self.plan.size))
+            work("qemu-io", "-c", "write -q -P 85 0 %d" % self.plan.size, ds.raw(IMAGE))
         self.stage.raw()
-        self.stage.view(VIEW)
+        self.stage.views(VIEW)
         self.stage.add_peers(bench.peers)
 
     def steps(self):
@@ -67,14 +68,15 @@ class Group:
             try:
                 seconds = self.by_nbd(w, path) if w.nbd else bench(w, "qcow2", path)
             except dgtest.Fail as e:
-                self.bench.cannot("qemu", self.place, w, target, str(e).rpartition(": exit ")[2].splitlines()[0])
+                why = str(e).rpartition(": exit ")[2].splitlines()[0]
+                self.bench.cannot("qemu", self.place, w, target, why)
                 continue
             value = w.count * w.bs / 1e6 / seconds if w.bs >= MIB else w.count / seconds
             unit = "MB/s" if w.bs >= MIB else "IO/s"
             self.bench.figures.add(Figure("qemu", self.place.name, w.name, target.name, unit, MORE),
                                    number, value)
-            if target.name == VIEW:
-                work(self.bench.build.ctl, "wait", path)
+            if target.build:
+                work(target.build.ctl, "wait", path)
 
     def by_nbd(self, w, path):
         """A qemu-storage-daemon has the image open and serves it."""

@@ -20,15 +20,15 @@ Every round measures every target once, in an order that changes. The table has 
 between the least and the greatest value. A ratio is taken round by round, to the raw directory or
 to the bare calls.
 
---compare: a figure got worse when its median moved in the bad direction by more than the spreads of
-both runs together, and by more than --tolerance. Ratios are compared where there are any: then a
-machine that has become slower as a whole changes nothing. A figure that was measured once counts
-from 25 %.
+--compare and --before: a figure got worse when its median moved in the bad direction by more than
+the spreads of both together, and by more than --tolerance. Ratios are compared where there are any:
+then a machine that has become slower as a whole changes nothing. A figure that was measured once
+counts from 25 %.
 
 Peers (bindfs, mergerfs, libfuse's example passthrough_hp) are measured where they are in the PATH.
 tools/install-deps bench installs fio, gnuplot and the peers that Debian has.
 
-Exit codes: 0 done; 1 --compare found something slower; 2 it could not run as it was asked to.
+Exit codes: 0 done; 1 --compare or --before found something slower; 2 it could not run as it was asked to.
 It needs root, because it mounts. It mounts and writes below directories of its own alone, and
 removes them.
 """
@@ -98,6 +98,8 @@ def parse(peers):
         help="a directory on the file system that is the place `disk` (default: %(default)s)")
     add("--build", metavar="DIR",
         help="the build that is measured (default: $BUILD, else build-check or build in the tree)")
+    add("--before", metavar="DIR",
+        help="another build: its views are measured and compared, too, in the same rounds")
     add("--rounds", type=positive, metavar="N", help="default: %d; with --quick %d" %
         (Plan.rounds, Quick.rounds))
     add("--size", type=number_of_bytes, metavar="BYTES",
@@ -144,10 +146,10 @@ def missing(group):
 
 
 def find_build(args, top):
-    """The build directory, or None."""
+    """The build directory that is measured, or None."""
     for path in [args.build] if args.build else [os.environ.get("BUILD", ""),
                                                  os.path.join(top, "build-check"),
                                                  os.path.join(top, "build")]:
-        if path and os.access(os.path.join(path, "tools", "bench_calls"), os.X_OK):
+        if path and os.access(os.path.join(path, "tools", "diskguardctl"), os.X_OK):
             return os.path.abspath(path)
     return None

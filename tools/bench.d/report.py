@@ -6,6 +6,7 @@ import subprocess
 import tempfile
 
 FORMAT = "diskguard-bench 1"
+BEFORE = " before"  # behind the name of a target: of the build of --before
 TITLES = {"io": "Guest data (fio, direct=1)", "names": "Names and attributes", "guard": "The guard",
           "qemu": "Through QEMU"}
 
@@ -54,8 +55,10 @@ ORDER = ("raw", "held qcow2", "held raw", "plain", "reader", "diskguard",
 
 
 def targets_of(rows):
-    names = ordered(r["target"] for r in rows)
-    return sorted(names, key=lambda n: (ORDER.index(n), "") if n in ORDER else (len(ORDER), n))
+    def place(name):
+        kind = name.removesuffix(BEFORE)
+        return (ORDER.index(kind) if kind in ORDER else len(ORDER), name)
+    return sorted(ordered(r["target"] for r in rows), key=place)
 
 
 def ratio_table(rows):
@@ -82,13 +85,15 @@ def value_table(rows):
 
 
 def guard_table(rows):
+    """Milliseconds, and the ratios to the bare calls."""
     targets = targets_of(rows)
-    table = [["", *("%s, ms" % t for t in targets), "ratio"]]
+    views = [t for t in targets if any(r["target"] == t and "ratio" in r for r in rows)]
+    table = [["", *("%s, ms" % t for t in targets), *("%s, ratio" % t for t in views)]]
     for what in ordered(r["what"] for r in rows):
         cells = {r["target"]: r for r in rows if r["what"] == what}
-        ratio = next((r["ratio"] for r in cells.values() if "ratio" in r), None)
+        ratios = [cells.get(t, {}).get("ratio") for t in views]
         table.append([what, *(value_text(cells.get(t)) for t in targets),
-                      ratio_text(ratio) if ratio else "-"])
+                      *(ratio_text(r) if r else "-" for r in ratios)])
     return table
 
 

@@ -102,11 +102,12 @@ def memory_available():
 # ---- targets: a directory, and the process that serves it ----
 
 class Target:
-    """One way to the same files. name: as in the tables; path: the directory; pid: of the daemon,
-    None for the raw directory."""
+    """One way to the same files. name: as in the tables; kind: the same without the build; path:
+    the directory; pid: of the daemon, None for the raw directory."""
+    build = None  # of a view
 
     def __init__(self, name, path, pid=None):
-        self.name, self.path, self.pid = name, path, pid
+        self.name, self.kind, self.path, self.pid = name, name, path, pid
 
     def end(self):
         pass
@@ -115,9 +116,10 @@ class Target:
 class ViewTarget(Target):
     """A view with a host id and a daemon of its own."""
 
-    def __init__(self, name, ds, options=()):
-        self.view = dgtest.View(ds, dgtest.Host(ds.base, name.replace(" ", "-")), options)
-        super().__init__(name, self.view.mnt, self.view.p.pid)
+    def __init__(self, kind, suffix, ds, options=()):
+        self.view = dgtest.View(ds, dgtest.Host(ds.base, kind.replace(" ", "-")), options)
+        super().__init__(kind + suffix, self.view.mnt, self.view.p.pid)
+        self.kind, self.build = kind, ds.build
 
     def end(self):
         self.view.stop(120)
@@ -162,11 +164,13 @@ def peers():
 
 
 class Stage:
-    """The targets of one group in one place; the raw directory is a datastore."""
+    """The targets of one group in one place. Each build has a datastore of its own, with the same
+    files; the raw directory, and what the peers show, is that of the build that is measured."""
 
-    def __init__(self, build, place):
-        self.build, self.place = build, place
-        self.ds = dgtest.Datastore(build, place.folder())
+    def __init__(self, builds, place):
+        self.place = place
+        self.stores = {suffix: dgtest.Datastore(b, place.folder()) for suffix, b in builds.items()}
+        self.ds = self.stores[""]
         self.targets = []
 
     def add(self, target):
@@ -176,8 +180,13 @@ class Stage:
     def raw(self, folder=""):
         return self.add(Target("raw", self.ds.raw(folder)))
 
-    def view(self, name, *options):
-        return self.add(ViewTarget(name, self.ds, options))
+    def views(self, kind, *options):
+        """One of each build."""
+        for suffix, ds in self.stores.items():
+            self.add(ViewTarget(kind, suffix, ds, options))
+
+    def find(self, name):
+        return next(t for t in self.targets if t.name == name)
 
     def add_peers(self, names):
         for name in names:
@@ -186,7 +195,8 @@ class Stage:
     def end(self):
         for target in reversed(self.targets):
             target.end()
-        shutil.rmtree(self.ds.base)
+        for ds in self.stores.values():
+            shutil.rmtree(ds.base)
 
 
 def cpu_now(stage):
