@@ -123,7 +123,7 @@ def _(build):
            "it became faster: exit code")
 
 
-@suite.case("slower is what moved by more than both spreads, and by more than the tolerance")
+@suite.case("slower is what moved by more than the noise and by more than the tolerance")
 def _(_build):
     def row(median, half, values=5, better="more"):
         return {"median": median, "low": median - half, "high": median + half,
@@ -135,6 +135,7 @@ def _(_build):
              (row(0, 0), row(90, 0), False)]
     for old, new, expected in cases:
         eq(stats.worse(old, new, 0.05) is not None, expected, "%r then %r" % (old, new))
+    eq(stats.worse(row(100, 1), row(90, 1), 0.05, (0.2, 0.2)), None, "its group is noisier")
     with_ratio = dict(copy.deepcopy(cases[0][1]), ratio=row(0.5, 0.01))
     eq(stats.worse(dict(cases[0][0], ratio=row(0.5, 0.01)), with_ratio, 0.05), None,
        "the ratio stayed: only the machine is slower")

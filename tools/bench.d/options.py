@@ -21,14 +21,15 @@ between the least and the greatest value. A ratio is taken round by round, to th
 to the bare calls.
 
 --compare and --before: a figure got worse when its median moved in the bad direction by more than
-the spreads of both together, and by more than --tolerance. Ratios are compared where there are any:
-then a machine that has become slower as a whole changes nothing. A figure that was measured once
-counts from 25 %.
+the noise, three standard errors of the difference of both medians, and by more than --tolerance.
+The errors come from the spreads of both, and from the usual ones of their group where those are
+greater. Ratios are compared where there are any: then a machine that has become slower as a whole
+changes nothing. A figure that was measured once counts from 25 %.
 
 Peers (bindfs, mergerfs, libfuse's example passthrough_hp) are measured where they are in the PATH.
 tools/install-deps bench installs fio, gnuplot and the peers that Debian has.
 
-Exit codes: 0 done; 1 --compare or --before found something slower; 2 it could not run as it was asked to.
+Exit codes: 0 done; 1 --compare or --before found something slower; 2 it could not run as asked.
 It needs root, because it mounts. It mounts and writes below directories of its own alone, and
 removes them.
 """
@@ -88,7 +89,7 @@ def parse(peers):
     add = parser.add_argument
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true",
-                      help="under three minutes: less of all; names, guard and qemu on the disk alone")
+                      help="under three minutes: less of all; names, guard, qemu on the disk alone")
     size.add_argument("--smoke", action="store_true",
                       help="the smallest run of each group, in seconds: for the bench's own test")
     add("--only", type=words_of(tuple(GROUPS)), default=list(GROUPS), metavar="GROUPS",

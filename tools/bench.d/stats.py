@@ -5,10 +5,14 @@ directory, or the bare calls), which was measured in the same round: what the ma
 is in both.
 
 The spread is the distance between the quartiles, and with fewer than five values that between the
-least and the greatest. Between two runs a figure got worse by more than the noise when its median
-(of the ratio where there is one, else of the value) moved in the bad direction by more than the sum
-of both spreads, and by more than `tolerance`. A figure that was measured once has no spread: its
-tolerance is 25 %."""
+least and the greatest. It gives the standard deviation of one round; where that is less than usual
+for figures of its group, place and unit (their median), the usual one counts: few rounds agree by
+chance. The noise of a comparison is three standard errors of the difference of both medians, of the
+ratios where there are any, else of the values. A figure got worse when it moved in the bad
+direction by more than the noise, and by more than `tolerance`. What was measured once counts from
+25 %.
+"""
+import math
 import statistics
 
 FEW = 5
@@ -61,17 +65,43 @@ def of(values):
     return {"median": statistics.median(values), "low": low, "high": high, "values": values}
 
 
-def _relative_spread(s):
-    return (s["high"] - s["low"]) / s["median"] if s["median"] else 0.0
+WIDTHS = {2: 1.13, 3: 1.69, 4: 2.06}  # the mean range of so many values, in standard deviations
+QUARTILES = 1.35  # their distance, the same
+MEDIAN = 1.25  # its standard error, in those of the mean
+ERRORS = 3
 
 
-def worse(old, new, tolerance):
-    """How much a summary got worse (0.2: by 20 %) and its noise, or None when it did not by more
-    than that."""
-    a, b = (old["ratio"], new["ratio"]) if "ratio" in old and "ratio" in new else (old, new)
+def _measure(row):
+    """What is compared of a row."""
+    return row.get("ratio", row)
+
+
+def deviation(s):
+    """The standard deviation of one round, relative to the median."""
+    n = len(s["values"])
+    if n == 1 or not s["median"]:
+        return 0.0
+    return (s["high"] - s["low"]) / s["median"] / WIDTHS.get(n, QUARTILES)
+
+
+def usual(rows):
+    """{(group, place, unit): the median of the deviations of such figures}"""
+    found = {}
+    for row in rows:
+        key = (row["group"], row["place"], row["unit"])
+        found.setdefault(key, []).append(deviation(_measure(row)))
+    return {key: statistics.median(values) for key, values in found.items()}
+
+
+def worse(old, new, tolerance, least=(0.0, 0.0)):
+    """How much a summary got worse (0.2: by 20 %) and the noise, or None when it did not by more
+    than that. least: the usual deviations of both runs."""
+    a, b = (_measure(old), _measure(new)) if "ratio" in old and "ratio" in new else (old, new)
     if new["better"] == NEITHER or a["median"] <= 0 or b["median"] <= 0:
         return None
-    noise = max(_relative_spread(a) + _relative_spread(b), tolerance)
+    variance = sum(max(deviation(s), floor) ** 2 / len(s["values"])
+                   for s, floor in zip((a, b), least))
+    noise = max(ERRORS * MEDIAN * math.sqrt(variance), tolerance)
     if min(len(a["values"]), len(b["values"])) == 1:
         noise = max(noise, ONCE)
     factor = a["median"] / b["median"] if new["better"] == MORE else b["median"] / a["median"]
@@ -85,10 +115,12 @@ def compare(old, new, tolerance):
         return {(r["group"], r["place"], r["what"], r["target"], r["unit"]): r for r in rows}
     before, found, common = index(old), [], 0
     bases = {(r["group"], r["ratio"]["to"]) for r in new if "ratio" in r}
+    floors = usual(old), usual(new)
     for key, row in index(new).items():
         if key in before and (row["group"], row["target"]) not in bases:
             common += 1
-            how = worse(before[key], row, tolerance)
+            kind = (row["group"], row["place"], row["unit"])
+            how = worse(before[key], row, tolerance, [floor.get(kind, 0.0) for floor in floors])
             if how:
                 found.append((before[key], row, *how))
     return common, sorted(found, key=lambda f: -f[2])
