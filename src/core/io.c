@@ -354,7 +354,7 @@ int io_cache_drop(int fd)
  * first 2 MiB drops them. So the range is widened to a multiple of the largest folio that the page
  * cache can hold: 2^11 pages (MAX_XAS_ORDER, include/linux/pagemap.h), which are aligned to their
  * size. */
-static int drop_folios(int fd, uint64_t off, size_t len)
+int io_header_drop(int fd, uint64_t off, size_t len)
 {
     uint64_t folio = (uint64_t)sysconf(_SC_PAGESIZE) << 11;
     uint64_t begin = off / folio * folio;
@@ -367,7 +367,7 @@ static int drop_folios(int fd, uint64_t off, size_t len)
 
 ssize_t io_fresh_header(int fd, void *buf, size_t len, uint64_t off)
 {
-    int r = drop_folios(fd, off, len);
+    int r = io_fstype(fd)->shared ? io_header_drop(fd, off, len) : 0;
 
     if (r < 0)
         return r;
@@ -391,7 +391,7 @@ ssize_t io_fresh_guest_data(int direct_fd, int fd, void *buf, size_t len, uint64
         if (n != -EINVAL)
             return n;
     }
-    int r = drop_folios(fd, off, len);
+    int r = io_header_drop(fd, off, len);
     if (r < 0)
         return r;
     return read_once(fd, buf, len, off);

@@ -130,9 +130,13 @@ DG_MUST_CHECK int io_text_create(int dirfd, const char *tmp_name, const void *te
 /* Drops every clean cached page of the file so that the next read asks the storage. */
 DG_MUST_CHECK int io_cache_drop(int fd);
 
-/* Reads up to len bytes at off, past the cache. Returns the count (short only at the end of the
- * file as this host knows it: io_fresh_stat first) or -errno. Rests on the same measurement as
- * io_fresh_data; drops no more of the file than it must. */
+/* The same of the pages of a range, and of as few more as it must. */
+DG_MUST_CHECK int io_header_drop(int fd, uint64_t off, size_t len);
+
+/* Reads up to len bytes at off, as the storage has them: past the cache, but not on a file system
+ * that only this host can mount (io_fstype.shared), where nobody else changes what is cached.
+ * Returns the count (short only at the end of the file as this host knows it: io_fresh_stat first)
+ * or -errno. Rests on the same measurement as io_fresh_data. */
 DG_MUST_CHECK ssize_t io_fresh_header(int fd, void *buf, size_t len, uint64_t off);
 
 /* One read of guest data past the cache, for files that another host may write
