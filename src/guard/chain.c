@@ -3,7 +3,7 @@
  *
  * Who holds the other file is read from its claim on the datastore, which names host and process:
  * no other image's lock is ever taken here. */
-#include "guard/image.h"
+#include "guard/chain.h"
 
 #include <fcntl.h>
 #include <limits.h>
@@ -15,6 +15,9 @@
 #include "core/link_name.h"
 #include "core/mark.h"
 #include "core/whereis.h"
+#include "guard/conflict.h"
+#include "guard/held.h"
+#include "guard/refuse.h"
 #include "guard/shared.h"
 #include "guard/walk.h"
 
@@ -55,7 +58,8 @@ struct chain {
     struct image *img;
     const struct record *rec; /* of the image above */
     const struct opener *who;
-    bool late;  /* the image was written already: nothing is refused any more */
+    struct conflict *conflict; /* of the request */
+    bool late;                 /* the image was written already: nothing is refused any more */
     bool doubt; /* what is below some file could not be told: then no former mark goes */
     struct chain_item *todo;
     const char *dir; /* for add_item() */
@@ -139,20 +143,6 @@ static int add_links(struct chain *c, int fd, struct header *h, const struct pla
     return 0;
 }
 
-bool image_own_claim(const struct guard *g, const struct record *rec, const struct opener *who)
-{
-    struct opener holder = {.pid = rec->pid, .start = rec->start};
-    return claim_is_of(rec, &g->host) &&
-           (g->opt.writers == WRITERS_HOST || opener_same(&holder, who));
-}
-
-static void set_needs(struct image *img, const char *how, const char *path)
-{
-    mutex_lock(&img->lock);
-    snprintf(img->rival.needs, sizeof(img->rival.needs), "%.60s '%.200s'", how, path);
-    mutex_unlock(&img->lock);
-}
-
 /* Who has the file below? 0: nobody whom it matters. */
 static int look_below(struct chain *c, int fd, uint64_t ino, const char *path, const char *role)
 {
@@ -183,10 +173,9 @@ static int look_below(struct chain *c, int fd, uint64_t ino, const char *path, c
             c->g->store.path);
         return -EUCLEAN;
     }
-    image_set_rival(c->img, &claim->rec);
     char how[64];
     snprintf(how, sizeof(how), "it needs its %s", role);
-    set_needs(c->img, how, path);
+    conflict_linked(c->conflict, how, path, &claim->rec);
     return -EBUSY;
 }
 
@@ -204,7 +193,7 @@ static void plain_handle(void *arg, struct handle *h)
 {
     struct plain_look *l = arg;
     if (!h->writer || h->inode->ino != l->ino || h->inode->dev != l->c->g->store.dev ||
-        atomic_load(&h->guarded) || atomic_load(&h->barred))
+        atomic_load(&h->guarded) || atomic_load(&h->barred.err))
         return;
     bool may = l->c->g->opt.writers == WRITERS_HOST || opener_same(&h->opener, l->c->who);
     l->own |= may;
@@ -243,12 +232,10 @@ static int look_plain(struct chain *c, int fd, uint64_t ino, const char *path, c
     }
     char how[48];
     snprintf(how, sizeof(how), "somebody writes its %s", role);
-    image_set_rival(c->img, NULL);
-    set_needs(c->img, how, path);
-    mutex_lock(&c->img->lock);
-    snprintf(c->img->rival.host_name, sizeof(c->img->rival.host_name), "%s",
-             l.other ? c->g->host.name : "(another; look with fuser -v)");
-    mutex_unlock(&c->img->lock);
+    conflict_linked(c->conflict, how, path, NULL);
+    if (c->conflict)
+        snprintf(c->conflict->host_name, sizeof(c->conflict->host_name), "%s",
+                 l.other ? c->g->host.name : "(another; look with fuser -v)");
     return -EBUSY;
 }
 
@@ -408,7 +395,7 @@ static int chain_run(struct chain *c)
  * can bring back the header that needs them. */
 static void drop_former(struct chain *c)
 {
-    int r = io_fsync(c->img->fd);
+    int r = io_fsync(c->img->held.fd);
     if (r == 0)
         r = mark_drop(&c->g->store, c->rec->ino, c->rec->generation, c->seen, c->n);
     if (r < 0)
@@ -418,34 +405,59 @@ static void drop_former(struct chain *c)
             c->rec->image, strerror(-r));
 }
 
-int image_chain_mark(struct guard *g, struct image *img, const struct opener *who, bool late)
+void image_chain_begin(struct image *img)
 {
-    struct chain *c = calloc(1, sizeof(*c));
-    _cleanup_header_ struct header *h = header_new();
+    img->chain.marked = false;
+    img->chain.links = 0;
+}
+
+/* The true header of a sealed image. */
+static int load_true(struct image *img, struct header *h)
+{
+    int r = header_read(img->held.fd, &img->held.rec->plan, h);
+    if (r < 0)
+        return r;
+    header_patch(h, &img->held.rec->plan, true);
+    header_identify(h);
+    return h->verdict == FORMAT_MORE ? header_settle(img->held.fd, h) : 0;
+}
+
+/* The chain of the header h, which is loaded. */
+static int mark_chain(struct chain *c, struct header *h)
+{
+    struct image *img = c->img;
     char dir[PATH_MAX];
-    int r = c && h ? header_read(img->fd, &img->rec->plan, h) : -ENOMEM;
-    if (r == 0) {
-        *c = (struct chain){.g = g, .img = img, .rec = img->rec, .who = who, .late = late};
-        header_patch(h, &img->rec->plan, true);
-        header_identify(h);
-        if (h->verdict == FORMAT_MORE)
-            r = header_settle(img->fd, h);
-    }
-    if (r == 0) {
-        c->doubt = h->verdict != FORMAT_IMAGE && h->verdict != FORMAT_SEALED;
-        image_dir(g, img->inode, dir);
-        r = add_links(c, img->fd, h, &img->rec->plan, dir);
-    }
+    c->doubt = h->verdict != FORMAT_IMAGE && h->verdict != FORMAT_SEALED;
+    image_dir(c->g, img->inode, dir);
+    int r = add_links(c, img->held.fd, h, &img->held.rec->plan, dir);
     uint64_t hash = r == 0 ? links_hash(c->todo) : 0;
-    bool changed = hash != img->links, former = late && changed && img->marked;
-    if (r == 0 && c->todo && (!late || changed)) {
-        img->marked = true;
+    bool changed = hash != img->chain.links, former = c->late && changed && img->chain.marked;
+    if (r == 0 && c->todo && (!c->late || changed)) {
+        img->chain.marked = true;
         r = chain_run(c);
     }
     if (r == 0 && former && !c->doubt && !c->todo)
         drop_former(c);
     if (r == 0)
-        img->links = hash;
+        img->chain.links = hash;
+    return r;
+}
+
+int image_chain_mark(struct guard *g, struct image *img, const struct opener *who, struct header *h,
+                     struct conflict *ret)
+{
+    _cleanup_header_ struct header *own = h ? NULL : header_new();
+    struct chain *c = calloc(1, sizeof(*c));
+    int r = !c || (!h && !own) ? -ENOMEM : 0;
+    if (r == 0 && !h)
+        r = load_true(img, own);
+    else if (r == 0 && h->verdict == FORMAT_MORE)
+        r = header_settle(img->held.fd, h);
+    if (r == 0) {
+        *c = (struct chain){
+            .g = g, .img = img, .rec = img->held.rec, .who = who, .conflict = ret, .late = !h};
+        r = mark_chain(c, h ? h : own);
+    }
     while (c && c->todo) {
         struct chain_item *i = c->todo;
         c->todo = i->next;
@@ -458,12 +470,12 @@ int image_chain_mark(struct guard *g, struct image *img, const struct opener *wh
 
 void image_chain_edited(struct guard *g, struct image *img, const struct opener *who)
 {
-    int r = image_chain_mark(g, img, who, true);
+    int r = image_chain_mark(g, img, who, NULL, NULL);
     if (r < 0)
         log_image(
-            LOG_ERR, img->rec->image, g->host.name, img->rec->generation,
+            LOG_ERR, img->held.rec->image, g->host.name, img->held.rec->generation,
             "'%s' was written so that it may need other files than before, and they could not be protected: %s. They are from its next open on",
-            img->rec->image, strerror(-r));
+            img->held.rec->image, strerror(-r));
 }
 
 void image_chain_drop(struct guard *g, uint64_t ino, uint64_t generation)
@@ -476,7 +488,8 @@ void image_chain_drop(struct guard *g, uint64_t ino, uint64_t generation)
 
 /* ---- the other side ---- */
 
-int image_chain_needed(struct guard *g, struct image *img, const struct opener *who)
+int image_chain_needed(struct guard *g, struct image *img, const struct opener *who,
+                       struct conflict *ret)
 {
     _cleanup_free_ struct claim *c = malloc(sizeof(*c));
     _cleanup_free_ struct mark *m = NULL;
@@ -495,8 +508,7 @@ int image_chain_needed(struct guard *g, struct image *img, const struct opener *
         char above[RECORD_IMAGE_MAX + 16] = "?";
         if (c->kind == CLAIM_HELD)
             whereis_name(&g->store, c->rec.ino, &c->rec.handle, c->rec.image, above, sizeof(above));
-        image_set_rival(img, &c->rec);
-        set_needs(img, "it is needed by", above);
+        conflict_linked(ret, "it is needed by", above, &c->rec);
         r = -EBUSY;
     }
     return r;
@@ -504,10 +516,10 @@ int image_chain_needed(struct guard *g, struct image *img, const struct opener *
 
 /* A rename loses nothing, so nobody need be kept out for it: whoever comes to need the file between
  * this look and the rename finds no file, or has opened it already; the name can be given back. */
-int image_moving(struct guard *g, struct inode *i, const struct opener *who)
+int image_moving(struct guard *g, struct inode *i, const struct opener *who, struct conflict *ret)
 {
     struct image *img = S_ISREG(i->type) && i->dev == g->store.dev ? image_get(i) : NULL;
-    return img ? image_chain_needed(g, img, who) : 0;
+    return img ? image_chain_needed(g, img, who, ret) : 0;
 }
 
 int image_each_needed(struct guard *g, const struct opener *who,

@@ -35,7 +35,9 @@
 /* Does this lock say so? Of a handle that is published. Takes no lock, asks nobody. */
 bool image_disk_said(const struct guard *g, const struct handle *h, const struct flock *lock);
 /* Before it is granted. Blocks on the datastore; not under image->header. 0: the handle is guarded,
- * or has no name; -EBUSY: wait, or image_refused(); any other -errno is final and logged. */
-DG_MUST_CHECK int image_disk_claim(struct guard *g, struct handle *h);
+ * or has no name; -EBUSY: wait, or image_refused() with *ret_conflict; any other -errno is final
+ * and logged. */
+DG_MUST_CHECK int image_disk_claim(struct guard *g, struct handle *h,
+                                   struct conflict *ret_conflict);
 
 #endif

@@ -1,40 +1,24 @@
 /* edit.c: what changes an image in its zone (format.h): headers that change, plain files that
  * become images. */
-#include "guard/image.h"
-#include "guard/maker.h"
+#include "guard/edit.h"
 
 #include <fcntl.h>
 #include <limits.h>
 #include <string.h>
 #include <time.h>
 
-bool image_is_data(const struct handle *h, uint64_t off)
-{
-    const struct image *img = atomic_load(&h->inode->image);
-    if (!img)
-        return off >= FORMAT_REACH;
-    struct format_zone zone = image_zone(img);
-    return off >= zone.head && zone.tail == UINT64_MAX;
-}
-
-bool image_data_begin(struct handle *h, uint64_t off, uint64_t len) NO_THREAD_SAFETY_ANALYSIS
-{
-    struct image *img = atomic_load(&h->inode->image);
-    if (!img || !atomic_load(&h->guarded) || h->flags & O_APPEND)
-        return false;
-    rwlock_read(&img->header);
-    struct format_zone zone = image_zone(img);
-    if (off >= zone.head && off <= zone.tail && len <= zone.tail - off)
-        return true;
-    rwlock_read_unlock(&img->header);
-    return false;
-}
-
-void image_data_end(struct handle *h) NO_THREAD_SAFETY_ANALYSIS
-{
-    struct image *img = atomic_load(&h->inode->image);
-    rwlock_read_unlock(&img->header);
-}
+#include "guard/acquire.h"
+#include "guard/chain.h"
+#include "guard/conflict.h"
+#include "guard/fence.h"
+#include "guard/held.h"
+#include "guard/maker.h"
+#include "guard/plain.h"
+#include "guard/probe.h"
+#include "guard/qemu_locks_priv.h"
+#include "guard/refuse.h"
+#include "guard/reopen.h"
+#include "guard/zone.h"
 
 /* ---- a plain file becomes an image ---- */
 
@@ -54,65 +38,29 @@ static void wait_idle(struct image *img, unsigned seconds)
 {
     uint64_t until = base_now_ms() + seconds * UINT64_C(1000);
     mutex_lock(&img->lock);
-    while (img->state == IMAGE_SEALING || img->state == IMAGE_RESTORING || img->plain_busy ||
-           (img->state == IMAGE_SEALED && img->closed))
+    while (img->state == IMAGE_SEALING || img->state == IMAGE_RESTORING || img->plain.busy ||
+           (img->state == IMAGE_SEALED && img->exclusive))
         if (!cond_wait_until(&img->moved, &img->lock, until))
             break;
     mutex_unlock(&img->lock);
 }
 
-/* Has a handle written since its last fsync? Then the mtime of before is not the holder's to keep.
- */
-static bool is_dirty(struct image *img)
+int image_convert(struct guard *g, struct image *img, const struct opener *who,
+                  struct conflict *ret)
 {
-    bool dirty = false;
-    mutex_lock(&img->lock);
-    for (const struct handle *h = img->writers; h; h = h->next_writer)
-        dirty |= atomic_load(&h->dirty);
-    mutex_unlock(&img->lock);
-    return dirty;
-}
-
-int image_claim_plain(struct guard *g, struct image *img, const struct acquire *a, bool writes)
-{
-    bool stuck;
-    int r = image_acquire(g, img, a, &stuck);
-    if (r < 0) {
-        image_acquire_failed(g, img, a, stuck, r);
-        return r;
-    }
-    mutex_lock(&img->lock);
-    img->holder = *a->who;
-    img->n_guarded = 1; /* our own, until the handles have theirs */
-    mutex_unlock(&img->lock);
-    r = image_adopt_writers(g, img);
-    if (writes || is_dirty(img))
-        atomic_store(&img->wrote, true);
-    image_move(g, img, IMAGE_SEALED, 0);
-    if (r == -CLAIM_LOST)
-        image_fence(g, img);
-    image_unguard(g, img);
-    return image_answer(r);
-}
-
-int image_convert(struct guard *g, struct image *img, const struct opener *who)
-{
-    if (!image_begin(g, img)) {
+    if (!image_begin(g, img, ret)) {
         /* another thread is at it; the caller looks again */
         wait_idle(img, seconds_to_wait(g) + 1);
         return -EALREADY;
     }
-    struct acquire a = {
-        .who = who, .what = "write of an image header", .plan_none = true, .plain_too = true};
-    return image_claim_plain(g, img, &a, true);
+    const struct taking t = {TAKE_TO_CONVERT, who, "write of an image header", NULL};
+    return image_take(g, img, &t, ret);
 }
 
 /* Was it the fence that was refused? Then pauses. */
-static bool wait_fence(struct image *img)
+static bool wait_fence(const struct conflict *c)
 {
-    mutex_lock(&img->lock);
-    bool fenced = img->rival.fenced;
-    mutex_unlock(&img->lock);
+    bool fenced = c->kind == CONFLICT_FENCE;
     if (fenced)
         io_fence_pause();
     return fenced;
@@ -126,6 +74,7 @@ struct becoming {
     const char *what; /* for the log line */
     unsigned busy, changed;
     uint64_t until; /* CLOCK_MONOTONIC, ms: so long the fence is waited for */
+    struct conflict conflict;
 };
 
 static struct becoming becoming(const struct guard *g, const char *what)
@@ -135,12 +84,27 @@ static struct becoming becoming(const struct guard *g, const char *what)
                                                           UINT64_C(1000)};
 }
 
+/* Nothing was tried, for it was known before that somebody has the file: says who. */
+static void look_who(struct guard *g, struct inode *i, struct conflict *ret)
+{
+    _cleanup_free_ struct claim *c = malloc(sizeof(*c));
+    struct io_handle handle;
+    image_conflict_fill(atomic_load(&i->image), ret);
+    if (ret->kind == CONFLICT_OPENING && c && claim_read(&g->store, i->ino, c) == 0 &&
+        c->kind == CLAIM_HELD && io_handle_get(i->fd, &handle) == 0 &&
+        io_handle_equal(&c->rec.handle, &handle))
+        conflict_claim(ret, &c->rec);
+}
+
 /* A handle that may not write any more, for the file is somebody else's image: one line for each,
  * for its program may go on trying. */
-static int refused(struct guard *g, struct handle *h, const char *what)
+static int refused(struct guard *g, struct handle *h, struct becoming *b)
 {
-    if (!atomic_exchange(&h->refusal_logged, true))
-        image_refused(g, h->inode, &h->opener, what, -EBUSY);
+    if (!atomic_exchange(&h->barred.said, true)) {
+        if (b->conflict.kind == CONFLICT_NONE)
+            look_who(g, h->inode, &b->conflict);
+        image_refused(g, h->inode, &h->opener, b->what, &b->conflict);
+    }
     return -EBUSY;
 }
 
@@ -152,50 +116,22 @@ static int become(struct guard *g, struct image *img, struct handle *h, struct b
         image_log_foreign(g, h->inode, b->what);
         return -EXDEV;
     }
-    int r = image_convert(g, img, &h->opener);
+    conflict_set(&b->conflict, CONFLICT_NONE);
+    int r = image_convert(g, img, &h->opener, &b->conflict);
     if (r == 0 || atomic_load(&h->guarded))
         return 0;
     if (r == -EALREADY)
-        return ++b->busy > BUSY_MAX ? refused(g, h, b->what) : 0;
+        return ++b->busy > BUSY_MAX ? refused(g, h, b) : 0;
     if (r == -EAGAIN && ++b->changed > IMAGE_CHANGED_MAX) {
         image_log_refused(g, h->inode, b->what, "the file changes again and again meanwhile");
         return -EIO;
     }
-    if (r == -EAGAIN || (r == -EBUSY && base_now_ms() < b->until && wait_fence(img)))
+    if (r == -EAGAIN || (r == -EBUSY && base_now_ms() < b->until && wait_fence(&b->conflict)))
         return 0;
-    return r == -EBUSY ? refused(g, h, b->what) : r;
+    return r == -EBUSY ? refused(g, h, b) : r;
 }
 
 /* ---- writes ---- */
-
-int image_write_allowed(const struct handle *h)
-{
-    if (!atomic_load_explicit(&h->guarded, memory_order_relaxed))
-        return -atomic_load_explicit(&h->barred, memory_order_relaxed);
-    const struct image *img = atomic_load(&h->inode->image);
-    return img && atomic_load(&img->io_error) ? -EIO : 0;
-}
-
-void image_wrote(struct handle *h)
-{
-    struct image *img = atomic_load(&h->inode->image);
-    if (img && !atomic_load_explicit(&img->wrote, memory_order_relaxed))
-        atomic_store(&img->wrote, true);
-}
-
-void image_sync_failed(struct handle *h, int err)
-{
-    struct image *img = atomic_load(&h->inode->image);
-    int none = 0;
-    if (img && h->guarded)
-        atomic_compare_exchange_strong(&img->sync_error, &none, err);
-}
-
-int image_sync_error(const struct handle *h)
-{
-    const struct image *img = atomic_load(&h->inode->image);
-    return img && h->guarded ? -atomic_load(&img->sync_error) : 0;
-}
 
 static int sync_if_asked(struct handle *h, int fd)
 {
@@ -208,7 +144,7 @@ static void note_maker(struct guard *g, const struct image *img, const struct op
 {
     if (!g->makers)
         return;
-    if (img->rec->virtual_size > g->opt.threshold)
+    if (img->held.rec->virtual_size > g->opt.threshold)
         maker_forget(g->makers, img->inode);
     else
         maker_note(g->makers, img->inode, who);
@@ -216,7 +152,7 @@ static void note_maker(struct guard *g, const struct image *img, const struct op
 
 static bool edit_allowed(const struct image *img, const struct handle *h)
 {
-    return h ? image_write_allowed(h) == 0 : atomic_load(&img->io_error) == 0;
+    return h ? image_write_allowed(h) == 0 : atomic_load(&img->held.io_error) == 0;
 }
 
 /* One edit of a held image, in the durable order of seal.h. h NULL: by path. */
@@ -227,13 +163,13 @@ static int edit_held(struct guard *g, struct image *img, struct handle *h, const
         return -EIO;
     rwlock_write(&img->header);
     int r = -EIO;
-    if (img->rec && edit_allowed(img, h)) {
+    if (img->held.rec && edit_allowed(img, h)) {
         struct seal s = image_seal(g, img);
         struct edit at_end = *e;
-        uint64_t size = img->rec->virtual_size;
+        uint64_t size = img->held.rec->virtual_size;
         if (e->kind == EDIT_WRITE && h && h->flags & O_APPEND && !e->placed) {
             struct stat st;
-            r = io_fresh_stat(img->fd, &st);
+            r = io_fresh_stat(img->held.fd, &st);
             at_end.off = r == 0 ? (uint64_t)st.st_size : e->off;
         } else {
             r = 0;
@@ -242,24 +178,24 @@ static int edit_held(struct guard *g, struct image *img, struct handle *h, const
             r = seal_edit(&s, &at_end);
         image_zone_set(img, &s.zone);
         image_note(img);
-        if (r == 0 && (img->rec->virtual_size != size || size <= g->opt.threshold))
+        if (r == 0 && (img->held.rec->virtual_size != size || size <= g->opt.threshold))
             note_maker(g, img, who);
         if (r == 0)
             image_bytes_follow(g, img);
         if (r == 0)
             image_chain_edited(g, img, who);
         if (r == 0 && h)
-            r = sync_if_asked(h, img->fd);
+            r = sync_if_asked(h, img->held.fd);
         /* Not repeated, for part of it may have happened: the next one has a descriptor that works.
          */
-        if (io_err_dead(r) && atomic_load(&img->io_error) == 0) {
+        if (io_err_dead(r) && atomic_load(&img->held.io_error) == 0) {
             int mended = image_mend_seal(g, img);
             if (mended == -CLAIM_LOST)
                 r = mended;
         }
     }
     rwlock_write_unlock(&img->header);
-    atomic_store(&img->wrote, true);
+    image_held_wrote(img);
     if (r == -CLAIM_LOST)
         image_fence(g, img);
     return image_answer(r);
@@ -273,10 +209,10 @@ static int edit_held(struct guard *g, struct image *img, struct handle *h, const
 static int plain_look(struct guard *g, struct handle *h)
 {
     uint64_t now = base_now_ms();
-    int barred = atomic_load(&h->barred);
-    if (barred || now - atomic_load(&h->looked_ms) < PLAIN_LOOK_MS)
+    int barred = atomic_load(&h->barred.err);
+    if (barred || now - atomic_load(&h->barred.looked_ms) < PLAIN_LOOK_MS)
         return -barred;
-    atomic_store(&h->looked_ms, now);
+    atomic_store(&h->barred.looked_ms, now);
     return image_plain_check(g, h);
 }
 
@@ -335,7 +271,7 @@ static int write_plain(struct guard *g, struct image *img, struct handle *h, con
     *ret_becomes = false;
     rwlock_write(&img->header);
     /* converted by another thread: the guarded way */
-    int r = img->rec ? -EAGAIN : image_header(g, i, hd);
+    int r = img->held.rec ? -EAGAIN : image_header(g, i, hd);
     if (r == 0) {
         struct stat st = {0};
         r = io_fresh_stat(h->fd, &st);
@@ -363,8 +299,8 @@ static ssize_t write_unguarded(struct guard *g, struct image *img, struct handle
     bool becomes = false;
     int r = plain_look(g, h);
     *ret_again = false;
-    if (r < 0 && atomic_load(&h->barred))
-        return r == -EBUSY ? refused(g, h, b->what) : r;
+    if (r < 0 && atomic_load(&h->barred.err))
+        return r == -EBUSY ? refused(g, h, b) : r;
     if (r == -EBUSY) /* it is an image: by its content, its name, or a claim */
         becomes = true;
     else if (r < 0)
@@ -374,7 +310,7 @@ static ssize_t write_unguarded(struct guard *g, struct image *img, struct handle
     if (r == -EAGAIN) {
         wait_idle(img, seconds_to_wait(g) + 1);
         if (++b->busy > BUSY_MAX && !atomic_load(&h->guarded))
-            return refused(g, h, b->what); /* held by somebody else, and not about to be let go */
+            return refused(g, h, b); /* held by somebody else, and not about to be let go */
     } else if (becomes) {
         r = become(g, img, h, b);
         if (r < 0)
@@ -440,9 +376,9 @@ static int change_unguarded(struct guard *g, struct handle *h, const struct edit
     for (;;) {
         if (atomic_load(&h->guarded))
             return -EAGAIN;
-        int barred = atomic_load(&h->barred);
+        int barred = atomic_load(&h->barred.err);
         if (barred)
-            return barred == EBUSY ? refused(g, h, b.what) : -barred;
+            return barred == EBUSY ? refused(g, h, &b) : -barred;
         int r = change_plain(g, h, e);
         if (r != -EBUSY)
             return r;

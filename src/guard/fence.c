@@ -1,23 +1,15 @@
 /* fence.c: the fence lock of the descriptors that write a held image: taken before a look at the
  * claim, let go when the claim is lost. */
-#include "base/hook.h"
-#include "guard/image.h"
+#include "guard/fence.h"
 
 #include <fcntl.h>
+#include <stdio.h>
 #include <string.h>
 
-int image_claim_rules(struct guard *g, struct image *img)
-{
-    _cleanup_free_ struct record *rec = malloc(sizeof(*rec));
-    if (!rec)
-        return -ENOMEM;
-    rwlock_read(&img->header);
-    bool held = img->rec != NULL;
-    if (held)
-        *rec = *img->rec;
-    rwlock_read_unlock(&img->header);
-    return held ? claim_check(&g->store, rec) : -EBUSY;
-}
+#include "base/hook.h"
+#include "guard/held.h"
+#include "guard/plain.h"
+#include "guard/qemu_locks_priv.h"
 
 int image_fence_fd(struct guard *g, struct image *img, int fd)
 {
@@ -87,7 +79,7 @@ int image_adopt_writers(struct guard *g, struct image *img)
     return 0;
 }
 
-/* ---- fenced ---- */
+/* ---- descriptors of a fenced image ---- */
 
 /* Not an unlock: a write that has passed its check but not yet reached the storage would then land
  * without a lock. What is under way on the old open file keeps that, and its lock, until it has
@@ -97,7 +89,7 @@ void image_make_read_only(const struct handle *h)
     int fd = io_reopen(h->inode->fd, O_RDONLY | (h->flags & O_DIRECT));
     if (fd < 0)
         fd = fcntl(h->inode->fd, F_DUPFD_CLOEXEC, 0); /* O_PATH: neither reads nor writes */
-    int r = fd < 0 ? fd : image_replace_fd(fd, h->fd);
+    int r = fd < 0 ? fd : handle_replace_fd(fd, h->fd);
     if (r < 0)
         log_debug("a fenced handle keeps its descriptor: %s", strerror(-r));
 }
@@ -106,10 +98,10 @@ static struct handle *next_fenced(struct image *img)
 {
     mutex_lock(&img->lock);
     struct handle *h = img->state == IMAGE_FENCED ? img->writers : NULL;
-    while (h && (h->let_go || !atomic_load(&h->guarded)))
+    while (h && (h->fence.revoked || !atomic_load(&h->guarded)))
         h = h->next_writer;
     if (h)
-        h->let_go = h->busy = true;
+        h->fence.revoked = h->fence.busy = true;
     mutex_unlock(&img->lock);
     return h;
 }
@@ -118,9 +110,7 @@ void image_let_go(struct image *img)
 {
     mutex_lock(&img->lock);
     bool fenced = img->state == IMAGE_FENCED;
-    int plain_fd = fenced ? img->plain_fd : -1;
-    if (fenced)
-        img->plain_fd = -1; /* its handles are the image's now, and count down without it */
+    int plain_fd = fenced ? image_plain_revoke_locked(img) : -1;
     mutex_unlock(&img->lock);
     if (!fenced)
         return;
@@ -128,16 +118,70 @@ void image_let_go(struct image *img)
         close(plain_fd);
     rwlock_write(&img->header);
     image_bytes_drop(img);
-    int seal_fd = img->fd;
-    img->fd = -1;
+    int seal_fd = image_held_fd(img, -1);
     rwlock_write_unlock(&img->header);
     if (seal_fd >= 0)
         close(seal_fd);
     for (struct handle *h = next_fenced(img); h; h = next_fenced(img)) {
         image_make_read_only(h);
         mutex_lock(&img->lock);
-        h->busy = false;
+        h->fence.busy = false;
         cond_broadcast(&img->moved);
         mutex_unlock(&img->lock);
     }
+}
+
+/* ---- a lost claim ---- */
+
+/* Who has it now, for the log line. */
+static void log_successor(struct guard *g, struct image *img)
+{
+    _cleanup_free_ struct claim *c = malloc(sizeof(*c));
+    char text[512];
+    if (!c)
+        return;
+    mutex_lock(&img->lock);
+    uint64_t ours = img->info.generation;
+    mutex_unlock(&img->lock);
+    int r = claim_read_known(&g->store, img->inode->ino, ours, c);
+    if (r < 0)
+        snprintf(text, sizeof(text), "whose claim rules now cannot be read: %s", strerror(-r));
+    else if (c->generation < ours)
+        snprintf(
+            text, sizeof(text),
+            "nobody has taken it over: the claim of generation %llu was removed on the datastore. The journal of this host keeps the true header: close the image, unmount the view, then run fsck.diskguard -y",
+            (unsigned long long)ours);
+    else if (c->kind == CLAIM_BAD)
+        snprintf(text, sizeof(text), "the claim of generation %llu that rules now does not decode",
+                 (unsigned long long)c->generation);
+    else if (c->generation == ours)
+        snprintf(
+            text, sizeof(text),
+            "nobody has taken it over: the claim of generation %llu is there again, %s. Close the image and open it again",
+            (unsigned long long)ours,
+            c->kind == CLAIM_FREE ? "but is marked free" : "and is this host's");
+    else
+        snprintf(text, sizeof(text), "host %s (%s) took it over with generation %llu, and %s",
+                 c->rec.host_name, c->rec.host, (unsigned long long)c->generation,
+                 c->kind == CLAIM_FREE ? "has let it go again" : "has it now");
+    image_log_state(
+        g, img, LOG_CRIT,
+        "FENCED: the claim of this host is gone or was taken over; every write from here is refused with EIO until the holder has closed it. `diskguardctl why` names the new holder",
+        0);
+    image_log_state(g, img, LOG_CRIT, text, 0);
+}
+
+void image_fence(struct guard *g, struct image *img)
+{
+    mutex_lock(&img->lock);
+    bool now = img->state == IMAGE_SEALED;
+    if (now) {
+        image_held_stop(img);
+        image_move_locked(g, img, IMAGE_FENCED, CLAIM_LOST);
+    }
+    mutex_unlock(&img->lock);
+    if (!now)
+        return;
+    log_successor(g, img);
+    image_let_go(img);
 }

@@ -12,23 +12,12 @@
 #ifndef DISKGUARD_IMAGE_FIRST_H
 #define DISKGUARD_IMAGE_FIRST_H
 
-#include "guard/guard.h"
-
-bool image_first_is_manager(const struct guard *g, const struct opener *who);
-/* An open by this process, with these flags (open(2)): is its claim to wait for the first change?
- * Not with O_TRUNC, which is one. */
-bool image_first_waits(const struct guard *g, const struct opener *who, int flags);
-/* Before the handle is published; its descriptor may be one that cannot write. */
-void image_first_expect(struct handle *h);
-/* Is that change still to come? No lock. */
-static inline bool image_first_expected(const struct handle *h)
-{
-    return atomic_load_explicit(&h->first, memory_order_relaxed) != 0;
-}
+#include "guard/manager.h"
 
 /* Before any change through a handle. 0: go on, at once for all other handles; -EBUSY: held by
  * another (logged), or -errno. Blocks for up to wait= and on the datastore: not on a thread that
- * reads requests. */
-DG_MUST_CHECK int image_first_change(struct guard *g, struct handle *h);
+ * reads requests. ret_conflict: who is in the way, after -EBUSY; NULL: nobody wants to know. */
+DG_MUST_CHECK int image_first_change(struct guard *g, struct handle *h,
+                                     struct conflict *ret_conflict);
 
 #endif

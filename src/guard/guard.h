@@ -1,13 +1,7 @@
-/* image.h: the guard of one regular file on this host: its state, its holder, its overlay.
+/* guard.h: the guard of one datastore on this host, and what the view may ask of it.
  *
- * States: IDLE -> SEALING -> SEALED -> RESTORING -> IDLE, and -> FENCED, STUCK, VANISHED. One
- * function moves them (image_move in image.c), against a table. SEALING and RESTORING are long
- * actions: others wait for them parked, never on a lock.
- *
- * Locks: image->lock (state, writers, holder; short) and image->header (rwlock: the overlay and all
- * I/O in the image's zone, struct format_zone; held over datastore I/O and the journal). Order:
- * inode table -> image->lock; header -> journal; never image->lock and header together in that
- * order (take header first, then lock). */
+ * Each regular file that is an image has a state, a holder and an overlay: image.h, for the guard
+ * alone. SEALING and RESTORING are long actions: others wait for them parked, never on a lock. */
 #ifndef DISKGUARD_GUARD_H
 #define DISKGUARD_GUARD_H
 
@@ -23,6 +17,7 @@
 #include "node/handle.h"
 
 struct pool;
+struct conflict;
 struct image_table;
 struct takeover;
 struct maker_table;
@@ -125,22 +120,24 @@ const char *image_state_name(enum image_state s);
  * closes it. So may a program that manages this host's machines (option managers=), but only where
  * its bytes stay as they are (data: they are to change).
  * 0: go on (*ret is held, or the file is no image and nothing need be held); -EBUSY: held by
- * another: park and try again; any other -errno: final. The refusal is logged by image_refused(),
- * once, by the caller that gives up. */
+ * another: park and try again; any other -errno: final. Here and below *ret_conflict is who is in
+ * the way, after -EBUSY; the caller that gives up says so, once: image_refused(). */
 struct hold {
     struct inode *inode; /* pinned while held; NULL: nothing held */
     bool claimed;
     bool joined; /* the claim is that of the opener's own handles, and so is the seal: they stay */
 };
 DG_MUST_CHECK int image_hold(struct guard *g, struct inode *i, const struct opener *who,
-                             const char *what, bool data, struct hold *ret);
+                             const char *what, bool data, struct hold *ret,
+                             struct conflict *ret_conflict);
 /* Right before the operation: does the claim still rule? 0; -EIO: this host was taken for dead and
  * lost it meanwhile (the image is FENCED), touch nothing; or another -errno. Narrows the window, no
  * more: the storage does not fence what changes names (core/takeover.h). */
 DG_MUST_CHECK int image_hold_check(struct guard *g, const struct hold *h);
 /* Before its name is moved elsewhere: does an image need it that another process, or host, holds?
  * -EBUSY, as above; 0 or -errno. */
-DG_MUST_CHECK int image_moving(struct guard *g, struct inode *i, const struct opener *who);
+DG_MUST_CHECK int image_moving(struct guard *g, struct inode *i, const struct opener *who,
+                               struct conflict *ret_conflict);
 /* The same for whatever lies in a directory: calls fn with the path, below the datastore, of each
  * such file. A non-zero return of fn stops and is returned. */
 DG_MUST_CHECK int image_each_needed(struct guard *g, const struct opener *who,
@@ -152,11 +149,11 @@ void image_renamed(struct guard *g, const struct inode *i);
 void image_unhold(struct guard *g, struct hold *h);
 /* The one log line of a refused open or operation: image, holder host, pid, since, way out. */
 void image_refused(struct guard *g, struct inode *i, const struct opener *who, const char *what,
-                   int err);
+                   const struct conflict *conflict);
 
 /* truncate(2) by path. -EBUSY as above. */
 DG_MUST_CHECK int image_truncate(struct guard *g, struct inode *i, const struct opener *who,
-                                 uint64_t size);
+                                 uint64_t size, struct conflict *ret_conflict);
 
 /* Is this guest data, which no plan looks at (struct format_zone): may I/O that begins here go
  * straight to handle->fd? Of an image with a footer nothing may, for its zone moves while the file
@@ -257,11 +254,12 @@ DG_MUST_CHECK int image_probe(struct guard *g, struct inode *i, enum image_what 
 /* Opens a handle (h->fd is open read-write, h->opener set) for write: claims and seals, or joins.
  * Sets h->guarded for an image, not for a plain file. -EBUSY: held by another, park; -EUCLEAN,
  * -EPERM, -EXDEV ...: final, and logged here. */
-DG_MUST_CHECK int image_open(struct guard *g, struct handle *h, bool truncate);
-/* -EBUSY of image_open, hold or truncate: is the other host just letting go? */
-bool image_being_released(struct inode *i);
+DG_MUST_CHECK int image_open(struct guard *g, struct handle *h, bool truncate,
+                             struct conflict *ret_conflict);
+/* -EBUSY of image_open, hold or truncate: is the holder just letting go? */
+bool image_being_released(struct inode *i, const struct conflict *conflict);
 /* -EBUSY of image_open: is it another host that holds it? */
-bool image_held_elsewhere(struct inode *i);
+bool image_held_elsewhere(struct inode *i, const struct conflict *conflict);
 /* One line for a refusal that is final: what is wrong with the image, and the way out. */
 void image_log_refused(struct guard *g, struct inode *i, const char *what, const char *fmt, ...)
     DG_PRINTF(4, 5);
@@ -273,9 +271,9 @@ void image_release(struct guard *g, struct handle *h);
 void image_stat(struct inode *i, struct stat *st);
 /* utimensat(2) of a regular file; tv_nsec may be UTIME_OMIT or UTIME_NOW. An mtime that is chosen
  * for an image whose seal this host has taken goes into the record: the view shows it at once, the
- * datastore after the restore. -EBUSY: another host has sealed it: it would be lost;
- * image_refused() says so. times.c. */
-DG_MUST_CHECK int image_set_times(struct guard *g, struct inode *i, const struct timespec tv[2]);
+ * datastore after the restore. -EBUSY: another host has sealed it: it would be lost. times.c. */
+DG_MUST_CHECK int image_set_times(struct guard *g, struct inode *i, const struct timespec tv[2],
+                                  struct conflict *ret_conflict);
 
 /* ---- for the daemon as a whole ---- */
 struct image_table *image_table_new(void);

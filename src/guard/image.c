@@ -1,11 +1,48 @@
+/* image.c: see image.h. The states of an image, the images that are not IDLE, the handles that
+ * write them. */
 #include "guard/image.h"
-
-#include "guard/shared.h"
-#include "run/pool.h"
 
 #include <assert.h>
 #include <stdio.h>
 #include <string.h>
+
+#include "guard/conflict.h"
+#include "guard/guard.h"
+#include "run/pool.h"
+
+/* ---- states ----
+ *
+ *              begin            sealed            last writer
+ *      IDLE ──────────► SEALING ─────► SEALED ────────────────────────────► RESTORING ──► IDLE
+ *       ▲                │   │          │ │ ▲                                  ▲   │ ▲
+ *       ├─── refused ────┘   │          │ │ └── there again ─┐   last writer   │   │ │
+ *       │                    │          │ └──── gone ────► VANISHED ───────────┘   │ │ every 5 s
+ *       │                    └── the undo failed ──┼─────────────────────────►  STUCK
+ *       │                                          │ claim lost
+ *       └────────── last writer ────────────── FENCED
+ *
+ * What must be true in each: DESIGN 5.3; invariant() checks what can be seen under img->lock. */
+
+/* Who makes the move, and where it leads. */
+struct move {
+    enum image_state from, to;
+    const char *function;
+};
+static const struct move moves[] = {
+    {IMAGE_IDLE, IMAGE_SEALING, "image_begin"},
+    {IMAGE_SEALING, IMAGE_SEALED, "image_take"},
+    {IMAGE_SEALING, IMAGE_IDLE, "image_end: acquire_failed, claim_once, take"},
+    {IMAGE_SEALING, IMAGE_STUCK, "acquire_failed"},
+    {IMAGE_SEALED, IMAGE_RESTORING, "image_unguard, image_shutdown"},
+    {IMAGE_SEALED, IMAGE_FENCED, "image_fence"},
+    {IMAGE_SEALED, IMAGE_VANISHED, "check_claim"},
+    {IMAGE_VANISHED, IMAGE_SEALED, "check_claim"},
+    {IMAGE_VANISHED, IMAGE_RESTORING, "image_unguard, image_shutdown"},
+    {IMAGE_RESTORING, IMAGE_IDLE, "image_end: image_restore"},
+    {IMAGE_RESTORING, IMAGE_STUCK, "image_restore"},
+    {IMAGE_STUCK, IMAGE_RESTORING, "tend_one, image_shutdown"},
+    {IMAGE_FENCED, IMAGE_IDLE, "image_end: image_unguard"},
+};
 
 static const char *const state_names[] = {
     [IMAGE_IDLE] = "idle",           [IMAGE_SEALING] = "sealing", [IMAGE_SEALED] = "sealed",
@@ -18,17 +55,47 @@ const char *image_state_name(enum image_state s)
     return state_names[s];
 }
 
-/* Row: from; bit: to. */
-#define TO(s) (1u << IMAGE_##s)
-static const unsigned allowed[] = {
-    [IMAGE_IDLE] = TO(SEALING),
-    [IMAGE_SEALING] = TO(SEALED) | TO(IDLE) | TO(STUCK),
-    [IMAGE_SEALED] = TO(RESTORING) | TO(FENCED) | TO(VANISHED),
-    [IMAGE_RESTORING] = TO(IDLE) | TO(STUCK) | TO(FENCED) | TO(VANISHED),
-    [IMAGE_FENCED] = TO(IDLE),
-    [IMAGE_STUCK] = TO(RESTORING),
-    [IMAGE_VANISHED] = TO(SEALED) | TO(RESTORING),
-};
+static const struct move *find_move(enum image_state from, enum image_state to)
+{
+    for (size_t k = 0; k < sizeof(moves) / sizeof(*moves); k++)
+        if (moves[k].from == from && moves[k].to == to)
+            return &moves[k];
+    return NULL;
+}
+
+bool image_may_move(enum image_state from, enum image_state to)
+{
+    return find_move(from, to) != NULL;
+}
+
+/* What is wrong with the image in the state that it has just come to; NULL: nothing. The record
+ * changes only in a long action, whose thread is the one that moves: it may be looked at here. */
+static const char *invariant(const struct guard *g, const struct image *img) REQUIRES(img->lock)
+{
+    /* At shutdown handles are still open. */
+    bool counted = img->n_guarded > 0 && !atomic_load(&g->stopping);
+    bool record = img->held.rec != NULL, valid = atomic_load(&img->held.valid);
+    switch (img->state) {
+    case IMAGE_IDLE:
+    case IMAGE_SEALING:
+        return record || valid  ? "it has a record"
+               : counted        ? "a handle holds it"
+               : img->exclusive ? "it is exclusive"
+                                : NULL;
+    case IMAGE_SEALED:
+    case IMAGE_VANISHED:
+    case IMAGE_FENCED:
+        if (img->state == IMAGE_FENCED && atomic_load(&img->held.io_error) == 0)
+            return "it may be written";
+        return !record || !valid     ? "it has no record"
+               : img->n_guarded == 0 ? "nobody holds it"
+                                     : NULL;
+    case IMAGE_RESTORING:
+    case IMAGE_STUCK:
+        return !record || !valid ? "it has no record" : counted ? "a handle holds it" : NULL;
+    }
+    return "there is no such state";
+}
 
 struct image_table *image_table_new(void)
 {
@@ -58,11 +125,11 @@ struct image *image_get(struct inode *i)
     mutex_init(&img->lock);
     cond_init(&img->moved);
     rwlock_init(&img->header);
-    img->fd = -1;
-    atomic_init(&img->zone_head, FORMAT_REACH);
-    atomic_init(&img->zone_tail, UINT64_MAX);
+    img->held.fd = -1;
+    atomic_init(&img->zone.head, FORMAT_REACH);
+    atomic_init(&img->zone.tail, UINT64_MAX);
     mutex_lock(&img->lock);
-    img->plain_fd = -1;
+    img->plain.fd = -1;
     mutex_unlock(&img->lock);
     struct image *other = NULL;
     if (!atomic_compare_exchange_strong(&i->image, &other, img)) {
@@ -98,13 +165,40 @@ static void busy_remove(struct guard *g, struct image *img)
     mutex_unlock(&g->images->lock);
 }
 
-bool image_begin(struct guard *g, struct image *img)
+void image_conflict_locked(const struct image *img, struct conflict *ret)
+{
+    enum image_state s = img->state;
+    bool broken = s == IMAGE_STUCK || s == IMAGE_FENCED;
+    conflict_set(ret, s == IMAGE_IDLE ? CONFLICT_OPENING
+                      : broken        ? CONFLICT_BROKEN
+                                      : CONFLICT_HERE);
+    if (!ret)
+        return;
+    bool plain = s == IMAGE_IDLE && img->writers;
+    ret->pid = plain ? img->writers->opener.pid : img->holder.pid;
+    ret->generation = img->info.generation;
+    ret->released = s == IMAGE_RESTORING;
+    snprintf(ret->since, sizeof(ret->since), "%s", s == IMAGE_SEALED ? img->info.since : "");
+    snprintf(ret->what, sizeof(ret->what), "%s", state_names[s]);
+}
+
+void image_conflict_fill(struct image *img, struct conflict *ret)
 {
     mutex_lock(&img->lock);
-    bool idle = img->state == IMAGE_IDLE && !img->plain_busy;
+    if (ret && ret->kind == CONFLICT_NONE)
+        image_conflict_locked(img, ret);
+    mutex_unlock(&img->lock);
+}
+
+bool image_begin(struct guard *g, struct image *img, struct conflict *ret)
+{
+    mutex_lock(&img->lock);
+    bool idle = img->state == IMAGE_IDLE && !img->plain.busy;
     if (idle) {
         image_move_locked(g, img, IMAGE_SEALING, 0);
-        img->look.valid = false; /* from now on this host knows better */
+        img->snapshot.last.valid = false; /* from now on this host knows better */
+    } else {
+        image_conflict_locked(img, ret);
     }
     mutex_unlock(&img->lock);
     if (idle)
@@ -123,16 +217,35 @@ bool image_busy_twin(struct guard *g, const struct image *img)
     return found;
 }
 
+/* An invariant is broken. The daemon of a user goes on, for it has headers to put back; a test
+ * stops here. (A move that the table does not have stops every daemon: nothing would be right after
+ * it.) */
+static void report_broken(const struct guard *g, const struct image *img, enum image_state from,
+                          const char *wrong) REQUIRES(img->lock)
+{
+    log_image(LOG_CRIT, img->path ? img->path : "", g->host.name, img->info.generation,
+              "BUG: inode %llu went from %s to %s (%s): %s. Please report this",
+              (unsigned long long)img->inode->ino, state_names[from], state_names[img->state],
+              find_move(from, img->state)->function, wrong);
+#ifdef DG_HOOKS
+    abort();
+#endif
+}
+
 void image_move_locked(struct guard *g, struct image *img, enum image_state to, int error)
 {
-    assert(allowed[img->state] & (1u << to));
-    bool attempt = to == IMAGE_SEALING || (img->state == IMAGE_SEALING && to == IMAGE_IDLE);
+    enum image_state from = img->state;
+    assert(image_may_move(from, to));
+    bool attempt = to == IMAGE_SEALING || (from == IMAGE_SEALING && to == IMAGE_IDLE);
     img->state = to;
     img->info.state = to;
     img->info.error = error;
+    const char *wrong = invariant(g, img);
+    if (wrong)
+        report_broken(g, img, from, wrong);
     cond_broadcast(&img->moved);
-    if (!attempt) /* one that failed is no news, and would make those that wait for another host
-                     spin */
+    /* An attempt that failed is no news, and would make those that wait for another host spin. */
+    if (!attempt)
         guard_changed(g);
 }
 
@@ -146,23 +259,9 @@ void image_move(struct guard *g, struct image *img, enum image_state to, int err
 void image_end(struct guard *g, struct image *img)
 {
     struct inode *i = img->inode;
-    rwlock_write(&img->header);
-    image_bytes_drop(img); /* closing is not enough: plain writers may share the open file */
-    free(img->rec);
-    img->rec = NULL;
-    int fd = img->fd;
-    img->fd = -1;
-    atomic_store(&img->held, false);
-    atomic_store(&img->io_error, 0);
-    atomic_store(&img->sync_error, 0);
-    atomic_store(&img->wrote, false);
-    atomic_store(&img->bytes_logged, false);
-    rwlock_write_unlock(&img->header);
-    if (fd >= 0)
-        close(fd); /* synced by the restore; the fence lock goes with it */
     busy_remove(g, img);
     mutex_lock(&img->lock);
-    img->closed = img->vanished = img->unlinked = false;
+    img->exclusive = img->vanished = img->unlinked = false;
     image_move_locked(g, img, IMAGE_IDLE, 0);
     mutex_unlock(&img->lock);
     inode_put(g->inodes, i);
@@ -170,7 +269,7 @@ void image_end(struct guard *g, struct image *img)
 
 void image_note(struct image *img)
 {
-    const struct record *rec = img->rec;
+    const struct record *rec = img->held.rec;
     mutex_lock(&img->lock);
     struct image_info *n = &img->info;
     char *path = strdup(rec->image);
@@ -187,23 +286,6 @@ void image_note(struct image *img)
     mutex_unlock(&img->lock);
 }
 
-static void zone_widened(void *arg, const struct format_zone *zone) NO_THREAD_SAFETY_ANALYSIS
-{
-    image_zone_set(arg, zone); /* in seal_edit(), under img->header */
-}
-
-struct seal image_seal(struct guard *g, struct image *img)
-{
-    return (struct seal){.store = &g->store,
-                         .journal = g->journal,
-                         .fd = img->fd,
-                         .policy = g->policy,
-                         .rec = img->rec,
-                         .zone = image_zone(img),
-                         .widened = zone_widened,
-                         .arg = img};
-}
-
 bool image_writer_add(struct image *img, struct handle *h, bool plain)
 {
     mutex_lock(&img->lock);
@@ -216,10 +298,10 @@ bool image_writer_add(struct image *img, struct handle *h, bool plain)
     return ok;
 }
 
-static void writer_remove(struct image *img, struct handle *h)
+void image_writer_remove(struct image *img, struct handle *h)
 {
     mutex_lock(&img->lock);
-    while (h->busy)
+    while (h->fence.busy)
         cond_wait(&img->moved, &img->lock);
     for (struct handle **p = &img->writers; *p; p = &(*p)->next_writer) {
         if (*p == h) {
@@ -242,243 +324,6 @@ void image_log_state(struct guard *g, struct image *img, int priority, const cha
               err ? strerror(abs(err)) : "");
 }
 
-/* There is no image to put anything back into: free the claim, drop the row. The mark stays:
- * claim.h, "Numbers". */
-static int forget(struct guard *g, struct image *img) REQUIRES(img->header)
-{
-    int r = claim_free_gone(&g->store, img->rec);
-    if (r == 0 || r == -CLAIM_LOST)
-        r = journal_remove(g->journal, img->rec->ino, img->rec->generation);
-    return r;
-}
-
-int image_drop_lost_row(struct guard *g, struct image *img)
-{
-    _cleanup_free_ struct claim *c = malloc(sizeof(*c));
-    int r = c ? claim_read_known(&g->store, img->rec->ino, img->rec->generation, c) : -ENOMEM;
-    if (r < 0)
-        return r;
-    const struct record *rec = img->rec;
-    bool successor = c->generation > rec->generation;
-    /* Freed after a restore. An older mark says nothing about this hold: ours is missing then. */
-    bool freed =
-        c->kind == CLAIM_FREE && c->generation == rec->generation && claim_is_of(&c->rec, &g->host);
-    if (successor || freed || rec->plan.n == 0)
-        return journal_remove(g->journal, rec->ino, rec->generation);
-    if (c->kind == CLAIM_HELD && c->generation == rec->generation &&
-        claim_is_of(&c->rec, &g->host)) {
-        image_log_state(
-            g, img, LOG_WARNING,
-            "its claim is there again: nothing was written back yet. The next open here, or the next start of this daemon, restores the header",
-            0);
-        return 0;
-    }
-    image_log_state(
-        g, img, LOG_CRIT,
-        "its claim is missing on the datastore. Nothing was written back; the journal of this host keeps the true header: with the view unmounted, fsck.diskguard -y restores it",
-        0);
-    return 0;
-}
-
-/* It has no name left, but readers may have it open, here or elsewhere, and its record is about to
- * go: they see the true header on. */
-static void unseal_removed(struct guard *g, struct image *img) REQUIRES(img->header)
-{
-    int r = img->fd < 0 || img->rec->plan.n == 0 ? 0 : claim_check(&g->store, img->rec);
-    if (r == 0 && img->fd >= 0 && img->rec->plan.n > 0)
-        r = seal_undo(img->fd, img->rec);
-    if (r < 0)
-        log_debug("'%s', which was removed, stays sealed: %s", img->rec->image, strerror(-r));
-}
-
-static int restore_steps(struct guard *g, struct image *img) REQUIRES(img->header)
-{
-    /* Whatever was seen before: a claim is given up unrestored only on what is proved now. */
-    int r = store_gone(&g->store, img->fd, &img->rec->handle);
-    if (r < 0)
-        /* also where it is not known: a new descriptor is tried, and the monitor tries again */
-        return -EIO;
-    if (r == 1) {
-        mutex_lock(&img->lock);
-        /* Our own unlink or rename over it, its holder's, or it was said. */
-        bool expected = img->closed || img->unlinked || img->vanished;
-        mutex_unlock(&img->lock);
-        if (!expected)
-            image_log_state(
-                g, img, LOG_WARNING,
-                "VANISHED: removed on the datastore while it was held; nothing to restore", 0);
-        unseal_removed(g, img);
-        return forget(g, img);
-    }
-    r = io_fsync(img->fd);
-    if (r < 0) {
-        int none = 0;
-        atomic_compare_exchange_strong(&img->sync_error, &none, -r);
-    }
-    img->rec->sync_error = atomic_load(&img->sync_error);
-    if (r < 0)
-        return r;
-
-    if (atomic_load(&img->wrote))
-        img->rec->chosen = false;
-    image_bytes_drop(img);
-    struct seal s = image_seal(g, img);
-    mutex_lock(&img->lock);
-    s.unfence = img->plain_fd < 0; /* else the lock is that of plain writers, too */
-    mutex_unlock(&img->lock);
-    return seal_restore(&s);
-}
-
-/* The steps, once more with a new descriptor where the storage has given up the old one. */
-static int restore_mended(struct guard *g, struct image *img) REQUIRES(img->header)
-{
-    int r = restore_steps(g, img);
-    if (!io_err_dead(r))
-        return r;
-    int mended = image_mend_seal(g, img);
-    if (mended == -CLAIM_LOST)
-        return mended;
-    return mended < 0 ? r : restore_steps(g, img);
-}
-
-int image_restore(struct guard *g, struct image *img)
-{
-    rwlock_write(&img->header);
-    image_reader_follow(g, img);
-    int r = restore_mended(g, img);
-    if (r == -CLAIM_LOST) {
-        image_log_state(
-            g, img, LOG_CRIT,
-            "the claim of this host is gone before the restore: nothing was written back", 0);
-        r = image_drop_lost_row(g, img);
-        if (r < 0) /* a row without a claim is forgotten by the next start */
-            image_log_state(g, img, LOG_WARNING, "its journal row could not be removed", r);
-        r = 0;
-    }
-    if (r < 0 && img->rec->step != STEP_STUCK && img->rec->step != STEP_FREE) {
-        /* Other hosts read it there: they need not wait for a release that does not come. */
-        img->rec->step = STEP_STUCK;
-        struct seal s = image_seal(g, img);
-        int told = seal_record(&s);
-        if (told < 0)
-            image_log_state(g, img, LOG_DEBUG, "could not be marked as stuck", told);
-    }
-    if (r == 0) /* from here on another host may seal it: our record explains nothing any more */
-        atomic_store(&img->held, false);
-    bool marked = r == 0 && img->marked;
-    uint64_t generation = img->rec->generation;
-    rwlock_write_unlock(&img->header);
-    if (marked)
-        image_chain_drop(g, img->inode->ino, generation);
-    if (r == 0) {
-        image_end(g, img);
-        return 0;
-    }
-    mutex_lock(&img->lock);
-    bool repeated = img->info.error == -r;
-    image_move_locked(g, img, IMAGE_STUCK, -r);
-    mutex_unlock(&img->lock);
-    if (!repeated)
-        guard_attention(g); /* once at once: most of what fails here passes */
-    if (!repeated)
-        image_log_state(
-            g, img, LOG_ERR,
-            r == -EUCLEAN
-                ? "STUCK: its header on the datastore is neither the sealed nor the true one, somebody else wrote to it. Nothing was touched; compare with `diskguardctl show` and repair with fsck.diskguard"
-                : "STUCK: the header could not be put back; it is tried again every few seconds",
-            r);
-    return r;
-}
-
-void image_unguard(struct guard *g, struct image *img)
-{
-    enum image_state was;
-    mutex_lock(&img->lock);
-    bool last = --img->n_guarded == 0;
-    was = img->state;
-    if (last && (was == IMAGE_SEALED || was == IMAGE_VANISHED))
-        image_move_locked(g, img, IMAGE_RESTORING, 0);
-    mutex_unlock(&img->lock);
-    if (!last)
-        return;
-    if (was == IMAGE_SEALED || was == IMAGE_VANISHED) {
-        if (image_restore(g, img) < 0)
-            return; /* STUCK: logged; the monitor goes on */
-    } else if (was == IMAGE_FENCED) {
-        rwlock_write(&img->header);
-        int r = image_drop_lost_row(g, img);
-        rwlock_write_unlock(&img->header);
-        if (r < 0)
-            image_log_state(g, img, LOG_WARNING,
-                            "its claim or journal row could not be removed; the next start does it",
-                            r);
-        image_end(g, img);
-    }
-}
-
-void image_release(struct guard *g, struct handle *h)
-{
-    struct image *img = atomic_load(&h->inode->image);
-    if (img && h->writer)
-        writer_remove(img, h);
-    if (h->fd >= 0 && close(h->fd) < 0 && h->writer && errno != EINTR)
-        image_sync_failed(h, errno);
-    h->fd = -1;
-    if (h->direct_fd >= 0)
-        close(h->direct_fd);
-    h->direct_fd = -1;
-    if (img)
-        image_plain_leave(g, img, h);
-    if (img)
-        image_shared_leave(img, h);
-    if (atomic_exchange(&h->guarded, false))
-        image_unguard(g, img);
-}
-
-/* Without asking anybody: does this host's kernel know another name of it? */
-static bool has_new_name(struct guard *g, struct image *img)
-{
-    char now[RECORD_IMAGE_MAX];
-    image_path(g, img->inode, now, sizeof(now));
-    mutex_lock(&img->lock);
-    bool other = img->path && strcmp(now, img->path) != 0;
-    mutex_unlock(&img->lock);
-    return other;
-}
-
-void image_follow_name(struct guard *g, struct image *img)
-{
-    char now[RECORD_IMAGE_MAX];
-    if (!has_new_name(g, img))
-        return;
-    rwlock_write(&img->header);
-    bool held = img->rec && img->fd >= 0 && atomic_load(&img->held) &&
-                img->rec->step <= STEP_SEALED && atomic_load(&img->io_error) == 0;
-    if (held && image_path_now(g, img->inode, now, sizeof(now)) &&
-        strcmp(now, img->rec->image) != 0) {
-        struct seal s = image_seal(g, img);
-        snprintf(img->rec->image, sizeof(img->rec->image), "%s", now);
-        image_note(img);
-        int r = seal_record(&s);
-        if (r < 0) /* a claim that is lost is for the monitor to find */
-            log_debug("'%s' is not told under its new name: %s", now, strerror(-r));
-    }
-    rwlock_write_unlock(&img->header);
-}
-
-void image_renamed(struct guard *g, const struct inode *i)
-{
-    unsigned n;
-    struct image **list =
-        S_ISREG(i->type) && !atomic_load(&i->image) ? NULL : image_busy_list(g, &n);
-    for (unsigned k = 0; list && k < n; k++) {
-        if (!S_ISREG(i->type) || list[k]->inode == i)
-            image_follow_name(g, list[k]);
-        inode_put(g->inodes, list[k]->inode);
-    }
-    free(list);
-}
-
 struct image **image_busy_list(struct guard *g, unsigned *ret_n)
 {
     unsigned n = 0, max = 0;
@@ -498,52 +343,6 @@ struct image **image_busy_list(struct guard *g, unsigned *ret_n)
     return list;
 }
 
-struct ending {
-    struct guard *g;
-    struct image *img;
-    atomic_uint *left;
-};
-
-static void restore_at_end(void *arg)
-{
-    struct ending *e = arg;
-    if (image_restore(e->g, e->img) < 0)
-        atomic_fetch_add(e->left, 1);
-}
-
-/* Side by side: on slow storage one after the other takes minutes, and one that hangs stops all
- * others. */
-unsigned image_shutdown(struct guard *g)
-{
-    unsigned n;
-    atomic_uint left = 0;
-    struct image **list = image_busy_list(g, &n);
-    struct ending *all = calloc(n + 1, sizeof(*all)), here;
-    for (unsigned k = 0; k < n; k++) {
-        struct image *img = list[k];
-        struct ending *e = all ? &all[k] : &here;
-        mutex_lock(&img->lock);
-        enum image_state state = img->state;
-        atomic_store(&img->io_error, EIO);
-        bool guarded = state == IMAGE_SEALED || state == IMAGE_STUCK || state == IMAGE_VANISHED;
-        if (guarded)
-            image_move_locked(g, img, IMAGE_RESTORING, 0);
-        mutex_unlock(&img->lock);
-        *e = (struct ending){g, img, &left};
-        if (guarded && all)
-            pool_submit(g->pool, restore_at_end, e);
-        else if (guarded)
-            restore_at_end(e);
-    }
-    if (n > 0)
-        pool_drain(g->pool);
-    for (unsigned k = 0; k < n; k++)
-        inode_put(g->inodes, list[k]->inode);
-    free(all);
-    free(list);
-    return left;
-}
-
 void image_each(struct guard *g, void (*fn)(void *arg, const struct image_info *info), void *arg)
 {
     unsigned n;
@@ -555,7 +354,7 @@ void image_each(struct guard *g, void (*fn)(void *arg, const struct image_info *
         struct image_info info = img->info;
         info.holder = img->holder;
         info.writers = img->n_guarded;
-        info.sync_error = atomic_load(&img->sync_error);
+        info.sync_error = atomic_load(&img->held.sync_error);
         snprintf(path, sizeof(path), "%s", img->path ? img->path : "");
         mutex_unlock(&img->lock);
         info.path = path;
@@ -568,7 +367,7 @@ void image_each(struct guard *g, void (*fn)(void *arg, const struct image_info *
 bool image_is_unsealed(struct inode *i, char *ret_path, size_t size)
 {
     struct image *img = atomic_load(&i->image);
-    if (!img || !atomic_load(&img->held))
+    if (!img || !atomic_load(&img->held.valid))
         return false;
     mutex_lock(&img->lock);
     bool unsealed = img->state == IMAGE_SEALED && !img->info.sealed;
@@ -580,10 +379,18 @@ bool image_is_unsealed(struct inode *i, char *ret_path, size_t size)
 void image_stat(struct inode *i, struct stat *st)
 {
     struct image *img = atomic_load(&i->image);
-    if (!img || !atomic_load(&img->held) || atomic_load(&img->wrote))
+    if (!img || !atomic_load(&img->held.valid) || atomic_load(&img->held.wrote))
         return;
     mutex_lock(&img->lock);
     if (img->state != IMAGE_IDLE && img->info.sealed)
-        st->st_mtim = img->mtime;
+        st->st_mtim = img->held.mtime;
     mutex_unlock(&img->lock);
+}
+
+bool image_is_idle(struct image *img)
+{
+    mutex_lock(&img->lock);
+    bool idle = img->state == IMAGE_IDLE;
+    mutex_unlock(&img->lock);
+    return idle;
 }

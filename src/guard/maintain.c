@@ -1,8 +1,16 @@
 /* maintain.c: what the monitor does with each image that is not IDLE. */
-#include "guard/image.h"
-
 #include <string.h>
 
+#include "guard/edit.h"
+#include "guard/fence.h"
+#include "guard/held.h"
+#include "guard/image.h"
+#include "guard/plain.h"
+#include "guard/probe.h"
+#include "guard/readers_priv.h"
+#include "guard/reopen.h"
+#include "guard/restore.h"
+#include "guard/zone.h"
 #include "run/pool.h"
 
 /* Looks of the monitor under way at the same time: the rest of the pool stays for users, whatever
@@ -19,10 +27,10 @@ struct held_look {
 static bool look_at_held(struct guard *g, struct image *img, struct held_look *ret)
 {
     rwlock_read(&img->header);
-    bool held = img->rec && img->fd >= 0;
+    bool held = img->held.rec && img->held.fd >= 0;
     if (held) {
-        ret->rec = *img->rec;
-        ret->gone = store_gone(&g->store, img->fd, &img->rec->handle);
+        ret->rec = *img->held.rec;
+        ret->gone = store_gone(&g->store, img->held.fd, &img->held.rec->handle);
     }
     rwlock_read_unlock(&img->header);
     ret->lost = held && ret->gone != 1 && claim_check(&g->store, &ret->rec) == -CLAIM_LOST;
@@ -39,7 +47,7 @@ static void check_claim(struct guard *g, struct image *img)
     mutex_lock(&img->lock);
     /* A release or a new hold in between has another generation, or another state: then this look
      * says nothing. */
-    bool same = !img->closed && !img->unlinked && img->n_names == 0 &&
+    bool same = !img->exclusive && !img->unlinked && img->n_names == 0 &&
                 img->info.generation == l->rec.generation;
     bool vanished = same && img->state == IMAGE_SEALED && l->gone == 1;
     bool back = same && img->state == IMAGE_VANISHED && l->gone == 0;
@@ -64,7 +72,7 @@ static void check_claim(struct guard *g, struct image *img)
 static void seal_late(struct guard *g, struct image *img)
 {
     mutex_lock(&img->lock);
-    bool late = img->state == IMAGE_SEALED && !img->closed && !img->info.sealed &&
+    bool late = img->state == IMAGE_SEALED && !img->exclusive && !img->info.sealed &&
                 strcmp(img->info.format, "raw") != 0 && strcmp(img->info.format, "none") != 0;
     mutex_unlock(&img->lock);
     if (!late)
@@ -74,7 +82,7 @@ static void seal_late(struct guard *g, struct image *img)
     mutex_lock(&img->lock);
     late = img->state == IMAGE_SEALED; /* a release may have begun */
     mutex_unlock(&img->lock);
-    if (late && img->rec && img->fd >= 0 && img->rec->plan.n == 0) {
+    if (late && img->held.rec && img->held.fd >= 0 && img->held.rec->plan.n == 0) {
         struct seal s = image_seal(g, img);
         struct edit nothing = {.kind = EDIT_WRITE};
         r = seal_edit(&s, &nothing);
@@ -109,6 +117,86 @@ static void tend_one(struct guard *g, struct image *img)
     }
 }
 
+/* ---- plain files that are open for write ---- */
+
+/* Collects the inodes of plain files that are open for write. */
+struct plain_writers {
+    struct guard *g;
+    struct inode **inode; /* pinned */
+    size_t n, room;
+};
+
+static void plain_writer(void *arg, struct handle *h)
+{
+    struct plain_writers *w = arg;
+    if (!h->writer || atomic_load(&h->guarded))
+        return;
+    if (w->n == w->room) {
+        size_t room = w->room ? 2 * w->room : 64;
+        struct inode **grown = reallocarray(w->inode, room, sizeof(*grown));
+        if (!grown)
+            return; /* the next round may have memory */
+        w->inode = grown;
+        w->room = room;
+    }
+    inode_pin(w->g->inodes, h->inode);
+    w->inode[w->n++] = h->inode;
+}
+
+/* Nobody else holds it (it was renamed to a raw image's name, or got its footer where no write is
+ * looked at): its writers do, then. -EAGAIN, -EALREADY: they are just changing it, or another
+ * thread is at it; any other -errno: it is not theirs. */
+static int adopt_idle(struct guard *g, struct image *img)
+{
+    struct opener who = {0};
+    int r = -EAGAIN;
+    mutex_lock(&img->lock);
+    bool any = img->writers != NULL;
+    if (any)
+        who = img->writers->opener;
+    mutex_unlock(&img->lock);
+    for (unsigned n = 0; any && r == -EAGAIN && n < IMAGE_CHANGED_MAX; n++)
+        r = image_convert(g, img, &who, NULL);
+    return r;
+}
+
+static void bar_writers(struct guard *g, struct inode *i)
+{
+    struct image *img = atomic_load(&i->image);
+    bool guarded, news = false;
+    if (!img || !image_is_idle(img) || image_plain_mend(g, img) < 0 ||
+        image_guarded_inode(g, i, &guarded) < 0)
+        return;
+    int r = guarded ? adopt_idle(g, img) : 0;
+    if (guarded && (r == 0 || r == -EAGAIN || r == -EALREADY))
+        return; /* nobody else can claim it while they have the fence: the next round looks again */
+    mutex_lock(&img->lock);
+    for (struct handle *h = img->state == IMAGE_IDLE ? img->writers : NULL; h; h = h->next_writer) {
+        if (atomic_load(&h->guarded))
+            continue;
+        bool was = atomic_exchange(&h->barred.err, guarded ? EBUSY : 0) == EBUSY;
+        bool said = atomic_exchange(&h->barred.said, guarded);
+        news |= guarded && !(was && said);
+    }
+    mutex_unlock(&img->lock);
+    if (news)
+        image_log_refused(
+            g, i, "further writes",
+            "it was opened here as a plain file, and has become an image since. Whoever has it open must open it again");
+}
+
+static void tend_plain(struct guard *g)
+{
+    struct plain_writers w = {.g = g};
+    g->locks_lost = atomic_exchange(&g->locks_lost_new, false);
+    handle_each(g->handles, plain_writer, &w);
+    for (size_t k = 0; k < w.n; k++) {
+        bar_writers(g, w.inode[k]);
+        inode_put(g->inodes, w.inode[k]);
+    }
+    free(w.inode);
+}
+
 /* ---- rounds: on the pool, so that one image whose storage hangs stops no other ---- */
 
 struct image_tend {
@@ -140,10 +228,10 @@ struct image_tend *image_tend_new(struct guard *g)
 static void due_add(struct image_tend *t, struct image *img)
 {
     mutex_lock(&t->lock);
-    bool add = !img->tended;
+    bool add = !img->maintain.queued;
     if (add) {
-        img->tended = true;
-        STAILQ_INSERT_TAIL(&t->due, img, next_due);
+        img->maintain.queued = true;
+        STAILQ_INSERT_TAIL(&t->due, img, maintain.next);
         t->n_due++;
     }
     mutex_unlock(&t->lock);
@@ -160,7 +248,7 @@ static bool due_take_locked(struct image_tend *t, struct image **ret) REQUIRES(t
         t->plain_due = false;
         return plain;
     }
-    STAILQ_REMOVE_HEAD(&t->due, next_due);
+    STAILQ_REMOVE_HEAD(&t->due, maintain.next);
     t->n_due--;
     return true;
 }
@@ -175,11 +263,11 @@ static void maintain_runner(void *arg)
         if (img) {
             tend_one(t->g, img);
         } else {
-            image_tend_plain(t->g);
+            tend_plain(t->g);
             image_reader_tend(t->g);
         }
         mutex_lock(&t->lock);
-        *(img ? &img->tended : &t->plain_tended) = false;
+        *(img ? &img->maintain.queued : &t->plain_tended) = false;
         mutex_unlock(&t->lock);
         if (img)
             inode_put(t->g->inodes, img->inode);

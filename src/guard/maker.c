@@ -1,9 +1,11 @@
+/* maker.c: see maker.h. */
 #include "guard/maker.h"
 
 #include <string.h>
 
 #include "base/sync.h"
 #include "core/io.h"
+#include "guard/image.h"
 #include "node/opener.h"
 
 #define MAKERS_MAX 4096u

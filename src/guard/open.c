@@ -1,58 +1,35 @@
 /* open.c: opens for write: the first one, one that joins, one of a plain file; holds for namespace
  * operations. */
-#include "base/hook.h"
-#include "guard/first.h"
-#include "guard/image.h"
-#include "guard/maker.h"
-#include "guard/shared.h"
+#include "guard/open.h"
 
 #include <fcntl.h>
 #include <string.h>
 
+#include "base/hook.h"
+#include "guard/acquire.h"
+#include "guard/chain.h"
+#include "guard/conflict.h"
+#include "guard/edit.h"
+#include "guard/fence.h"
+#include "guard/held.h"
+#include "guard/maker.h"
+#include "guard/manager.h"
+#include "guard/plain.h"
+#include "guard/probe.h"
+#include "guard/readers_priv.h"
+#include "guard/refuse.h"
+#include "guard/restore.h"
+#include "guard/shared.h"
+
 /* ---- open for write ---- */
 
-/* Claimed and sealed, state SEALING: what the first handle still needs. */
-static int open_finish(struct guard *g, struct image *img, struct handle *h, bool truncate)
+static int open_first(struct guard *g, struct image *img, struct handle *h, bool truncate,
+                      struct conflict *ret)
 {
-    HOOK("image.fence.open");
-    int r = image_fence_fd(g, img, h->fd);
-    io_fsync_former(h->fd);
-    if (r == 0 && truncate) {
-        rwlock_write(&img->header);
-        r = io_header_truncate(img->fd, 0);
-        rwlock_write_unlock(&img->header);
-        atomic_store(&img->wrote, true);
-    }
-    return r;
-}
-
-static int open_first(struct guard *g, struct image *img, struct handle *h, bool truncate)
-{
-    struct acquire a = {
-        .who = &h->opener, .what = "open for write", .plan_none = truncate, .judge = true};
-    bool stuck;
-    int r = image_acquire(g, img, &a, &stuck);
-    if (r < 0) {
-        image_acquire_failed(g, img, &a, stuck, r);
-        return r;
-    }
-    mutex_lock(&img->lock);
-    img->holder = h->opener;
-    img->n_guarded = 1;
-    mutex_unlock(&img->lock);
-    r = image_adopt_writers(g, img);
+    const struct taking t = {truncate ? TAKE_TO_EMPTY : TAKE_TO_WRITE, &h->opener, "open for write",
+                             h};
+    int r = image_take(g, img, &t, ret);
     if (r == 0)
-        r = open_finish(g, img, h, truncate);
-    mutex_lock(&img->lock);
-    image_move_locked(g, img, IMAGE_SEALED, 0);
-    mutex_unlock(&img->lock);
-    if (r == -CLAIM_LOST) {
-        image_fence(g, img);
-        r = -EBUSY; /* it is another host's now */
-    }
-    if (r < 0)
-        image_unguard(g, img);
-    else
         h->guarded = true;
     return r;
 }
@@ -72,27 +49,29 @@ enum join { JOIN_TO_WRITE, JOIN_FOR_NAMES, JOIN_FOR_NAMES_ALONE /* not a byte ch
 /* A reservation in the hold of the process itself: no restore begins under us. What manages the
  * machines of this host may take a name from what one of them holds, as on the raw datastore
  * (libvirt removes the scratch file of a backup before QEMU closes it). false: not ours to join. */
-static bool join(struct guard *g, struct image *img, const struct opener *who, enum join how)
+static bool join(struct guard *g, struct image *img, const struct opener *who, enum join how,
+                 struct conflict *ret)
 {
-    bool manager = how == JOIN_FOR_NAMES_ALONE && image_first_is_manager(g, who);
+    bool manager = how == JOIN_FOR_NAMES_ALONE && image_is_manager(g, who);
     mutex_lock(&img->lock);
     bool sealed = img->state == IMAGE_SEALED,
-         may = sealed && !img->closed &&
+         may = sealed && !img->exclusive &&
                (g->opt.writers == WRITERS_HOST || manager || may_join(img, who));
     if (may) {
         img->n_guarded++;
         img->n_names += how != JOIN_TO_WRITE;
-    } else if (sealed) {
-        img->rival = (struct image_rival){0}; /* its holder is in the way, and nothing else */
+    } else {
+        image_conflict_locked(img, ret);
     }
     mutex_unlock(&img->lock);
     return may;
 }
 
 /* -EBUSY: not ours to join. */
-static int open_join(struct guard *g, struct image *img, struct handle *h, bool truncate)
+static int open_join(struct guard *g, struct image *img, struct handle *h, bool truncate,
+                     struct conflict *ret)
 {
-    if (!join(g, img, &h->opener, JOIN_TO_WRITE))
+    if (!join(g, img, &h->opener, JOIN_TO_WRITE, ret))
         return -EBUSY;
     HOOK("image.fence.join");
     int r = image_fence_fd(g, img, h->fd);
@@ -111,23 +90,17 @@ static int open_join(struct guard *g, struct image *img, struct handle *h, bool 
     return image_answer(r);
 }
 
-static bool is_idle(struct image *img)
-{
-    mutex_lock(&img->lock);
-    bool idle = img->state == IMAGE_IDLE;
-    mutex_unlock(&img->lock);
-    return idle;
-}
-
-bool image_others_write(struct guard *g, struct image *img, const struct opener *who)
+bool image_others_write(struct guard *g, struct image *img, const struct opener *who,
+                        struct conflict *ret)
 {
     bool r = false;
     mutex_lock(&img->lock);
     for (const struct handle *h = img->writers; h && g->opt.writers == WRITERS_PROCESS;
          h = h->next_writer) {
         if (!opener_same(&h->opener, who)) {
+            image_conflict_locked(img, ret);
             if (img->state == IMAGE_IDLE)
-                img->holder = h->opener;
+                ret->pid = h->opener.pid;
             r = true;
         }
     }
@@ -137,9 +110,10 @@ bool image_others_write(struct guard *g, struct image *img, const struct opener 
 
 /* A file that is not an image now. The handle is listed, so that it joins when a write turns the
  * file into one. */
-static int open_plain(struct guard *g, struct image *img, struct handle *h, bool truncate)
+static int open_plain(struct guard *g, struct image *img, struct handle *h, bool truncate,
+                      struct conflict *ret)
 {
-    int r = image_plain_enter(g, img, h);
+    int r = image_plain_enter(g, img, h, ret);
     if (r < 0)
         return r;
     if (!image_writer_add(img, h, true)) {
@@ -150,169 +124,24 @@ static int open_plain(struct guard *g, struct image *img, struct handle *h, bool
     return truncate && ftruncate(h->fd, 0) < 0 ? -errno : 0;
 }
 
-/* Is this file guarded: by its header, by its name, because a held image needs it, or because
- * somebody holds it although it does not look like an image just now (its holder has truncated it,
- * is creating one, or has renamed a raw image)? Another file's claim under the same inode number
- * does not count. */
-int image_guarded_inode(struct guard *g, struct inode *i, bool *ret)
+static int open_once(struct guard *g, struct image *img, struct handle *h, bool truncate,
+                     struct conflict *ret)
 {
-    _cleanup_header_ struct header *hd = header_new();
-    _cleanup_free_ struct claim *c = malloc(sizeof(*c));
-    if (!hd || !c)
-        return -ENOMEM;
-    int r = image_header(g, i, hd);
-    if (r < 0)
-        return r;
-    *ret = image_is_image(g, i, hd);
-    if (*ret || i->dev != g->store.dev)
-        return 0;
-    r = image_is_shared(g, i) ? 0 : image_chain_guards(g, i);
-    *ret = r > 0;
-    if (r != 0)
-        return r < 0 ? r : 0;
-    r = claim_read(&g->store, i->ino, c);
-    if (r < 0 || c->kind == CLAIM_NONE || c->kind == CLAIM_FREE)
-        return r;
-    struct io_handle handle;
-    if (c->kind == CLAIM_HELD) {
-        r = io_handle_get(i->fd, &handle);
-        if (r < 0)
-            return r;
-    }
-    *ret = c->kind == CLAIM_BAD || io_handle_equal(&c->rec.handle, &handle);
-    return 0;
-}
-
-/* O_TMPFILE files are not guarded: without a name nobody else can reach them. A file that was made
- * a moment ago holds nobody out. */
-int image_guarded_file(struct guard *g, struct handle *h, bool *ret)
-{
-    struct stat st;
-    int r = io_fresh_stat(h->fd, &st);
-    if (r == 0)
-        r = image_guarded_inode(g, h->inode, ret);
-    if (r == 0 && st.st_nlink == 0)
-        *ret = false;
-    return r;
-}
-
-/* Collects the inodes of plain files that are open for write. */
-struct plain_writers {
-    struct guard *g;
-    struct inode **inode; /* pinned */
-    size_t n, room;
-};
-
-static void plain_writer(void *arg, struct handle *h)
-{
-    struct plain_writers *w = arg;
-    if (!h->writer || atomic_load(&h->guarded))
-        return;
-    if (w->n == w->room) {
-        size_t room = w->room ? 2 * w->room : 64;
-        struct inode **grown = reallocarray(w->inode, room, sizeof(*grown));
-        if (!grown)
-            return; /* the next round may have memory */
-        w->inode = grown;
-        w->room = room;
-    }
-    inode_pin(w->g->inodes, h->inode);
-    w->inode[w->n++] = h->inode;
-}
-
-/* Nobody else holds it (it was renamed to a raw image's name, or got its footer where no write is
- * looked at): its writers do, then. -EAGAIN, -EALREADY: they are just changing it, or another
- * thread is at it; any other -errno: it is not theirs. */
-static int adopt_idle(struct guard *g, struct image *img)
-{
-    struct opener who = {0};
-    int r = -EAGAIN;
-    mutex_lock(&img->lock);
-    bool any = img->writers != NULL;
-    if (any)
-        who = img->writers->opener;
-    mutex_unlock(&img->lock);
-    for (unsigned n = 0; any && r == -EAGAIN && n < IMAGE_CHANGED_MAX; n++)
-        r = image_convert(g, img, &who);
-    return r;
-}
-
-static void bar_writers(struct guard *g, struct inode *i)
-{
-    struct image *img = atomic_load(&i->image);
-    bool guarded, news = false;
-    if (!img || !is_idle(img) || image_plain_mend(g, img) < 0 ||
-        image_guarded_inode(g, i, &guarded) < 0)
-        return;
-    int r = guarded ? adopt_idle(g, img) : 0;
-    if (guarded && (r == 0 || r == -EAGAIN || r == -EALREADY))
-        return; /* nobody else can claim it while they have the fence: the next round looks again */
-    mutex_lock(&img->lock);
-    for (struct handle *h = img->state == IMAGE_IDLE ? img->writers : NULL; h; h = h->next_writer) {
-        if (atomic_load(&h->guarded))
-            continue;
-        bool was = atomic_exchange(&h->barred, guarded ? EBUSY : 0) == EBUSY;
-        bool said = atomic_exchange(&h->refusal_logged, guarded);
-        news |= guarded && !(was && said);
-    }
-    mutex_unlock(&img->lock);
-    if (news)
-        image_log_refused(
-            g, i, "further writes",
-            "it was opened here as a plain file, and has become an image since. Whoever has it open must open it again");
-}
-
-void image_tend_plain(struct guard *g)
-{
-    struct plain_writers w = {.g = g};
-    g->locks_lost = atomic_exchange(&g->locks_lost_new, false);
-    handle_each(g->handles, plain_writer, &w);
-    for (size_t k = 0; k < w.n; k++) {
-        bar_writers(g, w.inode[k]);
-        inode_put(g->inodes, w.inode[k]);
-    }
-    free(w.inode);
-}
-
-int image_plain_check(struct guard *g, struct handle *h)
-{
-    struct image *img = image_get(h->inode);
-    bool guarded;
-    if (!img)
-        return -ENOMEM;
-    if (!is_idle(img))
-        return -EBUSY;
-    int r = image_guarded_file(g, h, &guarded);
-    if (r < 0)
-        return r;
-    return guarded ? -EBUSY : 0;
-}
-
-int image_open(struct guard *g, struct handle *h, bool truncate)
-{
-    struct image *img = image_get(h->inode);
-    if (!img)
-        return -ENOMEM;
     if (atomic_load(&g->stopping))
         return -EBUSY;
     int r;
-    if (!is_idle(img)) {
-        r = open_join(g, img, h, truncate);
+    if (!image_is_idle(img)) {
+        r = open_join(g, img, h, truncate, ret);
     } else {
         bool guarded;
-        image_fence_refused(img, false);
         r = image_guarded_file(g, h, &guarded);
         if (r < 0)
             return r;
         if (!guarded)
-            return open_plain(g, img, h, truncate);
-        if (image_others_write(g, img, &h->opener)) {
-            image_set_rival(img, NULL);
+            return open_plain(g, img, h, truncate, ret);
+        if (image_others_write(g, img, &h->opener, ret) || !image_begin(g, img, ret))
             return -EBUSY;
-        }
-        if (!image_begin(g, img))
-            return -EBUSY;
-        r = open_first(g, img, h, truncate);
+        r = open_first(g, img, h, truncate, ret);
         if (r == -EAGAIN)
             r = -EBUSY; /* the file changed under us: another try, from the start */
     }
@@ -325,23 +154,34 @@ int image_open(struct guard *g, struct handle *h, bool truncate)
     return r;
 }
 
+int image_open(struct guard *g, struct handle *h, bool truncate, struct conflict *ret_conflict)
+{
+    struct image *img = image_get(h->inode);
+    if (!img)
+        return -ENOMEM;
+    conflict_set(ret_conflict, CONFLICT_NONE);
+    int r = open_once(g, img, h, truncate, ret_conflict);
+    if (r == -EBUSY)
+        image_conflict_fill(img, ret_conflict);
+    return r;
+}
+
 /* ---- holds ---- */
 
 /* By the holder himself: claim and seal stay as they are until his last handle is closed. But not
  * of a file that another image needs, or another process's reader wants as it is: that he may write
  * it does not change what he may take from others. */
 static int hold_own(struct guard *g, struct image *img, const struct opener *who, bool data,
-                    struct hold *ret)
+                    struct hold *ret, struct conflict *ret_conflict)
 {
-    if (!join(g, img, who, data ? JOIN_FOR_NAMES : JOIN_FOR_NAMES_ALONE))
+    if (!join(g, img, who, data ? JOIN_FOR_NAMES : JOIN_FOR_NAMES_ALONE, ret_conflict))
         return -EBUSY;
     inode_pin(g->inodes, img->inode);
     *ret = (struct hold){.inode = img->inode, .claimed = true, .joined = true};
-    image_set_rival(img, NULL);
-    int r = image_chain_needed(g, img, who);
+    int r = image_chain_needed(g, img, who, ret_conflict);
     if (r == 0) {
         rwlock_write(&img->header);
-        r = image_reader_in_way(g, img, who);
+        r = image_reader_in_way(g, img, who, ret_conflict);
         rwlock_write_unlock(&img->header);
     }
     if (r < 0)
@@ -354,7 +194,8 @@ static int hold_own(struct guard *g, struct image *img, const struct opener *who
 static void own_done(struct guard *g, struct image *img)
 {
     rwlock_read(&img->header);
-    bool gone = img->rec && img->fd >= 0 && store_gone(&g->store, img->fd, &img->rec->handle) == 1;
+    bool gone = img->held.rec && img->held.fd >= 0 &&
+                store_gone(&g->store, img->held.fd, &img->held.rec->handle) == 1;
     rwlock_read_unlock(&img->header);
     mutex_lock(&img->lock);
     img->unlinked |= gone;
@@ -362,19 +203,14 @@ static void own_done(struct guard *g, struct image *img)
     mutex_unlock(&img->lock);
 }
 
-int image_hold(struct guard *g, struct inode *i, const struct opener *who, const char *what,
-               bool data, struct hold *ret)
+static int hold_once(struct guard *g, struct image *img, const struct opener *who, const char *what,
+                     bool data, struct hold *ret, struct conflict *ret_conflict)
 {
-    *ret = (struct hold){0};
-    if (!S_ISREG(i->type))
-        return 0;
-    struct image *img = image_get(i);
-    if (!img)
-        return -ENOMEM;
+    struct inode *i = img->inode;
     if (atomic_load(&g->stopping))
         return -EBUSY;
-    if (!is_idle(img))
-        return hold_own(g, img, who, data, ret);
+    if (!image_is_idle(img))
+        return hold_own(g, img, who, data, ret, ret_conflict);
     bool guarded;
     int r = image_guarded_inode(g, i, &guarded);
     if (r == -ESTALE || r == -ENOENT)
@@ -383,25 +219,32 @@ int image_hold(struct guard *g, struct inode *i, const struct opener *who, const
         return r;
     if (!guarded || i->dev != g->store.dev)
         return 0;
-    if (!image_begin(g, img))
+    if (!image_begin(g, img, ret_conflict))
         return -EBUSY;
 
-    struct acquire a = {.who = who, .what = what, .format_name = "none", .plan_none = true};
-    bool stuck;
-    r = image_acquire(g, img, &a, &stuck);
-    if (r < 0) {
-        image_acquire_failed(g, img, &a, stuck, r);
+    const struct taking t = {TAKE_FOR_NAMES, who, what, NULL};
+    r = image_take(g, img, &t, ret_conflict);
+    if (r < 0)
         return r == -EAGAIN ? -EBUSY : r;
-    }
-    mutex_lock(&img->lock);
-    img->holder = *who;
-    img->n_guarded = 1;
-    img->closed = true;
-    image_move_locked(g, img, IMAGE_SEALED, 0);
-    mutex_unlock(&img->lock);
     inode_pin(g->inodes, i);
     *ret = (struct hold){.inode = i, .claimed = true};
     return 0;
+}
+
+int image_hold(struct guard *g, struct inode *i, const struct opener *who, const char *what,
+               bool data, struct hold *ret, struct conflict *ret_conflict)
+{
+    *ret = (struct hold){0};
+    conflict_set(ret_conflict, CONFLICT_NONE);
+    if (!S_ISREG(i->type))
+        return 0;
+    struct image *img = image_get(i);
+    if (!img)
+        return -ENOMEM;
+    int r = hold_once(g, img, who, what, data, ret, ret_conflict);
+    if (r == -EBUSY)
+        image_conflict_fill(img, ret_conflict);
+    return r;
 }
 
 void image_unhold(struct guard *g, struct hold *h)
@@ -439,16 +282,16 @@ static int truncate_held(struct guard *g, const struct hold *hold, uint64_t size
         return r;
     HOOK("image.truncate");
     rwlock_write(&img->header);
-    r = img->fd < 0 ? -EIO : io_header_truncate(img->fd, size);
+    r = img->held.fd < 0 ? -EIO : io_header_truncate(img->held.fd, size);
     rwlock_write_unlock(&img->header);
     if (r == 0)
-        atomic_store(&img->wrote, true);
+        image_held_wrote(img);
     return r;
 }
 
 /* Of a plain file nobody may make an image before it is done, and so it takes the fence and looks
  * again. */
-static int truncate_plain(struct guard *g, struct inode *i, uint64_t size)
+static int truncate_plain(struct guard *g, struct inode *i, uint64_t size, struct conflict *ret)
 {
     _cleanup_close_ int fd = io_reopen(i->fd, O_RDWR);
     bool guarded = false;
@@ -459,9 +302,7 @@ static int truncate_plain(struct guard *g, struct inode *i, uint64_t size)
         HOOK("image.fence.truncate");
         r = io_fence_shared(fd, g->store.fence);
         if (r == -EAGAIN) {
-            struct image *img = atomic_load(&i->image);
-            if (img)
-                image_fence_refused(img, true);
+            conflict_set(ret, CONFLICT_FENCE);
             return -EBUSY;
         }
         if (r == 0 && g->store.fence != FENCE_NONE)
@@ -472,7 +313,8 @@ static int truncate_plain(struct guard *g, struct inode *i, uint64_t size)
     return io_header_truncate(fd, size);
 }
 
-int image_truncate(struct guard *g, struct inode *i, const struct opener *who, uint64_t size)
+int image_truncate(struct guard *g, struct inode *i, const struct opener *who, uint64_t size,
+                   struct conflict *ret_conflict)
 {
     struct hold hold;
     enum image_what what = IMAGE_WHAT_PLAIN;
@@ -483,12 +325,15 @@ int image_truncate(struct guard *g, struct inode *i, const struct opener *who, u
         image_log_foreign(g, i, "truncation");
         return -EXDEV;
     }
-    r = image_hold(g, i, who, "truncation", true, &hold);
+    r = image_hold(g, i, who, "truncation", true, &hold, ret_conflict);
     if (r < 0)
         return r;
     r = hold.joined    ? image_truncate_own(g, atomic_load(&i->image), who, size)
         : hold.claimed ? truncate_held(g, &hold, size)
-                       : truncate_plain(g, i, size);
+                       : truncate_plain(g, i, size, ret_conflict);
     image_unhold(g, &hold);
+    struct image *img = atomic_load(&i->image);
+    if (r == -EBUSY && img)
+        image_conflict_fill(img, ret_conflict);
     return r;
 }

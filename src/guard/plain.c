@@ -3,26 +3,21 @@
  * opens one more descriptor, plain_fd, which carries the fence lock shared for all of them; who
  * claims takes the fence exclusively first (image_acquire), on a duplicate of this host's own
  * plain_fd, so that only other hosts' are in the way. */
-#include "base/hook.h"
-#include "guard/image.h"
+#include "guard/plain.h"
 
 #include <fcntl.h>
 #include <string.h>
 
-void image_fence_refused(struct image *img, bool refused)
-{
-    mutex_lock(&img->lock);
-    img->rival.fenced = refused;
-    img->rival.outside = false;
-    mutex_unlock(&img->lock);
-}
+#include "base/hook.h"
+#include "guard/conflict.h"
+#include "guard/probe.h"
 
 /* Opens the descriptor and takes the lock; only then is it certain that nobody claims the file, so
  * that is looked at (again). Where the daemon may not write the file, the caller's own descriptor
  * carries the lock (*ret_borrowed). *ret_fd stays -1 where that cannot, being write-only: then the
  * monitor's look must do (image_tend_plain). */
 static int plain_lock(struct guard *g, struct image *img, struct handle *h, int *ret_fd,
-                      bool *ret_borrowed)
+                      bool *ret_borrowed, struct conflict *ret)
 {
     bool guarded = false;
     _cleanup_close_ int fd = io_reopen(img->inode->fd, O_RDWR);
@@ -38,7 +33,7 @@ static int plain_lock(struct guard *g, struct image *img, struct handle *h, int 
         return fd;
     int r = io_fence_shared(fd, g->store.fence);
     if (r == -EAGAIN) { /* somebody claims it just now, or repairs it */
-        image_fence_refused(img, true);
+        conflict_set(ret, CONFLICT_FENCE);
         return -EBUSY;
     }
     if (r == 0)
@@ -68,7 +63,7 @@ static int prove(struct guard *g, struct image *img)
 }
 
 /* In this order: a handle whose mark stands while the fence is lost must not be. */
-int image_plain_enter(struct guard *g, struct image *img, struct handle *h)
+int image_plain_enter(struct guard *g, struct image *img, struct handle *h, struct conflict *ret)
 {
     if (g->store.fence == FENCE_NONE || img->inode->dev != g->store.dev)
         return 0;
@@ -77,11 +72,13 @@ int image_plain_enter(struct guard *g, struct image *img, struct handle *h)
     if (r < 0)
         return r == -EAGAIN ? -EBUSY : r;
     mutex_lock(&img->lock);
-    bool wait = img->plain_busy || img->state != IMAGE_IDLE;
-    bool first = !wait && img->plain_fd < 0;
-    img->plain_busy |= first;
-    h->plain = !wait && !first;
-    img->n_plain += h->plain;
+    bool wait = img->plain.busy || img->state != IMAGE_IDLE;
+    bool first = !wait && img->plain.fd < 0;
+    img->plain.busy |= first;
+    h->plain.counted = !wait && !first;
+    img->plain.users += h->plain.counted;
+    if (wait)
+        image_conflict_locked(img, ret);
     mutex_unlock(&img->lock);
     if (wait)
         return -EBUSY;
@@ -94,14 +91,14 @@ int image_plain_enter(struct guard *g, struct image *img, struct handle *h)
 
     int fd = -1;
     bool borrowed = false;
-    r = plain_lock(g, img, h, &fd, &borrowed);
+    r = plain_lock(g, img, h, &fd, &borrowed, ret);
     mutex_lock(&img->lock);
-    img->plain_busy = false;
+    img->plain.busy = false;
     if (fd >= 0) {
-        img->plain_fd = fd;
-        img->plain_borrowed = borrowed;
-        img->n_plain = 1;
-        h->plain = true;
+        img->plain.fd = fd;
+        img->plain.borrowed = borrowed;
+        img->plain.users = 1;
+        h->plain.counted = true;
     }
     cond_broadcast(&img->moved);
     mutex_unlock(&img->lock);
@@ -111,22 +108,22 @@ int image_plain_enter(struct guard *g, struct image *img, struct handle *h)
 
 void image_plain_leave(struct guard *g, struct image *img, struct handle *h)
 {
-    if (!h->plain)
+    if (!h->plain.counted)
         return;
-    h->plain = false;
+    h->plain.counted = false;
     int fd = -1;
     mutex_lock(&img->lock);
-    if (--img->n_plain == 0 && img->plain_fd >= 0) {
-        fd = img->plain_fd;
-        img->plain_fd = -1;
-        img->plain_busy = true; /* a claim that came before the close would meet our own lock */
+    if (--img->plain.users == 0 && img->plain.fd >= 0) {
+        fd = img->plain.fd;
+        img->plain.fd = -1;
+        img->plain.busy = true; /* a claim that came before the close would meet our own lock */
     }
     mutex_unlock(&img->lock);
     if (fd < 0)
         return;
     close(fd);
     mutex_lock(&img->lock);
-    img->plain_busy = false;
+    img->plain.busy = false;
     cond_broadcast(&img->moved);
     mutex_unlock(&img->lock);
     guard_changed(g);
@@ -136,10 +133,10 @@ int image_plain_dup(struct image *img, bool to_claim)
 {
     int fd = -1;
     mutex_lock(&img->lock);
-    if (img->plain_fd >= 0 && to_claim && img->plain_borrowed) {
+    if (img->plain.fd >= 0 && to_claim && img->plain.borrowed) {
         fd = -EACCES;
-    } else if (img->plain_fd >= 0) {
-        fd = fcntl(img->plain_fd, F_DUPFD_CLOEXEC, 0);
+    } else if (img->plain.fd >= 0) {
+        fd = fcntl(img->plain.fd, F_DUPFD_CLOEXEC, 0);
         fd = fd < 0 ? -errno : fd;
     }
     mutex_unlock(&img->lock);
@@ -151,7 +148,7 @@ void image_plain_bar(struct image *img)
     mutex_lock(&img->lock);
     for (struct handle *h = img->writers; h; h = h->next_writer)
         if (!atomic_load(&h->guarded))
-            atomic_store(&h->barred, EBUSY);
+            atomic_store(&h->barred.err, EBUSY);
     mutex_unlock(&img->lock);
 }
 
@@ -175,8 +172,8 @@ void image_plain_again(struct guard *g, struct image *img)
 bool image_plain_suspect(struct image *img)
 {
     mutex_lock(&img->lock);
-    bool news = img->plain_fd >= 0 && !img->plain_lost;
-    img->plain_lost |= news;
+    bool news = img->plain.fd >= 0 && !img->plain.lost;
+    img->plain.lost |= news;
     mutex_unlock(&img->lock);
     return news;
 }
@@ -184,8 +181,8 @@ bool image_plain_suspect(struct image *img)
 void image_plain_failed(struct guard *g, struct handle *h, int err)
 {
     struct image *img = atomic_load(&h->inode->image);
-    if (img && h->plain && !atomic_load(&h->guarded) && !atomic_load(&h->lost_data) &&
-        io_err_dead(err) && base_now_ms() - atomic_load(&h->mended_ms) >= REOPEN_PACE_MS &&
+    if (img && h->plain.counted && !atomic_load(&h->guarded) && !atomic_load(&h->plain.lost_data) &&
+        io_err_dead(err) && base_now_ms() - atomic_load(&h->reopen.at_ms) >= REOPEN_PACE_MS &&
         image_plain_suspect(img))
         guard_attention(g);
 }
@@ -201,18 +198,19 @@ static struct mended *mend_begin(struct guard *g, struct image *img, unsigned *r
     struct mended *m = NULL;
     unsigned n = 0;
     mutex_lock(&img->lock);
-    bool may = img->plain_fd >= 0 && !img->plain_borrowed && !img->plain_busy &&
-               img->state == IMAGE_IDLE && (img->plain_lost || g->locks_lost);
+    bool may = img->plain.fd >= 0 && !img->plain.borrowed && !img->plain.busy &&
+               img->state == IMAGE_IDLE && (img->plain.lost || g->locks_lost);
     if (may)
-        m = calloc(img->n_plain + 1, sizeof(*m));
-    for (struct handle *h = m ? img->writers : NULL; h && n < img->n_plain; h = h->next_writer) {
-        if (!h->plain || atomic_load(&h->guarded))
+        m = calloc(img->plain.users + 1, sizeof(*m));
+    for (struct handle *h = m ? img->writers : NULL; h && n < img->plain.users;
+         h = h->next_writer) {
+        if (!h->plain.counted || atomic_load(&h->guarded))
             continue;
-        atomic_store(&h->barred, EIO);
-        h->busy = true;
+        atomic_store(&h->barred.err, EIO);
+        h->fence.busy = true;
         m[n++] = (struct mended){h, -1};
     }
-    img->plain_busy |= m != NULL;
+    img->plain.busy |= m != NULL;
     mutex_unlock(&img->lock);
     *ret_n = n;
     return m;
@@ -222,9 +220,9 @@ static void mend_end(struct guard *g, struct image *img, struct mended *m, unsig
 {
     mutex_lock(&img->lock);
     for (unsigned k = 0; k < n; k++)
-        m[k].h->busy = false;
-    img->plain_busy = false;
-    img->plain_lost = again;
+        m[k].h->fence.busy = false;
+    img->plain.busy = false;
+    img->plain.lost = again;
     cond_broadcast(&img->moved);
     mutex_unlock(&img->lock);
     free(m);
@@ -237,12 +235,12 @@ static void mend_handle(struct handle *h, int fd)
 {
     int r = fd < 0 ? fd : io_fsync(h->fd);
     if (r == 0)
-        r = image_replace_fd(fd, h->fd);
+        r = handle_replace_fd(fd, h->fd);
     else if (fd >= 0)
         close(fd);
     if (r < 0)
-        atomic_store(&h->lost_data, true);
-    atomic_store(&h->mended_ms, base_now_ms());
+        atomic_store(&h->plain.lost_data, true);
+    atomic_store(&h->reopen.at_ms, base_now_ms());
 }
 
 int image_plain_mend(struct guard *g, struct image *img)
@@ -267,9 +265,9 @@ int image_plain_mend(struct guard *g, struct image *img)
     if (r == 0 && !guarded) {
         mutex_lock(&img->lock);
         /* nobody closes it: a handle counts on it, and cannot be released */
-        int at = img->plain_fd;
+        int at = img->plain.fd;
         mutex_unlock(&img->lock);
-        r = n > 0 ? image_replace_fd(fd, at) : 0;
+        r = n > 0 ? handle_replace_fd(fd, at) : 0;
         fd = n > 0 ? -1 : fd;
     }
     if (fd >= 0)
@@ -282,4 +280,33 @@ int image_plain_mend(struct guard *g, struct image *img)
     }
     mend_end(g, img, m, n, r < 0);
     return r;
+}
+
+int image_plain_check(struct guard *g, struct handle *h)
+{
+    struct image *img = image_get(h->inode);
+    bool guarded;
+    if (!img)
+        return -ENOMEM;
+    if (!image_is_idle(img))
+        return -EBUSY;
+    int r = image_guarded_file(g, h, &guarded);
+    if (r < 0)
+        return r;
+    return guarded ? -EBUSY : 0;
+}
+
+bool image_plain_has_fence(struct image *img)
+{
+    mutex_lock(&img->lock);
+    bool has = img->plain.fd >= 0;
+    mutex_unlock(&img->lock);
+    return has;
+}
+
+int image_plain_revoke_locked(struct image *img)
+{
+    int fd = img->plain.fd;
+    img->plain.fd = -1;
+    return fd;
 }

@@ -1,5 +1,5 @@
-/* probe.c: what a file is, and what is said of one that is refused. */
-#include "guard/image.h"
+/* probe.c: what a file is: plain, or an image. */
+#include "guard/probe.h"
 
 #include <fcntl.h>
 #include <fnmatch.h>
@@ -7,85 +7,13 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
-
-#include "guard/shared.h"
 #include <sys/stat.h>
 
-void image_path(struct guard *g, const struct inode *i, char *ret, size_t size)
-{
-    char link[32], path[PATH_MAX];
-    snprintf(link, sizeof(link), "/proc/self/fd/%d", i->fd);
-    ssize_t n = readlink(link, path, sizeof(path) - 1);
-    path[n > 0 ? n : 0] = '\0';
-    size_t root = strlen(g->store.path);
-    const char *p = path;
-    if (strncmp(path, g->store.path, root) == 0 && path[root] == '/')
-        p += root + 1;
-    snprintf(ret, size, "%.*s", (int)size - 1, p);
-}
-
-bool image_path_now(struct guard *g, const struct inode *i, char *ret, size_t size)
-{
-    struct stat st;
-    image_path(g, i, ret, size);
-    _cleanup_close_ int fd =
-        ret[0] == '/' ? -1 : io_fresh_open(g->store.root_fd, ret, O_PATH | O_NOFOLLOW);
-    return fd >= 0 && io_fresh_stat(fd, &st) == 0 && st.st_ino == i->ino && st.st_dev == i->dev;
-}
-
-/* Where the file is without a view, for a shell. */
-static const char *raw_path(struct guard *g, struct inode *i, char *ret, size_t size)
-{
-    char below[PATH_MAX], path[2 * PATH_MAX];
-    image_path(g, i, below, sizeof(below));
-    snprintf(path, sizeof(path), "%s/%s", g->store.path, below);
-    return base_quote(path, ret, size);
-}
-
-/* A flag of the file that no user passes: not even root, whatever the owner and the mode. NULL:
- * none. */
-static const char *flag_of(const struct inode *i)
-{
-    struct statx stx;
-    if (statx(i->fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &stx) < 0)
-        return NULL;
-    return stx.stx_attributes & STATX_ATTR_IMMUTABLE ? "immutable (chattr +i)"
-           : stx.stx_attributes & STATX_ATTR_APPEND  ? "for appending only (chattr +a)"
-                                                     : NULL;
-}
-
-void image_log_closed(struct guard *g, struct inode *i, const char *verb)
-{
-    struct image *img = image_get(i);
-    const char *flag = flag_of(i);
-    char quoted[1024];
-    if (flag) {
-        image_log_refused(
-            g, i, "a change",
-            "EPERM: the file is %s on the datastore, so nobody may %s it. Way out: chattr %s %s",
-            flag, verb, strstr(flag, "+i") ? "-i" : "-a", raw_path(g, i, quoted, sizeof(quoted)));
-        return;
-    }
-    if (!img || atomic_exchange(&img->closed_logged, true))
-        return;
-    struct stat st = {0};
-    char path[PATH_MAX];
-    image_path(g, i, path, sizeof(path));
-    if (io_fresh_stat(i->fd, &st) < 0)
-        st.st_mode = 0;
-    char who[128];
-    if (g->store.mapped)
-        snprintf(who, sizeof(who), "the storage takes it, user %u, for user %u (NFS: root_squash)",
-                 (unsigned)geteuid(), (unsigned)g->store.owner);
-    else if (geteuid() == 0)
-        snprintf(who, sizeof(who), "the storage refuses root, as NFS does with root_squash");
-    else
-        snprintf(who, sizeof(who), "it runs as user %u", (unsigned)geteuid());
-    log_image(
-        LOG_WARNING, path, NULL, 0,
-        "refused with EACCES: diskguard itself may not %s '%s' (owner %u, mode %04o), so it cannot guard it: %s. Export with no_root_squash, or let that user read and write the file",
-        verb, path, (unsigned)st.st_uid, (unsigned)(st.st_mode & 07777), who);
-}
+#include "guard/chain.h"
+#include "guard/refuse.h"
+#include "guard/shared.h"
+#include "guard/snapshot.h"
+#include "guard/zone.h"
 
 int image_header(struct guard *g, struct inode *i, struct header *ret)
 {
@@ -129,14 +57,14 @@ static bool raw_by_name(struct guard *g, struct inode *i)
 {
     struct image *img = atomic_load(&i->image);
     char path[PATH_MAX], last[NAME_MAX + 1];
-    if (img && atomic_load(&img->raw_named))
+    if (img && atomic_load(&img->probe.raw_named))
         return true;
     image_path(g, i, path, sizeof(path));
     inode_last_name(g->inodes, i, last, sizeof(last));
     const char *slash = strrchr(path, '/');
     bool raw = image_name_is_raw(g, slash ? slash + 1 : path) || image_name_is_raw(g, last);
     if (raw && img)
-        atomic_store(&img->raw_named, true);
+        atomic_store(&img->probe.raw_named, true);
     return raw;
 }
 
@@ -189,198 +117,48 @@ int image_probe(struct guard *g, struct inode *i, enum image_what *ret)
     return 0;
 }
 
-/* ---- refusals ---- */
-
-/* A line that says the same of the same image as one a moment ago is not repeated: programs try
- * again and again. How often, the next one says. */
-#define SAID_AGAIN_MS 60000u
-
-static uint64_t sum_of(const char *text)
+/* Is this file guarded: by its header, by its name, because a held image needs it, or because
+ * somebody holds it although it does not look like an image just now (its holder has truncated it,
+ * is creating one, or has renamed a raw image)? Another file's claim under the same inode number
+ * does not count. */
+int image_guarded_inode(struct guard *g, struct inode *i, bool *ret)
 {
-    uint64_t h = 14695981039346656037u; /* FNV-1a, its published constants */
-    for (; *text; text++)
-        h = (h ^ (unsigned char)*text) * 1099511628211u;
-    return h;
-}
-
-/* Is it time to say it? *ret_more: how often it was not said since the last time. */
-static bool may_say(struct image *img, const char *text, unsigned *ret_more)
-{
-    uint64_t sum = sum_of(text), now = base_now_ms();
-    struct image_said *oldest = &img->said[0], *same = NULL;
-    *ret_more = 0;
-    mutex_lock(&img->lock);
-    for (unsigned k = 0; k < IMAGE_SAID_MAX; k++) {
-        struct image_said *s = &img->said[k];
-        if (s->at_ms != 0 && s->sum == sum)
-            same = s;
-        if (s->at_ms < oldest->at_ms)
-            oldest = s;
+    _cleanup_header_ struct header *hd = header_new();
+    _cleanup_free_ struct claim *c = malloc(sizeof(*c));
+    if (!hd || !c)
+        return -ENOMEM;
+    int r = image_header(g, i, hd);
+    if (r < 0)
+        return r;
+    *ret = image_is_image(g, i, hd);
+    if (*ret || i->dev != g->store.dev)
+        return 0;
+    r = image_is_shared(g, i) ? 0 : image_chain_guards(g, i);
+    *ret = r > 0;
+    if (r != 0)
+        return r < 0 ? r : 0;
+    r = claim_read(&g->store, i->ino, c);
+    if (r < 0 || c->kind == CLAIM_NONE || c->kind == CLAIM_FREE)
+        return r;
+    struct io_handle handle;
+    if (c->kind == CLAIM_HELD) {
+        r = io_handle_get(i->fd, &handle);
+        if (r < 0)
+            return r;
     }
-    bool say = !same || now - same->at_ms >= SAID_AGAIN_MS;
-    if (!say) {
-        same->more++;
-    } else {
-        *ret_more = same ? same->more : 0;
-        *(same ? same : oldest) = (struct image_said){.sum = sum, .at_ms = now};
-    }
-    mutex_unlock(&img->lock);
-    return say;
+    *ret = c->kind == CLAIM_BAD || io_handle_equal(&c->rec.handle, &handle);
+    return 0;
 }
 
-void image_log_refused(struct guard *g, struct inode *i, const char *what, const char *fmt, ...)
+/* O_TMPFILE files are not guarded: without a name nobody else can reach them. A file that was made
+ * a moment ago holds nobody out. */
+int image_guarded_file(struct guard *g, struct handle *h, bool *ret)
 {
-    struct image *img = image_get(i);
-    char path[PATH_MAX], text[1536], again[64] = "";
-    unsigned more = 0;
-    image_path(g, i, path, sizeof(path));
-    int n = snprintf(text, sizeof(text), "refused %.100s of '%.400s': ", what, path);
-    va_list ap;
-    va_start(ap, fmt);
-    vsnprintf(text + n, sizeof(text) - (size_t)n, fmt, ap);
-    va_end(ap);
-    if (img && !may_say(img, text, &more))
-        return;
-    if (more > 0)
-        snprintf(again, sizeof(again), " (and %u times more since this was said last)", more);
-    log_image(LOG_WARNING, path, NULL, 0, "%s%s", text, again);
-}
-
-/* ", since TIME", where it is known. */
-static const char *since_text(const char *since, char ret[48])
-{
-    snprintf(ret, 48, "%s%.32s", since[0] ? ", since " : "", since);
-    return ret;
-}
-
-static const char *process_text(uint64_t pid, char ret[64])
-{
-    if (pid == 0)
-        snprintf(ret, 64, "a process that this host cannot name");
-    else
-        snprintf(ret, 64, "pid %llu", (unsigned long long)pid);
-    return ret;
-}
-
-/* What ends it: a host never confirms its own death. */
-static const char *way_out(struct guard *g, const struct image_rival *v, char *ret, size_t size)
-{
-    char quoted[512];
-    base_quote(g->store.path, quoted, sizeof(quoted));
-    if (strcmp(v->host, g->host.uuid) == 0)
-        snprintf(
-            ret, size,
-            "It is free when that is closed on this host; if that program is gone: diskguardctl why");
-    else if (!v->host[0])
-        snprintf(ret, size,
-                 "It is free when that is closed; fuser -v on the file names the program");
-    else
-        snprintf(
-            ret, size,
-            "It is free when that is closed there; if that host is down for good: fsck.diskguard --takeover %s --confirm-host-is-down %s",
-            v->host, quoted);
-    return ret;
-}
-
-/* Nobody here has it: another host, a program past the views, or a claim above or below it. */
-static void refused_by_rival(struct guard *g, struct inode *i, const struct opener *who,
-                             const char *what, const struct image_rival *v)
-{
-    char raw[1024], out[1024], since[48], asks[64], has[64];
-    process_text(who->pid, asks);
-    process_text(v->pid, has);
-    since_text(v->since, since);
-    const char *bare = since + (since[0] != '\0'); /* without its comma */
-    way_out(g, v, out, sizeof(out));
-    const char *self = strcmp(v->host, g->host.uuid) == 0 ? " (this host)" : "";
-    const char *released = v->restoring ? ", being released" : "";
-    if (v->fenced)
-        image_log_refused(
-            g, i, what,
-            "asked for by %s; nobody's claim, but another host has this file open for write, since before it was an image, or is just about to claim or repair it: the storage did not grant the fence lock to host %s. It is free when that host closes it; if you cannot find who has it open, look with fuser -v on the other hosts. NFSv3 keeps the lock of a host that is off until that host boots again or the server's lock manager is restarted",
-            asks, g->host.name);
-    else if (v->outside)
-        image_log_refused(
-            g, i, what,
-            "asked for by %s; nobody's claim, but a program outside of the views has it open for write, or locked: QEMU's own lock on the file says so. Stop that program; on its host fuser -v %s, or lslocks, names it. NFSv3 keeps the lock of a host that is off until that host boots again or the server's lock manager is restarted",
-            asks, raw_path(g, i, raw, sizeof(raw)));
-    else if (v->reads)
-        image_log_refused(
-            g, i, what,
-            "asked for by %s; %s on host %s, %s, reads it%s and wants no writer beside it (QEMU's byte locks 100 and 201 say so; option readers=). %s",
-            asks, v->needs, v->host_name, has, bare, out);
-    else if (v->needs[0] && !v->host[0])
-        image_log_refused(g, i, what, "asked for by %s; %s, on host %s. %s", asks, v->needs,
-                          v->host_name, out);
-    else if (v->needs[0])
-        image_log_refused(g, i, what,
-                          "asked for by %s; %s, which host %s, %s, holds%s, generation %llu%s. %s",
-                          asks, v->needs, v->host_name, has, bare,
-                          (unsigned long long)v->generation, released, out);
-    else
-        image_log_refused(g, i, what,
-                          "asked for by %s; held by host %s (%s)%s, %s%s, generation %llu%s. %s",
-                          asks, v->host_name, v->host, self, has, since,
-                          (unsigned long long)v->generation, released, out);
-}
-
-void image_refused(struct guard *g, struct inode *i, const struct opener *who, const char *what,
-                   int err)
-{
-    struct image *img = atomic_load(&i->image);
-    if (!img || err != -EBUSY)
-        return;
-    mutex_lock(&img->lock);
-    enum image_state state = img->state;
-    struct opener holder = img->holder;
-    struct image_rival rival = img->rival;
-    char since[32], asks[64], has[64], text[48];
-    snprintf(since, sizeof(since), "%s", state == IMAGE_SEALED ? img->info.since : "");
-    uint64_t generation = img->info.generation;
-    mutex_unlock(&img->lock);
-
-    process_text(who->pid, asks);
-    process_text(holder.pid, has);
-    bool beside = rival.reads || rival.needs[0]; /* of one that is held here, too */
-    if ((state == IMAGE_IDLE && (rival.fenced || rival.outside || beside || rival.host_name[0])) ||
-        (state == IMAGE_SEALED && beside))
-        refused_by_rival(g, i, who, what, &rival);
-    else if (state == IMAGE_IDLE)
-        image_log_refused(
-            g, i, what,
-            "asked for by %s; %s of this host (%s) has it open for write, since before it was an image, or is just opening it. One process at a time may write an image (option writers=)",
-            asks, has, g->host.name);
-    else if (state == IMAGE_STUCK || state == IMAGE_FENCED)
-        image_log_refused(
-            g, i, what, "asked for by %s; the image is %s on this host (%s); see diskguardctl why",
-            asks, image_state_name(state), g->host.name);
-    else
-        image_log_refused(
-            g, i, what,
-            "asked for by %s; held by host %s (this host), %s%s, generation %llu%s. One process at a time may write an image (option writers=). If that process is gone: diskguardctl why",
-            asks, g->host.name, has, since_text(since, text), (unsigned long long)generation,
-            state == IMAGE_RESTORING ? ", being released" : "");
-}
-
-bool image_being_released(struct inode *i)
-{
-    struct image *img = atomic_load(&i->image);
-    if (!img)
-        return false;
-    mutex_lock(&img->lock);
-    bool r = img->state == IMAGE_RESTORING ||
-             (img->state == IMAGE_IDLE && (img->rival.restoring || img->plain_busy));
-    mutex_unlock(&img->lock);
-    return r;
-}
-
-bool image_held_elsewhere(struct inode *i)
-{
-    struct image *img = atomic_load(&i->image);
-    if (!img)
-        return false;
-    mutex_lock(&img->lock);
-    bool r = img->state == IMAGE_IDLE && img->rival.host_name[0] && !img->rival.needs[0];
-    mutex_unlock(&img->lock);
+    struct stat st;
+    int r = io_fresh_stat(h->fd, &st);
+    if (r == 0)
+        r = image_guarded_inode(g, h->inode, ret);
+    if (r == 0 && st.st_nlink == 0)
+        *ret = false;
     return r;
 }

@@ -1,9 +1,12 @@
 /* qemu_locks.c: QEMU's own locks: those of the guard, and how those of the view's programs go along
  * with them. See qemu_locks.h. */
-#include "guard/image.h"
-#include "guard/qemu_bytes.h"
+#include "guard/qemu_locks.h"
 
 #include <string.h>
+
+#include "guard/image.h"
+#include "guard/qemu_bytes.h"
+#include "guard/qemu_locks_priv.h"
 
 /* Index into byte_owner.type. */
 enum { USES_WRITE, NO_WRITE, NO_RESIZE };
@@ -56,7 +59,7 @@ static struct byte_owner *writer_of(const struct image *img, unsigned k)
     REQUIRES_SHARED(img->header)
 {
     struct byte_owner *o;
-    LIST_FOREACH(o, &img->byte_owners, entry)
+    LIST_FOREACH(o, &img->qemu.owners, entry)
         if (o->type[k] == F_WRLCK)
             return o;
     return NULL;
@@ -67,7 +70,7 @@ static const struct byte_owner *rival_of(const struct image *img, const struct b
                                          short type, unsigned k) REQUIRES_SHARED(img->header)
 {
     const struct byte_owner *o;
-    LIST_FOREACH(o, &img->byte_owners, entry)
+    LIST_FOREACH(o, &img->qemu.owners, entry)
         if (o != me && o->type[k] != F_UNLCK && (type == F_WRLCK || o->type[k] == F_WRLCK))
             return o;
     return NULL;
@@ -78,7 +81,7 @@ static void note(struct image *img, struct byte_owner *o, short type, unsigned k
 {
     o->type[k] = type;
     if (type != F_UNLCK && !atomic_exchange(&o->listed, true)) {
-        LIST_INSERT_HEAD(&img->byte_owners, o, entry);
+        LIST_INSERT_HEAD(&img->qemu.owners, o, entry);
     }
 }
 
@@ -98,7 +101,7 @@ static int set_guarded(struct image *img, struct byte_owner *o, short type, unsi
     if (type != F_UNLCK && rival_of(img, o, type, k))
         return -EAGAIN;
     if ((type == F_WRLCK) != (o->type[k] == F_WRLCK)) {
-        int r = set_byte(img->fd, type == F_WRLCK ? F_WRLCK : F_RDLCK, k);
+        int r = set_byte(img->held.fd, type == F_WRLCK ? F_WRLCK : F_RDLCK, k);
         if (r < 0)
             return r;
     }
@@ -182,7 +185,7 @@ int image_bytes_set(struct inode *i, struct byte_owner *o, int fd, short type, o
         return -ENOMEM;
     rwlock_write(&img->header);
     o->fd = fd;
-    bool beside = img->bytes_held;
+    bool beside = img->qemu.held;
     int r =
         beside ? set_beside_guard(img, o, type, start, len) : io_user_lock(fd, type, start, len);
     for (unsigned k = 0; k < IMAGE_BYTES && r == 0; k++)
@@ -206,7 +209,7 @@ static int get_beside_guard(struct image *img, const struct byte_owner *o, int f
             *ret = (struct flock){.l_type = rival->type[k], .l_start = byte_at[k], .l_len = 1};
             *ret_pid = (pid_t)atomic_load(&rival->pid);
         } else {
-            r = ask(img->fd, type, byte_at[k], 1, ret);
+            r = ask(img->held.fd, type, byte_at[k], 1, ret);
             *ret_pid = 0;
         }
     }
@@ -221,8 +224,8 @@ int image_bytes_get(struct inode *i, const struct byte_owner *o, int fd, short t
         return -ENOMEM;
     *ret_pid = -1;
     rwlock_read(&img->header);
-    int r = img->bytes_held ? get_beside_guard(img, o, fd, type, start, len, ret, ret_pid)
-                            : ask(fd, type, start, len, ret);
+    int r = img->qemu.held ? get_beside_guard(img, o, fd, type, start, len, ret, ret_pid)
+                           : ask(fd, type, start, len, ret);
     rwlock_read_unlock(&img->header);
     return r;
 }
@@ -234,8 +237,8 @@ void image_bytes_forget(struct inode *i, struct byte_owner *o)
         return;
     rwlock_write(&img->header);
     for (unsigned k = 0; k < IMAGE_BYTES; k++) {
-        if (k >= FIRST_GUARDED && img->bytes_held && o->type[k] == F_WRLCK)
-            (void)set_byte(img->fd, F_RDLCK, k);
+        if (k >= FIRST_GUARDED && img->qemu.held && o->type[k] == F_WRLCK)
+            (void)set_byte(img->held.fd, F_RDLCK, k);
         o->type[k] = F_UNLCK;
     }
     /* Here, under the lock: one that is not in the list and still has its lock would look like
@@ -253,14 +256,14 @@ static int move_in(struct image *img, unsigned k) REQUIRES(img->header)
     struct byte_owner *w = writer_of(img, k);
     if (w)
         (void)set_byte(w->fd, F_UNLCK, k);
-    int r = set_byte(img->fd, w ? F_WRLCK : F_RDLCK, k);
+    int r = set_byte(img->held.fd, w ? F_WRLCK : F_RDLCK, k);
     if (r < 0) {
         if (w && set_byte(w->fd, F_WRLCK, k) < 0)
             w->type[k] = F_UNLCK;
         return r;
     }
     const struct byte_owner *o;
-    LIST_FOREACH(o, &img->byte_owners, entry)
+    LIST_FOREACH(o, &img->qemu.owners, entry)
         if (o->type[k] == F_RDLCK)
             (void)set_byte(o->fd, F_UNLCK, k);
     return 0;
@@ -271,9 +274,9 @@ static void move_out(struct image *img, unsigned k) REQUIRES(img->header)
 {
     struct byte_owner *w = writer_of(img, k);
     if (w)
-        (void)set_byte(img->fd, F_UNLCK, k);
+        (void)set_byte(img->held.fd, F_UNLCK, k);
     struct byte_owner *o;
-    LIST_FOREACH(o, &img->byte_owners, entry) {
+    LIST_FOREACH(o, &img->qemu.owners, entry) {
         int r = o->type[k] == F_UNLCK ? 0 : set_byte(o->fd, o->type[k], k);
         if (r < 0) {
             log_debug("byte %lld: a program's lock is lost: %s", (long long)byte_at[k],
@@ -281,23 +284,23 @@ static void move_out(struct image *img, unsigned k) REQUIRES(img->header)
             o->type[k] = F_UNLCK;
         }
     }
-    (void)set_byte(img->fd, F_UNLCK, k);
+    (void)set_byte(img->held.fd, F_UNLCK, k);
 }
 
 static void tell(struct image *img) REQUIRES(img->header)
 {
     mutex_lock(&img->lock);
-    img->info.byte_locks = img->bytes_held;
+    img->info.byte_locks = img->qemu.held;
     mutex_unlock(&img->lock);
 }
 
 void image_bytes_drop(struct image *img)
 {
-    if (!img->bytes_held)
+    if (!img->qemu.held)
         return;
     for (unsigned k = FIRST_GUARDED; k < IMAGE_BYTES; k++)
         move_out(img, k);
-    img->bytes_held = false;
+    img->qemu.held = false;
     tell(img);
 }
 
@@ -308,7 +311,7 @@ static int outside_writer(struct image *img, int fd, bool *ret) REQUIRES(img->he
 {
     unsigned n = 0;
     const struct byte_owner *o;
-    LIST_FOREACH(o, &img->byte_owners, entry) {
+    LIST_FOREACH(o, &img->qemu.owners, entry) {
         if (o->type[USES_WRITE] != F_UNLCK) {
             fd = o->fd;
             n++;
@@ -326,7 +329,7 @@ int image_bytes_take(struct image *img, bool hold)
     int r = 0;
     /* As QEMU does it: say it first, then look. Of two that come at once at least one sees the
      * other. */
-    for (unsigned k = FIRST_GUARDED; hold && !img->bytes_held && k < IMAGE_BYTES && r == 0; k++) {
+    for (unsigned k = FIRST_GUARDED; hold && !img->qemu.held && k < IMAGE_BYTES && r == 0; k++) {
         r = move_in(img, k);
         if (r < 0)
             while (k-- > FIRST_GUARDED)
@@ -336,12 +339,12 @@ int image_bytes_take(struct image *img, bool hold)
         log_debug("the datastore has no locks for QEMU's bytes: %s", strerror(-r));
         return 0;
     }
-    if (r == 0 && hold && !img->bytes_held) {
-        img->bytes_held = true;
+    if (r == 0 && hold && !img->qemu.held) {
+        img->qemu.held = true;
         tell(img);
     }
     if (r == 0)
-        r = outside_writer(img, img->fd, &outside);
+        r = outside_writer(img, img->held.fd, &outside);
     if (r == -EAGAIN || outside)
         r = -EBUSY;
     if (r < 0)
@@ -349,15 +352,22 @@ int image_bytes_take(struct image *img, bool hold)
     return r;
 }
 
+/* Once in each hold. */
+static bool first_warning(struct image *img)
+{
+    unsigned hold = atomic_load(&img->held.count);
+    return atomic_exchange(&img->qemu.warned, hold + 1) != hold + 1;
+}
+
 void image_bytes_follow(struct guard *g, struct image *img)
 {
-    bool want = img->rec && img->fd >= 0 && img->rec->plan.n == 0;
+    bool want = img->held.rec && img->held.fd >= 0 && img->held.rec->plan.n == 0;
     if (!want)
         image_bytes_drop(img);
-    if (!want || img->bytes_held)
+    if (!want || img->qemu.held)
         return;
     int r = image_bytes_take(img, true);
-    if (r < 0 && !atomic_exchange(&img->bytes_logged, true))
+    if (r < 0 && first_warning(img))
         image_log_state(
             g, img, r == -EBUSY ? LOG_ERR : LOG_WARNING,
             r == -EBUSY
@@ -370,13 +380,13 @@ int image_bytes_renew(struct guard *g, struct image *img, int fd)
 {
     int r = 0;
     bool outside = false;
-    for (unsigned k = FIRST_GUARDED; img->bytes_held && k < IMAGE_BYTES && r == 0; k++)
+    for (unsigned k = FIRST_GUARDED; img->qemu.held && k < IMAGE_BYTES && r == 0; k++)
         r = writer_of(img, k) ? 0
                               /* a program's write lock still stands on the old descriptor */
                               : set_byte(fd, F_RDLCK, k);
-    if (img->bytes_held && r == 0)
+    if (img->qemu.held && r == 0)
         r = outside_writer(img, fd, &outside);
-    if ((r == -EAGAIN || outside) && !atomic_exchange(&img->bytes_logged, true))
+    if ((r == -EAGAIN || outside) && first_warning(img))
         image_log_state(
             g, img, LOG_CRIT,
             "QEMU's byte locks of this host were lost for a while, and a program outside of the views has it open for write now: two write it. Stop one of them; fuser -v and lslocks on each host's raw datastore name it",
@@ -384,26 +394,11 @@ int image_bytes_renew(struct guard *g, struct image *img, int fd)
     return r == -EAGAIN || io_err_no_locks(r) ? 0 : r;
 }
 
-void image_bytes_tend(struct guard *g, struct image *img)
+int image_bytes_check(struct image *img)
 {
     int r = 0;
-    mutex_lock(&img->lock);
-    bool ours = img->info.byte_locks || !img->info.sealed;
-    mutex_unlock(&img->lock);
-    if (!ours)
-        return;
-    rwlock_write(&img->header);
-    mutex_lock(&img->lock);
-    ours = img->state == IMAGE_SEALED && !img->closed; /* a release may have begun */
-    mutex_unlock(&img->lock);
-    if (ours)
-        image_bytes_follow(g, img);
     /* Locking what is locked changes nothing, and tells whether it still is. */
-    for (unsigned k = FIRST_GUARDED; ours && img->bytes_held && k < IMAGE_BYTES && r == 0; k++)
-        r = set_byte(img->fd, writer_of(img, k) ? F_WRLCK : F_RDLCK, k);
-    if (r < 0)
-        r = image_mend_seal(g, img);
-    rwlock_write_unlock(&img->header);
-    if (r == -CLAIM_LOST)
-        image_fence(g, img);
+    for (unsigned k = FIRST_GUARDED; img->qemu.held && k < IMAGE_BYTES && r == 0; k++)
+        r = set_byte(img->held.fd, writer_of(img, k) ? F_WRLCK : F_RDLCK, k);
+    return r;
 }

@@ -1,11 +1,13 @@
 /* read.c: reads in the zone of an image (format.h), and of files that may be one: the overlay of
  * this host, headers that other hosts hold. */
-#include "base/hook.h"
-#include "guard/image.h"
-
 #include <fcntl.h>
 #include <limits.h>
 #include <string.h>
+
+#include "base/hook.h"
+#include "guard/image.h"
+#include "guard/refuse.h"
+#include "guard/snapshot.h"
 
 static ssize_t read_some(int fd, void *buf, size_t len, uint64_t off)
 {
@@ -21,7 +23,7 @@ bool image_past_cache(const struct handle *h)
     if (!h->stale_data)
         return false;
     const struct image *img = atomic_load(&h->inode->image);
-    if (img && atomic_load(&img->held) && atomic_load(&img->io_error) == 0)
+    if (img && atomic_load(&img->held.valid) && atomic_load(&img->held.io_error) == 0)
         return false;
     return !h->writer || atomic_load(&h->guarded); /* a guarded one: the image is FENCED */
 }
@@ -41,14 +43,14 @@ static bool read_held(struct image *img, struct handle *h, void *buf, size_t len
     mutex_lock(&img->lock);
     /* A claim that is freed already (plan gone, not SEALED any more) explains nothing: a successor
      * may have sealed. */
-    bool held = atomic_load(&img->held) && img->rec &&
-                (img->rec->plan.n > 0 || img->state == IMAGE_SEALED) &&
+    bool held = atomic_load(&img->held.valid) && img->held.rec &&
+                (img->held.rec->plan.n > 0 || img->state == IMAGE_SEALED) &&
                 img->state != IMAGE_FENCED && img->state != IMAGE_IDLE;
     mutex_unlock(&img->lock);
     if (held) {
         *ret = read_some(h->fd, buf, len, off);
         if (*ret > 0)
-            overlay_patch(&img->rec->plan, OVERLAY_TRUE, off, buf, (size_t)*ret);
+            overlay_patch(&img->held.rec->plan, OVERLAY_TRUE, off, buf, (size_t)*ret);
     }
     rwlock_read_unlock(&img->header);
     return held;
@@ -162,7 +164,7 @@ static int foreign_header(struct guard *g, struct image *img, struct handle *h, 
 static void log_unexplained(struct guard *g, struct inode *i)
 {
     struct image *img = image_get(i);
-    if (!img || atomic_exchange(&img->eio_logged, true))
+    if (!img || atomic_exchange(&img->read.warned, true))
         return;
     char path[PATH_MAX];
     image_path(g, i, path, sizeof(path));
@@ -209,7 +211,7 @@ ssize_t image_read(struct guard *g, struct handle *h, void *buf, size_t len, uin
 {
     struct image *img = atomic_load(&h->inode->image);
     ssize_t n;
-    if (img && atomic_load(&img->held) && read_held(img, h, buf, len, off, &n))
+    if (img && atomic_load(&img->held.valid) && read_held(img, h, buf, len, off, &n))
         return n;
     return read_foreign(g, h, buf, len, off, doubt);
 }

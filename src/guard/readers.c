@@ -1,6 +1,5 @@
 /* readers.c: readers that want no writer beside them. See readers.h. */
-#include "guard/image.h"
-#include "guard/qemu_bytes.h"
+#include "guard/readers.h"
 
 #include <limits.h>
 #include <stdio.h>
@@ -8,9 +7,13 @@
 
 #include "base/hook.h"
 #include "core/reader.h"
-
-/* QEMU, block/file-posix.c: RAW_LOCK_PERM_BASE 100, RAW_LOCK_SHARED_BASE 200; permissions 0
- * consistent read, 1 write. */
+#include "guard/conflict.h"
+#include "guard/held.h"
+#include "guard/image.h"
+#include "guard/probe.h"
+#include "guard/qemu_bytes.h"
+#include "guard/readers_priv.h"
+#include "guard/refuse.h"
 
 void image_reader_init(struct guard *g, struct image_reader *rd, const struct handle *via)
 {
@@ -25,7 +28,7 @@ void image_reader_init(struct guard *g, struct image_reader *rd, const struct ha
 
 static struct reader name_of(const struct guard *g, const struct image *img)
 {
-    struct reader r = {.ino = img->inode->ino, .serial = atomic_load(&img->reader_serial)};
+    struct reader r = {.ino = img->inode->ino, .serial = atomic_load(&img->readers.serial)};
     memcpy(r.host, g->host.uuid, sizeof(r.host));
     memcpy(r.daemon, g->host.daemon, sizeof(r.daemon));
     return r;
@@ -45,12 +48,12 @@ static void read_comm(uint64_t pid, char ret[READER_PROGRAM_SIZE])
 
 static bool is_named(const struct image *img)
 {
-    return atomic_load(&img->reader_serial) != 0;
+    return atomic_load(&img->readers.serial) != 0;
 }
 
 static void make_name(struct guard *g, struct image *img) REQUIRES(img->header)
 {
-    const struct opener *who = &LIST_FIRST(&img->readers)->who;
+    const struct opener *who = &LIST_FIRST(&img->readers.list)->who;
     struct reader_info info = {.pid = who->pid};
     char path[PATH_MAX];
     snprintf(info.host_name, sizeof(info.host_name), "%s", g->host.name);
@@ -58,16 +61,16 @@ static void make_name(struct guard *g, struct image *img) REQUIRES(img->header)
     read_comm(who->pid, info.program);
     image_path(g, img->inode, path, sizeof(path));
     HOOK("reader.make");
-    atomic_store(&img->reader_serial, atomic_fetch_add(&g->images->reader_serial, 1) + 1);
+    atomic_store(&img->readers.serial, atomic_fetch_add(&g->images->reader_serial, 1) + 1);
     struct reader name = name_of(g, img);
     int r = io_handle_get(img->inode->fd, &info.handle);
     if (r == 0)
         r = reader_make(&g->store, &name, &info, path);
     if (r == 0)
         return;
-    atomic_store(&img->reader_serial, 0);
+    atomic_store(&img->readers.serial, 0);
     atomic_store(&g->images->readers_left, true); /* it may be there all the same */
-    if (!atomic_exchange(&img->reader_logged, true))
+    if (!atomic_exchange(&img->readers.warned, true))
         log_image(
             LOG_WARNING, path, g->host.name, 0,
             "'%s' is read by pid %llu (%s), which wants no writer beside it, but it cannot be protected from those of other hosts: %s; %s. It is tried again",
@@ -78,7 +81,7 @@ static void remove_name(struct guard *g, struct image *img) REQUIRES(img->header
 {
     struct reader name = name_of(g, img);
     int r = is_named(img) ? reader_remove(&g->store, &name) : 0;
-    atomic_store(&img->reader_serial, 0);
+    atomic_store(&img->readers.serial, 0);
     if (r == 0)
         return;
     atomic_store(&g->images->readers_left, true);
@@ -89,16 +92,16 @@ static void remove_name(struct guard *g, struct image *img) REQUIRES(img->header
 }
 
 /* Does the claim of this host keep writers of other hosts away? Not any more once it is given back,
- * which is before img->rec goes, nor when it is lost. */
+ * which is before img->held.rec goes, nor when it is lost. */
 static bool claim_protects(const struct image *img) REQUIRES(img->header)
 {
-    return img->rec && atomic_load(&img->held) && atomic_load(&img->io_error) == 0;
+    return img->held.rec && atomic_load(&img->held.valid) && atomic_load(&img->held.io_error) == 0;
 }
 
 /* While this host holds the image its claim keeps others away; the name is needed from then on. */
 void image_reader_follow(struct guard *g, struct image *img)
 {
-    if (!LIST_EMPTY(&img->readers) && !is_named(img))
+    if (!LIST_EMPTY(&img->readers.list) && !is_named(img))
         make_name(g, img);
 }
 
@@ -111,7 +114,7 @@ static bool is_image(struct guard *g, struct image *img) REQUIRES(img->header)
     _cleanup_header_ struct header *h = header_new();
     _cleanup_free_ struct claim *c = malloc(sizeof(*c));
     struct io_handle handle;
-    if (img->rec || !h || !c || image_header(g, img->inode, h) < 0 ||
+    if (img->held.rec || !h || !c || image_header(g, img->inode, h) < 0 ||
         image_is_image(g, img->inode, h))
         return true;
     int r = claim_read(&g->store, img->inode->ino, c);
@@ -125,9 +128,9 @@ static void list_image(struct guard *g, struct image *img, bool add)
 {
     mutex_lock(&g->images->lock);
     if (add)
-        LIST_INSERT_HEAD(&g->images->reading, img, next_reading);
+        LIST_INSERT_HEAD(&g->images->reading, img, readers.next);
     else
-        LIST_REMOVE(img, next_reading);
+        LIST_REMOVE(img, readers.next);
     mutex_unlock(&g->images->lock);
 }
 
@@ -137,9 +140,9 @@ static void enlist(struct guard *g, struct image *img, struct image_reader *rd)
     if (!is_image(g, img))
         return;
     rd->listed = true;
-    if (LIST_EMPTY(&img->readers))
+    if (LIST_EMPTY(&img->readers.list))
         list_image(g, img, true);
-    LIST_INSERT_HEAD(&img->readers, rd, entry);
+    LIST_INSERT_HEAD(&img->readers.list, rd, entry);
     if (!claim_protects(img))
         image_reader_follow(g, img);
 }
@@ -149,10 +152,10 @@ static void unlist(struct guard *g, struct image *img, struct image_reader *rd)
 {
     LIST_REMOVE(rd, entry);
     rd->listed = false;
-    if (LIST_EMPTY(&img->readers)) {
-        atomic_store(&img->alone, 0);
+    if (LIST_EMPTY(&img->readers.list)) {
+        atomic_store(&img->readers.epoch, 0);
         remove_name(g, img);
-        atomic_store(&img->reader_logged, false);
+        atomic_store(&img->readers.warned, false);
         list_image(g, img, false);
     }
 }
@@ -196,12 +199,14 @@ void image_reader_forget(struct guard *g, struct inode *i, struct image_reader *
 
 /* Who has it here: 0 nobody, or one who may; -EBUSY; -ENOENT: this host does not know. */
 static int ask_here(struct guard *g, struct image *img, const struct image_reader *rd,
-                    pid_t *ret_pid)
+                    pid_t *ret_pid, struct conflict *ret)
 {
     mutex_lock(&img->lock);
     bool here = img->state != IMAGE_IDLE && img->state != IMAGE_FENCED;
     bool may = g->opt.writers == WRITERS_HOST || opener_same(&img->holder, &rd->who);
     pid_t pid = (pid_t)img->holder.pid;
+    if (here && !may)
+        image_conflict_locked(img, ret);
     mutex_unlock(&img->lock);
     if (!here)
         return -ENOENT;
@@ -211,7 +216,7 @@ static int ask_here(struct guard *g, struct image *img, const struct image_reade
 
 /* *ret_nobody: there is no claim at all that holds it. */
 static int ask_datastore(struct guard *g, struct image *img, const struct opener *who,
-                         bool *ret_nobody)
+                         bool *ret_nobody, struct conflict *ret)
 {
     _cleanup_free_ struct claim *c = malloc(sizeof(*c));
     struct io_handle handle;
@@ -225,7 +230,8 @@ static int ask_datastore(struct guard *g, struct image *img, const struct opener
     if (c->kind == CLAIM_HELD &&
         (!io_handle_equal(&c->rec.handle, &handle) || image_own_claim(g, &c->rec, who)))
         return 0;
-    image_set_rival(img, c->kind == CLAIM_HELD ? &c->rec : NULL);
+    if (c->kind == CLAIM_HELD)
+        conflict_claim(ret, &c->rec);
     return -EBUSY;
 }
 
@@ -234,16 +240,16 @@ static int ask_datastore(struct guard *g, struct image *img, const struct opener
 static void note_alone(struct guard *g, struct image *img)
 {
     rwlock_write(&img->header);
-    if (!LIST_EMPTY(&img->readers) && is_named(img) && !img->rec && atomic_load(&img->alone) == 0 &&
-        !atomic_load(&g->host_lost)) {
-        img->alone_last = img->alone_last % (UINT_MAX / 2) + 1;
-        atomic_store(&img->alone, img->alone_last);
+    if (!LIST_EMPTY(&img->readers.list) && is_named(img) && !img->held.rec &&
+        atomic_load(&img->readers.epoch) == 0 && !atomic_load(&g->host_lost)) {
+        img->readers.last_epoch = img->readers.last_epoch % (UINT_MAX / 2) + 1;
+        atomic_store(&img->readers.epoch, img->readers.last_epoch);
     }
     rwlock_write_unlock(&img->header);
 }
 
 int image_reader_ask(struct guard *g, struct inode *i, struct image_reader *rd, short type,
-                     off_t start, off_t len, struct flock *ret)
+                     off_t start, off_t len, struct flock *ret, struct conflict *ret_conflict)
 {
     struct image *img = rd->may && type == F_WRLCK && atomic_load(&rd->reads) &&
                                 atomic_load(&rd->denies) && qemu_byte_in(start, len, QEMU_WRITES)
@@ -251,6 +257,7 @@ int image_reader_ask(struct guard *g, struct inode *i, struct image_reader *rd, 
                             : NULL;
     bool nobody = false;
     pid_t pid = 0;
+    conflict_set(ret_conflict, CONFLICT_NONE);
     if (!img)
         return 0;
     rwlock_write(&img->header);
@@ -260,11 +267,13 @@ int image_reader_ask(struct guard *g, struct inode *i, struct image_reader *rd, 
     if (listed && !ours)
         image_reader_follow(g, img); /* the name first, then the look at the claim */
     rwlock_write_unlock(&img->header);
-    int r = listed && ours ? ask_here(g, img, rd, &pid) : listed ? -ENOENT : 0;
+    int r = listed && ours ? ask_here(g, img, rd, &pid, ret_conflict) : listed ? -ENOENT : 0;
     if (r == -ENOENT)
-        r = ask_datastore(g, img, &rd->who, &nobody);
+        r = ask_datastore(g, img, &rd->who, &nobody, ret_conflict);
     if (nobody)
         note_alone(g, img);
+    if (r == -EBUSY)
+        image_conflict_fill(img, ret_conflict);
     if (r == -EBUSY)
         *ret = (struct flock){.l_type = F_RDLCK,
                               .l_whence = SEEK_SET,
@@ -274,34 +283,38 @@ int image_reader_ask(struct guard *g, struct inode *i, struct image_reader *rd, 
     return r;
 }
 
-void image_reader_refused(struct guard *g, struct inode *i, const struct image_reader *rd)
+void image_reader_refused(struct guard *g, struct inode *i, const struct image_reader *rd,
+                          const struct conflict *c)
 {
-    image_refused(g, i, &rd->who, "reading with nobody writing beside it (QEMU's byte locks)",
-                  -EBUSY);
+    image_refused(g, i, &rd->who, "reading with nobody writing beside it (QEMU's byte locks)", c);
+}
+
+void image_reader_claiming(struct image *img)
+{
+    atomic_store(&img->readers.epoch, 0);
 }
 
 /* ---- the other side: who wants to write ---- */
 
-static int refuse(struct image *img, const struct reader_info *info, const char *host, uint64_t pid)
+static int refuse(struct conflict *v, const struct reader_info *info, const char *host,
+                  uint64_t pid)
 {
-    image_set_rival(img, NULL);
-    mutex_lock(&img->lock);
-    struct image_rival *v = &img->rival;
+    conflict_set(v, CONFLICT_READER);
+    if (!v)
+        return -EBUSY;
     snprintf(v->host_name, sizeof(v->host_name), "%s", info->host_name);
     snprintf(v->host, sizeof(v->host), "%s", host);
     snprintf(v->since, sizeof(v->since), "%s", info->since[0] ? info->since : "an unknown time");
-    snprintf(v->needs, sizeof(v->needs), "%s", info->program[0] ? info->program : "a program");
+    snprintf(v->what, sizeof(v->what), "%s", info->program[0] ? info->program : "a program");
     v->pid = pid;
-    v->reads = true;
-    mutex_unlock(&img->lock);
     return -EBUSY;
 }
 
-static int reader_here(struct guard *g, struct image *img, const struct opener *who)
-    REQUIRES(img->header)
+static int reader_here(struct guard *g, struct image *img, const struct opener *who,
+                       struct conflict *ret) REQUIRES(img->header)
 {
     const struct image_reader *rd =
-        g->opt.writers == WRITERS_PROCESS ? LIST_FIRST(&img->readers) : NULL;
+        g->opt.writers == WRITERS_PROCESS ? LIST_FIRST(&img->readers.list) : NULL;
     while (rd && opener_same(&rd->who, who))
         rd = LIST_NEXT(rd, entry);
     if (!rd)
@@ -309,15 +322,16 @@ static int reader_here(struct guard *g, struct image *img, const struct opener *
     struct reader_info info = {.pid = rd->who.pid};
     snprintf(info.host_name, sizeof(info.host_name), "%s", g->host.name);
     read_comm(rd->who.pid, info.program);
-    return refuse(img, &info, g->host.uuid, rd->who.pid);
+    return refuse(ret, &info, g->host.uuid, rd->who.pid);
 }
 
-int image_reader_in_way(struct guard *g, struct image *img, const struct opener *who)
+int image_reader_in_way(struct guard *g, struct image *img, const struct opener *who,
+                        struct conflict *ret)
 {
     _cleanup_free_ struct reader *rd = NULL;
     struct io_handle handle;
     size_t n = 0;
-    int r = reader_here(g, img, who);
+    int r = reader_here(g, img, who, ret);
     if (r == 0)
         r = io_handle_get(img->inode->fd, &handle);
     if (r == 0)
@@ -330,7 +344,7 @@ int image_reader_in_way(struct guard *g, struct image *img, const struct opener 
             continue;
         struct reader_info info;
         reader_look(&g->store, &rd[k], &info);
-        r = reader_is_of(&info, &handle) ? refuse(img, &info, rd[k].host, info.pid) : 0;
+        r = reader_is_of(&info, &handle) ? refuse(ret, &info, rd[k].host, info.pid) : 0;
     }
     return r;
 }
@@ -363,19 +377,19 @@ static void tend_image(struct guard *g, struct image *img, bool seen)
     struct opener who = {0};
     bool nobody = false, ask = false, lost = false;
     rwlock_write(&img->header);
-    if (!LIST_EMPTY(&img->readers)) {
+    if (!LIST_EMPTY(&img->readers.list)) {
         lost = !seen && name_lost(g, img);
         if (lost || atomic_load(&g->host_lost))
-            atomic_store(&img->alone, 0);
+            atomic_store(&img->readers.epoch, 0);
         if (lost)
-            atomic_store(&img->reader_serial, 0);
+            atomic_store(&img->readers.serial, 0);
         if (!claim_protects(img))
             image_reader_follow(g, img);
-        who = LIST_FIRST(&img->readers)->who;
-        ask = !img->rec && is_named(img) && atomic_load(&img->alone) == 0;
+        who = LIST_FIRST(&img->readers.list)->who;
+        ask = !img->held.rec && is_named(img) && atomic_load(&img->readers.epoch) == 0;
     }
     rwlock_write_unlock(&img->header);
-    int r = ask ? ask_datastore(g, img, &who, &nobody) : 0;
+    int r = ask ? ask_datastore(g, img, &who, &nobody, NULL) : 0;
     if (nobody)
         note_alone(g, img);
     if (!lost)
@@ -412,10 +426,10 @@ static struct image **reading_list(struct guard *g, unsigned *ret_n)
     unsigned n = 0, max = 0;
     mutex_lock(&g->images->lock);
     struct image *i;
-    LIST_FOREACH(i, &g->images->reading, next_reading)
+    LIST_FOREACH(i, &g->images->reading, readers.next)
         max++;
     struct image **list = calloc(max + 1, sizeof(*list));
-    for (i = list ? LIST_FIRST(&g->images->reading) : NULL; i; i = LIST_NEXT(i, next_reading)) {
+    for (i = list ? LIST_FIRST(&g->images->reading) : NULL; i; i = LIST_NEXT(i, readers.next)) {
         inode_pin(g->inodes, i->inode);
         list[n++] = i;
     }

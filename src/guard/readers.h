@@ -41,12 +41,14 @@ void image_reader_locked(struct guard *g, struct inode *i, struct image_reader *
                          off_t start, off_t len);
 /* It asks whether anybody has a lock in this range that is in the way of one of this type. 0:
  * nobody that is known here; -EBUSY: the range has byte 101, and another process or host has the
- * image for write; *ret: the byte as a lock that is in the way, with the holder's pid where it is
- * one of this host. Or -errno. */
+ * image for write (*ret_conflict); *ret: the byte as a lock that is in the way, with the holder's
+ * pid where it is one of this host. Or -errno. */
 DG_MUST_CHECK int image_reader_ask(struct guard *g, struct inode *i, struct image_reader *rd,
-                                   short type, off_t start, off_t len, struct flock *ret);
+                                   short type, off_t start, off_t len, struct flock *ret,
+                                   struct conflict *ret_conflict);
 /* The one log line of a reader that gives up. */
-void image_reader_refused(struct guard *g, struct inode *i, const struct image_reader *rd);
+void image_reader_refused(struct guard *g, struct inode *i, const struct image_reader *rd,
+                          const struct conflict *c);
 /* The owner ends. */
 void image_reader_forget(struct guard *g, struct inode *i, struct image_reader *rd);
 

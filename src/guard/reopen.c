@@ -3,83 +3,19 @@
  * during a long partition and nobody took over: then an NFSv4 client answers EIO on every
  * descriptor that had a lock, for ever, and a new descriptor, with the fence lock and a look at the
  * claim, goes on where the old one ended. */
-#include "guard/image.h"
+#include "guard/reopen.h"
 
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "base/hook.h"
+#include "guard/fence.h"
+#include "guard/held.h"
+#include "guard/qemu_locks_priv.h"
 #include "run/pool.h"
 
-/* ---- fenced ---- */
-
-/* Who has it now, for the log line. */
-static void log_successor(struct guard *g, struct image *img)
-{
-    _cleanup_free_ struct claim *c = malloc(sizeof(*c));
-    char text[512];
-    if (!c)
-        return;
-    mutex_lock(&img->lock);
-    uint64_t ours = img->info.generation;
-    mutex_unlock(&img->lock);
-    int r = claim_read_known(&g->store, img->inode->ino, ours, c);
-    if (r < 0)
-        snprintf(text, sizeof(text), "whose claim rules now cannot be read: %s", strerror(-r));
-    else if (c->generation < ours)
-        snprintf(
-            text, sizeof(text),
-            "nobody has taken it over: the claim of generation %llu was removed on the datastore. The journal of this host keeps the true header: close the image, unmount the view, then run fsck.diskguard -y",
-            (unsigned long long)ours);
-    else if (c->kind == CLAIM_BAD)
-        snprintf(text, sizeof(text), "the claim of generation %llu that rules now does not decode",
-                 (unsigned long long)c->generation);
-    else if (c->generation == ours)
-        snprintf(
-            text, sizeof(text),
-            "nobody has taken it over: the claim of generation %llu is there again, %s. Close the image and open it again",
-            (unsigned long long)ours,
-            c->kind == CLAIM_FREE ? "but is marked free" : "and is this host's");
-    else
-        snprintf(text, sizeof(text), "host %s (%s) took it over with generation %llu, and %s",
-                 c->rec.host_name, c->rec.host, (unsigned long long)c->generation,
-                 c->kind == CLAIM_FREE ? "has let it go again" : "has it now");
-    image_log_state(
-        g, img, LOG_CRIT,
-        "FENCED: the claim of this host is gone or was taken over; every write from here is refused with EIO until the holder has closed it. `diskguardctl why` names the new holder",
-        0);
-    image_log_state(g, img, LOG_CRIT, text, 0);
-}
-
-void image_fence(struct guard *g, struct image *img)
-{
-    mutex_lock(&img->lock);
-    bool now = img->state == IMAGE_SEALED;
-    if (now) {
-        atomic_store(&img->io_error, EIO);
-        image_move_locked(g, img, IMAGE_FENCED, CLAIM_LOST);
-    }
-    mutex_unlock(&img->lock);
-    if (!now)
-        return;
-    log_successor(g, img);
-    image_let_go(img);
-}
-
 /* ---- new descriptors ---- */
-
-int image_replace_fd(int fd, int at)
-{
-    int r;
-    do
-        r = dup3(fd, at, O_CLOEXEC);
-    while (r < 0 && (errno == EINTR || errno == EBUSY));
-    r = r < 0 ? -errno : 0;
-    HOOK_STALE_COPY(fd, at);
-    close(fd); /* a duplicate stays open, or nothing was written through it */
-    return r;
-}
 
 /* The file of the inode. Where its descriptor has met ESTALE once, an NFS client goes on saying so
  * for ever: then through the recorded handle, which is asked anew, and so is the inode's own
@@ -98,7 +34,7 @@ static int open_file(struct guard *g, const struct inode *i, const struct record
     fd = io_fresh_handle(g->store.root_fd, &rec->handle, flags & ~(O_CREAT | O_EXCL | O_NOFOLLOW),
                          NULL);
     int path = fd < 0 ? -1 : io_fresh_handle(g->store.root_fd, &rec->handle, O_PATH, NULL);
-    if (path >= 0 && image_replace_fd(path, i->fd) < 0)
+    if (path >= 0 && handle_replace_fd(path, i->fd) < 0)
         log_debug("the descriptor of inode %llu stays as it is", (unsigned long long)i->ino);
     return fd;
 }
@@ -119,13 +55,12 @@ static int open_anew(struct guard *g, const struct inode *i, const struct record
 
 int image_mend_seal(struct guard *g, struct image *img)
 {
-    int fd = open_anew(g, img->inode, img->rec, O_RDWR);
+    int fd = open_anew(g, img->inode, img->held.rec, O_RDWR);
     if (fd < 0)
         return fd;
-    int r = img->fd >= 0 ? io_fsync(img->fd) : 0; /* after the open: what fails later, the new
-                                                     descriptor reports */
-    int none = 0;
-    if (r < 0 && atomic_compare_exchange_strong(&img->sync_error, &none, -r))
+    int r = img->held.fd >= 0 ? io_fsync(img->held.fd) : 0; /* after the open: what fails later, the
+                                                     new descriptor reports */
+    if (r < 0 && image_held_sync_failed(img, -r))
         image_log_state(
             g, img, LOG_ERR,
             "guest data that was not synced is lost with the descriptor that the storage gave up",
@@ -133,13 +68,36 @@ int image_mend_seal(struct guard *g, struct image *img)
     r = io_cache_drop(fd);
     if (r == 0)
         r = image_bytes_renew(g, img, fd);
-    if (r == 0 && img->fd >= 0)
-        return image_replace_fd(fd, img->fd);
+    if (r == 0 && img->held.fd >= 0)
+        return handle_replace_fd(fd, img->held.fd);
     if (r == 0)
-        img->fd = fd;
+        (void)image_held_fd(img, fd);
     else
         close(fd);
     return r;
+}
+
+void image_bytes_tend(struct guard *g, struct image *img)
+{
+    int r = 0;
+    mutex_lock(&img->lock);
+    bool ours = img->info.byte_locks || !img->info.sealed;
+    mutex_unlock(&img->lock);
+    if (!ours)
+        return;
+    rwlock_write(&img->header);
+    mutex_lock(&img->lock);
+    ours = img->state == IMAGE_SEALED && !img->exclusive; /* a release may have begun */
+    mutex_unlock(&img->lock);
+    if (ours) {
+        image_bytes_follow(g, img);
+        r = image_bytes_check(img);
+    }
+    if (r < 0)
+        r = image_mend_seal(g, img);
+    rwlock_write_unlock(&img->header);
+    if (r == -CLAIM_LOST)
+        image_fence(g, img);
 }
 
 /* Is the claim still ours? A copy of the record, or NULL: not held, or fenced. */
@@ -149,11 +107,11 @@ static struct record *still_ours(struct guard *g, struct image *img)
     if (!rec)
         return NULL;
     rwlock_read(&img->header);
-    bool held = img->rec != NULL;
+    bool held = img->held.rec != NULL;
     if (held)
-        *rec = *img->rec;
+        *rec = *img->held.rec;
     rwlock_read_unlock(&img->header);
-    int r = held && !atomic_load(&img->io_error) ? claim_check(&g->store, rec) : -EIO;
+    int r = held && !atomic_load(&img->held.io_error) ? claim_check(&g->store, rec) : -EIO;
     if (r == -CLAIM_LOST)
         image_fence(g, img);
     if (r == 0)
@@ -167,7 +125,7 @@ static bool fenced_meanwhile(struct image *img, struct handle *h)
 {
     mutex_lock(&img->lock);
     bool fenced = img->state == IMAGE_FENCED;
-    h->let_go = false;
+    h->fence.revoked = false;
     mutex_unlock(&img->lock);
     if (fenced)
         image_let_go(img);
@@ -179,11 +137,11 @@ int image_mend(struct guard *g, struct handle *h)
     struct image *img = atomic_load(&h->inode->image);
     if (!img || !atomic_load(&h->guarded))
         return -EIO;
-    uint64_t now = base_now_ms(), last = atomic_exchange(&h->mended_ms, now);
+    uint64_t now = base_now_ms(), last = atomic_exchange(&h->reopen.at_ms, now);
     if (last != 0 && now - last < REOPEN_PACE_MS)
         return -EIO;
     _cleanup_free_ struct record *rec = still_ours(g, img);
-    if (!rec || atomic_load(&img->sync_error))
+    if (!rec || atomic_load(&img->held.sync_error))
         return -EIO;
     int flags = fcntl(h->fd, F_GETFL);
     int fd = open_anew(g, h->inode, rec, flags < 0 ? O_RDWR : flags);
@@ -202,7 +160,7 @@ int image_mend(struct guard *g, struct handle *h)
         close(fd);
         return -EIO;
     }
-    int r = image_replace_fd(fd, h->fd);
+    int r = handle_replace_fd(fd, h->fd);
     if (r == 0 && fenced_meanwhile(img, h))
         return -EIO;
     if (r == 0)
@@ -236,10 +194,10 @@ static void run_failed(void *arg)
     struct inode *i = img->inode;
     for (;;) {
         mutex_lock(&img->lock);
-        struct image_failed *list = img->failed;
-        img->failed = NULL;
+        struct image_failed *list = img->reopen.failed;
+        img->reopen.failed = NULL;
         if (!list)
-            img->mending = false;
+            img->reopen.running = false;
         mutex_unlock(&img->lock);
         if (!list)
             break;
@@ -248,11 +206,11 @@ static void run_failed(void *arg)
             list = f->next;
             /* One that was mended a moment ago, for a request that failed with this one, is good
              * for this one, too. */
-            uint64_t mended = atomic_load(&f->h->mended_ms);
-            bool fresh = mended != 0 && f->h->mended_ok && base_now_ms() - mended < REOPEN_PACE_MS;
+            uint64_t mended = atomic_load(&f->h->reopen.at_ms);
+            bool fresh = mended != 0 && f->h->reopen.ok && base_now_ms() - mended < REOPEN_PACE_MS;
             if (!fresh)
-                f->h->mended_ok = image_mend(g, f->h) == 0;
-            f->again(f->arg, f->h->mended_ok); /* answers: the handle may be gone afterwards */
+                f->h->reopen.ok = image_mend(g, f->h) == 0;
+            f->again(f->arg, f->h->reopen.ok); /* answers: the handle may be gone afterwards */
             free(f);
         }
     }
@@ -264,7 +222,7 @@ bool image_failed_later(struct guard *g, struct handle *h, int err,
                         void (*again)(void *arg, bool mended), void *arg)
 {
     struct image *img = atomic_load(&h->inode->image);
-    if (!img || !io_err_dead(err) || !atomic_load(&h->guarded) || atomic_load(&img->io_error))
+    if (!img || !io_err_dead(err) || !atomic_load(&h->guarded) || atomic_load(&img->held.io_error))
         return false;
     struct image_failed *f = malloc(sizeof(*f));
     struct mend_job *job = malloc(sizeof(*job));
@@ -276,10 +234,10 @@ bool image_failed_later(struct guard *g, struct handle *h, int err,
     *f = (struct image_failed){.h = h, .again = again, .arg = arg};
     *job = (struct mend_job){g, img};
     mutex_lock(&img->lock);
-    f->next = img->failed;
-    img->failed = f;
-    bool first = !img->mending;
-    img->mending = true;
+    f->next = img->reopen.failed;
+    img->reopen.failed = f;
+    bool first = !img->reopen.running;
+    img->reopen.running = true;
     mutex_unlock(&img->lock);
     if (first) {
         inode_pin(g->inodes, img->inode);

@@ -1,3 +1,4 @@
+/* shared.c: see shared.h. */
 #include "guard/shared.h"
 
 #include <fnmatch.h>
@@ -5,6 +6,7 @@
 #include <string.h>
 
 #include "guard/image.h"
+#include "guard/refuse.h"
 
 bool image_name_is_shared(const struct guard *g, const char *name)
 {
@@ -20,7 +22,7 @@ bool image_is_shared(struct guard *g, struct inode *i)
     if (!g->opt.shared_globs || !S_ISREG(i->type))
         return false;
     struct image *img = atomic_load(&i->image);
-    if (img && atomic_load(&img->n_shared) > 0)
+    if (img && atomic_load(&img->shared.writers) > 0)
         return true;
     image_path(g, i, path, sizeof(path));
     inode_last_name(g->inodes, i, last, sizeof(last));
@@ -34,7 +36,7 @@ bool image_shared_exempt(struct guard *g, struct inode *i, const struct header *
     if (!image_is_shared(g, i))
         return false;
     const struct image *img = atomic_load(&i->image);
-    if (img && atomic_load(&img->n_shared) > 0)
+    if (img && atomic_load(&img->shared.writers) > 0)
         return true; /* whoever has it open writes there what he wants */
     switch (h->verdict) {
     case FORMAT_PLAIN:
@@ -62,14 +64,14 @@ void image_shared_enter(struct guard *g, struct image *img, struct handle *h)
 {
     if (!image_is_shared(g, img->inode))
         return;
-    atomic_fetch_add(&img->n_shared, 1);
+    atomic_fetch_add(&img->shared.writers, 1);
     atomic_store(&h->shared, true);
 }
 
 void image_shared_leave(struct image *img, struct handle *h)
 {
     if (atomic_exchange(&h->shared, false))
-        atomic_fetch_sub(&img->n_shared, 1);
+        atomic_fetch_sub(&img->shared.writers, 1);
 }
 
 /* ---- for people ---- */

@@ -12,8 +12,10 @@
  * claims. Only bytes that somebody copies into the file behind the views, seal and all, come
  * without a claim: where a seal can lie at all (FORMAT_HEAD_MAX, FORMAT_TAIL_MAX), the file's own
  * ctime must be the same, too. */
+#include "guard/snapshot.h"
+
 #include "base/hook.h"
-#include "guard/image.h"
+#include "guard/zone.h"
 
 /* A ctime is counted in ticks: two changes within one have the same. Linux takes a clock that goes
  * on with each timer interrupt (1 to 10 ms: ktime_get_coarse_real_ts64, current_time()), and some
@@ -56,7 +58,7 @@ void image_look_begin(struct guard *g, struct image *img, struct image_look *ret
     ret->claims_settled = stamp_note(&g->images->claims, &claims.st_ctim, now);
     mutex_unlock(&g->images->lock);
     mutex_lock(&img->lock);
-    ret->settled = stamp_note(&img->stamp, &file.st_ctim, now);
+    ret->settled = stamp_note(&img->snapshot.stamp, &file.st_ctim, now);
     mutex_unlock(&img->lock);
 }
 
@@ -92,24 +94,24 @@ void image_look_end(struct image *img, struct image_look *look, const struct hea
     image_zone_seen(img, &zone);
     mutex_lock(&img->lock);
     if (img->state == IMAGE_IDLE)
-        img->look = *look;
+        img->snapshot.last = *look;
     mutex_unlock(&img->lock);
 }
 
 struct image_read image_read_begin(const struct handle *h)
 {
     struct image *img = atomic_load(&h->inode->image);
-    struct image_read r = {.zones = img ? atomic_load(&img->zones) : 0};
+    struct image_read r = {.zones = img ? atomic_load(&img->zone.grown) : 0};
     if (!img)
         return r;
-    unsigned holds = atomic_load(&img->holds), alone = atomic_load(&img->alone);
+    unsigned holds = atomic_load(&img->held.count), alone = atomic_load(&img->readers.epoch);
     if (alone != 0) {
         r.hold = alone | IMAGE_ALONE;
-    } else if (atomic_load(&img->held) && atomic_load(&img->io_error) == 0) {
+    } else if (atomic_load(&img->held.valid) && atomic_load(&img->held.io_error) == 0) {
         r.hold = holds & ~IMAGE_ALONE;
     } else {
         mutex_lock(&img->lock);
-        r.look = img->look;
+        r.look = img->snapshot.last;
         mutex_unlock(&img->lock);
     }
     return r;
@@ -149,7 +151,7 @@ uint64_t image_read_sound(struct guard *g, const struct handle *h, const struct 
         return now.hold == began->hold && now.zones == began->zones ? len : 0;
     }
     /* A plain writer has the fence: nobody can have claimed the file. */
-    if (h->writer && h->plain && !atomic_load(&h->guarded) && !atomic_load(&h->barred))
+    if (h->writer && h->plain.counted && !atomic_load(&h->guarded) && !atomic_load(&h->barred.err))
         return len;
     if (!img || !image_look_covers(img, look, off, len))
         return 0;

@@ -213,7 +213,7 @@ static int takeover_take(struct guard *g, struct image *img, const struct record
                           .policy = g->policy,
                           .report = report,
                           .arg = &a};
-    if (!image_begin(g, img)) {
+    if (!image_begin(g, img, NULL)) {
         why_set(why, "another request of this host is at work on it");
         return -EAGAIN;
     }

@@ -1,9 +1,12 @@
 /* times.c: mtime that somebody sets, while the seal is on the datastore: core/seal.h says why that
  * one must not show it. */
-#include "guard/image.h"
-
 #include <fcntl.h>
 #include <string.h>
+
+#include "guard/conflict.h"
+#include "guard/held.h"
+#include "guard/image.h"
+#include "guard/probe.h"
 
 static int set_on_storage(const struct inode *i, const struct timespec tv[2])
 {
@@ -19,11 +22,11 @@ static bool is_chosen(const struct timespec *t)
  * on any file: image_wrote(). */
 static int choose(struct guard *g, struct image *img, struct timespec mtime) REQUIRES(img->header)
 {
-    struct record *rec = img->rec, old = {.chosen = rec->chosen,
-                                          .mtime_chosen = rec->mtime_chosen,
-                                          .mtime_seen = rec->mtime_seen};
+    struct record *rec = img->held.rec, old = {.chosen = rec->chosen,
+                                               .mtime_chosen = rec->mtime_chosen,
+                                               .mtime_seen = rec->mtime_seen};
     struct stat st;
-    int r = io_fresh_stat(img->fd, &st);
+    int r = io_fresh_stat(img->held.fd, &st);
     if (r < 0)
         return r;
     rec->chosen = true;
@@ -37,10 +40,7 @@ static int choose(struct guard *g, struct image *img, struct timespec mtime) REQ
         rec->mtime_seen = old.mtime_seen;
         return image_answer(r);
     }
-    mutex_lock(&img->lock);
-    img->mtime = mtime;
-    mutex_unlock(&img->lock);
-    atomic_store(&img->wrote, false);
+    image_held_chosen(img, mtime);
     return 0;
 }
 
@@ -54,14 +54,15 @@ static int set_sealed(struct guard *g, struct image *img, const struct timespec 
     }
     int r = set_on_storage(img->inode, tv);
     if (r == 0 && tv[1].tv_nsec == UTIME_NOW)
-        atomic_store(&img->wrote, true); /* as a write: the restore's will be later */
+        image_held_wrote(img); /* as a write: the restore's will be later */
     return r;
 }
 
 /* Would a sealed image of another host show a chosen time? That one would be gone after its
  * restore, and whoever set it should know. Setting what is there already (a program that puts atime
  * back), or now, which is older than what the restore sets, loses nothing. */
-static int may_set(struct guard *g, struct inode *i, const struct timespec *mtime)
+static int may_set(struct guard *g, struct inode *i, const struct timespec *mtime,
+                   struct conflict *ret)
 {
     _cleanup_header_ struct header *h = header_new();
     _cleanup_free_ struct claim *c = malloc(sizeof(*c));
@@ -78,26 +79,24 @@ static int may_set(struct guard *g, struct inode *i, const struct timespec *mtim
         return r;
     if (st.st_mtim.tv_sec == mtime->tv_sec && st.st_mtim.tv_nsec == mtime->tv_nsec)
         return 0;
-    struct image *img = image_get(i);
-    if (!img)
-        return -ENOMEM;
-    image_set_rival(img, &c->rec);
+    conflict_claim(ret, &c->rec);
     return -EBUSY;
 }
 
-int image_set_times(struct guard *g, struct inode *i, const struct timespec tv[2])
+int image_set_times(struct guard *g, struct inode *i, const struct timespec tv[2],
+                    struct conflict *ret)
 {
     struct image *img = atomic_load(&i->image);
     if (img) {
         rwlock_write(&img->header); /* an open or a restore of this host under way */
         bool sealed =
             /* not after the restore */
-            atomic_load(&img->held) && img->rec && seal_was_taken(img->rec);
+            atomic_load(&img->held.valid) && img->held.rec && seal_was_taken(img->held.rec);
         int r = sealed ? set_sealed(g, img, tv) : 0;
         rwlock_write_unlock(&img->header);
         if (sealed)
             return r;
     }
-    int r = is_chosen(&tv[1]) && i->dev == g->store.dev ? may_set(g, i, &tv[1]) : 0;
+    int r = is_chosen(&tv[1]) && i->dev == g->store.dev ? may_set(g, i, &tv[1], ret) : 0;
     return r < 0 ? r : set_on_storage(i, tv);
 }

@@ -1,10 +1,12 @@
+/* wait.c: see wait.h. */
 #include "guard/wait.h"
 
 #include <stdio.h>
 #include <string.h>
 
-#include "guard/first.h"
+#include "guard/conflict.h"
 #include "guard/image.h"
+#include "guard/manager.h"
 
 struct patience {
     const struct inode *inode;
@@ -16,7 +18,7 @@ struct patience {
 static void look_for_reader(void *arg, struct handle *h)
 {
     struct patience *p = arg;
-    p->found |= h->inode == p->inode && !atomic_load(&h->writer) && !image_first_expected(h) &&
+    p->found |= h->inode == p->inode && !atomic_load(&h->writer) && !image_manager_expected(h) &&
                 h->opened_ms <= p->before_ms && opener_same(&h->opener, p->who);
 }
 
@@ -36,28 +38,23 @@ static bool is_process(uint64_t pid)
 }
 
 bool image_wait_is_vain(struct guard *g, struct inode *i, const struct opener *who,
-                        uint64_t since_ms)
+                        uint64_t since_ms, const struct conflict *c)
 {
     struct image *img = atomic_load(&i->image);
     if (g->opt.wait_set || !img || base_now_ms() - since_ms < IMAGE_WAIT_GRACE_MS)
         return false;
     struct opener there = {0};
     mutex_lock(&img->lock);
-    bool here = img->state == IMAGE_SEALED && !img->closed;
+    bool here = img->state == IMAGE_SEALED && !img->exclusive;
     struct opener holder = img->holder;
-    const struct image_rival *v = &img->rival;
-    bool elsewhere = img->state == IMAGE_IDLE && v->host_name[0] && v->host[0] && !v->restoring &&
-                     !v->fenced && !v->outside;
-    bool own = elsewhere && strcmp(v->host, g->host.uuid) == 0;
-    uint64_t pid = v->pid;
-    dg_uuid host;
-    memcpy(host, v->host, sizeof(host));
+    bool elsewhere = img->state == IMAGE_IDLE && c->host[0] && !c->released;
     mutex_unlock(&img->lock);
+    bool own = elsewhere && strcmp(c->host, g->host.uuid) == 0;
     if ((!here && !elsewhere) || reads_already(g, i, who, since_ms))
         return false;
     if (elsewhere && !own && g->opt.takeover != TAKEOVER_MANUAL)
         return false; /* the record of a host that died a moment ago is still locked */
     if (here)
         return opener_process(holder.pid, &there) && opener_same(&holder, &there);
-    return own ? is_process(pid) : host_alive(&g->store, host) == 1;
+    return own ? is_process(c->pid) : host_alive(&g->store, c->host) == 1;
 }

@@ -14,11 +14,11 @@
  * that is slow. */
 #define IMAGE_WAIT_GRACE_MS 500u
 
-/* After an attempt that got -EBUSY, which began to wait at since_ms (CLOCK_MONOTONIC). Alive: on
- * this host its process is there (proc(5)), on another one a daemon has its record locked
+/* After an attempt that got -EBUSY and c, which began to wait at since_ms (CLOCK_MONOTONIC). Alive:
+ * on this host its process is there (proc(5)), on another one a daemon has its record locked
  * (host_alive()); with takeover= that is not enough, for the lock of a dead host stands until its
  * lease ends. Asks the datastore at most once a call. */
 bool image_wait_is_vain(struct guard *g, struct inode *i, const struct opener *who,
-                        uint64_t since_ms);
+                        uint64_t since_ms, const struct conflict *c);
 
 #endif

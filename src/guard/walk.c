@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 
 #include "base/sync.h"
+#include "guard/guard.h"
 
 #define SYMLINK_MAX 40 /* MAXSYMLINKS, linux/namei.h */
 

@@ -1,8 +1,12 @@
 #include "node/handle.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
+#include "base/hook.h"
 #include "base/sync.h"
 
 /* Slots live in chunks that are never moved nor freed before the table, so that a pointer stays
@@ -125,4 +129,16 @@ void handle_each(struct handle_table *t, void (*fn)(void *arg, struct handle *h)
             fn(arg, h);
     }
     mutex_unlock(&t->lock);
+}
+
+int handle_replace_fd(int fd, int at)
+{
+    int r;
+    do
+        r = dup3(fd, at, O_CLOEXEC);
+    while (r < 0 && (errno == EINTR || errno == EBUSY));
+    r = r < 0 ? -errno : 0;
+    HOOK_STALE_COPY(fd, at);
+    close(fd); /* a duplicate stays open, or nothing was written through it */
+    return r;
 }

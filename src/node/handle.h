@@ -4,41 +4,59 @@
 
 #include "node/inode.h"
 
+/* ---- what files of the guard keep of a handle; image->lock: that of its inode's image ---- */
+
+/* manager.c, first.c: a manager's handle, which claims at its first change. */
+struct handle_first {
+    atomic_int state; /* FIRST_ in manager.h; 0: nothing is to come */
+    bool managed;     /* it was so once: its mappings may be older than its claim */
+};
+/* plain.c */
+struct handle_plain {
+    bool counted;          /* in inode->image.plain.users */
+    atomic_bool lost_data; /* its descriptor was given up with data that was not synced */
+};
+/* plain.c, maintain.c, edit.c: the plain file that it was opened on is somebody's image now. */
+struct handle_barred {
+    atomic_int err;          /* 0, or EBUSY; EIO: while its descriptor is reopened */
+    atomic_bool said;        /* that it may not write any more was reported */
+    atomic_ullong looked_ms; /* CLOCK_MONOTONIC: when that was looked at last */
+};
+/* reopen.c, plain.c: when a new descriptor was last asked for, and whether that went well. */
+struct handle_reopen {
+    atomic_ullong at_ms;
+    atomic_bool ok;
+};
+/* fence.c and who reopens, under image->lock */
+struct handle_fence {
+    bool revoked; /* has no fence lock any more, cannot write */
+    bool busy;    /* its descriptor is just being replaced: do not close it */
+};
+
 struct handle {
     uint64_t fh;         /* index */
     struct inode *inode; /* pinned */
     int fd;              /* backing descriptor, flags as the opener's */
     /* reader of a file whose cached data may be stale: the same file, O_DIRECT; or -1 */
     int direct_fd;
-    int flags;          /* O_* of the open */
-    atomic_bool writer; /* open for write */
-    /* first.c: 0, or open for write by a manager, and nothing was changed yet */
-    atomic_int first;
-    bool managed;        /* first.c: it was so once: its mappings may be older than its claim */
-    uint64_t opened_ms;  /* CLOCK_MONOTONIC */
-    bool stale_data;     /* io_fstype.stale_data of its file system: see image_pread() */
-    bool uncached;       /* counted in inode->uncached (fs_open.c) */
-    atomic_bool shared;  /* counted in inode->image.n_shared (shared.h) */
-    bool plain;          /* counted in inode->image.n_plain (plain.c) */
-    atomic_bool guarded; /* counted as a writer of inode->image (image.c) */
+    int flags; /* O_* of the open */
     struct opener opener;
-    atomic_bool dirty; /* wrote since the last fsync of this handle */
-    /* image.c: 0, or EBUSY: the plain file that it was opened on is somebody's image now; and when
-     * that was looked at last, CLOCK_MONOTONIC. */
-    atomic_int barred;
-    atomic_bool refusal_logged; /* edit.c: that it may not write any more was reported */
-    atomic_ullong looked_ms;
-    /* reopen.c: when a new descriptor was last asked for, and whether that went well. */
-    atomic_ullong mended_ms;
-    atomic_bool mended_ok;
-    atomic_bool lost_data; /* plain.c: its descriptor was given up with data that was not synced */
-    /* fence.c, under image->lock: has no fence lock any more, cannot write */
-    bool let_go;
-    bool busy; /* the same: its descriptor is just being replaced, do not close it */
+    uint64_t opened_ms;         /* CLOCK_MONOTONIC */
+    bool stale_data;            /* io_fstype.stale_data of its file system: see image_pread() */
+    bool uncached;              /* counted in inode->uncached (fs_open.c) */
+    atomic_bool writer;         /* open for write */
+    atomic_bool dirty;          /* wrote since the last fsync of this handle */
+    atomic_bool guarded;        /* counted as a writer of inode->image (image.c) */
+    atomic_bool shared;         /* counted in inode->image.shared.writers (shared.h) */
     struct handle *next_writer; /* image.c: list of the writers of an inode */
-    void *dir;                  /* fs_dir.c: open directory stream */
-    atomic_uint live;           /* inode.c only */
-    struct handle *next_free;   /* inode.c only */
+    struct handle_first first;
+    struct handle_plain plain;
+    struct handle_barred barred;
+    struct handle_reopen reopen;
+    struct handle_fence fence;
+    void *dir;                /* fs_dir.c: open directory stream */
+    atomic_uint live;         /* handle.c only */
+    struct handle *next_free; /* handle.c only */
 };
 
 /* Handles pin inodes of this table. NULL: out of memory. */
@@ -56,5 +74,9 @@ void handle_free(struct handle_table *t, struct handle *h);
 /* Calls fn for each published handle, under the table's lock: no handle is made or freed meanwhile.
  * For shutdown and control. */
 void handle_each(struct handle_table *t, void (*fn)(void *arg, struct handle *h), void *arg);
+
+/* Puts the open file `fd` in the place of the one at `at`, under the same number, so that a request
+ * that is just using it needs no lock. Closes fd. */
+DG_MUST_CHECK int handle_replace_fd(int fd, int at);
 
 #endif

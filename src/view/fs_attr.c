@@ -6,6 +6,7 @@
 #include <sys/statvfs.h>
 #include <sys/xattr.h>
 
+#include "guard/conflict.h"
 #include "guard/first.h"
 #include "guard/guard.h"
 #include "guard/wait.h"
@@ -91,9 +92,10 @@ struct change {
     struct stat attr;
     int to_set;
     uint64_t since_ms; /* of a truncation that may wait */
+    struct conflict conflict;
 };
 
-static int set_owner(const struct change *c)
+static int set_owner(struct change *c)
 {
     uid_t uid = c->to_set & FUSE_SET_ATTR_UID ? c->attr.st_uid : (uid_t)-1;
     gid_t gid = c->to_set & FUSE_SET_ATTR_GID ? c->attr.st_gid : (gid_t)-1;
@@ -101,7 +103,7 @@ static int set_owner(const struct change *c)
                                                                                          : 0;
 }
 
-static int set_mode(const struct change *c)
+static int set_mode(struct change *c)
 {
     char path[FS_PROC_PATH_SIZE];
     fs_attr_proc_path(c->inode->fd, path);
@@ -115,20 +117,20 @@ static struct timespec time_to_set(int to_set, int now, int given, struct timesp
     return to_set & given ? t : (struct timespec){.tv_nsec = UTIME_OMIT};
 }
 
-static int set_times(const struct change *c)
+static int set_times(struct change *c)
 {
     struct timespec tv[2] = {
         time_to_set(c->to_set, FUSE_SET_ATTR_ATIME_NOW, FUSE_SET_ATTR_ATIME, c->attr.st_atim),
         time_to_set(c->to_set, FUSE_SET_ATTR_MTIME_NOW, FUSE_SET_ATTR_MTIME, c->attr.st_mtim),
     };
     if (S_ISREG(c->inode->type))
-        return image_set_times(c->v->guard, c->inode, tv);
+        return image_set_times(c->v->guard, c->inode, tv, &c->conflict);
     return utimensat(c->inode->fd, "", tv, AT_EMPTY_PATH) < 0 ? -errno : 0;
 }
 
 /* The kernel of the view has checked that the caller may. On storage that does not let this daemon
  * change what is not its own (NFS with root squash) it is done as the caller. */
-static int as_either(const struct change *c, int (*fn)(const struct change *c))
+static int as_either(struct change *c, int (*fn)(struct change *c))
 {
     int r = fn(c);
     if (!io_err_denied(r))
@@ -142,7 +144,7 @@ static int as_either(const struct change *c, int (*fn)(const struct change *c))
 }
 
 /* chown clears set-id bits: before the mode. */
-static int set_others(const struct change *c)
+static int set_others(struct change *c)
 {
     int r = 0;
     if (c->to_set & (FUSE_SET_ATTR_UID | FUSE_SET_ATTR_GID))
@@ -156,7 +158,7 @@ static int set_others(const struct change *c)
     if (r == -EBUSY) {
         struct opener who;
         cred_opener(c->req, &who);
-        image_refused(c->v->guard, c->inode, &who, "a new mtime", r);
+        image_refused(c->v->guard, c->inode, &who, "a new mtime", &c->conflict);
     }
     return r;
 }
@@ -182,12 +184,12 @@ static bool truncate_turn(void *arg, enum park_turn turn)
     struct change *c = arg;
     int r = -EINTR;
     if (turn != PARK_INTERRUPTED) {
-        r = image_truncate(c->v->guard, c->inode, &c->who, (uint64_t)c->attr.st_size);
+        r = image_truncate(c->v->guard, c->inode, &c->who, (uint64_t)c->attr.st_size, &c->conflict);
         if (r == -EBUSY && turn != PARK_LAST &&
-            !image_wait_is_vain(c->v->guard, c->inode, &c->who, c->since_ms))
+            !image_wait_is_vain(c->v->guard, c->inode, &c->who, c->since_ms, &c->conflict))
             return false;
         if (r == -EBUSY)
-            image_refused(c->v->guard, c->inode, &c->who, "truncate", r);
+            image_refused(c->v->guard, c->inode, &c->who, "truncate", &c->conflict);
     }
     change_finish(c, r);
     free(c);
@@ -211,7 +213,7 @@ static void truncate_by_path(const struct change *c)
 
 static int truncate_handle(struct view *v, struct handle *h, uint64_t size)
 {
-    int r = image_first_change(v->guard, h);
+    int r = image_first_change(v->guard, h, NULL);
     return r < 0 ? r : image_ftruncate(v->guard, h, size);
 }
 
@@ -228,7 +230,7 @@ void fs_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set,
     }
     if (!(to_set & FUSE_SET_ATTR_SIZE))
         change_finish(&c, 0);
-    else if (h && h->inode == c.inode && (h->writer || image_first_expected(h)))
+    else if (h && h->inode == c.inode && (h->writer || image_manager_expected(h)))
         change_finish(&c, truncate_handle(v, h, (uint64_t)attr->st_size));
     else if (fs_name_moved(req, c.inode))
         change_finish(&c, -ESTALE);

@@ -64,7 +64,7 @@ static void *buffer_get(size_t size)
 bool fs_data_direct(const struct handle *h, bool write, uint64_t off)
 {
     /* An append lands where the file ends now, which only the guarded way may find out. */
-    if (write && ((h->flags & O_APPEND && atomic_load(&h->guarded)) || image_first_expected(h)))
+    if (write && ((h->flags & O_APPEND && atomic_load(&h->guarded)) || image_manager_expected(h)))
         return false;
     return image_is_data(h, off);
 }
@@ -237,10 +237,10 @@ static ssize_t write_at(struct view *v, struct handle *h, const void *buf, size_
                         uint64_t off, bool page, bool *ret_direct)
 {
     *ret_direct = false;
-    if (page && h->managed)
+    if (page && h->first.managed)
         /* the rest of the page may be older than what another host wrote before the claim */
         return -EBUSY;
-    int r = image_first_change(v->guard, h);
+    int r = image_first_change(v->guard, h, NULL);
     if (r < 0)
         return r;
     *ret_direct = true;
@@ -309,7 +309,7 @@ void fs_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off, off_t len
     (void)ino;
     struct view *v = view_of(req);
     struct handle *h = handle_get(v->guard->handles, fi->fh);
-    int r = h ? image_first_change(v->guard, h) : -EBADF;
+    int r = h ? image_first_change(v->guard, h, NULL) : -EBADF;
     if (r == 0) {
         atomic_store(&h->dirty, true);
         r = image_fallocate(v->guard, h, mode, (uint64_t)off, (uint64_t)len);
@@ -442,7 +442,7 @@ void fs_copy_file_range(fuse_req_t req, fuse_ino_t ino_in, off_t off_in,
     struct view *v = view_of(req);
     struct handle *in = handle_get(v->guard->handles, fi_in->fh),
                   *out = handle_get(v->guard->handles, fi_out->fh);
-    ssize_t n = in && out ? image_first_change(v->guard, out) : -EBADF;
+    ssize_t n = in && out ? image_first_change(v->guard, out, NULL) : -EBADF;
     if (n == 0)
         n = copy_range(req, in, (uint64_t)off_in, out, (uint64_t)off_out, len, (unsigned)flags);
     if (n < 0 && out)

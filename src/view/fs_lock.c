@@ -25,6 +25,7 @@
 #include "base/list.h"
 #include "base/log.h"
 #include "base/sync.h"
+#include "guard/conflict.h"
 #include "guard/disk.h"
 #include "guard/guard.h"
 #include "guard/qemu_locks.h"
@@ -394,6 +395,7 @@ struct get_op {
     struct handle *h; /* stays: the kernel holds the open file for as long as it waits */
     uint64_t owner, since_ms;
     struct flock lock;
+    struct conflict conflict;
 };
 
 /* -EBUSY: somebody whom no lock shows; he may be just letting go. */
@@ -411,10 +413,10 @@ static int try_get(struct get_op *op, bool last, struct flock *ret)
         ret->l_pid = pid >= 0 ? pid : pid_of(l, ret);
     else if (r == 0)
         r = image_reader_ask(op->v->guard, i, &o->reader, op->lock.l_type, op->lock.l_start,
-                             op->lock.l_len, ret);
-    if (r == -EBUSY &&
-        (last || image_wait_is_vain(op->v->guard, i, &op->h->opener, op->since_ms))) {
-        image_reader_refused(op->v->guard, i, &o->reader);
+                             op->lock.l_len, ret, &op->conflict);
+    if (r == -EBUSY && (last || image_wait_is_vain(op->v->guard, i, &op->h->opener, op->since_ms,
+                                                   &op->conflict))) {
+        image_reader_refused(op->v->guard, i, &o->reader, &op->conflict);
         r = 0;
     }
     owner_put(l, o);
@@ -467,6 +469,7 @@ struct lock_op {
     bool is_flock, sleep;
     bool is_disk;      /* it says "I write this disk" (disk.h) */
     uint64_t since_ms; /* CLOCK_MONOTONIC: of the first attempt */
+    struct conflict conflict;
 };
 
 static int flock_fd(int fd, int op)
@@ -577,7 +580,7 @@ static int note_writer(const struct lock_op *op, struct inode_locks *l, struct l
 /* -EBUSY: somebody writes what is to be a disk, whom no lock need show. */
 static int try_bytes(struct lock_op *op, struct inode_locks *l)
 {
-    int r = op->is_disk ? image_disk_claim(op->v->guard, op->h) : 0;
+    int r = op->is_disk ? image_disk_claim(op->v->guard, op->h, &op->conflict) : 0;
     if (r < 0)
         return r;
     struct asker a = {.req = op->req, .h = op->h, .kind = OWNER_BYTES, .id = op->owner};
@@ -603,11 +606,11 @@ static int try_bytes(struct lock_op *op, struct inode_locks *l)
  * program is told. */
 static int disk_busy(const struct lock_op *op, bool last)
 {
-    if (!last && (op->sleep ||
-                  !image_wait_is_vain(op->v->guard, op->h->inode, &op->h->opener, op->since_ms)))
+    if (!last && (op->sleep || !image_wait_is_vain(op->v->guard, op->h->inode, &op->h->opener,
+                                                   op->since_ms, &op->conflict)))
         return -EBUSY;
     struct opener who = {.pid = op->lock.l_pid > 0 ? (uint64_t)op->lock.l_pid : 0};
-    image_refused(op->v->guard, op->h->inode, &who, IMAGE_DISK_LOCK, -EBUSY);
+    image_refused(op->v->guard, op->h->inode, &who, IMAGE_DISK_LOCK, &op->conflict);
     return -EAGAIN;
 }
 

@@ -8,6 +8,7 @@
 #include <sys/sysmacros.h>
 
 #include "base/log.h"
+#include "guard/conflict.h"
 #include "guard/first.h"
 #include "guard/guard.h"
 #include "guard/maker.h"
@@ -37,6 +38,7 @@ struct open_op {
         tried_ms;
     int takeover;   /* result of the latter; 0: none yet */
     struct why why; /* of the latter */
+    struct conflict conflict;
 };
 
 /* The handle may read its file as an image. */
@@ -159,7 +161,8 @@ static int open_takeover(struct open_op *op)
 {
     struct view *v = op->v;
     uint64_t now = base_now_ms();
-    if (v->guard->opt.takeover == TAKEOVER_MANUAL || !image_held_elsewhere(op->h->inode))
+    if (v->guard->opt.takeover == TAKEOVER_MANUAL ||
+        !image_held_elsewhere(op->h->inode, &op->conflict))
         return -EBUSY;
     if (op->tried_ms != 0 && now - op->tried_ms < TAKEOVER_PACE_MS)
         return -EBUSY;
@@ -185,7 +188,7 @@ static bool open_wait_takeover(struct open_op *op)
  */
 static bool open_wait_longer(struct open_op *op)
 {
-    if (image_being_released(op->h->inode) && op->more_s < OPEN_RELEASE_WAIT_S &&
+    if (image_being_released(op->h->inode, &op->conflict) && op->more_s < OPEN_RELEASE_WAIT_S &&
         !atomic_load(&op->v->guard->stopping)) {
         op->more_s++;
         park_start(op->v->park, op->req, open_turn, op, 1000);
@@ -209,9 +212,9 @@ static bool open_turn(void *arg, enum park_turn turn)
         op_fail(op, -EINTR);
         return true;
     }
-    int r = image_open(op->v->guard, op->h, op->truncate);
+    int r = image_open(op->v->guard, op->h, op->truncate, &op->conflict);
     if (r == -EBUSY && open_takeover(op) == 0)
-        r = image_open(op->v->guard, op->h, op->truncate);
+        r = image_open(op->v->guard, op->h, op->truncate, &op->conflict);
     if (r == 0) {
         if (op->truncate)
             fs_attr_drop_ids(op->req, op->h->inode);
@@ -223,13 +226,13 @@ static bool open_turn(void *arg, enum park_turn turn)
         op_fail(op, r);
         return true;
     }
-    bool vain = turn != PARK_LAST &&
-                image_wait_is_vain(op->v->guard, op->h->inode, &op->h->opener, op->since_ms);
+    bool vain = turn != PARK_LAST && image_wait_is_vain(op->v->guard, op->h->inode, &op->h->opener,
+                                                        op->since_ms, &op->conflict);
     if (turn != PARK_LAST && !vain)
         return false;
     if (!vain && open_wait_longer(op))
         return true;
-    image_refused(op->v->guard, op->h->inode, &op->h->opener, "open for write", r);
+    image_refused(op->v->guard, op->h->inode, &op->h->opener, "open for write", &op->conflict);
     if (op->takeover < 0)
         image_log_refused(op->v->guard, op->h->inode, "takeover", "%s", op->why.text);
     op_fail(op, r);
@@ -289,7 +292,7 @@ static void open_start(struct open_op *op)
     op->h->writer = !op->later && ((flags & O_ACCMODE) != O_RDONLY || flags & O_TRUNC);
     op->truncate = flags & O_TRUNC;
     if (op->later)
-        image_first_expect(op->h);
+        image_manager_expect(op->h);
     past_cache(op->v, op->h);
     if (op->made && op->v->guard->makers)
         maker_note(op->v->guard->makers, op->h->inode, &op->h->opener);
@@ -314,7 +317,7 @@ static struct open_op *op_new(fuse_req_t req, struct inode *i, int flags)
     op->v = v;
     cred_opener(req, &op->h->opener);
     op->h->flags = flags;
-    op->later = image_first_waits(v->guard, &op->h->opener, flags);
+    op->later = image_manager_waits(v->guard, &op->h->opener, flags);
     op->since_ms = base_now_ms();
     return op;
 }

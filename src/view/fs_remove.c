@@ -7,6 +7,7 @@
 
 #include "base/hook.h"
 #include "base/log.h"
+#include "guard/conflict.h"
 #include "guard/guard.h"
 #include "guard/wait.h"
 #include "run/park.h"
@@ -29,6 +30,7 @@ struct removal {
     uint64_t since_ms;
     struct inode *dir[2]; /* pinned; [1] for rename */
     char *name[2];
+    struct conflict conflict; /* of the last attempt */
 };
 
 struct victims {
@@ -115,7 +117,8 @@ static void victims_unhold(struct removal *op, struct victims *v, unsigned n)
 static int victims_hold(struct removal *op, struct victims *v, unsigned *ret_failed)
 {
     for (unsigned n = 0; n < v->n; n++) {
-        int r = image_hold(op->v->guard, v->inode[n], &op->who, op->what, false, &v->hold[n]);
+        int r = image_hold(op->v->guard, v->inode[n], &op->who, op->what, false, &v->hold[n],
+                           &op->conflict);
         if (r < 0) {
             victims_unhold(op, v, n);
             *ret_failed = n;
@@ -221,7 +224,7 @@ static int look_beneath(void *arg, const char *path)
         fd = -1;
     }
     struct inode *i = fd < 0 ? NULL : inode_enter(v->guard->inodes, fd, &st, false);
-    int r = i ? image_moving(v->guard, i, &b->op->who) : 0;
+    int r = i ? image_moving(v->guard, i, &b->op->who, &b->op->conflict) : 0;
     if (r == -EBUSY)
         *b->busy = i;
     else
@@ -241,7 +244,7 @@ static int source_moving(struct removal *op, unsigned slot, struct inode **ret_b
         struct beneath b = {.op = op, .dir = i, .busy = ret_busy};
         r = image_each_needed(op->v->guard, &op->who, look_beneath, &b);
     } else if (!(op->flags & RENAME_EXCHANGE)) {
-        r = image_moving(op->v->guard, i, &op->who);
+        r = image_moving(op->v->guard, i, &op->who, &op->conflict);
         if (r == -EBUSY) {
             *ret_busy = i;
             return r;
@@ -321,10 +324,10 @@ static bool removal_turn(void *arg, enum park_turn turn)
     struct inode *busy = NULL;
     int r = turn == PARK_INTERRUPTED ? -EINTR : removal_try(op, &busy);
     if (busy) {
-        bool last =
-            turn == PARK_LAST || image_wait_is_vain(op->v->guard, busy, &op->who, op->since_ms);
+        bool last = turn == PARK_LAST ||
+                    image_wait_is_vain(op->v->guard, busy, &op->who, op->since_ms, &op->conflict);
         if (last)
-            image_refused(op->v->guard, busy, &op->who, op->what, r);
+            image_refused(op->v->guard, busy, &op->who, op->what, &op->conflict);
         inode_put(op->v->guard->inodes, busy);
         if (!last)
             return false;

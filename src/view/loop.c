@@ -86,7 +86,7 @@ static enum where where_to(struct view *v, const char *mem, size_t size, uint64_
         const struct handle *h = handle_get(v->guard->handles, io.fh);
         if (!h || fs_data_direct(h, in.opcode == FUSE_WRITE, io.offset))
             return ON_RECEIVER;
-        if (in.opcode == FUSE_WRITE && image_first_expected(h))
+        if (in.opcode == FUSE_WRITE && image_manager_expected(h))
             /* it may wait for the holder, whose own reads and writes are in that lane */
             return IN_POOL;
         *ret_lane = h->inode->nodeid;

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "guard/conflict.h"
 #include "guard/guard.h"
 #include "qcow2_image.h"
 #include "tempstore.h"
@@ -21,6 +22,9 @@ static uint8_t truth[FORMAT_REACH]; /* the first bytes of disk.qcow2 */
 
 /* Two processes that are there: a holder whose process is gone is a case of its own. */
 static struct opener first, second;
+
+/* Of the last open that got -EBUSY. */
+static struct conflict conflict;
 
 static inline const char *raw_path(const char *name)
 {
@@ -144,7 +148,7 @@ static inline int open_as(struct guard *g, const char *name, int flags, const st
     h->fd = io_reopen(h->inode->fd, h->writer ? O_RDWR : O_RDONLY);
     cr_assert(h->fd >= 0);
     if (h->writer) {
-        r = image_open(g, h, flags & O_TRUNC);
+        r = image_open(g, h, flags & O_TRUNC, &conflict);
     } else {
         enum image_what what;
         r = image_probe(g, h->inode, &what);

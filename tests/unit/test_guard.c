@@ -1,6 +1,11 @@
 /* The guard without a mount: two guards on one directory are two hosts. */
+#include <signal.h>
+#include <stdio.h>
+#include <sys/wait.h>
+
 #include "core/reader.h"
 #include "guard/image.h"
+#include "guard/readers.h"
 #include "guard_scene.h"
 
 #define A host[0]
@@ -154,15 +159,18 @@ Test(guard, names_are_held, .init = scene_make, .fini = scene_remove)
     struct handle *h;
     struct inode *i = look_up(A, "disk.qcow2"), *far = look_up(B, "disk.qcow2");
 
-    cr_assert_eq(image_hold(A, i, &first, "unlink", false, &hold), 0);
+    cr_assert_eq(image_hold(A, i, &first, "unlink", false, &hold, &conflict), 0);
     cr_assert_eq(open_as(A, "disk.qcow2", O_RDWR, &first, &h), -EBUSY, "nobody joins");
     cr_assert_eq(open_as(B, "disk.qcow2", O_RDWR, &first, &h), -EBUSY);
     cr_assert_eq(image_hold_check(A, &hold), 0);
     image_unhold(A, &hold);
     cr_assert_eq(open_as(A, "disk.qcow2", O_RDWR, &first, &h), 0);
-    cr_assert_eq(image_hold(A, i, &second, "unlink", false, &hold), -EBUSY, "another process");
-    cr_assert_eq(image_hold(B, far, &first, "unlink", false, &hold), -EBUSY, "another host");
-    cr_assert_eq(image_hold(A, i, &first, "unlink", false, &mine), 0, "the holder himself");
+    cr_assert_eq(image_hold(A, i, &second, "unlink", false, &hold, &conflict), -EBUSY,
+                 "another process");
+    cr_assert_eq(image_hold(B, far, &first, "unlink", false, &hold, &conflict), -EBUSY,
+                 "another host");
+    cr_assert_eq(image_hold(A, i, &first, "unlink", false, &mine, &conflict), 0,
+                 "the holder himself");
     image_unhold(A, &mine);
     close_as(A, h);
     cr_assert(is_true("disk.qcow2"));
@@ -316,15 +324,15 @@ Test(guard, a_protecting_reader_keeps_writers_away, .init = scene_make, .fini = 
     cr_assert_eq(open_as(A, "disk.qcow2", O_RDONLY, &second, &reader), 0);
     declare(A, reader, &rd);
     cr_assert_eq(names_of_readers(reader->inode), 1);
-    cr_assert_eq(image_reader_ask(A, reader->inode, &rd, F_WRLCK, 101, 1, &found), 0);
+    cr_assert_eq(image_reader_ask(A, reader->inode, &rd, F_WRLCK, 101, 1, &found, &conflict), 0);
     cr_assert_eq(open_as(A, "disk.qcow2", O_RDWR, &first, &writer), -EBUSY);
     cr_assert_eq(open_as(B, "disk.qcow2", O_RDWR, &first, &writer), -EBUSY);
     image_reader_forget(A, reader->inode, &rd);
     cr_assert_eq(names_of_readers(reader->inode), 0);
     cr_assert_eq(open_as(B, "disk.qcow2", O_RDWR, &first, &writer), 0);
     declare(A, reader, &rd);
-    cr_assert_eq(image_reader_ask(A, reader->inode, &rd, F_WRLCK, 101, 1, &found), -EBUSY,
-                 "too late");
+    cr_assert_eq(image_reader_ask(A, reader->inode, &rd, F_WRLCK, 101, 1, &found, &conflict),
+                 -EBUSY, "too late");
     image_reader_forget(A, reader->inode, &rd);
     close_as(B, writer);
     close_as(A, reader);
@@ -343,16 +351,164 @@ Test(guard, a_reader_that_comes_while_the_claim_goes, .init = scene_make, .fini 
     cr_assert_eq(names_of_readers(reader->inode), 0, "the claim of this host protects it");
     image_reader_forget(A, reader->inode, &rd);
 
-    atomic_store(&img->held, false);
+    atomic_store(&img->held.valid, false);
     declare(A, reader, &rd);
     cr_assert_eq(names_of_readers(reader->inode), 1, "the claim does not any more");
     image_reader_forget(A, reader->inode, &rd);
-    atomic_store(&img->held, true);
-    atomic_store(&img->io_error, EIO); /* FENCED */
+    atomic_store(&img->held.valid, true);
+    atomic_store(&img->held.io_error, EIO); /* FENCED */
     declare(A, reader, &rd);
     cr_assert_eq(names_of_readers(reader->inode), 1);
     image_reader_forget(A, reader->inode, &rd);
-    atomic_store(&img->io_error, 0);
+    atomic_store(&img->held.io_error, 0);
     close_as(A, writer);
     close_as(A, reader);
+}
+
+/* ---- why a request is refused ---- */
+
+Test(guard, each_request_has_its_own_conflict, .init = scene_make, .fini = scene_remove)
+{
+    struct handle *h, *reader, *other;
+    struct image_reader rd;
+    struct hold hold;
+    struct conflict of_hold, of_open;
+
+    cr_assert_eq(open_as(A, "disk.qcow2", O_RDWR, &first, &h), 0);
+    cr_assert_eq(open_as(A, "disk.qcow2", O_RDONLY, &second, &reader), 0);
+    declare(A, reader, &rd);
+    cr_assert_eq(image_hold(A, h->inode, &first, "unlink", false, &hold, &of_hold), -EBUSY);
+    cr_assert_eq(open_as(A, "disk.qcow2", O_RDWR, &second, &other), -EBUSY);
+    of_open = conflict;
+    cr_assert_eq(of_hold.kind, CONFLICT_READER, "kind %u", of_hold.kind);
+    cr_assert_eq(of_hold.pid, second.pid);
+    cr_assert_eq(of_open.kind, CONFLICT_HERE, "kind %u", of_open.kind);
+    cr_assert_eq(of_open.pid, first.pid);
+    image_reader_forget(A, reader->inode, &rd);
+    close_as(A, reader);
+    close_as(A, h);
+}
+
+Test(guard, a_conflict_names_the_holder, .init = scene_make, .fini = scene_remove)
+{
+    struct handle *h, *other;
+    struct conflict of_claim;
+    uint64_t generation;
+    int fd = open(raw_path("disk.qcow2"), O_RDWR | O_CLOEXEC);
+    struct flock writes = {.l_type = F_RDLCK, .l_whence = SEEK_SET, .l_start = 101, .l_len = 1};
+
+    cr_assert_eq(open_as(B, "disk.qcow2", O_RDWR, &first, &h), 0);
+    cr_assert_eq(claim_now("disk.qcow2", &generation), CLAIM_HELD);
+    cr_assert_eq(open_as(A, "disk.qcow2", O_RDWR, &second, &other), -EBUSY);
+    of_claim = conflict;
+    close_as(B, h);
+    cr_assert_eq(fcntl(fd, F_OFD_SETLK, &writes), 0);
+    cr_assert_eq(open_as(A, "disk.qcow2", O_RDWR, &second, &other), -EBUSY);
+    cr_assert_eq(conflict.kind, CONFLICT_OUTSIDE);
+    close(fd);
+    cr_assert_eq(of_claim.kind, CONFLICT_CLAIM, "the other request's");
+    cr_assert_str_eq(of_claim.host, B->host.uuid);
+    cr_assert_eq(of_claim.generation, generation);
+    cr_assert_eq(of_claim.pid, first.pid);
+    cr_assert_not(of_claim.released);
+}
+
+Test(guard, a_conflict_of_a_plain_writer, .init = scene_make, .fini = scene_remove)
+{
+    struct handle *h, *other;
+
+    put_raw("new.qcow2", "", 0, IMAGE_SIZE);
+    cr_assert_eq(open_as(A, "new.qcow2", O_RDWR, &first, &h), 0);
+    put_raw("new.qcow2", truth, sizeof(truth), IMAGE_SIZE);
+    cr_assert_eq(open_as(A, "new.qcow2", O_RDWR, &second, &other), -EBUSY);
+    cr_assert_eq(conflict.kind, CONFLICT_OPENING);
+    cr_assert_eq(conflict.pid, first.pid);
+    cr_assert_eq(open_as(B, "new.qcow2", O_RDWR, &second, &other), -EBUSY);
+    cr_assert_eq(conflict.kind, CONFLICT_FENCE);
+    close_as(A, h);
+}
+
+Test(guard, what_the_log_says_of_a_conflict)
+{
+    struct conflict c = {.kind = CONFLICT_CLAIM,
+                         .host_name = "two",
+                         .host = "u2",
+                         .pid = 7,
+                         .generation = 3,
+                         .since = "noon",
+                         .released = true};
+    const struct conflict_place at = {
+        .host_name = "one", .host = "u1", .datastore = "/d", .raw = "/d/x"};
+    char text[1400];
+
+    conflict_text(&c, &at, 9, text, sizeof(text));
+    cr_assert_str_eq(
+        text,
+        "asked for by pid 9; held by host two (u2), pid 7, since noon, generation 3, being released. It is free when that is closed there; if that host is down for good: fsck.diskguard --takeover u2 --confirm-host-is-down /d");
+    for (unsigned kind = 0; kind < CONFLICT_KINDS; kind++) {
+        c.kind = kind;
+        conflict_text(&c, &at, 0, text, sizeof(text));
+        cr_assert(strlen(text) > 100, "kind %u: %s", kind, text);
+        cr_assert_null(strchr(text, '{'), "kind %u: %s", kind, text);
+        conflict_text(&c, &at, 0, text, 40);
+        cr_assert_eq(strlen(text), 39, "cut: %s", text);
+    }
+}
+
+/* ---- states ---- */
+
+Test(guard, every_move_of_the_table)
+{
+    static const char *const to[] = {
+        [IMAGE_IDLE] = "sealing",
+        [IMAGE_SEALING] = "idle sealed stuck",
+        [IMAGE_SEALED] = "restoring fenced vanished",
+        [IMAGE_RESTORING] = "idle stuck",
+        [IMAGE_FENCED] = "idle",
+        [IMAGE_STUCK] = "restoring",
+        [IMAGE_VANISHED] = "sealed restoring",
+    };
+    for (unsigned a = 0; a < sizeof(to) / sizeof(*to); a++) {
+        for (unsigned b = 0; b < sizeof(to) / sizeof(*to); b++) {
+            const char *name = image_state_name(b), *at = strstr(to[a], name);
+            while (at && at > to[a] && at[-1] != ' ') /* "sealed" is no part of another word */
+                at = strstr(at + 1, name);
+            cr_assert_eq(image_may_move(a, b), at != NULL, "%s -> %s", image_state_name(a), name);
+        }
+    }
+}
+
+/* Makes the move in a child process. true: that was stopped. */
+static bool move_stops(struct guard *g, struct image *img, enum image_state to)
+{
+    int status = 0;
+    fflush(NULL);
+    pid_t pid = fork();
+
+    cr_assert(pid >= 0);
+    if (pid == 0) {
+        image_move(g, img, to, 0);
+        _exit(0);
+    }
+    cr_assert_eq(waitpid(pid, &status, 0), pid);
+    return WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT;
+}
+
+Test(guard, a_wrong_move_is_caught, .init = scene_make, .fini = scene_remove)
+{
+    struct handle *h;
+    struct inode *i = look_up(A, "disk.qcow2");
+    struct image *img = image_get(i);
+
+    cr_assert(move_stops(A, img, IMAGE_SEALED), "not in the table");
+    cr_assert(move_stops(A, img, IMAGE_RESTORING));
+    cr_assert_eq(open_as(A, "disk.qcow2", O_RDWR, &first, &h), 0);
+    cr_assert(move_stops(A, img, IMAGE_IDLE));
+#ifdef DG_HOOKS
+    cr_assert(move_stops(A, img, IMAGE_RESTORING), "in the table, but a handle holds it");
+    cr_assert(move_stops(A, img, IMAGE_FENCED), "in the table, but it may be written");
+#endif
+    cr_assert_not(move_stops(A, img, IMAGE_VANISHED));
+    close_as(A, h);
+    inode_put(A->inodes, i);
 }

@@ -1,0 +1,13 @@
+/* restore.h: the end of a hold. */
+#ifndef DISKGUARD_GUARD_RESTORE_H
+#define DISKGUARD_GUARD_RESTORE_H
+
+#include "guard/image.h"
+
+/* RESTORING -> IDLE or STUCK: sync, restore, free, close. The caller has moved the state to
+ * RESTORING. 0 or what made it STUCK. */
+int image_restore(struct guard *g, struct image *img) EXCLUDES(img->lock, img->header);
+/* One guard less; the last one restores (or, fenced, drops). */
+void image_unguard(struct guard *g, struct image *img) EXCLUDES(img->lock, img->header);
+
+#endif

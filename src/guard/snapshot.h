@@ -1,0 +1,29 @@
+/* snapshot.h: what is known of a file that this host does not hold: snapshot.c says why it counts.
+ */
+#ifndef DISKGUARD_GUARD_SNAPSHOT_H
+#define DISKGUARD_GUARD_SNAPSHOT_H
+
+#include "guard/image.h"
+
+/* Before claim and header are read; what cannot be fetched makes a look that counts for nothing. */
+void image_look_begin(struct guard *g, struct image *img, struct image_look *ret)
+    EXCLUDES(img->lock);
+/* After they were, the claim after the header, or before and after it: remembers it, unless this
+ * host holds the image meanwhile. */
+void image_look_end(struct image *img, struct image_look *look, const struct header *h,
+                    const struct claim *c) EXCLUDES(img->lock);
+/* Where bytes can be sealed, by both. */
+struct format_zone image_look_zone(const struct header *h, const struct claim *c);
+bool image_zone_touched(const struct format_zone *zone, uint64_t off, uint64_t len);
+/* In image_read.hold: by image.alone, not by a hold of this host. */
+#define IMAGE_ALONE 0x80000000u
+/* Does this look say that nothing is sealed in this range? Whether it still counts,
+ * image_read_sound() says after the read. */
+bool image_look_covers(const struct image *img, const struct image_look *look, uint64_t off,
+                       uint64_t len);
+/* No header that could be sealed: plain, or a partition table. */
+bool image_is_headless(const struct header *h);
+/* Was there ever anything to be looked at beyond the start of the file? */
+bool image_zone_is_far(const struct image *img);
+
+#endif
