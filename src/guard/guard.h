@@ -174,10 +174,23 @@ void image_data_end(struct handle *h);
 DG_MUST_CHECK int image_ftruncate(struct guard *g, struct handle *h, uint64_t size);
 DG_MUST_CHECK int image_fallocate(struct guard *g, struct handle *h, int mode, uint64_t off,
                                   uint64_t len);
-/* doubt: it was read as guest data, and image_read_sound() was not content: looks at claim and
- * header in any case. */
+/* read(2) of an image or any other file: the one protocol (read.c). Guest data goes straight to the
+ * handle's descriptor; what is read there counts only if it cannot be sealed bytes. A count, or
+ * -errno. */
+enum read_how {
+    READ_NO_WAIT,  /* -EWOULDBLOCK: claims must be looked at first: again with READ_IN_DOUBT */
+    READ_MAY_WAIT, /* not on a thread that reads requests */
+    READ_IN_DOUBT, /* the same; looks at claim and header in any case */
+};
 DG_MUST_CHECK ssize_t image_read(struct guard *g, struct handle *h, void *buf, size_t len,
-                                 uint64_t off, bool doubt);
+                                 uint64_t off, enum read_how how);
+/* copy_file_range(2) of guest data, as much as neither side must look at; far from every header.
+ * 0: nothing was copied, or *ret_doubt bytes that may be sealed ones: they must be read and written
+ * again. *ret_end: that is all; then a count of 0 is the end of the file. Or -errno. */
+#define IMAGE_COPY_MOST (1u << 20) /* of what may have to be written again */
+DG_MUST_CHECK ssize_t image_copy(struct guard *g, struct handle *in, uint64_t off_in,
+                                 struct handle *out, uint64_t off_out, size_t len, unsigned flags,
+                                 bool *ret_end, size_t *ret_doubt);
 /* placed: at off, even if the handle has O_APPEND. */
 DG_MUST_CHECK ssize_t image_write(struct guard *g, struct handle *h, const void *buf, size_t len,
                                   uint64_t off, bool placed);
@@ -199,21 +212,6 @@ struct image_look {
     struct timespec ctime, claims_ctime;
 };
 
-/* Before anything else about a read that may go straight to the datastore, the look at the zone
- * (image_is_data) too: what is known of the file. */
-struct image_read {
-    /* not 0: this host holds the image, or its readers keep everybody from claiming it; as long as
-     * the number is the same it has been so */
-    unsigned hold;
-    unsigned zones;         /* and as long as this one is, the zone has not become wider */
-    struct image_look look; /* where hold is 0: the last one */
-};
-struct image_read image_read_begin(const struct handle *h);
-/* And afterwards: how many of the len bytes at off cannot be sealed ones (snapshot.c); all the
- * others must be forgotten, and read by image_read(). Asks the storage for attributes; where hold
- * is not 0 and still true, not even that. */
-uint64_t image_read_sound(struct guard *g, const struct handle *h, const struct image_read *began,
-                          uint64_t off, uint64_t len);
 /* May this host's cache of the file show what another host has changed since? On NFS it may,
  * without limit in time (io.h), for every handle but those of an image that this host holds, whose
  * cache was dropped under the fence lock when it was claimed, and those that write a plain file. */

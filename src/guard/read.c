@@ -174,6 +174,16 @@ static void log_unexplained(struct guard *g, struct inode *i)
         path, g->store.path);
 }
 
+/* The bytes as they stand, of a file of which something is known. false: they may be sealed ones,
+ * and must be forgotten. */
+static bool read_straight(struct guard *g, struct handle *h, const struct image_known *began,
+                          void *buf, size_t len, uint64_t off, ssize_t *ret)
+{
+    *ret = image_pread(h, buf, len, off);
+    HOOK("read.check");
+    return *ret <= 0 || image_read_sound(g, h, began, off, (uint64_t)*ret) >= (uint64_t)*ret;
+}
+
 /* What this host does not hold: another one may. */
 static ssize_t read_foreign(struct guard *g, struct handle *h, void *buf, size_t len, uint64_t off,
                             bool doubt)
@@ -184,13 +194,12 @@ static ssize_t read_foreign(struct guard *g, struct handle *h, void *buf, size_t
         return -ENOMEM;
     if (i->dev != g->store.dev)
         return image_pread(h, buf, len, off);
-    struct image_read began = image_read_begin(h);
+    struct image_known began = image_read_begin(h);
     /* A hold that just ends here explains nothing. */
     bool may = began.hold == 0 || (began.hold & IMAGE_ALONE);
     if (!doubt && may && (began.hold || image_look_covers(img, &began.look, off, len))) {
-        ssize_t n = image_pread(h, buf, len, off);
-        HOOK("read.check");
-        if (n <= 0 || image_read_sound(g, h, &began, off, (uint64_t)n) >= (uint64_t)n)
+        ssize_t n;
+        if (read_straight(g, h, &began, buf, len, off, &n))
             return n;
     }
     __attribute__((cleanup(foreign_freep))) struct foreign *w = calloc(1, sizeof(*w));
@@ -206,12 +215,74 @@ static ssize_t read_foreign(struct guard *g, struct handle *h, void *buf, size_t
     return w->n;
 }
 
-ssize_t image_read(struct guard *g, struct handle *h, void *buf, size_t len, uint64_t off,
-                   bool doubt)
+/* Where a seal can be: through the overlay of this host, or by the claim of another one. */
+static ssize_t read_zone(struct guard *g, struct handle *h, void *buf, size_t len, uint64_t off,
+                         bool doubt)
 {
     struct image *img = atomic_load(&h->inode->image);
     ssize_t n;
     if (img && atomic_load(&img->held.valid) && read_held(img, h, buf, len, off, &n))
         return n;
     return read_foreign(g, h, buf, len, off, doubt);
+}
+
+ssize_t image_read(struct guard *g, struct handle *h, void *buf, size_t len, uint64_t off,
+                   enum read_how how)
+{
+    if (how == READ_IN_DOUBT)
+        return read_zone(g, h, buf, len, off, true);
+    struct image_known began = image_read_begin(h);
+    HOOK("read.look");
+    if (!image_is_data(h, off))
+        return read_zone(g, h, buf, len, off, false);
+    ssize_t n = HOOK_FAIL("data.read");
+    if (n < 0 || read_straight(g, h, &began, buf, len, off, &n))
+        return n;
+    return how == READ_NO_WAIT ? -EWOULDBLOCK : read_zone(g, h, buf, len, off, true);
+}
+
+/* ---- copies ---- */
+
+/* Far from every header. Below it is the caller's business. */
+static ssize_t copy_far(struct handle *in, uint64_t off_in, struct handle *out, uint64_t off_out,
+                        size_t len, unsigned flags)
+{
+    int allowed = image_write_allowed(out);
+    if (allowed < 0)
+        return allowed;
+    if (image_past_cache(in)) { /* where the server cannot copy, the kernel does, from the cache */
+        int r = io_cache_drop(in->fd);
+        if (r < 0)
+            return r;
+    }
+    atomic_store(&out->dirty, true);
+    off_t from = (off_t)off_in, to = (off_t)off_out;
+    unsigned epoch;
+    if (!image_direct_begin(out, off_out, &epoch))
+        /* has become a part of the header just now: the kernel copies by itself then */
+        return -EXDEV;
+    ssize_t n = copy_file_range(in->fd, &from, out->fd, &to, len, flags);
+    int err = errno;
+    image_direct_end(out, epoch);
+    image_wrote(out);
+    return n < 0 ? -err : n;
+}
+
+ssize_t image_copy(struct guard *g, struct handle *in, uint64_t off_in, struct handle *out,
+                   uint64_t off_out, size_t len, unsigned flags, bool *ret_end, size_t *ret_doubt)
+{
+    struct image_known began = image_read_begin(in);
+    *ret_end = false;
+    if (!image_is_data(in, off_in) || !image_is_data(out, off_out))
+        return 0;
+    if (began.hold == 0) /* so much may have to be written again */
+        len = DG_MIN(len, IMAGE_COPY_MOST);
+    size_t far = (size_t)image_read_sound(g, in, &began, off_in, len);
+    ssize_t n = far > 0 ? copy_far(in, off_in, out, off_out, far, flags) : 0;
+    if (n > 0 && image_read_sound(g, in, &began, off_in, (uint64_t)n) < (uint64_t)n) {
+        *ret_doubt = (size_t)n;
+        return 0;
+    }
+    *ret_end = far > 0 && (n <= 0 || (size_t)n < far);
+    return n;
 }

@@ -98,10 +98,10 @@ void image_look_end(struct image *img, struct image_look *look, const struct hea
     mutex_unlock(&img->lock);
 }
 
-struct image_read image_read_begin(const struct handle *h)
+struct image_known image_read_begin(const struct handle *h)
 {
     struct image *img = atomic_load(&h->inode->image);
-    struct image_read r = {.zones = img ? atomic_load(&img->zone.grown) : 0};
+    struct image_known r = {.zones = img ? atomic_load(&img->zone.grown) : 0};
     if (!img)
         return r;
     unsigned holds = atomic_load(&img->held.count), alone = atomic_load(&img->readers.epoch);
@@ -137,7 +137,7 @@ bool image_look_covers(const struct image *img, const struct image_look *look, u
     return !image_zone_touched(&zone, off, len) || (look->valid && look->clean);
 }
 
-uint64_t image_read_sound(struct guard *g, const struct handle *h, const struct image_read *began,
+uint64_t image_read_sound(struct guard *g, const struct handle *h, const struct image_known *began,
                           uint64_t off, uint64_t len)
 {
     const struct inode *i = h->inode;
@@ -147,7 +147,7 @@ uint64_t image_read_sound(struct guard *g, const struct handle *h, const struct 
     if (i->dev != g->store.dev)
         return len; /* nothing is sealed there */
     if (began->hold != 0) {
-        struct image_read now = image_read_begin(h);
+        struct image_known now = image_read_begin(h);
         return now.hold == began->hold && now.zones == began->zones ? len : 0;
     }
     /* A plain writer has the fence: nobody can have claimed the file. */

@@ -1,6 +1,6 @@
 /* fs_data.c: the data path. Guest data (image_is_data) goes straight to the handle's descriptor: no
  * lock, no copy, no allocation. What a host reads that does not hold the image is only answered
- * when it cannot be sealed bytes (image_read_sound). */
+ * when it cannot be sealed bytes (image_read()). */
 #include "view/fs.h"
 
 #include <fcntl.h>
@@ -69,28 +69,6 @@ bool fs_data_direct(const struct handle *h, bool write, uint64_t off)
     return image_is_data(h, off);
 }
 
-/* As guest data. *ret_sound false: what was read must be forgotten, and be read by image_read(). */
-static ssize_t read_direct(struct view *v, struct handle *h, const struct image_read *began,
-                           void *buf, size_t size, uint64_t off, bool *ret_sound)
-{
-    ssize_t n = HOOK_FAIL("data.read");
-    if (n == 0)
-        n = image_pread(h, buf, size, off);
-    *ret_sound = n <= 0 || image_read_sound(v->guard, h, began, off, (uint64_t)n) >= (uint64_t)n;
-    return n;
-}
-
-/* May look at claims: not on a thread that reads requests. */
-static ssize_t read_at(struct view *v, struct handle *h, void *buf, size_t size, uint64_t off)
-{
-    struct image_read began = image_read_begin(h);
-    bool sound;
-    if (!fs_data_direct(h, false, off))
-        return image_read(v->guard, h, buf, size, off, false);
-    ssize_t n = read_direct(v, h, &began, buf, size, off, &sound);
-    return sound ? n : image_read(v->guard, h, buf, size, off, true);
-}
-
 /* ---- a request on its way to the pool: the storage refused it (reopen.c), or a read must be done
  * with care ---- */
 
@@ -127,14 +105,14 @@ static void failed_again(void *arg, bool mended)
     bool direct;
     if (mended)
         n = l->write ? write_at(l->v, l->h, l->buf, l->size, l->off, l->page, &direct)
-                     : read_at(l->v, l->h, l->buf, l->size, l->off);
+                     : image_read(l->v->guard, l->h, l->buf, l->size, l->off, READ_MAY_WAIT);
     later_reply(l, n);
 }
 
 static void doubt_again(void *arg)
 {
     struct later *l = arg;
-    later_reply(l, image_read(l->v->guard, l->h, l->buf, l->size, l->off, true));
+    later_reply(l, image_read(l->v->guard, l->h, l->buf, l->size, l->off, READ_IN_DOUBT));
 }
 
 /* NULL: out of memory. */
@@ -191,13 +169,8 @@ void fs_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse
         fuse_reply_err(req, h ? ENOMEM : EBADF);
         return;
     }
-    struct image_read began = image_read_begin(h);
-    bool sound = true;
-    HOOK("read.look");
-    ssize_t n = image_is_data(h, (uint64_t)off)
-                    ? read_direct(v, h, &began, buf, size, (uint64_t)off, &sound)
-                    : image_read(v->guard, h, buf, size, (uint64_t)off, false);
-    if (!sound) {
+    ssize_t n = image_read(v->guard, h, buf, size, (uint64_t)off, READ_NO_WAIT);
+    if (n == -EWOULDBLOCK) {
         doubt_later(v, req, h, size, (uint64_t)off);
         return;
     }
@@ -335,10 +308,9 @@ void fs_lseek(fuse_req_t req, fuse_ino_t ino, off_t off, int whence, struct fuse
         fuse_reply_lseek(req, r);
 }
 
-/* Of what is not guest data one call copies no more than COPY_MOST, so that a signal ends a long
- * copy: short counts are what callers of copy_file_range(2) must expect. */
+/* Of what is not guest data one call copies no more than IMAGE_COPY_MOST, so that a signal ends a
+ * long copy: short counts are what callers of copy_file_range(2) must expect. */
 #define COPY_PIECE (256u << 10)
-#define COPY_MOST (1u << 20)
 
 /* What is not guest data goes through the overlay, piece by piece. Never under the locks of both
  * images at a time. */
@@ -354,59 +326,11 @@ static ssize_t copy_head(struct view *v, struct handle *in, uint64_t off_in, str
     void *buf = buffer_get(COPY_PIECE);
     if (!buf)
         return -ENOMEM;
-    ssize_t n = read_at(v, in, buf, len, off_in);
+    ssize_t n = image_read(v->guard, in, buf, len, off_in, READ_MAY_WAIT);
     if (n == -EINVAL && (in->flags | out->flags) & O_DIRECT)
         return -EXDEV; /* unaligned: the kernel copies by itself then */
     bool direct;
     return n <= 0 ? n : write_at(v, out, buf, (size_t)n, off_out, false, &direct);
-}
-
-/* Far from every header. Below it is the caller's business. */
-static ssize_t copy_far(struct handle *in, uint64_t off_in, struct handle *out, uint64_t off_out,
-                        size_t len, unsigned flags)
-{
-    int allowed = image_write_allowed(out);
-    if (allowed < 0)
-        return allowed;
-    if (image_past_cache(in)) { /* where the server cannot copy, the kernel does, from the cache */
-        int r = io_cache_drop(in->fd);
-        if (r < 0)
-            return r;
-    }
-    atomic_store(&out->dirty, true);
-    off_t from = (off_t)off_in, to = (off_t)off_out;
-    unsigned epoch;
-    if (!image_direct_begin(out, off_out, &epoch))
-        /* has become a part of the header just now: the kernel copies by itself then */
-        return -EXDEV;
-    ssize_t n = copy_file_range(in->fd, &from, out->fd, &to, len, flags);
-    int err = errno;
-    image_direct_end(out, epoch);
-    image_wrote(out);
-    return n < 0 ? -err : n;
-}
-
-/* Lets the storage copy as much from here on as neither side must look at. 0: nothing was copied,
- * or *ret_doubt bytes that may be sealed ones: copy_head() must write the right ones over them.
- * *ret_end: that is all, a count of 0 the end of the file. */
-static ssize_t copy_sound(struct view *v, struct handle *in, uint64_t off_in, struct handle *out,
-                          uint64_t off_out, size_t len, unsigned flags, bool *ret_end,
-                          size_t *ret_doubt)
-{
-    struct image_read began = image_read_begin(in);
-    *ret_end = false;
-    if (!image_is_data(in, off_in) || !image_is_data(out, off_out))
-        return 0;
-    if (began.hold == 0) /* so much may have to be written again */
-        len = DG_MIN(len, COPY_MOST);
-    size_t far = (size_t)image_read_sound(v->guard, in, &began, off_in, len);
-    ssize_t n = far > 0 ? copy_far(in, off_in, out, off_out, far, flags) : 0;
-    if (n > 0 && image_read_sound(v->guard, in, &began, off_in, (uint64_t)n) < (uint64_t)n) {
-        *ret_doubt = (size_t)n;
-        return 0;
-    }
-    *ret_end = far > 0 && (n <= 0 || (size_t)n < far);
-    return n;
 }
 
 static ssize_t copy_range(fuse_req_t req, struct handle *in, uint64_t off_in, struct handle *out,
@@ -418,13 +342,13 @@ static ssize_t copy_range(fuse_req_t req, struct handle *in, uint64_t off_in, st
     ssize_t n = 0;
     for (bool end = false; done < len && !end; done += n > 0 ? (size_t)n : 0) {
         size_t doubt = 0;
-        n = done >= must ? copy_sound(v, in, off_in + done, out, off_out + done, len - done, flags,
-                                      &end, &doubt)
+        n = done >= must ? image_copy(v->guard, in, off_in + done, out, off_out + done, len - done,
+                                      flags, &end, &doubt)
                          : 0;
         must = DG_MAX(must, done + doubt);
         if (n != 0 || end)
             continue;
-        if (done >= must && (slow >= COPY_MOST || (slow > 0 && fuse_req_interrupted(req))))
+        if (done >= must && (slow >= IMAGE_COPY_MOST || (slow > 0 && fuse_req_interrupted(req))))
             break;
         n = copy_head(v, in, off_in + done, out, off_out + done, len - done);
         end = n <= 0;

@@ -6,6 +6,8 @@
 #include "core/reader.h"
 #include "guard/image.h"
 #include "guard/readers.h"
+#include "guard/takeover.h"
+#include "guard/zone.h"
 #include "guard_scene.h"
 
 #define A host[0]
@@ -93,7 +95,8 @@ Test(guard, everybody_reads_the_true_header, .init = scene_make, .fini = scene_r
     cr_assert_eq(open_as(A, "disk.qcow2", O_RDWR, &first, &h), 0);
     for (unsigned n = 0; n < HOSTS; n++) {
         cr_assert_eq(open_as(host[n], "disk.qcow2", O_RDONLY, &second, &reader), 0);
-        cr_assert_eq(image_read(host[n], reader, b, sizeof(b), 0, false), (ssize_t)sizeof(b));
+        cr_assert_eq(image_read(host[n], reader, b, sizeof(b), 0, READ_MAY_WAIT),
+                     (ssize_t)sizeof(b));
         cr_assert_arr_eq(b, truth, sizeof(b), "host %u", n);
         close_as(host[n], reader);
     }
@@ -111,7 +114,7 @@ Test(guard, a_change_of_the_header_is_kept, .init = scene_make, .fini = scene_re
     cr_assert_not(image_is_data(h, at));
     cr_assert_eq(image_write(A, h, text, sizeof(text), at, true), (ssize_t)sizeof(text));
     cr_assert_eq(open_as(B, "disk.qcow2", O_RDONLY, &second, &reader), 0);
-    cr_assert_eq(image_read(B, reader, b, sizeof(b), at, false), (ssize_t)sizeof(b));
+    cr_assert_eq(image_read(B, reader, b, sizeof(b), at, READ_MAY_WAIT), (ssize_t)sizeof(b));
     cr_assert_str_eq((char *)b, text);
     close_as(B, reader);
     close_as(A, h);
@@ -511,4 +514,160 @@ Test(guard, a_wrong_move_is_caught, .init = scene_make, .fini = scene_remove)
     cr_assert_not(move_stops(A, img, IMAGE_VANISHED));
     close_as(A, h);
     inode_put(A->inodes, i);
+}
+
+/* ---- what goes wrong ---- */
+
+/* Bytes behind the views' back. */
+static void write_raw(const char *name, const void *bytes, size_t len, off_t at)
+{
+    int fd = open(raw_path(name), O_WRONLY | O_CLOEXEC);
+
+    cr_assert(fd >= 0);
+    cr_assert_eq(pwrite(fd, bytes, len, at), (ssize_t)len);
+    close(fd);
+}
+
+/* Rounds of the monitor until the image has that state, or (IDLE) is no more: at most 10 s. */
+static bool maintained(struct guard *g, enum image_state want)
+{
+    struct image_tend *t = image_tend_new(g);
+    struct image_info info = {.state = IMAGE_IDLE};
+
+    cr_assert_not_null(t);
+    for (unsigned k = 0; k < 1000; k++) {
+        image_tend_round(t);
+        usleep(10000);
+        if (busy(g, &info) == 0)
+            info.state = IMAGE_IDLE;
+        if (info.state == want)
+            break;
+    }
+    image_tend_free(t);
+    return info.state == want;
+}
+
+Test(guard, what_is_stuck_is_tried_again, .init = scene_make, .fini = scene_remove)
+{
+    struct handle *h, *other;
+    struct image_info info;
+    uint8_t sealed[FORMAT_REACH], alien[FORMAT_REACH];
+
+    cr_assert_eq(open_as(A, "disk.qcow2", O_RDWR, &first, &h), 0);
+    get_raw("disk.qcow2", sealed, sizeof(sealed));
+    for (size_t k = 0; k < sizeof(alien); k++)
+        alien[k] = sealed[k] == truth[k] ? sealed[k] : (uint8_t) ~(sealed[k] ^ truth[k]);
+    write_raw("disk.qcow2", alien, sizeof(alien), 0);
+    close_as(A, h);
+    cr_assert_eq(busy(A, &info), 1);
+    cr_assert_eq(info.state, IMAGE_STUCK);
+    cr_assert_eq(info.error, EUCLEAN);
+    get_raw("disk.qcow2", sealed, sizeof(sealed));
+    cr_assert_arr_eq(sealed, alien, sizeof(alien), "somebody else's bytes are not touched");
+    cr_assert_eq(claim_now("disk.qcow2", NULL), CLAIM_HELD);
+    cr_assert_eq(open_as(A, "disk.qcow2", O_RDWR, &first, &other), -EBUSY);
+    cr_assert_eq(conflict.kind, CONFLICT_BROKEN);
+    cr_assert_eq(open_as(B, "disk.qcow2", O_RDWR, &first, &other), -EBUSY);
+    cr_assert_eq(conflict.kind, CONFLICT_CLAIM);
+
+    write_raw("disk.qcow2", truth, sizeof(truth), 0); /* a person repairs it */
+    cr_assert(maintained(A, IMAGE_IDLE));
+    cr_assert(is_true("disk.qcow2"));
+    cr_assert_eq(claim_now("disk.qcow2", NULL), CLAIM_FREE);
+    cr_assert_eq(open_as(B, "disk.qcow2", O_RDWR, &first, &other), 0);
+    close_as(B, other);
+}
+
+Test(guard, what_has_vanished_is_forgotten, .init = scene_make, .fini = scene_remove)
+{
+    struct handle *h;
+    struct image_info info;
+
+    cr_assert_eq(open_as(A, "disk.qcow2", O_RDWR, &first, &h), 0);
+    cr_assert_eq(unlink(raw_path("disk.qcow2")), 0);
+    cr_assert(maintained(A, IMAGE_VANISHED));
+    cr_assert_eq(busy(A, &info), 1, "its holder goes on");
+    cr_assert_eq(image_write_allowed(h), 0);
+    close_as(A, h);
+    cr_assert_eq(busy(A, NULL), 0);
+}
+
+/* A daemon that dies leaves its claim and its seal; the kernel closes its descriptors. */
+Test(guard, the_next_open_settles_what_a_crash_left, .init = scene_make, .fini = scene_remove)
+{
+    struct handle *h, *other;
+    uint64_t was, now;
+
+    cr_assert_eq(open_as(A, "disk.qcow2", O_RDWR, &first, &h), 0);
+    cr_assert_eq(claim_now("disk.qcow2", &was), CLAIM_HELD);
+    close(image_get(h->inode)->held.fd);
+    close(h->fd);
+    drop(A, h);
+    host_down(A);
+    A = NULL;
+    cr_assert_eq(open_as(B, "disk.qcow2", O_RDWR, &first, &other), -EBUSY, "it may be alive");
+    cr_assert_eq(conflict.kind, CONFLICT_CLAIM);
+
+    A = host_up(0, &(struct guard_options){0});
+    for (int r = -EBUSY, k = 0; r == -EBUSY && k < 10; k++)
+        r = open_as(A, "disk.qcow2", O_RDWR, &first, &h);
+    cr_assert_not_null(h, "the first attempt restored the header, the next one takes it");
+    cr_assert_eq(claim_now("disk.qcow2", &now), CLAIM_HELD);
+    cr_assert(now > was);
+    close_as(A, h);
+    cr_assert(is_true("disk.qcow2"));
+}
+
+/* ---- the drain of direct changes ---- */
+
+static void *drain(void *arg) NO_THREAD_SAFETY_ANALYSIS
+{
+    struct image *img = arg;
+
+    rwlock_write(&img->header);
+    image_drain(img);
+    rwlock_write_unlock(&img->header);
+    return NULL;
+}
+
+Test(guard, a_wider_zone_waits_for_writes_under_way, .init = scene_make, .fini = scene_remove)
+{
+    struct handle *h;
+    unsigned early, late;
+    pthread_t thread;
+
+    cr_assert_eq(open_as(A, "disk.qcow2", O_RDWR, &first, &h), 0);
+    struct image *img = image_get(h->inode);
+    cr_assert(image_direct_begin(h, 512 << 10, &early));
+    cr_assert_eq(pthread_create(&thread, NULL, drain, img), 0);
+    for (unsigned k = 0; k < 1000 && !atomic_load(&img->zone.draining); k++)
+        usleep(1000);
+    cr_assert(atomic_load(&img->zone.draining), "it waits for the write");
+    cr_assert(image_direct_begin(h, 512 << 10, &late), "a new write need not wait");
+    cr_assert_neq(early, late, "it counts elsewhere");
+    cr_assert_eq(pthread_tryjoin_np(thread, NULL), EBUSY);
+    image_direct_end(h, late);
+    image_direct_end(h, early);
+    cr_assert_eq(pthread_join(thread, NULL), 0);
+    close_as(A, h);
+    cr_assert(is_true("disk.qcow2"));
+}
+
+/* A directory of this host fences nobody: nothing is taken from a host that looks dead. */
+Test(guard, a_takeover_needs_storage_that_fences, .init = scene_make, .fini = scene_remove)
+{
+    struct handle *h;
+    struct why why = {""};
+    struct inode *i = look_up(B, "disk.qcow2");
+
+    cr_assert_eq(takeover_attempt(B, i, true, &why), 0, "nobody holds it: %s", why.text);
+    cr_assert_eq(open_as(A, "disk.qcow2", O_RDWR, &first, &h), 0);
+    cr_assert_eq(takeover_attempt(B, i, true, &why), -EPERM, "%s", why.text);
+    cr_assert_neq(why.text[0], '\0');
+    cr_assert_eq(busy(B, NULL), 0);
+    cr_assert_eq(claim_now("disk.qcow2", NULL), CLAIM_HELD);
+    cr_assert_eq(image_write_allowed(h), 0);
+    close_as(A, h);
+    inode_put(B->inodes, i);
+    cr_assert(is_true("disk.qcow2"));
 }
