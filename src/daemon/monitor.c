@@ -8,7 +8,7 @@
 
 struct monitor {
     struct daemon *d;
-    struct image_tend *tend;
+    struct image_maintain *tend;
     pthread_t beat, look;
     bool beating, tending; /* these two were started */
     struct mutex lock;
@@ -114,7 +114,7 @@ static void *run_tend(void *arg)
 {
     struct monitor *k = arg;
     while (wait_round(k, true))
-        image_tend_round(k->tend);
+        image_maintain_round(k->tend);
     return NULL;
 }
 
@@ -139,7 +139,7 @@ struct monitor *monitor_new(struct daemon *d)
     k->d = d;
     mutex_init(&k->lock);
     cond_init(&k->wake);
-    k->tend = image_tend_new(&d->guard);
+    k->tend = image_maintain_new(&d->guard);
     k->beating = k->tend && pthread_create(&k->beat, NULL, run_beat, k) == 0;
     k->tending = k->beating && pthread_create(&k->look, NULL, run_tend, k) == 0;
     if (k->tending)
@@ -162,7 +162,7 @@ void monitor_stop(struct monitor *k)
     if (!k)
         return;
     end_threads(k);
-    image_tend_free(k->tend);
+    image_maintain_free(k->tend);
     k->tend = NULL;
 }
 

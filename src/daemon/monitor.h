@@ -1,7 +1,7 @@
 /* monitor.h: one thread that beats in hosts/ (and locks the record anew when its lock was lost) and
  * does nothing else, so that no image whose storage hangs makes this host look dead; and one that
- * hands out the looks at images (image_tend_round). The first may block on the datastore; nothing
- * waits for it except shutdown. */
+ * hands out the looks at images (image_maintain_round). The first may block on the datastore;
+ * nothing waits for it except shutdown. */
 #ifndef DISKGUARD_MONITOR_H
 #define DISKGUARD_MONITOR_H
 

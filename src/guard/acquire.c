@@ -420,7 +420,7 @@ static int acquire_locked(struct guard *g, struct image *img, const struct takin
         return -EBUSY;
     }
     if (r == 0)
-        r = image_bytes_take(img, rules[t->purpose].judges && img->held.rec->plan.n == 0);
+        r = image_qemu_take(img, rules[t->purpose].judges && img->held.rec->plan.n == 0);
     if (r == -EBUSY)
         conflict_set(ret, CONFLICT_OUTSIDE);
     if (r < 0)
@@ -490,12 +490,12 @@ static int acquire(struct guard *g, struct image *img, const struct taking *t, b
     if (r == 0 || *ret_stuck) {
         image_held_begin(img);
         if (r == 0 && rules[t->purpose].judges)
-            image_bytes_follow(g, img); /* the header that stands there now may have another plan */
+            image_qemu_follow(g, img); /* the header that stands there now may have another plan */
         if (r == 0 && rules[t->purpose].judges && img->acquire.damage[0])
             log_damage(g, img);
     } else { /* at once, under the lock: a record without a claim must explain nothing to a reader
               */
-        image_bytes_drop(img);
+        image_qemu_drop(img);
         image_held_forget(img);
         if (io_err_dead(r))
             image_plain_suspect(img);

@@ -181,7 +181,7 @@ static int edit_held(struct guard *g, struct image *img, struct handle *h, const
         if (r == 0 && (img->held.rec->virtual_size != size || size <= g->opt.threshold))
             note_maker(g, img, who);
         if (r == 0)
-            image_bytes_follow(g, img);
+            image_qemu_follow(g, img);
         if (r == 0)
             image_chain_edited(g, img, who);
         if (r == 0 && h)
@@ -189,9 +189,9 @@ static int edit_held(struct guard *g, struct image *img, struct handle *h, const
         /* Not repeated, for part of it may have happened: the next one has a descriptor that works.
          */
         if (io_err_dead(r) && atomic_load(&img->held.io_error) == 0) {
-            int mended = image_mend_seal(g, img);
-            if (mended == -CLAIM_LOST)
-                r = mended;
+            int reopened = image_reopen_seal(g, img);
+            if (reopened == -CLAIM_LOST)
+                r = reopened;
         }
     }
     rwlock_write_unlock(&img->header);

@@ -106,7 +106,7 @@ static struct handle *next_fenced(struct image *img)
     return h;
 }
 
-void image_let_go(struct image *img)
+void image_revoke(struct image *img)
 {
     mutex_lock(&img->lock);
     bool fenced = img->state == IMAGE_FENCED;
@@ -117,7 +117,7 @@ void image_let_go(struct image *img)
     if (plain_fd >= 0)
         close(plain_fd);
     rwlock_write(&img->header);
-    image_bytes_drop(img);
+    image_qemu_drop(img);
     int seal_fd = image_held_fd(img, -1);
     rwlock_write_unlock(&img->header);
     if (seal_fd >= 0)
@@ -183,5 +183,5 @@ void image_fence(struct guard *g, struct image *img)
     if (!now)
         return;
     log_successor(g, img);
-    image_let_go(img);
+    image_revoke(img);
 }

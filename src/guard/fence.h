@@ -20,7 +20,7 @@ DG_MUST_CHECK int image_adopt_writers(struct guard *g, struct image *img)
     EXCLUDES(img->lock, img->header);
 /* A FENCED image: closes what carries the fence lock, and makes its handles read-only, so that the
  * successor and others can claim. Of one that is not FENCED, nothing. May be repeated. Blocks. */
-void image_let_go(struct image *img) EXCLUDES(img->lock, img->header);
+void image_revoke(struct image *img) EXCLUDES(img->lock, img->header);
 /* The handle's descriptor becomes one that cannot write, and has no locks. */
 void image_make_read_only(const struct handle *h);
 

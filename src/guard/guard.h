@@ -55,7 +55,7 @@ struct guard_options {
  * guard held; none may call the guard. NULL: nobody wants to know. */
 struct guard_events {
     void *arg;
-    /* call image_tend_round() soon: something wants to be looked at */
+    /* call image_maintain_round() soon: something wants to be looked at */
     void (*attention)(void *arg);
     void (*changed)(void *arg); /* who waits for an image may try again */
     /* what the kernel keeps of the file may be stale */
@@ -203,7 +203,7 @@ DG_MUST_CHECK ssize_t image_pwrite(struct guard *g, struct handle *h, const void
 DG_MUST_CHECK ssize_t image_pread(const struct handle *h, void *buf, size_t len, uint64_t off);
 /* What file and claims/ were when claim and header of a file that this host does not hold were read
  * last. */
-struct image_look {
+struct image_snapshot {
     bool valid;
     bool clean;          /* nothing was sealed */
     bool settled;        /* a change since then shows in ctime */
@@ -222,15 +222,15 @@ DG_MUST_CHECK int image_write_allowed(const struct handle *h);
 void image_wrote(struct handle *h);
 /* The storage answered EIO or the like (negative err) on the descriptor of a guarded handle;
  * reopen.c. All three look at the claim first, fresh: a successor's makes the image FENCED at once.
- * image_mend(): on this thread, gives the handle a new descriptor if the claim is still ours and
+ * image_reopen(): on this thread, gives the handle a new descriptor if the claim is still ours and
  * nothing that was written is lost: 0: repeat the request, once; else -EIO. Blocks: not on a thread
  * that reads requests. image_failed_later(): the same on the pool, one job an image at a time; then
- * again(arg, mended), which repeats (if mended) and answers. The handle must stay until then.
+ * again(arg, reopened), which repeats (if reopened) and answers. The handle must stay until then.
  * false: nothing of the kind, answer with err. image_io_failed(): only looks at the claim. Blocks.
  */
-DG_MUST_CHECK int image_mend(struct guard *g, struct handle *h);
+DG_MUST_CHECK int image_reopen(struct guard *g, struct handle *h);
 DG_MUST_CHECK bool image_failed_later(struct guard *g, struct handle *h, int err,
-                                      void (*again)(void *arg, bool mended), void *arg);
+                                      void (*again)(void *arg, bool reopened), void *arg);
 void image_io_failed(struct guard *g, struct handle *h, int err);
 /* The same of a handle of a plain file, no lock and no I/O: the monitor looks whether the locks of
  * this host were lost. */
@@ -297,12 +297,13 @@ struct image_info {
     bool byte_locks; /* by the guard's locks on QEMU's bytes */
 };
 void image_each(struct guard *g, void (*fn)(void *arg, const struct image_info *info), void *arg);
-/* Keeper: a round retries STUCK images, checks the claims of SEALED ones, and looks at the writers
- * of plain files. It only hands these out to the pool: an image whose storage hangs stops neither
- * the next round nor the other images, is not handed out twice, and the rounds never take more than
- * a quarter of the pool. One caller at a time. image_tend_free waits for what is under way. */
-struct image_tend *image_tend_new(struct guard *g); /* NULL: out of memory */
-void image_tend_round(struct image_tend *t);
-void image_tend_free(struct image_tend *t); /* NULL is fine */
+/* The monitor: a round retries STUCK images, checks the claims of SEALED ones, and looks at the
+ * writers of plain files. It only hands these out to the pool: an image whose storage hangs stops
+ * neither the next round nor the other images, is not handed out twice, and the rounds never take
+ * more than a quarter of the pool. One caller at a time. image_maintain_free waits for what is
+ * under way. */
+struct image_maintain *image_maintain_new(struct guard *g); /* NULL: out of memory */
+void image_maintain_round(struct image_maintain *t);
+void image_maintain_free(struct image_maintain *t); /* NULL is fine */
 
 #endif

@@ -40,7 +40,7 @@ static const struct move moves[] = {
     {IMAGE_VANISHED, IMAGE_RESTORING, "image_unguard, image_shutdown"},
     {IMAGE_RESTORING, IMAGE_IDLE, "image_end: image_restore"},
     {IMAGE_RESTORING, IMAGE_STUCK, "image_restore"},
-    {IMAGE_STUCK, IMAGE_RESTORING, "tend_one, image_shutdown"},
+    {IMAGE_STUCK, IMAGE_RESTORING, "maintain_one, image_shutdown"},
     {IMAGE_FENCED, IMAGE_IDLE, "image_end: image_unguard"},
 };
 

@@ -59,8 +59,8 @@ struct image_stamp {
 };
 
 /* snapshot.c: what is known of a file that this host does not hold. */
-struct image_snapshot {
-    struct image_look last GUARDED_BY(lock); /* image_begin() makes it void */
+struct image_snapshot_part {
+    struct image_snapshot last GUARDED_BY(lock); /* image_begin() makes it void */
     struct image_stamp stamp GUARDED_BY(lock);
 };
 
@@ -81,7 +81,7 @@ struct image_shared_part {
 /* qemu_locks.c: QEMU's bytes. */
 struct image_qemu {
     bool held GUARDED_BY(header);                      /* held.fd has the guard's locks on them */
-    LIST_HEAD(, byte_owner) owners GUARDED_BY(header); /* who of this view has locks there */
+    LIST_HEAD(, qemu_owner) owners GUARDED_BY(header); /* who of this view has locks there */
     atomic_uint warned; /* held.count + 1 of the hold in which a writer outside was reported */
 };
 
@@ -115,7 +115,7 @@ struct image_reopen {
 };
 
 /* maintain.c, under its own lock: waits for a thread; it waits, or a thread is at it. */
-struct image_maintain {
+struct image_maintain_part {
     STAILQ_ENTRY(image) next;
     bool queued;
 };
@@ -169,14 +169,14 @@ struct image {
     struct image_held held;
     struct image_acquire acquire;
     struct image_zone zone;
-    struct image_snapshot snapshot;
+    struct image_snapshot_part snapshot;
     struct image_plain plain;
     struct image_shared_part shared;
     struct image_qemu qemu;
     struct image_readers readers;
     struct image_chain chain;
     struct image_reopen reopen;
-    struct image_maintain maintain;
+    struct image_maintain_part maintain;
     struct image_refuse refuse;
     struct image_probe probe;
     struct image_read_part read;

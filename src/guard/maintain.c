@@ -15,7 +15,7 @@
 
 /* Looks of the monitor under way at the same time: the rest of the pool stays for users, whatever
  * hangs here. */
-#define IMAGE_TEND_MAX (POOL_THREADS_MAX / 4u)
+#define IMAGE_MAINTAIN_MAX (POOL_THREADS_MAX / 4u)
 
 /* What is known of a held image, read without image->lock. */
 struct held_look {
@@ -97,7 +97,7 @@ static void seal_late(struct guard *g, struct image *img)
                         "its header is complete now but could not be sealed; it is tried again", r);
 }
 
-static void tend_one(struct guard *g, struct image *img)
+static void maintain_one(struct guard *g, struct image *img)
 {
     mutex_lock(&img->lock);
     enum image_state state = img->state;
@@ -113,7 +113,7 @@ static void tend_one(struct guard *g, struct image *img)
         check_claim(g, img);
         image_follow_name(g, img);
         seal_late(g, img);
-        image_bytes_tend(g, img);
+        image_qemu_maintain(g, img);
     }
 }
 
@@ -164,7 +164,7 @@ static void bar_writers(struct guard *g, struct inode *i)
 {
     struct image *img = atomic_load(&i->image);
     bool guarded, news = false;
-    if (!img || !image_is_idle(img) || image_plain_mend(g, img) < 0 ||
+    if (!img || !image_is_idle(img) || image_plain_reopen(g, img) < 0 ||
         image_guarded_inode(g, i, &guarded) < 0)
         return;
     int r = guarded ? adopt_idle(g, img) : 0;
@@ -185,7 +185,7 @@ static void bar_writers(struct guard *g, struct inode *i)
             "it was opened here as a plain file, and has become an image since. Whoever has it open must open it again");
 }
 
-static void tend_plain(struct guard *g)
+static void maintain_plain(struct guard *g)
 {
     struct plain_writers w = {.g = g};
     g->locks_lost = atomic_exchange(&g->locks_lost_new, false);
@@ -199,7 +199,7 @@ static void tend_plain(struct guard *g)
 
 /* ---- rounds: on the pool, so that one image whose storage hangs stops no other ---- */
 
-struct image_tend {
+struct image_maintain {
     struct guard *g;
     struct mutex lock;
     struct cond quiet;                         /* with lock: the last runner has ended */
@@ -207,12 +207,12 @@ struct image_tend {
     unsigned n_due GUARDED_BY(lock);
     unsigned runners GUARDED_BY(lock);  /* jobs in the pool */
     bool plain_due GUARDED_BY(lock);    /* the plain writers wait for a runner */
-    bool plain_tended GUARDED_BY(lock); /* they wait, or one is at them */
+    bool plain_queued GUARDED_BY(lock); /* they wait, or one is at them */
 };
 
-struct image_tend *image_tend_new(struct guard *g)
+struct image_maintain *image_maintain_new(struct guard *g)
 {
-    struct image_tend *t = calloc(1, sizeof(*t));
+    struct image_maintain *t = calloc(1, sizeof(*t));
     if (!t)
         return NULL;
     t->g = g;
@@ -225,7 +225,7 @@ struct image_tend *image_tend_new(struct guard *g)
 }
 
 /* Takes the pin over. What waits or is under way from an earlier round is left at that. */
-static void due_add(struct image_tend *t, struct image *img)
+static void due_add(struct image_maintain *t, struct image *img)
 {
     mutex_lock(&t->lock);
     bool add = !img->maintain.queued;
@@ -240,7 +240,7 @@ static void due_add(struct image_tend *t, struct image *img)
 }
 
 /* *ret NULL: the plain writers. */
-static bool due_take_locked(struct image_tend *t, struct image **ret) REQUIRES(t->lock)
+static bool due_take_locked(struct image_maintain *t, struct image **ret) REQUIRES(t->lock)
 {
     *ret = STAILQ_FIRST(&t->due);
     if (!*ret) {
@@ -255,19 +255,19 @@ static bool due_take_locked(struct image_tend *t, struct image **ret) REQUIRES(t
 
 static void maintain_runner(void *arg)
 {
-    struct image_tend *t = arg;
+    struct image_maintain *t = arg;
     struct image *img;
     mutex_lock(&t->lock);
     while (due_take_locked(t, &img)) {
         mutex_unlock(&t->lock);
         if (img) {
-            tend_one(t->g, img);
+            maintain_one(t->g, img);
         } else {
-            tend_plain(t->g);
-            image_reader_tend(t->g);
+            maintain_plain(t->g);
+            image_reader_maintain(t->g);
         }
         mutex_lock(&t->lock);
-        *(img ? &img->maintain.queued : &t->plain_tended) = false;
+        *(img ? &img->maintain.queued : &t->plain_queued) = false;
         mutex_unlock(&t->lock);
         if (img)
             inode_put(t->g->inodes, img->inode);
@@ -278,7 +278,7 @@ static void maintain_runner(void *arg)
     mutex_unlock(&t->lock);
 }
 
-void image_tend_round(struct image_tend *t)
+void image_maintain_round(struct image_maintain *t)
 {
     unsigned n, more;
     struct image **list = image_busy_list(t->g, &n);
@@ -286,17 +286,17 @@ void image_tend_round(struct image_tend *t)
         due_add(t, list[k]);
     free(list);
     mutex_lock(&t->lock);
-    if (!t->plain_tended)
-        t->plain_due = t->plain_tended = true;
+    if (!t->plain_queued)
+        t->plain_due = t->plain_queued = true;
     /* One for each that waits: those that run already may all hang. */
-    more = DG_MIN(t->n_due + t->plain_due, IMAGE_TEND_MAX - t->runners);
+    more = DG_MIN(t->n_due + t->plain_due, IMAGE_MAINTAIN_MAX - t->runners);
     t->runners += more;
     mutex_unlock(&t->lock);
     while (more-- > 0)
         pool_submit(t->g->pool, maintain_runner, t);
 }
 
-void image_tend_free(struct image_tend *t)
+void image_maintain_free(struct image_maintain *t)
 {
     struct image *img;
     if (!t)

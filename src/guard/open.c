@@ -149,7 +149,7 @@ static int open_once(struct guard *g, struct image *img, struct handle *h, bool 
         if (truncate && g->makers)
             maker_note(g->makers, h->inode, &h->opener);
         (void)image_writer_add(img, h, false);
-        image_let_go(img); /* if it was FENCED before the handle was listed */
+        image_revoke(img); /* if it was FENCED before the handle was listed */
     }
     return r;
 }

@@ -15,7 +15,7 @@
 /* Opens the descriptor and takes the lock; only then is it certain that nobody claims the file, so
  * that is looked at (again). Where the daemon may not write the file, the caller's own descriptor
  * carries the lock (*ret_borrowed). *ret_fd stays -1 where that cannot, being write-only: then the
- * monitor's look must do (image_tend_plain). */
+ * monitor's look must do (maintain_plain()). */
 static int plain_lock(struct guard *g, struct image *img, struct handle *h, int *ret_fd,
                       bool *ret_borrowed, struct conflict *ret)
 {
@@ -59,7 +59,7 @@ static int prove(struct guard *g, struct image *img)
         r = io_fresh_header(fd, &byte, 1, 0) < 0 ? -EIO : 0;
     if (r < 0 && image_plain_suspect(img))
         guard_attention(g);
-    return r < 0 ? -EBUSY : 0; /* from the start, when it is mended */
+    return r < 0 ? -EBUSY : 0; /* from the start, when it is reopened */
 }
 
 /* In this order: a handle whose mark stands while the fence is lost must not be. */
@@ -187,15 +187,15 @@ void image_plain_failed(struct guard *g, struct handle *h, int err)
         guard_attention(g);
 }
 
-struct mended {
+struct reopened {
     struct handle *h; /* busy: its release waits */
     int fd;           /* the new one, marked; -1 */
 };
 
 /* Bars every plain writer, and keeps it. NULL: nothing to do, or no memory. */
-static struct mended *mend_begin(struct guard *g, struct image *img, unsigned *ret_n)
+static struct reopened *reopen_begin(struct guard *g, struct image *img, unsigned *ret_n)
 {
-    struct mended *m = NULL;
+    struct reopened *m = NULL;
     unsigned n = 0;
     mutex_lock(&img->lock);
     bool may = img->plain.fd >= 0 && !img->plain.borrowed && !img->plain.busy &&
@@ -208,7 +208,7 @@ static struct mended *mend_begin(struct guard *g, struct image *img, unsigned *r
             continue;
         atomic_store(&h->barred.err, EIO);
         h->fence.busy = true;
-        m[n++] = (struct mended){h, -1};
+        m[n++] = (struct reopened){h, -1};
     }
     img->plain.busy |= m != NULL;
     mutex_unlock(&img->lock);
@@ -216,7 +216,8 @@ static struct mended *mend_begin(struct guard *g, struct image *img, unsigned *r
     return m;
 }
 
-static void mend_end(struct guard *g, struct image *img, struct mended *m, unsigned n, bool again)
+static void reopen_end(struct guard *g, struct image *img, struct reopened *m, unsigned n,
+                       bool again)
 {
     mutex_lock(&img->lock);
     for (unsigned k = 0; k < n; k++)
@@ -231,7 +232,7 @@ static void mend_end(struct guard *g, struct image *img, struct mended *m, unsig
 
 /* What the old descriptor could not write is not forgotten with it: then that one stays, and
  * answers EIO. */
-static void mend_handle(struct handle *h, int fd)
+static void reopen_handle(struct handle *h, int fd)
 {
     int r = fd < 0 ? fd : io_fsync(h->fd);
     if (r == 0)
@@ -243,10 +244,10 @@ static void mend_handle(struct handle *h, int fd)
     atomic_store(&h->reopen.at_ms, base_now_ms());
 }
 
-int image_plain_mend(struct guard *g, struct image *img)
+int image_plain_reopen(struct guard *g, struct image *img)
 {
     unsigned n;
-    struct mended *m = mend_begin(g, img, &n);
+    struct reopened *m = reopen_begin(g, img, &n);
     if (!m)
         return 0;
     for (unsigned k = 0; k < n; k++) {
@@ -274,11 +275,11 @@ int image_plain_mend(struct guard *g, struct image *img)
         close(fd);
     for (unsigned k = 0; k < n; k++) {
         if (r == 0 && !guarded)
-            mend_handle(m[k].h, m[k].fd);
+            reopen_handle(m[k].h, m[k].fd);
         else if (m[k].fd >= 0)
             close(m[k].fd);
     }
-    mend_end(g, img, m, n, r < 0);
+    reopen_end(g, img, m, n, r < 0);
     return r;
 }
 

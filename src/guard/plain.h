@@ -24,10 +24,10 @@ void image_plain_again(struct guard *g, struct image *img) EXCLUDES(img->lock);
 /* The lock of plain_fd may be lost: the monitor opens it anew in its next round. true: that is
  * news, and a reason to wake it. */
 bool image_plain_suspect(struct image *img) EXCLUDES(img->lock);
-/* Keeper: if it was, bars the writers, opens plain_fd and their descriptors anew, under lock, and
- * looks what the file is now. 0: the caller may unbar them; -errno: not now. Borrowed ones stay as
- * they are. */
-DG_MUST_CHECK int image_plain_mend(struct guard *g, struct image *img) EXCLUDES(img->lock);
+/* The monitor: if it was, bars the writers, opens plain_fd and their descriptors anew, under lock,
+ * and looks what the file is now. 0: the caller may unbar them; -errno: not now. Borrowed ones stay
+ * as they are. */
+DG_MUST_CHECK int image_plain_reopen(struct guard *g, struct image *img) EXCLUDES(img->lock);
 /* Plain writers get EBUSY until the monitor finds that the file is still plain. */
 void image_plain_bar(struct image *img) EXCLUDES(img->lock);
 

@@ -91,10 +91,10 @@ int image_probe(struct guard *g, struct inode *i, enum image_what *ret)
     _cleanup_header_ struct header *h = header_new();
     _cleanup_free_ struct claim *c = malloc(sizeof(*c));
     struct image *img = image_get(i); /* what is read here is to be remembered */
-    struct image_look look;
+    struct image_snapshot look;
     if (!h || !c || !img)
         return -ENOMEM;
-    image_look_begin(g, img, &look);
+    image_snapshot_begin(g, img, &look);
     int r = image_header(g, i, h);
     if (r < 0)
         return r;
@@ -106,7 +106,7 @@ int image_probe(struct guard *g, struct inode *i, enum image_what *ret)
     r = claim_read(&g->store, i->ino, c);
     if (r < 0)
         return r;
-    image_look_end(img, &look, h, c);
+    image_snapshot_end(img, &look, h, c);
     /* A disk of any name (disk.h) is one while it is held: what another host writes must not be
      * read from this one's cache. */
     struct io_handle handle;

@@ -8,30 +8,30 @@
 #include "guard/qemu_bytes.h"
 #include "guard/qemu_locks_priv.h"
 
-/* Index into byte_owner.type. */
+/* Index into qemu_owner.type. */
 enum { USES_WRITE, NO_WRITE, NO_RESIZE };
-static const off_t byte_at[IMAGE_BYTES] = {
+static const off_t byte_at[IMAGE_QEMU_BYTES] = {
     [USES_WRITE] = QEMU_WRITES, [NO_WRITE] = QEMU_NO_WRITER, [NO_RESIZE] = QEMU_NO_RESIZE};
 #define FIRST_GUARDED NO_WRITE /* the guard's are those from here on */
 
-bool image_bytes_in(const struct inode *i, off_t start, off_t len)
+bool image_qemu_in(const struct inode *i, off_t start, off_t len)
 {
-    for (unsigned k = 0; k < IMAGE_BYTES && S_ISREG(i->type); k++)
+    for (unsigned k = 0; k < IMAGE_QEMU_BYTES && S_ISREG(i->type); k++)
         if (qemu_byte_in(start, len, byte_at[k]))
             return true;
     return false;
 }
 
-bool image_bytes_says_write(const struct flock *lock)
+bool image_qemu_says_write(const struct flock *lock)
 {
     return qemu_byte_in(lock->l_start, lock->l_len, QEMU_WRITES);
 }
 
-void image_bytes_owner_init(struct byte_owner *o)
+void image_qemu_owner_init(struct qemu_owner *o)
 {
     memset(o, 0, sizeof(*o));
     o->fd = -1;
-    for (unsigned k = 0; k < IMAGE_BYTES; k++)
+    for (unsigned k = 0; k < IMAGE_QEMU_BYTES; k++)
         o->type[k] = F_UNLCK;
 }
 
@@ -55,10 +55,10 @@ static int ask(int fd, short type, off_t start, off_t len, struct flock *ret)
 
 /* ---- the list ---- */
 
-static struct byte_owner *writer_of(const struct image *img, unsigned k)
+static struct qemu_owner *writer_of(const struct image *img, unsigned k)
     REQUIRES_SHARED(img->header)
 {
-    struct byte_owner *o;
+    struct qemu_owner *o;
     LIST_FOREACH(o, &img->qemu.owners, entry)
         if (o->type[k] == F_WRLCK)
             return o;
@@ -66,17 +66,17 @@ static struct byte_owner *writer_of(const struct image *img, unsigned k)
 }
 
 /* Another owner of the view whose lock stands in the way. */
-static const struct byte_owner *rival_of(const struct image *img, const struct byte_owner *me,
+static const struct qemu_owner *rival_of(const struct image *img, const struct qemu_owner *me,
                                          short type, unsigned k) REQUIRES_SHARED(img->header)
 {
-    const struct byte_owner *o;
+    const struct qemu_owner *o;
     LIST_FOREACH(o, &img->qemu.owners, entry)
         if (o != me && o->type[k] != F_UNLCK && (type == F_WRLCK || o->type[k] == F_WRLCK))
             return o;
     return NULL;
 }
 
-static void note(struct image *img, struct byte_owner *o, short type, unsigned k)
+static void note(struct image *img, struct qemu_owner *o, short type, unsigned k)
     REQUIRES(img->header)
 {
     o->type[k] = type;
@@ -85,7 +85,7 @@ static void note(struct image *img, struct byte_owner *o, short type, unsigned k
     }
 }
 
-static void unlist(struct image *img, struct byte_owner *o) REQUIRES(img->header)
+static void unlist(struct image *img, struct qemu_owner *o) REQUIRES(img->header)
 {
     (void)img;
     if (atomic_exchange(&o->listed, false))
@@ -95,7 +95,7 @@ static void unlist(struct image *img, struct byte_owner *o) REQUIRES(img->header
 /* ---- locks of the view's programs ---- */
 
 /* A lock on one of the guard's bytes. What the storage has changes only with a write lock. */
-static int set_guarded(struct image *img, struct byte_owner *o, short type, unsigned k)
+static int set_guarded(struct image *img, struct qemu_owner *o, short type, unsigned k)
     REQUIRES(img->header)
 {
     if (type != F_UNLCK && rival_of(img, o, type, k))
@@ -114,10 +114,10 @@ struct piece {
 };
 
 /* What a range has beside the guard's bytes. Returns how many pieces. */
-static unsigned pieces_of(off_t start, off_t len, struct piece ret[IMAGE_BYTES])
+static unsigned pieces_of(off_t start, off_t len, struct piece ret[IMAGE_QEMU_BYTES])
 {
     unsigned n = 0;
-    for (unsigned k = FIRST_GUARDED; k < IMAGE_BYTES; k++) {
+    for (unsigned k = FIRST_GUARDED; k < IMAGE_QEMU_BYTES; k++) {
         if (!qemu_byte_in(start, len, byte_at[k]))
             continue;
         off_t before = byte_at[k] - start;
@@ -159,26 +159,26 @@ static int set_pieces(int fd, short type, const struct piece *piece, unsigned n)
     return r;
 }
 
-static int set_beside_guard(struct image *img, struct byte_owner *o, short type, off_t start,
+static int set_beside_guard(struct image *img, struct qemu_owner *o, short type, off_t start,
                             off_t len) REQUIRES(img->header)
 {
-    struct piece piece[IMAGE_BYTES];
-    short was[IMAGE_BYTES];
+    struct piece piece[IMAGE_QEMU_BYTES];
+    short was[IMAGE_QEMU_BYTES];
     memcpy(was, o->type, sizeof(was));
     int r = 0;
-    for (unsigned k = FIRST_GUARDED; k < IMAGE_BYTES && r == 0; k++)
+    for (unsigned k = FIRST_GUARDED; k < IMAGE_QEMU_BYTES && r == 0; k++)
         if (qemu_byte_in(start, len, byte_at[k]))
             r = set_guarded(img, o, type, k);
     if (r == 0)
         r = set_pieces(o->fd, type, piece, pieces_of(start, len, piece));
-    for (unsigned k = FIRST_GUARDED; r < 0 && k < IMAGE_BYTES; k++)
+    for (unsigned k = FIRST_GUARDED; r < 0 && k < IMAGE_QEMU_BYTES; k++)
         if (o->type[k] != was[k] && set_guarded(img, o, was[k], k) < 0)
             log_debug("byte %lld: a lock that was refused is not as before", (long long)byte_at[k]);
     return r;
 }
 
-int image_bytes_set(struct inode *i, struct byte_owner *o, int fd, short type, off_t start,
-                    off_t len)
+int image_qemu_set(struct inode *i, struct qemu_owner *o, int fd, short type, off_t start,
+                   off_t len)
 {
     struct image *img = image_get(i);
     if (!img)
@@ -188,23 +188,24 @@ int image_bytes_set(struct inode *i, struct byte_owner *o, int fd, short type, o
     bool beside = img->qemu.held;
     int r =
         beside ? set_beside_guard(img, o, type, start, len) : io_user_lock(fd, type, start, len);
-    for (unsigned k = 0; k < IMAGE_BYTES && r == 0; k++)
+    for (unsigned k = 0; k < IMAGE_QEMU_BYTES && r == 0; k++)
         if (qemu_byte_in(start, len, byte_at[k]) && (!beside || k < FIRST_GUARDED))
             note(img, o, type, k);
     rwlock_write_unlock(&img->header);
     return r;
 }
 
-static int get_beside_guard(struct image *img, const struct byte_owner *o, int fd, short type,
+static int get_beside_guard(struct image *img, const struct qemu_owner *o, int fd, short type,
                             off_t start, off_t len, struct flock *ret, pid_t *ret_pid)
     REQUIRES_SHARED(img->header)
 {
-    struct piece piece[IMAGE_BYTES];
+    struct piece piece[IMAGE_QEMU_BYTES];
     int r = ask_pieces(fd, type, piece, pieces_of(start, len, piece), ret);
-    for (unsigned k = FIRST_GUARDED; k < IMAGE_BYTES && r == 0 && ret->l_type == F_UNLCK; k++) {
+    for (unsigned k = FIRST_GUARDED; k < IMAGE_QEMU_BYTES && r == 0 && ret->l_type == F_UNLCK;
+         k++) {
         if (!qemu_byte_in(start, len, byte_at[k]))
             continue;
-        const struct byte_owner *rival = rival_of(img, o, type, k);
+        const struct qemu_owner *rival = rival_of(img, o, type, k);
         if (rival) {
             *ret = (struct flock){.l_type = rival->type[k], .l_start = byte_at[k], .l_len = 1};
             *ret_pid = (pid_t)atomic_load(&rival->pid);
@@ -216,8 +217,8 @@ static int get_beside_guard(struct image *img, const struct byte_owner *o, int f
     return r;
 }
 
-int image_bytes_get(struct inode *i, const struct byte_owner *o, int fd, short type, off_t start,
-                    off_t len, struct flock *ret, pid_t *ret_pid)
+int image_qemu_get(struct inode *i, const struct qemu_owner *o, int fd, short type, off_t start,
+                   off_t len, struct flock *ret, pid_t *ret_pid)
 {
     struct image *img = image_get(i);
     if (!img)
@@ -230,13 +231,13 @@ int image_bytes_get(struct inode *i, const struct byte_owner *o, int fd, short t
     return r;
 }
 
-void image_bytes_forget(struct inode *i, struct byte_owner *o)
+void image_qemu_forget(struct inode *i, struct qemu_owner *o)
 {
     struct image *img = atomic_load(&i->image);
     if (!img || !atomic_load(&o->listed))
         return;
     rwlock_write(&img->header);
-    for (unsigned k = 0; k < IMAGE_BYTES; k++) {
+    for (unsigned k = 0; k < IMAGE_QEMU_BYTES; k++) {
         if (k >= FIRST_GUARDED && img->qemu.held && o->type[k] == F_WRLCK)
             (void)set_byte(img->held.fd, F_RDLCK, k);
         o->type[k] = F_UNLCK;
@@ -253,7 +254,7 @@ void image_bytes_forget(struct inode *i, struct byte_owner *o)
 /* From the owners' descriptors to the guard's. */
 static int move_in(struct image *img, unsigned k) REQUIRES(img->header)
 {
-    struct byte_owner *w = writer_of(img, k);
+    struct qemu_owner *w = writer_of(img, k);
     if (w)
         (void)set_byte(w->fd, F_UNLCK, k);
     int r = set_byte(img->held.fd, w ? F_WRLCK : F_RDLCK, k);
@@ -262,7 +263,7 @@ static int move_in(struct image *img, unsigned k) REQUIRES(img->header)
             w->type[k] = F_UNLCK;
         return r;
     }
-    const struct byte_owner *o;
+    const struct qemu_owner *o;
     LIST_FOREACH(o, &img->qemu.owners, entry)
         if (o->type[k] == F_RDLCK)
             (void)set_byte(o->fd, F_UNLCK, k);
@@ -272,10 +273,10 @@ static int move_in(struct image *img, unsigned k) REQUIRES(img->header)
 /* And back. */
 static void move_out(struct image *img, unsigned k) REQUIRES(img->header)
 {
-    struct byte_owner *w = writer_of(img, k);
+    struct qemu_owner *w = writer_of(img, k);
     if (w)
         (void)set_byte(img->held.fd, F_UNLCK, k);
-    struct byte_owner *o;
+    struct qemu_owner *o;
     LIST_FOREACH(o, &img->qemu.owners, entry) {
         int r = o->type[k] == F_UNLCK ? 0 : set_byte(o->fd, o->type[k], k);
         if (r < 0) {
@@ -294,11 +295,11 @@ static void tell(struct image *img) REQUIRES(img->header)
     mutex_unlock(&img->lock);
 }
 
-void image_bytes_drop(struct image *img)
+void image_qemu_drop(struct image *img)
 {
     if (!img->qemu.held)
         return;
-    for (unsigned k = FIRST_GUARDED; k < IMAGE_BYTES; k++)
+    for (unsigned k = FIRST_GUARDED; k < IMAGE_QEMU_BYTES; k++)
         move_out(img, k);
     img->qemu.held = false;
     tell(img);
@@ -310,7 +311,7 @@ void image_bytes_drop(struct image *img)
 static int outside_writer(struct image *img, int fd, bool *ret) REQUIRES(img->header)
 {
     unsigned n = 0;
-    const struct byte_owner *o;
+    const struct qemu_owner *o;
     LIST_FOREACH(o, &img->qemu.owners, entry) {
         if (o->type[USES_WRITE] != F_UNLCK) {
             fd = o->fd;
@@ -323,13 +324,14 @@ static int outside_writer(struct image *img, int fd, bool *ret) REQUIRES(img->he
     return io_err_no_locks(r) ? 0 : r;
 }
 
-int image_bytes_take(struct image *img, bool hold)
+int image_qemu_take(struct image *img, bool hold)
 {
     bool outside = false;
     int r = 0;
     /* As QEMU does it: say it first, then look. Of two that come at once at least one sees the
      * other. */
-    for (unsigned k = FIRST_GUARDED; hold && !img->qemu.held && k < IMAGE_BYTES && r == 0; k++) {
+    for (unsigned k = FIRST_GUARDED; hold && !img->qemu.held && k < IMAGE_QEMU_BYTES && r == 0;
+         k++) {
         r = move_in(img, k);
         if (r < 0)
             while (k-- > FIRST_GUARDED)
@@ -348,7 +350,7 @@ int image_bytes_take(struct image *img, bool hold)
     if (r == -EAGAIN || outside)
         r = -EBUSY;
     if (r < 0)
-        image_bytes_drop(img);
+        image_qemu_drop(img);
     return r;
 }
 
@@ -359,14 +361,14 @@ static bool first_warning(struct image *img)
     return atomic_exchange(&img->qemu.warned, hold + 1) != hold + 1;
 }
 
-void image_bytes_follow(struct guard *g, struct image *img)
+void image_qemu_follow(struct guard *g, struct image *img)
 {
     bool want = img->held.rec && img->held.fd >= 0 && img->held.rec->plan.n == 0;
     if (!want)
-        image_bytes_drop(img);
+        image_qemu_drop(img);
     if (!want || img->qemu.held)
         return;
-    int r = image_bytes_take(img, true);
+    int r = image_qemu_take(img, true);
     if (r < 0 && first_warning(img))
         image_log_state(
             g, img, r == -EBUSY ? LOG_ERR : LOG_WARNING,
@@ -376,11 +378,11 @@ void image_bytes_follow(struct guard *g, struct image *img)
             r == -EBUSY ? 0 : r);
 }
 
-int image_bytes_renew(struct guard *g, struct image *img, int fd)
+int image_qemu_renew(struct guard *g, struct image *img, int fd)
 {
     int r = 0;
     bool outside = false;
-    for (unsigned k = FIRST_GUARDED; img->qemu.held && k < IMAGE_BYTES && r == 0; k++)
+    for (unsigned k = FIRST_GUARDED; img->qemu.held && k < IMAGE_QEMU_BYTES && r == 0; k++)
         r = writer_of(img, k) ? 0
                               /* a program's write lock still stands on the old descriptor */
                               : set_byte(fd, F_RDLCK, k);
@@ -394,11 +396,11 @@ int image_bytes_renew(struct guard *g, struct image *img, int fd)
     return r == -EAGAIN || io_err_no_locks(r) ? 0 : r;
 }
 
-int image_bytes_check(struct image *img)
+int image_qemu_check(struct image *img)
 {
     int r = 0;
     /* Locking what is locked changes nothing, and tells whether it still is. */
-    for (unsigned k = FIRST_GUARDED; img->qemu.held && k < IMAGE_BYTES && r == 0; k++)
+    for (unsigned k = FIRST_GUARDED; img->qemu.held && k < IMAGE_QEMU_BYTES && r == 0; k++)
         r = set_byte(img->held.fd, writer_of(img, k) ? F_WRLCK : F_RDLCK, k);
     return r;
 }

@@ -29,34 +29,34 @@
 #include "base/list.h"
 #include "guard/guard.h"
 
-#define IMAGE_BYTES 3 /* 101, 201, 203 */
+#define IMAGE_QEMU_BYTES 3 /* 101, 201, 203 */
 
 /* Who locks: one owner of byte locks of the view, part of fs_lock.c's. Under image->header, but
  * pid. */
-struct byte_owner {
+struct qemu_owner {
     int fd;            /* of its own on the backing file; valid while it has a lock */
     atomic_ullong pid; /* thread group that locked last */
     /* fs_lock.c, under its lock: who has 101 through this open file; pid 0: nobody, or unknown */
     struct opener writes;
-    short type[IMAGE_BYTES]; /* F_UNLCK, F_RDLCK or F_WRLCK: what it has */
+    short type[IMAGE_QEMU_BYTES]; /* F_UNLCK, F_RDLCK or F_WRLCK: what it has */
     atomic_bool listed;
-    LIST_ENTRY(byte_owner) entry;
+    LIST_ENTRY(qemu_owner) entry;
 };
 
-void image_bytes_owner_init(struct byte_owner *o);
+void image_qemu_owner_init(struct qemu_owner *o);
 /* Is one of the bytes in this range of a regular file? (Lengths are positive in this module.) Then
  * these two are to be used instead of fcntl() on fd, the owner's own descriptor. 0, -EAGAIN
  * (somebody else's lock is in the way), or -errno. */
-bool image_bytes_in(const struct inode *i, off_t start, off_t len);
-DG_MUST_CHECK int image_bytes_set(struct inode *i, struct byte_owner *o, int fd, short type,
-                                  off_t start, off_t len);
+bool image_qemu_in(const struct inode *i, off_t start, off_t len);
+DG_MUST_CHECK int image_qemu_set(struct inode *i, struct qemu_owner *o, int fd, short type,
+                                 off_t start, off_t len);
 /* As F_OFD_GETLK. *ret_pid: the process of this host whose lock *ret is, 0: somebody outside of the
  * view; -1: not known here. */
-DG_MUST_CHECK int image_bytes_get(struct inode *i, const struct byte_owner *o, int fd, short type,
-                                  off_t start, off_t len, struct flock *ret, pid_t *ret_pid);
+DG_MUST_CHECK int image_qemu_get(struct inode *i, const struct qemu_owner *o, int fd, short type,
+                                 off_t start, off_t len, struct flock *ret, pid_t *ret_pid);
 /* Does a lock of this kind and range say "I write"? */
-bool image_bytes_says_write(const struct flock *lock);
+bool image_qemu_says_write(const struct flock *lock);
 /* The owner ends: lets all of its locks go. Its fd is closed by the caller. */
-void image_bytes_forget(struct inode *i, struct byte_owner *o);
+void image_qemu_forget(struct inode *i, struct qemu_owner *o);
 
 #endif

@@ -138,8 +138,8 @@ static int foreign_header(struct guard *g, struct image *img, struct handle *h, 
     if (fd < 0)
         return fd;
     for (int k = 0; k < FOREIGN_TRIES; k++) {
-        struct image_look look;
-        image_look_begin(g, img, &look);
+        struct image_snapshot look;
+        image_snapshot_begin(g, img, &look);
         int r = claim_read(&g->store, i->ino, &w->before);
         if (r == 0)
             r = load_with_plan(fd, w);
@@ -151,8 +151,8 @@ static int foreign_header(struct guard *g, struct image *img, struct handle *h, 
         if (r < 0)
             return r;
         if (same_claim(&w->before, &w->after)) {
-            struct format_zone zone = image_look_zone(&w->hd, &w->before);
-            image_look_end(img, &look, &w->hd, &w->before);
+            struct format_zone zone = image_snapshot_zone(&w->hd, &w->before);
+            image_snapshot_end(img, &look, &w->hd, &w->before);
             bool far =
                 w->hd.verdict != FORMAT_MORE && !image_zone_touched(&zone, off, (uint64_t)w->n);
             return w->explained || far ? 0 : -EIO;
@@ -181,7 +181,7 @@ static bool read_straight(struct guard *g, struct handle *h, const struct image_
 {
     *ret = image_pread(h, buf, len, off);
     HOOK("read.check");
-    return *ret <= 0 || image_read_sound(g, h, began, off, (uint64_t)*ret) >= (uint64_t)*ret;
+    return *ret <= 0 || image_revalidate(g, h, began, off, (uint64_t)*ret) >= (uint64_t)*ret;
 }
 
 /* What this host does not hold: another one may. */
@@ -194,10 +194,10 @@ static ssize_t read_foreign(struct guard *g, struct handle *h, void *buf, size_t
         return -ENOMEM;
     if (i->dev != g->store.dev)
         return image_pread(h, buf, len, off);
-    struct image_known began = image_read_begin(h);
+    struct image_known began = image_known_now(h);
     /* A hold that just ends here explains nothing. */
-    bool may = began.hold == 0 || (began.hold & IMAGE_ALONE);
-    if (!doubt && may && (began.hold || image_look_covers(img, &began.look, off, len))) {
+    bool may = began.hold == 0 || (began.hold & IMAGE_BY_READERS);
+    if (!doubt && may && (began.hold || image_snapshot_covers(img, &began.look, off, len))) {
         ssize_t n;
         if (read_straight(g, h, &began, buf, len, off, &n))
             return n;
@@ -231,7 +231,7 @@ ssize_t image_read(struct guard *g, struct handle *h, void *buf, size_t len, uin
 {
     if (how == READ_IN_DOUBT)
         return read_zone(g, h, buf, len, off, true);
-    struct image_known began = image_read_begin(h);
+    struct image_known began = image_known_now(h);
     HOOK("read.look");
     if (!image_is_data(h, off))
         return read_zone(g, h, buf, len, off, false);
@@ -271,15 +271,15 @@ static ssize_t copy_far(struct handle *in, uint64_t off_in, struct handle *out, 
 ssize_t image_copy(struct guard *g, struct handle *in, uint64_t off_in, struct handle *out,
                    uint64_t off_out, size_t len, unsigned flags, bool *ret_end, size_t *ret_doubt)
 {
-    struct image_known began = image_read_begin(in);
+    struct image_known began = image_known_now(in);
     *ret_end = false;
     if (!image_is_data(in, off_in) || !image_is_data(out, off_out))
         return 0;
     if (began.hold == 0) /* so much may have to be written again */
         len = DG_MIN(len, IMAGE_COPY_MOST);
-    size_t far = (size_t)image_read_sound(g, in, &began, off_in, len);
+    size_t far = (size_t)image_revalidate(g, in, &began, off_in, len);
     ssize_t n = far > 0 ? copy_far(in, off_in, out, off_out, far, flags) : 0;
-    if (n > 0 && image_read_sound(g, in, &began, off_in, (uint64_t)n) < (uint64_t)n) {
+    if (n > 0 && image_revalidate(g, in, &began, off_in, (uint64_t)n) < (uint64_t)n) {
         *ret_doubt = (size_t)n;
         return 0;
     }

@@ -237,7 +237,7 @@ static int ask_datastore(struct guard *g, struct image *img, const struct opener
 
 /* Nobody has it, and nobody can get it: reads need not ask whether it has been sealed (snapshot.c).
  */
-static void note_alone(struct guard *g, struct image *img)
+static void note_exclusive_epoch(struct guard *g, struct image *img)
 {
     rwlock_write(&img->header);
     if (!LIST_EMPTY(&img->readers.list) && is_named(img) && !img->held.rec &&
@@ -271,7 +271,7 @@ int image_reader_ask(struct guard *g, struct inode *i, struct image_reader *rd, 
     if (r == -ENOENT)
         r = ask_datastore(g, img, &rd->who, &nobody, ret_conflict);
     if (nobody)
-        note_alone(g, img);
+        note_exclusive_epoch(g, img);
     if (r == -EBUSY)
         image_conflict_fill(img, ret_conflict);
     if (r == -EBUSY)
@@ -372,7 +372,7 @@ static bool name_lost(struct guard *g, struct image *img) REQUIRES(img->header)
            !is_among(g, img, rd, n);
 }
 
-static void tend_image(struct guard *g, struct image *img, bool seen)
+static void maintain_image(struct guard *g, struct image *img, bool seen)
 {
     struct opener who = {0};
     bool nobody = false, ask = false, lost = false;
@@ -391,7 +391,7 @@ static void tend_image(struct guard *g, struct image *img, bool seen)
     rwlock_write_unlock(&img->header);
     int r = ask ? ask_datastore(g, img, &who, &nobody, NULL) : 0;
     if (nobody)
-        note_alone(g, img);
+        note_exclusive_epoch(g, img);
     if (!lost)
         return;
     char path[PATH_MAX];
@@ -438,7 +438,7 @@ static struct image **reading_list(struct guard *g, unsigned *ret_n)
     return list;
 }
 
-void image_reader_tend(struct guard *g)
+void image_reader_maintain(struct guard *g)
 {
     _cleanup_free_ struct reader *rd = NULL;
     size_t n = 0;
@@ -459,7 +459,7 @@ void image_reader_tend(struct guard *g)
     }
     remove_left(g, img, n_img, rd, n);
     for (unsigned k = 0; k < n_img; k++) {
-        tend_image(g, img[k], is_among(g, img[k], rd, n));
+        maintain_image(g, img[k], is_among(g, img[k], rd, n));
         inode_put(g->inodes, img[k]->inode);
     }
     free(img);

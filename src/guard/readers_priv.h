@@ -13,9 +13,9 @@ DG_MUST_CHECK int image_reader_in_way(struct guard *g, struct image *img, const 
  * host could have wanted to see before. */
 void image_reader_follow(struct guard *g, struct image *img) REQUIRES(img->header)
     EXCLUDES(img->lock);
-/* Keeper: names that are missing are made, those that nobody needs any more removed; notes where
- * reads need not be checked. */
-void image_reader_tend(struct guard *g);
+/* The monitor: names that are missing are made, those that nobody needs any more removed; notes
+ * where reads need not be checked. */
+void image_reader_maintain(struct guard *g);
 
 /* This host is about to claim it: reads are not safe by its readers any more. */
 void image_reader_claiming(struct image *img) REQUIRES(img->header);

@@ -53,7 +53,7 @@ static int open_anew(struct guard *g, const struct inode *i, const struct record
     return r < 0 ? r : base_steal_fd(&fd);
 }
 
-int image_mend_seal(struct guard *g, struct image *img)
+int image_reopen_seal(struct guard *g, struct image *img)
 {
     int fd = open_anew(g, img->inode, img->held.rec, O_RDWR);
     if (fd < 0)
@@ -67,7 +67,7 @@ int image_mend_seal(struct guard *g, struct image *img)
             r);
     r = io_cache_drop(fd);
     if (r == 0)
-        r = image_bytes_renew(g, img, fd);
+        r = image_qemu_renew(g, img, fd);
     if (r == 0 && img->held.fd >= 0)
         return handle_replace_fd(fd, img->held.fd);
     if (r == 0)
@@ -77,7 +77,7 @@ int image_mend_seal(struct guard *g, struct image *img)
     return r;
 }
 
-void image_bytes_tend(struct guard *g, struct image *img)
+void image_qemu_maintain(struct guard *g, struct image *img)
 {
     int r = 0;
     mutex_lock(&img->lock);
@@ -90,11 +90,11 @@ void image_bytes_tend(struct guard *g, struct image *img)
     ours = img->state == IMAGE_SEALED && !img->exclusive; /* a release may have begun */
     mutex_unlock(&img->lock);
     if (ours) {
-        image_bytes_follow(g, img);
-        r = image_bytes_check(img);
+        image_qemu_follow(g, img);
+        r = image_qemu_check(img);
     }
     if (r < 0)
-        r = image_mend_seal(g, img);
+        r = image_reopen_seal(g, img);
     rwlock_write_unlock(&img->header);
     if (r == -CLAIM_LOST)
         image_fence(g, img);
@@ -128,11 +128,11 @@ static bool fenced_meanwhile(struct image *img, struct handle *h)
     h->fence.revoked = false;
     mutex_unlock(&img->lock);
     if (fenced)
-        image_let_go(img);
+        image_revoke(img);
     return fenced;
 }
 
-int image_mend(struct guard *g, struct handle *h)
+int image_reopen(struct guard *g, struct handle *h)
 {
     struct image *img = atomic_load(&h->inode->image);
     if (!img || !atomic_load(&h->guarded))
@@ -164,7 +164,7 @@ int image_mend(struct guard *g, struct handle *h)
     if (r == 0 && fenced_meanwhile(img, h))
         return -EIO;
     if (r == 0)
-        image_bytes_tend(g, img); /* what this descriptor has met, the seal's will meet */
+        image_qemu_maintain(g, img); /* what this descriptor has met, the seal's will meet */
     if (r == 0)
         image_log_state(
             g, img, LOG_WARNING,
@@ -177,18 +177,18 @@ int image_mend(struct guard *g, struct handle *h)
 
 struct image_failed {
     struct handle *h;
-    void (*again)(void *arg, bool mended);
+    void (*again)(void *arg, bool reopened);
     void *arg;
     struct image_failed *next;
 };
-struct mend_job {
+struct reopen_job {
     struct guard *g;
     struct image *img;
 };
 
 static void run_failed(void *arg)
 {
-    struct mend_job *job = arg;
+    struct reopen_job *job = arg;
     struct guard *g = job->g;
     struct image *img = job->img;
     struct inode *i = img->inode;
@@ -204,12 +204,13 @@ static void run_failed(void *arg)
         while (list) {
             struct image_failed *f = list;
             list = f->next;
-            /* One that was mended a moment ago, for a request that failed with this one, is good
+            /* One that was reopened a moment ago, for a request that failed with this one, is good
              * for this one, too. */
-            uint64_t mended = atomic_load(&f->h->reopen.at_ms);
-            bool fresh = mended != 0 && f->h->reopen.ok && base_now_ms() - mended < REOPEN_PACE_MS;
+            uint64_t reopened = atomic_load(&f->h->reopen.at_ms);
+            bool fresh =
+                reopened != 0 && f->h->reopen.ok && base_now_ms() - reopened < REOPEN_PACE_MS;
             if (!fresh)
-                f->h->reopen.ok = image_mend(g, f->h) == 0;
+                f->h->reopen.ok = image_reopen(g, f->h) == 0;
             f->again(f->arg, f->h->reopen.ok); /* answers: the handle may be gone afterwards */
             free(f);
         }
@@ -219,20 +220,20 @@ static void run_failed(void *arg)
 }
 
 bool image_failed_later(struct guard *g, struct handle *h, int err,
-                        void (*again)(void *arg, bool mended), void *arg)
+                        void (*again)(void *arg, bool reopened), void *arg)
 {
     struct image *img = atomic_load(&h->inode->image);
     if (!img || !io_err_dead(err) || !atomic_load(&h->guarded) || atomic_load(&img->held.io_error))
         return false;
     struct image_failed *f = malloc(sizeof(*f));
-    struct mend_job *job = malloc(sizeof(*job));
+    struct reopen_job *job = malloc(sizeof(*job));
     if (!f || !job) {
         free(f);
         free(job);
         return false;
     }
     *f = (struct image_failed){.h = h, .again = again, .arg = arg};
-    *job = (struct mend_job){g, img};
+    *job = (struct reopen_job){g, img};
     mutex_lock(&img->lock);
     f->next = img->reopen.failed;
     img->reopen.failed = f;

@@ -64,22 +64,22 @@ static int restore_steps(struct guard *g, struct image *img) REQUIRES(img->heade
 
     if (atomic_load(&img->held.wrote))
         img->held.rec->chosen = false;
-    image_bytes_drop(img);
+    image_qemu_drop(img);
     struct seal s = image_seal(g, img);
     s.unfence = !image_plain_has_fence(img); /* else the lock is that of plain writers, too */
     return seal_restore(&s);
 }
 
 /* The steps, once more with a new descriptor where the storage has given up the old one. */
-static int restore_mended(struct guard *g, struct image *img) REQUIRES(img->header)
+static int restore_reopened(struct guard *g, struct image *img) REQUIRES(img->header)
 {
     int r = restore_steps(g, img);
     if (!io_err_dead(r))
         return r;
-    int mended = image_mend_seal(g, img);
-    if (mended == -CLAIM_LOST)
-        return mended;
-    return mended < 0 ? r : restore_steps(g, img);
+    int reopened = image_reopen_seal(g, img);
+    if (reopened == -CLAIM_LOST)
+        return reopened;
+    return reopened < 0 ? r : restore_steps(g, img);
 }
 
 /* To IDLE. */
@@ -95,7 +95,7 @@ int image_restore(struct guard *g, struct image *img)
 {
     rwlock_write(&img->header);
     image_reader_follow(g, img);
-    int r = restore_mended(g, img);
+    int r = restore_reopened(g, img);
     if (r == -CLAIM_LOST) {
         image_log_state(
             g, img, LOG_CRIT,
@@ -115,7 +115,7 @@ int image_restore(struct guard *g, struct image *img)
     }
     if (r == 0) {
         image_held_freed(img);
-        image_bytes_drop(img); /* closing is not enough: plain writers may share the open file */
+        image_qemu_drop(img); /* closing is not enough: plain writers may share the open file */
     }
     bool marked = r == 0 && img->chain.marked;
     uint64_t generation = img->held.rec->generation;
@@ -159,7 +159,7 @@ void image_unguard(struct guard *g, struct image *img)
     } else if (was == IMAGE_FENCED) {
         rwlock_write(&img->header);
         int r = image_drop_lost_row(g, img);
-        image_bytes_drop(img);
+        image_qemu_drop(img);
         rwlock_write_unlock(&img->header);
         if (r < 0)
             image_log_state(g, img, LOG_WARNING,

@@ -41,19 +41,19 @@ static bool stamp_note(struct image_stamp *s, const struct timespec *ctime, uint
     return now - s->since_ms > (ctime->tv_nsec ? TICK_FINE_MS : TICK_SECOND_MS);
 }
 
-void image_look_begin(struct guard *g, struct image *img, struct image_look *ret)
+void image_snapshot_begin(struct guard *g, struct image *img, struct image_snapshot *ret)
 {
     struct stat claims, file;
     HOOK("image.look"); /* so that tests can count them */
-    *ret = (struct image_look){0};
+    *ret = (struct image_snapshot){0};
     if (img->inode->dev != g->store.dev || io_fresh_stat(g->store.claims_fd, &claims) < 0 ||
         io_fresh_stat(img->inode->fd, &file) < 0)
         return;
     uint64_t now = base_now_ms();
-    *ret = (struct image_look){.valid = true,
-                               .size = (uint64_t)file.st_size,
-                               .ctime = file.st_ctim,
-                               .claims_ctime = claims.st_ctim};
+    *ret = (struct image_snapshot){.valid = true,
+                                   .size = (uint64_t)file.st_size,
+                                   .ctime = file.st_ctim,
+                                   .claims_ctime = claims.st_ctim};
     mutex_lock(&g->images->lock);
     ret->claims_settled = stamp_note(&g->images->claims, &claims.st_ctim, now);
     mutex_unlock(&g->images->lock);
@@ -73,7 +73,7 @@ bool image_zone_is_far(const struct image *img)
     return zone.head > FORMAT_REACH || zone.tail != UINT64_MAX;
 }
 
-struct format_zone image_look_zone(const struct header *h, const struct claim *c)
+struct format_zone image_snapshot_zone(const struct header *h, const struct claim *c)
 {
     struct format_zone zone = h->info.zone;
     if (c->kind == CLAIM_HELD)
@@ -81,10 +81,10 @@ struct format_zone image_look_zone(const struct header *h, const struct claim *c
     return zone;
 }
 
-void image_look_end(struct image *img, struct image_look *look, const struct header *h,
-                    const struct claim *c)
+void image_snapshot_end(struct image *img, struct image_snapshot *look, const struct header *h,
+                        const struct claim *c)
 {
-    struct format_zone zone = image_look_zone(h, c);
+    struct format_zone zone = image_snapshot_zone(h, c);
     if (c->kind == CLAIM_BAD)
         look->clean = image_is_headless(h) && !image_zone_is_far(img);
     else
@@ -98,7 +98,7 @@ void image_look_end(struct image *img, struct image_look *look, const struct hea
     mutex_unlock(&img->lock);
 }
 
-struct image_known image_read_begin(const struct handle *h)
+struct image_known image_known_now(const struct handle *h)
 {
     struct image *img = atomic_load(&h->inode->image);
     struct image_known r = {.zones = img ? atomic_load(&img->zone.grown) : 0};
@@ -106,9 +106,9 @@ struct image_known image_read_begin(const struct handle *h)
         return r;
     unsigned holds = atomic_load(&img->held.count), alone = atomic_load(&img->readers.epoch);
     if (alone != 0) {
-        r.hold = alone | IMAGE_ALONE;
+        r.hold = alone | IMAGE_BY_READERS;
     } else if (atomic_load(&img->held.valid) && atomic_load(&img->held.io_error) == 0) {
-        r.hold = holds & ~IMAGE_ALONE;
+        r.hold = holds & ~IMAGE_BY_READERS;
     } else {
         mutex_lock(&img->lock);
         r.look = img->snapshot.last;
@@ -130,30 +130,30 @@ bool image_zone_touched(const struct format_zone *zone, uint64_t off, uint64_t l
     return off < zone->head || off > zone->tail || len > zone->tail - off;
 }
 
-bool image_look_covers(const struct image *img, const struct image_look *look, uint64_t off,
-                       uint64_t len)
+bool image_snapshot_covers(const struct image *img, const struct image_snapshot *look, uint64_t off,
+                           uint64_t len)
 {
     struct format_zone zone = image_zone(img);
     return !image_zone_touched(&zone, off, len) || (look->valid && look->clean);
 }
 
-uint64_t image_read_sound(struct guard *g, const struct handle *h, const struct image_known *began,
+uint64_t image_revalidate(struct guard *g, const struct handle *h, const struct image_known *began,
                           uint64_t off, uint64_t len)
 {
     const struct inode *i = h->inode;
     const struct image *img = atomic_load(&i->image);
-    const struct image_look *look = &began->look;
+    const struct image_snapshot *look = &began->look;
     struct stat st;
     if (i->dev != g->store.dev)
         return len; /* nothing is sealed there */
     if (began->hold != 0) {
-        struct image_known now = image_read_begin(h);
+        struct image_known now = image_known_now(h);
         return now.hold == began->hold && now.zones == began->zones ? len : 0;
     }
     /* A plain writer has the fence: nobody can have claimed the file. */
     if (h->writer && h->plain.counted && !atomic_load(&h->guarded) && !atomic_load(&h->barred.err))
         return len;
-    if (!img || !image_look_covers(img, look, off, len))
+    if (!img || !image_snapshot_covers(img, look, off, len))
         return 0;
     HOOK("read.stat"); /* so that tests can count them */
     if (io_fresh_stat(h->fd, &st) < 0)

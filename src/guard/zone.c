@@ -94,7 +94,7 @@ void image_zone_set(struct image *img, const struct format_zone *zone)
     atomic_store(&img->zone.head, zone->head);
     atomic_store(&img->zone.tail, zone->tail);
     if (zone->head > was.head || zone->tail < was.tail) {
-        atomic_fetch_add(&img->zone.grown, 1); /* for reads under way: image_read_sound() */
+        atomic_fetch_add(&img->zone.grown, 1); /* for reads under way: image_revalidate() */
         image_drain(img);
     }
 }

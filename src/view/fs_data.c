@@ -98,12 +98,12 @@ static void later_reply(struct later *l, ssize_t n)
     free(l);
 }
 
-static void failed_again(void *arg, bool mended)
+static void failed_again(void *arg, bool reopened)
 {
     struct later *l = arg;
     ssize_t n = l->error;
     bool direct;
-    if (mended)
+    if (reopened)
         n = l->write ? write_at(l->v, l->h, l->buf, l->size, l->off, l->page, &direct)
                      : image_read(l->v->guard, l->h, l->buf, l->size, l->off, READ_MAY_WAIT);
     later_reply(l, n);
@@ -205,7 +205,7 @@ static ssize_t write_direct(struct view *v, struct handle *h, const void *buf, s
 }
 
 /* page: of a shared mapping. *ret_direct: it went straight to the handle's descriptor, so that a
- * failure may be mended and the write repeated. */
+ * failure may be reopened and the write repeated. */
 static ssize_t write_at(struct view *v, struct handle *h, const void *buf, size_t size,
                         uint64_t off, bool page, bool *ret_direct)
 {

@@ -46,7 +46,7 @@ struct lock_owner {
     struct handle *also;
     /* it is an open file, not a process: its process has closed it as another owner */
     bool is_file;
-    struct byte_owner bytes; /* what it has of QEMU's bytes, and its pid */
+    struct qemu_owner bytes; /* what it has of QEMU's bytes, and its pid */
     struct image_reader reader;
     atomic_int fd;         /* on the backing file; -1: not opened yet */
     atomic_int host_fd;    /* on the memfd; -1: not opened yet */
@@ -117,7 +117,7 @@ void fs_lock_free(struct inode_locks *l)
 /* It has none of the bytes any more that mean something to the guard. */
 static void owner_forget(struct inode_locks *l, struct lock_owner *o)
 {
-    image_bytes_forget(l->inode, &o->bytes);
+    image_qemu_forget(l->inode, &o->bytes);
     image_reader_forget(l->v->guard, l->inode, &o->reader);
 }
 
@@ -169,7 +169,7 @@ static struct lock_owner *owner_get(struct inode_locks *l, struct asker *a, bool
         o->kind = a->kind;
         o->id = a->id;
         o->via = via;
-        image_bytes_owner_init(&o->bytes);
+        image_qemu_owner_init(&o->bytes);
         image_reader_init(l->v->guard, &o->reader, via);
         atomic_store(&o->fd, -1);
         atomic_store(&o->host_fd, -1);
@@ -298,8 +298,8 @@ static int set_below(struct inode *i, struct inode_locks *l, struct lock_owner *
     if (type == F_UNLCK && atomic_load(&o->fd) < 0)
         return 0;
     int fd = backing_fd(i, o);
-    int e = fd >= 0 && image_bytes_in(i, r.start, r.len)
-                ? image_bytes_set(i, &o->bytes, fd, type, r.start, r.len)
+    int e = fd >= 0 && image_qemu_in(i, r.start, r.len)
+                ? image_qemu_set(i, &o->bytes, fd, type, r.start, r.len)
                 : set_range(fd, type, r);
     if (e == 0)
         atomic_store(&l->backing_ok, true);
@@ -334,14 +334,14 @@ static int query(int fd, const struct flock *lock, struct range r, struct flock 
     return fcntl(fd, F_OFD_GETLK, ret) < 0 ? -errno : 0;
 }
 
-/* The same of the backing file below the fence. *ret_pid as image_bytes_get() tells it. */
+/* The same of the backing file below the fence. *ret_pid as image_qemu_get() tells it. */
 static int query_below(struct inode *i, struct lock_owner *o, const struct flock *lock,
                        struct range r, struct flock *ret, pid_t *ret_pid)
 {
     int fd = backing_fd(i, o);
-    if (fd < 0 || !image_bytes_in(i, r.start, r.len))
+    if (fd < 0 || !image_qemu_in(i, r.start, r.len))
         return query(fd, lock, r, ret);
-    return image_bytes_get(i, &o->bytes, fd, lock->l_type, r.start, r.len, ret, ret_pid);
+    return image_qemu_get(i, &o->bytes, fd, lock->l_type, r.start, r.len, ret, ret_pid);
 }
 
 /* *ret_pid: -1 where it is not known yet. */
@@ -590,7 +590,7 @@ static int try_bytes(struct lock_op *op, struct inode_locks *l)
         return op->lock.l_type == F_UNLCK ? 0 : -ENOMEM;
     if (op->lock.l_pid > 0)
         atomic_store(&o->bytes.pid, (unsigned long long)op->lock.l_pid);
-    bool writes = image_bytes_says_write(&op->lock);
+    bool writes = image_qemu_says_write(&op->lock);
     struct opener who = writes ? says_write(op) : (struct opener){0}, before;
     r = writes ? note_writer(op, l, o, &who, &before) : 0;
     if (r == 0) {

@@ -531,19 +531,19 @@ static void write_raw(const char *name, const void *bytes, size_t len, off_t at)
 /* Rounds of the monitor until the image has that state, or (IDLE) is no more: at most 10 s. */
 static bool maintained(struct guard *g, enum image_state want)
 {
-    struct image_tend *t = image_tend_new(g);
+    struct image_maintain *t = image_maintain_new(g);
     struct image_info info = {.state = IMAGE_IDLE};
 
     cr_assert_not_null(t);
     for (unsigned k = 0; k < 1000; k++) {
-        image_tend_round(t);
+        image_maintain_round(t);
         usleep(10000);
         if (busy(g, &info) == 0)
             info.state = IMAGE_IDLE;
         if (info.state == want)
             break;
     }
-    image_tend_free(t);
+    image_maintain_free(t);
     return info.state == want;
 }
 
