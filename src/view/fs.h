@@ -1,6 +1,6 @@
-/* fs.h: the FUSE operations, in files by kind. Every operation runs on a pool thread except READ
- * and WRITE (on the receiver, or in the lane of the file) and the ones that never touch the
- * datastore (FORGET, INTERRUPT, INIT, DESTROY): see loop.c. */
+/* fs.h: the FUSE operations, in files by kind. loop.c says on which thread each of them runs: READ
+ * and WRITE of guest data, lookups, attributes, listings and opens for reading on the receiver;
+ * other READ and WRITE in the lane of the file; the rest on the pool. */
 #ifndef DISKGUARD_FS_H
 #define DISKGUARD_FS_H
 

@@ -1,5 +1,6 @@
 #include "view/loop.h"
 
+#include <fcntl.h>
 #include <linux/fuse.h>
 #include <pthread.h>
 #include <sched.h>
@@ -38,7 +39,9 @@ struct passed_request { /* on its way to another thread */
 struct receiver {
     struct view *v;
     pthread_t thread;
+    atomic_bool inside; /* it runs a request that may wait for the storage */
     atomic_bool ended;
+    bool joined;
     int error;
 };
 
@@ -46,6 +49,9 @@ struct receiver {
 static struct {
     atomic_bool stop;
     sem_t wake;
+    atomic_uint inside; /* receivers that are */
+    struct receiver *all;
+    unsigned n;
 } loop;
 static pthread_once_t loop_once = PTHREAD_ONCE_INIT;
 
@@ -68,9 +74,26 @@ _Static_assert(offsetof(struct fuse_read_in, offset) == offsetof(struct fuse_wri
                    offsetof(struct fuse_read_in, fh) == offsetof(struct fuse_write_in, fh),
                "they begin alike");
 
-enum where { ON_RECEIVER, IN_LANE, IN_POOL };
+enum where { ON_RECEIVER, SHORT, IN_LANE, IN_POOL };
+
+/* OPEN, FLUSH and RELEASE of one who reads claim nothing and restore nothing. */
+static bool only_reads(struct view *v, uint32_t opcode, const char *body, size_t size)
+{
+    uint64_t fh;
+    uint32_t flags; /* first in fuse_open_in; fh is in fuse_release_in and fuse_flush_in */
+    if (size < sizeof(fh))
+        return false;
+    if (opcode == FUSE_OPEN) {
+        memcpy(&flags, body, sizeof(flags));
+        return (flags & (O_ACCMODE | O_TRUNC)) == O_RDONLY;
+    }
+    memcpy(&fh, body, sizeof(fh));
+    const struct handle *h = handle_get(v->guard->handles, fh);
+    return h && !atomic_load(&h->writer) && !image_manager_expected(h);
+}
 
 /* Where it belongs. On this thread: READ and WRITE of guest data; what never touches the datastore.
+ * SHORT: what asks the storage for a name, for attributes or a header, and waits for nobody else.
  * *ret_lane: of IN_LANE. */
 static enum where where_to(struct view *v, const char *mem, size_t size, uint64_t *ret_lane)
 {
@@ -99,6 +122,21 @@ static enum where where_to(struct view *v, const char *mem, size_t size, uint64_
     case FUSE_INTERRUPT:
     case FUSE_DESTROY:
         return ON_RECEIVER;
+    case FUSE_LOOKUP:
+    case FUSE_GETATTR:
+    case FUSE_READLINK:
+    case FUSE_STATFS:
+    case FUSE_GETXATTR:
+    case FUSE_LISTXATTR:
+    case FUSE_OPENDIR:
+    case FUSE_READDIR:
+    case FUSE_READDIRPLUS:
+    case FUSE_RELEASEDIR:
+        return SHORT;
+    case FUSE_OPEN:
+    case FUSE_FLUSH:
+    case FUSE_RELEASE:
+        return only_reads(v, in.opcode, mem + sizeof(in), size - sizeof(in)) ? SHORT : IN_POOL;
     default:
         return IN_POOL;
     }
@@ -145,9 +183,24 @@ here: /* no memory: late is better than lost */
     process(v->se, own->mem, size);
 }
 
-/* 0: unmounted or told to stop. */
-static int receive(struct view *v, struct request_buffer *buf)
+/* On this thread, which saves two of them the change, as long as enough others go on reading
+ * requests: the storage may take minutes for one of them. */
+static bool run_short(struct receiver *r, char *mem, size_t size)
 {
+    bool ok = atomic_fetch_add(&loop.inside, 1) < LOOP_SHORT_MAX;
+    if (ok) {
+        atomic_store(&r->inside, true);
+        process(r->v->se, mem, size);
+        atomic_store(&r->inside, false);
+    }
+    atomic_fetch_sub(&loop.inside, 1);
+    return ok;
+}
+
+/* 0: unmounted or told to stop. */
+static int receive(struct receiver *self, struct request_buffer *buf)
+{
+    struct view *v = self->v;
     int fd = fuse_session_fd(v->se);
     while (!atomic_load(&loop.stop)) {
         if (!buf->base && !buffer_new(REQUEST_MAX, buf)) {
@@ -175,7 +228,7 @@ static int receive(struct view *v, struct request_buffer *buf)
         enum where where = where_to(v, buf->mem, (size_t)n, &lane);
         if (where == ON_RECEIVER)
             process(v->se, buf->mem, (size_t)n);
-        else
+        else if (where != SHORT || !run_short(self, buf->mem, (size_t)n))
             hand_over(v, buf, (size_t)n, where, lane);
     }
     return 0;
@@ -187,7 +240,7 @@ static void *receiver_main(void *arg)
     /* When there is neither memory nor a thread the pool runs a job here, and it may set umask. */
     (void)unshare(CLONE_FS);
     struct request_buffer buf = {0};
-    r->error = receive(r->v, &buf);
+    r->error = receive(r, &buf);
     free(buf.base);
     atomic_store(&r->ended, true);
     sem_post(&loop.wake);
@@ -199,14 +252,20 @@ static void on_wake(int sig)
     (void)sig;
 }
 
-/* A signal that arrives just before the read is lost: repeat it until the thread is gone. */
-static void stop_receiver(struct receiver *r)
+/* A signal that arrives just before the read is lost: repeat it until the thread is gone. One that
+ * waits for the storage is left alone, or (wait) waited for. */
+static void stop_receiver(struct receiver *r, bool wait)
 {
     while (!atomic_load(&r->ended)) {
-        pthread_kill(r->thread, SIGUSR1);
+        bool inside = atomic_load(&r->inside);
+        if (inside && !wait)
+            return;
+        if (!inside)
+            pthread_kill(r->thread, SIGUSR1);
         usleep(5000);
     }
     pthread_join(r->thread, NULL);
+    r->joined = true;
 }
 
 int loop_run(struct view *v)
@@ -215,29 +274,36 @@ int loop_run(struct view *v)
     struct sigaction sa = {.sa_handler = on_wake}; /* no SA_RESTART: the read must return */
     sigaction(SIGUSR1, &sa, NULL);
 
-    struct receiver *all = calloc(LOOP_DATA_THREADS, sizeof(*all));
+    struct receiver *all = loop.all = calloc(LOOP_DATA_THREADS, sizeof(*all));
     if (!all)
         return -ENOMEM;
-    unsigned started = 0;
-    for (unsigned i = 0; i < LOOP_DATA_THREADS; i++) {
-        all[i].v = v;
-        if (pthread_create(&all[i].thread, NULL, receiver_main, &all[i]) != 0)
+    for (loop.n = 0; loop.n < LOOP_DATA_THREADS; loop.n++) {
+        all[loop.n].v = v;
+        if (pthread_create(&all[loop.n].thread, NULL, receiver_main, &all[loop.n]) != 0)
             break;
-        started++;
     }
-    int r = started > 0 ? 0 : -EAGAIN;
-    if (started > 0) {
+    int r = loop.n > 0 ? 0 : -EAGAIN;
+    if (loop.n > 0) {
         while (sem_wait(&loop.wake) < 0 && errno == EINTR)
             ;
     }
     atomic_store(&loop.stop, true);
-    for (unsigned i = 0; i < started; i++) {
-        stop_receiver(&all[i]);
-        if (all[i].error < 0)
+    for (unsigned i = 0; i < loop.n; i++) {
+        stop_receiver(&all[i], false);
+        if (all[i].joined && all[i].error < 0)
             r = all[i].error;
     }
-    free(all);
     return r;
+}
+
+void loop_drain(void)
+{
+    for (unsigned i = 0; i < loop.n; i++)
+        if (!loop.all[i].joined)
+            stop_receiver(&loop.all[i], true);
+    free(loop.all);
+    loop.all = NULL;
+    loop.n = 0;
 }
 
 void loop_stop(void)

@@ -8,7 +8,9 @@
 #include "node/inode.h"
 
 #define BATCH 64u
+/* So often removed files are looked for; and never for more than 1/100 of the time. */
 #define REMOVED_PERIOD_MS 1000u
+#define REMOVED_SHARE 100u
 
 struct prune {
     struct view *v;
@@ -68,10 +70,10 @@ static void drop_removed(struct prune *p)
     }
 }
 
-/* false: it is ending. */
-static bool wait_for_work(struct prune *p, bool *ret_crowded)
+/* took_ms: the last look for removed files. false: it is ending. */
+static bool wait_for_work(struct prune *p, uint64_t took_ms, bool *ret_crowded)
 {
-    uint64_t until = base_now_ms() + REMOVED_PERIOD_MS;
+    uint64_t until = base_now_ms() + DG_MAX(REMOVED_PERIOD_MS, took_ms * REMOVED_SHARE);
     mutex_lock(&p->lock);
     if (p->watches_removed)
         while (!p->crowded && !p->ending && cond_wait_until(&p->wake, &p->lock, until))
@@ -90,14 +92,17 @@ static void *prune_main(void *arg)
 {
     struct prune *p = arg;
     unsigned long goal = prune_limit() / 4 * 3;
+    uint64_t took_ms = 0;
     bool crowded;
-    while (wait_for_work(p, &crowded)) {
+    while (wait_for_work(p, took_ms, &crowded)) {
         while (crowded && !is_ending(p) && inode_count(p->v->guard->inodes) > goal) {
             if (drop_names(p->v) == 0)
                 break; /* the rest is in use */
         }
+        uint64_t began = base_now_ms();
         if (p->watches_removed)
             drop_removed(p);
+        took_ms = base_now_ms() - began;
     }
     return NULL;
 }
