@@ -383,6 +383,7 @@ static bool serve(struct daemon *d, const sigset_t *set, void (*ready)(void *arg
 static unsigned stop(struct daemon *d)
 {
     monitor_stop(d->monitor);
+    loop_drain();
     view_drain(&d->view);
     unsigned left = d->guard.images && d->guard.journal ? image_shutdown(&d->guard) : 0;
     int names = d->guard.images && d->guard.journal ? reader_drop(&d->guard.store, &d->guard.host)

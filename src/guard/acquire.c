@@ -572,10 +572,8 @@ int image_take(struct guard *g, struct image *img, const struct taking *t, struc
     if (r == -CLAIM_LOST) {
         image_fence(g, img);
         r = rule->lost;
-    } else if (rule->plain_too) {
-        r = image_answer(r);
     }
     if (r < 0 || rule->plain_too) /* the handles of a plain file have their own by now */
         image_unguard(g, img);
-    return r;
+    return rule->plain_too ? image_answer(r) : r;
 }

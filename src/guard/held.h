@@ -13,12 +13,6 @@ void image_follow_name(struct guard *g, struct image *img) EXCLUDES(img->lock, i
  * -errno. */
 DG_MUST_CHECK int image_claim_rules(struct guard *g, struct image *img)
     EXCLUDES(img->lock, img->header);
-/* What a program is told of a claim that is lost, and of a file that the storage does not find:
- * EIO. ESTALE would only make the kernel walk its path again. */
-static inline int image_answer(int r)
-{
-    return r == -CLAIM_LOST || r == -ESTALE ? -EIO : r;
-}
 /* Another host holds the image now, or did. Only a successor's claim makes our row worthless: where
  * there is no claim at all (somebody removed it, the storage lost it), the row is the last copy of
  * the true bytes, and stays for fsck.diskguard. */

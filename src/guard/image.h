@@ -104,10 +104,6 @@ struct image_chain {
     uint64_t links GUARDED_BY(header); /* and those are for these links: a hash */
 };
 
-/* A handle whose new descriptor fails again within this time gets no other: the medium is at fault,
- * and one handle must not keep the monitor busy. */
-#define REOPEN_PACE_MS 1000u
-
 /* reopen.c: requests that the storage refused, for one job of the pool; and that job is there. */
 struct image_reopen {
     struct image_failed *failed GUARDED_BY(lock);
@@ -237,5 +233,16 @@ void image_log_state(struct guard *g, struct image *img, int priority, const cha
 /* Is the same inode number held through another inode of the view (one that was displaced by a
  * reused number)? */
 bool image_busy_twin(struct guard *g, const struct image *img);
+
+/* What a program is told of a claim that is lost, and of a file that the storage does not find:
+ * EIO. ESTALE would only make the kernel walk its path again. */
+static inline int image_answer(int r)
+{
+    return r == -CLAIM_LOST || r == -ESTALE ? -EIO : r;
+}
+
+/* A handle whose new descriptor fails again within this time gets no other: the medium is at fault,
+ * and one handle must not keep the monitor busy. */
+#define REOPEN_PACE_MS 1000u
 
 #endif

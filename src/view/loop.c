@@ -9,7 +9,7 @@
 #include <string.h>
 
 #include "base/log.h"
-#include "guard/first.h"
+#include "guard/manager.h"
 #include "run/lanes.h"
 #include "run/pool.h"
 #include "view/fs.h"

@@ -4,7 +4,6 @@
 #include "run/lanes.h"
 #include "run/park.h"
 #include "run/pool.h"
-#include "view/loop.h"
 
 _Static_assert(INODE_ROOT_ID == FUSE_ROOT_ID, "the root's node id is the kernel's");
 
@@ -40,7 +39,6 @@ void view_drain(struct view *v)
     if (!v->park)
         return;
     park_stop(v->park);
-    loop_drain();
     if (v->lanes)
         lanes_drain(v->lanes); /* first: what fails there goes on in the pool */
     pool_drain(v->guard->pool);

@@ -613,6 +613,16 @@ def small_fs(megabytes):
         run("umount", "-l", base)
 
 
+def path_without(program):
+    """A PATH whose programs are all that this machine has, but one."""
+    folder = suite_tmp()
+    for directory in os.environ["PATH"].split(":"):
+        for name in os.listdir(directory) if os.path.isdir(directory) else ():
+            if name != program and not os.path.lexists(os.path.join(folder, name)):
+                os.symlink(os.path.join(directory, name), os.path.join(folder, name))
+    return folder
+
+
 SKIPPED = 77  # exit code of a suite that cannot run here (meson knows it)
 
 

@@ -36,16 +36,6 @@ def _command_line(pid):
         return b""
 
 
-def path_without(program):
-    """A PATH whose programs are all that this machine has, but one."""
-    folder = dgtest.suite_tmp()
-    for directory in os.environ["PATH"].split(":"):
-        for name in os.listdir(directory) if os.path.isdir(directory) else ():
-            if name != program and not os.path.lexists(os.path.join(folder, name)):
-                os.symlink(os.path.join(directory, name), os.path.join(folder, name))
-    return folder
-
-
 def cache_with(name, content):
     """A copy of the lab's cache in which one file is another."""
     ready = labcache.prepare()
@@ -61,12 +51,12 @@ def cache_with(name, content):
 
 @suite.case("no QEMU")
 def no_qemu(build):
-    ok("qemu-system-x86_64 is not installed: run tools/install-deps" in smoke(build, PATH=path_without("qemu-system-x86_64")), "it names QEMU and the way out")
+    ok("qemu-system-x86_64 is not installed: run tools/install-deps" in smoke(build, PATH=dgtest.path_without("qemu-system-x86_64")), "it names QEMU and the way out")
 
 
 @suite.case("no kernel package")
 def no_kernel(build):
-    folder = path_without("apt-cache")
+    folder = dgtest.path_without("apt-cache")
     for name, script in (("apt-get", "exit 0"), ("apt-cache", "echo 'N: Unable to locate package'; exit 0")):
         path = os.path.join(folder, name)
         if os.path.lexists(path):
