@@ -15,7 +15,7 @@
 /* Opens the descriptor and takes the lock; only then is it certain that nobody claims the file, so
  * that is looked at (again). Where the daemon may not write the file, the caller's own descriptor
  * carries the lock (*ret_borrowed). *ret_fd stays -1 where that cannot, being write-only: then the
- * monitor's look must do (image_tend_plain). */
+ * monitor's look must do (maintain_plain()). */
 static int plain_lock(struct guard *g, struct image *img, struct handle *h, int *ret_fd,
                       bool *ret_borrowed, struct conflict *ret)
 {

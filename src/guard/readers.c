@@ -15,9 +15,6 @@
 #include "guard/readers_priv.h"
 #include "guard/refuse.h"
 
-/* QEMU, block/file-posix.c: RAW_LOCK_PERM_BASE 100, RAW_LOCK_SHARED_BASE 200; permissions 0
- * consistent read, 1 write. */
-
 void image_reader_init(struct guard *g, struct image_reader *rd, const struct handle *via)
 {
     *rd = (struct image_reader){
