@@ -246,7 +246,8 @@ def _(build):
             ok("Device or resource busy" not in r.out and "EBUSY" not in r.out, r.out)
             ok(not os.path.exists(ds.raw("new." + fmt)), "QEMU removes what it has made: " + r.out)
             ds.wait_settled()
-            must("qemu-img", "create", "-q", "-f", "qcow2", path, "64M")  # its room is there again
+            wait_for(lambda: os.statvfs(ds.path).f_bavail > 1000, "its room is there again")
+            must("qemu-img", "create", "-q", "-f", "qcow2", path, "64M")
             ds.wait_settled()
             os.unlink(path)
         log = view.log()

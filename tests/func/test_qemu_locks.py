@@ -300,7 +300,7 @@ def _(build):
         eq(protection(p.b, name), "claim+locks", "as another host sees it")
         text = must(*build.command(build.ctl, "show", p.a.path(name)), env=build.env())
         ok("protected by its claim and QEMU's byte locks" in text, text)
-        ok("claim+locks" in must(*build.command(build.ctl, "list"), env=build.env()), "diskguardctl list")
+        ok("claim+locks" in must(*build.command(build.ctl, "list", p.a.mnt), env=build.env()), "diskguardctl list")
         holder.call("close", fd)
         p.ds.wait_free(name)
         wait_for(lambda: protection(p.a, name) == "none", "nothing protects it")
