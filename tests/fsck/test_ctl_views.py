@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """diskguardctl through views: real ones, dead ones, and some that hang. Usage: test_ctl_views.py BUILD-DIRECTORY [NAME-PART]"""
 import ctypes
+import errno
 import json
 import os
 import shutil
@@ -303,7 +304,7 @@ def fenced_and_stuck(lab):
     ino = os.stat(lab.ds + "/a.qcow2").st_ino
     with HungView(lab) as view:
         path = view.socket
-        for state, error in (("FENCED", 116), ("STUCK", 5), ("STUCK", 117), ("SEALED", 0), ("RESTORING", 0)):
+        for state, error in (("FENCED", errno.EKEYREVOKED), ("STUCK", 5), ("STUCK", 117), ("SEALED", 0), ("RESTORING", 0)):
             answer = {"version": 1, "ok": True, "datastore": lab.ds, "host": {"name": "nodea", "uuid": UUID_A}, "images": [
                 {"image": "a.qcow2", "inode": ino, "generation": 1, "state": state, "pid": 1, "start": 2, "writers": 1, "format": "qcow2",
                  "size": 64 << 20, "since": "2026-01-01T00:00:00Z", "error": error, "sync_error": 0, "sealed": True}]}
@@ -317,6 +318,8 @@ def fenced_and_stuck(lab):
                 assert r.json()["reason"] == {"RESTORING": "being-released", "SEALED": "held"}.get(state, state.lower()), r
                 if error == 117:  # EUCLEAN: foreign bytes, which no retry can cure
                     assert "past the view" in lab.ctl("list", view.point).out
+                elif state == "FENCED":
+                    assert "lost its claim" in lab.ctl("list", view.point).out
                 elif error:
                     assert os.strerror(error) in lab.ctl("list", view.point).out
             finally:
