@@ -284,10 +284,10 @@ def reused_number(build):
         with contextlib.suppress(OSError):
             os.close(held)
         os.unlink(p.ds.raw("old"))
-        for k in range(64):
+        for k in range(4096):  # other programs make files on this file system, too
             with open(p.ds.raw("new-%d" % k), "wb") as f:
-                f.write(b"text" * MIB)
                 if os.fstat(f.fileno()).st_ino == ino:
+                    f.write(b"text" * MIB)
                     break
         else:
             raise Skip("this file system does not give the number away again")
