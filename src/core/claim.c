@@ -311,10 +311,8 @@ static bool name_leads_to(const struct store *s, const struct record *rec, int f
 
 /* Puts rec in the place of our own generation's file. The caller made sure that it is ours. A
  * rename that lands late, after a successor has come, hits no other name. The tmp name is
- * removed before an error is returned, so the rename cannot land after our next attempt either.
- * lazy: the record is durable, its name is not yet; a crash of the storage leaves the former
- * record or this one. */
-static int replace(const struct store *s, const struct record *rec, bool lazy)
+ * removed before an error is returned, so the rename cannot land after our next attempt either. */
+static int replace(const struct store *s, const struct record *rec)
 {
     char tmp[TMP_SIZE], name[NAME_SIZE];
     int r, fd = tmp_create(s, rec, tmp);
@@ -333,7 +331,7 @@ static int replace(const struct store *s, const struct record *rec, bool lazy)
         tmp_unlink(s, tmp);
         return r;
     }
-    return lazy ? 0 : claims_sync(s);
+    return claims_sync(s);
 }
 
 static void set_freed(struct record *rec)
@@ -343,7 +341,7 @@ static void set_freed(struct record *rec)
     rec->cut = OVERLAY_NO_CUT;
 }
 
-static int replace_by_free(const struct store *s, const struct record *rec, bool lazy)
+static int replace_by_free(const struct store *s, const struct record *rec)
 {
     _cleanup_free_ struct record *freed = malloc(sizeof(*freed));
 
@@ -352,7 +350,7 @@ static int replace_by_free(const struct store *s, const struct record *rec, bool
     *freed = *rec;
     set_freed(freed);
     freed->seq++;
-    return replace(s, freed, lazy);
+    return replace(s, freed);
 }
 
 /* The same when the file is gone and there is no room for a new record. The room that is missing
@@ -481,7 +479,7 @@ static void abandon(const struct store *s, const struct record *rec, int fd, con
 
     tmp_unlink(s, tmp);
     if (name_leads_to(s, rec, fd))
-        r = replace_by_free(s, rec, false);
+        r = replace_by_free(s, rec);
     if (r < 0)
         log_debug("claim %llu of inode %llu: cannot be given back, left to recovery: %s",
                   (unsigned long long)rec->generation, (unsigned long long)rec->ino, strerror(-r));
@@ -562,7 +560,7 @@ int claim_update(const struct store *s, const struct record *rec)
      * now. */
     if (r == 0 && c->kind == CLAIM_FREE)
         r = -CLAIM_LOST;
-    return r < 0 ? r : replace(s, rec, false);
+    return r < 0 ? r : replace(s, rec);
 }
 
 static int remove_lower(const struct store *s, uint64_t ino, uint64_t generation)
@@ -585,9 +583,7 @@ static bool was_freed(const struct store *s, const struct record *rec, struct cl
            check_ours(scratch, rec) == 0 && scratch->kind == CLAIM_FREE;
 }
 
-enum give_back { GIVE_BACK, GIVE_BACK_LAZY, GIVE_BACK_GONE };
-
-static int give_back(const struct store *s, struct record *rec, enum give_back how)
+static int give_back(const struct store *s, struct record *rec, bool gone)
 {
     _cleanup_free_ struct claim *c = malloc(sizeof(*c));
     int r;
@@ -602,8 +598,8 @@ static int give_back(const struct store *s, struct record *rec, enum give_back h
         r = 0; /* the successor removes our generation when it is done */
     else if (r == 0)
         /* also where it is free: maybe not durably */
-        r = replace_by_free(s, rec, how == GIVE_BACK_LAZY);
-    if (how == GIVE_BACK_GONE && (r == -ENOSPC || r == -EDQUOT))
+        r = replace_by_free(s, rec);
+    if (gone && (r == -ENOSPC || r == -EDQUOT))
         r = overwrite_by_free(s, rec);
     if (r < 0)
         return r;
@@ -618,17 +614,12 @@ static int give_back(const struct store *s, struct record *rec, enum give_back h
 
 int claim_free(const struct store *s, struct record *rec)
 {
-    return give_back(s, rec, GIVE_BACK);
-}
-
-int claim_free_lazy(const struct store *s, struct record *rec)
-{
-    return give_back(s, rec, GIVE_BACK_LAZY);
+    return give_back(s, rec, false);
 }
 
 int claim_free_gone(const struct store *s, struct record *rec)
 {
-    return give_back(s, rec, GIVE_BACK_GONE);
+    return give_back(s, rec, true);
 }
 
 int claim_forget(const struct store *s, uint64_t ino, uint64_t generation)

@@ -70,9 +70,6 @@ DG_MUST_CHECK int claim_check(const struct store *s, const struct record *rec);
 /* Marks our generation free (rec->step is set, extents are dropped) and removes lower generations.
  * -CLAIM_LOST as above. It may be repeated after a failure, also when the tombstone was made. */
 DG_MUST_CHECK int claim_free(const struct store *s, struct record *rec);
-/* The same, but not durable by itself: a crash right afterwards may bring the claim back as it
- * was last. Use it only where that claim undoes whatever the image may show from then on. */
-DG_MUST_CHECK int claim_free_lazy(const struct store *s, struct record *rec);
 /* The same when the file has no name any more. It also works on a full datastore: the room may
  * be the removed file's own. */
 DG_MUST_CHECK int claim_free_gone(const struct store *s, struct record *rec);

@@ -243,36 +243,33 @@ static int say_restoring(struct seal *s)
     return r < 0 ? r : claim_update(s->store, s->rec);
 }
 
-/* ret_told: the claim has the plan that was undone. */
-static int restore_header(struct seal *s, bool *ret_told)
+static int restore_header(struct seal *s)
 {
     int r = 0;
-    if (s->rec->step != STEP_RESTORING && s->rec->step != STEP_STUCK) {
+    if (s->rec->step != STEP_RESTORING && s->rec->step != STEP_STUCK)
         r = say_restoring(s);
-        *ret_told = r == 0;
-    } else {
+    else
         r = claim_check(s->store, s->rec); /* a retry: somebody may have taken over since */
-    }
     return r < 0 ? r : seal_undo(s->fd, s->rec);
 }
 
 int seal_restore(struct seal *s)
 {
     uint64_t ino = s->rec->ino, generation = s->rec->generation;
-    bool told = true;
     int r;
     if (s->rec->step == STEP_FREE) /* a retry after everything but the row was done */
         return s->journal ? journal_remove(s->journal, ino, generation) : 0;
     if (seal_was_taken(s->rec)) {
-        told = false;
-        r = restore_header(s, &told);
+        r = restore_header(s);
         if (r < 0)
             return r;
     }
     if (s->unfence)
         io_fence_drop(s->fd, s->store->fence);
     enum claim_step step = s->rec->step;
-    r = told ? claim_free_lazy(s->store, s->rec) : claim_free(s->store, s->rec);
+    /* Durable: else it may come back after a power cut, with our next claim's row above it, or a
+     * plan for a header that somebody has changed past the view since. */
+    r = claim_free(s->store, s->rec);
     if (r < 0) {
         /* The header is true, verified and durable: a retry only has to free the claim. The
          * tombstone may have been made, and a successor may have come: claim_free knows that. A

@@ -5,7 +5,7 @@
  *   edit      journal (new plan) -> claim (new plan) -> bytes outside the extents -> sealed bytes
  *             if they changed -> memory
  *   restore   journal restoring (lazy) -> claim restoring -> true bytes in reverse, mtime, fsync,
- *             read back -> claim free (lazy) -> row gone (lazy)
+ *             read back -> claim free -> row gone (lazy)
  *
  * Lazy: nothing rests on it after a crash; the storage may lose it (journal.h, claim.h).
  *

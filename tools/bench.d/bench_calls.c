@@ -143,6 +143,7 @@ static void bare_close(struct bare *b, const char *claim, const char *before)
     need(fsync(b->image), "fsync");
     record(b);
     need(renameat(b->tmp, "record", b->claims, claim), "rename");
+    need(fsync(b->claims), "fsync");
     need(unlinkat(b->claims, before, 0), "unlink");
     wal_frame(b);
 }
