@@ -369,6 +369,8 @@ static bool serve(struct daemon *d, const sigset_t *set, void (*ready)(void *arg
     }
     atomic_store(&d->guard.stopping, true);
     sd_notify(0, "STOPPING=1");
+    /* Prune may wait for a directory that a parked request keeps locked. */
+    park_stop(d->view.park);
     prune_free(d->view.prune);
     loop_stop();
     pthread_join(t, NULL);

@@ -465,16 +465,13 @@ struct inode *inode_next_idle(struct inode_table *t, uint64_t *hand)
     return found;
 }
 
-bool inode_take_name(struct inode_table *t, struct inode *i, struct inode_name *ret)
+bool inode_copy_name(struct inode_table *t, struct inode *i, struct inode_name *ret)
 {
     mutex_lock(&t->lock);
     bool idle = i->pins == 1 && i->name;
-    if (idle) {
-        *ret = (struct inode_name){.parent = i->parent, .name = i->name};
-        i->name = NULL;
-    }
+    *ret = (struct inode_name){.parent = i->parent, .name = idle ? strdup(i->name) : NULL};
     mutex_unlock(&t->lock);
-    return idle;
+    return ret->name != NULL;
 }
 
 unsigned inode_idle_names(struct inode_table *t, struct inode_name *ret, unsigned max)

@@ -99,9 +99,10 @@ struct inode_name {
     uint64_t parent;
     char *name; /* freed by the caller */
 };
-/* Takes the name of such a one, which the caller alone has pinned, with the directory's node id.
- * false: it has none, or is in use. */
-bool inode_take_name(struct inode_table *t, struct inode *i, struct inode_name *ret);
+/* Copies the name of such a one, which the caller alone has pinned, with the directory's node id.
+ * The inode keeps it: an open by that name is still told that it leads elsewhere. false: it has
+ * none, is in use, or there is no memory. */
+bool inode_copy_name(struct inode_table *t, struct inode *i, struct inode_name *ret);
 /* Takes the names of inodes that nothing but the kernel's cache keeps, roughly the least recently
  * used ones; no directories. */
 unsigned inode_idle_names(struct inode_table *t, struct inode_name *ret, unsigned max);

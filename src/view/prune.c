@@ -6,6 +6,7 @@
 
 #include "base/sync.h"
 #include "node/inode.h"
+#include "run/pool.h"
 
 #define BATCH 64u
 /* So often removed files are looked for; and never for more than 1/100 of the time. */
@@ -20,6 +21,11 @@ struct prune {
     bool watches_removed; /* the kernel keeps names, and the storage's space waits for us */
     bool crowded GUARDED_BY(lock);
     bool ending GUARDED_BY(lock);
+    bool looking GUARDED_BY(lock); /* find_removed() is queued or runs */
+    unsigned refs GUARDED_BY(lock);
+    uint64_t next_look_ms GUARDED_BY(lock);
+    unsigned n_removed GUARDED_BY(lock); /* names of removed files, to be dropped */
+    struct inode_name removed[BATCH] GUARDED_BY(lock);
 };
 
 unsigned long prune_limit(void)
@@ -28,17 +34,23 @@ unsigned long prune_limit(void)
     return getrlimit(RLIMIT_NOFILE, &rl) < 0 ? 256 : rl.rlim_cur / 8 * 3;
 }
 
-/* One batch. Without any lock: the kernel takes the parent directory's, which a request that we are
- * serving may hold. */
-static unsigned drop_names(struct view *v)
+/* Without any lock: the kernel takes the parent directory's, which a request that we are serving
+ * may hold. */
+static void drop_all(struct view *v, struct inode_name *names, unsigned n)
 {
-    struct inode_name names[BATCH];
-    unsigned n = inode_idle_names(v->guard->inodes, names, BATCH);
     for (unsigned k = 0; k < n; k++) {
         (void)fuse_lowlevel_notify_inval_entry(v->se, names[k].parent, names[k].name,
                                                strlen(names[k].name));
         free(names[k].name);
     }
+}
+
+/* One batch. */
+static unsigned drop_names(struct view *v)
+{
+    struct inode_name names[BATCH];
+    unsigned n = inode_idle_names(v->guard->inodes, names, BATCH);
+    drop_all(v, names, n);
     return n;
 }
 
@@ -50,41 +62,85 @@ static bool is_ending(struct prune *p)
     return ending;
 }
 
-/* Files that were removed behind the view, and whose names the kernel still keeps: until it forgets
- * them our descriptor keeps their space. On NFS the server frees it all the same. */
-static void drop_removed(struct prune *p)
+static void prune_unref(struct prune *p)
 {
-    struct inode_table *t = p->v->guard->inodes;
-    struct inode *i;
-    uint64_t hand = 0;
-    while (!is_ending(p) && (i = inode_next_idle(t, &hand))) {
-        struct inode_name name;
-        struct stat st;
-        bool removed = fstatat(i->fd, "", &st, AT_EMPTY_PATH) == 0 && st.st_nlink == 0 &&
-                       inode_take_name(t, i, &name);
-        inode_put(t, i);
-        if (!removed)
-            continue;
-        (void)fuse_lowlevel_notify_inval_entry(p->v->se, name.parent, name.name, strlen(name.name));
-        free(name.name);
-    }
+    mutex_lock(&p->lock);
+    bool last = --p->refs == 0;
+    mutex_unlock(&p->lock);
+    if (!last)
+        return;
+    for (unsigned k = 0; k < p->n_removed; k++)
+        free(p->removed[k].name);
+    cond_destroy(&p->wake);
+    mutex_destroy(&p->lock);
+    free(p);
 }
 
-/* took_ms: the last look for removed files. false: it is ending. */
-static bool wait_for_work(struct prune *p, uint64_t took_ms, bool *ret_crowded)
+/* Files that were removed behind the view, and whose names the kernel still keeps: until it forgets
+ * them our descriptor keeps their space. On NFS the server frees it all the same. On the pool, for
+ * the storage may take long to answer; not of other file systems mounted below the datastore, whose
+ * storage may hang when this one does not. */
+static void find_removed(void *arg)
 {
-    uint64_t until = base_now_ms() + DG_MAX(REMOVED_PERIOD_MS, took_ms * REMOVED_SHARE);
+    struct prune *p = arg;
+    struct inode_table *t = p->v->guard->inodes;
+    struct inode_name removed[BATCH];
+    struct inode *i;
+    uint64_t hand = 0, began = base_now_ms();
+    unsigned n = 0;
+    while (n < BATCH && !is_ending(p) && (i = inode_next_idle(t, &hand))) {
+        struct stat st;
+        if (i->dev == p->v->guard->store.dev && fstatat(i->fd, "", &st, AT_EMPTY_PATH) == 0 &&
+            st.st_nlink == 0 && inode_copy_name(t, i, &removed[n]))
+            n++;
+        inode_put(t, i);
+    }
     mutex_lock(&p->lock);
-    if (p->watches_removed)
-        while (!p->crowded && !p->ending && cond_wait_until(&p->wake, &p->lock, until))
-            ;
-    else
-        while (!p->crowded && !p->ending)
+    memcpy(p->removed, removed, n * sizeof(*removed));
+    p->n_removed = n;
+    p->looking = false;
+    p->next_look_ms =
+        base_now_ms() + DG_MAX(REMOVED_PERIOD_MS, (base_now_ms() - began) * REMOVED_SHARE);
+    cond_signal(&p->wake);
+    mutex_unlock(&p->lock);
+    prune_unref(p);
+}
+
+/* The names that were found: the kernel may have to wait for a directory's lock. */
+static void drop_removed(struct prune *p)
+{
+    struct inode_name removed[BATCH];
+    mutex_lock(&p->lock);
+    unsigned n = p->n_removed;
+    memcpy(removed, p->removed, n * sizeof(*removed));
+    p->n_removed = 0;
+    mutex_unlock(&p->lock);
+    drop_all(p->v, removed, n);
+}
+
+/* Waits until there is something to do; begins a look for removed files when it is time. false: it
+ * is ending. */
+static bool wait_for_work(struct prune *p, bool *ret_crowded)
+{
+    bool look = false;
+    mutex_lock(&p->lock);
+    while (!p->crowded && !p->ending && p->n_removed == 0 && !look) {
+        if (!p->watches_removed || p->looking)
             cond_wait(&p->wake, &p->lock);
+        else
+            look = !cond_wait_until(&p->wake, &p->lock, p->next_look_ms);
+    }
     *ret_crowded = p->crowded;
     p->crowded = false;
     bool go_on = !p->ending;
+    look = look && go_on;
+    if (look) {
+        p->looking = true;
+        p->refs++;
+    }
     mutex_unlock(&p->lock);
+    if (look)
+        pool_submit(p->v->guard->pool, find_removed, p);
     return go_on;
 }
 
@@ -92,17 +148,13 @@ static void *prune_main(void *arg)
 {
     struct prune *p = arg;
     unsigned long goal = prune_limit() / 4 * 3;
-    uint64_t took_ms = 0;
     bool crowded;
-    while (wait_for_work(p, took_ms, &crowded)) {
+    while (wait_for_work(p, &crowded)) {
         while (crowded && !is_ending(p) && inode_count(p->v->guard->inodes) > goal) {
             if (drop_names(p->v) == 0)
                 break; /* the rest is in use */
         }
-        uint64_t began = base_now_ms();
-        if (p->watches_removed)
-            drop_removed(p);
-        took_ms = base_now_ms() - began;
+        drop_removed(p);
     }
     return NULL;
 }
@@ -125,10 +177,12 @@ struct prune *prune_new(struct view *v)
     p->watches_removed = v->entry_timeout > 0 && !v->guard->store.fs->stale_data;
     mutex_init(&p->lock);
     cond_init(&p->wake);
+    mutex_lock(&p->lock);
+    p->refs = 1;
+    p->next_look_ms = base_now_ms() + REMOVED_PERIOD_MS;
+    mutex_unlock(&p->lock);
     if (pthread_create(&p->thread, NULL, prune_main, p) != 0) {
-        cond_destroy(&p->wake);
-        mutex_destroy(&p->lock);
-        free(p);
+        prune_unref(p);
         return NULL;
     }
     inode_watch(v->guard->inodes, prune_limit(), on_crowded, p);
@@ -145,7 +199,5 @@ void prune_free(struct prune *p)
     cond_signal(&p->wake);
     mutex_unlock(&p->lock);
     pthread_join(p->thread, NULL);
-    cond_destroy(&p->wake);
-    mutex_destroy(&p->lock);
-    free(p);
+    prune_unref(p);
 }
