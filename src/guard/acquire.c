@@ -90,6 +90,8 @@ static int settle_own(struct guard *g, const struct inode *i)
         r = rows.n > 1 ? 1 : recover_image(&rec, i->ino, rows.n ? row : NULL, rows.err);
     if (r == 1)
         return problem == PROBLEM_BUSY_WRITER ? -EBUSY : -EUCLEAN;
+    if (r == -CLAIM_LOST) /* somebody else has settled it meanwhile: from the start */
+        return -EAGAIN;
     return r == -EUCLEAN ? -EIO : r;
 }
 

@@ -50,7 +50,7 @@ struct remains {
     int fd;
     struct image *image;
     struct inode_locks *locks;
-    char *name;
+    char *name, *former;
 };
 
 static size_t hash_of(dev_t dev, ino_t ino, size_t n_buckets)
@@ -82,7 +82,8 @@ struct inode_table *inode_table_new(const struct inode_parts *parts)
 
 static struct remains remains_of(struct inode *i)
 {
-    return (struct remains){i->fd, atomic_load(&i->image), atomic_load(&i->locks), i->name};
+    return (struct remains){i->fd, atomic_load(&i->image), atomic_load(&i->locks), i->name,
+                            i->former};
 }
 
 static void bury(const struct inode_table *t, struct remains *r)
@@ -94,6 +95,7 @@ static void bury(const struct inode_table *t, struct remains *r)
     if (r->fd >= 0)
         close(r->fd);
     free(r->name);
+    free(r->former);
 }
 
 static struct inode *slot_locked(struct inode_table *t, uint64_t nodeid) REQUIRES(t->lock)
@@ -203,7 +205,7 @@ static void reap_locked(struct inode_table *t, struct inode *i, struct remains *
     unhash_locked(t, i);
     *ret = remains_of(i);
     i->fd = -1;
-    i->name = NULL;
+    i->name = i->former = NULL;
     i->generation++;
     LIST_INSERT_HEAD(&t->free, i, entry);
     atomic_fetch_sub(&t->count, 1);
@@ -348,13 +350,20 @@ unsigned long inode_count(const struct inode_table *t)
     return atomic_load(&t->count);
 }
 
-void inode_named(struct inode_table *t, struct inode *i, const struct inode *dir, const char *name)
+void inode_named(struct inode_table *t, struct inode *i, const struct inode *dir, const char *name,
+                 uint64_t keep_ms)
 {
     if (i->type == S_IFDIR)
         return;                /* dropping a directory's name would hurt whoever stands in it */
     char *copy = strdup(name); /* without memory it just cannot be pruned */
     mutex_lock(&t->lock);
     char *old = i->name;
+    if (old && keep_ms > 0 && (i->parent != dir->nodeid || strcmp(old, name) != 0)) {
+        old = i->former;
+        i->former = i->name;
+        i->former_parent = i->parent;
+        i->former_until = base_now_ms() + keep_ms;
+    }
     i->name = copy;
     i->doubted = false;
     i->named = ++t->tick;
@@ -371,17 +380,32 @@ void inode_last_name(struct inode_table *t, const struct inode *i, char *ret, si
     mutex_unlock(&t->lock);
 }
 
+/* The directory, pinned, and the name. NULL: the directory is forgotten, or its node id is another
+ * file's. */
+static struct inode *place_locked(struct inode_table *t, uint64_t parent, const char *name,
+                                  char *ret, size_t size) REQUIRES(t->lock)
+{
+    struct inode *dir = name && strlen(name) < size ? slot_locked(t, parent) : NULL;
+    if (!dir || dir->type != S_IFDIR)
+        return NULL;
+    dir->pins++;
+    strcpy(ret, name);
+    return dir;
+}
+
 struct inode *inode_last_place(struct inode_table *t, struct inode *i, char *ret, size_t size)
 {
     mutex_lock(&t->lock);
-    struct inode *dir =
-        i->name && !i->doubted && strlen(i->name) < size ? slot_locked(t, i->parent) : NULL;
-    if (dir && dir->type != S_IFDIR)
-        dir = NULL; /* the directory is forgotten, its node id is another file's */
-    if (dir) {
-        dir->pins++;
-        strcpy(ret, i->name);
-    }
+    struct inode *dir = i->doubted ? NULL : place_locked(t, i->parent, i->name, ret, size);
+    mutex_unlock(&t->lock);
+    return dir;
+}
+
+struct inode *inode_former_place(struct inode_table *t, struct inode *i, char *ret, size_t size)
+{
+    mutex_lock(&t->lock);
+    bool counts = i->former && !i->doubted && base_now_ms() < i->former_until;
+    struct inode *dir = counts ? place_locked(t, i->former_parent, i->former, ret, size) : NULL;
     mutex_unlock(&t->lock);
     return dir;
 }

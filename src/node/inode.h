@@ -42,6 +42,9 @@ struct inode {
     struct timespec shown_ctime;
     uint64_t parent; /* where the kernel looked it up last; name NULL: unknown */
     char *name;
+    /* The name before, in the same way; and until when it counts, CLOCK_MONOTONIC. */
+    uint64_t former_parent, former_until;
+    char *former;
     LIST_ENTRY(inode) entry; /* in a bucket, or in the list of free slots */
 };
 
@@ -68,13 +71,17 @@ struct inode *inode_enter(struct inode_table *t, int fd, const struct stat *st, 
 void inode_forget(struct inode_table *t, uint64_t nodeid, uint64_t nlookup);
 unsigned long inode_count(const struct inode_table *t);
 
-/* Notes under which name the kernel knows the inode of a counted lookup, so that it can be asked to
- * forget it (prune.h). To be called by every operation that answers with an entry. */
-void inode_named(struct inode_table *t, struct inode *i, const struct inode *dir, const char *name);
+/* Notes the name under which the kernel knows the inode of a counted lookup, so that it can be
+ * asked to forget it (prune.h). Every operation that answers with an entry calls this. keep_ms: so
+ * long the kernel may still know the former name, in ms; 0: it does not. */
+void inode_named(struct inode_table *t, struct inode *i, const struct inode *dir, const char *name,
+                 uint64_t keep_ms);
 /* The name last noted, copied: "" when there is none. */
 void inode_last_name(struct inode_table *t, const struct inode *i, char *ret, size_t size);
 /* The directory of the name last noted, pinned, and the name. NULL: none, or it is in doubt. */
 struct inode *inode_last_place(struct inode_table *t, struct inode *i, char *ret, size_t size);
+/* The same of the name before, while the kernel may still know it. */
+struct inode *inode_former_place(struct inode_table *t, struct inode *i, char *ret, size_t size);
 /* The name was seen to lead elsewhere. true: tell thread `pid` to walk the path again. false: it
  * has just been told so, and either comes without a path (/proc/self/fd), or the name was looked up
  * since: what it found then is no older than its own system call. pid 0: unknown; true once for

@@ -39,6 +39,8 @@ bool fs_name_beneath(int dir_fd, const struct inode *top);
  * several: the one that was asked for last says whether it is a raw image (image_name_is_raw()).
  * Whatever is decided by a name is looked at afresh all the same: fs_name_moved(). */
 double fs_name_timeout(const struct view *v, const struct stat *st);
+/* The same in ms, rounded up, for inode_named(). */
+uint64_t fs_name_keep_ms(const struct view *v);
 /* Does the name under which the kernel found this file lead to another one now, or nowhere? Asked
  * freshly, for an open or truncation by path: the plain lookup before it may have answered from a
  * cache. On true the caller answers ESTALE: the kernel then walks the path again (do_filp_open,

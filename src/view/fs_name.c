@@ -125,7 +125,7 @@ int fs_name_lookup(struct view *v, struct inode *dir, const char *name, bool fre
     if (r < 0)
         return r;
     fs_attr_show(v, i, &st);
-    inode_named(v->guard->inodes, i, dir, name);
+    inode_named(v->guard->inodes, i, dir, name, fs_name_keep_ms(v));
     *ret = (struct fuse_entry_param){.ino = i->nodeid,
                                      .generation = i->generation,
                                      .attr = st,
@@ -138,21 +138,42 @@ int fs_name_lookup(struct view *v, struct inode *dir, const char *name, bool fre
     return 0;
 }
 
+uint64_t fs_name_keep_ms(const struct view *v)
+{
+    return (uint64_t)(v->entry_timeout * 1000 + 0.999);
+}
+
+/* Does the name lead to another file, or nowhere? */
+static bool leads_elsewhere(struct view *v, struct inode *i, const struct inode *dir,
+                            const char *name)
+{
+    _cleanup_close_ int fd = io_fresh_open(dir->fd, name, O_PATH | O_NOFOLLOW);
+    return fd >= 0 ? !inode_is_file(v->guard->inodes, i, fd) : fd == -ENOENT;
+}
+
+/* The kernel may have come by the name that it looked up last, or by the one before, which it need
+ * not look up again yet. */
 bool fs_name_moved(fuse_req_t req, struct inode *i)
 {
     struct view *v = view_of(req);
+    struct inode_table *t = v->guard->inodes;
+    uint64_t pid = (uint64_t)fuse_req_ctx(req)->pid;
     char name[NAME_MAX + 1];
-    struct inode *dir = inode_last_place(v->guard->inodes, i, name, sizeof(name));
+    struct inode *dir = inode_last_place(t, i, name, sizeof(name));
     if (!dir)
         return false;
-    _cleanup_close_ int fd = io_fresh_open(dir->fd, name, O_PATH | O_NOFOLLOW);
-    bool moved = fd >= 0 ? !inode_is_file(v->guard->inodes, i, fd) : fd == -ENOENT;
-    uint64_t pid = (uint64_t)fuse_req_ctx(req)->pid;
+    bool moved = leads_elsewhere(v, i, dir, name);
+    struct inode *before = moved ? NULL : inode_former_place(t, i, name, sizeof(name));
+    if (before) {
+        moved = leads_elsewhere(v, i, before, name);
+        inode_put(t, dir);
+        dir = before;
+    }
     if (moved)
-        moved = inode_doubt_name(v->guard->inodes, i, dir, pid);
+        moved = inode_doubt_name(t, i, dir, pid);
     else
-        inode_trust_name(v->guard->inodes, pid);
-    inode_put(v->guard->inodes, dir);
+        inode_trust_name(t, pid);
+    inode_put(t, dir);
     return moved;
 }
 

@@ -385,7 +385,7 @@ static int create_enter(struct view *v, struct inode *dir, const char *name, int
     e->attr_timeout = fs_attr_timeout(v, i, &e->attr);
     e->entry_timeout = fs_name_timeout(v, &e->attr);
     e->attr.st_ino = fs_attr_ino(v, e->attr.st_dev, e->attr.st_ino);
-    inode_named(v->guard->inodes, i, dir, name);
+    inode_named(v->guard->inodes, i, dir, name, 0);
     e->ino = i->nodeid;
     e->generation = i->generation;
     *ret = i;

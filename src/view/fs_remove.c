@@ -271,7 +271,7 @@ static void tell_renamed(struct removal *op)
         if (slot == 0 && !(op->flags & RENAME_EXCHANGE))
             continue;
         if (victim_find(op, slot, &i) == 0 && (S_ISREG(i->type) || S_ISDIR(i->type))) {
-            inode_named(op->v->guard->inodes, i, op->dir[slot], op->name[slot]);
+            inode_named(op->v->guard->inodes, i, op->dir[slot], op->name[slot], 0);
             image_renamed(op->v->guard, i);
         }
         inode_put(op->v->guard->inodes, i);

@@ -104,6 +104,27 @@ def _(build):
             ok(not os.path.exists(p.ds.raw("one")), "removed through the view")
 
 
+@suite.case("a file that another host renamed, and a new one of its name: the path leads to the new one, whatever was looked up in between")
+def _(build):
+    for options in (LONG, (), FRESH):
+        with pair(build, "wait=0", *options, hosts=("a",)) as p, Proc() as holder:
+            for name, fill in (("disk.img", b"1"), ("log", b"2")):
+                put(p.ds.raw(name), fill * 65536)
+                eq(size(p.a.path(name)), 65536)
+                os.rename(p.ds.raw(name), p.ds.raw(name + ".old"))
+                put(p.ds.raw(name), b"new" * 65536)
+                eq(size(p.a.path(name + ".old")), 65536)
+                fd = holder.call("open", p.a.path(name), RDWR)
+                eq(holder.call("pread", fd, 3, 0), b"new", name)
+                old = holder.call("open", p.a.path(name + ".old"), RDWR)
+                eq(holder.call("pread", old, 1, 0), fill, "and the old name to the old one")
+                os.truncate(p.a.path(name + ".old"), 100) if name == "log" else None
+                holder.call("close", fd)
+                holder.call("close", old)
+            eq((size(p.ds.raw("log")), size(p.ds.raw("log.old"))), (3 * 65536, 100), "truncated")
+            p.ds.wait_settled()
+
+
 @suite.case("the name that makes a raw image counts although the kernel does not ask for it again")
 def _(build):
     with pair(build, "wait=0", *LONG) as p, Proc() as holder:
