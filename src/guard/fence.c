@@ -106,20 +106,33 @@ static struct handle *next_fenced(struct image *img)
     return h;
 }
 
-void image_revoke(struct image *img)
+static bool is_fenced(struct image *img)
 {
     mutex_lock(&img->lock);
     bool fenced = img->state == IMAGE_FENCED;
-    int plain_fd = fenced ? image_plain_revoke_locked(img) : -1;
     mutex_unlock(&img->lock);
-    if (!fenced)
+    return fenced;
+}
+
+void image_revoke(struct image *img)
+{
+    if (!is_fenced(img)) /* most never are, and need not wait for the header */
         return;
+    int plain_fd = -1, seal_fd = -1;
+    rwlock_write(&img->header);
+    mutex_lock(&img->lock);
+    /* Still? Else it may be the next hold's descriptor by now. */
+    bool fenced = img->state == IMAGE_FENCED;
+    if (fenced)
+        plain_fd = image_plain_revoke_locked(img);
+    mutex_unlock(&img->lock);
+    if (fenced) {
+        image_qemu_drop(img);
+        seal_fd = image_held_fd(img, -1);
+    }
+    rwlock_write_unlock(&img->header);
     if (plain_fd >= 0)
         close(plain_fd);
-    rwlock_write(&img->header);
-    image_qemu_drop(img);
-    int seal_fd = image_held_fd(img, -1);
-    rwlock_write_unlock(&img->header);
     if (seal_fd >= 0)
         close(seal_fd);
     for (struct handle *h = next_fenced(img); h; h = next_fenced(img)) {

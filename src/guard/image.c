@@ -174,8 +174,10 @@ void image_conflict_locked(const struct image *img, struct conflict *ret)
                                       : CONFLICT_HERE);
     if (!ret)
         return;
-    bool plain = s == IMAGE_IDLE && img->writers;
-    ret->pid = plain ? img->writers->opener.pid : img->holder.pid;
+    if (s != IMAGE_IDLE)
+        ret->pid = img->holder.pid;
+    else if (img->writers) /* else it is gone by now */
+        ret->pid = img->writers->opener.pid;
     ret->generation = img->info.generation;
     ret->released = s == IMAGE_RESTORING;
     snprintf(ret->since, sizeof(ret->since), "%s", s == IMAGE_SEALED ? img->info.since : "");

@@ -99,7 +99,7 @@ bool image_others_write(struct guard *g, struct image *img, const struct opener 
          h = h->next_writer) {
         if (!opener_same(&h->opener, who)) {
             image_conflict_locked(img, ret);
-            if (img->state == IMAGE_IDLE)
+            if (ret && img->state == IMAGE_IDLE)
                 ret->pid = h->opener.pid;
             r = true;
         }

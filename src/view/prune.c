@@ -24,6 +24,7 @@ struct prune {
     bool looking GUARDED_BY(lock); /* find_removed() is queued or runs */
     unsigned refs GUARDED_BY(lock);
     uint64_t next_look_ms GUARDED_BY(lock);
+    uint64_t hand;                       /* of find_removed(): where the next look goes on */
     unsigned n_removed GUARDED_BY(lock); /* names of removed files, to be dropped */
     struct inode_name removed[BATCH] GUARDED_BY(lock);
 };
@@ -86,15 +87,17 @@ static void find_removed(void *arg)
     struct inode_table *t = p->v->guard->inodes;
     struct inode_name removed[BATCH];
     struct inode *i;
-    uint64_t hand = 0, began = base_now_ms();
+    uint64_t began = base_now_ms();
     unsigned n = 0;
-    while (n < BATCH && !is_ending(p) && (i = inode_next_idle(t, &hand))) {
+    while (n < BATCH && !is_ending(p) && (i = inode_next_idle(t, &p->hand))) {
         struct stat st;
         if (i->dev == p->v->guard->store.dev && fstatat(i->fd, "", &st, AT_EMPTY_PATH) == 0 &&
             st.st_nlink == 0 && inode_copy_name(t, i, &removed[n]))
             n++;
         inode_put(t, i);
     }
+    if (n < BATCH)
+        p->hand = 0;
     mutex_lock(&p->lock);
     memcpy(p->removed, removed, n * sizeof(*removed));
     p->n_removed = n;
