@@ -8,8 +8,8 @@
  *       tmp/                         records being written
  *       hosts/<host uuid>            text, see src/core/host.h
  *       marks/<key>-<key>.<generation>   which file (first key) a held image (second key,
- *                                        generation of its claim) needs, see src/core/mark.h.
- *                                        Additive: made with the first mark; versions that do not
+ *                                        generation of its claim) needs, see src/core/dependency.h.
+ *                                        Additive: made with the first one; versions that do not
  *                                        know it ignore it, and protect no file below an image
  *       readers/<key>-<host uuid>.<daemon>.<number>   which host, and which daemon of it (its
  *                                        random id, as in hosts/), reads an image and wants no

@@ -471,7 +471,7 @@ static int link_proved(const struct store *s, const struct record *rec, int fd, 
 
 /* Takes back what a failed acquisition left. The tmp name goes first: without it no copy of the
  * link request that is still under way can succeed. A record under our generation's name is
- * marked free, and not unlinked. Others may have seen this generation, and it must not be given
+ * freed, and not unlinked. Others may have seen this generation, and it must not be given
  * out again, or a retransmission of the unlink would remove the next owner's claim. */
 static void abandon(const struct store *s, const struct record *rec, int fd, const char *tmp)
 {
@@ -780,7 +780,7 @@ int claim_sweep(const struct store *s, const struct host *h, bool dry_run, unsig
 
 /* ---- tombstones of images that are gone ---- */
 
-/* Is this the mark of an image that exists no more? A handle that cannot be asked says no. */
+/* Is this the tombstone of an image that exists no more? A handle that cannot be asked says no. */
 static bool is_gone(const struct store *s, const struct claim *c)
 {
     return c->kind == CLAIM_FREE && store_gone(s, -1, &c->rec.handle) == 1;
@@ -788,7 +788,7 @@ static bool is_gone(const struct store *s, const struct claim *c)
 
 struct gone {
     const struct store *s;
-    struct claim_entry *mark;
+    struct claim_entry *at;
     size_t n;
 };
 
@@ -799,11 +799,11 @@ static int see_claim(void *arg, uint64_t ino, const struct claim *c)
 
     if (!is_gone(g->s, c))
         return 0;
-    more = reallocarray(g->mark, g->n + 1, sizeof(*more));
+    more = reallocarray(g->at, g->n + 1, sizeof(*more));
     if (!more)
         return -ENOMEM;
-    g->mark = more;
-    g->mark[g->n++] = (struct claim_entry){ino, c->generation};
+    g->at = more;
+    g->at[g->n++] = (struct claim_entry){ino, c->generation};
     return 0;
 }
 
@@ -815,11 +815,11 @@ int claim_sweep_gone(const struct store *s, unsigned *ret_gone)
     unsigned gone = 0;
 
     for (size_t i = 0; r == 0 && i < g.n; i++) {
-        r = claim_forget(s, g.mark[i].ino, g.mark[i].generation);
+        r = claim_forget(s, g.at[i].ino, g.at[i].generation);
         gone += r == 0;
         r = r == -EFBIG ? 0 : r; /* a number that somebody made up: it stays */
     }
-    free(g.mark);
+    free(g.at);
     if (r < 0)
         return r;
     *ret_gone = gone;

@@ -6,7 +6,7 @@
  *
  * Numbers: no generation of a key is given out twice. Otherwise a late rename or unlink of a
  * former owner could hit the claim of a successor, perhaps of another file, since inode numbers
- * are used again. So the highest generation stays, marked free, also when its image is gone: the
+ * are used again. So the highest generation stays, freed, also when its image is gone: the
  * tombstone. Only claim_sweep_gone removes a tombstone, and it notes the number first. One
  * number, the floor, stands for all tombstones that were removed. Two hosts that claim the same
  * image without a tombstone must come to the same next generation, so the floor moves only while

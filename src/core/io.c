@@ -572,22 +572,23 @@ void io_fence_pause(void)
     nanosleep(&pause, NULL);
 }
 
-#define MARK_OFFSET (DG_FENCE_OFFSET + 1) /* shared by all that can read */
-#define MARK_RANDOM (DG_FENCE_OFFSET + 2) /* from here on, one byte each for those that cannot */
+#define ANNOUNCE_OFFSET (DG_FENCE_OFFSET + 1) /* shared by all that can read */
+#define ANNOUNCE_RANDOM                                                                            \
+    (DG_FENCE_OFFSET + 2) /* from here on, one byte each for those that cannot */
 
-int io_fence_mark(int fd, enum fence_kind kind)
+int io_fence_announce(int fd, enum fence_kind kind)
 {
     uint64_t at;
     int r;
 
     if (kind != FENCE_OFD)
         return 0;
-    r = io_ofd_lock(fd, F_RDLCK, MARK_OFFSET, 1);
+    r = io_ofd_lock(fd, F_RDLCK, ANNOUNCE_OFFSET, 1);
     if (r != -EBADF)
         return r;
     if (getrandom(&at, sizeof(at), 0) != (ssize_t)sizeof(at))
         return -EAGAIN;
-    return io_ofd_lock(fd, F_WRLCK, MARK_RANDOM + (off_t)(at >> 3), 1);
+    return io_ofd_lock(fd, F_WRLCK, ANNOUNCE_RANDOM + (off_t)(at >> 3), 1);
 }
 
 void io_fence_drop(int fd, enum fence_kind kind)

@@ -234,12 +234,12 @@ DG_MUST_CHECK int io_fence_shared(int fd, enum fence_kind kind);
 DG_MUST_CHECK int io_fence_exclusive(int fd, enum fence_kind kind);
 /* Waits a moment before a fence lock that was refused is asked for again. */
 void io_fence_pause(void);
-/* Marks a descriptor that writes a plain file with a lock beyond the fence's byte. That lock is
- * in nobody's way, not even in that of a claim of this host. An NFSv4 server takes all locks of
+/* Announces that a descriptor writes a plain file, by a lock beyond the fence's byte. That lock
+ * is in nobody's way, not even in that of a claim of this host. An NFSv4 server takes all locks of
  * a host at once, and then refuses the writes of each descriptor that had one. Take it before
  * the fence, or before a proof that the fence still stands. Does nothing for FENCE_FLOCK and
  * FENCE_NONE. */
-DG_MUST_CHECK int io_fence_mark(int fd, enum fence_kind kind);
+DG_MUST_CHECK int io_fence_announce(int fd, enum fence_kind kind);
 /* Drops the fence lock of a descriptor that stays open but writes no more. Closing drops it,
  * too. */
 void io_fence_drop(int fd, enum fence_kind kind);

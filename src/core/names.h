@@ -1,6 +1,6 @@
-/* names.h: a directory of DATASTORE/.diskguard in which each name is a fact (mark.h, reader.h):
- * made durably, listed fresh, removed at leisure. The text in the file is for people. The directory
- * is made with the first name.
+/* names.h: a directory of DATASTORE/.diskguard in which each name is a fact (dependency.h,
+ * reader.h): made durably, listed fresh, removed at leisure. The text in the file is for people.
+ * The directory is made with the first name.
  *
  * Names are never renamed, so a listing that begins after a name was made shows it. Blocks on the
  * datastore. Thread-safe: no state of its own. */

@@ -11,7 +11,7 @@
 #include <systemd/sd-daemon.h>
 
 #include "base/log.h"
-#include "core/mark.h"
+#include "core/dependency.h"
 #include "core/reader.h"
 #include "core/recover.h"
 #include "daemon/control.h"
@@ -165,12 +165,12 @@ static int recover(struct daemon *d, struct why *why)
         log_msg(LOG_ERR, "some images stay refused; see: fsck.diskguard -n %s",
                 d->opt.guard.datastore);
     sweep_readers(d);
-    unsigned marks = 0;
+    unsigned gone = 0;
     /* they count for nothing: no reason not to start */
-    r = mark_sweep(&d->guard.store, false, &marks);
-    if (r < 0 || marks > 0)
+    r = dependency_sweep(&d->guard.store, false, &gone);
+    if (r < 0 || gone > 0)
         log_msg(LOG_INFO, "%u marks of images that nobody holds any more were cleared away%s%s",
-                marks, r < 0 ? "; then: " : "", r < 0 ? strerror(-r) : "");
+                gone, r < 0 ? "; then: " : "", r < 0 ? strerror(-r) : "");
     return 0;
 }
 

@@ -26,17 +26,17 @@ static const struct rules {
     bool seals;         /* else the header is about to go, or to change, or is none */
     bool plain_too;     /* the file need not be an image yet */
     bool judges;        /* the rules of an open for write hold for the header */
-    bool marks;         /* what it needs is protected: not for what removes or empties it */
+    bool protects;      /* what it needs is protected: not for what removes or empties it */
     bool exclusive;     /* nobody joins */
     const char *format; /* in the record; NULL: as identified */
     int lost;           /* result where another host has taken it over meanwhile */
 } rules[] = {
-    [TAKE_TO_WRITE] = {.seals = true, .judges = true, .marks = true, .lost = -EBUSY},
+    [TAKE_TO_WRITE] = {.seals = true, .judges = true, .protects = true, .lost = -EBUSY},
     [TAKE_TO_EMPTY] = {.judges = true, .lost = -EBUSY},
     [TAKE_FOR_NAMES] = {.exclusive = true, .format = "none", .lost = -EIO},
-    [TAKE_TO_CONVERT] = {.plain_too = true, .marks = true, .lost = -EIO},
+    [TAKE_TO_CONVERT] = {.plain_too = true, .protects = true, .lost = -EIO},
     [TAKE_AS_A_DISK] =
-        {.seals = true, .plain_too = true, .judges = true, .marks = true, .lost = -EIO},
+        {.seals = true, .plain_too = true, .judges = true, .protects = true, .lost = -EIO},
 };
 
 struct own_rows {
@@ -329,8 +329,8 @@ static int seal_claimed(struct guard *g, struct image *img, const struct taking 
         r = image_chain_needed(g, img, t->who, ret);
     if (r == 0)
         r = image_reader_in_way(g, img, t->who, ret);
-    if (r == 0 && rules[t->purpose].marks)
-        r = image_chain_mark(g, img, t->who, now, ret);
+    if (r == 0 && rules[t->purpose].protects)
+        r = image_chain_protect(g, img, t->who, now, ret);
     if (r == 0 && img->held.rec->plan.n > 0) {
         struct seal s = image_seal(g, img);
         *ret_sealing = true;
@@ -456,7 +456,7 @@ static int acquire_locked(struct guard *g, struct image *img, const struct takin
         undo = image_drop_lost_row(g, img);
     if (undo < 0)
         *ret_stuck = true;
-    else if (img->chain.marked)
+    else if (img->chain.protected)
         image_chain_drop(g, rec->ino, rec->generation);
     return r == -CLAIM_LOST ? -EBUSY : r;
 }

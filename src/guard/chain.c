@@ -1,5 +1,5 @@
 /* chain.c: the files that an image needs (backing chain, data file, extents) are protected while it
- * is held. The rule and why it is sound: core/mark.h.
+ * is held. The rule and why it is sound: core/dependency.h.
  *
  * Who holds the other file is read from its claim on the datastore, which names host and process:
  * no other image's lock is ever taken here. */
@@ -12,8 +12,8 @@
 #include <time.h>
 
 #include "base/hook.h"
+#include "core/dependency.h"
 #include "core/link_name.h"
-#include "core/mark.h"
 #include "core/whereis.h"
 #include "guard/conflict.h"
 #include "guard/held.h"
@@ -60,7 +60,7 @@ struct chain {
     const struct opener *who;
     struct conflict *conflict; /* of the request */
     bool late;                 /* the image was written already: nothing is refused any more */
-    bool doubt; /* what is below some file could not be told: then no former mark goes */
+    bool doubt; /* what is below some file could not be told: then no former dependency goes */
     struct chain_item *todo;
     const char *dir; /* for add_item() */
     struct chain_item **at;
@@ -239,13 +239,13 @@ static int look_plain(struct chain *c, int fd, uint64_t ino, const char *path, c
     return -EBUSY;
 }
 
-static int make_mark(struct chain *c, uint64_t ino, const char *path, const char *role)
+static int make_dependency(struct chain *c, uint64_t ino, const char *path, const char *role)
 {
-    struct mark m = {.below = ino, .above = c->rec->ino, .generation = c->rec->generation};
+    struct dependency m = {.below = ino, .above = c->rec->ino, .generation = c->rec->generation};
     char text[2048];
     snprintf(text, sizeof(text), "diskguard-mark 1\nrole=%s\nbelow=%.800s\nabove=%.800s\nhost=%s\n",
              role, path, c->rec->image, c->rec->host_name);
-    return mark_make(&c->g->store, &m, text);
+    return dependency_make(&c->g->store, &m, text);
 }
 
 static bool seen(struct chain *c, uint64_t ino)
@@ -292,8 +292,8 @@ struct one_name {
     int r; /* what do_file() said */
 };
 
-/* Marks a file of the chain, and looks who writes it; then come those that it needs. dir: where its
- * own names begin. */
+/* Makes a file of the chain a dependency, and looks who writes it; then come those that it needs.
+ * dir: where its own names begin. */
 static int do_file(struct chain *c, int fd, const struct stat *st, const char *done,
                    const char *dir, const char *role)
 {
@@ -306,7 +306,7 @@ static int do_file(struct chain *c, int fd, const struct stat *st, const char *d
     bool shared = image_name_is_shared(c->g, slash ? slash + 1 : done);
     if (shared)
         say_unprotected(c, role, done, "many hosts may write it on purpose (shared=)");
-    int r = shared ? 0 : make_mark(c, st->st_ino, done, role);
+    int r = shared ? 0 : make_dependency(c, st->st_ino, done, role);
     HOOK("chain.look");
     if (r == 0)
         r = look_below(c, fd, st->st_ino, done, role);
@@ -391,13 +391,13 @@ static int chain_run(struct chain *c)
     return r;
 }
 
-/* All that the chain needs now is marked. The files that dropped out of it are free, once no crash
- * can bring back the header that needs them. */
+/* All that the chain needs now is protected. The files that dropped out of it are free, once no
+ * crash can bring back the header that needs them. */
 static void drop_former(struct chain *c)
 {
     int r = io_fsync(c->img->held.fd);
     if (r == 0)
-        r = mark_drop(&c->g->store, c->rec->ino, c->rec->generation, c->seen, c->n);
+        r = dependency_drop(&c->g->store, c->rec->ino, c->rec->generation, c->seen, c->n);
     if (r < 0)
         log_image(
             LOG_WARNING, c->rec->image, c->g->host.name, c->rec->generation,
@@ -407,7 +407,7 @@ static void drop_former(struct chain *c)
 
 void image_chain_begin(struct image *img)
 {
-    img->chain.marked = false;
+    img->chain.protected = false;
     img->chain.links = 0;
 }
 
@@ -423,7 +423,7 @@ static int load_true(struct image *img, struct header *h)
 }
 
 /* The chain of the header h, which is loaded. */
-static int mark_chain(struct chain *c, struct header *h)
+static int protect_chain(struct chain *c, struct header *h)
 {
     struct image *img = c->img;
     char dir[PATH_MAX];
@@ -431,9 +431,9 @@ static int mark_chain(struct chain *c, struct header *h)
     image_dir(c->g, img->inode, dir);
     int r = add_links(c, img->held.fd, h, &img->held.rec->plan, dir);
     uint64_t hash = r == 0 ? links_hash(c->todo) : 0;
-    bool changed = hash != img->chain.links, former = c->late && changed && img->chain.marked;
+    bool changed = hash != img->chain.links, former = c->late && changed && img->chain.protected;
     if (r == 0 && c->todo && (!c->late || changed)) {
-        img->chain.marked = true;
+        img->chain.protected = true;
         r = chain_run(c);
     }
     if (r == 0 && former && !c->doubt && !c->todo)
@@ -443,8 +443,8 @@ static int mark_chain(struct chain *c, struct header *h)
     return r;
 }
 
-int image_chain_mark(struct guard *g, struct image *img, const struct opener *who, struct header *h,
-                     struct conflict *ret)
+int image_chain_protect(struct guard *g, struct image *img, const struct opener *who,
+                        struct header *h, struct conflict *ret)
 {
     _cleanup_header_ struct header *own = h ? NULL : header_new();
     struct chain *c = calloc(1, sizeof(*c));
@@ -456,7 +456,7 @@ int image_chain_mark(struct guard *g, struct image *img, const struct opener *wh
     if (r == 0) {
         *c = (struct chain){
             .g = g, .img = img, .rec = img->held.rec, .who = who, .conflict = ret, .late = !h};
-        r = mark_chain(c, h ? h : own);
+        r = protect_chain(c, h ? h : own);
     }
     while (c && c->todo) {
         struct chain_item *i = c->todo;
@@ -470,7 +470,7 @@ int image_chain_mark(struct guard *g, struct image *img, const struct opener *wh
 
 void image_chain_edited(struct guard *g, struct image *img, const struct opener *who)
 {
-    int r = image_chain_mark(g, img, who, NULL, NULL);
+    int r = image_chain_protect(g, img, who, NULL, NULL);
     if (r < 0)
         log_image(
             LOG_ERR, img->held.rec->image, g->host.name, img->held.rec->generation,
@@ -480,7 +480,7 @@ void image_chain_edited(struct guard *g, struct image *img, const struct opener 
 
 void image_chain_drop(struct guard *g, uint64_t ino, uint64_t generation)
 {
-    int r = mark_drop(&g->store, ino, generation, NULL, 0);
+    int r = dependency_drop(&g->store, ino, generation, NULL, 0);
     if (r < 0)
         log_debug("marks of %016llx.%llu stay, void: %s", (unsigned long long)ino,
                   (unsigned long long)generation, strerror(-r));
@@ -492,12 +492,12 @@ int image_chain_needed(struct guard *g, struct image *img, const struct opener *
                        struct conflict *ret)
 {
     _cleanup_free_ struct claim *c = malloc(sizeof(*c));
-    _cleanup_free_ struct mark *m = NULL;
+    _cleanup_free_ struct dependency *m = NULL;
     size_t n = 0;
     HOOK("chain.list");
-    int r = c ? mark_list(&g->store, img->inode->ino, &m, &n) : -ENOMEM;
+    int r = c ? dependency_list(&g->store, img->inode->ino, &m, &n) : -ENOMEM;
     for (size_t k = 0; r == 0 && k < n; k++) {
-        r = m[k].above == img->inode->ino ? 0 : mark_counts(&g->store, &m[k], c);
+        r = m[k].above == img->inode->ino ? 0 : dependency_counts(&g->store, &m[k], c);
         if (r <= 0)
             continue;
         r = 0;
@@ -527,17 +527,17 @@ int image_each_needed(struct guard *g, const struct opener *who,
 {
     _cleanup_free_ struct claim *c = malloc(sizeof(*c));
     _cleanup_free_ struct whereis *w = NULL;
-    _cleanup_free_ struct mark *m = NULL;
+    _cleanup_free_ struct dependency *m = NULL;
     char was[PATH_MAX];
     size_t n = 0, n_w = 0;
-    int r = c ? mark_list(&g->store, 0, &m, &n) : -ENOMEM;
+    int r = c ? dependency_list(&g->store, 0, &m, &n) : -ENOMEM;
     if (r == 0 && n > 0)
         r = (w = calloc(n, sizeof(*w))) ? 0 : -ENOMEM;
     for (size_t k = 0; r == 0 && k < n; k++) {
-        r = mark_counts(&g->store, &m[k], c);
+        r = dependency_counts(&g->store, &m[k], c);
         bool other = r > 0 && !(c->kind == CLAIM_HELD && image_own_claim(g, &c->rec, who));
         r = r < 0 ? r : 0;
-        if (!other || mark_path(&g->store, &m[k], was, sizeof(was)) < 0)
+        if (!other || dependency_path(&g->store, &m[k], was, sizeof(was)) < 0)
             continue;
         w[n_w] = (struct whereis){.ino = m[k].below, .was = strdup(was)};
         r = w[n_w++].was ? 0 : -ENOMEM;
@@ -557,10 +557,10 @@ int image_each_needed(struct guard *g, const struct opener *who,
 int image_chain_guards(struct guard *g, const struct inode *i)
 {
     _cleanup_free_ struct claim *c = malloc(sizeof(*c));
-    _cleanup_free_ struct mark *m = NULL;
+    _cleanup_free_ struct dependency *m = NULL;
     size_t n = 0;
-    int r = !c ? -ENOMEM : i->dev == g->store.dev ? mark_list(&g->store, i->ino, &m, &n) : 0;
+    int r = !c ? -ENOMEM : i->dev == g->store.dev ? dependency_list(&g->store, i->ino, &m, &n) : 0;
     for (size_t k = 0; r == 0 && k < n; k++)
-        r = mark_counts(&g->store, &m[k], c);
+        r = dependency_counts(&g->store, &m[k], c);
     return r;
 }

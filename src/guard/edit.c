@@ -222,7 +222,7 @@ static ssize_t pwrite_page(struct guard *g, struct handle *h, const void *buf, s
                            uint64_t off)
 {
     _cleanup_close_ int fd = io_reopen(h->inode->fd, O_WRONLY);
-    int r = fd < 0 ? fd : h->inode->dev == g->store.dev ? io_fence_mark(fd, g->store.fence) : 0;
+    int r = fd < 0 ? fd : h->inode->dev == g->store.dev ? io_fence_announce(fd, g->store.fence) : 0;
     if (r == 0)
         r = image_plain_check(g, h);
     if (r < 0)

@@ -171,8 +171,7 @@ static void log_successor(struct guard *g, struct image *img)
         snprintf(
             text, sizeof(text),
             "nobody has taken it over: the claim of generation %llu is there again, %s. Close the image and open it again",
-            (unsigned long long)ours,
-            c->kind == CLAIM_FREE ? "but is marked free" : "and is this host's");
+            (unsigned long long)ours, c->kind == CLAIM_FREE ? "but is free" : "and is this host's");
     else
         snprintf(text, sizeof(text), "host %s (%s) took it over with generation %llu, and %s",
                  c->rec.host_name, c->rec.host, (unsigned long long)c->generation,

@@ -170,7 +170,7 @@ int image_drop_lost_row(struct guard *g, struct image *img)
         return r;
     const struct record *rec = img->held.rec;
     bool successor = c->generation > rec->generation;
-    /* Freed after a restore. An older mark says nothing about this hold: ours is missing then. */
+    /* Freed after a restore. An older claim says nothing about this hold: ours is missing then. */
     bool freed =
         c->kind == CLAIM_FREE && c->generation == rec->generation && claim_is_of(&c->rec, &g->host);
     if (successor || freed || rec->plan.n == 0)

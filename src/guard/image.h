@@ -100,7 +100,7 @@ struct image_readers {
 
 /* chain.c: the files that it needs. */
 struct image_chain {
-    bool marked GUARDED_BY(header);    /* this hold has made marks */
+    bool protected GUARDED_BY(header); /* this hold has dependencies in the datastore */
     uint64_t links GUARDED_BY(header); /* and those are for these links: a hash */
 };
 

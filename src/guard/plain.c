@@ -62,13 +62,13 @@ static int prove(struct guard *g, struct image *img)
     return r < 0 ? -EBUSY : 0; /* from the start, when it is reopened */
 }
 
-/* In this order: a handle whose mark stands while the fence is lost must not be. */
+/* In this order: a handle that is announced while the fence is lost must not be. */
 int image_plain_enter(struct guard *g, struct image *img, struct handle *h, struct conflict *ret)
 {
     if (g->store.fence == FENCE_NONE || img->inode->dev != g->store.dev)
         return 0;
-    HOOK("image.plain.mark");
-    int r = io_fence_mark(h->fd, g->store.fence);
+    HOOK("image.plain.announce");
+    int r = io_fence_announce(h->fd, g->store.fence);
     if (r < 0)
         return r == -EAGAIN ? -EBUSY : r;
     mutex_lock(&img->lock);
@@ -189,7 +189,7 @@ void image_plain_failed(struct guard *g, struct handle *h, int err)
 
 struct reopened {
     struct handle *h; /* busy: its release waits */
-    int fd;           /* the new one, marked; -1 */
+    int fd;           /* the new one, announced; -1 */
 };
 
 /* Bars every plain writer, and keeps it. NULL: nothing to do, or no memory. */
@@ -253,7 +253,7 @@ int image_plain_reopen(struct guard *g, struct image *img)
     for (unsigned k = 0; k < n; k++) {
         int flags = fcntl(m[k].h->fd, F_GETFL);
         m[k].fd = io_reopen(img->inode->fd, flags < 0 ? O_RDWR : flags);
-        if (m[k].fd >= 0 && io_fence_mark(m[k].fd, g->store.fence) < 0) {
+        if (m[k].fd >= 0 && io_fence_announce(m[k].fd, g->store.fence) < 0) {
             close(m[k].fd);
             m[k].fd = -1;
         }

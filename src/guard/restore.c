@@ -14,7 +14,7 @@
 #include "guard/shared.h"
 #include "run/pool.h"
 
-/* There is no image to put anything back into: free the claim, drop the row. The mark stays:
+/* There is no image to put anything back into: free the claim, drop the row. The tombstone stays:
  * claim.h, "Numbers". */
 static int forget(struct guard *g, struct image *img) REQUIRES(img->header)
 {
@@ -117,10 +117,10 @@ int image_restore(struct guard *g, struct image *img)
         image_held_freed(img);
         image_qemu_drop(img); /* closing is not enough: plain writers may share the open file */
     }
-    bool marked = r == 0 && img->chain.marked;
+    bool protected = r == 0 && img->chain.protected;
     uint64_t generation = img->held.rec->generation;
     rwlock_write_unlock(&img->header);
-    if (marked)
+    if (protected)
         image_chain_drop(g, img->inode->ino, generation);
     if (r == 0) {
         end(g, img);

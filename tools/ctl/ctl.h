@@ -94,7 +94,7 @@ struct raw_image {
     bool writer_lock;        /* and "I write" */
     struct raw_needs *needs;
     size_t nneeds;
-    unsigned protects; /* marks of its hold: files of its chain */
+    unsigned protects; /* dependencies of its hold: files of its chain */
     struct raw_reader *readers;
     size_t nreaders;
 };

@@ -7,8 +7,8 @@
 #include <string.h>
 #include <sys/vfs.h>
 
+#include "core/dependency.h"
 #include "core/link_name.h"
-#include "core/mark.h"
 #include "core/whereis.h"
 
 static struct raw_needs *add(struct raw_image *im)
@@ -75,9 +75,9 @@ struct guard_look {
     const struct store *s;
     const struct raw_image *im;
     const char *rel;
-    const struct mark *m;
+    const struct dependency *m;
     size_t n;
-    bool all; /* each file so far has a mark */
+    bool all; /* each file so far is a dependency */
 };
 
 static int look_guarded(void *arg, const char *path, bool from_cwd)
@@ -94,9 +94,9 @@ static int look_guarded(void *arg, const char *path, bool from_cwd)
     return 0;
 }
 
-/* Of a held image: which of the files that it names have a mark of this hold? */
-static void match_marks(const struct store *s, struct raw_image *im, const char *rel,
-                        const struct mark *m, size_t n)
+/* Of a held image: which of the files that it names are a dependency of this hold? */
+static void match_dependencies(const struct store *s, struct raw_image *im, const char *rel,
+                               const struct dependency *m, size_t n)
 {
     struct stat st;
 
@@ -136,23 +136,23 @@ static int load_readers(const struct store *s, struct raw_image *im)
 int chain_load(const struct store *s, struct raw_image *im, int fd, const char *rel)
 {
     _cleanup_free_ struct claim *c = malloc(sizeof(*c));
-    _cleanup_free_ struct mark *m = NULL;
+    _cleanup_free_ struct dependency *m = NULL;
     size_t n = 0;
     int r = c ? load_links(im, fd) : -ENOMEM;
 
     if (r == 0)
         r = load_readers(s, im);
     if (r == 0)
-        r = mark_list(s, 0, &m, &n);
+        r = dependency_list(s, 0, &m, &n);
     if (r == 0)
-        match_marks(s, im, rel, m, n);
+        match_dependencies(s, im, rel, m, n);
     for (size_t i = 0; r == 0 && i < n; i++) {
         if (m[i].above == im->st.st_ino && im->claim.kind == CLAIM_HELD &&
             m[i].generation == im->claim.generation)
             im->protects++;
         if (m[i].below != im->st.st_ino || m[i].above == im->st.st_ino)
             continue;
-        r = mark_counts(s, &m[i], c);
+        r = dependency_counts(s, &m[i], c);
         if (r <= 0)
             continue;
         r = 0;

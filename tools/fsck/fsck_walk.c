@@ -6,7 +6,7 @@
 #include <string.h>
 #include <sys/resource.h>
 
-#include "core/mark.h"
+#include "core/dependency.h"
 #include "core/reader.h"
 
 #define DEPTH_MAX 512 /* nested directories; each costs two descriptors while it is read */
@@ -213,7 +213,7 @@ static int lock_other(void *arg, const struct host_record *rec, int err)
     return 0;
 }
 
-/* Claims of images that exist no more are only marks of a number (claim.h, "Numbers"). They do no
+/* Claims of images that exist no more are only tombstones (claim.h, "Numbers"). They do no
  * harm, so where a host lives or cannot be asked they just stay. */
 static int sweep_gone(struct fsck *f)
 {
@@ -264,7 +264,7 @@ int walk_sweep(struct fsck *f)
 
     if (r == 0)
         /* void ones: no daemon can be relying on them */
-        r = mark_sweep(&f->store, f->dry_run, &marks);
+        r = dependency_sweep(&f->store, f->dry_run, &marks);
     if (r == 0 && marks > 0)
         report_note(f, "marks", NULL, 0, "%u marks of images that nobody holds any more %s", marks,
                     f->dry_run ? "are left; the next start of a daemon clears them away"

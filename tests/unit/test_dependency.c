@@ -1,7 +1,7 @@
-/* test_mark.c: the names of marks, when they count, and what is swept. */
+/* test_dependency.c: their names, when they count, and what is swept. */
 #include "unit.h"
 
-#include "core/mark.h"
+#include "core/dependency.h"
 #include "tempstore.h"
 
 static struct tempstore temp;
@@ -37,29 +37,29 @@ static void hold(uint64_t generation)
 
 static void make(uint64_t below, uint64_t generation)
 {
-    struct mark m = {below, ABOVE, generation};
+    struct dependency m = {below, ABOVE, generation};
 
-    cr_assert_eq(mark_make(S, &m, "text\n"), 0);
+    cr_assert_eq(dependency_make(S, &m, "text\n"), 0);
 }
 
 static size_t count(uint64_t below)
 {
-    struct mark *m = NULL;
+    struct dependency *m = NULL;
     size_t n = 0;
 
-    cr_assert_eq(mark_list(S, below, &m, &n), 0);
+    cr_assert_eq(dependency_list(S, below, &m, &n), 0);
     free(m);
     return n;
 }
 
 static int counts(uint64_t generation)
 {
-    struct mark m = {BELOW, ABOVE, generation};
+    struct dependency m = {BELOW, ABOVE, generation};
 
-    return mark_counts(S, &m, c);
+    return dependency_counts(S, &m, c);
 }
 
-Test(mark, names)
+Test(dependency, names)
 {
     static const char *const bad[] = {"",
                                       "0000000000000010",
@@ -73,29 +73,29 @@ Test(mark, names)
                                       "000000000000001A-0000000000000020.1",
                                       "0000000000000010.0000000000000020.1",
                                       "0000000000000010-0000000000000020.18446744073709551616"};
-    struct mark m = {0x1234abcd, UINT64_MAX, UINT64_MAX}, back;
-    char name[MARK_NAME_SIZE];
+    struct dependency m = {0x1234abcd, UINT64_MAX, UINT64_MAX}, back;
+    char name[DEPENDENCY_NAME_SIZE];
 
-    mark_name(&m, name);
+    dependency_name(&m, name);
     cr_assert_str_eq(name, "000000001234abcd-ffffffffffffffff.18446744073709551615");
-    cr_assert(mark_name_parse(name, &back));
+    cr_assert(dependency_name_parse(name, &back));
     cr_assert(back.below == m.below && back.above == m.above && back.generation == m.generation);
     for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++)
-        cr_assert_not(mark_name_parse(bad[i], &back), "%s", bad[i]);
+        cr_assert_not(dependency_name_parse(bad[i], &back), "%s", bad[i]);
 }
 
-Test(mark, a_store_without_the_directory_has_none, .init = setup, .fini = teardown)
+Test(dependency, a_store_without_the_directory_has_none, .init = setup, .fini = teardown)
 {
     unsigned n = 1;
 
     cr_assert_eq(count(0), 0);
-    cr_assert_eq(mark_drop(S, ABOVE, 1, NULL, 0), 0);
-    cr_assert_eq(mark_sweep(S, false, &n), 0);
+    cr_assert_eq(dependency_drop(S, ABOVE, 1, NULL, 0), 0);
+    cr_assert_eq(dependency_sweep(S, false, &n), 0);
     cr_assert_eq(n, 0);
-    cr_assert_eq(faccessat(S->dir_fd, MARK_DIR, F_OK, 0), -1);
+    cr_assert_eq(faccessat(S->dir_fd, DEPENDENCY_DIR, F_OK, 0), -1);
 }
 
-Test(mark, counts_only_while_its_claim_is_held, .init = setup, .fini = teardown)
+Test(dependency, counts_only_while_its_claim_is_held, .init = setup, .fini = teardown)
 {
     make(BELOW, 1);
     make(BELOW, 1); /* twice is as good */
@@ -112,7 +112,7 @@ Test(mark, counts_only_while_its_claim_is_held, .init = setup, .fini = teardown)
     cr_assert_eq(counts(2), 1);
 }
 
-Test(mark, a_claim_that_does_not_decode_counts, .init = setup, .fini = teardown)
+Test(dependency, a_claim_that_does_not_decode_counts, .init = setup, .fini = teardown)
 {
     int fd = openat(S->claims_fd, "0000000000000020.1", O_WRONLY | O_CREAT, 0600);
 
@@ -122,43 +122,43 @@ Test(mark, a_claim_that_does_not_decode_counts, .init = setup, .fini = teardown)
     cr_assert_eq(c->kind, CLAIM_BAD);
 }
 
-Test(mark, drop_and_sweep_remove_no_other, .init = setup, .fini = teardown)
+Test(dependency, drop_and_sweep_remove_no_other, .init = setup, .fini = teardown)
 {
-    struct mark other = {BELOW, 0x99, 1};
+    struct dependency other = {BELOW, 0x99, 1};
     unsigned n = 0;
 
     hold(1);
     make(BELOW, 1);
     make(0x11, 1);
-    cr_assert_eq(mark_make(S, &other, ""), 0);
+    cr_assert_eq(dependency_make(S, &other, ""), 0);
     cr_assert_eq(count(0), 3);
     cr_assert_eq(count(BELOW), 2);
-    cr_assert_eq(mark_sweep(S, true, &n), 0);
+    cr_assert_eq(dependency_sweep(S, true, &n), 0);
     cr_assert_eq(n, 1);
     cr_assert_eq(count(0), 3, "a dry run removes nothing");
-    cr_assert_eq(mark_sweep(S, false, &n), 0);
+    cr_assert_eq(dependency_sweep(S, false, &n), 0);
     cr_assert_eq(n, 1);
     cr_assert_eq(count(0), 2);
-    cr_assert_eq(mark_drop(S, ABOVE, 2, NULL, 0), 0);
+    cr_assert_eq(dependency_drop(S, ABOVE, 2, NULL, 0), 0);
     cr_assert_eq(count(0), 2);
-    cr_assert_eq(mark_drop(S, ABOVE, 1, NULL, 0), 0);
+    cr_assert_eq(dependency_drop(S, ABOVE, 1, NULL, 0), 0);
     cr_assert_eq(count(0), 0);
 }
 
-Test(mark, drop_of_a_live_hold_keeps_what_is_needed, .init = setup, .fini = teardown)
+Test(dependency, drop_of_a_live_hold_keeps_what_is_needed, .init = setup, .fini = teardown)
 {
-    struct mark other = {0x11, 0x99, 1};
+    struct dependency other = {0x11, 0x99, 1};
     const uint64_t keep[] = {0x12, BELOW};
 
     hold(1);
     make(BELOW, 1);
     make(0x11, 1);
     make(0x11, 2);
-    cr_assert_eq(mark_make(S, &other, ""), 0);
-    cr_assert_eq(mark_drop(S, ABOVE, 1, keep, 2), 0);
+    cr_assert_eq(dependency_make(S, &other, ""), 0);
+    cr_assert_eq(dependency_drop(S, ABOVE, 1, keep, 2), 0);
     cr_assert_eq(count(BELOW), 1);
     cr_assert_eq(count(0x11), 2, "another hold's and another image's");
-    cr_assert_eq(mark_drop(S, ABOVE, 1, keep, 0), 0);
+    cr_assert_eq(dependency_drop(S, ABOVE, 1, keep, 0), 0);
     cr_assert_eq(count(BELOW), 0, "nothing is needed");
     make(0x11, 1); /* needed again */
     cr_assert_eq(count(0x11), 3);
