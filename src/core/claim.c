@@ -9,11 +9,11 @@
 #include "base/hook.h"
 #include "base/log.h"
 #include "core/overlay.h"
+#include "core/shard.h"
 
 /* "<host>.<daemon>.<counter>" */
 #define TMP_SIZE (DG_UUID_LEN + 1 + DG_UUID_LEN + 1 + 20 + 1)
-#define KEY_DIGITS 16                       /* layout.h: the inode number */
-#define NAME_SIZE (KEY_DIGITS + 1 + 20 + 1) /* 20: digits of UINT64_MAX */
+#define NAME_SIZE (SHARD_KEY_DIGITS + 1 + 20 + 1) /* 20: digits of UINT64_MAX */
 /* each lost one means that another host made and freed a whole claim meanwhile */
 #define READ_TRIES 32
 #define TMP_TRIES 64 /* names that a dead process of the same daemon uuid may have left behind */
@@ -29,19 +29,22 @@ static void claim_name(uint64_t ino, uint64_t generation, char ret[NAME_SIZE])
 /* One name per claim, so no second spelling: no upper case, no leading zero, no generation 0. */
 static bool claim_name_parse(const char *name, uint64_t *ret_ino, uint64_t *ret_generation)
 {
-    char key[KEY_DIGITS + 1];
-    const char *digits = name + KEY_DIGITS + 1;
-    uint64_t generation;
+    const char *digits = name + SHARD_KEY_DIGITS + 1;
+    uint64_t ino, generation;
 
-    if (strspn(name, "0123456789abcdef") != KEY_DIGITS || name[KEY_DIGITS] != '.')
+    if (!shard_key(name, &ino) || name[SHARD_KEY_DIGITS] != '.')
         return false;
     if (*digits == '0' || base_u64(digits, &generation) < 0)
         return false;
-    memcpy(key, name, KEY_DIGITS);
-    key[KEY_DIGITS] = '\0';
-    *ret_ino = strtoull(key, NULL, 16);
+    *ret_ino = ino;
     *ret_generation = generation;
     return true;
+}
+
+/* A descriptor of the directory of this key's claims, which belongs to the store; or -errno. */
+static int claims_dir(const struct store *s, uint64_t ino)
+{
+    return shard_fd(s, SHARD_CLAIMS, ino);
 }
 
 /* ---- listings ---- */
@@ -67,11 +70,14 @@ static int exists(const struct store *s, uint64_t ino, uint64_t generation)
 {
     _cleanup_close_ int fd = -1;
     char name[NAME_SIZE];
+    int dir = claims_dir(s, ino);
 
     claim_name(ino, generation, name);
+    if (dir < 0)
+        return dir;
     fd = HOOK_FAIL("claim.exists");
     if (fd == 0)
-        fd = io_fresh_open(s->claims_fd, name, O_PATH | O_NOFOLLOW);
+        fd = io_fresh_open(dir, name, O_PATH | O_NOFOLLOW);
     return fd >= 0 ? 1 : fd == -ENOENT ? 0 : store_medium(fd);
 }
 
@@ -90,7 +96,7 @@ static int highest_of(const struct store *s, uint64_t ino, uint64_t known, uint6
         int r;
 
         ruling.highest = 0;
-        r = store_medium(io_fresh_dir(s->claims_fd, see_highest, &ruling));
+        r = shard_list(s, SHARD_CLAIMS, ino, see_highest, &ruling);
         if (r < 0)
             return r;
     }
@@ -149,7 +155,8 @@ static int entry_cmp(const void *a, const void *b)
  * l->entry is freed by the caller in any case. */
 static int claim_list(const struct store *s, struct claim_listing *l)
 {
-    int r = store_medium(io_fresh_dir(s->claims_fd, see_entry, l));
+    int r = l->one_key ? shard_list(s, SHARD_CLAIMS, l->ino, see_entry, l)
+                       : shard_list_all(s, SHARD_CLAIMS, see_entry, l);
 
     if (r < 0)
         return r;
@@ -173,10 +180,10 @@ static int claim_read_generation(const struct store *s, uint64_t ino, uint64_t g
     _cleanup_free_ char *text = NULL;
     char name[NAME_SIZE];
     size_t len = 0;
-    int r;
+    int dir = claims_dir(s, ino), r;
 
     claim_name(ino, generation, name);
-    r = io_fresh_text(s->claims_fd, name, DG_RECORD_MAX, &text, &len);
+    r = dir < 0 ? dir : io_fresh_text(dir, name, DG_RECORD_MAX, &text, &len);
     if (r == 0) {
         r = record_decode(text, len, &ret->rec);
         if (r == 0 && (ret->rec.ino != ino || ret->rec.generation != generation))
@@ -274,11 +281,11 @@ static void tmp_unlink(const struct store *s, const char *name)
         log_debug("tmp/%s: cannot be removed: %s", name, strerror(-r));
 }
 
-static int claims_sync(const struct store *s)
+static int claims_sync(const struct store *s, uint64_t ino)
 {
-    int r = HOOK_FAIL("claim.dirsync");
+    int r = HOOK_FAIL("claim.dirsync"), dir = claims_dir(s, ino);
 
-    return r < 0 ? r : store_medium(io_fsync(s->claims_fd));
+    return r < 0 ? r : dir < 0 ? dir : store_medium(io_fsync(dir));
 }
 
 /* Removes one generation's name. No error when there is none. Only for one that does not rule, or
@@ -286,10 +293,11 @@ static int claims_sync(const struct store *s)
 static int claim_remove_generation(const struct store *s, uint64_t ino, uint64_t generation)
 {
     char name[NAME_SIZE];
-    int r = HOOK_FAIL("claim.remove");
+    int r = HOOK_FAIL("claim.remove"), dir = claims_dir(s, ino);
 
     claim_name(ino, generation, name);
-    if (r == 0 && unlinkat(s->claims_fd, name, 0) < 0 && errno != ENOENT)
+    r = r == 0 && dir < 0 ? dir : r;
+    if (r == 0 && unlinkat(dir, name, 0) < 0 && errno != ENOENT)
         r = store_medium(-errno);
     return r;
 }
@@ -301,9 +309,10 @@ static bool name_leads_to(const struct store *s, const struct record *rec, int f
     _cleanup_close_ int named = -1;
     char name[NAME_SIZE];
     struct stat ours, there;
+    int dir = claims_dir(s, rec->ino);
 
     claim_name(rec->ino, rec->generation, name);
-    named = io_fresh_open(s->claims_fd, name, O_PATH | O_NOFOLLOW);
+    named = dir < 0 ? dir : io_fresh_open(dir, name, O_PATH | O_NOFOLLOW);
     if (named < 0 || io_fresh_stat(named, &there) < 0 || io_fresh_stat(fd, &ours) < 0)
         return false;
     return there.st_ino == ours.st_ino && there.st_dev == ours.st_dev;
@@ -315,13 +324,13 @@ static bool name_leads_to(const struct store *s, const struct record *rec, int f
 static int replace(const struct store *s, const struct record *rec)
 {
     char tmp[TMP_SIZE], name[NAME_SIZE];
-    int r, fd = tmp_create(s, rec, tmp);
+    int r, dir = claims_dir(s, rec->ino), fd = dir < 0 ? dir : tmp_create(s, rec, tmp);
 
     if (fd < 0)
         return fd;
     claim_name(rec->ino, rec->generation, name);
     r = HOOK_FAIL("claim.rename");
-    if (r == 0 && renameat(s->tmp_fd, tmp, s->claims_fd, name) < 0)
+    if (r == 0 && renameat(s->tmp_fd, tmp, dir, name) < 0)
         r = store_medium(-errno);
     if (r < 0 && name_leads_to(s, rec, fd))
         r = 0; /* the answer was lost, the rename was not */
@@ -331,7 +340,7 @@ static int replace(const struct store *s, const struct record *rec)
         tmp_unlink(s, tmp);
         return r;
     }
-    return claims_sync(s);
+    return claims_sync(s, rec->ino);
 }
 
 static void set_freed(struct record *rec)
@@ -375,7 +384,10 @@ static int overwrite_by_free(const struct store *s, const struct record *rec)
     if (r < 0)
         return r;
     claim_name(rec->ino, rec->generation, name);
-    _cleanup_close_ int fd = openat(s->claims_fd, name, O_WRONLY | O_NOFOLLOW | O_CLOEXEC);
+    int dir = claims_dir(s, rec->ino);
+    if (dir < 0)
+        return dir;
+    _cleanup_close_ int fd = openat(dir, name, O_WRONLY | O_NOFOLLOW | O_CLOEXEC);
     r = fd < 0 ? -errno : io_pwrite_all(fd, text, len, 0);
     if (r == 0 && ftruncate(fd, (off_t)len) < 0)
         r = -errno;
@@ -455,10 +467,10 @@ static int link_proved(const struct store *s, const struct record *rec, int fd, 
 {
     char name[NAME_SIZE];
     struct stat st;
-    int r, answer = HOOK_FAIL("claim.link");
+    int r, dir = claims_dir(s, rec->ino), answer = dir < 0 ? dir : HOOK_FAIL("claim.link");
 
     claim_name(rec->ino, rec->generation, name);
-    if (answer == 0 && linkat(s->tmp_fd, tmp, s->claims_fd, name, 0) < 0)
+    if (answer == 0 && linkat(s->tmp_fd, tmp, dir, name, 0) < 0)
         answer = store_medium(-errno);
     /* The answer proves nothing: replies get lost, and the retransmission meets our own file. */
     r = store_medium(io_fresh_stat(fd, &st));
@@ -517,7 +529,7 @@ int claim_acquire(const struct store *s, const struct record *rec)
     if (r == 0 && highest < rec->generation)
         r = -EBUSY; /* removed under us: somebody declared the image vanished */
     if (r == 0)
-        r = claims_sync(s);
+        r = claims_sync(s, rec->ino);
     if (r < 0) {
         abandon(s, rec, fd, tmp);
         return r;
@@ -629,13 +641,13 @@ int claim_forget(const struct store *s, uint64_t ino, uint64_t generation)
     /* The ruling one goes last, when the others are gone for good. Otherwise a crash would let a
      * former owner's claim rule again. */
     if (r == 0)
-        r = claims_sync(s);
+        r = claims_sync(s, ino);
     if (r == 0)
         r = claim_floor_raise(s, generation);
     if (r == 0)
         r = claim_remove_generation(s, ino, generation);
     if (r == 0)
-        r = claims_sync(s);
+        r = claims_sync(s, ino);
     return r;
 }
 

@@ -1,4 +1,4 @@
-/* claim.h: who holds an image: the records in DATASTORE/.diskguard/claims.
+/* claim.h: who holds an image: the records in DATASTORE/.diskguard/claims/<shard>.
  *
  * The highest generation of a key rules. Each generation has a file name of its own, so no late
  * rename, unlink or retransmission of a former owner touches a successor's claim. The answer of

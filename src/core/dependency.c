@@ -16,10 +16,10 @@ void dependency_name(const struct dependency *m, char ret[DEPENDENCY_NAME_SIZE])
 
 bool dependency_name_parse(const char *name, struct dependency *ret)
 {
-    const char *above = name + NAMES_KEY_DIGITS + 1, *digits = above + NAMES_KEY_DIGITS + 1;
+    const char *above = name + SHARD_KEY_DIGITS + 1, *digits = above + SHARD_KEY_DIGITS + 1;
     struct dependency m;
 
-    if (!names_key(name, &m.below) || above[-1] != '-' || !names_key(above, &m.above) ||
+    if (!shard_key(name, &m.below) || above[-1] != '-' || !shard_key(above, &m.above) ||
         digits[-1] != '.' || *digits == '0' || base_u64(digits, &m.generation) < 0)
         return false;
     *ret = m;
@@ -31,7 +31,7 @@ int dependency_make(const struct store *s, const struct dependency *m, const cha
     char name[DEPENDENCY_NAME_SIZE];
 
     dependency_name(m, name);
-    return names_make(s, DEPENDENCY_DIR, name, text);
+    return names_make(s, SHARD_MARKS, name, text);
 }
 
 /* ---- listings ---- */
@@ -48,7 +48,8 @@ static bool take_dependency(void *arg, const char *name, void *ret)
 int dependency_list(const struct store *s, uint64_t below, struct dependency **ret, size_t *ret_n)
 {
     void *items = NULL;
-    int r = names_list(s, DEPENDENCY_DIR, sizeof(**ret), take_dependency, &below, &items, ret_n);
+    int r = names_list(s, SHARD_MARKS, below, sizeof(**ret), take_dependency, &below, &items,
+                       ret_n);
 
     if (r == 0)
         *ret = items;
@@ -67,13 +68,12 @@ int dependency_counts(const struct store *s, const struct dependency *m, struct 
 int dependency_path(const struct store *s, const struct dependency *m, char *ret, size_t size)
 {
     static const char begin[] = "\nbelow=", end[] = "\nabove=";
-    _cleanup_close_ int dir = names_open(s, DEPENDENCY_DIR);
     _cleanup_free_ char *text = NULL;
     char name[DEPENDENCY_NAME_SIZE];
     size_t n = 0;
 
     dependency_name(m, name);
-    int r = dir < 0 ? dir : io_fresh_text(dir, name, DEPENDENCY_TEXT_MAX, &text, &n);
+    int r = names_text(s, SHARD_MARKS, name, DEPENDENCY_TEXT_MAX, &text, &n);
     if (r < 0)
         return r;
     const char *from = memmem(text, n, begin, strlen(begin));
@@ -88,45 +88,31 @@ int dependency_path(const struct store *s, const struct dependency *m, char *ret
 
 /* ---- removing ---- */
 
-static int remove_dependency(int dir, const struct dependency *m)
+static int remove_dependency(const struct store *s, const struct dependency *m)
 {
     char name[DEPENDENCY_NAME_SIZE];
 
     dependency_name(m, name);
-    return names_remove(dir, name);
-}
-
-static bool is_kept(uint64_t below, const uint64_t *keep, size_t n_keep)
-{
-    for (size_t i = 0; keep && i < n_keep; i++)
-        if (keep[i] == below)
-            return true;
-    return false;
+    return names_remove(s, SHARD_MARKS, name);
 }
 
 int dependency_drop(const struct store *s, uint64_t above, uint64_t generation,
-                    const uint64_t *keep, size_t n_keep)
+                    const uint64_t *below, size_t n_below)
 {
-    _cleanup_close_ int dir = names_open(s, DEPENDENCY_DIR);
-    _cleanup_free_ struct dependency *m = NULL;
-    size_t n = 0;
-    int r = dir < 0 ? dir : dependency_list(s, 0, &m, &n);
+    int r = 0;
 
-    for (size_t i = 0; r == 0 && i < n; i++)
-        if (m[i].above == above && m[i].generation == generation &&
-            !is_kept(m[i].below, keep, n_keep))
-            r = remove_dependency(dir, &m[i]);
-    return r == -ENOENT ? 0 : r;
+    for (size_t i = 0; r == 0 && i < n_below; i++)
+        r = remove_dependency(s, &(struct dependency){below[i], above, generation});
+    return r;
 }
 
 int dependency_sweep(const struct store *s, bool dry_run, unsigned *ret_void)
 {
-    _cleanup_close_ int dir = names_open(s, DEPENDENCY_DIR);
     _cleanup_free_ struct claim *c = malloc(sizeof(*c));
     _cleanup_free_ struct dependency *m = NULL;
     unsigned found = 0;
     size_t n = 0;
-    int r = !c ? -ENOMEM : dir < 0 ? dir : dependency_list(s, 0, &m, &n);
+    int r = c ? dependency_list(s, 0, &m, &n) : -ENOMEM;
 
     for (size_t i = 0; r == 0 && i < n; i++) {
         r = dependency_counts(s, &m[i], c);
@@ -135,9 +121,9 @@ int dependency_sweep(const struct store *s, bool dry_run, unsigned *ret_void)
             continue;
         }
         found++;
-        r = dry_run ? 0 : remove_dependency(dir, &m[i]);
+        r = dry_run ? 0 : remove_dependency(s, &m[i]);
     }
-    if (r < 0 && r != -ENOENT)
+    if (r < 0)
         return r;
     *ret_void = found;
     return 0;

@@ -1,4 +1,5 @@
-/* dependency.h: which files an image that is held needs: the names in DATASTORE/.diskguard/marks.
+/* dependency.h: which files an image that is held needs: the names in
+ * DATASTORE/.diskguard/marks/<shard>.
  *
  * A dependency is a name: <key of the file below>-<key of the image above>.<generation of the claim
  * of the image above>. Its content is a text for people. It counts only while that generation is
@@ -14,15 +15,13 @@
  * durably, then lists the dependencies. At least one sees the other (Dekker). Dependencies are
  * never renamed, so a listing that begins after a dependency was made shows it.
  *
- * The directory is made with the first one. Versions of diskguard that do not know the
- * directory ignore it: they write below an image that others hold. Blocks on the datastore.
- * Thread-safe: no state of its own. */
+ * The shard is that of the file below: who wants to write it lists one directory. Blocks on the
+ * datastore. Thread-safe: no state of its own. */
 #ifndef DISKGUARD_DEPENDENCY_H
 #define DISKGUARD_DEPENDENCY_H
 
 #include "core/claim.h"
 
-#define DEPENDENCY_DIR "marks"
 #define DEPENDENCY_NAME_SIZE (16 + 1 + 16 + 1 + 20 + 1)
 /* bytes, for people and dependency_path(): a line "below=NAME", then "above=NAME" */
 #define DEPENDENCY_TEXT_MAX 4096u
@@ -54,11 +53,11 @@ DG_MUST_CHECK int dependency_path(const struct store *s, const struct dependency
 DG_MUST_CHECK int dependency_counts(const struct store *s, const struct dependency *m,
                                     struct claim *ret);
 
-/* Removes the dependencies of one hold whose claim is free or was never there. keep not NULL: the
- * hold is live; removes its dependencies on other files than these n_keep. Not durable: one that
- * comes back is void, or goes with the rest of the hold. */
+/* Removes the dependencies of one hold on these files. Its claim is free, or was never there; or it
+ * needs them no more, and that is durable. Not durable: one that comes back is void, or goes with
+ * the rest of the hold. */
 DG_MUST_CHECK int dependency_drop(const struct store *s, uint64_t above, uint64_t generation,
-                                  const uint64_t *keep, size_t n_keep);
+                                  const uint64_t *below, size_t n_below);
 
 /* Removes all dependencies that do not count. dry_run: only counts them. */
 DG_MUST_CHECK int dependency_sweep(const struct store *s, bool dry_run, unsigned *ret_void);

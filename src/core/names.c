@@ -1,37 +1,22 @@
 /* names.c: see names.h. */
 #include "core/names.h"
 
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/hook.h"
 
-int names_open(const struct store *s, const char *dir)
+/* The shard where this name belongs. */
+static int dir_of(const struct store *s, enum shard_dir dir, const char *name)
 {
-    return store_medium(io_fresh_open(s->dir_fd, dir, O_RDONLY | O_DIRECTORY | O_NOFOLLOW));
+    uint64_t key;
+
+    return shard_key(name, &key) ? shard_fd(s, dir, key) : -EINVAL;
 }
 
-static int open_or_make(const struct store *s, const char *dir)
+int names_make(const struct store *s, enum shard_dir dir, const char *name, const char *text)
 {
-    int fd = names_open(s, dir);
-    int r = fd == -ENOENT ? HOOK_FAIL("names.mkdir") : 0;
-
-    if (fd != -ENOENT || r < 0)
-        return fd == -ENOENT ? r : fd;
-    if (mkdirat(s->dir_fd, dir, 0700) < 0 && errno != EEXIST)
-        return store_medium(-errno);
-    fd = names_open(s, dir);
-    r = fd < 0 ? fd : store_medium(io_fsync(s->dir_fd));
-    if (r < 0 && fd >= 0)
-        close(fd);
-    return r < 0 ? r : fd;
-}
-
-int names_make(const struct store *s, const char *dir, const char *name, const char *text)
-{
-    _cleanup_close_ int fd = open_or_make(s, dir);
-    int r;
+    int fd = dir_of(s, dir, name), r;
 
     if (fd < 0)
         return fd;
@@ -49,16 +34,6 @@ int names_make(const struct store *s, const char *dir, const char *name, const c
     if (r < 0 && made)
         (void)unlinkat(fd, name, 0); /* the caller was told that there is none */
     return r;
-}
-
-int names_each(const struct store *s, const char *dir, int (*fn)(void *arg, const char *name),
-               void *arg)
-{
-    _cleanup_close_ int fd = names_open(s, dir);
-
-    if (fd < 0)
-        return fd == -ENOENT ? 0 : fd;
-    return store_medium(io_fresh_dir(fd, fn, arg));
 }
 
 struct listing {
@@ -86,12 +61,12 @@ static int see(void *arg, const char *name)
     return 0;
 }
 
-int names_list(const struct store *s, const char *dir, size_t item,
+int names_list(const struct store *s, enum shard_dir dir, uint64_t key, size_t item,
                bool (*take)(void *arg, const char *name, void *ret), void *arg, void **ret,
                size_t *ret_n)
 {
     struct listing l = {.item = item, .take = take, .arg = arg};
-    int r = names_each(s, dir, see, &l);
+    int r = key ? shard_list(s, dir, key, see, &l) : shard_list_all(s, dir, see, &l);
 
     if (r < 0) {
         free(l.items);
@@ -102,21 +77,27 @@ int names_list(const struct store *s, const char *dir, size_t item,
     return 0;
 }
 
-int names_remove(int dir_fd, const char *name)
+int names_text(const struct store *s, enum shard_dir dir, const char *name, size_t max,
+               char **ret_text, size_t *ret_len)
 {
-    int r = HOOK_FAIL("names.remove");
+    int fd = dir_of(s, dir, name);
 
-    if (r == 0 && unlinkat(dir_fd, name, 0) < 0 && errno != ENOENT)
+    return fd < 0 ? fd : io_fresh_text(fd, name, max, ret_text, ret_len);
+}
+
+int names_remove(const struct store *s, enum shard_dir dir, const char *name)
+{
+    int fd = dir_of(s, dir, name), r = HOOK_FAIL("names.remove");
+
+    r = r == 0 && fd < 0 ? fd : r;
+    if (r == 0 && unlinkat(fd, name, 0) < 0 && errno != ENOENT)
         r = store_medium(-errno);
     return r;
 }
 
-bool names_key(const char *text, uint64_t *ret)
+int names_sync(const struct store *s, enum shard_dir dir, const char *name)
 {
-    if (strspn(text, "0123456789abcdef") < NAMES_KEY_DIGITS)
-        return false;
-    char digits[NAMES_KEY_DIGITS + 1] = "";
-    memcpy(digits, text, NAMES_KEY_DIGITS);
-    *ret = strtoull(digits, NULL, 16);
-    return true;
+    int fd = dir_of(s, dir, name);
+
+    return fd < 0 ? fd : store_medium(io_fsync(fd));
 }

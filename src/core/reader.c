@@ -25,11 +25,11 @@ bool reader_name_parse(const char *name, struct reader *ret)
     struct reader rd = {.ino = 0};
     char again[READER_NAME_SIZE];
 
-    const char *host = name + NAMES_KEY_DIGITS + 1, *daemon = host + DG_UUID_LEN + 1,
+    const char *host = name + SHARD_KEY_DIGITS + 1, *daemon = host + DG_UUID_LEN + 1,
                *serial = daemon + DG_UUID_LEN + 1;
 
     if (strlen(name) <= (size_t)(serial - name) || strlen(name) >= READER_NAME_SIZE ||
-        !names_key(name, &rd.ino) || base_u64(serial, &rd.serial) < 0 || rd.serial == 0)
+        !shard_key(name, &rd.ino) || base_u64(serial, &rd.serial) < 0 || rd.serial == 0)
         return false;
     memcpy(rd.host, host, DG_UUID_LEN);
     memcpy(rd.daemon, daemon, DG_UUID_LEN);
@@ -119,7 +119,7 @@ int reader_make(const struct store *s, const struct reader *rd, const struct rea
     if (r < 0)
         return r;
     reader_name(rd, name);
-    return names_make(s, READER_DIR, name, text);
+    return names_make(s, SHARD_READERS, name, text);
 }
 
 static int decode(const char *text, size_t len, struct reader_info *ret)
@@ -149,14 +149,13 @@ static int decode(const char *text, size_t len, struct reader_info *ret)
 
 void reader_look(const struct store *s, const struct reader *rd, struct reader_info *ret)
 {
-    _cleanup_close_ int dir = names_open(s, READER_DIR);
     _cleanup_free_ char *text = NULL;
     struct host_record rec;
     char name[READER_NAME_SIZE];
     size_t len;
 
     reader_name(rd, name);
-    if (dir >= 0 && io_fresh_text(dir, name, READER_TEXT_MAX, &text, &len) == 0 &&
+    if (names_text(s, SHARD_READERS, name, READER_TEXT_MAX, &text, &len) == 0 &&
         decode(text, len, ret) == 0)
         return;
     *ret = (struct reader_info){.pid = 0};
@@ -168,14 +167,11 @@ void reader_look(const struct store *s, const struct reader *rd, struct reader_i
 
 int reader_remove(const struct store *s, const struct reader *rd)
 {
-    _cleanup_close_ int dir = names_open(s, READER_DIR);
     char name[READER_NAME_SIZE];
 
-    if (dir < 0)
-        return dir == -ENOENT ? 0 : dir;
     reader_name(rd, name);
-    int r = names_remove(dir, name);
-    return r < 0 ? r : io_fsync(dir);
+    int r = names_remove(s, SHARD_READERS, name);
+    return r < 0 ? r : names_sync(s, SHARD_READERS, name);
 }
 
 /* arg: the inode number that is wanted, or 0. */
@@ -190,7 +186,7 @@ static bool take_reader(void *arg, const char *name, void *ret)
 int reader_list(const struct store *s, uint64_t ino, struct reader **ret, size_t *ret_n)
 {
     void *items = NULL;
-    int r = names_list(s, READER_DIR, sizeof(**ret), take_reader, &ino, &items, ret_n);
+    int r = names_list(s, SHARD_READERS, ino, sizeof(**ret), take_reader, &ino, &items, ret_n);
 
     if (r == 0)
         *ret = items;

@@ -1,5 +1,5 @@
 /* reader.h: which hosts read an image and want nobody to write it meanwhile: the names in
- * DATASTORE/.diskguard/readers.
+ * DATASTORE/.diskguard/readers/<shard>.
  *
  * One file for each image and host: <key of the image>-<host uuid>.<daemon instance>.<number>.
  * Its text names the file by its handle, since inode numbers are used again, and says whom a
@@ -16,7 +16,6 @@
  * The reader makes the name durably, then reads the image's claim. The writer makes his claim
  * durably, then lists the names. At least one sees the other (Dekker).
  *
- * Versions of diskguard that do not know the directory ignore it: they write what others read.
  * Blocks on the datastore. Thread-safe: no state of its own. */
 #ifndef DISKGUARD_READER_H
 #define DISKGUARD_READER_H
@@ -24,7 +23,6 @@
 #include "core/host.h"
 #include "core/store.h"
 
-#define READER_DIR "readers"
 #define READER_NAME_SIZE (16 + 1 + DG_UUID_LEN + 1 + DG_UUID_LEN + 1 + 20 + 1)
 #define READER_PROGRAM_SIZE 32
 

@@ -1,4 +1,5 @@
-#include "core/store.h"
+/* store.c: see store.h. */
+#include "core/store_priv.h"
 
 #include <fcntl.h>
 #include <limits.h>
@@ -10,10 +11,6 @@
 #include "base/text.h"
 
 #define STORE_MAGIC "diskguard-datastore"
-#define STORE_FILE "datastore"
-#define STORE_TEXT_MAX 2048
-#define HANDLE_TEXT (2 * IO_HANDLE_MAX + 16)
-#define TMP_NAME 64
 
 /* Explanations cut a path, so that the way out at the end of the line is not lost. Commands do
  * not (base_quote). */
@@ -43,37 +40,39 @@ const char *store_hint(int err)
     }
 }
 
-static int tmp_name(const char *prefix, char ret[TMP_NAME])
+int store_tmp_name(const char *prefix, char ret[STORE_TMP_NAME])
 {
     dg_uuid id;
     int r = base_uuid_random(id);
 
     if (r < 0)
         return r;
-    snprintf(ret, TMP_NAME, "%s.%s", prefix, id);
+    snprintf(ret, STORE_TMP_NAME, "%s.%s", prefix, id);
     return 0;
 }
 
-static void store_clear(struct store *s)
+void store_clear(struct store *s)
 {
-    memset(s, 0, sizeof(*s));
-    s->root_fd = s->dir_fd = s->claims_fd = s->tmp_fd = s->hosts_fd = -1;
+    *s = (struct store)STORE_CLOSED;
 }
 
 void store_close(struct store *s)
 {
+    shard_cache_free(s);
     base_closep(&s->hosts_fd);
     base_closep(&s->tmp_fd);
+    base_closep(&s->readers_fd);
+    base_closep(&s->marks_fd);
     base_closep(&s->claims_fd);
     base_closep(&s->dir_fd);
     base_closep(&s->root_fd);
-    s->root_fd = s->dir_fd = s->claims_fd = s->tmp_fd = s->hosts_fd = -1;
+    store_clear(s);
 }
 
 /* ---- directories ---- */
 
 /* Opens a directory that is one of ours: not a symlink, not reached through one. fd or -errno. */
-static int dir_open(int parent_fd, const char *name)
+int store_dir_open(int parent_fd, const char *name)
 {
     int fd = io_fresh_open(parent_fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW);
 
@@ -82,7 +81,7 @@ static int dir_open(int parent_fd, const char *name)
 
 /* Makes it durably. EEXIST is no failure: an earlier init may have come this far, and a lost reply
  * can make mkdir(2) answer EEXIST to the very call that made it (NFS). */
-static int dir_make(int parent_fd, const char *name, int *ret_fd)
+int store_dir_make(int parent_fd, const char *name, int *ret_fd)
 {
     _cleanup_close_ int fd = -1;
     int r = HOOK_FAIL("store.mkdir");
@@ -91,7 +90,7 @@ static int dir_make(int parent_fd, const char *name, int *ret_fd)
         return r;
     if (mkdirat(parent_fd, name, 0700) < 0 && errno != EEXIST)
         return -errno;
-    fd = dir_open(parent_fd, name);
+    fd = store_dir_open(parent_fd, name);
     if (fd < 0)
         return fd;
     r = io_fsync(fd);
@@ -227,22 +226,53 @@ static void dir_explain(const struct store *s, int err, const char *verb, struct
         why_set(why, "cannot %s " D ": %s; %s", verb, s->path, strerror(-err), store_hint(err));
 }
 
+#define MISSING                                                                                    \
+    "though the datastore was initialised: somebody removed it; bring it back from a backup, or make an empty one (mode 0700) if no host has an image open"
+
+/* Are all shards there, and nothing beside them that should be in one? */
+static int shards_check(const struct store *s, enum shard_dir dir, struct why *why)
+{
+    const char *name = shard_dir_name(dir);
+    struct shard_survey found;
+    int r = store_medium(shard_survey(shard_dir_fd(s, dir), &found));
+
+    if (r < 0) {
+        why_set(why, "cannot read " D "/%s: %s; %s", s->path, name, strerror(-r), store_hint(r));
+    } else if (found.missing >= 0) {
+        why_set(why, D "/%s/" DG_SHARD_FORMAT " is missing, " MISSING, s->path, name,
+                (unsigned)found.missing);
+        r = -EUCLEAN;
+    } else if (found.outside[0]) {
+        uint64_t key = 0;
+
+        (void)shard_key(found.outside, &key);
+        why_set(why,
+                D
+                "/%s/%s lies outside of its shard, where nobody looks for it: somebody put it there; if it belongs to this datastore, move it to %s/" DG_SHARD_FORMAT
+                ", else away",
+                s->path, name, found.outside, name, dg_shard(key));
+        r = -EUCLEAN;
+    }
+    return r;
+}
+
 static int subdirs_open(struct store *s, struct why *why)
 {
     const struct {
         const char *name;
         int *fd;
-    } sub[] = {{"claims", &s->claims_fd}, {"tmp", &s->tmp_fd}, {"hosts", &s->hosts_fd}};
+    } sub[] = {{"claims", &s->claims_fd},
+               {"marks", &s->marks_fd},
+               {"readers", &s->readers_fd},
+               {"tmp", &s->tmp_fd},
+               {"hosts", &s->hosts_fd}};
+    int r = 0;
 
     for (size_t i = 0; i < sizeof(sub) / sizeof(sub[0]); i++) {
-        int r = *sub[i].fd = dir_open(s->dir_fd, sub[i].name);
+        r = *sub[i].fd = store_dir_open(s->dir_fd, sub[i].name);
 
         if (r == -ENOENT || r == -ENOTDIR) {
-            why_set(
-                why,
-                D
-                "/%s is missing or not a directory, though the datastore was initialised: somebody removed it; bring it back from a backup, or make an empty one (mode 0700) if no host has an image open",
-                s->path, sub[i].name);
+            why_set(why, D "/%s is missing or not a directory, " MISSING, s->path, sub[i].name);
             return -EUCLEAN;
         }
         if (r < 0) {
@@ -251,12 +281,14 @@ static int subdirs_open(struct store *s, struct why *why)
             return r;
         }
     }
-    return 0;
+    for (enum shard_dir d = 0; r >= 0 && d < SHARD_DIRS; d++)
+        r = shards_check(s, d, why);
+    return r < 0 ? r : shard_cache_new(s);
 }
 
 /* ---- the file `datastore` ---- */
 
-static int handle_text(int fd, char ret[HANDLE_TEXT])
+int store_handle_text(int fd, char ret[STORE_HANDLE_TEXT])
 {
     struct io_handle h;
     char hex[2 * IO_HANDLE_MAX + 1];
@@ -269,15 +301,40 @@ static int handle_text(int fd, char ret[HANDLE_TEXT])
         return 0;
     }
     base_hex(h.bytes, h.len, hex);
-    snprintf(ret, HANDLE_TEXT, "%d %s", h.type, hex);
+    snprintf(ret, STORE_HANDLE_TEXT, "%d %s", h.type, hex);
     return 0;
 }
 
-static int datastore_read(struct store *s, char root[HANDLE_TEXT], struct why *why)
+static const char *const state_word[] = {[STATE_READY] = "ready", [STATE_UPGRADE] = "upgrade"};
+
+static int state_parse(const char *word, enum store_state *ret)
 {
-    char uuid[sizeof(dg_uuid)], made[32], quoted[QUOTED];
-    const struct text_field f[] = {
-        {"uuid", uuid, sizeof(uuid)}, {"root", root, HANDLE_TEXT}, {"made", made, sizeof(made)}};
+    for (size_t i = 0; i < sizeof(state_word) / sizeof(state_word[0]); i++)
+        if (state_word[i] && strcmp(word, state_word[i]) == 0) {
+            *ret = (enum store_state)i;
+            return 0;
+        }
+    return -EBADMSG;
+}
+
+static int datastore_parse(const char *text, size_t len, struct datastore_text *ret)
+{
+    char state[16];
+    const struct text_field f[] = {TEXT_FIELD("uuid", ret->uuid), TEXT_FIELD("root", ret->root),
+                                   TEXT_FIELD("made", ret->made), TEXT_FIELD("state", state)};
+    int r = text_parse(text, len, STORE_MAGIC, 1, f, 3);
+
+    ret->state = STATE_OLD;
+    if (r == -EPROTONOSUPPORT) {
+        r = text_parse(text, len, STORE_MAGIC, DG_STORE_VERSION, f, 4);
+        r = r == 0 ? state_parse(state, &ret->state) : r;
+    }
+    return r == 0 && !base_uuid_ok(ret->uuid) ? -EBADMSG : r;
+}
+
+int datastore_read(const struct store *s, struct datastore_text *ret, struct why *why)
+{
+    char quoted[QUOTED];
     _cleanup_free_ char *text = NULL;
     size_t len;
     int r = io_fresh_text(s->dir_fd, STORE_FILE, STORE_TEXT_MAX, &text, &len);
@@ -290,9 +347,7 @@ static int datastore_read(struct store *s, char root[HANDLE_TEXT], struct why *w
         return r;
     }
     if (r == 0)
-        r = text_parse(text, len, STORE_MAGIC, DG_FORMAT_VERSION, f, 3);
-    if (r == 0 && !base_uuid_ok(uuid))
-        r = -EBADMSG;
+        r = datastore_parse(text, len, ret);
     if (r == -EFBIG)
         r = -EBADMSG;
     if (r == -EPROTONOSUPPORT)
@@ -306,17 +361,37 @@ static int datastore_read(struct store *s, char root[HANDLE_TEXT], struct why *w
             s->path);
     else if (r < 0)
         why_set(why, "cannot read " D "/datastore: %s; %s", s->path, strerror(-r), store_hint(r));
-    if (r < 0)
-        return r;
-    memcpy(s->uuid, uuid, sizeof(s->uuid));
-    return 0;
+    return r;
+}
+
+/* Only a whole datastore of our own format is served. */
+static int state_check(const struct store *s, enum store_state state, struct why *why)
+{
+    char quoted[QUOTED];
+
+    if (state == STATE_READY)
+        return 0;
+    base_quote(s->path, quoted, sizeof(quoted));
+    if (state == STATE_OLD)
+        why_set(
+            why,
+            P
+            " is a datastore of format 1, and this diskguard needs format 2: end diskguard on all hosts, update it there, then run once: diskguardctl init --upgrade %s",
+            s->path, quoted);
+    else
+        why_set(
+            why,
+            P
+            " is half converted to format 2: an upgrade did not finish; run again: diskguardctl init --upgrade %s",
+            s->path, quoted);
+    return -EPROTONOSUPPORT;
 }
 
 /* The root's handle against the recorded one: a copied or restored tree is another datastore. */
-static int root_compare(const struct store *s, const char *root, struct why *why)
+int store_root_compare(const struct store *s, const char *root, struct why *why)
 {
-    char now[HANDLE_TEXT];
-    int r = handle_text(s->root_fd, now);
+    char now[STORE_HANDLE_TEXT];
+    int r = store_handle_text(s->root_fd, now);
 
     if (r < 0) {
         why_set(why, "cannot get the file handle of " P ": %s; %s", s->path, strerror(-r),
@@ -352,25 +427,38 @@ static int datastore_link(const struct store *s, const char *tmp, int fd)
     return io_fsync(s->dir_fd);
 }
 
+int datastore_emit(const struct datastore_text *t, char *ret, size_t *ret_len)
+{
+    struct datastore_text c = *t;
+    char state[16] = "";
+    const struct text_field f[] = {TEXT_FIELD("uuid", c.uuid), TEXT_FIELD("root", c.root),
+                                   TEXT_FIELD("made", c.made), TEXT_FIELD("state", state)};
+    bool old = t->state == STATE_OLD;
+
+    if (!old)
+        snprintf(state, sizeof(state), "%s", state_word[t->state]);
+    return text_emit(STORE_MAGIC, old ? 1 : DG_STORE_VERSION, f, old ? 3 : 4, ret, STORE_TEXT_MAX,
+                     ret_len);
+}
+
 static int datastore_write(const struct store *s)
 {
-    char uuid[sizeof(dg_uuid)], root[HANDLE_TEXT], made[32], text[STORE_TEXT_MAX], tmp[TMP_NAME];
-    const struct text_field f[] = {TEXT_FIELD("uuid", uuid), TEXT_FIELD("root", root),
-                                   TEXT_FIELD("made", made)};
+    struct datastore_text t = {.state = STATE_READY};
+    char text[STORE_TEXT_MAX], tmp[STORE_TMP_NAME];
     _cleanup_close_ int fd = -1;
     size_t len;
-    int r = base_uuid_random(uuid);
+    int r = base_uuid_random(t.uuid);
 
     if (r < 0)
         return r;
-    r = handle_text(s->root_fd, root);
+    r = store_handle_text(s->root_fd, t.root);
     if (r < 0)
         return r;
-    base_time_text(made);
-    r = text_emit(STORE_MAGIC, DG_FORMAT_VERSION, f, 3, text, sizeof(text), &len);
+    base_time_text(t.made);
+    r = datastore_emit(&t, text, &len);
     if (r < 0)
         return r;
-    r = tmp_name("init", tmp);
+    r = store_tmp_name("init", tmp);
     if (r < 0)
         return r;
     HOOK("store.create");
@@ -393,6 +481,23 @@ static int any_entry(void *arg, const char *name)
     return 1;
 }
 
+/* Is there anything in claims/ but empty shards? 1, 0 or -errno. */
+static int any_claim(int claims_fd)
+{
+    struct shard_survey found;
+    int r = shard_survey(claims_fd, &found);
+
+    if (r == 0 && found.any)
+        return 1;
+    for (unsigned i = 0; r == 0 && found.shards > 0 && i < DG_SHARDS; i++) {
+        _cleanup_close_ int fd = shard_open(claims_fd, i);
+
+        if (fd != -EUCLEAN) /* not made yet */
+            r = fd < 0 ? fd : io_fresh_dir(fd, any_entry, NULL);
+    }
+    return r;
+}
+
 /* Claims without `datastore` are a datastore that lost that file, not a half-made one: a new uuid
  * would orphan them. */
 static int init_may_go_on(const struct store *s, struct why *why)
@@ -406,10 +511,10 @@ static int init_may_go_on(const struct store *s, struct why *why)
     }
     if (r < 0)
         return r;
-    claims_fd = dir_open(s->dir_fd, "claims");
+    claims_fd = store_dir_open(s->dir_fd, "claims");
     if (claims_fd < 0)
         return claims_fd == -ENOENT ? 0 : claims_fd;
-    r = io_fresh_dir(claims_fd, any_entry, NULL);
+    r = any_claim(claims_fd);
     if (r > 0) {
         why_set(
             why,
@@ -425,7 +530,7 @@ static int init_may_go_on(const struct store *s, struct why *why)
  * have come to its fsync. */
 static int init_dirs(struct store *s, struct why *why)
 {
-    int r = dir_make(s->root_fd, DG_DIR, &s->dir_fd);
+    int r = store_dir_make(s->root_fd, DG_DIR, &s->dir_fd);
 
     if (r < 0) {
         dir_explain(s, r, "make", why);
@@ -437,11 +542,17 @@ static int init_dirs(struct store *s, struct why *why)
     r = init_may_go_on(s, why);
     if (r < 0)
         return r;
-    r = dir_make(s->dir_fd, "claims", &s->claims_fd);
+    r = store_dir_make(s->dir_fd, "claims", &s->claims_fd);
     if (r == 0)
-        r = dir_make(s->dir_fd, "tmp", &s->tmp_fd);
+        r = store_dir_make(s->dir_fd, "marks", &s->marks_fd);
     if (r == 0)
-        r = dir_make(s->dir_fd, "hosts", &s->hosts_fd);
+        r = store_dir_make(s->dir_fd, "readers", &s->readers_fd);
+    for (enum shard_dir d = 0; r == 0 && d < SHARD_DIRS; d++)
+        r = shard_make_all(shard_dir_fd(s, d));
+    if (r == 0)
+        r = store_dir_make(s->dir_fd, "tmp", &s->tmp_fd);
+    if (r == 0)
+        r = store_dir_make(s->dir_fd, "hosts", &s->hosts_fd);
     if (r < 0)
         dir_explain(s, r, "make the directories in", why);
     return r;
@@ -485,10 +596,10 @@ out:
  */
 static int tmp_probe(const struct store *s)
 {
-    char name[TMP_NAME];
+    char name[STORE_TMP_NAME];
     _cleanup_close_ int fd = -1;
     struct stat st;
-    int r = tmp_name("open", name);
+    int r = store_tmp_name("open", name);
 
     if (r < 0)
         return r;
@@ -510,18 +621,17 @@ static int tmp_probe(const struct store *s)
 int store_same(const struct store *s)
 {
     struct why why = {""};
-    struct store now = *s;
-    char root[HANDLE_TEXT];
+    struct datastore_text now;
     struct stat st;
     int r = io_fresh_stat(s->root_fd, &st);
 
     if (r == 0)
         r = io_fresh_stat(s->claims_fd, &st);
     if (r == 0)
-        r = datastore_read(&now, root, &why);
+        r = datastore_read(s, &now, &why);
     if (r == 0)
-        r = root_compare(s, root, &why);
-    if (r == 0 && strcmp(now.uuid, s->uuid) != 0)
+        r = store_root_compare(s, now.root, &why);
+    if (r == 0 && (strcmp(now.uuid, s->uuid) != 0 || now.state != STATE_READY))
         r = -EXDEV;
     return store_medium(r);
 }
@@ -562,10 +672,9 @@ static int decide_read_only(struct store *s, struct why *why)
     return 0;
 }
 
-static int open_parts(struct store *s, struct why *why)
+static int open_parts(struct store *s, struct datastore_text *t, struct why *why)
 {
-    char root[HANDLE_TEXT];
-    int r = s->dir_fd = dir_open(s->root_fd, DG_DIR);
+    int r = s->dir_fd = store_dir_open(s->root_fd, DG_DIR);
 
     if (r < 0) {
         dir_explain(s, r, "open", why);
@@ -573,14 +682,15 @@ static int open_parts(struct store *s, struct why *why)
     }
     r = dir_check(s, why);
     if (r == 0)
-        r = datastore_read(s, root, why);
+        r = datastore_read(s, t, why);
     if (r == 0)
-        r = subdirs_open(s, why);
-    return r < 0 ? r : root_compare(s, root, why);
+        memcpy(s->uuid, t->uuid, sizeof(s->uuid));
+    return r;
 }
 
 static int open_or_look(const char *path, bool look, struct store *ret, struct why *why)
 {
+    struct datastore_text t;
     struct store s;
     int r;
 
@@ -590,7 +700,13 @@ static int open_or_look(const char *path, bool look, struct store *ret, struct w
     if (r == 0 && !look)
         r = not_nested(&s, why);
     if (r == 0)
-        r = open_parts(&s, why);
+        r = open_parts(&s, &t, why);
+    if (r == 0)
+        r = state_check(&s, t.state, why);
+    if (r == 0)
+        r = subdirs_open(&s, why);
+    if (r == 0)
+        r = store_root_compare(&s, t.root, why);
     if (look || r == -EXDEV) /* -EXDEV: everything else is good, so it may be looked at */
         s.read_only = true;
     else if (r == 0)
@@ -601,6 +717,38 @@ static int open_or_look(const char *path, bool look, struct store *ret, struct w
     }
     *ret = s;
     return r;
+}
+
+int store_open_old(const char *path, struct store *ret, struct datastore_text *ret_text,
+                   struct why *why)
+{
+    struct store s;
+    int r;
+
+    store_clear(ret);
+    store_clear(&s);
+    r = root_open(path, &s, why);
+    if (r == 0)
+        r = not_nested(&s, why);
+    if (r == 0)
+        r = open_parts(&s, ret_text, why);
+    if (r == 0)
+        r = store_root_compare(&s, ret_text->root, why);
+    if (r == 0)
+        r = s.tmp_fd = store_dir_open(s.dir_fd, "tmp");
+    if (r >= 0)
+        r = s.hosts_fd = store_dir_open(s.dir_fd, "hosts");
+    if (r < 0 && why->text[0] == '\0')
+        why_set(why, "cannot open the directories in " D ": %s; %s", s.path, strerror(-r),
+                store_hint(r));
+    if (r >= 0)
+        r = decide_read_only(&s, why);
+    if (r < 0) {
+        store_close(&s);
+        return r;
+    }
+    *ret = s;
+    return 0;
 }
 
 int store_open(const char *path, struct store *ret, struct why *why)

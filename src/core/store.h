@@ -1,8 +1,8 @@
 /* store.h: an initialised datastore: DATASTORE/.diskguard and its directories.
  *
- * `datastore` is text: "diskguard-datastore 1", uuid=, root=<type> <hex> or -, made=<time>,
- * sum=<crc32> (encoded as a record). The root's file handle is compared at each open: a copied or
- * restored tree is another datastore. */
+ * `datastore` is text: "diskguard-datastore 2", uuid=, root=<type> <hex> or -, made=<time>,
+ * state=ready or upgrade, sum=<crc32> (encoded as a record). The root's file handle is compared at
+ * each open: a copied or restored tree is another datastore. Format 1 has no state=. */
 #ifndef DISKGUARD_STORE_H
 #define DISKGUARD_STORE_H
 
@@ -12,7 +12,9 @@
 struct store {
     int root_fd; /* O_RDONLY | O_DIRECTORY */
     int dir_fd;  /* .diskguard */
-    int claims_fd, tmp_fd, hosts_fd;
+    int claims_fd, marks_fd, readers_fd; /* their names are in shards: shard.h */
+    int tmp_fd, hosts_fd;
+    struct shard_cache *shards; /* shard.c */
     dev_t dev;     /* st_dev of the root */
     ino_t dir_ino; /* inode of .diskguard, to recognise it under any name */
     dg_uuid uuid;
@@ -27,8 +29,15 @@ struct store {
     char path[4096];
 };
 
+/* A store that was never opened: store_close() may be called. */
+#define STORE_CLOSED                                                                               \
+    {                                                                                              \
+        .root_fd = -1, .dir_fd = -1, .claims_fd = -1, .marks_fd = -1, .readers_fd = -1,            \
+        .tmp_fd = -1, .hosts_fd = -1                                                               \
+    }
+
 /* Makes DATASTORE/.diskguard, durably. -EEXIST: there is one already. A half-made one is
- * completed only if `datastore` is absent, and claims/ is absent or empty. */
+ * completed only if `datastore` is absent, and claims/ is absent or has no claim. */
 DG_MUST_CHECK int store_init(const char *path, struct store *ret, struct why *why);
 
 /* Opens a datastore. After -EXDEV, and only then, *ret is open in spite of the error, and
@@ -38,8 +47,9 @@ DG_MUST_CHECK int store_init(const char *path, struct store *ret, struct why *wh
  * -EXDEV: the root's handle differs: a copy of another datastore.
  * -EINVAL: it lies inside another datastore.
  * -EPERM: .diskguard belongs to another user, or is open to group or others.
- * -EUCLEAN: a directory in it is missing.
- * -ENOTDIR, -EPROTONOSUPPORT, -EBADMSG, or another -errno. */
+ * -EUCLEAN: a directory in it is missing, or a shard; or a claim lies outside of the shards.
+ * -EPROTONOSUPPORT: of another format, or half converted; why names the way out.
+ * -ENOTDIR, -EBADMSG, or another -errno. */
 DG_MUST_CHECK int store_open(const char *path, struct store *ret, struct why *why);
 
 /* The same without a write, to look only. store_open() makes a file in tmp/ to see whether it

@@ -419,8 +419,7 @@ int start_run(struct daemon *d, void (*ready)(void *arg), void *arg, struct why 
     sigset_t set;
     bool served = false;
     d->host_lock_fd = -1;
-    d->guard.store =
-        (struct store){.root_fd = -1, .dir_fd = -1, .claims_fd = -1, .tmp_fd = -1, .hosts_fd = -1};
+    d->guard.store = (struct store)STORE_CLOSED;
     raise_file_limit();
     int r = open_store(d, why);
     if (r == 0 && !d->opt.guard.read_only)

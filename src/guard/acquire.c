@@ -454,10 +454,12 @@ static int acquire_locked(struct guard *g, struct image *img, const struct takin
     int undo = seal_restore(&s);
     if (undo == -CLAIM_LOST)
         undo = image_drop_lost_row(g, img);
-    if (undo < 0)
+    if (undo < 0) {
         *ret_stuck = true;
-    else if (img->chain.protected)
-        image_chain_drop(g, rec->ino, rec->generation);
+    } else {
+        struct image_below below = image_chain_take(img);
+        image_chain_drop(g, rec->ino, rec->generation, &below);
+    }
     return r == -CLAIM_LOST ? -EBUSY : r;
 }
 

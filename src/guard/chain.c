@@ -239,20 +239,44 @@ static int look_plain(struct chain *c, int fd, uint64_t ino, const char *path, c
     return -EBUSY;
 }
 
+/* Before it is made, so that a failure leaves none behind that is not known. */
+static int note_below(struct image *img, uint64_t ino) REQUIRES(img->header)
+{
+    for (size_t k = 0; k < img->chain.n_below; k++)
+        if (img->chain.below[k] == ino)
+            return 0;
+    uint64_t *more =
+        reallocarray(img->chain.below, img->chain.n_below + 1, sizeof(*img->chain.below));
+    if (!more)
+        return -ENOMEM;
+    img->chain.below = more;
+    img->chain.below[img->chain.n_below++] = ino;
+    return 0;
+}
+
 static int make_dependency(struct chain *c, uint64_t ino, const char *path, const char *role)
+    REQUIRES(c->img->header)
 {
     struct dependency m = {.below = ino, .above = c->rec->ino, .generation = c->rec->generation};
     char text[2048];
     snprintf(text, sizeof(text), "diskguard-mark 1\nrole=%s\nbelow=%.800s\nabove=%.800s\nhost=%s\n",
              role, path, c->rec->image, c->rec->host_name);
-    return dependency_make(&c->g->store, &m, text);
+    int r = note_below(c->img, ino);
+    return r < 0 ? r : dependency_make(&c->g->store, &m, text);
 }
 
-static bool seen(struct chain *c, uint64_t ino)
+static bool is_seen(const struct chain *c, uint64_t ino)
 {
     for (unsigned k = 0; k < c->n; k++)
         if (c->seen[k] == ino)
             return true;
+    return false;
+}
+
+static bool seen(struct chain *c, uint64_t ino)
+{
+    if (is_seen(c, ino))
+        return true;
     if (c->n < CHAIN_MAX)
         c->seen[c->n++] = ino;
     return false;
@@ -393,11 +417,18 @@ static int chain_run(struct chain *c)
 
 /* All that the chain needs now is protected. The files that dropped out of it are free, once no
  * crash can bring back the header that needs them. */
-static void drop_former(struct chain *c)
+static void drop_former(struct chain *c) REQUIRES(c->img->header)
 {
+    struct image_chain *chain = &c->img->chain;
+    size_t kept = 0;
     int r = io_fsync(c->img->held.fd);
-    if (r == 0)
-        r = dependency_drop(&c->g->store, c->rec->ino, c->rec->generation, c->seen, c->n);
+    for (size_t k = 0; k < chain->n_below; k++) {
+        if (r == 0 && !is_seen(c, chain->below[k]))
+            r = dependency_drop(&c->g->store, c->rec->ino, c->rec->generation, &chain->below[k], 1);
+        if (r < 0 || is_seen(c, chain->below[k]))
+            chain->below[kept++] = chain->below[k];
+    }
+    chain->n_below = kept;
     if (r < 0)
         log_image(
             LOG_WARNING, c->rec->image, c->g->host.name, c->rec->generation,
@@ -407,8 +438,16 @@ static void drop_former(struct chain *c)
 
 void image_chain_begin(struct image *img)
 {
-    img->chain.protected = false;
-    img->chain.links = 0;
+    free(img->chain.below);
+    img->chain = (struct image_chain){0};
+}
+
+struct image_below image_chain_take(struct image *img)
+{
+    struct image_below r = {img->chain.below, img->chain.n_below};
+    img->chain.below = NULL;
+    img->chain.n_below = 0;
+    return r;
 }
 
 /* The true header of a sealed image. */
@@ -431,11 +470,9 @@ static int protect_chain(struct chain *c, struct header *h)
     image_dir(c->g, img->inode, dir);
     int r = add_links(c, img->held.fd, h, &img->held.rec->plan, dir);
     uint64_t hash = r == 0 ? links_hash(c->todo) : 0;
-    bool changed = hash != img->chain.links, former = c->late && changed && img->chain.protected;
-    if (r == 0 && c->todo && (!c->late || changed)) {
-        img->chain.protected = true;
+    bool changed = hash != img->chain.links, former = c->late && changed && img->chain.n_below > 0;
+    if (r == 0 && c->todo && (!c->late || changed))
         r = chain_run(c);
-    }
     if (r == 0 && former && !c->doubt && !c->todo)
         drop_former(c);
     if (r == 0)
@@ -478,9 +515,11 @@ void image_chain_edited(struct guard *g, struct image *img, const struct opener 
             img->held.rec->image, strerror(-r));
 }
 
-void image_chain_drop(struct guard *g, uint64_t ino, uint64_t generation)
+void image_chain_drop(struct guard *g, uint64_t ino, uint64_t generation, struct image_below *b)
 {
-    int r = dependency_drop(&g->store, ino, generation, NULL, 0);
+    int r = dependency_drop(&g->store, ino, generation, b->ino, b->n);
+    free(b->ino);
+    *b = (struct image_below){0};
     if (r < 0)
         log_debug("marks of %016llx.%llu stay, void: %s", (unsigned long long)ino,
                   (unsigned long long)generation, strerror(-r));

@@ -18,8 +18,14 @@ DG_MUST_CHECK int image_chain_protect(struct guard *g, struct image *img, const 
  * that it needs no more are free. What goes wrong is logged. */
 void image_chain_edited(struct guard *g, struct image *img, const struct opener *who)
     REQUIRES(img->header) EXCLUDES(img->lock);
-/* After the claim is free. Best effort. */
-void image_chain_drop(struct guard *g, uint64_t ino, uint64_t generation);
+/* The files on which the hold that ends has dependencies; the image forgets them. */
+struct image_below {
+    uint64_t *ino;
+    size_t n;
+};
+struct image_below image_chain_take(struct image *img) REQUIRES(img->header);
+/* After the claim is free. Best effort. Frees and clears *b. */
+void image_chain_drop(struct guard *g, uint64_t ino, uint64_t generation, struct image_below *b);
 /* Does an image need this file that another process, or host, holds? -EBUSY: yes; 0 or -errno. */
 DG_MUST_CHECK int image_chain_needed(struct guard *g, struct image *img, const struct opener *who,
                                      struct conflict *ret) EXCLUDES(img->lock);

@@ -201,8 +201,8 @@ DG_MUST_CHECK ssize_t image_pwrite(struct guard *g, struct handle *h, const void
 /* Guest data, as pread(2). Past the cache where it may be stale: see image_past_cache(). No lock.
  */
 DG_MUST_CHECK ssize_t image_pread(const struct handle *h, void *buf, size_t len, uint64_t off);
-/* What file and claims/ were when claim and header of a file that this host does not hold were read
- * last. */
+/* What the file and its shard of claims/ were when claim and header of a file that this host does
+ * not hold were read last. */
 struct image_snapshot {
     bool valid;
     bool clean;          /* nothing was sealed */

@@ -147,6 +147,7 @@ void image_free(struct image *img)
     cond_destroy(&img->moved);
     rwlock_destroy(&img->header);
     free(img->path);
+    free(img->chain.below);
     free(img);
 }
 

@@ -100,7 +100,9 @@ struct image_readers {
 
 /* chain.c: the files that it needs. */
 struct image_chain {
-    bool protected GUARDED_BY(header); /* this hold has dependencies in the datastore */
+    /* inode numbers of the files on which this hold has dependencies in the datastore */
+    uint64_t *below GUARDED_BY(header);
+    size_t n_below GUARDED_BY(header);
     uint64_t links GUARDED_BY(header); /* and those are for these links: a hash */
 };
 
@@ -189,7 +191,8 @@ struct image_table {
     LIST_HEAD(, image) reading GUARDED_BY(lock); /* readers.c: images that have readers */
     atomic_ullong reader_serial;                 /* the last number that a reader's name got */
     atomic_bool readers_left;                    /* a name could not be removed */
-    struct image_stamp claims GUARDED_BY(lock);  /* snapshot.c: of claims/ */
+    /* snapshot.c: of each shard of claims/ */
+    struct image_stamp claims[DG_SHARDS] GUARDED_BY(lock);
 };
 
 /* The image of a regular file's inode, made when it is first asked for. NULL: out of memory. */

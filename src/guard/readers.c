@@ -449,17 +449,24 @@ void image_reader_maintain(struct guard *g)
     bool left = atomic_exchange(&g->images->readers_left, false);
     if (!any && !left)
         return;
-    /* before the images are asked which names are theirs */
-    int r = reader_list(&g->store, 0, &rd, &n);
+    /* All of them before the images are listed: a name that is made meanwhile is not among these. */
+    int r = left ? reader_list(&g->store, 0, &rd, &n) : 0;
     struct image **img = r == 0 ? reading_list(g, &n_img) : NULL;
     if (!img) {
         if (left)
             atomic_store(&g->images->readers_left, true);
         return;
     }
-    remove_left(g, img, n_img, rd, n);
+    if (left)
+        remove_left(g, img, n_img, rd, n);
     for (unsigned k = 0; k < n_img; k++) {
-        maintain_image(g, img[k], is_among(g, img[k], rd, n));
+        _cleanup_free_ struct reader *own = NULL;
+        size_t n_own = 0;
+        /* before the image is asked which name is its own */
+        if (reader_list(&g->store, img[k]->inode->ino, &own, &n_own) == 0) {
+            remove_left(g, &img[k], 1, own, n_own);
+            maintain_image(g, img[k], is_among(g, img[k], own, n_own));
+        }
         inode_put(g->inodes, img[k]->inode);
     }
     free(img);

@@ -117,12 +117,13 @@ int image_restore(struct guard *g, struct image *img)
         image_held_freed(img);
         image_qemu_drop(img); /* closing is not enough: plain writers may share the open file */
     }
-    bool protected = r == 0 && img->chain.protected;
+    struct image_below below = {0};
+    if (r == 0)
+        below = image_chain_take(img);
     uint64_t generation = img->held.rec->generation;
     rwlock_write_unlock(&img->header);
-    if (protected)
-        image_chain_drop(g, img->inode->ino, generation);
     if (r == 0) {
+        image_chain_drop(g, img->inode->ino, generation, &below);
         end(g, img);
         return 0;
     }

@@ -5,9 +5,9 @@
  * counts.
  *
  * Why that is enough. A seal is written after its claim says where (DESIGN 5.1, I4), a claim
- * is changed by link(2) and rename(2) in claims/, and both, and each write of the file, set a
- * ctime. So while the ctime of claims/ is what it was before the look, no claim has changed, and
- * what is sealed lies where the claim of then says: in the zone. And while size and ctime of the
+ * is changed by link(2) and rename(2) in its shard of claims/, and both, and each write of the file,
+ * set a ctime. So while the ctime of that shard is what it was before the look, the claim has not
+ * changed, and what is sealed lies where the claim of then says: in the zone. And while size and ctime of the
  * file are what they were before the look, not a byte of it has changed, whatever happened to
  * claims. Only bytes that somebody copies into the file behind the views, seal and all, come
  * without a claim: where a seal can lie at all (FORMAT_HEAD_MAX, FORMAT_TAIL_MAX), the file's own
@@ -15,6 +15,7 @@
 #include "guard/snapshot.h"
 
 #include "base/hook.h"
+#include "core/shard.h"
 #include "guard/zone.h"
 
 /* A ctime is counted in ticks: two changes within one have the same. Linux takes a clock that goes
@@ -41,12 +42,19 @@ static bool stamp_note(struct image_stamp *s, const struct timespec *ctime, uint
     return now - s->since_ms > (ctime->tv_nsec ? TICK_FINE_MS : TICK_SECOND_MS);
 }
 
+/* Of the directory where each claim of that file is. */
+static int claims_stat(const struct guard *g, const struct inode *i, struct stat *ret)
+{
+    int fd = shard_fd(&g->store, SHARD_CLAIMS, i->ino);
+    return fd < 0 ? fd : io_fresh_stat(fd, ret);
+}
+
 void image_snapshot_begin(struct guard *g, struct image *img, struct image_snapshot *ret)
 {
     struct stat claims, file;
     HOOK("image.look"); /* so that tests can count them */
     *ret = (struct image_snapshot){0};
-    if (img->inode->dev != g->store.dev || io_fresh_stat(g->store.claims_fd, &claims) < 0 ||
+    if (img->inode->dev != g->store.dev || claims_stat(g, img->inode, &claims) < 0 ||
         io_fresh_stat(img->inode->fd, &file) < 0)
         return;
     uint64_t now = base_now_ms();
@@ -55,7 +63,7 @@ void image_snapshot_begin(struct guard *g, struct image *img, struct image_snaps
                                    .ctime = file.st_ctim,
                                    .claims_ctime = claims.st_ctim};
     mutex_lock(&g->images->lock);
-    ret->claims_settled = stamp_note(&g->images->claims, &claims.st_ctim, now);
+    ret->claims_settled = stamp_note(&g->images->claims[dg_shard(img->inode->ino)], &claims.st_ctim, now);
     mutex_unlock(&g->images->lock);
     mutex_lock(&img->lock);
     ret->settled = stamp_note(&img->snapshot.stamp, &file.st_ctim, now);
@@ -164,7 +172,7 @@ uint64_t image_revalidate(struct guard *g, const struct handle *h, const struct 
         return len;
     uint64_t good = same ? len : beyond_seals(off, len, (uint64_t)st.st_size);
     if (good == 0 || !look->valid || !look->claims_settled ||
-        io_fresh_stat(g->store.claims_fd, &st) < 0)
+        claims_stat(g, i, &st) < 0)
         return 0;
     return same_time(&st.st_ctim, &look->claims_ctime) ? good : 0;
 }

@@ -11,6 +11,9 @@ import tempfile
 import time
 import traceback
 
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "func"))
+from dglayout import inner_names, inner_path  # noqa: E402 pylint: disable=wrong-import-position
+
 UUID_A = "11111111-1111-4111-8111-111111111111"
 UUID_B = "22222222-2222-4222-8222-222222222222"
 UUID_C = "33333333-3333-4333-8333-333333333333"
@@ -154,11 +157,11 @@ class Lab:
         return path
 
     def claims(self, path=None):
-        names = sorted(os.listdir(os.path.join(self.ds, ".diskguard", "claims")))
+        names = sorted(inner_names(self.ds, "claims"))
         return names if path is None else [n for n in names if n.startswith("%016x." % os.stat(path).st_ino)]
 
     def claim_path(self, path):
-        return os.path.join(self.ds, ".diskguard", "claims", self.claims(path)[-1])
+        return inner_path(self.ds, "claims", self.claims(path)[-1])
 
     def claim_state(self, path):
         with open(self.claim_path(path)) as f:

@@ -11,7 +11,7 @@ import zlib
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from lab import STATES, UUID_A, UUID_B, UUID_C, Skip, clean, expect, main, sha, test, tree, unchanged  # noqa: E402
+from lab import STATES, UUID_A, UUID_B, UUID_C, Skip, clean, expect, inner_path, main, sha, test, tree, unchanged  # noqa: E402
 
 F_OFD_SETLK = 37  # <asm-generic/fcntl.h>
 
@@ -214,7 +214,7 @@ def alien_header_is_not_touched(lab):
 
 def forget_claims(lab):
     for name in lab.claims():
-        os.unlink(os.path.join(lab.ds, ".diskguard", "claims", name))
+        os.unlink(inner_path(lab.ds, "claims", name))
 
 
 @test

@@ -34,6 +34,7 @@ import uuid
 
 import guardian
 import memory
+from dglayout import inner_names, inner_path
 from dgops import libc
 
 SEALED_SIZE = int.from_bytes(b"SEALED\0\0", "big")
@@ -354,17 +355,23 @@ class Datastore:
     def raw(self, name=""):
         return os.path.join(self.path, name) if name else self.path
 
+    def inner(self, kind):
+        """Names in all shards of claims, marks or readers; also those of format 1, in none."""
+        return sorted(inner_names(self.path, kind))
+
+    def inner_path(self, kind, name):
+        return inner_path(self.path, kind, name)
+
     def claims(self):
         """{inode number: fields of the ruling claim}, read from the datastore itself."""
-        folder = os.path.join(self.path, ".diskguard", "claims")
         highest = {}
-        for name in os.listdir(folder):
+        for name in self.inner("claims"):
             key, _, generation = name.partition(".")
             highest[int(key, 16)] = max(highest.get(int(key, 16), 0), int(generation))
         result = {}
         for inode, generation in highest.items():
             try:
-                with open(os.path.join(folder, "%016x.%d" % (inode, generation)), errors="replace") as f:
+                with open(self.inner_path("claims", "%016x.%d" % (inode, generation)), errors="replace") as f:
                     lines = f.read().splitlines()
             except FileNotFoundError:
                 return self.claims()  # replaced while we looked

@@ -15,8 +15,7 @@ BUSY = "Device or resource busy"
 
 
 def marks(ds):
-    folder = ds.raw(".diskguard/marks")
-    return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    return ds.inner("marks")
 
 
 def open_close(path, flags=RDWR):
@@ -522,7 +521,7 @@ def _(build):
         wait_for(lambda: not marks(p.ds), "marks are gone")
         below, above = (os.stat(p.ds.raw(n)).st_ino for n in ("base.qcow2", "vm/top.qcow2"))
         for generation in (1, 2, 77):
-            with open(p.ds.raw(".diskguard/marks/%016x-%016x.%d" % (below, above, generation)), "w"):
+            with open(p.ds.inner_path("marks", "%016x-%016x.%d" % (below, above, generation)), "w"):
                 pass
         for view in p.views:
             writable(view, "base.qcow2")

@@ -31,8 +31,7 @@ def disk(ds, name="disk.1", size=SIZE):
 
 
 def readers_of(ds):
-    folder = ds.raw(".diskguard/readers")
-    return os.listdir(folder) if os.path.exists(folder) else []
+    return ds.inner("readers")
 
 
 def says(proc, fd, kind=READ):
@@ -363,9 +362,9 @@ def _(build):
         name = disk(p.ds)
         a = one.call("open", p.a.path(name), RDWR)
         says(one, a)
-        for claim in os.listdir(p.ds.raw(".diskguard/claims")):
+        for claim in p.ds.inner("claims"):
             if claim.startswith("%016x" % os.stat(p.ds.raw(name)).st_ino):
-                os.unlink(p.ds.raw(".diskguard/claims/" + claim))
+                os.unlink(p.ds.inner_path("claims", claim))
         wait_for(lambda: fails_with_eio(one, a), "the former holder is fenced")
         eq(read_at(p.ds.raw(name), 0, 4), bytes(4))
         one.call("close", a)

@@ -198,11 +198,11 @@ def fenced(build):
         q.call("map_write", m, MIB, b"before")
         q.call("map_sync", m)
         ino = os.stat(p.ds.raw(name)).st_ino
-        for entry in os.listdir(p.ds.raw(".diskguard/claims")):  # a successor takes it: the claim of A is replaced under it
+        for entry in p.ds.inner("claims"):  # a successor takes it: the claim of A is replaced under it
             if int(entry.partition(".")[0], 16) == ino:
                 claim = entry
         key, _, generation = claim.partition(".")
-        os.rename(p.ds.raw(".diskguard/claims/" + claim), p.ds.raw(".diskguard/claims/%s.%d" % (key, int(generation) + 1)))
+        os.rename(p.ds.inner_path("claims", claim), p.ds.inner_path("claims", "%s.%d" % (key, int(generation) + 1)))
         p.a.wait_log("FENCED|lost|claim", p.a.log_size() and 0)
         def refused():
             try:

@@ -384,7 +384,7 @@ def _(build):
             raises(errno.EBUSY, other.call, "rename", p.b.path(old), p.b.path("elsewhere/y"))
         holder.call("close", fd)
         p.ds.wait_settled()
-        wait_for(lambda: not os.listdir(p.ds.raw(".diskguard/marks")), "marks are gone")
+        wait_for(lambda: not p.ds.inner("marks"), "marks are gone")
         other.call("rename", p.b.path("pool2"), p.b.path("pool"))
 
 

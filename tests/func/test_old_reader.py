@@ -315,9 +315,8 @@ def beside_an_orphan(build):
         p.a.kill9()
         with contextlib.suppress(OSError):
             os.close(held)
-        claims = os.path.join(p.ds.path, ".diskguard", "claims")
-        for name in os.listdir(claims):
-            os.unlink(os.path.join(claims, name))
+        for name in p.ds.inner("claims"):
+            os.unlink(p.ds.inner_path("claims", name))
         b = View(p.ds, Host(p.ds.base, "b"), FRESH)
         p.views = [b]
         fd = os.open(b.path("x"), RDONLY)

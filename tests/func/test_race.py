@@ -12,7 +12,7 @@ RDWR = os.O_RDWR
 
 def claim_is_free(ds, key):
     """Is the highest generation of a key free? Reads only what it must: it runs thousands of times."""
-    folder = os.path.join(ds.path, ".diskguard", "claims")
+    folder = os.path.dirname(ds.inner_path("claims", key))
     generations = [int(n[17:]) for n in os.listdir(folder) if n.startswith(key)]
     if not generations:
         return True

@@ -23,8 +23,7 @@ NAME = "disk.qcow2"
 
 
 def names(ds):
-    folder = ds.raw(".diskguard/readers")
-    return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    return ds.inner("readers")
 
 
 def kept(view, name=NAME):
@@ -267,11 +266,11 @@ def _(build):
                 writable(view, NAME)
                 p.ds.wait_free(NAME)
         # Of a daemon of that host that is gone.
-        with open(p.ds.raw(".diskguard/readers/%016x-%s.%s.1" % (os.stat(p.ds.raw(NAME)).st_ino, p.a.host.uuid, "0" * 8 + "-0000-4000-8000-" + "0" * 12)), "w"):
+        with open(p.ds.inner_path("readers", "%016x-%s.%s.1" % (os.stat(p.ds.raw(NAME)).st_ino, p.a.host.uuid, "0" * 8 + "-0000-4000-8000-" + "0" * 12)), "w"):
             pass
         writable(p.b, NAME)
         # Of a host that nobody knows, with a text that does not decode: nobody can tell, so it counts.
-        unknown = p.ds.raw(".diskguard/readers/%016x-%s.%s.1" % (os.stat(p.ds.raw(NAME)).st_ino, "00000000-0000-4000-8000-00000000000a", "00000000-0000-4000-8000-00000000000b"))
+        unknown = p.ds.inner_path("readers", "%016x-%s.%s.1" % (os.stat(p.ds.raw(NAME)).st_ino, "00000000-0000-4000-8000-00000000000a", "00000000-0000-4000-8000-00000000000b"))
         with open(unknown, "w") as f:
             f.write("torn")
         for view in p.views:
@@ -354,17 +353,17 @@ def _(build):
     with pair(build, "wait=0") as p, Proc() as one:
         image(p.ds)
         declare(one, p.a)
-        os.unlink(p.ds.raw(".diskguard/readers/" + names(p.ds)[0]))
+        os.unlink(p.ds.inner_path("readers", names(p.ds)[0]))
         p.a.wait_log("'disk.qcow2' is read by pid %d, which wants no writer beside it, and the name that says so was removed.*protected again" % one.pid)
         eq(len(names(p.ds)), 1, "names")
         raises(errno.EBUSY, open_close, p.b.path(NAME))
-        os.unlink(p.ds.raw(".diskguard/readers/" + names(p.ds)[0]))
+        os.unlink(p.ds.inner_path("readers", names(p.ds)[0]))
         with Proc() as writer:
             fd = writer.call("open", p.b.path(NAME), RDWR)
             p.a.wait_log("another host has it for write now: what is read here may be wrong")
             writer.call("close", fd)
         other = re.sub(r"\.[0-9a-f-]{36}\.[0-9]+$", ".00000000-0000-4000-8000-00000000000b.1", names(p.ds)[0])
-        with open(p.ds.raw(".diskguard/readers/" + other), "w"):
+        with open(p.ds.inner_path("readers", other), "w"):
             pass
         one.kill()
         p.a.stop()
@@ -378,7 +377,7 @@ def _(build):
     with pair(build, "wait=0") as p, Proc() as one:
         image(p.ds)
         declare(one, p.a)
-        with open(p.ds.raw(".diskguard/readers/" + names(p.ds)[0]), "rb") as f:
+        with open(p.ds.inner_path("readers", names(p.ds)[0]), "rb") as f:
             text = f.read()
         name = names(p.ds)[0].rsplit(".", 1)[0] + ".99"
         one.kill()
@@ -388,13 +387,13 @@ def _(build):
         for handle, free in ((lines[at], False), (lines[at][:-2] + (b"00" if lines[at][-2:] != b"00" else b"01"), True)):
             lines[at] = handle
             body = b"\n".join(lines[:-2]) + b"\n"
-            with open(p.ds.raw(".diskguard/readers/" + name), "wb") as f:
+            with open(p.ds.inner_path("readers", name), "wb") as f:
                 f.write(body + b"sum=%08x\n" % zlib.crc32(body))
             if free:
                 writable(p.b, NAME)
             else:
                 raises(errno.EBUSY, open_close, p.b.path(NAME))
-            os.unlink(p.ds.raw(".diskguard/readers/" + name))
+            os.unlink(p.ds.inner_path("readers", name))
 
 
 @suite.case("reading alone costs no look: also after a refused open here, and of what this host has held before")

@@ -197,8 +197,7 @@ def below(build):
             reader.call("lock", r, fcntl.F_RDLCK, byte, 1)
         w.call("close", fd)
         w.call("open", p.b.path(base), RDWR)
-        eq([n for n in os.listdir(p.ds.raw(".diskguard/readers")) if "%016x" % os.stat(p.ds.raw(base)).st_ino in n]
-           if os.path.isdir(p.ds.raw(".diskguard/readers")) else [], [], "names of readers")
+        eq([n for n in p.ds.inner("readers") if "%016x" % os.stat(p.ds.raw(base)).st_ino in n], [], "names of readers")
 
 
 @suite.case("list, show and why say that a file is shared on purpose")

@@ -412,9 +412,8 @@ def _(build):
             holder.call("open", p.a.path(fmt), RDWR)
             ok(sha(p.ds.raw(fmt)) != before, fmt + " is sealed")
         p.a.kill9()
-        folder = p.ds.raw(".diskguard/claims")
-        for claim in os.listdir(folder):
-            os.unlink(os.path.join(folder, claim))
+        for claim in p.ds.inner("claims"):
+            os.unlink(p.ds.inner_path("claims", claim))
         view = dgtest.View(p.ds, dgtest.Host(p.ds.base, "b"), ["wait=0"])
         for fmt in names:
             raises(errno.EUCLEAN, os.open, view.path(fmt), RDWR)

@@ -91,7 +91,7 @@ def chain_taken(build):
     with hosts(build) as h:
         make_qcow2(h.ds.raw("base.qcow2"))
         must("qemu-img", "create", "-q", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", h.ds.raw("top.qcow2"))
-        marks = lambda: sorted(os.listdir(h.ds.raw(".diskguard/marks")))
+        marks = lambda: h.ds.inner("marks")
         a, b, c = h.view("a", "wait=0"), h.view("b", "wait=0", "takeover=lock"), h.view("c", "wait=0", "takeover=lock")
         with Proc() as p:
             p.call("open", a.path("top.qcow2"), RDWR)

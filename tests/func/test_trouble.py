@@ -6,6 +6,7 @@ import os
 import re
 import zlib
 
+from dglayout import shard
 from dgqemu import QemuIo, make_qcow2, qcow2_size
 from dgtest import (Proc, SEALED_SIZE, Skip, Suite, View, Host, Datastore, eq, is_sealed, must, ok, pair, raises, run, sha, small_fs,
                     suite_tmp, wait_for)
@@ -14,7 +15,7 @@ suite = Suite(__file__, needs="hooks")
 
 
 def claim_path(ds, name):
-    found = glob.glob(os.path.join(ds.path, ".diskguard", "claims", "%016x.*" % os.stat(ds.raw(name)).st_ino))
+    found = glob.glob(ds.inner_path("claims", "%016x.*" % os.stat(ds.raw(name)).st_ino))
     return max(found, key=lambda p: int(p.rsplit(".", 1)[1]))
 
 
@@ -134,8 +135,9 @@ def lost_for_a_while(build):
     flag = os.path.join(suite_tmp(), "stale")
     with pair(build, "wait=0", hosts=("a",), env={"DISKGUARD_HOOK_STALE": flag, "DISKGUARD_BEAT_MS": "100"}) as p, Proc() as holder:
         raw, view = p.ds.raw("img.qcow2"), p.a.path("img.qcow2")
-        disk = (p.ds.path, os.path.join(p.ds.path, ".diskguard", "claims"))
         make_qcow2(raw)
+        claims = p.ds.raw(".diskguard/claims")
+        disk = (p.ds.path, claims, os.path.join(claims, shard(os.stat(raw).st_ino)))
         # In each round: what the storage does not find while the image is held, at the close, and what the log then says. Root and claims/ cannot be
         # asked where a server exports the mount point without its disk.
         for held, at_close, says in (((raw,), (), "it is held as before"), ((raw,), (raw, *disk), "STUCK"), ((raw, *disk), (raw, *disk), "STUCK"),

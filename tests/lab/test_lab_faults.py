@@ -182,7 +182,7 @@ def lost_reply(lab, site, step, begin, done):
 
 def records_on_server(lab, site):
     """Names and inode numbers of all claims and temporary records, as the server's own file system has them."""
-    return lab["S"].sh("cd %s%s/.diskguard && ls -i claims tmp" % (SERVER, site.name)).out.split()
+    return lab["S"].sh("cd %s%s/.diskguard && ls -i claims/* tmp" % (SERVER, site.name)).out.split()
 
 
 @scenario("the reply of link, rename and unlink lost", limit=900)

@@ -17,6 +17,7 @@
 
 #include "core/claim.h"
 #include "core/overlay.h"
+#include "core/shard.h"
 
 enum { PROCESSES = 2, THREADS = 4, KEYS = 3 };
 
@@ -183,7 +184,14 @@ static void check_end(void)
               "key %u: last generation", key);
     }
     free(c);
-    CHECK(entries(store.claims_fd) == KEYS, "%u files in claims/", entries(store.claims_fd));
+    unsigned files = 0;
+    for (unsigned i = 0; i < DG_SHARDS; i++) {
+        int fd = shard_open(store.claims_fd, i);
+
+        files += entries(fd);
+        close(fd);
+    }
+    CHECK(files == KEYS, "%u files in claims/", files);
     CHECK(entries(store.tmp_fd) == 0, "%u files in tmp/", entries(store.tmp_fd));
 }
 

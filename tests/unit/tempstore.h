@@ -11,6 +11,7 @@
 
 #include "core/claim.h"
 #include "core/overlay.h"
+#include "core/shard.h"
 #include "core/store.h"
 
 struct tempstore {
@@ -67,6 +68,26 @@ static inline unsigned tempstore_count(int dirfd, const char *prefix)
             n++;
     if (dir)
         closedir(dir);
+    return n;
+}
+
+/* Where the claims of this inode are. The descriptor is the store's. */
+static inline int tempstore_claims(const struct tempstore *t, uint64_t ino)
+{
+    return shard_fd(&t->store, SHARD_CLAIMS, ino);
+}
+
+/* In all shards. */
+static inline unsigned tempstore_claims_count(const struct tempstore *t, const char *prefix)
+{
+    unsigned n = 0;
+
+    for (unsigned i = 0; i < DG_SHARDS; i++) {
+        int fd = shard_open(t->store.claims_fd, i);
+
+        n += tempstore_count(fd, prefix);
+        close(fd);
+    }
     return n;
 }
 

@@ -78,7 +78,7 @@ static int release(const struct host *h, uint64_t ino, uint64_t generation)
 
 static unsigned claims(const char *prefix)
 {
-    return tempstore_count(temp.store.claims_fd, prefix);
+    return tempstore_claims_count(&temp, prefix);
 }
 
 static unsigned tmps(void)
@@ -182,7 +182,7 @@ Test(claim, acquire_below_the_ruling_one, .init = setup, .fini = teardown)
         if (g < 3)
             cr_assert_eq(release(&a, INO, g), 0);
     }
-    cr_assert_eq(unlinkat(temp.store.claims_fd, KEY ".2", 0), 0);
+    cr_assert_eq(unlinkat(tempstore_claims(&temp, INO), KEY ".2", 0), 0);
     cr_assert_eq(acquire(&b, INO, 2), -EBUSY);
     cr_assert_eq(tmps(), 0u);
     cr_assert_eq(claims(KEY), 1u, "the late comer's name is gone again");
@@ -332,7 +332,7 @@ Test(claim, names_that_are_no_claims, .init = setup, .fini = teardown)
     unsigned stale;
 
     for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
-        put_file(temp.store.claims_fd, names[i], "garbage", 7);
+        put_file(tempstore_claims(&temp, INO), names[i], "garbage", 7);
     cr_assert_str_eq(ruling(INO), "none 0");
     cr_assert_eq(acquire(&a, INO, 1), 0);
     cr_assert_str_eq(ruling(INO), "held 1");
@@ -371,17 +371,17 @@ Test(claim, damaged_records, .init = setup, .fini = teardown)
     tempstore_record(&a, INO, 2, rec);
     cr_assert_eq(record_encode(rec, &text, &len), 0);
     for (size_t n = 0; n < len; n += n < 4 ? 1 : 97) { /* empty, and truncated */
-        put_file(temp.store.claims_fd, KEY ".2", text, n);
+        put_file(tempstore_claims(&temp, INO), KEY ".2", text, n);
         check_bad(-EBADMSG);
     }
     text[len / 2] ^= 1;
-    put_file(temp.store.claims_fd, KEY ".2", text, len);
+    put_file(tempstore_claims(&temp, INO), KEY ".2", text, len);
     check_bad(-EBADMSG);
     free(text);
 
     huge = calloc(1, DG_RECORD_MAX + 1);
     cr_assert_not_null(huge);
-    put_file(temp.store.claims_fd, KEY ".2", huge, DG_RECORD_MAX + 1);
+    put_file(tempstore_claims(&temp, INO), KEY ".2", huge, DG_RECORD_MAX + 1);
     check_bad(-EBADMSG);
     free(huge);
 }
@@ -390,23 +390,23 @@ Test(claim, record_of_another_claim, .init = setup, .fini = teardown)
 {
     cr_assert_eq(acquire(&a, INO, 1), 0);
     tempstore_record(&a, INO, 3, rec);
-    put_record(temp.store.claims_fd, KEY ".2", rec);
+    put_record(tempstore_claims(&temp, INO), KEY ".2", rec);
     check_bad(-EBADMSG);
     tempstore_record(&a, INO + 1, 2, rec);
-    put_record(temp.store.claims_fd, KEY ".2", rec);
+    put_record(tempstore_claims(&temp, INO), KEY ".2", rec);
     check_bad(-EBADMSG);
 }
 
 Test(claim, no_regular_file, .init = setup, .fini = teardown)
 {
     cr_assert_eq(acquire(&a, INO, 1), 0);
-    cr_assert_eq(symlinkat(KEY ".1", temp.store.claims_fd, KEY ".2"), 0);
+    cr_assert_eq(symlinkat(KEY ".1", tempstore_claims(&temp, INO), KEY ".2"), 0);
     check_bad(-EBADMSG);
-    cr_assert_eq(unlinkat(temp.store.claims_fd, KEY ".2", 0), 0);
-    cr_assert_eq(mkdirat(temp.store.claims_fd, KEY ".2", 0700), 0);
+    cr_assert_eq(unlinkat(tempstore_claims(&temp, INO), KEY ".2", 0), 0);
+    cr_assert_eq(mkdirat(tempstore_claims(&temp, INO), KEY ".2", 0700), 0);
     check_bad(-EBADMSG);
-    cr_assert_eq(unlinkat(temp.store.claims_fd, KEY ".2", AT_REMOVEDIR), 0);
-    cr_assert_eq(mkfifoat(temp.store.claims_fd, KEY ".2", 0600), 0);
+    cr_assert_eq(unlinkat(tempstore_claims(&temp, INO), KEY ".2", AT_REMOVEDIR), 0);
+    cr_assert_eq(mkfifoat(tempstore_claims(&temp, INO), KEY ".2", 0600), 0);
     check_bad(-EBADMSG);
 }
 
@@ -426,7 +426,7 @@ Test(claim, newer_version, .init = setup, .fini = teardown)
     n += snprintf(newer + n, sizeof(newer) - (size_t)n, "sum=%08lx\n",
                   crc32(0, (const Bytef *)newer, (uInt)n));
     free(text);
-    put_file(temp.store.claims_fd, KEY ".2", newer, (size_t)n);
+    put_file(tempstore_claims(&temp, INO), KEY ".2", newer, (size_t)n);
     check_bad(-EPROTONOSUPPORT);
 }
 
@@ -461,7 +461,7 @@ Test(claim, each, .init = setup, .fini = teardown)
         for (uint64_t g = 9; g <= 11; g++) /* 11 is the greatest number, not the greatest text */
             cr_assert_eq(acquire(&a, ino, g), 0);
     cr_assert_eq(release(&a, 7, 11), 0);
-    put_file(temp.store.claims_fd, "0000000000000008.12", "", 0);
+    put_file(tempstore_claims(&temp, 8), "0000000000000008.12", "", 0);
     cr_assert_eq(claim_each(S, see, &seen), 0);
     cr_assert_eq(seen.n, 40u);
     cr_assert_eq(seen.held, 38u);
@@ -488,7 +488,7 @@ Test(claim, sweep, .init = setup, .fini = teardown)
     tempstore_record(&earlier, INO, 1, rec);
     snprintf(name, sizeof(name), "%s.%s.1", earlier.uuid, earlier.daemon);
     put_record(temp.store.tmp_fd, name, rec);
-    cr_assert_eq(linkat(temp.store.tmp_fd, name, temp.store.claims_fd, KEY ".1", 0), 0);
+    cr_assert_eq(linkat(temp.store.tmp_fd, name, tempstore_claims(&temp, INO), KEY ".1", 0), 0);
     snprintf(name, sizeof(name), "%s.%s.2", earlier.uuid, earlier.daemon);
     put_file(temp.store.tmp_fd, name, "", 0);
     snprintf(name, sizeof(name), "%s.%s.3", a.uuid, a.daemon); /* this daemon's own */
@@ -502,7 +502,7 @@ Test(claim, sweep, .init = setup, .fini = teardown)
     cr_assert_eq(acquire(&b, INO + 1, 2), 0);
     cr_assert_eq(acquire(&b, INO + 1, 3), 0);
     cr_assert_eq(acquire(&b, INO + 2, 4), 0);
-    put_file(temp.store.claims_fd, "000000001234abcf.5", "bad", 3);
+    put_file(tempstore_claims(&temp, INO + 2), "000000001234abcf.5", "bad", 3);
 
     cr_assert_eq(claim_sweep(S, &a, true, &stale), 0);
     cr_assert_eq(stale, 4u);

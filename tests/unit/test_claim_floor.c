@@ -57,7 +57,7 @@ FLOOR_TEST(numbers_only_rise)
     use(7, 5, NULL);
     use(8, 3, NULL);
     cr_assert_eq(claim_forget(S, 7, 5), 0);
-    cr_assert_eq(tempstore_count(S->claims_fd, "0000000000000007"), 0u);
+    cr_assert_eq(tempstore_claims_count(&temp, "0000000000000007"), 0u);
     cr_assert_eq(next(7), 6u, "its own number is forgotten, the next one is not");
     cr_assert_eq(next(9), 6u, "nothing is known of this one: it may have had as many");
     cr_assert_eq(claim_forget(S, 8, 3), 0, "a smaller one");
@@ -120,8 +120,8 @@ FLOOR_TEST(only_free_claims_of_what_is_gone_are_swept)
     cr_assert_eq(unlinkat(S->root_fd, "gone", 0), 0);
     cr_assert_eq(claim_sweep_gone(S, &n), 0);
     cr_assert_eq(n, 1u);
-    cr_assert_eq(tempstore_count(S->claims_fd, ""), 3u);
-    cr_assert_eq(tempstore_count(S->claims_fd, "0000000000000007"), 0u);
+    cr_assert_eq(tempstore_claims_count(&temp, ""), 3u);
+    cr_assert_eq(tempstore_claims_count(&temp, "0000000000000007"), 0u);
     cr_assert_eq(next(7), 5u);
     cr_assert_eq(next(8), 3u);
     cr_assert_eq(next(9), 4u);

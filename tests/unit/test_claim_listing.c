@@ -109,7 +109,7 @@ LISTING_TEST(what_is_gone_or_overruled_is_still_noticed)
     cr_assert_eq(claim_check(S, &rec), -CLAIM_LOST, "a successor rules");
     miss(2, 1);
     cr_assert_eq(claim_check(S, &theirs), 0);
-    cr_assert_eq(unlinkat(S->claims_fd, missed, 0), 0);
+    cr_assert_eq(unlinkat(tempstore_claims(&tmp, INO), missed, 0), 0);
     miss(2, 0);
     cr_assert_eq(claim_check(S, &theirs), -CLAIM_LOST, "removed");
 }
@@ -176,7 +176,7 @@ LISTING_TEST(an_older_mark_does_not_answer_for_a_generation_that_is_known)
     cr_assert_eq(claim_read_known(S, INO, 2, c), 0);
     cr_assert_eq(c->generation, 2, "its name is asked");
     cr_assert_eq(c->kind, CLAIM_HELD);
-    cr_assert_eq(unlinkat(S->claims_fd, missed, 0), 0);
+    cr_assert_eq(unlinkat(tempstore_claims(&tmp, INO), missed, 0), 0);
     cr_assert_eq(claim_read_known(S, INO, 2, c), 0);
     cr_assert_eq(c->generation, 1);
     cr_assert_eq(c->kind, CLAIM_FREE);

@@ -428,7 +428,7 @@ static void check_crashes(void (*scene)(void), const struct recover *like, const
         cr_assert_str_eq(ruling(), claim, "step %u: %s", step, ruling());
         cr_assert(disk_is(truth), "step %u", step);
         cr_assert_eq(tempstore_count(temp.store.tmp_fd, ""), 0u, "step %u", step);
-        cr_assert_eq(tempstore_count(temp.store.claims_fd, ""), 1u, "step %u", step);
+        cr_assert_eq(tempstore_claims_count(&temp, ""), 1u, "step %u", step);
         cr_assert_eq(claim_forget(S, rec->ino, 9), 0);
     }
 }

@@ -387,7 +387,7 @@ SCENE(damaged_claim)
     put_row(3, STEP_SEALED);
     disk(sealed, later);
     snprintf(name, sizeof(name), "%016llx.3", (unsigned long long)rec->ino);
-    fd = openat(temp.store.claims_fd, name, O_CREAT | O_WRONLY | O_CLOEXEC, 0600);
+    fd = openat(tempstore_claims(&temp, rec->ino), name, O_CREAT | O_WRONLY | O_CLOEXEC, 0600);
     cr_assert(fd >= 0);
     close(fd);
     r.agree = true;

@@ -64,7 +64,7 @@ Test(store, init_makes_the_layout, .init = scratch_make, .fini = scratch_remove)
     cr_assert(is_private_dir(".diskguard") && is_private_dir(".diskguard/claims"));
     cr_assert(is_private_dir(".diskguard/tmp") && is_private_dir(".diskguard/hosts"));
     cr_assert_eq(scratch_count(".diskguard/tmp"), 0);
-    cr_assert_eq(scratch_count(".diskguard"), 4);
+    cr_assert_eq(scratch_count(".diskguard"), 6);
     cr_assert(base_uuid_ok(s.uuid) && !s.read_only);
     cr_assert_eq(stat(scratch_path(".diskguard"), &st), 0);
     cr_assert(s.dir_ino == st.st_ino && s.dev == st.st_dev);
@@ -116,8 +116,11 @@ Test(store, init_never_adopts_claims_without_a_datastore_file, .init = scratch_m
 
     make_store(&s);
     store_close(&s);
-    scratch_write(".diskguard/claims/0000000000000001.1", "x", 1);
     cr_assert_eq(unlink(scratch_path(".diskguard/datastore")), 0);
+    scratch_write(".diskguard/claims/0000000000000001.1", "x", 1); /* as in format 1 */
+    cr_assert_eq(try_init(&why), -EEXIST);
+    cr_assert_eq(unlink(scratch_path(".diskguard/claims/0000000000000001.1")), 0);
+    scratch_write(".diskguard/claims/ff/0000000000000001.1", "x", 1);
     cr_assert_eq(try_init(&why), -EEXIST);
     cr_assert_not_null(strstr(why.text, "backup"));
     cr_assert_neq(access(scratch_path(".diskguard/datastore"), F_OK), 0);
@@ -247,7 +250,7 @@ Test(store, open_refuses_a_newer_version, .init = scratch_make, .fini = scratch_
 
     make_store(&s);
     store_close(&s);
-    made_by_version(DG_FORMAT_VERSION + 1);
+    made_by_version(DG_STORE_VERSION + 1);
     cr_assert_eq(try_open(&why), -EPROTONOSUPPORT);
     cr_assert_not_null(strstr(why.text, "newer"));
     cr_assert_eq(try_init(&why), -EEXIST);
@@ -309,19 +312,51 @@ Test(store, open_recognises_a_copy, .init = scratch_make, .fini = scratch_remove
 
 Test(store, open_misses_a_removed_directory, .init = scratch_make, .fini = scratch_remove)
 {
-    static const char *const dirs[] = {".diskguard/claims", ".diskguard/tmp", ".diskguard/hosts"};
+    static const char *const dirs[] = {".diskguard/tmp", ".diskguard/hosts", ".diskguard/claims/00",
+                                       ".diskguard/claims/a7", ".diskguard/marks/ff",
+                                       ".diskguard/readers/80"};
     struct store s;
     struct why why;
 
     make_store(&s);
     store_close(&s);
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < 6; i++) {
         cr_assert_eq(rmdir(scratch_path(dirs[i])), 0);
         cr_assert_eq(try_open(&why), -EUCLEAN);
         cr_assert_not_null(strstr(why.text, dirs[i] + strlen(".diskguard/")));
         cr_assert_eq(mkdir(scratch_path(dirs[i]), 0700), 0);
     }
     cr_assert_eq(try_open(&why), 0);
+}
+
+Test(store, open_refuses_a_claim_outside_of_the_shards, .init = scratch_make, .fini = scratch_remove)
+{
+    struct store s;
+    struct why why;
+
+    make_store(&s);
+    store_close(&s);
+    scratch_write(".diskguard/claims/notes.txt", "x", 1);
+    cr_assert_eq(try_open(&why), 0, "it is nobody's claim");
+    scratch_write(".diskguard/claims/0000000000000001.1", "x", 1);
+    cr_assert_eq(try_open(&why), -EUCLEAN);
+    cr_assert_not_null(strstr(why.text, "claims/0000000000000001.1"));
+    cr_assert_not_null(strstr(why.text, "to claims/b4"), "%s", why.text);
+}
+
+Test(store, open_refuses_format_1_and_names_the_command, .init = scratch_make,
+     .fini = scratch_remove)
+{
+    struct store s;
+    struct why why;
+
+    make_store(&s);
+    store_close(&s);
+    made_by_version(1);
+    cr_assert_eq(try_open(&why), -EPROTONOSUPPORT);
+    cr_assert_not_null(strstr(why.text, "diskguardctl init --upgrade /"));
+    cr_assert_eq(store_look(scratch, &s, &why), -EPROTONOSUPPORT);
+    cr_assert_eq(try_init(&why), -EEXIST);
 }
 
 /* ---- read-only, full, foreign credentials ---- */
@@ -406,6 +441,8 @@ Test(store, without_the_right_to_write_it_is_read_only, .init = scratch_make,
     cr_assert_eq(chmod(scratch, 0755), 0);
     cr_assert_eq(chown(scratch_path(".diskguard"), 65534, 65534), 0);
     cr_assert_eq(chmod(scratch_path(".diskguard/claims"), 0755), 0);
+    cr_assert_eq(chmod(scratch_path(".diskguard/marks"), 0755), 0);
+    cr_assert_eq(chmod(scratch_path(".diskguard/readers"), 0755), 0);
     cr_assert_eq(chmod(scratch_path(".diskguard/tmp"), 0755), 0);
     cr_assert_eq(chmod(scratch_path(".diskguard/hosts"), 0755), 0);
     cr_assert_eq(chmod(scratch_path(".diskguard/datastore"), 0644), 0);

@@ -22,14 +22,13 @@ def room(plan):
 def forge_claims(ds, count):
     """Freed claims of files that have gone, as a datastore has them where images come and go. They
     are links to a real one: an open lists their names and never reads them."""
-    folder = ds.raw(".diskguard/claims")
-    real = next(os.path.join(folder, name) for name in os.listdir(folder))
+    real = next(ds.inner_path("claims", name) for name in ds.inner("claims"))
     source = os.path.join(ds.base, "claim")
     for i in range(count):
         if i % 30000 == 0:  # ext4 has 65,000 links to a file
             work("cp", "-p", real, "%s%d" % (source, i // 30000))
         name = "%016x.1" % (0x4000000000000000 + i)
-        os.link("%s%d" % (source, i // 30000), os.path.join(folder, name))
+        os.link("%s%d" % (source, i // 30000), ds.inner_path("claims", name))
 
 
 class Group:

@@ -308,8 +308,7 @@ static struct raw *raw_new(void)
 {
     struct raw *r = out_alloc(sizeof(*r));
 
-    r->store.root_fd = r->store.dir_fd = r->store.claims_fd = r->store.tmp_fd = r->store.hosts_fd =
-        -1;
+    r->store = (struct store)STORE_CLOSED;
     return r;
 }
 

@@ -348,7 +348,7 @@ int main(int argc, char **argv)
     case PARSE_RUN:
         break;
     }
-    f.store.root_fd = f.store.dir_fd = f.store.claims_fd = f.store.tmp_fd = f.store.hosts_fd = -1;
+    f.store = (struct store)STORE_CLOSED;
     f.found = json_object_new_array();
     sigaction(SIGINT, &sa, NULL);
     sigaction(SIGTERM, &sa, NULL);

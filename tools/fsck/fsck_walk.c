@@ -8,6 +8,7 @@
 
 #include "core/dependency.h"
 #include "core/reader.h"
+#include "core/shard.h"
 
 #define DEPTH_MAX 512 /* nested directories; each costs two descriptors while it is read */
 
@@ -56,14 +57,10 @@ static int see_claim(void *arg, uint64_t ino, const struct claim *c)
 
 static int count_file(void *arg, const char *name)
 {
-    struct fsck_claim *c;
-    char *end;
-    uint64_t ino = strtoull(name, &end, 16);
+    uint64_t ino;
+    struct fsck_claim *c = shard_key(name, &ino) ? claim_of(arg, ino) : NULL;
 
-    if (end != name + 16 || *end != '.')
-        return 0;
-    c = claim_of(arg, ino);
-    if (c)
+    if (c && name[SHARD_KEY_DIGITS] == '.')
         c->files++;
     return 0;
 }
@@ -75,7 +72,7 @@ int walk_claims(struct fsck *f)
     if (f->nclaims > 1)
         qsort(f->claims, f->nclaims, sizeof(*f->claims), by_inode);
     if (r == 0)
-        r = io_fresh_dir(f->store.claims_fd, count_file, f);
+        r = shard_list_all(&f->store, SHARD_CLAIMS, count_file, f);
     return r;
 }
 

@@ -143,8 +143,16 @@ def claim(datastore, name):
     return claim_of_inode(datastore, inode)
 
 
+def shard(key):
+    """layout.h"""
+    mask = (1 << 64) - 1
+    key = (key ^ (key >> 33)) * 0xFF51AFD7ED558CCD & mask
+    key = (key ^ (key >> 33)) * 0xC4CEB9FE1A85EC53 & mask
+    return "%02x" % ((key ^ (key >> 33)) >> 56)
+
+
 def claim_of_inode(datastore, inode):
-    folder = os.path.join(datastore, ".diskguard", "claims")
+    folder = os.path.join(datastore, ".diskguard", "claims", shard(int(inode, 16)))
     for _ in range(20):
         highest = max((int(n.partition(".")[2]) for n in os.listdir(folder) if n.startswith(inode + ".")), default=0)
         if not highest:

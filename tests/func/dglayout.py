@@ -1,0 +1,22 @@
+"""Where names are on a datastore (include/diskguard/layout.h)."""
+import os
+
+
+def shard(key):
+    """layout.h"""
+    mask = (1 << 64) - 1
+    key = (key ^ (key >> 33)) * 0xFF51AFD7ED558CCD & mask
+    key = (key ^ (key >> 33)) * 0xC4CEB9FE1A85EC53 & mask
+    return "%02x" % ((key ^ (key >> 33)) >> 56)
+
+
+def inner_names(datastore, kind):
+    folder = os.path.join(datastore, ".diskguard", kind)
+    for name in os.listdir(folder) if os.path.isdir(folder) else ():
+        yield from os.listdir(os.path.join(folder, name)) if len(name) == 2 else (name,)
+
+
+def inner_path(datastore, kind, name):
+    folder = os.path.join(datastore, ".diskguard", kind)
+    sharded = os.path.join(folder, shard(int(name[:16], 16)))
+    return os.path.join(sharded if os.path.isdir(sharded) else folder, name)
