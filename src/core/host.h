@@ -57,6 +57,19 @@ DG_MUST_CHECK int host_lock(const struct store *s, const struct host *h, struct 
 DG_MUST_CHECK int host_lock_force(const struct store *s, const struct host *h, struct why *why);
 DG_MUST_CHECK int host_bind(int lock_fd, const struct host *h);
 
+/* The locks of several hosts' records, so that no daemon of theirs lives or starts. */
+struct host_locks {
+    int *fd;
+    dg_uuid *uuid;
+    size_t n;
+};
+/* Locks the records of all hosts, as host_lock_force, but for those in *l and of `mine` (uuids,
+ * NULL-terminated, or NULL), and adds them to *l, which is {0} at first. A host that has no record
+ * yet is not stopped. -EBUSY: a daemon of ret_alive lives; or -errno. What was locked stays so. */
+DG_MUST_CHECK int host_lock_all(const struct store *s, const char *const *mine,
+                                struct host_locks *l, dg_uuid ret_alive, struct why *why);
+void host_unlock_all(struct host_locks *l);
+
 /* Writes the next heartbeat, durably; the first one of a daemon also writes its boot, name and
  * start. It is evidence for people and for takeover=lock. -EKEYREJECTED: the record was bound to
  * another installation meanwhile, which happens only where locks do not work. */

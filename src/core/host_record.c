@@ -498,3 +498,66 @@ int host_each(const struct store *s, int (*fn)(void *arg, const struct host_reco
 
     return io_fresh_dir(s->hosts_fd, each_name, &e);
 }
+
+struct lock_all {
+    const struct store *s;
+    const char *const *mine;
+    struct host_locks *l;
+    char *alive;
+    struct why *why;
+};
+
+static bool is_locked(const struct lock_all *a, const char *uuid)
+{
+    for (const char *const *m = a->mine; m && *m; m++)
+        if (strcmp(*m, uuid) == 0)
+            return true;
+    for (size_t i = 0; i < a->l->n; i++)
+        if (strcmp(a->l->uuid[i], uuid) == 0)
+            return true;
+    return false;
+}
+
+static int lock_one(void *arg, const struct host_record *rec, int err)
+{
+    struct lock_all *a = arg;
+    struct host other = {.uuid = ""};
+    int *fds, fd;
+    dg_uuid *uuids;
+
+    (void)err; /* one that does not decode is locked, too */
+    if (is_locked(a, rec->uuid))
+        return 0;
+    fds = reallocarray(a->l->fd, a->l->n + 1, sizeof(*fds));
+    a->l->fd = fds ? fds : a->l->fd;
+    uuids = reallocarray(a->l->uuid, a->l->n + 1, sizeof(*uuids));
+    a->l->uuid = uuids ? uuids : a->l->uuid;
+    if (!fds || !uuids)
+        return -ENOMEM;
+    memcpy(other.uuid, rec->uuid, sizeof(other.uuid));
+    fd = host_lock_force(a->s, &other, a->why);
+    if (fd < 0) {
+        memcpy(a->alive, rec->uuid, sizeof(dg_uuid));
+        return fd;
+    }
+    a->l->fd[a->l->n] = fd;
+    memcpy(a->l->uuid[a->l->n++], rec->uuid, sizeof(dg_uuid));
+    return 0;
+}
+
+int host_lock_all(const struct store *s, const char *const *mine, struct host_locks *l,
+                  dg_uuid ret_alive, struct why *why)
+{
+    struct lock_all a = {s, mine, l, ret_alive, why};
+
+    return host_each(s, lock_one, &a);
+}
+
+void host_unlock_all(struct host_locks *l)
+{
+    for (size_t i = 0; i < l->n; i++)
+        close(l->fd[i]);
+    free(l->fd);
+    free(l->uuid);
+    *l = (struct host_locks){0};
+}

@@ -6,12 +6,16 @@
 
 #include "base/log.h"
 #include "common/unseal.h"
+#include "core/upgrade.h"
 #include "ctl/ctl.h"
+#include "diskguard/layout.h"
 
 static const char usage_text[] =
     "usage: diskguardctl [OPTION...] COMMAND [ARGUMENT]\n"
     "\n"
     "  init DATASTORE   prepare a directory to be a datastore, once\n"
+    "  init --upgrade DATASTORE\n"
+    "                   convert a datastore of format 1, while no host has a view of it\n"
     "  list [VIEW]      the images that somebody holds for writing\n"
     "  show IMAGE       everything that is known of one image\n"
     "  why IMAGE        why an open for write would be refused now, and the way out\n"
@@ -29,6 +33,7 @@ static const char usage_text[] =
     "  --all               list: also images that are free\n"
     "  --timeout=SECONDS   wait, takeover: give up after this time, with exit code 3 (--wait is the same)\n"
     "  --size=BYTES        unseal: the virtual size, where the copy does not hold it exactly\n"
+    "  --fence=none        init --upgrade: the storage has no locks, and no diskguard runs on any host\n"
     "  --yes-unproven      takeover: also on storage of which nobody has shown that the lock stops late writes\n"
     "  --help, --version\n"
     "\n"
@@ -41,6 +46,8 @@ enum {
     OPT_TIMEOUT,
     OPT_UNPROVEN,
     OPT_SIZE,
+    OPT_UPGRADE,
+    OPT_FENCE,
     OPT_HELP,
     OPT_VERSION
 };
@@ -52,6 +59,8 @@ static const struct option options[] = {
     {"wait", required_argument, NULL, OPT_TIMEOUT},
     {"size", required_argument, NULL, OPT_SIZE},
     {"yes-unproven", no_argument, NULL, OPT_UNPROVEN},
+    {"upgrade", no_argument, NULL, OPT_UPGRADE},
+    {"fence", required_argument, NULL, OPT_FENCE},
     {"help", no_argument, NULL, OPT_HELP},
     {"version", no_argument, NULL, OPT_VERSION},
     {0},
@@ -142,6 +151,57 @@ static int may_init(const struct ctl *ctl, const char *dir)
     return 0;
 }
 
+/* A read-only view has no lock that a look at the host records would meet. */
+static const struct mount *view_of_store(const struct ctl *ctl, const char *dir)
+{
+    const struct mount *found = NULL;
+    char *path = NULL;
+
+    if (mounts_resolve(&ctl->mounts, dir, &path) == 0)
+        for (size_t i = 0; i < ctl->mounts.n && !found; i++)
+            if (strcmp(ctl->mounts.m[i].source, path) == 0)
+                found = &ctl->mounts.m[i];
+    free(path);
+    return found;
+}
+
+static void upgrade_print(const struct ctl *ctl, const struct store *s, unsigned moved)
+{
+    if (ctl->json) {
+        struct json_object *o = out_object();
+
+        out_json_text(o, "datastore", s->path);
+        out_json_text(o, "uuid", s->uuid);
+        out_json_u64(o, "format", DG_STORE_VERSION);
+        out_json_u64(o, "moved", moved);
+        out_json_print(o);
+        return;
+    }
+    out_line("%s is a datastore of format %u now: %u records were moved\n", s->path,
+             DG_STORE_VERSION, moved);
+}
+
+static int cmd_upgrade(struct ctl *ctl, const char *dir)
+{
+    const struct mount *view = view_of_store(ctl, dir);
+    struct upgrade_result done = {0};
+    struct why why = {""};
+    struct store s;
+    int r;
+
+    if (view) {
+        out_error("%s is mounted on %s here: umount it first, on all hosts", dir, view->point);
+        return DG_EXIT_IN_USE;
+    }
+    r = store_upgrade(dir, ctl->fence_none, &s, &done, &why);
+    if (r == 0)
+        upgrade_print(ctl, &s, done.moved);
+    else
+        out_error("%s", why.text);
+    store_close(&s);
+    return r == 0 ? DG_EXIT_OK : r == -EEXIST || r == -EBUSY ? DG_EXIT_IN_USE : DG_EXIT_FAILURE;
+}
+
 static int cmd_init(struct ctl *ctl, const char *dir)
 {
     struct store s;
@@ -150,6 +210,8 @@ static int cmd_init(struct ctl *ctl, const char *dir)
 
     if (r < 0)
         return DG_EXIT_FAILURE;
+    if (ctl->upgrade)
+        return cmd_upgrade(ctl, dir);
     r = store_init(dir, &s, &why);
     if (r == 0) {
         init_print(ctl, &s, true);
@@ -260,6 +322,16 @@ static int parse(struct ctl *ctl, int argc, char **argv)
             break;
         case OPT_UNPROVEN:
             ctl->unproven = true;
+            break;
+        case OPT_UPGRADE:
+            ctl->upgrade = true;
+            break;
+        case OPT_FENCE:
+            ctl->fence_none = strcmp(optarg, "none") == 0;
+            if (!ctl->fence_none && strcmp(optarg, "auto") != 0) {
+                usage_error("--fence is auto or none, not", optarg);
+                return -EINVAL;
+            }
             break;
         case OPT_SIZE:
             if (base_u64(optarg, &ctl->size) < 0 || ctl->size == 0) {

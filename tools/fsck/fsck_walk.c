@@ -180,53 +180,24 @@ static int sweep_count(struct fsck *f, unsigned *ret)
     return r;
 }
 
-/* The locks of all other hosts' records, so that none of their daemons lives or starts. */
-struct others {
-    struct fsck *f;
-    int *fd;
-    size_t n;
-    bool alive;
-};
-
-static int lock_other(void *arg, const struct host_record *rec, int err)
-{
-    struct others *o = arg;
-    struct host other = {.uuid = ""};
-    int *more, r;
-
-    (void)err;
-    if (strcmp(rec->uuid, o->f->host.uuid) == 0 || strcmp(rec->uuid, o->f->takeover) == 0)
-        return 0; /* locked already */
-    memcpy(other.uuid, rec->uuid, sizeof(other.uuid));
-    r = host_lock_force(&o->f->store, &other, NULL);
-    o->alive = r < 0;
-    if (r < 0)
-        return 1;
-    more = reallocarray(o->fd, o->n + 1, sizeof(*more));
-    if (!more)
-        out_no_memory();
-    o->fd = more;
-    o->fd[o->n++] = r;
-    return 0;
-}
-
 /* Claims of images that exist no more are only tombstones (claim.h, "Numbers"). They do no
  * harm, so where a host lives or cannot be asked they just stay. */
 static int sweep_gone(struct fsck *f)
 {
-    struct others o = {.f = f};
+    const char *const mine[] = {f->host.uuid, f->takeover, NULL}; /* locked already */
+    struct host_locks locks = {0};
     unsigned gone = 0;
+    dg_uuid alive;
     int r;
 
     if (f->dry_run || f->lock_fd < 0 || f->store.fence == FENCE_NONE ||
         (f->takeover[0] && f->takeover_fd < 0))
         return 0;
-    r = host_each(&f->store, lock_other, &o);
-    if (r == 0 && !o.alive)
+    if (host_lock_all(&f->store, mine, &locks, alive, NULL) == 0)
         r = claim_sweep_gone(&f->store, &gone);
-    for (size_t i = 0; i < o.n; i++)
-        close(o.fd[i]);
-    free(o.fd);
+    else
+        r = 0;
+    host_unlock_all(&locks);
     if (gone > 0)
         report_note(f, "gone", NULL, 0, "%u claims of images that exist no more were removed",
                     gone);
