@@ -9,10 +9,10 @@
  *       hosts/<host uuid>            text, see src/core/host.h
  *       marks/<shard>/<key>-<key>.<generation>   which file (first key) a held image (second key,
  *                                        generation of its claim) needs, see src/core/dependency.h
- *       readers/<shard>/<key>-<host uuid>.<daemon>.<number>   which host, and which daemon of it (its
- *                                        random id, as in hosts/), reads an image and wants no
- *                                        writer beside it, see src/core/reader.h
- *       floor                        its size counts, see "Numbers" in src/core/claim.h; absent: 0
+ *       readers/<shard>/<key>-<host uuid>.<daemon>.<number>   which host, and which daemon of it
+ * (its random id, as in hosts/), reads an image and wants no writer beside it, see
+ * src/core/reader.h floor                        its size counts, see "Numbers" in
+ * src/core/claim.h; absent: 0
  *
  * <shard> is dg_shard() of the key that the name begins with, as DG_SHARD_FORMAT: so one listing
  * shows all names of a key, and few others. All shards are there from the start, and none is ever
@@ -32,8 +32,8 @@
 #define DG_STORE_VERSION 2  /* of the layout, and of the file `datastore` */
 #define DG_FORMAT_VERSION 1 /* of the texts in hosts/ and readers/ */
 
-/* A power of two. 256: 100,000 images leave 390 names in each. More shards would make a start dearer
- * on NFS, which lists all of them. */
+/* A power of two. 256: 100,000 images leave 390 names in each. More shards would make a start
+ * dearer on NFS, which lists all of them. */
 #define DG_SHARDS 256u
 #define DG_SHARD_FORMAT "%02x"
 

@@ -48,8 +48,8 @@ static bool take_dependency(void *arg, const char *name, void *ret)
 int dependency_list(const struct store *s, uint64_t below, struct dependency **ret, size_t *ret_n)
 {
     void *items = NULL;
-    int r = names_list(s, SHARD_MARKS, below, sizeof(**ret), take_dependency, &below, &items,
-                       ret_n);
+    int r =
+        names_list(s, SHARD_MARKS, below, sizeof(**ret), take_dependency, &below, &items, ret_n);
 
     if (r == 0)
         *ret = items;

@@ -1,9 +1,9 @@
 /* shard.h: the directories below claims/, marks/ and readers/ (layout.h). All names of a key are in
  * one of them, so a listing of it costs the same however many images there are.
  *
- * Shards are made when the datastore is, and stay. So a descriptor of one is kept for as long as the
- * store is open, and no name is looked up for it again. A shard that is not there is -EUCLEAN: never
- * a reason to say that there is no claim. Blocks on the datastore. Thread-safe. */
+ * Shards are made when the datastore is, and stay. So a descriptor of one is kept for as long as
+ * the store is open, and no name is looked up for it again. A shard that is not there is -EUCLEAN:
+ * never a reason to say that there is no claim. Blocks on the datastore. Thread-safe. */
 #ifndef DISKGUARD_SHARD_H
 #define DISKGUARD_SHARD_H
 
@@ -37,10 +37,10 @@ DG_MUST_CHECK int shard_make_all(int dir_fd);
 
 /* What a fresh listing of that directory shows. */
 struct shard_survey {
-    unsigned shards;     /* how many are there */
-    int missing;         /* the first that is not, or -1 */
-    char outside[64];    /* a name that begins with a key, or "" */
-    bool any;            /* anything but shards */
+    unsigned shards;  /* how many are there */
+    int missing;      /* the first that is not, or -1 */
+    char outside[64]; /* a name that begins with a key, or "" */
+    bool any;         /* anything but shards */
 };
 DG_MUST_CHECK int shard_survey(int dir_fd, struct shard_survey *ret);
 

@@ -246,11 +246,12 @@ static int shards_check(const struct store *s, enum shard_dir dir, struct why *w
         uint64_t key = 0;
 
         (void)shard_key(found.outside, &key);
-        why_set(why,
-                D
-                "/%s/%s lies outside of its shard, where nobody looks for it: somebody put it there; if it belongs to this datastore, move it to %s/" DG_SHARD_FORMAT
-                ", else away",
-                s->path, name, found.outside, name, dg_shard(key));
+        why_set(
+            why,
+            D
+            "/%s/%s lies outside of its shard, where nobody looks for it: somebody put it there; if it belongs to this datastore, move it to %s/" DG_SHARD_FORMAT
+            ", else away",
+            s->path, name, found.outside, name, dg_shard(key));
         r = -EUCLEAN;
     }
     return r;

@@ -10,13 +10,13 @@
 #include "core/io.h"
 
 struct store {
-    int root_fd; /* O_RDONLY | O_DIRECTORY */
-    int dir_fd;  /* .diskguard */
+    int root_fd;                         /* O_RDONLY | O_DIRECTORY */
+    int dir_fd;                          /* .diskguard */
     int claims_fd, marks_fd, readers_fd; /* their names are in shards: shard.h */
     int tmp_fd, hosts_fd;
     struct shard_cache *shards; /* shard.c */
-    dev_t dev;     /* st_dev of the root */
-    ino_t dir_ino; /* inode of .diskguard, to recognise it under any name */
+    dev_t dev;                  /* st_dev of the root */
+    ino_t dir_ino;              /* inode of .diskguard, to recognise it under any name */
     dg_uuid uuid;
     const struct io_fstype *fs;
     enum fence_kind fence;

@@ -9,6 +9,7 @@
 #define STORE_TEXT_MAX 2048
 #define STORE_HANDLE_TEXT (2 * IO_HANDLE_MAX + 16)
 #define STORE_TMP_NAME 64
+#define STORE_UPGRADE_LOCK "upgrade" /* in tmp/ */
 
 enum store_state {
     STATE_OLD,     /* format 1 */

@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "base/hook.h"
-#include "core/store.h"
+#include "core/store_priv.h"
 
 #define PROVE_TEXT "diskguard proves that this storage works\n"
 #define PROVE_NAME 64
@@ -136,13 +136,13 @@ static const struct {
     {"remove a file", step_unlink, NULL},
 };
 
-/* tmp/init.* is left by an init that was interrupted after it had won; now that there is a
- * `datastore` nobody needs it. */
+/* tmp/init.* is left by an init that was interrupted after it had won, or by an upgrade; now that
+ * there is a whole `datastore` nobody needs it. */
 static int sweep_init(void *arg, const char *name)
 {
     const struct store *s = arg;
 
-    if (strncmp(name, "init.", 5) == 0)
+    if (strncmp(name, "init.", 5) == 0 || strcmp(name, STORE_UPGRADE_LOCK) == 0)
         unlinkat(s->tmp_fd, name, 0);
     return 0;
 }

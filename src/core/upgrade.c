@@ -12,7 +12,6 @@
 #include "core/store_priv.h"
 
 #define P "%.200s"
-#define LOCK_FILE "upgrade" /* in tmp/ */
 #define NEW_NAME 16
 /* A request of a dead daemon that was still under way may put one more name into a directory that
  * was emptied. */
@@ -32,17 +31,17 @@ struct upgrade {
 /* Of two upgrades at once one wins, also where no host has a record yet. */
 static int lock_upgrade(struct upgrade *u)
 {
+    _cleanup_close_ int fd =
+        io_open_beneath(u->s.tmp_fd, STORE_UPGRADE_LOCK, O_RDWR | O_CREAT | O_NOFOLLOW, 0600);
     struct stat st;
-    int r;
+    int r = fd < 0 ? fd : io_lock_file(fd, u->s.fence);
 
-    u->lock_fd = io_open_beneath(u->s.tmp_fd, LOCK_FILE, O_RDWR | O_CREAT | O_NOFOLLOW, 0600);
-    if (u->lock_fd < 0)
-        return u->lock_fd;
-    r = io_lock_file(u->lock_fd, u->s.fence);
     if (r == 0)
-        r = io_fresh_stat(u->lock_fd, &st);
+        r = io_fresh_stat(fd, &st);
     if (r == 0 && st.st_nlink == 0)
         r = -EAGAIN; /* the other one has just ended */
+    if (r == 0)
+        u->lock_fd = base_steal_fd(&fd);
     if (r != -EAGAIN)
         return r;
     why_set(u->why, "another diskguardctl init --upgrade is at work on " P "; wait for it to end",
@@ -346,8 +345,8 @@ int store_upgrade(const char *path, bool no_locks, struct store *ret,
             u.s.fence = FENCE_NONE;
         r = run(&u);
         host_unlock_all(&u.locks);
-        if (r == 0)
-            unlinkat(u.s.tmp_fd, LOCK_FILE, 0);
+        if (u.lock_fd >= 0)
+            unlinkat(u.s.tmp_fd, STORE_UPGRADE_LOCK, 0);
         base_closep(&u.lock_fd);
     }
     if (r == 0)

@@ -3,7 +3,8 @@
  *
  *  1. No daemon lives: the records of all hosts are locked, and stay so until the end.
  *  2. `datastore` says "format 2, state=upgrade": from here on every daemon refuses it, one that
- *     knows format 1 alone, too. Then the records are looked at again, for a host that came between.
+ *     knows format 1 alone, too. Then the records are looked at again, for a host that came
+ * between.
  *  3. For claims, marks and readers: claims.2/ with all its shards; each name is renamed from
  *     claims/ to its shard; claims.2/ is renamed over claims/, which is empty then.
  *  4. The records once more; `datastore` says "state=ready".

@@ -193,6 +193,13 @@ static int take_over_host(struct daemon *d, struct why *why)
     if (r < 0)
         return r;
     d->host_lock_fd = r;
+    /* An upgrade that began before we had the lock was not kept out by it. */
+    r = store_same(&d->guard.store);
+    if (r < 0) {
+        why_set(why, "%s is not the datastore any more that it was a moment ago: %s; try again",
+                d->opt.guard.datastore, strerror(-r));
+        return r;
+    }
     r = journal_open(d->opt.state_dir, d->guard.store.uuid, &d->guard.journal, why);
     if (r == 0)
         r = store_prove(&d->guard.store, why);

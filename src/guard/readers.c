@@ -449,7 +449,8 @@ void image_reader_maintain(struct guard *g)
     bool left = atomic_exchange(&g->images->readers_left, false);
     if (!any && !left)
         return;
-    /* All of them before the images are listed: a name that is made meanwhile is not among these. */
+    /* All of them before the images are listed: a name that is made meanwhile is not among these.
+     */
     int r = left ? reader_list(&g->store, 0, &rd, &n) : 0;
     struct image **img = r == 0 ? reading_list(g, &n_img) : NULL;
     if (!img) {

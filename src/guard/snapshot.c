@@ -5,13 +5,13 @@
  * counts.
  *
  * Why that is enough. A seal is written after its claim says where (DESIGN 5.1, I4), a claim
- * is changed by link(2) and rename(2) in its shard of claims/, and both, and each write of the file,
- * set a ctime. So while the ctime of that shard is what it was before the look, the claim has not
- * changed, and what is sealed lies where the claim of then says: in the zone. And while size and ctime of the
- * file are what they were before the look, not a byte of it has changed, whatever happened to
- * claims. Only bytes that somebody copies into the file behind the views, seal and all, come
- * without a claim: where a seal can lie at all (FORMAT_HEAD_MAX, FORMAT_TAIL_MAX), the file's own
- * ctime must be the same, too. */
+ * is changed by link(2) and rename(2) in its shard of claims/, and both, and each write of the
+ * file, set a ctime. So while the ctime of that shard is what it was before the look, the claim has
+ * not changed, and what is sealed lies where the claim of then says: in the zone. And while size
+ * and ctime of the file are what they were before the look, not a byte of it has changed, whatever
+ * happened to claims. Only bytes that somebody copies into the file behind the views, seal and all,
+ * come without a claim: where a seal can lie at all (FORMAT_HEAD_MAX, FORMAT_TAIL_MAX), the file's
+ * own ctime must be the same, too. */
 #include "guard/snapshot.h"
 
 #include "base/hook.h"
@@ -63,7 +63,8 @@ void image_snapshot_begin(struct guard *g, struct image *img, struct image_snaps
                                    .ctime = file.st_ctim,
                                    .claims_ctime = claims.st_ctim};
     mutex_lock(&g->images->lock);
-    ret->claims_settled = stamp_note(&g->images->claims[dg_shard(img->inode->ino)], &claims.st_ctim, now);
+    ret->claims_settled =
+        stamp_note(&g->images->claims[dg_shard(img->inode->ino)], &claims.st_ctim, now);
     mutex_unlock(&g->images->lock);
     mutex_lock(&img->lock);
     ret->settled = stamp_note(&img->snapshot.stamp, &file.st_ctim, now);
@@ -171,8 +172,7 @@ uint64_t image_revalidate(struct guard *g, const struct handle *h, const struct 
     if (same && look->settled)
         return len;
     uint64_t good = same ? len : beyond_seals(off, len, (uint64_t)st.st_size);
-    if (good == 0 || !look->valid || !look->claims_settled ||
-        claims_stat(g, i, &st) < 0)
+    if (good == 0 || !look->valid || !look->claims_settled || claims_stat(g, i, &st) < 0)
         return 0;
     return same_time(&st.st_ctim, &look->claims_ctime) ? good : 0;
 }

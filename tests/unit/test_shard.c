@@ -39,8 +39,9 @@ static unsigned fullest(uint64_t start, uint64_t stride, unsigned n)
 Test(shard, keys_are_spread_whatever_their_stride)
 {
     static const uint64_t starts[] = {1, 12, 0x80000001, UINT64_C(1) << 40, UINT64_MAX - 500000};
-    static const uint64_t strides[] = {1,   2,   3,    8,    16,   32,    64,         100,       128,
-                                       256, 512, 1000, 1024, 4096, 65536, UINT64_C(1) << 32, 987, 46368};
+    static const uint64_t strides[] = {1,   2,    3,   8,    16,   32,   64,    100,
+                                       128, 256,  512, 1000, 1024, 4096, 65536, UINT64_C(1) << 32,
+                                       987, 46368};
 
     /* Mean 390; of random keys the fullest of 256 has about 390 + 3 * 20. */
     for (size_t a = 0; a < sizeof(starts) / sizeof(starts[0]); a++)
@@ -61,8 +62,12 @@ Test(shard, known_keys)
 
 Test(shard, key_of_a_name)
 {
-    static const char *const bad[] = {"", "00", "000000001234abc", "000000001234abcG.1",
-                                      "000000001234ABCD.1", ".nfs00000000123400000001"};
+    static const char *const bad[] = {"",
+                                      "00",
+                                      "000000001234abc",
+                                      "000000001234abcG.1",
+                                      "000000001234ABCD.1",
+                                      ".nfs00000000123400000001"};
     uint64_t key = 7;
 
     for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++)

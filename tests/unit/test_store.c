@@ -312,9 +312,9 @@ Test(store, open_recognises_a_copy, .init = scratch_make, .fini = scratch_remove
 
 Test(store, open_misses_a_removed_directory, .init = scratch_make, .fini = scratch_remove)
 {
-    static const char *const dirs[] = {".diskguard/tmp", ".diskguard/hosts", ".diskguard/claims/00",
-                                       ".diskguard/claims/a7", ".diskguard/marks/ff",
-                                       ".diskguard/readers/80"};
+    static const char *const dirs[] = {".diskguard/tmp",       ".diskguard/hosts",
+                                       ".diskguard/claims/00", ".diskguard/claims/a7",
+                                       ".diskguard/marks/ff",  ".diskguard/readers/80"};
     struct store s;
     struct why why;
 
@@ -329,7 +329,8 @@ Test(store, open_misses_a_removed_directory, .init = scratch_make, .fini = scrat
     cr_assert_eq(try_open(&why), 0);
 }
 
-Test(store, open_refuses_a_claim_outside_of_the_shards, .init = scratch_make, .fini = scratch_remove)
+Test(store, open_refuses_a_claim_outside_of_the_shards, .init = scratch_make,
+     .fini = scratch_remove)
 {
     struct store s;
     struct why why;

@@ -37,9 +37,9 @@
 struct ctl {
     bool json, all, unproven;
     bool upgrade, fence_none; /* init */
-    uint64_t size;         /* unseal: --size, bytes; 0: none */
-    const char *datastore; /* --datastore, or NULL */
-    uint64_t timeout_ms;   /* wait, takeover; UINT64_MAX: for ever, or as the daemon has it */
+    uint64_t size;            /* unseal: --size, bytes; 0: none */
+    const char *datastore;    /* --datastore, or NULL */
+    uint64_t timeout_ms;      /* wait, takeover; UINT64_MAX: for ever, or as the daemon has it */
     struct mounts mounts;
 };
 
