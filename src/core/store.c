@@ -1,5 +1,5 @@
 /* store.c: see store.h. */
-#include "core/store_priv.h"
+#include "core/store.h"
 
 #include <fcntl.h>
 #include <limits.h>
@@ -8,9 +8,7 @@
 #include <sys/statvfs.h>
 
 #include "base/hook.h"
-#include "base/text.h"
-
-#define STORE_MAGIC "diskguard-datastore"
+#include "core/shards.h"
 
 /* Explanations cut a path, so that the way out at the end of the line is not lost. Commands do
  * not (base_quote). */
@@ -18,47 +16,14 @@
 #define QUOTED 256
 #define D P "/" DG_DIR
 
-const char *store_hint(int err)
-{
-    switch (-err) {
-    case EACCES:
-    case EPERM:
-        return "run as the owner of .diskguard; on NFS export with no_root_squash, or with anonuid set to that owner";
-    case EROFS:
-        return "the mount or the export is read-only: mount and export it read-write";
-    case ENOSPC:
-    case EDQUOT:
-        return "the disk or the quota is full: free some space";
-    case ENOLCK:
-    case EOPNOTSUPP:
-    case ENOSYS:
-        return "start the lock service (NFSv3: rpc.statd; mount without nolock), or choose fence=none and fence by other means";
-    case ESTALE:
-        return "the directory was removed or exported anew on the server: mount it again";
-    default:
-        return "look at the kernel log and at the storage";
-    }
-}
-
-int store_tmp_name(const char *prefix, char ret[STORE_TMP_NAME])
-{
-    dg_uuid id;
-    int r = base_uuid_random(id);
-
-    if (r < 0)
-        return r;
-    snprintf(ret, STORE_TMP_NAME, "%s.%s", prefix, id);
-    return 0;
-}
-
-void store_clear(struct store *s)
+static void store_clear(struct store *s)
 {
     *s = (struct store)STORE_CLOSED;
 }
 
 void store_close(struct store *s)
 {
-    shard_cache_free(s);
+    shard_cache_free(s->shards);
     base_closep(&s->hosts_fd);
     base_closep(&s->tmp_fd);
     base_closep(&s->readers_fd);
@@ -70,37 +35,6 @@ void store_close(struct store *s)
 }
 
 /* ---- directories ---- */
-
-/* Opens a directory that is one of ours: not a symlink, not reached through one. fd or -errno. */
-int store_dir_open(int parent_fd, const char *name)
-{
-    int fd = io_fresh_open(parent_fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW);
-
-    return fd == -ELOOP ? -ENOTDIR : fd;
-}
-
-/* Makes it durably. EEXIST is no failure: an earlier init may have come this far, and a lost reply
- * can make mkdir(2) answer EEXIST to the very call that made it (NFS). */
-int store_dir_make(int parent_fd, const char *name, int *ret_fd)
-{
-    _cleanup_close_ int fd = -1;
-    int r = HOOK_FAIL("store.mkdir");
-
-    if (r < 0)
-        return r;
-    if (mkdirat(parent_fd, name, 0700) < 0 && errno != EEXIST)
-        return -errno;
-    fd = store_dir_open(parent_fd, name);
-    if (fd < 0)
-        return fd;
-    r = io_fsync(fd);
-    if (r == 0)
-        r = io_fsync(parent_fd);
-    if (r < 0)
-        return r;
-    *ret_fd = base_steal_fd(&fd);
-    return 0;
-}
 
 /* Does that directory, which may be O_PATH, hold the file `datastore` at this path? 1, 0 or -errno.
  */
@@ -122,7 +56,7 @@ static int not_nested(const struct store *s, struct why *why)
            st.st_ino != last.st_ino) {
         int up;
 
-        if (has_datastore(fd, DG_DIR "/" STORE_FILE) == 1) {
+        if (has_datastore(fd, DG_DIR "/" DATASTORE_FILE) == 1) {
             why_set(why,
                     P " lies inside another datastore (a directory above it has a " DG_DIR
                       "): mount that one",
@@ -229,12 +163,17 @@ static void dir_explain(const struct store *s, int err, const char *verb, struct
 #define MISSING                                                                                    \
     "though the datastore was initialised: somebody removed it; bring it back from a backup, or make an empty one (mode 0700) if no host has an image open"
 
+static int dir_fd_of(const struct store *s, enum shard_dir dir)
+{
+    return dir == SHARD_CLAIMS ? s->claims_fd : dir == SHARD_MARKS ? s->marks_fd : s->readers_fd;
+}
+
 /* Are all shards there, and nothing beside them that should be in one? */
 static int shards_check(const struct store *s, enum shard_dir dir, struct why *why)
 {
     const char *name = shard_dir_name(dir);
     struct shard_survey found;
-    int r = store_medium(shard_survey(shard_dir_fd(s, dir), &found));
+    int r = store_medium(shard_survey(dir_fd_of(s, dir), &found));
 
     if (r < 0) {
         why_set(why, "cannot read " D "/%s: %s; %s", s->path, name, strerror(-r), store_hint(r));
@@ -270,7 +209,7 @@ static int subdirs_open(struct store *s, struct why *why)
     int r = 0;
 
     for (size_t i = 0; i < sizeof(sub) / sizeof(sub[0]); i++) {
-        r = *sub[i].fd = store_dir_open(s->dir_fd, sub[i].name);
+        r = *sub[i].fd = datastore_dir_open(s->dir_fd, sub[i].name);
 
         if (r == -ENOENT || r == -ENOTDIR) {
             why_set(why, D "/%s is missing or not a directory, " MISSING, s->path, sub[i].name);
@@ -284,86 +223,13 @@ static int subdirs_open(struct store *s, struct why *why)
     }
     for (enum shard_dir d = 0; r >= 0 && d < SHARD_DIRS; d++)
         r = shards_check(s, d, why);
-    return r < 0 ? r : shard_cache_new(s);
+    if (r < 0)
+        return r;
+    s->shards = shard_cache_new();
+    return s->shards ? 0 : -ENOMEM;
 }
 
 /* ---- the file `datastore` ---- */
-
-int store_handle_text(int fd, char ret[STORE_HANDLE_TEXT])
-{
-    struct io_handle h;
-    char hex[2 * IO_HANDLE_MAX + 1];
-    int r = io_handle_get(fd, &h);
-
-    if (r < 0)
-        return r;
-    if (h.len == 0) {
-        strcpy(ret, "-");
-        return 0;
-    }
-    base_hex(h.bytes, h.len, hex);
-    snprintf(ret, STORE_HANDLE_TEXT, "%d %s", h.type, hex);
-    return 0;
-}
-
-static const char *const state_word[] = {[STATE_READY] = "ready", [STATE_UPGRADE] = "upgrade"};
-
-static int state_parse(const char *word, enum store_state *ret)
-{
-    for (size_t i = 0; i < sizeof(state_word) / sizeof(state_word[0]); i++)
-        if (state_word[i] && strcmp(word, state_word[i]) == 0) {
-            *ret = (enum store_state)i;
-            return 0;
-        }
-    return -EBADMSG;
-}
-
-static int datastore_parse(const char *text, size_t len, struct datastore_text *ret)
-{
-    char state[16];
-    const struct text_field f[] = {TEXT_FIELD("uuid", ret->uuid), TEXT_FIELD("root", ret->root),
-                                   TEXT_FIELD("made", ret->made), TEXT_FIELD("state", state)};
-    int r = text_parse(text, len, STORE_MAGIC, 1, f, 3);
-
-    ret->state = STATE_OLD;
-    if (r == -EPROTONOSUPPORT) {
-        r = text_parse(text, len, STORE_MAGIC, DG_STORE_VERSION, f, 4);
-        r = r == 0 ? state_parse(state, &ret->state) : r;
-    }
-    return r == 0 && !base_uuid_ok(ret->uuid) ? -EBADMSG : r;
-}
-
-int datastore_read(const struct store *s, struct datastore_text *ret, struct why *why)
-{
-    char quoted[QUOTED];
-    _cleanup_free_ char *text = NULL;
-    size_t len;
-    int r = io_fresh_text(s->dir_fd, STORE_FILE, STORE_TEXT_MAX, &text, &len);
-
-    if (r == -ENOENT) {
-        why_set(why,
-                D
-                " has no file `datastore`: an init did not finish; run diskguardctl init %s again",
-                s->path, base_quote(s->path, quoted, sizeof(quoted)));
-        return r;
-    }
-    if (r == 0)
-        r = datastore_parse(text, len, ret);
-    if (r == -EFBIG)
-        r = -EBADMSG;
-    if (r == -EPROTONOSUPPORT)
-        why_set(why, D "/datastore was made by a newer diskguard; update diskguard on this host",
-                s->path);
-    else if (r == -EBADMSG)
-        why_set(
-            why,
-            D
-            "/datastore is damaged (checksum or syntax); bring it back from a backup of that one file",
-            s->path);
-    else if (r < 0)
-        why_set(why, "cannot read " D "/datastore: %s; %s", s->path, strerror(-r), store_hint(r));
-    return r;
-}
 
 /* Only a whole datastore of our own format is served. */
 static int state_check(const struct store *s, enum store_state state, struct why *why)
@@ -388,28 +254,6 @@ static int state_check(const struct store *s, enum store_state state, struct why
     return -EPROTONOSUPPORT;
 }
 
-/* The root's handle against the recorded one: a copied or restored tree is another datastore. */
-int store_root_compare(const struct store *s, const char *root, struct why *why)
-{
-    char now[STORE_HANDLE_TEXT];
-    int r = store_handle_text(s->root_fd, now);
-
-    if (r < 0) {
-        why_set(why, "cannot get the file handle of " P ": %s; %s", s->path, strerror(-r),
-                store_hint(r));
-        return r;
-    }
-    if (strcmp(root, now) != 0) {
-        why_set(
-            why,
-            D
-            " belongs to another directory (file handle %.40s, now %.40s): this is a copy or a restored tree, or the same storage mounted in another way (on the NFS server itself). A copy: run fsck.diskguard -n on it, move .diskguard away, then diskguardctl init",
-            s->path, root, now);
-        return -EXDEV;
-    }
-    return 0;
-}
-
 /* Links a finished `datastore` into place: two inits at the same time cannot both win. What link(2)
  * answers proves nothing (replies get lost): the proof is our file's own link count. */
 static int datastore_link(const struct store *s, const char *tmp, int fd)
@@ -417,7 +261,7 @@ static int datastore_link(const struct store *s, const char *tmp, int fd)
     struct stat st;
     int err = HOOK_FAIL("store.link"), r;
 
-    if (err == 0 && linkat(s->tmp_fd, tmp, s->dir_fd, STORE_FILE, 0) < 0)
+    if (err == 0 && linkat(s->tmp_fd, tmp, s->dir_fd, DATASTORE_FILE, 0) < 0)
         err = -errno;
     r = io_fresh_stat(fd, &st);
     if (r < 0)
@@ -428,38 +272,24 @@ static int datastore_link(const struct store *s, const char *tmp, int fd)
     return io_fsync(s->dir_fd);
 }
 
-int datastore_emit(const struct datastore_text *t, char *ret, size_t *ret_len)
-{
-    struct datastore_text c = *t;
-    char state[16] = "";
-    const struct text_field f[] = {TEXT_FIELD("uuid", c.uuid), TEXT_FIELD("root", c.root),
-                                   TEXT_FIELD("made", c.made), TEXT_FIELD("state", state)};
-    bool old = t->state == STATE_OLD;
-
-    if (!old)
-        snprintf(state, sizeof(state), "%s", state_word[t->state]);
-    return text_emit(STORE_MAGIC, old ? 1 : DG_STORE_VERSION, f, old ? 3 : 4, ret, STORE_TEXT_MAX,
-                     ret_len);
-}
-
 static int datastore_write(const struct store *s)
 {
     struct datastore_text t = {.state = STATE_READY};
-    char text[STORE_TEXT_MAX], tmp[STORE_TMP_NAME];
+    char text[DATASTORE_TEXT_MAX], tmp[DATASTORE_TMP_NAME];
     _cleanup_close_ int fd = -1;
     size_t len;
     int r = base_uuid_random(t.uuid);
 
     if (r < 0)
         return r;
-    r = store_handle_text(s->root_fd, t.root);
+    r = datastore_handle_text(s->root_fd, t.root);
     if (r < 0)
         return r;
     base_time_text(t.made);
     r = datastore_emit(&t, text, &len);
     if (r < 0)
         return r;
-    r = store_tmp_name("init", tmp);
+    r = datastore_tmp_name("init", tmp);
     if (r < 0)
         return r;
     HOOK("store.create");
@@ -504,7 +334,7 @@ static int any_claim(int claims_fd)
 static int init_may_go_on(const struct store *s, struct why *why)
 {
     _cleanup_close_ int claims_fd = -1;
-    int r = has_datastore(s->dir_fd, STORE_FILE);
+    int r = has_datastore(s->dir_fd, DATASTORE_FILE);
 
     if (r > 0) {
         why_set(why, P " is a datastore already", s->path);
@@ -512,7 +342,7 @@ static int init_may_go_on(const struct store *s, struct why *why)
     }
     if (r < 0)
         return r;
-    claims_fd = store_dir_open(s->dir_fd, "claims");
+    claims_fd = datastore_dir_open(s->dir_fd, "claims");
     if (claims_fd < 0)
         return claims_fd == -ENOENT ? 0 : claims_fd;
     r = any_claim(claims_fd);
@@ -531,7 +361,7 @@ static int init_may_go_on(const struct store *s, struct why *why)
  * have come to its fsync. */
 static int init_dirs(struct store *s, struct why *why)
 {
-    int r = store_dir_make(s->root_fd, DG_DIR, &s->dir_fd);
+    int r = datastore_dir_make(s->root_fd, DG_DIR, &s->dir_fd);
 
     if (r < 0) {
         dir_explain(s, r, "make", why);
@@ -543,17 +373,17 @@ static int init_dirs(struct store *s, struct why *why)
     r = init_may_go_on(s, why);
     if (r < 0)
         return r;
-    r = store_dir_make(s->dir_fd, "claims", &s->claims_fd);
+    r = datastore_dir_make(s->dir_fd, "claims", &s->claims_fd);
     if (r == 0)
-        r = store_dir_make(s->dir_fd, "marks", &s->marks_fd);
+        r = datastore_dir_make(s->dir_fd, "marks", &s->marks_fd);
     if (r == 0)
-        r = store_dir_make(s->dir_fd, "readers", &s->readers_fd);
+        r = datastore_dir_make(s->dir_fd, "readers", &s->readers_fd);
     for (enum shard_dir d = 0; r == 0 && d < SHARD_DIRS; d++)
-        r = shard_make_all(shard_dir_fd(s, d));
+        r = shard_make_all(dir_fd_of(s, d));
     if (r == 0)
-        r = store_dir_make(s->dir_fd, "tmp", &s->tmp_fd);
+        r = datastore_dir_make(s->dir_fd, "tmp", &s->tmp_fd);
     if (r == 0)
-        r = store_dir_make(s->dir_fd, "hosts", &s->hosts_fd);
+        r = datastore_dir_make(s->dir_fd, "hosts", &s->hosts_fd);
     if (r < 0)
         dir_explain(s, r, "make the directories in", why);
     return r;
@@ -597,10 +427,10 @@ out:
  */
 static int tmp_probe(const struct store *s)
 {
-    char name[STORE_TMP_NAME];
+    char name[DATASTORE_TMP_NAME];
     _cleanup_close_ int fd = -1;
     struct stat st;
-    int r = store_tmp_name("open", name);
+    int r = datastore_tmp_name("open", name);
 
     if (r < 0)
         return r;
@@ -629,9 +459,9 @@ int store_same(const struct store *s)
     if (r == 0)
         r = io_fresh_stat(s->claims_fd, &st);
     if (r == 0)
-        r = datastore_read(s, &now, &why);
+        r = datastore_read(s->dir_fd, s->path, &now, &why);
     if (r == 0)
-        r = store_root_compare(s, now.root, &why);
+        r = datastore_root_compare(s->root_fd, s->path, now.root, &why);
     if (r == 0 && (strcmp(now.uuid, s->uuid) != 0 || now.state != STATE_READY))
         r = -EXDEV;
     return store_medium(r);
@@ -675,7 +505,7 @@ static int decide_read_only(struct store *s, struct why *why)
 
 static int open_parts(struct store *s, struct datastore_text *t, struct why *why)
 {
-    int r = s->dir_fd = store_dir_open(s->root_fd, DG_DIR);
+    int r = s->dir_fd = datastore_dir_open(s->root_fd, DG_DIR);
 
     if (r < 0) {
         dir_explain(s, r, "open", why);
@@ -683,7 +513,7 @@ static int open_parts(struct store *s, struct datastore_text *t, struct why *why
     }
     r = dir_check(s, why);
     if (r == 0)
-        r = datastore_read(s, t, why);
+        r = datastore_read(s->dir_fd, s->path, t, why);
     if (r == 0)
         memcpy(s->uuid, t->uuid, sizeof(s->uuid));
     return r;
@@ -707,7 +537,7 @@ static int open_or_look(const char *path, bool look, struct store *ret, struct w
     if (r == 0)
         r = subdirs_open(&s, why);
     if (r == 0)
-        r = store_root_compare(&s, t.root, why);
+        r = datastore_root_compare(s.root_fd, s.path, t.root, why);
     if (look || r == -EXDEV) /* -EXDEV: everything else is good, so it may be looked at */
         s.read_only = true;
     else if (r == 0)
@@ -734,11 +564,11 @@ int store_open_old(const char *path, struct store *ret, struct datastore_text *r
     if (r == 0)
         r = open_parts(&s, ret_text, why);
     if (r == 0)
-        r = store_root_compare(&s, ret_text->root, why);
+        r = datastore_root_compare(s.root_fd, s.path, ret_text->root, why);
     if (r == 0)
-        r = s.tmp_fd = store_dir_open(s.dir_fd, "tmp");
+        r = s.tmp_fd = datastore_dir_open(s.dir_fd, "tmp");
     if (r >= 0)
-        r = s.hosts_fd = store_dir_open(s.dir_fd, "hosts");
+        r = s.hosts_fd = datastore_dir_open(s.dir_fd, "hosts");
     if (r < 0 && why->text[0] == '\0')
         why_set(why, "cannot open the directories in " D ": %s; %s", s.path, strerror(-r),
                 store_hint(r));

@@ -7,6 +7,7 @@
 #define DISKGUARD_STORE_H
 
 #include "base/base.h"
+#include "core/datastore.h"
 #include "core/io.h"
 
 struct store {
@@ -14,7 +15,7 @@ struct store {
     int dir_fd;                          /* .diskguard */
     int claims_fd, marks_fd, readers_fd; /* their names are in shards: shard.h */
     int tmp_fd, hosts_fd;
-    struct shard_cache *shards; /* shard.c */
+    struct shard_cache *shards; /* NULL: only its root is open */
     dev_t dev;                  /* st_dev of the root */
     ino_t dir_ino;              /* inode of .diskguard, to recognise it under any name */
     dg_uuid uuid;
@@ -58,6 +59,12 @@ DG_MUST_CHECK int store_open(const char *path, struct store *ret, struct why *wh
  * it, and also where the datastore lies inside another one. Errors as of store_open(); after
  * -EXDEV *ret is open, too. */
 DG_MUST_CHECK int store_look(const char *path, struct store *ret, struct why *why);
+#define STORE_UPGRADE_LOCK "upgrade" /* in tmp/: upgrade.c */
+
+/* Opens a datastore of any format and state that is known, to write in it: root, .diskguard, tmp/
+ * and hosts/ only. A copy is refused. For upgrade.h. */
+DG_MUST_CHECK int store_open_old(const char *path, struct store *ret,
+                                 struct datastore_text *ret_text, struct why *why);
 void store_close(
     /* also after a failed open or init; not on a struct that neither was called with */
     struct store *s);
@@ -81,10 +88,6 @@ DG_MUST_CHECK int store_gone(const struct store *s, int fd, const struct io_hand
  * -ESTALE. A server that lost a directory is a medium at fault; -ESTALE would say that an image's
  * file is gone. */
 int store_medium(int r);
-
-/* What a person can do about this errno (negative) of the storage: a clause for the end of an
- * explanation. */
-const char *store_hint(int err);
 
 /* Proves that this storage and these credentials can create, fsync, link (st_nlink 2), rename and
  * unlink below .diskguard. 0 or -errno. */

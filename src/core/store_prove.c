@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "base/hook.h"
-#include "core/store_priv.h"
+#include "core/store.h"
 
 #define PROVE_TEXT "diskguard proves that this storage works\n"
 #define PROVE_NAME 64

@@ -9,7 +9,7 @@
 
 #include "base/hook.h"
 #include "core/host.h"
-#include "core/store_priv.h"
+#include "core/shards.h"
 
 #define P "%.200s"
 #define NEW_NAME 16
@@ -70,7 +70,7 @@ static int lock_hosts(struct upgrade *u)
 
 static int text_put(struct upgrade *u, enum store_state state)
 {
-    char text[STORE_TEXT_MAX], tmp[STORE_TMP_NAME];
+    char text[DATASTORE_TEXT_MAX], tmp[DATASTORE_TMP_NAME];
     struct datastore_text t = u->text, now;
     size_t len;
     int fd, r;
@@ -78,7 +78,8 @@ static int text_put(struct upgrade *u, enum store_state state)
     t.state = state;
     r = datastore_emit(&t, text, &len);
     if (r == 0)
-        r = store_tmp_name("init", tmp); /* what a crash leaves goes with the next daemon's start */
+        r = datastore_tmp_name("init", tmp); /* what a crash leaves goes with the next daemon's
+                                                start */
     if (r < 0)
         return r;
     fd = io_text_create(u->s.tmp_fd, tmp, text, len);
@@ -86,11 +87,11 @@ static int text_put(struct upgrade *u, enum store_state state)
         return fd;
     close(fd); /* fsynced */
     r = HOOK_FAIL("upgrade.state");
-    if (r == 0 && renameat(u->s.tmp_fd, tmp, u->s.dir_fd, STORE_FILE) < 0)
+    if (r == 0 && renameat(u->s.tmp_fd, tmp, u->s.dir_fd, DATASTORE_FILE) < 0)
         r = -errno;
     if (r < 0) {
         unlinkat(u->s.tmp_fd, tmp, 0);
-        if (datastore_read(&u->s, &now, NULL) < 0 || now.state != state)
+        if (datastore_read(u->s.dir_fd, u->s.path, &now, NULL) < 0 || now.state != state)
             return r; /* else the answer was lost, the rename was not */
     }
     r = HOOK_FAIL("upgrade.state-sync");
@@ -222,7 +223,7 @@ static int swap(struct shards *d, const char *new_name)
             r = -errno;
     }
     if (r == -ENOENT) { /* the answer was lost? */
-        _cleanup_close_ int fd = store_dir_open(d->u->s.dir_fd, d->dir);
+        _cleanup_close_ int fd = datastore_dir_open(d->u->s.dir_fd, d->dir);
         struct shard_survey found;
 
         r = fd < 0 ? fd : shard_survey(fd, &found);
@@ -258,7 +259,7 @@ static int convert_dir(struct shards *d, const char *new_name)
         return r < 0 ? r : 0;
     r = HOOK_FAIL("upgrade.make");
     if (r == 0 && d->new_fd < 0)
-        r = store_dir_make(d->u->s.dir_fd, new_name, &d->new_fd);
+        r = datastore_dir_make(d->u->s.dir_fd, new_name, &d->new_fd);
     if (r == 0)
         r = shard_make_all(d->new_fd);
     return r < 0 ? r : swap(d, new_name);
@@ -273,8 +274,8 @@ static int convert(struct upgrade *u, enum shard_dir dir)
     snprintf(new_name, sizeof(new_name), "%s.2", d.dir);
     for (unsigned i = 0; i < DG_SHARDS; i++)
         d.fd[i] = -1;
-    d.old_fd = store_dir_open(u->s.dir_fd, d.dir);
-    d.new_fd = store_dir_open(u->s.dir_fd, new_name);
+    d.old_fd = datastore_dir_open(u->s.dir_fd, d.dir);
+    d.new_fd = datastore_dir_open(u->s.dir_fd, new_name);
     /* marks/ and readers/ were made when they were first needed */
     if (d.old_fd < 0 && (d.old_fd != -ENOENT || dir == SHARD_CLAIMS)) {
         r = d.old_fd;
@@ -336,7 +337,7 @@ int store_upgrade(const char *path, bool no_locks, struct store *ret,
     struct upgrade u = {.lock_fd = -1, .why = &reason};
     int r;
 
-    store_clear(ret);
+    *ret = (struct store)STORE_CLOSED;
     r = store_open_old(path, &u.s, &u.text, &reason);
     if (r == 0)
         r = check_state(&u);
