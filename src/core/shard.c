@@ -9,6 +9,16 @@ int shard_dir_fd(const struct store *s, enum shard_dir dir)
     return dir == SHARD_CLAIMS ? s->claims_fd : dir == SHARD_MARKS ? s->marks_fd : s->readers_fd;
 }
 
+/* One that is gone since the store was opened is a medium at fault, as a file that it lost. */
+static int open_there(const struct store *s, enum shard_dir dir, unsigned shard)
+{
+    int fd = shard_open(shard_dir_fd(s, dir), shard);
+
+    if (fd == -EUCLEAN)
+        log_debug("%s/" DG_SHARD_FORMAT " is missing", shard_dir_name(dir), shard);
+    return fd == -EUCLEAN ? -EIO : store_medium(fd);
+}
+
 int shard_fd(const struct store *s, enum shard_dir dir, uint64_t key)
 {
     unsigned shard = dg_shard(key);
@@ -19,7 +29,7 @@ int shard_fd(const struct store *s, enum shard_dir dir, uint64_t key)
         return fd;
     fd = HOOK_FAIL("shard.open");
     if (fd == 0)
-        fd = store_medium(shard_open(shard_dir_fd(s, dir), shard));
+        fd = open_there(s, dir, shard);
     if (fd < 0 || atomic_compare_exchange_strong(kept, &none, fd))
         return fd;
     close(fd);
@@ -62,7 +72,7 @@ int shard_list_all(const struct store *s, enum shard_dir dir,
 
     for (; r == 0 && l.shard < DG_SHARDS; l.shard++) {
         /* not kept: a tool has few descriptors */
-        int fd = shard_open(shard_dir_fd(s, dir), l.shard);
+        int fd = open_there(s, dir, l.shard);
 
         r = store_medium(fd < 0 ? fd : io_fresh_dir(fd, see, &l));
         base_closep(&fd);

@@ -2,7 +2,7 @@
  * shard, layout.h), so a listing of it costs the same however many images there are.
  *
  * Shards are made when the datastore is, and stay. So a descriptor of one is kept for as long as
- * the store is open, and no name is looked up for it again. A shard that is not there is -EUCLEAN:
+ * the store is open, and no name is looked up for it again. A shard that is not there is -EIO:
  * never a reason to say that there is no claim. Blocks on the datastore. Thread-safe. */
 #ifndef DISKGUARD_SHARD_H
 #define DISKGUARD_SHARD_H

@@ -94,15 +94,15 @@ Test(shard, a_missing_one_is_never_no_claim, .init = setup, .fini = teardown)
     snprintf(name, sizeof(name), "%s/.diskguard/claims/" DG_SHARD_FORMAT, temp.path, dg_shard(INO));
     snprintf(hidden, sizeof(hidden), "%s/hidden", temp.path);
     cr_assert_eq(rename(name, hidden), 0);
-    cr_assert_eq(claim_read(&other, INO, c), -EUCLEAN);
-    cr_assert_eq(claim_read_known(&other, INO, 1, c), -EUCLEAN);
-    cr_assert_eq(claim_check(&other, rec), -EUCLEAN);
-    cr_assert_eq(claim_each(&other, NULL, NULL), -EUCLEAN);
+    cr_assert_eq(claim_read(&other, INO, c), -EIO);
+    cr_assert_eq(claim_read_known(&other, INO, 1, c), -EIO);
+    cr_assert_eq(claim_check(&other, rec), -EIO);
+    cr_assert_eq(claim_each(&other, NULL, NULL), -EIO);
     c->kind = CLAIM_NONE;
     c->generation = 0;
     cr_assert_eq(claim_next(&other, c, &next), 0);
     tempstore_record(&b, INO, next, rec);
-    cr_assert_eq(claim_acquire(&other, rec), -EUCLEAN);
+    cr_assert_eq(claim_acquire(&other, rec), -EIO);
     cr_assert_eq(tempstore_count(S->tmp_fd, ""), 0u);
     /* who has it open needs no name */
     cr_assert_eq(claim_read(S, INO, c), 0);
