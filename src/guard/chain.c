@@ -240,7 +240,7 @@ static int look_plain(struct chain *c, int fd, uint64_t ino, const char *path, c
 }
 
 /* Before it is made, so that a failure leaves none behind that is not known. */
-static int note_below(struct image *img, uint64_t ino) REQUIRES(img->header)
+static int note_below(struct image *img, uint64_t ino)
 {
     for (size_t k = 0; k < img->chain.n_below; k++)
         if (img->chain.below[k] == ino)
@@ -255,7 +255,6 @@ static int note_below(struct image *img, uint64_t ino) REQUIRES(img->header)
 }
 
 static int make_dependency(struct chain *c, uint64_t ino, const char *path, const char *role)
-    REQUIRES(c->img->header)
 {
     struct dependency m = {.below = ino, .above = c->rec->ino, .generation = c->rec->generation};
     char text[2048];
@@ -417,7 +416,7 @@ static int chain_run(struct chain *c)
 
 /* All that the chain needs now is protected. The files that dropped out of it are free, once no
  * crash can bring back the header that needs them. */
-static void drop_former(struct chain *c) REQUIRES(c->img->header)
+static void drop_former(struct chain *c)
 {
     struct image_chain *chain = &c->img->chain;
     size_t kept = 0;
