@@ -232,7 +232,8 @@ def twice(build):
 def strangers(build):
     ds, _, _ = used(build)
     for name in ("notes.txt", ".nfs000000000000000100000001"):
-        forge(ds, "claims", name) if name[0] == "0" else open(ds.raw(".diskguard/claims/" + name), "w").close()
+        with open(ds.raw(".diskguard/claims/" + name), "w"):
+            pass
     os.mkdir(ds.raw(".diskguard/claims/3f"))
     out = upgrade(ds, code=1)
     ok("not all" in out, out)
@@ -259,7 +260,10 @@ class Kept:
         inner = self.ds.raw(".diskguard")
         for name in os.listdir(inner):
             path = os.path.join(inner, name)
-            shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
+            if os.path.isdir(path):
+                shutil.rmtree(path)
+            else:
+                os.unlink(path)
         shutil.copytree(self.at, inner, copy_function=os.link, dirs_exist_ok=True)
 
 
