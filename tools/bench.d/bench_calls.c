@@ -7,6 +7,9 @@
  *                                   "OPEN AGAIN SLOWEST": all together, and the slowest single open
  *   bench_calls race FILE1 FILE2    two processes open the same image, each by its own view:
  *                                   "WINNER LOSER"; exit code 3 when both were let in
+ *   bench_calls hold DIR N          opens DIR/0.qcow2 to DIR/<N-1>.qcow2 for write, prints "ALL" and
+ *                                   holds them until its input ends
+ *   bench_calls scan DIR            walks DIR and reads 512 bytes of each file: "ALL FILES"
  *   bench_calls create DIR N        makes N empty files in DIR: "ALL"
  *   bench_calls unlink DIR N        removes them: "ALL"
  *
@@ -14,6 +17,7 @@
  * the durable calls of an open or a close changes bare_open() or bare_close(), too. */
 #include <errno.h>
 #include <fcntl.h>
+#include <ftw.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdint.h>
@@ -22,6 +26,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -371,6 +376,51 @@ static void names(const char *dir, int n, int remove)
     printf("%jd\n", (intmax_t)(now() - began));
 }
 
+/* ---- many images ---- */
+
+static void hold(const char *dir, int n)
+{
+    const struct rlimit enough = {(rlim_t)n + 64, (rlim_t)n + 64};
+    int64_t began = now();
+    char path[4096];
+
+    need(setrlimit(RLIMIT_NOFILE, &enough), "RLIMIT_NOFILE");
+    for (int i = 0; i < n; i++) {
+        snprintf(path, sizeof(path), "%s/%d.qcow2", dir, i);
+        (void)must_open(path);
+    }
+    printf("%jd\n", (intmax_t)(now() - began));
+    fflush(stdout);
+    while (read(STDIN_FILENO, path, sizeof(path)) > 0)
+        ;
+}
+
+static int64_t scanned;
+
+static int scan_one(const char *path, const struct stat *st, int type, struct FTW *at)
+{
+    char head[512];
+    int fd;
+
+    (void)at;
+    if (type != FTW_F || !S_ISREG(st->st_mode))
+        return 0;
+    fd = open(path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+    need(fd, path);
+    need((int)pread(fd, head, sizeof(head), 0), path);
+    need(close(fd), path);
+    scanned++;
+    return 0;
+}
+
+static void scan(const char *dir)
+{
+    int64_t began = now();
+
+    need(nftw(dir, scan_one, 64, FTW_PHYS), dir);
+    printf("%jd %jd\n", (intmax_t)(now() - began), (intmax_t)scanned);
+}
+
 int main(int argc, char **argv)
 {
     const char *verb = argc > 2 ? argv[1] : "";
@@ -383,10 +433,15 @@ int main(int argc, char **argv)
         storm(atoi(argv[2]), argv + 3, argc - 3);
     else if (argc == 4 && strcmp(verb, "race") == 0)
         return race(argv + 2);
+    else if (argc == 4 && strcmp(verb, "hold") == 0 && atoi(argv[3]) > 0)
+        hold(argv[2], atoi(argv[3]));
+    else if (argc == 3 && strcmp(verb, "scan") == 0)
+        scan(argv[2]);
     else if (argc == 4 && (strcmp(verb, "create") == 0 || strcmp(verb, "unlink") == 0))
         names(argv[2], atoi(argv[3]), verb[0] == 'u');
     else {
-        fputs("usage: bench_calls bare|again|storm|race|create|unlink ... (see its source)\n",
+        fputs("usage: bench_calls bare|again|storm|race|hold|scan|create|unlink ... "
+              "(see its source)\n",
               stderr);
         return 2;
     }

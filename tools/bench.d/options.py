@@ -9,6 +9,8 @@ GROUPS = {  # name: (what it measures, programs that it needs)
     "names": ("ls -l, find, tar, create and unlink in a directory with many files", ("qemu-img",)),
     "guard": ("open for write, close, races, a boot storm, many claims; the same calls made bare",
               ("qemu-img",)),
+    "many": ("memory, list, why and a start after a crash with many held images; fsck.diskguard on "
+             "a full datastore", ("qemu-img",)),
     "qemu": ("qemu-img bench, alone and through qemu-storage-daemon", ("qemu-img", "qemu-io")),
 }
 PLACES = ("disk", "tmpfs")
@@ -39,6 +41,7 @@ class Plan:
     """What is measured, and how much of it."""
     rounds, size, runtime_ms, files, claims = 5, 256 << 20, 1000, 20000, 20000
     storm, procs, opens, races, requests = 1000, 50, 30, 5, 4000
+    many, scanned = 10000, 100000
     budget = None  # seconds of a group in one place; what one does not need the later ones get
     quick = tiny = False
 
@@ -47,13 +50,15 @@ class Quick(Plan):
     """Under three minutes in all."""
     rounds, size, runtime_ms, files = 3, 64 << 20, 200, 1000
     storm, procs, opens, races, requests = 100, 10, 8, 1, 500
-    budget, quick = {"io": 56, "names": 18, "guard": 20, "qemu": 16}, True
+    many, scanned = 200, 2000
+    budget, quick = {"io": 56, "names": 18, "guard": 20, "many": 12, "qemu": 16}, True
 
 
 class Smoke(Quick):
     """Shows that everything runs; the figures mean nothing."""
     rounds, size, runtime_ms, files, claims = 1, 10 << 20, 20, 20, 20
     storm, procs, opens, races, requests = 4, 2, 2, 1, 8
+    many, scanned = 4, 20
     tiny = True
 
 
@@ -93,7 +98,7 @@ def parse(peers):
     size.add_argument("--smoke", action="store_true",
                       help="the smallest run of each group, in seconds: for the bench's own test")
     add("--only", type=words_of(tuple(GROUPS)), default=list(GROUPS), metavar="GROUPS",
-        help="of io,names,guard,qemu (default: all)")
+        help="of io,names,guard,many,qemu (default: all)")
     add("--places", type=words_of(PLACES), metavar="PLACES", help="of disk,tmpfs (default: both)")
     add("--dir", default="/var/tmp",
         help="a directory on the file system that is the place `disk` (default: %(default)s)")
@@ -114,6 +119,10 @@ def parse(peers):
         help="images of the boot storm (default: 1000; quick: 100)")
     add("--procs", type=positive, metavar="N",
         help="processes of the boot storm (default: 50; quick: 10)")
+    add("--many", type=positive, metavar="N",
+        help="images that one daemon holds (default: 10000; quick: 200)")
+    add("--scanned", type=positive, metavar="N",
+        help="files for fsck.diskguard (default: 100000; quick: 2000)")
     add("--peers", metavar="NAMES", help="of %s, or none (default: those that are installed)" %
         ",".join(peers))
     add("--json", metavar="FILE", help="write every figure there")
@@ -128,7 +137,8 @@ def parse(peers):
 
 def plan_of(args):
     plan = Smoke() if args.smoke else Quick() if args.quick else Plan()
-    for name in ("rounds", "size", "runtime_ms", "files", "claims", "storm", "procs"):
+    for name in ("rounds", "size", "runtime_ms", "files", "claims", "storm", "procs", "many",
+                 "scanned"):
         value = getattr(args, name)
         if value is not None:
             setattr(plan, name, value)

@@ -8,7 +8,7 @@ import tempfile
 FORMAT = "diskguard-bench 1"
 BEFORE = " before"  # behind the name of a target: of the build of --before
 TITLES = {"io": "Guest data (fio, direct=1)", "names": "Names and attributes", "guard": "The guard",
-          "qemu": "Through QEMU"}
+          "many": "Many images", "qemu": "Through QEMU"}
 
 
 def short(value):
@@ -50,7 +50,7 @@ def ordered(items):
     return list(dict.fromkeys(items))
 
 
-ORDER = ("raw", "held qcow2", "held raw", "plain", "reader", "diskguard",
+ORDER = ("walk", "raw", "held qcow2", "held raw", "plain", "reader", "diskguard",
          "bare calls")  # then the peers
 
 
@@ -85,14 +85,16 @@ def value_table(rows):
 
 
 def guard_table(rows):
-    """Milliseconds, and the ratios to the bare calls."""
+    """Values, and the ratios to the bare calls or the bare walk."""
     targets = targets_of(rows)
     views = [t for t in targets if any(r["target"] == t and "ratio" in r for r in rows)]
-    table = [["", *("%s, ms" % t for t in targets), *("%s, ratio" % t for t in views)]]
-    for what in ordered(r["what"] for r in rows):
-        cells = {r["target"]: r for r in rows if r["what"] == what}
+    unit = ordered(r["unit"] for r in rows)
+    tail = ", " + unit[0] if len(unit) == 1 else ""  # the same for all: in the head
+    table = [["", *(t + tail for t in targets), *("%s, ratio" % t for t in views)]]
+    for what, unit in ordered((r["what"], r["unit"]) for r in rows):
+        cells = {r["target"]: r for r in rows if (r["what"], r["unit"]) == (what, unit)}
         ratios = [cells.get(t, {}).get("ratio") for t in views]
-        table.append([what, *(value_text(cells.get(t)) for t in targets),
+        table.append([what if tail else "%s, %s" % (what, unit), *(value_text(cells.get(t)) for t in targets),
                       *(ratio_text(r) if r else "-" for r in ratios)])
     return table
 
@@ -104,8 +106,8 @@ def sections(result):
         where = "%s, %s (%s)" % (TITLES[group], place, result["places"].get(place, "?"))
         costs = [r for r in rows if r["unit"] in ("CPU s/GiB", "MiB")]
         speeds = [r for r in rows if r not in costs]
-        if group == "guard":
-            yield where + "; milliseconds", guard_table(speeds)
+        if group in ("guard", "many"):
+            yield where, guard_table(speeds)
         elif any("ratio" in r for r in speeds):
             better = "of time: less is better" if group == "names" else "more is better"
             yield "%s; ratios to raw (%s)" % (where, better), ratio_table(speeds)
