@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "base/sync.h"
 #include "core/seal.h"
 
 /* each lost one means that a live host changed the claim between two reads of it */
@@ -480,6 +481,9 @@ struct sweep {
     struct recover *r;
     struct row_key *key; /* by inode, and then the highest generation first */
     size_t n, room;
+    struct mutex mutex; /* for what follows, and the states of the keys */
+    struct cond ended;  /* a job */
+    unsigned jobs;      /* under way */
     bool left, progress;
 };
 
@@ -517,6 +521,72 @@ static int key_cmp_ino(const void *a, const void *b)
     return (x->ino > y->ino) - (x->ino < y->ino);
 }
 
+/* ---- one image at a time, or several ---- */
+
+struct job {
+    struct sweep *s;
+    uint64_t ino;
+    struct row_key *key; /* of its row; NULL: none */
+    int err;             /* of the row */
+    struct record row;
+};
+
+static void run_job(void *arg)
+{
+    struct job *job = arg;
+    struct sweep *s = job->s;
+    int r = recover_image(s->r, job->ino, job->key ? &job->row : NULL, job->err);
+
+    mutex_lock(&s->mutex);
+    if (job->key)
+        job->key->state = r == 0 ? ROW_SETTLED : ROW_LEFT;
+    s->left |= r != 0;
+    s->progress = true;
+    s->jobs--;
+    cond_broadcast(&s->ended);
+    mutex_unlock(&s->mutex);
+    free(job);
+}
+
+/* Waits until `most` jobs at the most are under way. */
+static void wait_jobs(struct sweep *s, unsigned most)
+{
+    mutex_lock(&s->mutex);
+    while (s->jobs > most)
+        cond_wait(&s->ended, &s->mutex);
+    mutex_unlock(&s->mutex);
+}
+
+static int start_job(struct sweep *s, uint64_t ino, struct row_key *key, const struct record *row,
+                     int err)
+{
+    struct job *job = malloc(sizeof(*job));
+
+    if (!job)
+        return -ENOMEM;
+    *job = (struct job){.s = s, .ino = ino, .key = key, .err = err};
+    if (row)
+        job->row = *row;
+    wait_jobs(s, RECOVER_JOBS - 1);
+    mutex_lock(&s->mutex);
+    s->jobs++;
+    mutex_unlock(&s->mutex);
+    if (s->r->run)
+        s->r->run(s->r->arg, run_job, job);
+    else
+        run_job(job);
+    return 0;
+}
+
+static bool row_may_run(struct sweep *s, const struct row_key *k)
+{
+    mutex_lock(&s->mutex);
+    bool may =
+        k->state == ROW_WAITS && (k == s->key || k[-1].ino != k->ino || k[-1].state == ROW_SETTLED);
+    mutex_unlock(&s->mutex);
+    return may;
+}
+
 /* A row waits until every higher generation of its inode is settled: what is left of a higher
  * one may explain the lower one. */
 static int settle_row(void *arg, const struct record *rec, int err)
@@ -524,16 +594,8 @@ static int settle_row(void *arg, const struct record *rec, int err)
     struct sweep *s = arg;
     struct row_key want = {.ino = rec->ino, .generation = rec->generation};
     struct row_key *k = s->n ? bsearch(&want, s->key, s->n, sizeof(want), key_cmp) : NULL;
-    int r;
 
-    if (!k || k->state != ROW_WAITS ||
-        (k > s->key && k[-1].ino == k->ino && k[-1].state != ROW_SETTLED))
-        return 0;
-    r = recover_image(s->r, rec->ino, rec, err);
-    k->state = r == 0 ? ROW_SETTLED : ROW_LEFT;
-    s->left |= r != 0;
-    s->progress = true;
-    return 0;
+    return k && row_may_run(s, k) ? start_job(s, rec->ino, k, rec, err) : 0;
 }
 
 static int settle_claim(void *arg, uint64_t ino, const struct claim *c)
@@ -546,8 +608,7 @@ static int settle_claim(void *arg, uint64_t ino, const struct claim *c)
         return 0;
     if (s->n && bsearch(&want, s->key, s->n, sizeof(want), key_cmp_ino))
         return 0;
-    s->left |= recover_image(s->r, ino, NULL, 0) != 0;
-    return 0;
+    return start_job(s, ino, NULL, NULL, 0);
 }
 
 int recover_all(struct recover *r)
@@ -555,6 +616,8 @@ int recover_all(struct recover *r)
     struct sweep s = {.r = r};
     int err = r->journal ? journal_each(r->journal, collect_row, &s) : 0;
 
+    mutex_init(&s.mutex);
+    cond_init(&s.ended);
     if (err == 0 && s.n > 1)
         qsort(s.key, s.n, sizeof(*s.key), key_cmp);
     /* One pass, unless an inode has several rows. The rows are not kept: each is 40 KiB. */
@@ -562,9 +625,13 @@ int recover_all(struct recover *r)
     while (err == 0 && s.progress) {
         s.progress = false;
         err = journal_each(r->journal, settle_row, &s);
+        wait_jobs(&s, 0);
     }
     if (err == 0)
         err = claim_each(r->store, settle_claim, &s);
+    wait_jobs(&s, 0);
+    cond_destroy(&s.ended);
+    mutex_destroy(&s.mutex);
     free(s.key);
     return err < 0 ? err : s.left;
 }

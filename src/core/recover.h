@@ -76,6 +76,10 @@ struct recover {
     /* Called once per image with something to report. done: 0 repaired or nothing to do, 1 not
      * tried (dry run, STOP), -errno failed. */
     void (*report)(void *arg, const struct record *rec, struct recover_decision d, int done);
+    /* May be NULL: recover_all() settles one image after the other. Runs fn(job), on another thread
+     * or on this one; RECOVER_JOBS at a time at most are asked for. The functions here are then
+     * called by several threads at once. */
+    void (*run)(void *arg, void (*fn)(void *job), void *job);
     /* May be NULL. Asked before a repair of severity SEV_PREEN or SEV_ASK: true = do it. */
     bool (*ask)(void *arg, const struct record *rec, struct recover_decision d);
     void *arg;
@@ -85,6 +89,8 @@ struct recover {
  * error of a bad row. 0: settled; 1: something is left; or -errno. */
 DG_MUST_CHECK int recover_image(struct recover *r, uint64_t ino, const struct record *row,
                                 int row_err);
+
+#define RECOVER_JOBS 32u /* each has three records in memory, 40 KiB each */
 
 /* Settles every journal row. Then every claim without a row that is ours (or of takeover), or
  * does not decode.

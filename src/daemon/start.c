@@ -95,9 +95,14 @@ static int open_store(struct daemon *d, struct why *why)
     return r;
 }
 
+struct recovery_jobs {
+    struct daemon *d;
+    struct pool *pool;
+};
+
 static void report(void *arg, const struct record *rec, struct recover_decision decision, int done)
 {
-    const struct daemon *d = arg;
+    const struct daemon *d = ((struct recovery_jobs *)arg)->d;
     const struct problem_info *info = problem_info(decision.problem);
     const char *action = recover_action_name(decision.action);
     char datastore[1024], image[1024], repair[2048], name[RECORD_IMAGE_MAX + 2];
@@ -138,6 +143,12 @@ static void sweep_readers(struct daemon *d)
                 r < 0 ? "; then: " : "", r < 0 ? strerror(-r) : "");
 }
 
+static void run_recovery(void *arg, void (*fn)(void *job), void *job)
+{
+    const struct recovery_jobs *jobs = arg;
+    pool_submit(jobs->pool, fn, job);
+}
+
 static int recover(struct daemon *d, struct why *why)
 {
     unsigned stale = 0;
@@ -149,13 +160,16 @@ static int recover(struct daemon *d, struct why *why)
     }
     if (stale > 0)
         log_msg(LOG_INFO, "%u records that an earlier daemon left were cleared away", stale);
+    struct recovery_jobs jobs = {.d = d, .pool = pool_new(RECOVER_JOBS)};
     struct recover rec = {.store = &d->guard.store,
                           .journal = d->guard.journal,
                           .host = &d->guard.host,
                           .policy = d->guard.policy,
                           .report = report,
-                          .arg = d};
+                          .run = jobs.pool ? run_recovery : NULL,
+                          .arg = &jobs};
     r = recover_all(&rec);
+    pool_free(jobs.pool);
     if (r < 0) {
         why_set(why, "%s: the state that an earlier daemon left cannot be read: %s",
                 d->opt.guard.datastore, strerror(-r));

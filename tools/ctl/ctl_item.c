@@ -16,16 +16,56 @@ static void add(struct items *items, struct item one)
     items->item[items->n++] = one;
 }
 
-static struct json_object *live_of(const struct source *s, uint64_t ino, uint64_t generation)
+/* What the daemon says of its images, by inode number. */
+struct live {
+    uint64_t ino, generation;
+    struct json_object *o;
+    bool known; /* an item has it */
+};
+struct live_list {
+    struct live *at;
+    size_t n;
+};
+
+static int by_inode(const void *a, const void *b)
+{
+    const struct live *x = a, *y = b;
+
+    return (x->ino > y->ino) - (x->ino < y->ino);
+}
+
+static struct live_list live_sorted(const struct source *s)
 {
     struct json_object *a = out_json_get(s->list, "images", json_type_array);
+    size_t n = a ? json_object_array_length(a) : 0;
+    struct live_list l = {.at = calloc(n + 1, sizeof(*l.at))};
 
-    for (size_t i = 0; a && i < json_object_array_length(a); i++) {
+    if (!l.at)
+        out_no_memory();
+    for (size_t i = 0; i < n; i++) {
         struct json_object *o = json_object_array_get_idx(a, i);
 
-        if (out_json_get_u64(o, "inode") == ino &&
-            (generation == 0 || out_json_get_u64(o, "generation") == generation))
-            return o;
+        if (json_object_is_type(o, json_type_object))
+            l.at[l.n++] = (struct live){out_json_get_u64(o, "inode"),
+                                        out_json_get_u64(o, "generation"), o, false};
+    }
+    qsort(l.at, l.n, sizeof(*l.at), by_inode);
+    return l;
+}
+
+/* generation 0: any. */
+static struct json_object *live_of(struct live_list *l, uint64_t ino, uint64_t generation)
+{
+    struct live want = {.ino = ino};
+    struct live *end = l->at + l->n, *x = bsearch(&want, l->at, l->n, sizeof(want), by_inode);
+
+    while (x && x > l->at && x[-1].ino == ino)
+        x--;
+    for (; x && x < end && x->ino == ino; x++) {
+        if (generation == 0 || x->generation == generation) {
+            x->known = true;
+            return x->o;
+        }
     }
     return NULL;
 }
@@ -41,40 +81,33 @@ static int by_path(const void *a, const void *b)
                     : 0);
 }
 
-static void add_claims(const struct source *s, struct items *items)
+static void add_claims(const struct source *s, struct live_list *l, struct items *items)
 {
     for (size_t i = 0; i < s->raw->nclaims; i++) {
         const struct raw_claim *c = &s->raw->claims[i];
 
-        add(items, (struct item){c, live_of(s, c->ino, c->kind == CLAIM_BAD ? 0 : c->generation),
+        add(items, (struct item){c, live_of(l, c->ino, c->kind == CLAIM_BAD ? 0 : c->generation),
                                  raw_host_of(s->raw, c->host)});
     }
 }
 
 /* A daemon may hold what has no claim any more (fenced), or, just now, not yet. */
-static void add_live(const struct source *s, struct items *items)
+static void add_live(const struct live_list *l, struct items *items)
 {
-    struct json_object *a = out_json_get(s->list, "images", json_type_array);
-    size_t claims = items->n;
-
-    for (size_t i = 0; a && i < json_object_array_length(a); i++) {
-        struct json_object *o = json_object_array_get_idx(a, i);
-        bool known = !json_object_is_type(o, json_type_object);
-
-        for (size_t k = 0; k < claims && !known; k++)
-            known = items->item[k].live == o;
-        if (!known)
-            add(items, (struct item){NULL, o, NULL});
-    }
+    for (size_t i = 0; i < l->n; i++)
+        if (!l->at[i].known)
+            add(items, (struct item){NULL, l->at[i].o, NULL});
 }
 
 void items_collect(const struct source *s, struct items *ret)
 {
     struct items items = {0};
+    struct live_list l = live_sorted(s);
 
     if (s->raw && s->raw->err == 0)
-        add_claims(s, &items);
-    add_live(s, &items);
+        add_claims(s, &l, &items);
+    add_live(&l, &items);
+    free(l.at);
     if (items.n > 1)
         qsort(items.item, items.n, sizeof(*items.item), by_path);
     *ret = items;
