@@ -2,6 +2,7 @@
  * during recovery. */
 #include "unit.h"
 
+#include <pthread.h>
 #include <signal.h>
 #include <sys/wait.h>
 
@@ -364,6 +365,95 @@ SCENE(missing_claim_that_cannot_be_made)
     report.n = 0;
     cr_assert_eq(recover_all(&r), 0);
     check_settled(RECOVER_STOP, PROBLEM_CLAIM_MISSING, "free 1");
+}
+
+/* ---- several images at a time ---- */
+
+#define MANY 70 /* more than RECOVER_JOBS twice */
+
+static struct {
+    pthread_mutex_t mutex;
+    pthread_t thread[MANY + 8];
+    unsigned n, now, most;
+} crew = {.mutex = PTHREAD_MUTEX_INITIALIZER};
+
+struct crew_job {
+    void (*fn)(void *job);
+    void *job;
+};
+
+static void *crew_main(void *arg)
+{
+    struct crew_job *j = arg;
+
+    j->fn(j->job);
+    pthread_mutex_lock(&crew.mutex);
+    crew.now--;
+    pthread_mutex_unlock(&crew.mutex);
+    free(j);
+    return NULL;
+}
+
+static void crew_run(void *arg, void (*fn)(void *job), void *job)
+{
+    struct crew_job *j = malloc(sizeof(*j));
+
+    (void)arg;
+    cr_assert_not_null(j);
+    *j = (struct crew_job){fn, job};
+    pthread_mutex_lock(&crew.mutex);
+    crew.now++;
+    crew.most = crew.now > crew.most ? crew.now : crew.most;
+    pthread_mutex_unlock(&crew.mutex);
+    cr_assert(crew.n < MANY + 8);
+    cr_assert_eq(pthread_create(&crew.thread[crew.n++], NULL, crew_main, j), 0);
+}
+
+static void crew_report(void *arg, const struct record *r, struct recover_decision d, int done)
+{
+    pthread_mutex_lock(&crew.mutex);
+    on_report(arg, r, d, done);
+    pthread_mutex_unlock(&crew.mutex);
+}
+
+/* The scene's image moves on to another file of that number. */
+static void next_image(unsigned number)
+{
+    char name[32];
+
+    snprintf(name, sizeof(name), "disk%u.img", number);
+    close(image);
+    image = openat(temp.store.root_fd, name, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    cr_assert(image >= 0);
+    describe_image(rec, &me, 3);
+    snprintf(rec->image, sizeof(rec->image), "%s", name);
+}
+
+/* Every image is settled once, and of one image the later generation before the earlier one. */
+SCENE(many_at_a_time)
+{
+    struct recover r = recovery();
+
+    for (unsigned i = 0; i < MANY; i++) {
+        next_image(i);
+        leave_sealed();
+    }
+    put_row(2, STEP_SEALED); /* of the last one: it must wait for generation 3 */
+    put_row(1, STEP_RESTORING);
+    r.run = crew_run;
+    r.report = crew_report;
+    cr_assert_eq(recover_all(&r), 0);
+    for (unsigned i = 0; i < crew.n; i++)
+        pthread_join(crew.thread[i], NULL);
+    cr_assert(crew.most > 1 && crew.most <= RECOVER_JOBS + 1, "%u at a time", crew.most);
+    cr_assert_eq(rows(), 0u);
+    cr_assert_eq(report.n, MANY + 2u);
+    for (unsigned i = 0; i < MANY; i++) {
+        next_image(i);
+        cr_assert(disk_is(truth), "image %u", i);
+        cr_assert_str_eq(ruling(), "free 3");
+    }
+    cr_assert_eq(report.generation, 1u, "the earliest generation comes last");
 }
 
 /* ---- crashes during recovery ---- */
