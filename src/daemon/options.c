@@ -263,6 +263,14 @@ static int set_raw(struct parse *p, const char *value)
             return 0;
         }
     }
+    for (size_t n = 0; n < sizeof(words) / sizeof(*words); n++) {
+        const char *at = strstr(value, words[n]);
+        size_t len = strlen(words[n]);
+        for (; at; at = strstr(at + 1, words[n]))
+            if ((at == value || at[-1] == ':') && (at[len] == ':' || !at[len]))
+                return bad(p, "raw=%s: %s stands alone, or only file name patterns do", value,
+                           words[n]);
+    }
     p->o->guard.raw = RAW_GLOBS;
     return set_globs(p, &p->o->guard.raw_globs, "raw",
                      "auto, all, none or file name patterns such as *.img:*.raw", value);

@@ -138,7 +138,9 @@ static int add_links(struct chain *c, int fd, struct header *h, const struct pla
     if (r != -EUCLEAN)
         return r;
     c->doubt = true;
-    if (h->verdict != FORMAT_LIES) /* of a damaged header that is not what there is to say */
+    /* A damaged header has worse to say; one that is just being written says more with its next
+     * write, or with the next open. */
+    if (h->verdict != FORMAT_LIES && !c->late)
         say_unprotected(c, "file that it needs", "?", "its name cannot be followed");
     return 0;
 }
@@ -193,11 +195,12 @@ static void plain_handle(void *arg, struct handle *h)
 {
     struct plain_look *l = arg;
     if (!h->writer || h->inode->ino != l->ino || h->inode->dev != l->c->g->store.dev ||
-        atomic_load(&h->guarded) || atomic_load(&h->barred.err))
+        atomic_load(&h->barred.err))
         return;
     bool may = l->c->g->opt.writers == WRITERS_HOST || opener_same(&h->opener, l->c->who);
     l->own |= may;
-    l->other |= !may;
+    /* of one that is held, the claim has said who may */
+    l->other |= !may && !atomic_load(&h->guarded);
 }
 
 /* Two holders that look at the same moment refuse each other the lock: so a few times. */

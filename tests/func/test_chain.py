@@ -581,5 +581,14 @@ def _(build):
         ok(won["above"] and won["below"], "one side never wins: %s" % won)
 
 
+@suite.case("an image that is made with an external data file: no word in the log")
+def _(build):
+    with pair(build) as p:
+        must("qemu-img", "create", "-q", "-f", "qcow2", "-o", "data_file=data.raw,data_file_raw=on",
+             p.a.path("made.qcow2"), "32M", cwd=p.a.mnt)
+        log = p.a.log()
+        ok("made.qcow2" not in log and "data.raw" not in log, "the log: " + log)
+
+
 if __name__ == "__main__":
     suite.main()

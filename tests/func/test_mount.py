@@ -51,7 +51,7 @@ def _(build):
     ds = Datastore(build)
     mnt, state = suite_tmp(), suite_tmp()
     base = "state-dir=%s,host-id=%s" % (state, Host(ds.base, "x").uuid)
-    for option in ("wait=x", "wait=-1", "wait=", "threshold=12Q", "threshold=-5", "seal=maybe", "damaged=no", "writers=all", "raw=", "host-id=nonsense",
+    for option in ("wait=x", "wait=-1", "wait=", "threshold=12Q", "threshold=-5", "seal=maybe", "damaged=no", "writers=all", "raw=", "raw=auto:*.x", "raw=*.x:none", "host-id=nonsense",
                    "host-id=12345678-1234-1234-1234-12345678901", "no-such-option", "fence=perhaps", "state-dir=", "wait=1e3",
                    "attr-timeout=-1", "entry-timeout=", "attr-timeout=1s", "entry-timeout=3601", "attr-timeout=nan"):
         refuses_to_mount(build, [ds.path, mnt, "-f", "-o", base + "," + option], option.split("=")[0], usage=True)

@@ -33,9 +33,15 @@ bool look_takeover(const struct look *l, bool *ret_possible, struct why *ret)
     in.names = takeover_is_names(rec);
     in.record = look_host(l) ? 0 : l->item.host ? l->item.host->err : -ENOENT;
     in.alive = l->item.host ? l->item.host->alive : -ENOENT;
+    if (in.alive == 1) /* nobody has watched its beat here */
+        in.beat = TAKEOVER_BEAT_WATCHED;
     v = takeover_decide(&in);
     *ret_possible = v == TAKEOVER_TRY;
-    if (v == TAKEOVER_TRY)
+    if (v == TAKEOVER_WATCH)
+        why_set(
+            &why,
+            "the record of that host is locked: its diskguard lives, or its lock has not run out yet. Close the image there. If that host is dead: diskguardctl takeover IMAGE, which watches its beat first and takes nothing from a host that lives");
+    else if (v == TAKEOVER_TRY)
         why_set(
             &why,
             "if the beat of that host stands still and the storage gives the fence lock: diskguardctl takeover IMAGE, or with takeover=lock the next open for write does it by itself");

@@ -148,6 +148,8 @@ static void say_process(struct answer *a, const struct item *i)
         say(a, "On that host, process %" PRIu64 " opened it.", pid);
     else if (fate == OPENER_UNKNOWN)
         say(a, "Process %" PRIu64 " of this machine opened it.", pid);
+    else if (strcmp(item_state(i), "restoring") == 0)
+        say(a, "Process %" PRIu64 " of this machine opened it, and has closed it.", pid);
     else if (fate == OPENER_ENDED)
         say(a, "Process %" PRIu64 " of this machine opened it, and has ended%s.", pid,
             i->live ? ": another one has its open file" : "");
@@ -159,8 +161,7 @@ static void say_process(struct answer *a, const struct item *i)
     else
         say(a, "Process %" PRIu64 " (%s) of this machine opened it.", pid, out_tame(name));
     if (i->live && out_json_get_u64(i->live, "writers"))
-        say(a, "It has %" PRIu64 " handle(s) open for write.",
-            out_json_get_u64(i->live, "writers"));
+        say(a, "Handles open for write: %" PRIu64 ".", out_json_get_u64(i->live, "writers"));
 }
 
 /* How the one that has it open now is found: by file, for no number says it. */
@@ -376,8 +377,8 @@ static bool why_shared(struct answer *a, const struct raw_image *im, uint64_t he
         return false;
     decide(a, "shared", false);
     say(a,
-        "Granted: it is shared on purpose (shared=). Any process of any host may write it at the same time, so it is neither claimed nor sealed; here %" PRIu64
-        " handle(s) are open for write.",
+        "Granted: it is shared on purpose (shared=). Any process of any host may write it at the same time, so it is neither claimed nor sealed. Handles open for write here: %" PRIu64
+        ".",
         here);
     return true;
 }

@@ -116,9 +116,9 @@ static void init_print(const struct ctl *ctl, const struct store *s, bool made)
              "Next, on each host:\n"
              "  diskguard %s MOUNTPOINT\n"
              "or in /etc/fstab:\n"
-             "  %s MOUNTPOINT fuse.diskguard _netdev,nofail,allow_other 0 0\n"
+             "  %s MOUNTPOINT fuse.diskguard _netdev,x-systemd.requires-mounts-for=%s 0 0\n"
              "Then let the hypervisors use the paths below MOUNTPOINT, never those below %s.\n",
-             out_quote(s->path), fstab, s->path);
+             out_quote(s->path), fstab, fstab, s->path);
 }
 
 /* Only who owns the directory, or root, decides that it becomes a datastore. */

@@ -205,6 +205,10 @@ int main(int argc, char **argv)
     if (m)
         ending_open(&e, m);
     code = run_umount(&o, m ? path : o.point, m);
+    if (m && o.force && !o.lazy && code != DG_EXIT_OK && geteuid() == 0)
+        out_error(
+            "%s: -f has broken the view off, although it is in use: all that has files open there gets errors, and the daemon restores its images. Take the dead mount away with umount -l %s",
+            path, out_quote(path));
     if (m) {
         code = ending_wait(&e, &o, code);
         ending_close(&e);
