@@ -108,6 +108,12 @@ def list_of_everything(lab):
     o = raw(lab, "--json", "list", "--all").json()
     free = [i for i in o["views"][0]["images"] if i["state"] == "free"]
     assert len(free) == 1 and free[0]["holder"] is None and free[0]["problem"] is None and free[0]["protection"] == "none"
+    # what is free is told under its name of now, and not when it was removed
+    os.rename(lab.ds + "/" + free[0]["image"], lab.ds + "/moved.qcow2")
+    free = [i["image"] for i in raw(lab, "--json", "list", "--all").json()["views"][0]["images"] if i["state"] == "free"]
+    assert free == ["moved.qcow2"], free
+    os.unlink(lab.ds + "/moved.qcow2")
+    assert not [i for i in raw(lab, "--json", "list", "--all").json()["views"][0]["images"] if i["state"] == "free"]
 
 
 @test

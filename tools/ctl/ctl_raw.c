@@ -52,6 +52,8 @@ static int load_claim(void *arg, uint64_t ino, const struct claim *c)
 
     if (c->kind == CLAIM_NONE || (c->kind == CLAIM_FREE && !l->all))
         return 0;
+    if (c->kind == CLAIM_FREE && store_gone(&l->raw->store, -1, &rec->handle) == 1)
+        return 0; /* a tombstone of an image that was removed */
     struct raw_claim *more = reallocarray(l->raw->claims, l->raw->nclaims + 1, sizeof(*more));
     if (!more)
         return -ENOMEM;
@@ -84,7 +86,7 @@ static int load_claim(void *arg, uint64_t ino, const struct claim *c)
     return 0;
 }
 
-/* Renames by other hosts, or past the views, are in no record: each held image is looked for. */
+/* Renames by other hosts, or past the views, are in no record: each image is looked for. */
 static void find_moved(struct raw *r)
 {
     struct whereis *w = calloc(r->nclaims + 1, sizeof(*w));
@@ -93,12 +95,12 @@ static void find_moved(struct raw *r)
     if (!w)
         out_no_memory();
     for (size_t i = 0; i < r->nclaims; i++)
-        if (r->claims[i].kind == CLAIM_HELD)
+        if (r->claims[i].kind != CLAIM_BAD)
             w[n++] = (struct whereis){
                 .ino = r->claims[i].ino, .handle = r->claims[i].handle, .was = r->claims[i].path};
     whereis(&r->store, w, n, CTL_FIND_NAMES, CTL_FIND_MS);
     for (size_t i = r->nclaims; i-- > 0;) {
-        if (r->claims[i].kind != CLAIM_HELD)
+        if (r->claims[i].kind == CLAIM_BAD)
             continue;
         r->claims[i].now = w[--n].now;
         r->claims[i].lost = !w[n].now;
