@@ -10,6 +10,7 @@
 #include "base/log.h"
 #include "core/overlay.h"
 #include "core/shard.h"
+#include "core/spare.h"
 
 /* "<host>.<daemon>.<counter>" */
 #define TMP_SIZE (DG_UUID_LEN + 1 + DG_UUID_LEN + 1 + 20 + 1)
@@ -262,7 +263,10 @@ static int tmp_create(const struct store *s, const struct record *rec, char ret_
                  (unsigned long long)atomic_fetch_add(&counter, 1) + 1);
         r = HOOK_FAIL("claim.create");
         if (r == 0)
-            r = store_medium(io_text_create(s->tmp_fd, name, text, len));
+            r = io_text_create(s->tmp_fd, name, text, len);
+        if (r == -ENOSPC || r == -EDQUOT)
+            r = spares_take(s, name, text, len);
+        r = r < 0 ? store_medium(r) : r;
     }
     if (r >= 0)
         memcpy(ret_name, name, sizeof(name));
@@ -736,7 +740,7 @@ static int sweep_tmp(const struct store *s, const struct host *h, bool dry_run, 
     int r = io_fresh_dir(s->tmp_fd, see_tmp, &found);
 
     for (size_t i = 0; r == 0 && i < found.n; i++) {
-        ++*stale;
+        *stale += !spare_is_name(found.name[i]); /* those are there for nobody's sake */
         if (dry_run)
             continue;
         r = HOOK_FAIL("claim.sweep");

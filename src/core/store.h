@@ -16,6 +16,7 @@ struct store {
     int claims_fd, marks_fd, readers_fd; /* their names are in shards: shard.h */
     int tmp_fd, hosts_fd;
     struct shard_cache *shards; /* NULL: only its root is open */
+    struct spares *spares;      /* spare.h; NULL: none. Whoever made them frees them */
     dev_t dev;                  /* st_dev of the root */
     ino_t dir_ino;              /* inode of .diskguard, to recognise it under any name */
     dg_uuid uuid;

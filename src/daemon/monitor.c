@@ -4,7 +4,9 @@
 
 #include "base/log.h"
 #include "base/sync.h"
+#include "core/spare.h"
 #include "guard/guard.h"
+#include "run/pool.h"
 
 struct monitor {
     struct daemon *d;
@@ -110,11 +112,26 @@ static void *run_beat(void *arg)
     return NULL;
 }
 
+static void fill_spares(void *arg)
+{
+    struct daemon *d = arg;
+    spares_fill(&d->guard.store);
+}
+
+static bool next_round(struct monitor *k)
+{
+    bool go_on = wait_round(k, true);
+    if (go_on)
+        image_maintain_round(k->tend);
+    return go_on;
+}
+
 static void *run_tend(void *arg)
 {
     struct monitor *k = arg;
-    while (wait_round(k, true))
-        image_maintain_round(k->tend);
+    do
+        pool_submit(k->d->guard.pool, fill_spares, k->d); /* the storage may not answer */
+    while (next_round(k));
     return NULL;
 }
 

@@ -14,6 +14,7 @@
 #include "core/dependency.h"
 #include "core/reader.h"
 #include "core/recover.h"
+#include "core/spare.h"
 #include "daemon/control.h"
 #include "daemon/monitor.h"
 #include "daemon/options.h"
@@ -231,7 +232,10 @@ static int take_over_host(struct daemon *d, struct why *why)
                 d->opt.guard.datastore, strerror(-r), store_hint(r));
         return r;
     }
-    return recover(d, why);
+    r = recover(d, why);
+    if (r == 0)
+        d->guard.store.spares = spares_new(&d->guard.host); /* without: as well as it goes */
+    return r;
 }
 
 static void on_attention(void *arg)
@@ -431,6 +435,7 @@ static unsigned stop(struct daemon *d)
     journal_close(d->guard.journal);
     if (d->host_lock_fd >= 0)
         close(d->host_lock_fd);
+    spares_end(&d->guard.store);
     store_close(&d->guard.store);
     return left;
 }

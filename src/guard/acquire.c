@@ -516,9 +516,11 @@ static void acquire_failed(struct guard *g, struct image *img, const struct taki
 {
     if (err != -EBUSY && err != -EAGAIN && err != -EUCLEAN && err != -EPERM && err != -EXDEV &&
         err != -ETIMEDOUT)
-        image_log_refused(
-            g, img->inode, t->what, "it could not be claimed and sealed: %s%s", strerror(-err),
-            stuck ? "; undoing that failed too: the image is STUCK and is tried again" : "");
+        image_log_refused(g, img->inode, t->what, "it could not be claimed and sealed: %s%s%s%s",
+                          strerror(-err), err == -ENOSPC || err == -EDQUOT ? "; " : "",
+                          err == -ENOSPC || err == -EDQUOT ? store_hint(err) : "",
+                          stuck ? "; undoing that failed too: the image is STUCK and is tried again"
+                                : "");
     if (stuck)
         image_move(g, img, IMAGE_STUCK, -err);
     else

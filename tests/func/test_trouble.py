@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """test_trouble: what happens to a held image when the world around it goes wrong: FENCED, STUCK, VANISHED, a full datastore."""
+import contextlib
 import errno
 import glob
 import os
@@ -241,29 +242,76 @@ def late_seal(build):
         eq(sha(p.ds.raw("copy.qcow2")), sha(os.path.join(p.ds.base, "source.qcow2")), "the copy")
 
 
-@suite.case("a full datastore refuses the open with ENOSPC, says so, and loses nothing")
-def full(build):
-    with small_fs(8) as base:
-        ds = Datastore(build, base)
-        host = Host(suite_tmp(), "a")  # its journal is not on what is full
-        view = View(ds, host, ["wait=0"])
-        make_qcow2(ds.raw("img.qcow2"), "16M")
-        before = sha(ds.raw("img.qcow2"))
-        with open(ds.raw("ballast"), "wb") as f, Proc() as p:
+def fill(path):
+    with open(path, "ab") as f:
+        for size in (65536, 512):
             try:
                 while True:
-                    os.write(f.fileno(), bytes(4096))
+                    os.write(f.fileno(), bytes(size))
             except OSError as e:
                 eq(e.errno, errno.ENOSPC, "filling the datastore")
-            raises(errno.ENOSPC, p.call, "open", view.path("img.qcow2"), os.O_RDWR)
-            view.wait_log("No space left")
+
+
+def spares(ds):
+    """Names of a daemon's spare records: core/spare.h."""
+    return [n for n in os.listdir(ds.raw(".diskguard/tmp")) if int(n.rsplit(".", 1)[1]) >= 1 << 62]
+
+
+@suite.case("on a full datastore an image can be opened, closed, emptied, replaced and removed")
+def full(build):
+    with small_fs(16) as base:
+        ds = Datastore(build, base)
+        view = View(ds, Host(suite_tmp(), "a"), ["wait=0"])  # its journal is not on what is full
+        for name in ("img", "held", "over", "gone", "cut"):
+            make_qcow2(ds.raw(name + ".qcow2"), "16M")
+        wait_for(lambda: len(spares(ds)) == 8, "the spare records are there")
+        before = sha(ds.raw("img.qcow2"))
+        with Proc() as p:
+            fd = p.call("open", view.path("held.qcow2"), os.O_RDWR)
+            fill(ds.raw("ballast"))
+            p.call("close", p.call("open", view.path("img.qcow2"), os.O_RDWR))
+            ds.wait_free("img.qcow2")
             eq(sha(ds.raw("img.qcow2")), before, "the image on a full datastore")
-            os.unlink(ds.raw("ballast"))
-            f.truncate(0)
-            fd = p.call("open", view.path("img.qcow2"), os.O_RDWR)
-            p.call("close", fd)
-        ds.wait_free("img.qcow2")
+            p.call("close", fd)  # of one that was opened while there was room
+            ds.wait_free("held.qcow2")
+            os.unlink(view.path("gone.qcow2"))
+            fill(ds.raw("ballast"))
+            os.truncate(view.path("cut.qcow2"), 0)
+            fill(ds.raw("ballast"))
+            os.rename(view.path("held.qcow2"), view.path("over.qcow2"))
+        ds.wait_settled()
         eq(sha(ds.raw("img.qcow2")), before, "the image afterwards")
+        ok("No space" not in view.log(), view.log())
+        view.stop()
+        eq(os.listdir(ds.raw(".diskguard/tmp")), [], "what a daemon leaves")
+
+
+@suite.case("a full datastore without spare records refuses the open with ENOSPC, names the way out, and loses nothing")
+def full_for_long(build):
+    with small_fs(16) as base:
+        ds = Datastore(build, base)
+        view = View(ds, Host(suite_tmp(), "a"), ["wait=0"])
+        names = ["img%d.qcow2" % n for n in range(24)]
+        for name in names:
+            make_qcow2(ds.raw(name), "16M")
+        before = sha(ds.raw(names[-1]))
+        wait_for(lambda: len(spares(ds)) == 8, "the spare records are there")
+        fill(ds.raw("ballast"))
+        with Proc() as p:
+            fds = []
+            with contextlib.suppress(OSError):
+                for name in names:
+                    fds.append(p.call("open", view.path(name), os.O_RDWR))
+            ok(8 <= len(fds) < 23, "%d images are held" % len(fds))
+            raises(errno.ENOSPC, p.call, "open", view.path(names[-1]), os.O_RDWR)
+            view.wait_log("No space left.*free some space")
+            eq(sha(ds.raw(names[-1])), before, "the image that was refused")
+            os.unlink(ds.raw("ballast"))
+            fd = p.call("open", view.path(names[-1]), os.O_RDWR)
+            for one in [fd, *fds]:
+                p.call("close", one)
+        ds.wait_settled()
+        eq(sha(ds.raw(names[-1])), before, "the image afterwards")
         view.stop()
 
 
