@@ -58,6 +58,7 @@ RAW_ALLOWED = [
     ("src/core/claim.c", "openat(dir, name, O_WRONLY", "writes; claim_read_known has just looked"),
     ("src/core/claim.c", "O_RDWR | O_CREAT", "writes; what it led to is read freshly afterwards"),
     ("src/core/shards.c", "openat(dir_fd, name", "a shard is never replaced; an absence is asked freshly"),
+    ("src/core/spare.c", "openat(s->tmp_fd, name", "writes a file of this daemon's own name"),
     ("src/core/upgrade.c", "STORE_UPGRADE_LOCK, O_RDWR | O_CREAT", "a file to lock: nothing is read; its link count is, freshly"),
     ("src/base/hook.c", "", "files of the tests"),
     ("src/base/hook_stale.c", "", "files of the tests"),

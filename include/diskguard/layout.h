@@ -10,12 +10,13 @@
  *       marks/<shard>/<key>-<key>.<generation>   which file (first key) a held image (second key,
  *                                        generation of its claim) needs, see src/core/dependency.h
  *       readers/<shard>/<key>-<host uuid>.<daemon>.<number>   which host, and which daemon of it
- * (its random id, as in hosts/), reads an image and wants no writer beside it, see
- * src/core/reader.h floor                        its size counts, see "Numbers" in
- * src/core/claim.h; absent: 0
+ *                                    (its random id, as in hosts/), reads an image and wants
+ *                                    no writer beside it, see src/core/reader.h
+ *       floor                        its size counts, see "Numbers" in src/core/claim.h;
+ *                                    absent: 0
  *
- * <shard> is dg_shard() of the key that the name begins with, as DG_SHARD_FORMAT: so one listing
- * shows all names of a key, and few others. All shards are there from the start, and none is ever
+ * <shard> is the number of the key that the name begins with (shard_of() in src/core/shards.h), as
+ * DG_SHARD_FORMAT: so one listing shows all names of a key, and few others. All shards are there from the start, and none is ever
  * removed: one that is missing is damage, never "no name". A directory that is made when it is
  * first needed would leave that open. An NFS client keeps "there is none" until the directory above
  * has another ctime, which counts in ticks: of two shards that are made in one tick the second may
@@ -35,6 +36,9 @@
 /* A power of two. 256: 100,000 images leave 390 names in each. More shards would make a start
  * dearer on NFS, which lists all of them. */
 #define DG_SHARDS 256u
+/* Of marks/ and readers/, which have names of what is held now alone. Their shard is the same
+ * number without its low bits. */
+#define DG_SHARDS_FEW 16u
 #define DG_SHARD_FORMAT "%02x"
 
 /* Keys are inode numbers: dense on ext4 and XFS, block numbers with a stride on OCFS2. So all bits

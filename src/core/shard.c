@@ -21,7 +21,7 @@ static int open_there(const struct store *s, enum shard_dir dir, unsigned shard)
 
 int shard_fd(const struct store *s, enum shard_dir dir, uint64_t key)
 {
-    unsigned shard = dg_shard(key);
+    unsigned shard = shard_of(dir, key);
     atomic_int *kept = &s->shards->fd[dir][shard];
     int fd = atomic_load(kept), none = -1;
 
@@ -48,7 +48,7 @@ static int see(void *arg, const char *name)
     const struct listing *l = arg;
     uint64_t key;
 
-    if (shard_key(name, &key) && dg_shard(key) == l->shard)
+    if (shard_key(name, &key) && shard_of(l->dir, key) == l->shard)
         return l->fn(l->arg, name);
     log_debug("%s/" DG_SHARD_FORMAT "/%s: not a name that belongs here, ignored",
               shard_dir_name(l->dir), l->shard, name);
@@ -58,7 +58,7 @@ static int see(void *arg, const char *name)
 int shard_list(const struct store *s, enum shard_dir dir, uint64_t key,
                int (*fn)(void *arg, const char *name), void *arg)
 {
-    struct listing l = {dg_shard(key), dir, fn, arg};
+    struct listing l = {shard_of(dir, key), dir, fn, arg};
     int fd = shard_fd(s, dir, key);
 
     return fd < 0 ? fd : store_medium(io_fresh_dir(fd, see, &l));
@@ -70,7 +70,7 @@ int shard_list_all(const struct store *s, enum shard_dir dir,
     struct listing l = {0, dir, fn, arg};
     int r = 0;
 
-    for (; r == 0 && l.shard < DG_SHARDS; l.shard++) {
+    for (; r == 0 && l.shard < shard_count(dir); l.shard++) {
         /* not kept: a tool has few descriptors */
         int fd = open_there(s, dir, l.shard);
 

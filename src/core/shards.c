@@ -9,13 +9,23 @@
 #include "base/hook.h"
 #include "core/io.h"
 
-#define NAME_SIZE 8
+#define NAME_SIZE 12
 
 const char *shard_dir_name(enum shard_dir dir)
 {
     static const char *const name[SHARD_DIRS] = {"claims", "marks", "readers"};
 
     return name[dir];
+}
+
+unsigned shard_count(enum shard_dir dir)
+{
+    return dir == SHARD_CLAIMS ? DG_SHARDS : DG_SHARDS_FEW;
+}
+
+unsigned shard_of(enum shard_dir dir, uint64_t key)
+{
+    return dg_shard(key) / (DG_SHARDS / shard_count(dir));
 }
 
 bool shard_key(const char *name, uint64_t *ret)
@@ -34,13 +44,13 @@ static void shard_name(unsigned shard, char ret[NAME_SIZE])
     snprintf(ret, NAME_SIZE, DG_SHARD_FORMAT, shard);
 }
 
-/* 0 to DG_SHARDS - 1, or -1 */
-static int shard_number(const char *name)
+/* 0 to shard_count() - 1, or -1 */
+static int shard_number(const char *name, enum shard_dir dir)
 {
     char again[NAME_SIZE];
     unsigned n = (unsigned)strtoul(name, NULL, 16);
 
-    if (n >= DG_SHARDS)
+    if (n >= shard_count(dir))
         return -1;
     shard_name(n, again);
     return strcmp(again, name) == 0 ? (int)n : -1;
@@ -85,19 +95,19 @@ void shard_cache_free(struct shard_cache *c)
 
 /* ---- all of them ---- */
 
-int shard_make_all(int dir_fd)
+int shard_make_all(int dir_fd, enum shard_dir dir)
 {
     char name[NAME_SIZE];
     int r = 0;
 
-    for (unsigned i = 0; r == 0 && i < DG_SHARDS; i++) {
+    for (unsigned i = 0; r == 0 && i < shard_count(dir); i++) {
         r = i % 64 ? 0 : HOOK_FAIL("shard.mkdir");
         shard_name(i, name);
         /* EEXIST: of an interrupted run, or a lost reply (10.1.1) */
         if (r == 0 && mkdirat(dir_fd, name, 0700) < 0 && errno != EEXIST)
             r = -errno;
     }
-    for (unsigned i = 0; r == 0 && i < DG_SHARDS; i++) {
+    for (unsigned i = 0; r == 0 && i < shard_count(dir); i++) {
         _cleanup_close_ int fd = shard_open(dir_fd, i);
 
         r = fd < 0 ? fd : io_fsync(fd);
@@ -109,13 +119,14 @@ int shard_make_all(int dir_fd)
 
 struct survey {
     struct shard_survey *ret;
+    enum shard_dir dir;
     bool there[DG_SHARDS];
 };
 
 static int look(void *arg, const char *name)
 {
     struct survey *s = arg;
-    int shard = shard_number(name);
+    int shard = shard_number(name, s->dir);
     uint64_t key;
 
     if (shard >= 0) {
@@ -128,13 +139,13 @@ static int look(void *arg, const char *name)
     return 0;
 }
 
-int shard_survey(int dir_fd, struct shard_survey *ret)
+int shard_survey(int dir_fd, enum shard_dir dir, struct shard_survey *ret)
 {
-    struct survey s = {.ret = ret};
+    struct survey s = {.ret = ret, .dir = dir};
 
     *ret = (struct shard_survey){.missing = -1};
     int r = io_fresh_dir(dir_fd, look, &s);
-    for (unsigned i = 0; r == 0 && i < DG_SHARDS; i++) {
+    for (unsigned i = 0; r == 0 && i < shard_count(dir); i++) {
         ret->shards += s.there[i];
         if (!s.there[i] && ret->missing < 0)
             ret->missing = (int)i;

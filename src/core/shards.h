@@ -10,6 +10,8 @@
 
 enum shard_dir { SHARD_CLAIMS, SHARD_MARKS, SHARD_READERS, SHARD_DIRS };
 const char *shard_dir_name(enum shard_dir dir); /* below .diskguard */
+unsigned shard_count(enum shard_dir dir);       /* DG_SHARDS or DG_SHARDS_FEW */
+unsigned shard_of(enum shard_dir dir, uint64_t key);
 
 /* The key that a name begins with: 16 lower-case hex digits. false: it does not begin with one. */
 #define SHARD_KEY_DIGITS 16
@@ -19,7 +21,7 @@ bool shard_key(const char *name, uint64_t *ret);
 DG_MUST_CHECK int shard_open(int dir_fd, unsigned shard);
 
 /* Makes all shards in that directory, durably. Those that are there stay. 0 or -errno. */
-DG_MUST_CHECK int shard_make_all(int dir_fd);
+DG_MUST_CHECK int shard_make_all(int dir_fd, enum shard_dir dir);
 
 /* What a fresh listing of that directory shows. */
 struct shard_survey {
@@ -28,7 +30,7 @@ struct shard_survey {
     char outside[64]; /* a name that begins with a key, or "" */
     bool any;         /* anything but shards */
 };
-DG_MUST_CHECK int shard_survey(int dir_fd, struct shard_survey *ret);
+DG_MUST_CHECK int shard_survey(int dir_fd, enum shard_dir dir, struct shard_survey *ret);
 
 /* The descriptors of a store. */
 struct shard_cache {

@@ -173,7 +173,7 @@ static int shards_check(const struct store *s, enum shard_dir dir, struct why *w
 {
     const char *name = shard_dir_name(dir);
     struct shard_survey found;
-    int r = store_medium(shard_survey(dir_fd_of(s, dir), &found));
+    int r = store_medium(shard_survey(dir_fd_of(s, dir), dir, &found));
 
     if (r < 0) {
         why_set(why, "cannot read " D "/%s: %s; %s", s->path, name, strerror(-r), store_hint(r));
@@ -190,7 +190,7 @@ static int shards_check(const struct store *s, enum shard_dir dir, struct why *w
             D
             "/%s/%s lies outside of its shard, where nobody looks for it: somebody put it there; if it belongs to this datastore, move it to %s/" DG_SHARD_FORMAT
             ", else away",
-            s->path, name, found.outside, name, dg_shard(key));
+            s->path, name, found.outside, name, shard_of(dir, key));
         r = -EUCLEAN;
     }
     return r;
@@ -316,7 +316,7 @@ static int any_entry(void *arg, const char *name)
 static int any_claim(int claims_fd)
 {
     struct shard_survey found;
-    int r = shard_survey(claims_fd, &found);
+    int r = shard_survey(claims_fd, SHARD_CLAIMS, &found);
 
     if (r == 0 && found.any)
         return 1;
@@ -379,7 +379,7 @@ static int init_dirs(struct store *s, struct why *why)
     if (r == 0)
         r = datastore_dir_make(s->dir_fd, "readers", &s->readers_fd);
     for (enum shard_dir d = 0; r == 0 && d < SHARD_DIRS; d++)
-        r = shard_make_all(dir_fd_of(s, d));
+        r = shard_make_all(dir_fd_of(s, d), d);
     if (r == 0)
         r = datastore_dir_make(s->dir_fd, "tmp", &s->tmp_fd);
     if (r == 0)

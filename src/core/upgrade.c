@@ -118,6 +118,7 @@ static int collect(void *arg, const char *name)
 
 struct shards {
     struct upgrade *u;
+    enum shard_dir which;
     const char *dir;
     int old_fd, new_fd;
     int fd[DG_SHARDS]; /* below new_fd */
@@ -130,9 +131,9 @@ static int target(struct shards *d, const char *name)
 
     if (!shard_key(name, &key))
         return d->new_fd; /* nobody's name: it stays where nobody looks for it */
-    int *fd = &d->fd[dg_shard(key)];
+    int *fd = &d->fd[shard_of(d->which, key)];
     if (*fd < 0)
-        *fd = shard_open(d->new_fd, dg_shard(key));
+        *fd = shard_open(d->new_fd, shard_of(d->which, key));
     return *fd;
 }
 
@@ -226,7 +227,7 @@ static int swap(struct shards *d, const char *new_name)
         _cleanup_close_ int fd = datastore_dir_open(d->u->s.dir_fd, d->dir);
         struct shard_survey found;
 
-        r = fd < 0 ? fd : shard_survey(fd, &found);
+        r = fd < 0 ? fd : shard_survey(fd, d->which, &found);
         r = r == 0 && found.missing >= 0 ? -ENOENT : r;
     }
     if (r == 0)
@@ -238,7 +239,7 @@ static int swap(struct shards *d, const char *new_name)
 static int is_done(const struct shards *d)
 {
     struct shard_survey found = {.shards = 0};
-    int r = d->old_fd < 0 ? 0 : shard_survey(d->old_fd, &found);
+    int r = d->old_fd < 0 ? 0 : shard_survey(d->old_fd, d->which, &found);
 
     if (r < 0 || found.shards == 0)
         return r;
@@ -261,13 +262,13 @@ static int convert_dir(struct shards *d, const char *new_name)
     if (r == 0 && d->new_fd < 0)
         r = datastore_dir_make(d->u->s.dir_fd, new_name, &d->new_fd);
     if (r == 0)
-        r = shard_make_all(d->new_fd);
+        r = shard_make_all(d->new_fd, d->which);
     return r < 0 ? r : swap(d, new_name);
 }
 
 static int convert(struct upgrade *u, enum shard_dir dir)
 {
-    struct shards d = {.u = u, .dir = shard_dir_name(dir)};
+    struct shards d = {.u = u, .which = dir, .dir = shard_dir_name(dir)};
     char new_name[NEW_NAME];
     int r = 0;
 

@@ -2,12 +2,12 @@
 import os
 
 
-def shard(key):
+def shard(key, kind="claims"):
     """layout.h"""
     mask = (1 << 64) - 1
     key = (key ^ (key >> 33)) * 0xFF51AFD7ED558CCD & mask
     key = (key ^ (key >> 33)) * 0xC4CEB9FE1A85EC53 & mask
-    return "%02x" % ((key ^ (key >> 33)) >> 56)
+    return "%02x" % ((key ^ (key >> 33)) >> (56 if kind.startswith("claims") else 60))
 
 
 def inner_names(datastore, kind):
@@ -18,5 +18,5 @@ def inner_names(datastore, kind):
 
 def inner_path(datastore, kind, name):
     folder = os.path.join(datastore, ".diskguard", kind)
-    sharded = os.path.join(folder, shard(int(name[:16], 16)))
+    sharded = os.path.join(folder, shard(int(name[:16], 16), kind))
     return os.path.join(sharded if os.path.isdir(sharded) else folder, name)

@@ -314,7 +314,7 @@ Test(store, open_misses_a_removed_directory, .init = scratch_make, .fini = scrat
 {
     static const char *const dirs[] = {".diskguard/tmp",       ".diskguard/hosts",
                                        ".diskguard/claims/00", ".diskguard/claims/a7",
-                                       ".diskguard/marks/ff",  ".diskguard/readers/80"};
+                                       ".diskguard/marks/0f",  ".diskguard/readers/08"};
     struct store s;
     struct why why;
 
