@@ -82,6 +82,9 @@ DG_MUST_CHECK int seal_new_mtime(int fd, const struct record *rec, const struct 
 /* Two times this far apart are different for every program: rsync compares whole seconds, or,
  * with --modify-window=1, pairs of them; FAT keeps only even ones. */
 #define SEAL_MTIME_STEP 2
+/* Before a restore: does rec->mtime_chosen still count (record.h)? Not after a write or a touch of
+ * anybody since, on whatever host. 0 or -errno. */
+DG_MUST_CHECK int seal_judge_chosen(int fd, struct record *rec);
 /* Was the image ever sealed in this hold, as far as the record knows? */
 bool seal_was_taken(const struct record *rec);
 

@@ -122,7 +122,7 @@ scenario("a reader that wants no writer", labcases.reads_alone)
 scenario("files of a backing chain", labcases.chain)
 scenario("other formats", labcases.formats, limit=900)
 scenario("mtime of a restored image", labcases.mtimes)
-scenario("raw disk of any name", labcases.byte_101, carried=False)
+scenario("raw disk of any name", labcases.byte_101)
 scenario("manager's handle", labcases.manager)
 for seconds in (0, 1):
     scenario("names seen within %d s" % seconds, labcases.names_seen, timeout=seconds)
