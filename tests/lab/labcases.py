@@ -304,7 +304,7 @@ def mtimes(site):
     a, b = site.view("A", "wait=5"), site.view("B", "wait=5")
     times = Times(site, header, (a, b))
     last = 0
-    for turn, ahead in enumerate((0, 0, 0, -3600, 7200, -3600)):  # seconds that the holder's clock is ahead of where the turn found it
+    for turn, ahead in enumerate((0, 0, -3600, 7200)):  # seconds that the holder's clock is ahead of where the turn found it
         v, other = (a, b) if turn % 2 == 0 else (b, a)
         what = "turn %d, %s's clock %+d s" % (turn, v.guest.name, ahead)
         v.guest.must("date -s @$(($(date +%%s) + %d))" % ahead)
@@ -518,10 +518,14 @@ def names_opened(site, timeout):
     def held(name):
         return site.claim(name, "B").get("state", "free") != "free"
 
-    def opens(name, mib, others=()):
+    def opens(what, name, mib, others=()):
         """B opens this name, and claims this file alone."""
-        b.hold("x", name)
-        eq(int(b.guest.do("get_hex", "x", 24, 8), 16) >> 20, mib, "the size of the image that B's open of %s found" % name)
+        answer = b.guest.do("attempt_hold", "x", b.path(name))
+        if answer == ESTALE:  # the kernel walks a path twice at most, and may have spent that (DESIGN 8.5): refused, never wrong
+            print("        turn %d, %s: ESTALE, then right" % (turn, what), flush=True)
+            answer = b.guest.do("attempt_hold", "x", b.path(name))
+        eq(answer, 0, "turn %d, %s: B's open of %s; log: %s" % (turn, what, name, b.log()[-500:]))
+        eq(int(b.guest.do("get_hex", "x", 24, 8), 16) >> 20, mib, "turn %d, %s: the size of the image that B's open of %s found" % (turn, what, name))
         ok(held(name), "%s is held" % name)
         eq([n for n in others if held(n)], [], "others that are held")
         eq(a.guest.attempt("open_write", a.path(name)), EBUSY, "A's open of %s meanwhile" % name)
@@ -547,17 +551,17 @@ def names_opened(site, timeout):
         # Renamed away, and a new one under its name.
         a.guest.must("mv %s %s" % (a.path("disk.qcow2"), a.path("was.qcow2")))
         image("disk.qcow2", mib)
-        opens("disk.qcow2", mib, ("was.qcow2",))
+        opens("a new one", "disk.qcow2", mib, ("was.qcow2",))
         # Names exchanged, both of them known to B.
         looks("was.qcow2", "disk.qcow2")
         a.guest.must("cd %s && mv disk.qcow2 third && mv was.qcow2 disk.qcow2 && mv third was.qcow2" % a.path())
-        opens("was.qcow2", mib, ("disk.qcow2",))
-        opens("disk.qcow2", mib - 1, ("was.qcow2",))
+        opens("exchanged", "was.qcow2", mib, ("disk.qcow2",))
+        opens("exchanged", "disk.qcow2", mib - 1, ("was.qcow2",))
         # Another one renamed over it.
         image("next.qcow2", mib + 10)
         looks("next.qcow2")
         a.guest.must("mv %s %s" % (a.path("next.qcow2"), a.path("disk.qcow2")))
-        opens("disk.qcow2", mib + 10, ("was.qcow2",))
+        opens("another renamed over it", "disk.qcow2", mib + 10, ("was.qcow2",))
         eq(b.guest.attempt("open_write", b.path("next.qcow2")), ENOENT, "B's open of the name that it had before")
         # Removed; and B, who knows that there is none, would make it, when A has.
         a.guest.must("rm %s" % a.path("disk.qcow2"))
