@@ -547,22 +547,24 @@ def names_opened(site, timeout):
     image("disk.qcow2", 64)
     for turn in range(2):
         mib = 65 + turn
+        # New names each turn: that a name is absent may be kept, too, and nothing asks before an open then.
+        was, next_one, far = "was%d.qcow2" % turn, "next%d.qcow2" % turn, "far%d.qcow2" % turn
         looks("disk.qcow2")
         # Renamed away, and a new one under its name.
-        a.guest.must("mv %s %s" % (a.path("disk.qcow2"), a.path("was.qcow2")))
+        a.guest.must("mv %s %s" % (a.path("disk.qcow2"), a.path(was)))
         image("disk.qcow2", mib)
-        opens("a new one", "disk.qcow2", mib, ("was.qcow2",))
+        opens("a new one", "disk.qcow2", mib, (was,))
         # Names exchanged, both of them known to B.
-        looks("was.qcow2", "disk.qcow2")
-        a.guest.must("cd %s && mv disk.qcow2 third && mv was.qcow2 disk.qcow2 && mv third was.qcow2" % a.path())
-        opens("exchanged", "was.qcow2", mib, ("disk.qcow2",))
-        opens("exchanged", "disk.qcow2", mib - 1, ("was.qcow2",))
+        looks(was, "disk.qcow2")
+        a.guest.must("cd %s && mv disk.qcow2 third && mv %s disk.qcow2 && mv third %s" % (a.path(), was, was))
+        opens("exchanged", was, mib, ("disk.qcow2",))
+        opens("exchanged", "disk.qcow2", mib - 1, (was,))
         # Another one renamed over it.
-        image("next.qcow2", mib + 10)
-        looks("next.qcow2")
-        a.guest.must("mv %s %s" % (a.path("next.qcow2"), a.path("disk.qcow2")))
-        opens("another renamed over it", "disk.qcow2", mib + 10, ("was.qcow2",))
-        eq(b.guest.attempt("open_write", b.path("next.qcow2")), ENOENT, "B's open of the name that it had before")
+        image(next_one, mib + 10)
+        looks(next_one)
+        a.guest.must("mv %s %s" % (a.path(next_one), a.path("disk.qcow2")))
+        opens("another renamed over it", "disk.qcow2", mib + 10, (was,))
+        eq(b.guest.attempt("open_write", b.path(next_one)), ENOENT, "B's open of the name that it had before")
         # Removed; and B, who knows that there is none, would make it, when A has.
         a.guest.must("rm %s" % a.path("disk.qcow2"))
         eq(b.guest.attempt("open_write", b.path("disk.qcow2")), ENOENT, "B's open of a removed one")
@@ -575,17 +577,17 @@ def names_opened(site, timeout):
         b.guest.do("closed", "x")
         site.wait_claim("disk.qcow2", guest="B")
         # Held by A under another name than B knows.
-        looks("was.qcow2")
-        a.guest.must("mv %s %s" % (a.path("was.qcow2"), a.path("far.qcow2")))
-        a.hold("x", "far.qcow2")
-        eq(b.guest.attempt("open_write", b.path("was.qcow2")), ENOENT, "B's open by the former name")
-        eq(b.guest.attempt("open_write", b.path("far.qcow2")), EBUSY, "B's open by the new name")
-        eq(b.guest.attempt("unlink", b.path("far.qcow2")), EBUSY, "B's unlink by the new name")
+        looks(was)
+        a.guest.must("mv %s %s" % (a.path(was), a.path(far)))
+        a.hold("x", far)
+        eq(b.guest.attempt("open_write", b.path(was)), ENOENT, "B's open by the former name")
+        eq(b.guest.attempt("open_write", b.path(far)), EBUSY, "B's open by the new name")
+        eq(b.guest.attempt("unlink", b.path(far)), EBUSY, "B's unlink by the new name")
         # B exchanges through the former name: nothing of A's is hit.
-        eq(b.guest.attempt("unlink", b.path("was.qcow2")), ENOENT, "B's unlink by the former name")
+        eq(b.guest.attempt("unlink", b.path(was)), ENOENT, "B's unlink by the former name")
         a.guest.do("put", "x", FAR, "from A")
         a.guest.do("closed", "x")
-        site.wait_claim("far.qcow2")
-        a.guest.must("rm %s && mv %s %s" % (a.path("disk.qcow2"), a.path("far.qcow2"), a.path("disk.qcow2")))
+        site.wait_claim(far)
+        a.guest.must("rm %s && mv %s %s" % (a.path("disk.qcow2"), a.path(far), a.path("disk.qcow2")))
         a.guest.must("rm %s" % a.path("disk.qcow2"))
         image("disk.qcow2", mib)
