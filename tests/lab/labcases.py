@@ -316,7 +316,8 @@ def mtimes(site):
                 times.note_sealed()
         v.guest.do("closed", "x")
         new = times.check_restored(what)
-        ok(new >= last + 2 * SECOND, "%s: later than after the turn before, for programs that copy what is newer: %d, %d" % (what, last, new))
+        # OCFS2 takes the time of the host that writes; an NFS server has one clock.
+        ok(new >= last + 2 * SECOND or (ahead < 0 and site.kind == "ocfs2"), "%s: later than after the turn before, for programs that copy what is newer: %d, %d" % (what, last, new))
         last = new
         if turn:
             eq(other.guest.do("get_at", other.path(IMAGE), FAR)[:3], "%d.2" % turn, what + ": the data")
