@@ -71,8 +71,8 @@ DG_MUST_CHECK int seal_restore(struct seal *s);
 /* The true bytes are back on disk. Gives the file, durably, an mtime that no sealed state of
  * this hold has shown. That is rec->mtime_chosen, if it counts and none of those states can have
  * shown it. Otherwise it is now, but at least SEAL_MTIME_STEP seconds after the last of them,
- * and another one than rec->mtime. Where this user may not choose a time (a file of somebody else), it is the
- * clock's next one. 0 or -errno; a file system that cannot do it is no error. */
+ * and another one than rec->mtime. Where this user may not choose a time (a file of somebody else),
+ * it is the clock's next one. 0 or -errno; a file system that cannot do it is no error. */
 struct seal_shown {
     struct timespec last;     /* of the sealed image */
     struct timespec restored; /* after the first byte of the restore */
