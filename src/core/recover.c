@@ -303,19 +303,6 @@ static int acquire_next(struct recovery *j)
     return r;
 }
 
-/* An mtime that somebody chose counts only until the next write. Before the header is touched. */
-static int judge_chosen(struct recovery *j)
-{
-    const struct timespec *seen = &j->work->mtime_seen;
-    struct stat st;
-    int r = io_fresh_stat(j->fd, &st);
-
-    if (r == 0 && j->work->step != STEP_RESTORING && j->work->step != STEP_STUCK &&
-        (seen->tv_sec != st.st_mtim.tv_sec || seen->tv_nsec != st.st_mtim.tv_nsec))
-        j->work->chosen = false;
-    return r;
-}
-
 /* The header is true. Has anybody seen it sealed in this hold? Only a row can say "not yet" for
  * sure, because the claim does not say when the seal is complete. */
 static bool was_sealed(const struct recovery *j)
@@ -333,7 +320,7 @@ static int restore(struct recovery *j)
     struct seal seal = {
         .store = r->store, .journal = r->journal, .fd = j->fd, .policy = r->policy, .rec = j->work};
     uint64_t generation = j->work->generation;
-    int err = judge_chosen(j);
+    int err = seal_judge_chosen(j->fd, j->work);
 
     if (err < 0)
         return err;
@@ -358,7 +345,7 @@ static int release(struct recovery *j)
     if (r == 0 && state != HEADER_TRUE && state != HEADER_NOPLAN)
         r = -EUCLEAN;
     if (r == 0)
-        r = judge_chosen(j);
+        r = seal_judge_chosen(j->fd, j->work);
     if (r == 0 && was_sealed(j))
         r = seal_new_mtime(j->fd, j->work, NULL);
     if (r < 0)

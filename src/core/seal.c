@@ -199,6 +199,17 @@ int seal_new_mtime(int fd, const struct record *rec, const struct seal_shown *sh
     return r < 0 ? r : io_fsync(fd);
 }
 
+int seal_judge_chosen(int fd, struct record *rec)
+{
+    struct stat st;
+    if (!rec->chosen || rec->step == STEP_RESTORING || rec->step == STEP_STUCK)
+        return 0; /* a restore under way has set mtimes of its own */
+    int r = io_fresh_stat(fd, &st);
+    if (r == 0 && compare_times(&rec->mtime_seen, &st.st_mtim) != 0)
+        rec->chosen = false;
+    return r;
+}
+
 /* ---- restore ---- */
 
 /* Takes HEADER_TRUE, _SEALED or _MIXED to TRUE, with an mtime of its own. One fsync makes the

@@ -71,8 +71,8 @@ DG_MUST_CHECK int seal_restore(struct seal *s);
 /* The true bytes are back on disk. Gives the file, durably, an mtime that no sealed state of
  * this hold has shown. That is rec->mtime_chosen, if it counts and none of those states can have
  * shown it. Otherwise it is now, but at least SEAL_MTIME_STEP seconds after the last of them,
- * and after rec->mtime. Where this user may not choose a time (a file of somebody else), it is the
- * clock's next one. 0 or -errno; a file system that cannot do it is no error. */
+ * and another one than rec->mtime. Where this user may not choose a time (a file of somebody else),
+ * it is the clock's next one. 0 or -errno; a file system that cannot do it is no error. */
 struct seal_shown {
     struct timespec last;     /* of the sealed image */
     struct timespec restored; /* after the first byte of the restore */
@@ -82,6 +82,9 @@ DG_MUST_CHECK int seal_new_mtime(int fd, const struct record *rec, const struct 
 /* Two times this far apart are different for every program: rsync compares whole seconds, or,
  * with --modify-window=1, pairs of them; FAT keeps only even ones. */
 #define SEAL_MTIME_STEP 2
+/* Before a restore: does rec->mtime_chosen still count (record.h)? Not after a write or a touch of
+ * anybody since, on whatever host. 0 or -errno. */
+DG_MUST_CHECK int seal_judge_chosen(int fd, struct record *rec);
 /* Was the image ever sealed in this hold, as far as the record knows? */
 bool seal_was_taken(const struct record *rec);
 

@@ -64,6 +64,9 @@ static int restore_steps(struct guard *g, struct image *img) REQUIRES(img->heade
 
     if (atomic_load(&img->held.wrote))
         img->held.rec->chosen = false;
+    r = seal_judge_chosen(img->held.fd, img->held.rec);
+    if (r < 0)
+        return r;
     image_qemu_drop(img);
     struct seal s = image_seal(g, img);
     s.unfence = !image_plain_has_fence(img); /* else the lock is that of plain writers, too */

@@ -237,6 +237,17 @@ def _(build):
             holder.call("close", raw)
         settle(p, "i.qcow2")
         ok(mtime(p.ds.raw("i.qcow2")) > touched, "the touch is in effect")
+        for there, wanted in ((False, OLD), (True, None)):
+            with Proc() as holder:
+                fd = holder.call("open", p.a.path("i.qcow2"), RDWR)
+                holder.call("futimens", fd, OLD, OLD)
+                if there:
+                    must("touch", p.b.path("i.qcow2"))
+                touched = mtime(p.ds.raw("i.qcow2"))
+                holder.call("close", fd)
+            settle(p, "i.qcow2")
+            after = mtime(p.ds.raw("i.qcow2"))
+            ok(after == wanted or (there and after > touched), "a touch on the other host makes a date of the holder's void, and nothing else: %d" % after)
         eq(mtime(p.ds.raw("raw.img")), OLD, "a claim without a seal leaves mtime alone")
 
 

@@ -14,7 +14,7 @@ import dgtest
 import labcache
 from dgtest import must, ok
 
-EBUSY, EIO, ENOENT, ESTALE, EACCES, EROFS, ENOSPC = 16, 5, 2, 116, 13, 30, 28
+EAGAIN, EBUSY, EIO, ENOENT, ESTALE, EACCES, EROFS, ENOSPC = 11, 16, 5, 2, 116, 13, 30, 28
 LEASE = GRACE = 10  # seconds: the shortest that nfsd takes
 
 _labs = {}
@@ -38,7 +38,7 @@ def _disk(lab, name, size, *mkfs):
 def _ready(key, names, bring_up):
     """The lab of that kind, all of whose guests are up and healthy; made, or made anew, when it is not."""
     lab = _labs.get(key)
-    if lab and not getattr(lab, "broken", False):
+    if lab and not getattr(lab, "broken", False) and all(guest.alive() for guest in lab.guests.values()):
         return lab
     close(key)
     try:

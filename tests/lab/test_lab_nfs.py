@@ -44,6 +44,13 @@ scenario("a reader that wants no writer", labcases.reads_alone)
 scenario("files of a backing chain", labcases.chain)
 scenario("other formats", labcases.formats, limit=900)
 scenario("replaced behind the cache", labcases.replaced)
+scenario("mtime of a restored image", labcases.mtimes)
+scenario("raw disk of any name", labcases.byte_101)
+scenario("manager's handle", labcases.manager)
+for seconds in (0, 1):
+    scenario("names seen within %d s" % seconds, labcases.names_seen, options="noac,lookupcache=none", timeout=seconds)
+for seconds in (0, 1, 600):
+    scenario("names kept for %d s and opens" % seconds, labcases.names_opened, timeout=seconds, limit=600)
 scenario("power cut of the holder, its own recovery", labcases.killed, repair="reboot", pass_reboot=True)
 scenario("power cut of the holder, fsck on another host", labcases.killed, ("4.2",), repair="fsck", pass_reboot=True)
 

@@ -121,6 +121,13 @@ scenario("names of a held image", labcases.names)
 scenario("a reader that wants no writer", labcases.reads_alone)
 scenario("files of a backing chain", labcases.chain)
 scenario("other formats", labcases.formats, limit=900)
+scenario("mtime of a restored image", labcases.mtimes)
+scenario("raw disk of any name", labcases.byte_101)
+scenario("manager's handle", labcases.manager)
+for seconds in (0, 1):
+    scenario("names seen within %d s" % seconds, labcases.names_seen, timeout=seconds)
+for seconds in (0, 1, 600):
+    scenario("names kept for %d s and opens" % seconds, labcases.names_opened, limit=600, timeout=seconds)
 scenario("frozen in an open", frozen)
 scenario("power cut of the holder, its own recovery", killed, repair="reboot")
 scenario("power cut of the holder, fsck on another host", killed, repair="fsck")

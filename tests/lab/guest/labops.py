@@ -46,6 +46,15 @@ def get(name, off, length=BLOCK):
     return block[:min(n, 24)].decode("latin-1")
 
 
+def get_at(path, off):
+    """get() of a file that is opened for it."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        return os.pread(fd, BLOCK, off)[:24].decode("latin-1")
+    finally:
+        os.close(fd)
+
+
 def get_hex(name, off, length):
     return os.pread(fds[name], length, off).hex()
 
@@ -96,10 +105,28 @@ def attempt(function, *args):
     return 0
 
 
-def attempt_hold(name, path):
+def attempt_hold(name, path, flags="w"):
     """Opens for write and stays open: 0 or the errno."""
     try:
-        opened(name, path, "w")
+        opened(name, path, flags)
+    except OSError as e:
+        return e.errno
+    return 0
+
+
+def attempt_put(name, off, text):
+    """put(), as an errno."""
+    try:
+        put(name, off, text)
+    except OSError as e:
+        return e.errno
+    return 0
+
+
+def attempt_size(name, length):
+    """ftruncate(2): 0 or the errno."""
+    try:
+        os.ftruncate(fds[name], length)
     except OSError as e:
         return e.errno
     return 0
@@ -129,12 +156,45 @@ def ofd_found(name, byte):
     return {fcntl.F_RDLCK: "r", fcntl.F_WRLCK: "w", fcntl.F_UNLCK: "u"}[struct.unpack("hhqqi4x", answer)[0]]
 
 
+def say_disk(name, path):
+    """As QEMU begins with a raw disk: opens it for write, then locks byte 101. 0, or the errno of what failed; the descriptor stays open where it was opened."""
+    return attempt_hold(name, path) or ofd_lock(name, 101, 1, "r")
+
+
+def posix_lock(name, byte, kind="w"):
+    """F_SETLK, as libvirt locks: 0 or errno."""
+    number = {"r": fcntl.F_RDLCK, "w": fcntl.F_WRLCK, "u": fcntl.F_UNLCK}[kind]
+    try:
+        fcntl.fcntl(fds[name], fcntl.F_SETLK, struct.pack("hhqqi4x", number, 0, byte, 1, 0))
+    except OSError as e:
+        return e.errno
+    return 0
+
+
 def flocked(name, kind="w"):
     try:
         fcntl.flock(fds[name], {"r": fcntl.LOCK_SH, "w": fcntl.LOCK_EX, "u": fcntl.LOCK_UN}[kind] | fcntl.LOCK_NB)
     except OSError as e:
         return e.errno
     return 0
+
+
+def mtime(path):
+    """In ns, past what an NFS client has cached: it asks at each open."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        return os.fstat(fd).st_mtime_ns
+    finally:
+        os.close(fd)
+
+
+def seen(path):
+    """What a name is told to be: (inode number, size), or None. Nothing is opened, so all caches count."""
+    try:
+        st = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return st.st_ino, st.st_size
 
 
 def claim(datastore, name):
