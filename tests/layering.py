@@ -62,6 +62,7 @@ RAW_ALLOWED = [
     ("src/core/upgrade.c", "STORE_UPGRADE_LOCK, O_RDWR | O_CREAT", "a file to lock: nothing is read; its link count is, freshly"),
     ("src/base/hook.c", "", "files of the tests"),
     ("src/base/hook_stale.c", "", "files of the tests"),
+    ("src/base/mountinfo.c", "fopen(", "/proc of this host"),
     ("src/base/log.c", "access(JOURNAL_SOCKET", "journald's socket on this host"),
     ("src/core/host.c", "", "the state directory: on a disk of this host alone"),
     ("src/core/journal.c", "", "the state directory: on a disk of this host alone"),
@@ -80,7 +81,6 @@ RAW_ALLOWED = [
     ("tools/common/unseal.c", "access(probe", "the person's word: is a datastore above the copy?"),
     ("tools/common/unseal.c", "openat(w->dir_fd, w->side", "a file of this program alone"),
     ("tools/common/unseal.c", "read(fd, text", "a file of this program alone: read past no cache, written by nobody else"),
-    ("tools/common/unseal.c", "fopen(\"/proc/self/mountinfo\"", "mounts of this host"),
     ("tools/common/unseal.c", "statx(w->dir_fd", "which mount it is on, which no cache changes"),
     ("tools/common/unseal.c", "fstat(w->dir_fd", "its number and its mount, neither of which a cache changes"),
     ("tools/common/unseal.c", "stat(path[0]", "which mount of this host shows the same directory"),
@@ -144,7 +144,6 @@ RAW_ALLOWED = [
     ("tools/umount/umount_fuse.c", "", "mount namespaces of this host"),
     ("tools/umount/umount_wait.c", "", "/proc of this host"),
     ("tools/umount/umount_left.c", "fopen(\"/proc", "/proc of this host"),
-    ("tools/common/mounts.c", "", "the mount table of this host"),
 ]
 
 

@@ -19,8 +19,8 @@ void why_set(struct why *why, const char *fmt, ...)
     va_start(ap, fmt);
     vsnprintf(why->text, sizeof(why->text), fmt, ap);
     va_end(ap);
-    for (char *p = why->text; *p; p++) /* names come from the datastore: one line, and nothing a
-                                          terminal obeys */
+    for (char *p = why->text; *p; p++) /* Names come from the datastore: keep the line whole, and
+                                          send the terminal no control character. */
         if (iscntrl((unsigned char)*p))
             *p = '?';
 }
@@ -45,12 +45,12 @@ static int digit(char c)
     return -1;
 }
 
-/* Lower case only: there is one spelling of each value, so that a flipped bit never yields the same
- * value. */
+/* Accepts lower case only. Each value then has one spelling, and a flipped bit never yields the
+ * same value. */
 int base_unhex(const char *text, size_t n, uint8_t *ret)
 {
     for (size_t i = 0; i < 2 * n; i++)
-        if (digit(text[i]) < 0) /* a NUL stops here too, before anything behind it is read */
+        if (digit(text[i]) < 0) /* a NUL ends the loop here, before anything behind it is read */
             return -EINVAL;
     for (size_t i = 0; i < n; i++)
         ret[i] = (uint8_t)(digit(text[2 * i]) << 4 | digit(text[2 * i + 1]));
@@ -84,7 +84,7 @@ int base_escape(const char *text, char *ret, size_t size)
     return 0;
 }
 
-/* The byte that stands at text, and how many characters it takes; -1 where there is none. */
+/* Decodes the byte at text and says how many characters it takes; -1: there is none. */
 static int escaped_byte(const char *text, size_t len, size_t *ret_used)
 {
     if (text[0] != '%') {
@@ -130,7 +130,7 @@ void base_unescape_octal(char *s)
     *to = '\0';
 }
 
-/* Means itself to every shell, also at the start of a word. */
+/* Characters that every shell takes literally, also at the start of a word. */
 static bool is_word(const char *text)
 {
     for (const unsigned char *s = (const unsigned char *)text; *s; s++)
@@ -188,8 +188,8 @@ void base_utf8(const char *text, char *ret, size_t size)
     ret[used] = '\0';
 }
 
-/* Leading decimal number of text; *ret_end is set behind it. One spelling of each value: no leading
- * zeros. */
+/* Reads the decimal number at the start of text and sets *ret_end behind it. Leading zeros are
+ * refused, so that each value has one spelling. */
 static int number(const char *text, uint64_t *ret, const char **ret_end)
 {
     uint64_t value = 0;
@@ -285,7 +285,7 @@ void base_time_text(char ret[32])
 
     if (!gmtime_r(&now, &tm) || strftime(ret, 32, "%Y-%m-%dT%H:%M:%SZ", &tm) != 20)
         strcpy(ret,
-               /* a clock beyond the year 9999: the form matters more than the value */
+               /* The clock is beyond the year 9999: keep the form of the text. */
                "1970-01-01T00:00:00Z");
 }
 

@@ -49,9 +49,9 @@ struct why {
 };
 void why_set(struct why *why, const char *fmt, ...) DG_PRINTF(2, 3); /* why may be NULL */
 
-/* Writes 2 * n lower-case digits and a NUL to ret. */
+/* Writes 2 * n lower-case hexadecimal digits and a NUL to ret. */
 void base_hex(const void *data, size_t n, char *ret);
-/* Decodes exactly n bytes from 2 * n digits (no NUL needed). 0 or -EINVAL. */
+/* Decodes exactly n bytes from 2 * n hexadecimal digits (no NUL needed). 0 or -EINVAL. */
 DG_MUST_CHECK int base_unhex(const char *text, size_t n, uint8_t *ret);
 
 /* Percent-encodes bytes below 0x21, above 0x7e and '%' (RFC 3986 2.1). 0 or -ENAMETOOLONG. */
@@ -80,7 +80,7 @@ DG_MUST_CHECK int base_size(const char *text, uint64_t *ret);
 bool base_uuid_ok(const char *text); /* canonical lower-case form */
 DG_MUST_CHECK int base_uuid_random(dg_uuid ret);
 
-/* "2026-11-22T10:00:00Z" of now, for people only. */
+/* The time now, as "2026-11-22T10:00:00Z". For people only. */
 void base_time_text(char ret[32]);
 /* Milliseconds of CLOCK_MONOTONIC. */
 uint64_t base_now_ms(void);

@@ -16,7 +16,7 @@
 
 #define NAME_SIZE 64
 
-/* One of the variables: act at the at-th hook of that name. */
+/* What one of the variables asks for: act at the at-th hook of that name. */
 struct point {
     char name[NAME_SIZE]; /* "": any */
     unsigned long at;     /* 0: never */

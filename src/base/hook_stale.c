@@ -1,5 +1,5 @@
-/* hook_stale.c: see hook.h. In a file of its own: unit tests bring a hook_step() of their own and
- * must not link hook.c. */
+/* hook_stale.c: see hook.h. It is a file of its own because unit tests bring their own hook_step()
+ * and must not link hook.c. */
 #include "base/hook.h"
 
 #ifdef DG_HOOKS
@@ -11,7 +11,7 @@
 
 #define FDS 4096
 
-/* the inode whose descriptor has answered ESTALE once, 0: none */
+/* inode number of the descriptor that has answered ESTALE; 0: none */
 static _Atomic unsigned long stuck[FDS];
 
 static bool listed(const char *variable, unsigned long ino)

@@ -1,19 +1,18 @@
-/* list.h: the lists of <sys/queue.h>, which every C library of Debian has, and what glibc lacks of
- * them.
+/* list.h: the lists of <sys/queue.h>, and the macros that glibc's copy of it lacks.
  *
- *   SLIST   one pointer a member; is searched for what is taken out
- *   LIST    two pointers a member; a member that is listed can be taken out without a search
- *   STAILQ  a queue: in at the end, out at the head
+ *   SLIST   one pointer a member. Taking a member out needs a search.
+ *   LIST    two pointers a member. Taking a member out needs no search.
+ *   STAILQ  a queue: members enter at the end and leave at the head.
  *
- * They are macros: the analysis of clang's -Wthread-safety sees the change in the function that
- * makes it, where the lock is known. None of them takes a lock. */
+ * None of them takes a lock. They are macros, so clang's -Wthread-safety checks the lock in the
+ * function that uses them. */
 #ifndef DISKGUARD_LIST_H
 #define DISKGUARD_LIST_H
 
 #include <sys/queue.h>
 
-/* As LIST_FOREACH, and `member` may be taken out and freed in the body; `next` is a second variable
- * of its type. */
+/* LIST_FOREACH for a body that takes `member` out or frees it. `next` is a second variable of the
+ * same type. */
 #define LIST_FOREACH_SAFE(member, head, field, next)                                               \
     for ((member) = LIST_FIRST(head); (member) && ((next) = LIST_NEXT(member, field), 1);          \
          (member) = (next))

@@ -1,5 +1,6 @@
 /* log.c: see log.h. */
-#define SD_JOURNAL_SUPPRESS_LOCATION /* CODE_FILE= would always be this file */
+#define SD_JOURNAL_SUPPRESS_LOCATION /* Without it, CODE_FILE= of every message would name this    \
+                                        file. */
 #include "base/log.h"
 
 #include <ctype.h>
@@ -13,7 +14,7 @@
 #define TEXT_MAX 8192                                /* bytes; longer messages are cut */
 #define JOURNAL_SOCKET "/run/systemd/journal/socket" /* systemd-journald.service(8), FILES */
 
-static char program_name[64] = "diskguard"; /* written by log_init, before there are threads */
+static char program_name[64] = "diskguard"; /* written before the first thread is started */
 static atomic_bool with_debug;
 static atomic_bool to_system;
 
@@ -42,7 +43,7 @@ static struct iovec field(char *buf, size_t size, const char *name, const char *
     return (struct iovec){buf, DG_MIN((size_t)len, size - 1)};
 }
 
-/* False where no journal takes it. */
+/* false: there is no journal, or it refused the message. */
 static bool send_journal(int priority, const struct fields *fields, const char *text)
 {
     char message[TEXT_MAX + 16], level[32], identifier[sizeof(program_name) + 32];
@@ -65,7 +66,7 @@ static bool send_journal(int priority, const struct fields *fields, const char *
     return sd_journal_sendv(iov, n) >= 0;
 }
 
-/* One write, so that lines of several threads do not mix. */
+/* Uses one write, so that lines of several threads do not mix. */
 static void send_stderr(const char *text)
 {
     char line[TEXT_MAX + sizeof(program_name) + 8];
@@ -84,7 +85,7 @@ static void send_text(int priority, const struct fields *fields, const char *fmt
     char text[TEXT_MAX];
 
     vsnprintf(text, sizeof(text), fmt, ap);
-    for (char *p = text; *p; p++) /* names come from users: they must not forge lines */
+    for (char *p = text; *p; p++) /* Names come from users. They must not forge a line. */
         if (iscntrl((unsigned char)*p))
             *p = '?';
     if (!to_system)

@@ -16,8 +16,7 @@ void log_init(const char *program, bool debug);
 void log_to_system(void);
 /* Keep errno. */
 void log_msg(int priority, const char *fmt, ...) DG_PRINTF(2, 3);
-/* As log_msg, with the fields that every message about an image carries (IMAGE=, HOLDER=,
- * GENERATION= in the journal). */
+/* Logs about an image: log_msg(), and in the journal the fields IMAGE=, HOLDER= and GENERATION=. */
 void log_image(int priority, const char *image, const char *holder, uint64_t generation,
                const char *fmt, ...) DG_PRINTF(5, 6);
 

@@ -1,9 +1,9 @@
 /* sync.h: mutex, condition variable and read-write lock, with the annotations of clang's
  * -Wthread-safety.
  *
- * Lock order of the whole program: inode table -> image; separately header mutex -> journal. Never
- * two images. No lock is held over datastore I/O, sqlite or fuse_reply_*, except the header mutex,
- * whose purpose is to serialise header I/O. */
+ * The lock order of the program is in guard/image.h and DESIGN 9. No lock is held over datastore
+ * I/O, sqlite or fuse_reply_*, except the header lock of an image: its purpose is to put header I/O
+ * in order. */
 #ifndef DISKGUARD_SYNC_H
 #define DISKGUARD_SYNC_H
 
@@ -16,8 +16,8 @@
 #else
 #define SYNC_ATTR(x)
 #endif
-/* Documentation: in C, clang 14 cannot name a sibling member in an attribute (GCC and C++ semantics
- * differ); REQUIRES on functions is checked. */
+/* For the reader only: in C, clang 14 cannot name a member of the same struct in an attribute.
+ * REQUIRES on functions is checked. */
 #define GUARDED_BY(x)
 #define REQUIRES(...) SYNC_ATTR(requires_capability(__VA_ARGS__))
 #define REQUIRES_SHARED(...) SYNC_ATTR(requires_shared_capability(__VA_ARGS__))
@@ -49,7 +49,7 @@ static inline void mutex_unlock(struct mutex *m) RELEASE(*m) NO_THREAD_SAFETY_AN
     pthread_mutex_unlock(&m->m);
 }
 
-/* Its waits end by CLOCK_MONOTONIC: nobody's setting of the clock makes one longer. */
+/* Its waits use CLOCK_MONOTONIC, so a clock that is set back makes none longer. */
 struct cond {
     pthread_cond_t c;
 };
@@ -78,7 +78,7 @@ static inline void cond_wait(struct cond *c, struct mutex *m) REQUIRES(*m)
 {
     pthread_cond_wait(&c->c, &m->m);
 }
-/* Waits until base_now_ms() is until_ms at the longest. false: it is. */
+/* Waits for the condition, at most until base_now_ms() reaches until_ms. false: it has. */
 static inline bool cond_wait_until(struct cond *c, struct mutex *m, uint64_t until_ms) REQUIRES(*m)
 {
     struct timespec until = {.tv_sec = (time_t)(until_ms / 1000),
@@ -90,8 +90,8 @@ struct SYNC_ATTR(capability("mutex")) rwlock {
     pthread_rwlock_t l;
 };
 
-/* Writers first, for readers come in streams (guest data of images with a footer): so no thread may
- * take it twice for reading. */
+/* Prefers writers: readers come in streams (guest data of images with a footer) and would keep
+ * writers out. So no thread may take it twice for reading. */
 static inline void rwlock_init(struct rwlock *l)
 {
     pthread_rwlockattr_t attr;

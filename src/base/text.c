@@ -68,7 +68,7 @@ static int parse_magic(const char *text, size_t len, const char *magic, size_t *
     return 0;
 }
 
-/* One pass over the lines; fills the values only when asked to, so that a bad last line leaves the
+/* Goes over the lines once. Fills the values only when asked to, so that a bad last line leaves the
  * first value alone. */
 static int parse_fields(const char *text, size_t len, const struct text_field *f, size_t n,
                         bool fill)

@@ -12,8 +12,8 @@
 
 struct text_field {
     const char *name;
-    char *value; /* text_emit reads it, text_parse fills it */
-    size_t size; /* of value, with the final NUL */
+    char *value; /* input of text_emit(), output of text_parse() */
+    size_t size; /* size of value, with its NUL */
 };
 #define TEXT_FIELD(name, array) ((struct text_field){(name), (array), sizeof(array)})
 
@@ -21,8 +21,8 @@ struct text_field {
 DG_MUST_CHECK int text_emit(const char *magic, unsigned version, const struct text_field *f,
                             size_t n, char *ret, size_t size, size_t *ret_len);
 
-/* Strict: these fields, in this order, nothing else. 0, -EBADMSG, or -EPROTONOSUPPORT (newer
- * version, and its checksum is right). The values are filled only on success. */
+/* Parses a text that has these fields, in this order, and nothing else. The values are filled only
+ * on success. 0; -EBADMSG; -EPROTONOSUPPORT: a newer version, with a right checksum. */
 DG_MUST_CHECK int text_parse(const char *text, size_t len, const char *magic, unsigned version,
                              const struct text_field *f, size_t n);
 

@@ -162,14 +162,14 @@ static int load_start(int fd, struct header *h)
         ssize_t n = io_fresh_header(fd, h->bytes, reach((uint64_t)st.st_size), 0);
         if (n < 0)
             return (int)n;
-        if ((size_t)n < reach((uint64_t)st.st_size)) /* cut between the two calls */
+        if ((size_t)n < reach((uint64_t)st.st_size)) /* the file was cut between the two calls */
             continue;
         h->file_size = (uint64_t)st.st_size;
         h->n = (size_t)n;
         memset(h->bytes + h->n, 0, sizeof(h->bytes) - h->n);
         return 0;
     }
-    return -EIO; /* a size that the bytes never agree with */
+    return -EIO; /* the size and the bytes never agree */
 }
 
 int header_add(int fd, struct header *h, uint64_t off, size_t len)
@@ -199,7 +199,7 @@ int header_settle(int fd, struct header *h)
             return r;
         if (r == 0)
             continue;
-        /* an extent there could be changed unseen, so it cannot be guarded */
+        /* An extent there could be changed unseen, so the image cannot be guarded. */
         h->verdict = FORMAT_LIES;
         h->format = NULL;
         snprintf(h->info.why, sizeof(h->info.why),
@@ -263,15 +263,15 @@ void header_zone_cover(struct format_zone *zone, const struct plan *plan)
                          FORMAT_REACH;
 }
 
-/* Other hosts count on it (snapshot.c). */
+/* Other hosts rely on it (guard/snapshot.c). */
 static bool in_reach(const struct header *h, const struct extent *e)
 {
     return e->off + e->len <= FORMAT_HEAD_MAX || h->file_size < FORMAT_TAIL_MAX ||
            e->off >= h->file_size - FORMAT_TAIL_MAX;
 }
 
-/* Later on a plan is carried out without another check. So every extent must lie in the bytes
- * that were read, have their content, overlap no other extent, and lie in the zone. */
+/* A plan is carried out later without another check. So check here that every extent lies in the
+ * bytes that were read, has their content, overlaps no other extent, and lies in the zone. */
 static bool plan_fits(const struct header *h, struct excerpt *v, const struct plan *plan,
                       bool sealed)
 {
@@ -328,7 +328,7 @@ int header_plan_load(int fd, struct header *h, const struct seal_policy *policy,
     }
 }
 
-/* Is it an image, when the plan has put its true bytes back? */
+/* Would the file be an image with the plan's true bytes in place? */
 static int undone(int fd, const struct header *h, const struct plan *plan)
 {
     _cleanup_header_ struct header *after = header_new();
@@ -383,8 +383,8 @@ void header_truncate(struct header *h, uint64_t size)
     if (n < h->n)
         memset(h->bytes + n, 0, h->n - n);
     else
-        memset(h->bytes + h->n, 0, n - h->n); /* a header that the caller filled himself may have
-                                                 anything there */
+        memset(h->bytes + h->n, 0, n - h->n); /* a header that the caller filled may have anything
+                                                 there */
     h->n = n;
     for (unsigned i = 0; i < h->n_far; i++) {
         struct header_window *w = &h->far[i];
@@ -445,7 +445,7 @@ static void apply(struct header *h, const struct edit *e)
     }
 }
 
-/* Each round from the start: what was added meanwhile is as it stands in the file. */
+/* Each round starts anew, because added windows stand there as they are in the file. */
 int header_ahead(int fd, struct header *disk, const struct plan *plan, const struct edit *e,
                  struct header *ret)
 {

@@ -45,8 +45,8 @@ static inline void header_freep(struct header **h)
 }
 #define _cleanup_header_ __attribute__((cleanup(header_freep)))
 
-/* Reads the header past the cache, and identifies it. What was in *ret is forgotten. 0 or -errno,
- * then *ret is empty. */
+/* Reads the header past the cache and identifies it. The former content of *ret is dropped. 0, or
+ * -errno with *ret empty. */
 DG_MUST_CHECK int header_load(int fd, struct header *ret);
 /* Reads the start and every extent of the plan past the cache. Does not identify. 0 or -errno, then
  * empty. */

@@ -20,8 +20,7 @@
 #define INSTALLATION_VERSION 1
 #define INSTALLATION_TEXT_MAX 256
 
-/* A path is cut in explanations, so that the way out at the end of the line is never what falls
- * off. */
+/* Explanations cut long paths, so that the way out at the end of the line is never what is lost. */
 #define P "%.200s"
 
 _Static_assert(DG_UUID_LEN + 1 == SD_ID128_UUID_STRING_MAX,
@@ -52,7 +51,7 @@ static int sync_path_fd(int path_fd)
     return fd < 0 ? -errno : io_fsync(fd);
 }
 
-/* Opens one component below *fd, making it when it is missing, and puts it in the place of *fd. */
+/* Opens one component below *fd, makes it when it is missing, and replaces *fd by it. */
 static int step_into(int *fd, const char *name)
 {
     int made = mkdirat(*fd, name, 0700) < 0 ? -errno : 0;
@@ -60,8 +59,8 @@ static int step_into(int *fd, const char *name)
 
     if (r < 0)
         return r;
-    /* Whatever mkdir(2) said: below a read-only or foreign directory there may well be one that is
-     * ours. */
+    /* The answer of mkdir(2) does not matter: below a read-only or foreign directory there may be
+     * one that is ours. */
     next = openat(*fd, name, O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (next < 0)
         return errno == ENOENT && made < 0 ? made : -errno;
@@ -143,7 +142,7 @@ static int installation_read(int dir_fd, dg_uuid ret)
     return 0;
 }
 
-/* By link(2), not rename(2): several daemons of this host may start for the first time together,
+/* Uses link(2), not rename(2): several daemons of this host may start for the first time together,
  * and the first one's id must stay. 0 also when another one was faster. */
 static int installation_make(int dir_fd)
 {
@@ -166,13 +165,13 @@ static int installation_make(int dir_fd)
     r = HOOK_FAIL("host.installation-link");
     if (r == 0 && linkat(dir_fd, tmp, dir_fd, INSTALLATION_FILE, 0) < 0 && errno != EEXIST &&
         errno != ENOENT)
-        r = -errno; /* ENOENT: the winner has swept our file away */
+        r = -errno; /* ENOENT: the faster one has removed our file */
     HOOK("host.installation-linked");
     unlinkat(dir_fd, tmp, 0);
     return r;
 }
 
-/* Left by a crash, or of somebody who is about to lose: there is an installation id now. */
+/* A crash left it, or its owner is about to lose the race: there is an installation id now. */
 static int installation_sweep(void *arg, const char *name)
 {
     const int *dir_fd = arg;
@@ -196,7 +195,7 @@ static int installation_get(const char *state_dir, int dir_fd, dg_uuid ret, stru
     }
     if (r == 0)
         r = io_fresh_dir(dir_fd, installation_sweep, &dir_fd);
-    /* Also when the file was there: the process that made it may not have come to its fsync, and an
+    /* Syncs also a file that was there: the process that made it may not have reached its fsync. An
      * id that a record on the datastore names must not be lost in a power cut. */
     if (r == 0)
         r = io_fsync(dir_fd);

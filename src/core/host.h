@@ -51,8 +51,8 @@ DG_MUST_CHECK int host_record_read(const struct store *s, const char *uuid,
  * -EBADMSG, -EPROTONOSUPPORT: the record does not decode.
  * -EROFS, -EACCES, or another -errno. */
 DG_MUST_CHECK int host_lock(const struct store *s, const struct host *h, struct why *why);
-/* Binds the record to this installation whatever stood there (a person confirmed). lock_fd from
- * host_lock_force, which only locks and looks at nothing: -ENOENT where there is no record (h->uuid
+/* Binds the record to this installation, whatever it says (a person confirmed that). lock_fd is
+ * from host_lock_force(), which locks and checks nothing: -ENOENT where there is no record (h->uuid
  * names it), -EBUSY. Both copies are written, durably. */
 DG_MUST_CHECK int host_lock_force(const struct store *s, const struct host *h, struct why *why);
 DG_MUST_CHECK int host_bind(int lock_fd, const struct host *h);

@@ -1,4 +1,4 @@
-/* host_record.c: this host's record hosts/<uuid> on the datastore, its lock and its beat. */
+/* host_record.c: this host's record hosts/<uuid> on the datastore, its lock and its heartbeat. */
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
@@ -14,8 +14,7 @@
 #define LOCK_TRIES 5
 #define LOCK_PAUSE_MS 20
 
-/* A path is cut in explanations, so that the way out at the end of the line is never what falls
- * off. */
+/* Explanations cut long paths, so that the way out at the end of the line is never what is lost. */
 #define P "%.200s"
 
 /* ---- text ---- */
@@ -23,7 +22,7 @@
 struct copy {
     struct host_record rec;
     uint64_t seq;
-    int at; /* 0 or 1: which of the two in the file */
+    int at; /* 0 or 1: its place in the file */
 };
 
 struct copy_text {
@@ -95,8 +94,8 @@ static int copy_decode(const char *text, const char *uuid, struct copy *ret)
     return 0;
 }
 
-/* The newer of the copies that decode. A copy of a newer version rules whatever the other one says:
- * only that version knows which of them counts. */
+/* Takes the newer of the copies that decode. A copy of a newer version decides whatever the other
+ * one says: only that version knows which of them counts. */
 static int record_decode_file(const char *text, size_t len, const char *uuid, struct copy *ret)
 {
     struct copy found[2];
@@ -186,8 +185,8 @@ int host_bind(int lock_fd, const struct host *h)
 
     if (r < 0 && r != -EBADMSG && r != -EPROTONOSUPPORT)
         return r;
-    /* First the copy that does not count, so that there is a good one at every moment. Then the
-     * other one, or a torn write could later bring the old binding back. */
+    /* Writes the copy that does not count first, so that a good one exists at every moment. Then
+     * the other one, or a torn write could later bring the old binding back. */
     for (int i = 1; i <= 2; i++) {
         r = HOOK_FAIL("host.bind");
         if (r < 0)
@@ -268,7 +267,7 @@ static int record_create(const struct store *s, const struct host *h)
 
 /* ---- the lock ---- */
 
-/* Opens the record and locks it. -EAGAIN: another process has it; -ENOENT. */
+/* Opens the record and locks it. -EAGAIN: another process has the lock; -ENOENT. */
 static int lock_open(const struct store *s, const char *uuid)
 {
     const struct timespec pause = {.tv_nsec = LOCK_PAUSE_MS * 1000000L};
@@ -280,7 +279,7 @@ static int lock_open(const struct store *s, const char *uuid)
     if (fd < 0)
         return fd;
     r = io_lock_file(fd, s->fence);
-    /* With flock(2), host_alive() of another process has to take the lock for a moment in order to
+    /* With flock(2), host_alive() of another process must take the lock for a moment in order to
      * look. */
     for (int i = 1; r == -EAGAIN && s->fence == FENCE_FLOCK && i < LOCK_TRIES; i++) {
         nanosleep(&pause, NULL);
@@ -291,7 +290,7 @@ static int lock_open(const struct store *s, const char *uuid)
     r = io_fresh_stat(fd, &st);
     if (r < 0)
         return r;
-    if (st.st_nlink == 0) /* somebody removed the record between open and lock */
+    if (st.st_nlink == 0) /* the record was removed between open and lock */
         return -ENOENT;
     return base_steal_fd(&fd);
 }
@@ -372,9 +371,8 @@ static int alive_ofd(int fd)
     return lock.l_type == F_UNLCK ? 0 : 1;
 }
 
-/* flock(2) cannot be asked: take it, shared so that two that look do not see each other, and let go
- * at close.
- */
+/* flock(2) cannot be asked. Take it shared, so that two processes that look do not see each other,
+ * and drop it at close. */
 static int alive_flock(int fd)
 {
     int r;
@@ -439,12 +437,13 @@ int host_lock(const struct store *s, const struct host *h, struct why *why)
         return -EBUSY;
     }
     r = fd < 0 ? fd : record_load(fd, h->uuid, &c);
-    /* The record may have been linked by a run of ours that did not come to the fsync. */
+    /* An earlier run of ours may have linked the record and not reached the fsync. */
     if (r == 0)
         r = io_fsync(s->hosts_fd);
     if (r < 0)
         return explain_failed(s, h, r, why);
-    if (strcmp(c.rec.installation, h->installation) != 0) { /* bound anew since we looked */
+    if (strcmp(c.rec.installation, h->installation) != 0) { /* it was bound anew since the first
+                                                               look */
         explain_rejected(s, h, &c.rec, false, why);
         return -EKEYREJECTED;
     }

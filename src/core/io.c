@@ -19,7 +19,7 @@
 
 /* ---- files below the datastore ---- */
 
-/* Opens one component, which is not "..". Never follows a symlink. */
+/* Opens one component, never "..", and never follows a symlink. */
 static int open_component(int dirfd, const char *name, size_t len, int flags, mode_t mode)
 {
     char copy[NAME_MAX + 1];
@@ -44,8 +44,8 @@ static int open_component(int dirfd, const char *name, size_t len, int flags, mo
     return fd;
 }
 
-/* For where there is no openat2(2), as under valgrind 3.19: the same by hand, and stricter in that
- * it refuses every "..". */
+/* The same by hand where there is no openat2(2), as under valgrind 3.19. Stricter: it refuses every
+ * "..". */
 static int walk_beneath(int dirfd, const char *path, int flags, mode_t mode)
 {
     int at = dirfd, next;
@@ -105,7 +105,7 @@ int io_reopen(int fd, int flags)
 
     if (fstat(fd, &st) < 0)
         return -errno;
-    if (!S_ISREG(st.st_mode)) /* opening a device or a fifo has effects of its own */
+    if (!S_ISREG(st.st_mode)) /* opening a device or a fifo has side effects */
         return -EINVAL;
     snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
     do /* without O_NOFOLLOW, which would stop at the magic link itself */
@@ -159,7 +159,7 @@ int io_fresh_dir(int dirfd, int (*fn)(void *arg, const char *name), void *arg)
     DIR *dir = NULL;
     int r, fd;
 
-    /* a position of its own, also for threads */
+    /* each open has its own position, also between threads */
     fd = openat(dirfd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0)
         return -errno;
@@ -341,7 +341,7 @@ static int drop(int fd, uint64_t off, uint64_t len)
 {
     int r = posix_fadvise(fd, (off_t)off, (off_t)len, POSIX_FADV_DONTNEED);
 
-    return -r; /* returns the error, errno stays as it was: posix_fadvise(3) */
+    return -r; /* it returns the error and leaves errno alone: posix_fadvise(3) */
 }
 
 int io_cache_drop(int fd)
@@ -492,7 +492,7 @@ static const struct io_fstype fstypes[] = {
     {CIFS_SUPER_MAGIC, "cifs", FENCE_OFD, FENCING_UNPROVEN, true, true, true},
     {SMB2_SUPER_MAGIC, "smb2", FENCE_OFD, FENCING_UNPROVEN, true, true, true},
 };
-/* Of a type that nobody has looked at, the careful answers. */
+/* The careful answers, for a type that nobody has measured. */
 static const struct io_fstype unknown_fstype = {0,    "unknown", FENCE_OFD, FENCING_UNPROVEN,
                                                 true, true,      true};
 
@@ -546,8 +546,8 @@ static int fence(int fd, enum fence_kind kind, bool exclusive)
     switch (kind) {
     case FENCE_OFD:
         return io_ofd_lock(fd, exclusive ? F_WRLCK : F_RDLCK, DG_FENCE_OFFSET, 1);
-    case FENCE_FLOCK: /* a conversion that is refused loses the old lock: flock(2); so after -EAGAIN
-                         the descriptor has none */
+    case FENCE_FLOCK: /* A conversion that is refused loses the old lock (flock(2)): after -EAGAIN
+                         the descriptor has none. */
         return whole_flock(fd, exclusive ? LOCK_EX : LOCK_SH);
     case FENCE_NONE:
         return 0;
@@ -574,7 +574,7 @@ void io_fence_pause(void)
 
 #define ANNOUNCE_OFFSET (DG_FENCE_OFFSET + 1) /* shared by all that can read */
 #define ANNOUNCE_RANDOM                                                                            \
-    (DG_FENCE_OFFSET + 2) /* from here on, one byte each for those that cannot */
+    (DG_FENCE_OFFSET + 2) /* from here on: one byte for each writer that cannot */
 
 int io_fence_announce(int fd, enum fence_kind kind)
 {
@@ -607,8 +607,8 @@ int io_lock_file(int fd, enum fence_kind kind)
         return whole_flock(fd, LOCK_EX);
     r = io_ofd_lock(fd, F_WRLCK, 0, 0);
     if (kind == FENCE_NONE && io_err_no_locks(r))
-        return 0; /* fence=none is for storage without locks; where there are some, they still keep
-                     this host's processes apart */
+        return 0; /* fence=none is for storage without locks. Where it has some, they still keep
+                     this host's processes apart. */
     return r;
 }
 
@@ -638,9 +638,9 @@ int io_header_truncate(int fd, uint64_t size)
 
 /* ---- fresh reads that nothing above needs ---- */
 
-#define OPEN_TRIES 8 /* each lost one means that another host replaced the file meanwhile */
+#define OPEN_TRIES 8 /* each failed attempt means that another host replaced the file meanwhile */
 
-/* The attributes themselves do not matter: fetching them drops the names that are cached below. */
+/* The attributes do not matter. Fetching them drops the names that are cached below. */
 static int force_names(int dirfd)
 {
     struct stat st;

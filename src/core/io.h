@@ -38,12 +38,12 @@ static inline bool io_err_no_locks(int err)
 {
     return err == -ENOLCK || err == -EOPNOTSUPP || err == -ENOSYS || err == -EINVAL;
 }
-/* Who asks may not. */
+/* The caller has no permission. */
 static inline bool io_err_denied(int err)
 {
     return err == -EACCES || err == -EPERM;
 }
-/* It cannot be opened for write; for reading it perhaps can. */
+/* The file cannot be opened for write. Perhaps it can for reading. */
 static inline bool io_err_readonly(int err)
 {
     return io_err_denied(err) || err == -EROFS || err == -ETXTBSY;
@@ -131,7 +131,7 @@ DG_MUST_CHECK int io_text_create(int dirfd, const char *tmp_name, const void *te
 /* Drops every clean cached page of the file so that the next read asks the storage. */
 DG_MUST_CHECK int io_cache_drop(int fd);
 
-/* Drops the cached pages of a range, and no more of the file than it must. */
+/* Drops the cached pages of a range, and as few others as it can. */
 DG_MUST_CHECK int io_header_drop(int fd, uint64_t off, size_t len);
 
 /* Reads up to len bytes at off, as the storage has them: past the cache, but not on a file system
@@ -184,10 +184,10 @@ enum fence_kind {
 /* Another host has the fence lock exclusively now. Can late writes of the host that lost it
  * still land? DESIGN 10.1 and 10.2. */
 enum fencing {
-    FENCING_NO,       /* they do (NFSv3), or the lock does not reach other hosts at all */
-    FENCING_UNPROVEN, /* nobody has shown that they do not (OCFS2, GFS2, Ceph ...) */
-    FENCING_LOCK      /* measured that they do not (NFSv4); or one kernel has both the lock and the
-                         writes (local file systems) */
+    FENCING_NO,       /* they can (NFSv3), or the lock does not reach other hosts */
+    FENCING_UNPROVEN, /* nobody has shown that they cannot (OCFS2, GFS2, Ceph ...) */
+    FENCING_LOCK /* measured: they cannot (NFSv4); or one kernel has both the lock and the writes
+                    (local file systems) */
 };
 const char *io_fencing_name(enum fencing f); /* "no", "unproven", "lock" */
 
@@ -204,7 +204,7 @@ struct io_fstype {
     /* flock and byte locks meet each other there (NFS): a user's flock would meet the fence. */
     bool flock_meets_fence;
 };
-/* Never NULL: an unknown type gets a row of its own name "unknown", OFD. */
+/* Returns a row, never NULL. An unknown type gets the row "unknown", with OFD. */
 const struct io_fstype *io_fstype(int fd);
 
 /* Does the fence lock fence this host, when it is taken through the mount that fd lies on? Reads

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/mountinfo.h"
 #include "core/io.h"
 
 const char *io_fencing_name(enum fencing f)
@@ -99,42 +100,6 @@ static int mount_id(int fd)
     return id;
 }
 
-/* One mount of /proc/self/mountinfo. The strings lie in line. */
-struct mount_line {
-    char *line;
-    const char *point;          /* escaped, as in mountstats */
-    const char *type, *options; /* those of the file system, which come last */
-};
-
-static int mount_line(int id, struct mount_line *ret)
-{
-    _cleanup_free_ char *line = NULL;
-    size_t size = 0;
-    FILE *f = fopen("/proc/self/mountinfo", "re");
-    int r = -ENOENT, at, begin, end;
-
-    if (!f)
-        return -errno;
-    while (r < 0 && getline(&line, &size, f) >= 0) {
-        char *type = strstr(line, " - "), *source, *options;
-
-        if (!type || sscanf(line, "%d %*d %*s %*s %n%*s%n", &at, &begin, &end) != 1 || at != id)
-            continue;
-        line[strcspn(line, "\n")] = '\0';
-        type += 3;
-        source = strchr(type, ' ');
-        options = source ? strchr(source + 1, ' ') : NULL;
-        if (!options)
-            continue;
-        line[end] = *source = *options = '\0';
-        *ret = (struct mount_line){line, line + begin, type, options + 1};
-        line = NULL;
-        r = 0;
-    }
-    fclose(f);
-    return r;
-}
-
 static char read_recover_lost_locks(void)
 {
     FILE *f = fopen("/sys/module/nfs/parameters/recover_lost_locks", "re");
@@ -162,7 +127,9 @@ static char read_pnfs(const char *point)
             ours = false;
             if (end) {
                 *end = '\0';
-                ours = strcmp(on + strlen(" mounted on "), point) == 0;
+                on += strlen(" mounted on ");
+                base_unescape_octal(on);
+                ours = strcmp(on, point) == 0;
             }
         } else if (ours && strstr(line, "pnfs=")) {
             bool none = strstr(line, "pnfs=not configured") != NULL;
@@ -177,17 +144,17 @@ static char read_pnfs(const char *point)
 enum fencing io_fencing(int fd, enum fence_kind kind, const char **ret_why)
 {
     const struct io_fstype *fs = io_fstype(fd);
-    struct mount_line l = {NULL, NULL, NULL, NULL};
+    struct mountinfo l = {0};
     struct io_mount m = {NULL, NULL, 0, 0};
     const char *none;
 
     if (kind != FENCE_NONE && fs->magic == NFS_SUPER_MAGIC) {
         int id = mount_id(fd);
 
-        if (id >= 0 && mount_line(id, &l) == 0)
+        if (id >= 0 && mountinfo_find_id((unsigned)id, &l) == 0)
             m = (struct io_mount){l.type, l.options, read_recover_lost_locks(), read_pnfs(l.point)};
     }
     enum fencing found = io_fencing_judge(fs, kind, &m, ret_why ? ret_why : &none);
-    free(l.line);
+    mountinfo_free(&l);
     return found;
 }

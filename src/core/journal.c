@@ -18,8 +18,7 @@
 #include "base/sync.h"
 #include "diskguard/journal.h"
 
-/* A path is cut in explanations, so that the way out at the end of the line is never what falls
- * off. */
+/* Explanations cut long paths, so that the way out at the end of the line is never what is lost. */
 #define P "%.200s"
 
 /* When the log has this many pages (of 4096 bytes) it is copied into the database. So it stays
@@ -51,10 +50,9 @@ struct journal_op {
 
 struct journal {
     int lock_fd;
-    int db_fd; /* of the database file, to give it room. Closed after sqlite has closed it: see
-                * journal_close
-                */
-    /* Used by whoever has set busy (and by open and close, which are alone). */
+    int db_fd; /* of the database file, to enlarge it. Closed after sqlite has closed it:
+                  journal_close() */
+    /* Only the thread that has set busy uses these (and open and close, which run alone). */
     sqlite3 *db;
     sqlite3_stmt *stmt[STMT_COUNT];
     bool lazy; /* a commit does not sync now */
@@ -78,7 +76,7 @@ static const char *const statements[STMT_COUNT] = {
 
 /* ---- errors ---- */
 
-/* What the failed system call said, where it says more than sqlite's own code; else 0. */
+/* The errno of the failed system call where it says more than sqlite's code; else 0. */
 static int system_errno(sqlite3 *db)
 {
     int e = sqlite3_system_errno(db);
@@ -86,7 +84,7 @@ static int system_errno(sqlite3 *db)
     switch (e) {
     case EDQUOT:
     case EFBIG:
-        return -ENOSPC; /* no more room for this file */
+        return -ENOSPC; /* no room is left for this file */
     case ENOSPC:
     case EROFS:
     case EACCES:
@@ -202,7 +200,7 @@ static int lock_take(int dir_fd, const char *dir, const char *name, int *ret_fd,
                 pid[0] ? ", pid " : "", pid, dir, name);
         return -EBUSY;
     }
-    /* For people only, so that it may fail. */
+    /* For people only: it may fail. */
     n = snprintf(pid, sizeof(pid), "%d\n", (int)getpid());
     if (ftruncate(fd, 0) == 0)
         n = pwrite(fd, pid, (size_t)n, 0);
@@ -212,7 +210,7 @@ static int lock_take(int dir_fd, const char *dir, const char *name, int *ret_fd,
 
 /* ---- the database ---- */
 
-/* Made here and not by sqlite, for its mode: -wal gets the same one. An empty file is an empty
+/* We make the file, not sqlite, to set its mode: -wal gets the same one. An empty file is an empty
  * database. */
 static int file_make(int dir_fd, const char *name, int *ret_fd)
 {
@@ -375,7 +373,7 @@ static int schema(sqlite3 *db)
         r = schema_make(db);
         return r < 0 ? r : 1;
     }
-    /* A damaged page is better found now than in the middle of a restore. */
+    /* Better to find a damaged page now than in the middle of a restore. */
     r = pragma_get(db, "PRAGMA quick_check(1)", text, sizeof(text));
     if (r < 0)
         return r;
@@ -418,8 +416,7 @@ static int database_open(struct journal *j, int dir_fd, const char *name, const 
     r = reserve_log(dir_fd, name);
     if (r == 0)
         r = journal_reserve(j, 1);
-    /* No room: a new journal is refused; an old one opens, because what is in it must be settled.
-     */
+    /* No room: a new journal is refused. An old one opens, because its rows must be settled. */
     if (r < 0 && (r != -ENOSPC || made))
         return r;
     return io_fsync(dir_fd);
@@ -491,7 +488,7 @@ static int run_transaction(struct journal *j, struct journal_op *first,
         r = HOOK_FAIL("journal.commit");
     if (r == 0)
         r = step_done(j, j->stmt[STMT_COMMIT]);
-    /* sqlite rolls back by itself after some errors (a full disk), and not after others. */
+    /* After some errors (a full disk) sqlite rolls back by itself, after others it does not. */
     if (r < 0 && !sqlite3_get_autocommit(j->db))
         (void)step_done(j, j->stmt[STMT_ROLLBACK]);
     return r;
@@ -509,8 +506,8 @@ static int run_full(struct journal *j, struct journal_op *first, const struct jo
     return run_transaction(j, first, end);
 }
 
-/* All together; if that fails each one alone, so that one bad operation does not fail the others.
- */
+/* Runs all operations together. If that fails, runs each alone, so that one bad operation does not
+ * fail the others. */
 static void run_group(struct journal *j, struct journal_op *group)
 {
     int r = run_full(j, group, NULL);
@@ -671,7 +668,7 @@ static int snapshot(struct journal *j, struct row **ret) EXCLUDES(j->mutex)
     return r;
 }
 
-/* A row whose text speaks of another image than its key is as bad as one that does not decode. */
+/* A row whose text names another image than its key counts as one that does not decode. */
 static int row_decode(const struct row *row, struct record *rec)
 {
     int r = row->len > DG_RECORD_MAX ? -EBADMSG : record_decode(row->text, row->len, rec);
@@ -730,7 +727,7 @@ void journal_close(struct journal *j)
     base_closep(
         /* not earlier: closing any descriptor of a file drops the process's POSIX locks on it */
         &j->db_fd);
-    base_closep(&j->lock_fd); /* last: until here the database is ours */
+    base_closep(&j->lock_fd); /* last: until here the database is locked by us */
     cond_destroy(&j->quiet);
     mutex_destroy(&j->mutex);
     free(j);

@@ -4,14 +4,14 @@
 #include <json-c/json.h>
 #include <string.h>
 
-/* of nodes within nodes: more than any graph of block nodes that people write */
+/* depth of nodes within nodes, more than anybody writes */
 #define DEPTH_MAX 16
 
 struct link_search {
     int (*fn)(void *arg, const char *path, bool from_cwd);
     void *arg;
     unsigned files;
-    bool other; /* something that is no file */
+    bool other; /* it names something that is no file */
 };
 
 /* block.c, path_has_protocol(): a colon before the first slash. */
@@ -35,8 +35,8 @@ static bool ends_with(const char *key, const char *last)
     return n >= m && strcmp(key + n - m, last) == 0 && (n == m || key[n - m - 1] == '.');
 }
 
-/* The driver beside a file name: the member "driver" of its node, or "a.b.driver" beside
- * "a.b.filename" (QEMU takes both spellings). NULL: not said. */
+/* Finds the driver beside a file name: the member "driver" of its node, or "a.b.driver" beside
+ * "a.b.filename" (QEMU takes both spellings). NULL: there is none. */
 static const char *driver_of(struct json_object *node, const char *key)
 {
     char name[256];

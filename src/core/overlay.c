@@ -131,11 +131,12 @@ enum header_state overlay_compare(const struct plan *plan, struct excerpt *disk,
         const struct extent *e = &plan->ext[i];
         if (!was_cut && end_of(e->off, e->len) > file_size)
             return HEADER_SHORT;
-        if (!common(e, 0, file_size, &lo, &len)) /* cut away: nothing of it is left to be undone */
+        if (!common(e, 0, file_size, &lo, &len)) /* cut away: nothing is left to undo */
             continue;
         const uint8_t *p = view_get(disk, lo, len);
         if (!p) {
-            all_true = all_sealed = all_explained = false; /* not loaded, so not known */
+            all_true = all_sealed = all_explained = false; /* it is not loaded, so it is not known
+                                                            */
             continue;                                      /* another extent may still be SHORT */
         }
         bool is_true = memcmp(p, e->truth, len) == 0;

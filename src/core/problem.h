@@ -8,10 +8,10 @@
 
 enum severity {
     SEV_OK,    /* nothing to do */
-    SEV_NOTE,  /* worth a line, not wrong: e.g. a claim of a live host */
+    SEV_NOTE,  /* not wrong, but worth a line: e.g. a claim of a live host */
     SEV_PREEN, /* wrong, and repaired without asking (fsck -p, daemon start) */
     SEV_ASK,   /* repaired only when a person agrees (fsck -y or the prompt) */
-    SEV_PERSON /* nothing here may repair it: a person must decide; message says how */
+    SEV_PERSON /* no program may repair it: a person must decide; the message says how */
 };
 
 enum problem {

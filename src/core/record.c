@@ -87,7 +87,7 @@ static uint32_t checksum(const char *text, size_t len)
 struct record_writer {
     char *text; /* DG_RECORD_MAX + 1 bytes */
     size_t len;
-    int error; /* of the first put that failed; later ones do nothing */
+    int error; /* errno of the first failed put; later puts do nothing */
 };
 
 static void record_put(struct record_writer *w, const char *fmt, ...) DG_PRINTF(2, 3);
@@ -221,7 +221,7 @@ int record_encode(const struct record *rec, char **ret_text, size_t *ret_len)
 
 struct record_reader {
     char *next; /* the next line */
-    bool bad;   /* something did not parse; what was read since is meaningless */
+    bool bad;   /* something did not parse; later values mean nothing */
 };
 
 /* Cuts the next line off, which must begin with "name=", and returns its value; "" when there is
@@ -275,7 +275,7 @@ static void take_text(struct record_reader *r, const char *name, char *ret, size
         r->bad = true;
 }
 
-/* Text without escapes that must fit; whether it makes sense is for fields_ok(). */
+/* Reads a text without escapes that must fit. fields_ok() judges what it means. */
 static void take_plain(struct record_reader *r, const char *name, char *ret, size_t size)
 {
     const char *value = record_take(r, name);
@@ -358,7 +358,7 @@ static void take_mtime(struct record_reader *r, const char *name, struct timespe
     r->bad = r->bad || rest;
 }
 
-/* A line that is there only where it says something. */
+/* An optional line. */
 static void take_chosen(struct record_reader *r, struct record *rec)
 {
     if (r->bad || strncmp(r->next, "mtime-chosen=", 13) != 0)
@@ -430,7 +430,7 @@ static void take_all(struct record_reader *r, struct record *rec)
     take_mtime(r, "mtime", &rec->mtime);
     take_mtime(r, "mtime-sealed", &rec->mtime_sealed);
     uint64_t sync_error = take_u64(r, "sync-error");
-    /* too much for fields_ok() */
+    /* one that is too large becomes one that fields_ok() refuses */
     rec->sync_error = (int)DG_MIN(sync_error, (uint64_t)ERRNO_MAX + 1);
     take_fenced(r, &rec->fenced);
     take_chosen(r, rec);

@@ -17,9 +17,9 @@ struct recovery {
     uint64_t ino;
     const struct record *row; /* or NULL */
     struct claim *claim;
-    /* the newer plan of the two, as found: what is decided about and reported */
+    /* the newer of the two plans, as found: the decision and the report are about it */
     struct record *rec;
-    struct record *work; /* a copy to act with: ours, with the next sequence numbers */
+    struct record *work; /* a copy to act with, in our name, with the next sequence numbers */
     bool from_row;       /* rec is the row */
     int fd;              /* the image, read-write, under the exclusive fence lock; or -1 */
     struct recover_input in;
@@ -47,7 +47,7 @@ static int find_image(const struct store *s, const struct record *rec, enum imag
     if (fd == -ESTALE && by_handle && store_gone(s, -1, &rec->handle) == 1)
         *ret = IMAGE_GONE;
     if (fd < 0)
-        return -1; /* by path, a missing name says nothing: images are renamed while in use */
+        return -1; /* A missing path says nothing: images are renamed while in use. */
     if (!by_handle && io_fresh_stat(fd, &st) < 0)
         return -1;
     if (st.st_ino != rec->ino) {
@@ -81,16 +81,15 @@ static enum image_kind open_image(struct recovery *j)
     if (kind != IMAGE_FOUND)
         return kind;
     fd = io_reopen(found, O_RDWR);
-    if (io_err_readonly(fd) && j->r->dry_run) { /* only looking: what can be seen without the lock
-                                                 */
+    if (io_err_readonly(fd) && j->r->dry_run) { /* dry run: look without the lock */
         j->fd = io_reopen(found, O_RDONLY);
         return j->fd < 0 ? IMAGE_UNREADABLE : IMAGE_FOUND;
     }
     if (fd < 0)
         return IMAGE_UNREADABLE;
     r = io_fence_exclusive(fd, s->fence);
-    /* The dead daemon's writes first, or they would stay in the cache of this host alone; then the
-     * cache. */
+    /* Sync the dead daemon's writes first: they may stand in the cache of this host alone. Then
+     * drop the cache. */
     if (r == 0)
         r = io_fsync(fd);
     if (r == 0)
@@ -153,14 +152,14 @@ static void choose_plan(struct recovery *j)
         *j->rec = *rec;
         return;
     }
-    /* Nothing that decodes: a name for the report. */
+    /* Nothing decodes: make a name for the report. */
     memset(j->rec, 0, sizeof(*j->rec));
     j->rec->ino = j->ino;
     j->rec->generation = j->row ? j->row->generation : c->generation;
 }
 
-/* Does the decision depend on the image at all? A row that is stale anyway must not wait for an
- * image that somebody uses. */
+/* Does the decision depend on the image? A row that is stale in any case must not wait for an image
+ * that is in use. */
 static bool image_matters(const struct recover_input *in)
 {
     struct recover_input other = *in;
@@ -250,7 +249,7 @@ static int drop_row(struct recovery *j, uint64_t generation)
     return j->r->journal ? journal_remove(j->r->journal, j->ino, generation) : 0;
 }
 
-/* The row that was asked about, where it is not the one of the claim that was settled. */
+/* Drops the row that was asked about, where it is not that of the settled claim. */
 static int drop_old_row(struct recovery *j, uint64_t settled)
 {
     return j->row && j->row->generation != settled ? drop_row(j, j->row->generation) : 0;
@@ -332,8 +331,8 @@ static int restore(struct recovery *j)
     return err < 0 ? err : drop_old_row(j, generation);
 }
 
-/* The true bytes are there. Durably, before the claim is given up: they may have been in this
- * host's cache only. */
+/* The true bytes are there. They may stand in this host's cache alone, so they are synced before
+ * the claim is given up. */
 static int release(struct recovery *j)
 {
     uint64_t generation = j->work->generation;
@@ -466,7 +465,7 @@ struct row_key {
 };
 struct sweep {
     struct recover *r;
-    struct row_key *key; /* by inode, and then the highest generation first */
+    struct row_key *key; /* sorted by inode, then by generation, the highest first */
     size_t n, room;
     struct mutex mutex; /* for what follows, and the states of the keys */
     struct cond ended;  /* a job */

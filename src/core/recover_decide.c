@@ -49,8 +49,8 @@ static struct recover_decision decide_foreign(const struct recover_input *in)
     return decision(RECOVER_FORGET, PROBLEM_STALE_ROW);
 }
 
-/* What the image itself decides, without a look at its header. false: it was found, and the header
- * decides. */
+/* Decides what the image alone can decide, without its header. false: the image was found, and the
+ * header decides. */
 static bool decide_by_image(const struct recover_input *in, struct recover_decision *ret)
 {
     switch (in->image) {
@@ -152,7 +152,7 @@ static struct recover_decision decide_unheld(const struct recover_input *in)
 
 struct recover_decision recover_decide(const struct recover_input *in)
 {
-    /* Nobody can say who holds it. */
+    /* The claim does not decode: nobody can say who holds the image. */
     if (in->claim == CLAIM_BAD)
         return stop(in->claim_error == -EPROTONOSUPPORT ? PROBLEM_NEWER_CLAIM : PROBLEM_BAD_CLAIM);
     if (in->claim == CLAIM_HELD)

@@ -28,7 +28,7 @@ int seal_compare(int fd, const struct record *rec, enum header_state *ret)
     if (!h)
         return -ENOMEM;
     int r = 0;
-    /* Also on a disk of this host alone: what the disk took is the question. */
+    /* On a local disk as well: the question is what the disk took. */
     for (unsigned i = 0; r == 0 && i < rec->plan.n; i++)
         r = io_header_drop(fd, rec->plan.ext[i].off, rec->plan.ext[i].len);
     if (r == 0)
@@ -63,7 +63,7 @@ bool seal_was_taken(const struct record *rec)
     return rec->plan.n > 0 || rec->mtime_sealed.tv_sec != 0 || rec->mtime_sealed.tv_nsec != 0;
 }
 
-/* Sealed bytes have just been written: notes the first mtime that goes with any. One look in a
+/* Notes the first mtime that went with sealed bytes, which have just been written. Looks once in a
  * hold. */
 static int note_shown(struct seal *s)
 {
@@ -124,7 +124,7 @@ static int write_truth(int fd, const struct record *rec, struct seal_shown *show
 
 /* ---- mtime ---- */
 
-/* Sets it and says what the file system made of it. */
+/* Sets mtime and returns what the file system made of it. */
 static int set_and_look(int fd, struct timespec want, struct timespec *ret)
 {
     struct stat st;
@@ -134,8 +134,8 @@ static int set_and_look(int fd, struct timespec want, struct timespec *ret)
     return r < 0 ? r : set;
 }
 
-/* The next time of the clock, for one who may not choose. Bounded: the clock may have been set
- * back. */
+/* Sets the clock's next time, for a user who may not choose one. Bounded: the clock may have been
+ * set back. */
 static int wait_for_clock(int fd, const struct timespec *shown)
 {
     struct timespec got = *shown;
@@ -149,11 +149,11 @@ static int wait_for_clock(int fd, const struct timespec *shown)
     return r;
 }
 
-/* shown: the last one of the sealed state, or of the restore on its way. */
+/* shown: the last mtime of the sealed state or of the restore so far. */
 static int renew(int fd, const struct record *rec, struct timespec shown)
 {
     struct timespec want = {.tv_sec = shown.tv_sec + SEAL_MTIME_STEP}, got = shown;
-    /* Of holds that follow quickly each has its own. */
+    /* Each of several holds in quick succession gets an mtime of its own. */
     if (rec->mtime.tv_sec == want.tv_sec)
         want.tv_nsec = rec->mtime.tv_nsec + 1;
     if (want.tv_nsec == 1000000000)
@@ -166,8 +166,8 @@ static int renew(int fd, const struct record *rec, struct timespec shown)
     return r == -EPERM || r == -EACCES ? wait_for_clock(fd, &shown) : r;
 }
 
-/* Sealed bytes were seen with the mtimes from the seal to the last write, and then while the
- * restore wrote. */
+/* Can this mtime have been seen with sealed bytes? They were shown from the seal to the last write,
+ * and again while the restore wrote. */
 static bool was_shown(const struct record *rec, const struct seal_shown *shown,
                       const struct timespec *end, const struct timespec *t)
 {
@@ -290,9 +290,8 @@ int seal_restore(struct seal *s)
         s->rec->step = step;
         return r;
     }
-    /* From here the image is anybody's. A row that stays behind is forgotten by recovery: its claim
-     * is free.
-     */
+    /* From here on any host may claim the image. If the row stays, recovery forgets it: its claim
+     * is free. */
     return s->journal ? journal_remove(s->journal, ino, generation) : 0;
 }
 
@@ -302,8 +301,8 @@ int seal_restore(struct seal *s)
 struct edit_work {
     struct header disk, next;
     struct plan plan;  /* that seals `next` */
-    struct plan move;  /* that takes the disk from here to there, whatever crash comes in between */
-    struct record old; /* to go back to while nothing is on disk yet */
+    struct plan move;  /* the plan of the move: it undoes whatever a crash in between leaves */
+    struct record old; /* the record to go back to while nothing is on disk yet */
     /* the edit changes the header inside and between the extents: not to be torn by a crash */
     bool whole;
 };
@@ -327,8 +326,8 @@ static int edit_load(struct seal *s, struct edit_work *w)
     int r = header_read(s->fd, &s->rec->plan, &w->disk);
     if (r < 0)
         return r;
-    /* Somebody else wrote there. A seal over these bytes would take them for true ones and go
-     * back to them. */
+    /* Somebody else wrote there. A new seal would take these bytes for true ones and bring them
+     * back. */
     struct excerpt v = header_view(&w->disk);
     enum header_state st = overlay_compare(&s->rec->plan, &v, s->rec->cut);
     return st == HEADER_ALIEN || st == HEADER_SHORT ? -EUCLEAN : 0;
@@ -390,7 +389,7 @@ static int look_ahead(struct seal *s, struct edit_work *w, const struct edit *e)
         if (r != -EAGAIN)
             return r;
         r = header_add(s->fd, &w->disk, w->next.want_off, w->next.want_len);
-        if (r == -EUCLEAN) { /* no format wants that much */
+        if (r == -EUCLEAN) { /* more than any format wants */
             keep_plan(s, w);
             return 0;
         }
@@ -559,8 +558,8 @@ static int load_move(struct seal *s, struct edit_work *w, const struct edit *e)
     return r < 0 ? r : plan_move(&s->rec->plan, w);
 }
 
-/* Nothing of the new plan has reached the image. Goes back to the old record in memory, and in
- * journal and claim if that is possible. */
+/* For a new plan of which nothing has reached the image: goes back to the old record in memory, and
+ * in journal and claim if that is possible. */
 static int back_out(struct seal *s, const struct edit_work *w, int err)
 {
     uint64_t seq = s->rec->seq;
@@ -582,7 +581,7 @@ static int grow_to(int fd, uint64_t size)
     return r == 0 && (uint64_t)st.st_size < size ? io_header_truncate(fd, size) : r;
 }
 
-/* Did an edit that was refused leave the header as it was? Then it did not happen. */
+/* Did a refused edit leave the header as it was? Then it did not happen. */
 static bool untouched(struct seal *s, const struct edit_work *w)
 {
     static const struct plan none;
@@ -598,7 +597,8 @@ static bool untouched(struct seal *s, const struct edit_work *w)
 static int move_on_disk(struct seal *s, const struct edit_work *w, const struct edit *e)
 {
     int r = 0;
-    if (e && e->kind == EDIT_ZERO) /* not every file system can: before anything is changed */
+    if (e && e->kind == EDIT_ZERO) /* Not every file system can. Find out before anything is
+                                      changed. */
         r = edit_gaps(s->fd, &w->move, e);
     if (r == 0 && w->next.file_size > w->disk.file_size)
         r = grow_to(s->fd, w->next.file_size);
@@ -639,10 +639,10 @@ static int edit_move(struct seal *s, struct edit_work *w, const struct edit *e)
     if (r < 0 && e && untouched(s, w))
         return back_out(s, w, r);
     if (r < 0)
-        return r; /* rec->plan undoes what is there, whatever it is */
+        return r; /* rec->plan undoes whatever is there */
 
-    /* The former bytes are gone for good: the record says so. If that fails, the wider record is
-     * still true. */
+    /* The former bytes are gone for good, and the record now says so. If that fails, the wider
+     * record is still true. */
     struct plan moved = s->rec->plan;
     s->rec->plan = w->plan;
     s->rec->cut = OVERLAY_NO_CUT;
@@ -711,7 +711,7 @@ static bool is_whole(const struct record *rec, struct edit_work *w)
     return false;
 }
 
-/* Something that an earlier edit left half done is only settled by a move. */
+/* Only a move settles what an earlier edit left half done. */
 static bool settled(const struct record *rec)
 {
     for (unsigned i = 0; i < rec->plan.n; i++)

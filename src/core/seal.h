@@ -29,7 +29,7 @@
 
 struct seal {
     const struct store *store;
-    /* NULL: fsck without a journal; then the claim alone carries the plan */
+    /* NULL for fsck without a journal: the claim alone carries the plan */
     struct journal *journal;
     int fd;
     struct seal_policy policy;
@@ -74,10 +74,10 @@ DG_MUST_CHECK int seal_restore(struct seal *s);
  * and another one than rec->mtime. Where this user may not choose a time (a file of somebody else),
  * it is the clock's next one. 0 or -errno; a file system that cannot do it is no error. */
 struct seal_shown {
-    struct timespec last;     /* of the sealed image */
-    struct timespec restored; /* after the first byte of the restore */
+    struct timespec last;     /* the last mtime of the sealed image */
+    struct timespec restored; /* the mtime after the first byte of the restore */
 };
-/* shown: NULL where nothing was written. */
+/* shown: NULL where the restore wrote nothing. */
 DG_MUST_CHECK int seal_new_mtime(int fd, const struct record *rec, const struct seal_shown *shown);
 /* Two times this far apart are different for every program: rsync compares whole seconds, or,
  * with --modify-window=1, pairs of them; FAT keeps only even ones. */

@@ -12,7 +12,7 @@
 #include "core/host.h"
 #include "core/record.h"
 
-/* ---- the beat of another host, on our monotonic clock ---- */
+/* ---- the heartbeat of another host, timed on our monotonic clock ---- */
 
 enum takeover_beat {
     TAKEOVER_BEAT_WATCHED, /* not watched long enough */
@@ -22,9 +22,9 @@ enum takeover_beat {
     TAKEOVER_BEAT_STANDS /* the counter has not changed for as long as was asked for */
 };
 struct takeover_watch {
-    dg_uuid host, daemon; /* a daemon that started again counts its beats anew */
+    dg_uuid host, daemon; /* a restarted daemon counts its heartbeats anew */
     uint64_t beat;
-    uint64_t since_ms; /* seen with this value first, CLOCK_MONOTONIC; 0: never seen */
+    uint64_t since_ms; /* time when this value was first seen, CLOCK_MONOTONIC; 0: never */
     uint64_t seen_ms;  /* last looked at */
     unsigned moves;    /* changes in a row, each between two looks that were not far apart */
 };
@@ -32,20 +32,20 @@ struct takeover_watch {
  * the heartbeat changed between them: then the watch begins anew. */
 void takeover_watch(struct takeover_watch *w, const struct host_record *rec, uint64_t now_ms,
                     uint64_t gap_ms);
-/* need_ms: how long a beat must stand still. */
+/* need_ms: how long the heartbeat must stand still. */
 enum takeover_beat takeover_beat(const struct takeover_watch *w, uint64_t now_ms, uint64_t need_ms);
 
 /* ---- the decision ---- */
 
 enum takeover_verdict {
-    TAKEOVER_TRY,   /* try the fence lock: it decides */
-    TAKEOVER_WATCH, /* not yet: its beat must be watched longer */
+    TAKEOVER_TRY,   /* ask for the fence lock: it decides */
+    TAKEOVER_WATCH, /* not yet: the heartbeat must be watched longer */
     /* not now: the record of that host is locked, so it lives, or its locks have not run out yet */
     TAKEOVER_LOCKED,
     TAKEOVER_ALIVE,     /* its beat moves */
-    TAKEOVER_NO_RECORD, /* nothing tells whether it lives: no readable record of that host */
-    TAKEOVER_OWN,       /* never: locks on our own mount do not fence */
-    TAKEOVER_HOLDER,    /* never: the holder's mount does not, as its claim says */
+    TAKEOVER_NO_RECORD, /* that host has no readable record, so nothing tells whether it lives */
+    TAKEOVER_OWN,       /* never: locks on our mount do not fence */
+    TAKEOVER_HOLDER,    /* never: locks on the holder's mount do not fence; its claim says so */
     TAKEOVER_NAMES /* never: it is claimed to be removed, replaced or truncated by path, and no lock
                       fences that */
 };

@@ -8,7 +8,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#define LOG_LIMIT 2000u /* names, for a line of a log */
+#define LOG_LIMIT 2000u /* most names to look at for one line of the log */
 #define LOG_MS 300u
 
 struct dir {
@@ -25,7 +25,7 @@ struct whereis_search {
     struct dir *todo, **tail;
 };
 
-/* Is it the file, asked freshly? */
+/* Is it that file? Asks the storage. */
 static bool leads_to(const struct store *s, const struct whereis *w, const char *path)
 {
     _cleanup_close_ int fd = path[0] ? io_fresh_open(s->root_fd, path, O_PATH | O_NOFOLLOW) : -1;
@@ -67,7 +67,7 @@ static void look_at(struct whereis_search *f, const char *path, uint64_t ino)
     }
 }
 
-/* Is it a directory of the datastore's own file system, but not its own one? */
+/* Is it a directory on the datastore's file system, other than .diskguard? */
 static bool is_inside(const struct whereis_search *f, int dir, const struct dirent *e)
 {
     struct stat st;
@@ -105,7 +105,7 @@ static void look_in(struct whereis_search *f, const char *path, bool deeper)
     closedir(dir);
 }
 
-/* In the directories of the recorded names first. */
+/* Looks in the directories of the recorded names first. */
 static void look_near(struct whereis_search *f)
 {
     char path[PATH_MAX], last[PATH_MAX] = "/";

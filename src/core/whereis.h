@@ -1,5 +1,5 @@
-/* whereis.h: where is a file now whose name was recorded? A rename by another host, or past the
- * views, does not change the record. For people; it decides nothing. */
+/* whereis.h: finds the present name of a file whose name was recorded. A rename by another host, or
+ * outside the views, does not change the record. For people; it decides nothing. */
 #ifndef DISKGUARD_CORE_WHEREIS_H
 #define DISKGUARD_CORE_WHEREIS_H
 
@@ -7,10 +7,11 @@
 
 struct whereis {
     uint64_t ino;
-    /* len 0: not known; else the file must have it: an inode number may be another file's by now */
+    /* len 0: not known. Else the file must have this handle: the inode number may belong to another
+     * file by now. */
     struct io_handle handle;
     const char *was; /* the recorded name, below the datastore */
-    char *now;       /* what was found, freed by the caller; NULL: nowhere */
+    char *now;       /* the present name, freed by the caller; NULL: not found */
 };
 
 /* Looks under each recorded name. Those that lead elsewhere it looks for in the directories of
@@ -19,8 +20,8 @@ struct whereis {
  * other file system. Blocks. */
 void whereis(const struct store *s, struct whereis *w, size_t n, unsigned limit, unsigned ms);
 
-/* One name, for a line of a log: ret is it, or "(was NAME)" where it leads elsewhere and a short
- * look in its directory does not find the file. */
+/* The name for a line of the log: the recorded one, or "(was NAME)" where that leads elsewhere and
+ * a short look in its directory does not find the file. */
 void whereis_name(const struct store *s, uint64_t ino, const struct io_handle *handle,
                   const char *was, char *ret, size_t size);
 

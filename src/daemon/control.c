@@ -13,6 +13,7 @@
 #include <sys/stat.h>
 #include <sys/un.h>
 
+#include "base/mountinfo.h"
 #include "daemon/monitor.h"
 #include "daemon/options.h"
 #include "diskguard/control.h"
@@ -448,36 +449,24 @@ static void *control_thread(void *arg)
 
 /* ---- start and end ---- */
 
+static bool is_fuse_on(const struct mountinfo *m, const void *point)
+{
+    return strncmp(m->type, "fuse", 4) == 0 && strcmp(m->point, point) == 0;
+}
+
 /* The view's device number. A stat of our own mount would wait for ourselves, so the kernel's table
- * is read instead; of several mounts on one directory the last line is the one on top. 0 or -errno.
- */
+ * is read instead. 0 or -errno. */
 static int find_device(const char *mountpoint, unsigned *ret_major, unsigned *ret_minor)
 {
-    _cleanup_free_ char *line = NULL, *at = NULL;
-    size_t size = 0;
-    int r = -ENOENT;
-    FILE *f = fopen("/proc/self/mountinfo", "re");
+    struct mountinfo m = {0};
+    int r = mountinfo_find(is_fuse_on, mountpoint, &m);
 
-    if (!f)
-        return -errno;
-    while (getline(&line, &size, f) >= 0) {
-        unsigned major, minor;
-        const char *dash = strstr(line, " - ");
-
-        free(at);
-        at = NULL;
-        if (!dash || strncmp(dash + 3, "fuse", 4) != 0 ||
-            sscanf(line, "%*u %*u %u:%u %*s %ms", &major, &minor, &at) != 3)
-            continue;
-        base_unescape_octal(at);
-        if (strcmp(at, mountpoint) != 0)
-            continue;
-        *ret_major = major;
-        *ret_minor = minor;
-        r = 0;
-    }
-    fclose(f);
-    return r;
+    if (r < 0)
+        return r;
+    *ret_major = m.major;
+    *ret_minor = m.minor;
+    mountinfo_free(&m);
+    return 0;
 }
 
 /* A name of our own in the same directory, for making and removing the socket. */

@@ -7,86 +7,42 @@
 #include <sys/stat.h>
 
 #include "base/log.h"
+#include "base/mountinfo.h"
 #include "core/views.h"
 #include "daemon/options.h"
 
-/* One line of /proc/self/mountinfo, proc(5). */
-struct mount_line {
-    char device[32];      /* "major:minor" of the file system */
-    char root[PATH_MAX];  /* directory of that file system that is mounted */
-    char place[PATH_MAX]; /* where */
-    char type[64], source[PATH_MAX];
-};
-
-static bool parse_mount_line(const char *line, unsigned *ret_id, struct mount_line *ret)
+static bool is_view_of(const struct mountinfo *m, const char *datastore)
 {
-    _Static_assert(PATH_MAX == 4096, "widths below");
-    if (sscanf(line, "%u %*u %31s %4095s %4095s", ret_id, ret->device, ret->root, ret->place) != 4)
-        return false;
-    const char *rest = strstr(line, " - ");
-    if (!rest || sscanf(rest, " - %63s %4095s", ret->type, ret->source) != 2)
-        return false;
-    base_unescape_octal(ret->root);
-    base_unescape_octal(ret->place);
-    base_unescape_octal(ret->source);
-    return true;
-}
-
-/* Finds the last (topmost) mount that match() wants. */
-static bool find_mount(bool (*match)(const struct mount_line *m, unsigned id, const void *arg),
-                       const void *arg, struct mount_line *ret)
-{
-    FILE *f = fopen("/proc/self/mountinfo", "re");
-    struct mount_line *m = malloc(sizeof(*m));
-    char *line = NULL;
-    size_t size = 0;
-    bool found = false;
-    unsigned id;
-    while (f && m && getline(&line, &size, f) > 0) {
-        if (parse_mount_line(line, &id, m) && match(m, id, arg)) {
-            *ret = *m;
-            found = true;
-        }
-    }
-    free(line);
-    free(m);
-    if (f)
-        fclose(f);
-    return found;
-}
-
-static bool match_id(const struct mount_line *m, unsigned id, const void *arg)
-{
-    (void)m;
-    return id == *(const unsigned *)arg;
+    char device[32];
+    snprintf(device, sizeof(device), "%u:%u", m->major, m->minor);
+    return views_is_view(m->type, device) && strcmp(m->source, datastore) == 0;
 }
 
 /* The mount that a path lies on. */
-static bool mount_of(const char *path, struct mount_line *ret)
+static bool mount_of(const char *path, struct mountinfo *ret)
 {
     struct statx stx;
     if (statx(AT_FDCWD, path, 0, STATX_MNT_ID, &stx) < 0 || !(stx.stx_mask & STATX_MNT_ID))
         return false;
-    unsigned id = (unsigned)stx.stx_mnt_id;
-    return find_mount(match_id, &id, ret);
+    return mountinfo_find_id((unsigned)stx.stx_mnt_id, ret) == 0;
 }
 
-static bool match_view(const struct mount_line *m, unsigned id, const void *arg)
+static bool match_view(const struct mountinfo *m, const void *arg)
 {
-    (void)id;
-    return views_is_view(m->type, m->device) && strcmp(m->source, arg) == 0;
+    return is_view_of(m, arg);
 }
 
 bool options_view_exists(const char *datastore)
 {
-    _cleanup_free_ struct mount_line *m = malloc(sizeof(*m));
-    return m && find_mount(match_view, datastore, m);
+    struct mountinfo m = {0};
+    bool found = mountinfo_find(match_view, datastore, &m) == 0;
+    mountinfo_free(&m);
+    return found;
 }
 
-static bool match_place(const struct mount_line *m, unsigned id, const void *arg)
+static bool match_point(const struct mountinfo *m, const void *arg)
 {
-    (void)id;
-    return strcmp(m->place, arg) == 0;
+    return strcmp(m->point, arg) == 0;
 }
 
 /* Is b the same path as a, or below it? */
@@ -99,14 +55,14 @@ static bool path_holds(const char *a, const char *b)
 }
 
 /* The path within its file system, the same through every bind mount. */
-static bool inner_path(const char *path, const struct mount_line *m, char *ret, size_t size)
+static bool inner_path(const char *path, const struct mountinfo *m, char *ret, size_t size)
 {
-    const char *rest = strcmp(m->place, "/") == 0 ? path : path + strlen(m->place);
+    const char *rest = strcmp(m->point, "/") == 0 ? path : path + strlen(m->point);
     const char *root = strcmp(m->root, "/") == 0 ? "" : m->root;
     int n = snprintf(ret, size, "%s%s", root, rest);
     if (n == 0)
         snprintf(ret, size, "/");
-    return n >= 0 && (size_t)n < size && path_holds(m->place, path);
+    return n >= 0 && (size_t)n < size && path_holds(m->point, path);
 }
 
 /* The path of a mountpoint that cannot be looked at: only what stands above it is resolved. NULL:
@@ -135,10 +91,12 @@ static char *dead_mountpoint(const char *path)
 static bool clear_dead_view(const char *store, const char *point)
 {
     _cleanup_free_ char *place = dead_mountpoint(point);
-    _cleanup_free_ struct mount_line *m = malloc(sizeof(*m));
-    if (!place || !m || !find_mount(match_place, place, m))
+    struct mountinfo m = {0};
+    if (!place || mountinfo_find(match_point, place, &m) < 0)
         return false;
-    if (!views_is_view(m->type, m->device) || strcmp(m->source, store) != 0)
+    bool dead = is_view_of(&m, store);
+    mountinfo_free(&m);
+    if (!dead)
         return false;
     if (umount2(place, MNT_DETACH | UMOUNT_NOFOLLOW) < 0)
         return false;
@@ -172,22 +130,22 @@ static int canonical(char **path, const char *what, const char *hint, struct why
 
 static int check_overlap(const char *store, const char *point, struct why *why)
 {
-    _cleanup_free_ struct mount_line *m = calloc(2, sizeof(*m));
-    if (!m)
-        return -ENOMEM;
+    struct mountinfo under = {0}, over = {0}; /* the mounts of the datastore and of the point */
     char a[PATH_MAX], b[PATH_MAX];
-    bool inside = path_holds(store, point), around = path_holds(point, store);
-    if (mount_of(store, &m[0]) && mount_of(point, &m[1])) {
-        if (views_is_view(m[1].type, m[1].device) && strcmp(m[1].place, point) == 0 &&
-            strcmp(m[1].source, store) == 0) {
-            why_set(why, "a view of %s is mounted on %s already", store, point);
-            return -EBUSY;
-        }
-        if (strcmp(m[0].device, m[1].device) == 0 && inner_path(store, &m[0], a, sizeof(a)) &&
-            inner_path(point, &m[1], b, sizeof(b))) {
+    bool inside = path_holds(store, point), around = path_holds(point, store), mounted = false;
+    if (mount_of(store, &under) && mount_of(point, &over)) {
+        mounted = is_view_of(&over, store) && strcmp(over.point, point) == 0;
+        if (under.major == over.major && under.minor == over.minor &&
+            inner_path(store, &under, a, sizeof(a)) && inner_path(point, &over, b, sizeof(b))) {
             inside |= path_holds(a, b);
             around |= path_holds(b, a);
         }
+    }
+    mountinfo_free(&under);
+    mountinfo_free(&over);
+    if (mounted) {
+        why_set(why, "a view of %s is mounted on %s already", store, point);
+        return -EBUSY;
     }
     if (inside && around)
         why_set(why,

@@ -80,15 +80,15 @@ struct match {
     struct format_info info;
 };
 
-/* A partition table or a volume descriptor at the start says nothing where the start of the file is
- * guest data, and the first of two formats without a header of their own (a bootable ISO has an MBR
- * as well) is as good as the other. */
+/* A partition table or a volume descriptor at the start says nothing in two cases: the start of the
+ * file is guest data, or two formats without a header of their own match (a bootable ISO has an MBR
+ * as well). Then the first match counts. */
 static bool yields(const struct match *weak, const struct match *to)
 {
     return weak->format->weak && (to->info.guest_at_start || to->format->weak);
 }
 
-/* Leaves out those that yield to another one; the order of the table stays. */
+/* Leaves out formats that yield to another one. The order of the table stays. */
 static unsigned contenders(struct match *m, unsigned n)
 {
     unsigned left = 0;

@@ -22,11 +22,11 @@
  * looks, or at the next open. It is also the least that is read of a file to find its format. */
 #define FORMAT_REACH 4096u
 
-/* Bytes. The most that a probe or a plan may want in one piece. The longest one is a LUKS2
- * header with its JSON area, 4 MiB. */
+/* Bytes. The longest window that a probe or a plan may want. The longest in use is a LUKS2 header
+ * with its JSON area, 4 MiB. */
 #define FORMAT_WINDOW_MAX (4u << 20)
 
-/* Bytes. Where a seal can lie at all. No extent and no zone.head goes beyond FORMAT_HEAD_MAX;
+/* Bytes. The places where a seal can lie. No extent and no zone.head goes beyond FORMAT_HEAD_MAX;
  * the farthest is LUKS2's secondary header, after 4 MiB. No zone.tail begins earlier than
  * FORMAT_TAIL_MAX before the end of the file; the longest is that of VMDK streamOptimized, with
  * footer and markers. */
@@ -53,7 +53,7 @@ struct excerpt {
  */
 const uint8_t *view_get(struct excerpt *v, uint64_t off, size_t len);
 
-/* What one format says of a file. */
+/* The verdict of one format on a file. */
 enum probe {
     PROBE_NO,     /* not this format */
     PROBE_YES,    /* this format, every check of its specification passed */
@@ -90,7 +90,7 @@ struct format_info {
 __attribute__((format(printf, 2, 3))) bool format_lies(struct format_info *info, const char *fmt,
                                                        ...);
 
-/* How the admin wants images sealed. */
+/* What the admin chose with seal=. */
 enum seal_mode {
     /* the size becomes a value that every opener refuses, plus the format's own refusal mark */
     SEAL_REFUSE,
@@ -119,8 +119,8 @@ struct rescue {
     } candidate[RESCUE_MAX];
 };
 
-/* Adds a candidate. Leaves out one too many, and a bound of 0, which says nothing. source is not
- * copied. */
+/* Adds a candidate. Drops it where there is no room, and where it is a bound of 0, which says
+ * nothing. source is not copied. */
 void rescue_add(struct rescue *to, enum rescue_kind kind, uint64_t size, const char *source);
 
 /* ---- other files that an image needs ---- */

@@ -107,7 +107,7 @@ static bool is_zero(const uint8_t *p, size_t n)
     return true;
 }
 
-/* A field of text: NUL-terminated, printable; zero bytes behind it are not demanded. */
+/* Checks a text field: NUL-terminated, printable; bytes behind the NUL may be anything. */
 static bool is_text(const uint8_t *p, size_t n)
 {
     for (size_t i = 0; i < n && p[i]; i++)
@@ -116,8 +116,8 @@ static bool is_text(const uint8_t *p, size_t n)
     return memchr(p, '\0', n) != NULL;
 }
 
-/* Loads what all else needs. The secondary header is looked for whatever the primary one's version
- * is: its mark counts as well. */
+/* Loads what all other functions need. The secondary header is looked for whatever the version of
+ * the primary one is: its mark counts as well. */
 static enum probe luks_load(struct excerpt *v, struct luks *l)
 {
     size_t n = v->file_size < FORMAT_REACH ? (size_t)v->file_size : FORMAT_REACH;
@@ -333,7 +333,7 @@ static enum probe luks_probe(struct excerpt *v, struct format_info *ret_info)
         return answer;
     if (l.hdr_size)
         ret_info->zone.head = l.hdr_size + LUKS2_LEN;
-    /* Before all checks: what carries the marks must never pass for something that merely looks
+    /* Runs before all checks: a header with our marks must never count as one that is merely
      * broken. */
     if (luks_is_sealed(&l, ret_info))
         return PROBE_SEALED;
@@ -352,8 +352,8 @@ static enum probe luks_probe(struct excerpt *v, struct format_info *ret_info)
 
 /* ---- plan ---- */
 
-/* Longer names than this are none that a tool has; then the hash name is sealed without what undoes
- * it. */
+/* No tool has a longer name. For such a one the hash name is sealed, and nothing in the file undoes
+ * that. */
 #define HASH_MAX (NAME_LEN - 1 - (sizeof(SEALED_HASH) - 1) - 1 - PAYLOAD_DIGITS)
 
 static void make_seal1(const uint8_t *header, uint8_t ret[SEAL1_LEN])
@@ -420,8 +420,8 @@ static uint64_t size_behind(const struct excerpt *v, uint64_t payload)
     return payload && v->file_size > payload ? v->file_size - payload : 0;
 }
 
-/* The payload offset alone is sealed and the hash name is not: the key material ends before the
- * payload, no more is known. */
+/* The payload offset is sealed and the hash name is not. Only this is known: the key material ends
+ * before the payload. */
 static int guess_luks1(struct excerpt *v, const struct luks *l, const uint64_t *size,
                        struct rescue *rescue, uint8_t former[SEAL1_LEN])
 {
@@ -454,7 +454,7 @@ static int rescue_luks1(struct excerpt *v, const struct luks *l, const uint64_t 
     int r = 0;
 
     if (!exact && memcmp(l->p + OFF_HASH, SEALED_HASH, strlen(SEALED_HASH)) == 0)
-        return -EUCLEAN; /* the hash name is lost */
+        return -EUCLEAN; /* the hash name cannot be recovered */
     if (!exact)
         r = guess_luks1(v, l, size, rescue, former);
     if (r < 0)
@@ -502,7 +502,8 @@ static int rescue_luks2(struct excerpt *v, const struct luks *l, struct rescue *
     return r;
 }
 
-/* The size is not sealed: a given one must be that of the file without its header. */
+/* The size is not sealed. A size that a person gives must be that of the file without its header.
+ */
 static int luks_rescue(struct excerpt *v, const uint64_t *size, struct rescue *ret_rescue,
                        struct plan *ret_plan)
 {

@@ -158,8 +158,8 @@ static int parallels_plan(struct excerpt *v, const struct seal_policy *policy,
 
 /* ---- rescue ---- */
 
-/* Every cluster stands a multiple of tracks behind every other one: in sectors under the old magic.
- * What is not in the first LOAD bytes is not asked. */
+/* Under the old magic the distance of any two clusters, in sectors, is a multiple of tracks. Only
+ * the first LOAD bytes are looked at. */
 static bool clusters_fit(struct excerpt *v, const struct parallels *h, uint64_t tracks)
 {
     uint64_t end = bat_end(h) < LOAD ? bat_end(h) : LOAD;
@@ -190,7 +190,7 @@ static unsigned tell_tracks(struct excerpt *v, const struct parallels *h, uint64
     unsigned found = 0;
 
     if (bat > 1 && (sectors - 1) / (bat - 1) < high)
-        high = (sectors - 1) / (bat - 1); /* one more, and the last entry were not needed */
+        high = (sectors - 1) / (bat - 1); /* with one more the last entry would not be needed */
     if (h->ext && h->data) {
         if (h->data < high)
             high = h->data;
@@ -236,7 +236,7 @@ static int parallels_rescue(struct excerpt *v, const uint64_t *size, struct resc
     memset(ret_plan, 0, sizeof(*ret_plan));
     if (h.version != VERSION || h.tracks != 0 || v->file_size < SIZE_END || h.bat_entries == 0 ||
         !check_bat(&h, &info))
-        return -EUCLEAN; /* the seal is not all that is wrong with it */
+        return -EUCLEAN; /* something else than the seal is wrong with it */
     sectors = h.nb_sectors;
     if (sectors != 0 && sectors <= INT64_MAX / SECTOR) {
         rescue_add(ret_rescue, RESCUE_EXACT, sectors * SECTOR, "its own size field");

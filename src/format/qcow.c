@@ -185,7 +185,7 @@ static int64_t last_used(const uint8_t *table, uint64_t n)
     return (int64_t)n - 1;
 }
 
-/* What of the table at off lies in the file, at most max bytes; whole entries. */
+/* The part of the table at off that lies in the file: whole entries, at most max bytes. */
 static uint64_t in_file(const struct excerpt *v, uint64_t off, uint64_t max)
 {
     uint64_t left = off < v->file_size ? v->file_size - off : 0;
@@ -193,9 +193,9 @@ static uint64_t in_file(const struct excerpt *v, uint64_t off, uint64_t max)
     return (left < max ? left : max) / 8 * 8;
 }
 
-/* The L1 table ends before the first L2 table, which one of its own entries names, and between the
- * two all bytes are zero: so whatever is not zero before the lowest L2 table that was met is an
- * entry. An L1 table longer than a window gives a weaker bound, not a wrong one. */
+/* One of the L1 table's entries names the first L2 table, and the L1 table ends before that; all
+ * bytes between the two are zero. So a byte that is not zero before the lowest L2 table found
+ * belongs to an entry. An L1 table longer than a window gives a weaker bound, not a wrong one. */
 static int find_bounds(struct excerpt *v, const struct qcow *h, struct bounds *ret)
 {
     uint64_t n = in_file(v, h->l1_offset, FORMAT_WINDOW_MAX) / 8, first = UINT64_MAX, used = 0,
@@ -243,7 +243,7 @@ static int qcow_rescue(struct excerpt *v, const uint64_t *size, struct rescue *r
     memset(ret_plan, 0, sizeof(*ret_plan));
     if (h.size != SEALED_SIZE || !check_bits(&h, &info) || !check_size(&h, SIZE_MIN, &info) ||
         !check_others(&h, &info))
-        return -EUCLEAN; /* the seal is not all that is wrong with it */
+        return -EUCLEAN; /* something else than the seal is wrong with it */
     if (find_bounds(v, &h, &b) < 0)
         return -EAGAIN;
     rescue_add(ret_rescue, RESCUE_UPPER, b.upper, "L1 entries before the first L2 table");

@@ -90,8 +90,8 @@ enum step qcow2_next_extension(const struct header_view *h, uint64_t *pos, struc
     return STEP_EXT;
 }
 
-/* The feature name table, where it is wholly visible; the last one in the header, as QEMU takes it.
- * Number of rows, 0: none. */
+/* Finds the feature name table where it is wholly visible; of several the last one, as QEMU does.
+ * Returns the number of rows; 0: none. */
 unsigned qcow2_feature_names(const struct header_view *h, const uint8_t **ret_rows)
 {
     struct extension ext;
@@ -342,7 +342,7 @@ static enum probe qcow2_probe(struct excerpt *v, struct format_info *ret_info)
         format_lies(ret_info, "version %" PRIu32 " is neither 2 nor 3", h.version);
         return PROBE_LIES;
     }
-    /* Before all checks: what carries the marks must never pass for something that merely looks
+    /* Runs before all checks: a header with our marks must never count as one that is merely
      * broken. */
     if (qcow2_is_sealed(&h, ret_info))
         return PROBE_SEALED;

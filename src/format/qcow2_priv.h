@@ -69,8 +69,7 @@
 #define BITMAP_DIRECTORY_MAX (1024ull * BITMAPS_MAX)
 #define BACKING_FORMAT_SIZE 16u
 
-/* Ours. The spec reserves incompatible bits 5..63; bit 63 is the one that the spec will reach last.
- */
+/* Our mark. The spec reserves incompatible bits 5 to 63, and will use bit 63 last. */
 #define SEALED_SIZE 0x5345414c45440000ull /* "SEALED\0\0" */
 #define SEALED_BIT 63u
 #define SEALED_INCOMPAT (1ull << SEALED_BIT)

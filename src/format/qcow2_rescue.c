@@ -147,7 +147,7 @@ static void find_sizes(const struct header_view *h, const struct sealed_row *row
     unsigned shift;
 
     if (!qcow2_size_is_seal(h->size) && row->p && h->size != row->size)
-        ; /* two sizes: none of them is a proof */
+        ; /* two sizes: neither is proved */
     else if (!qcow2_size_is_seal(h->size))
         rescue_add(rescue, RESCUE_EXACT, h->size,
                    row->p && !row->known ? SOURCE_FIELD_REPLACED : SOURCE_FIELD);

@@ -170,8 +170,8 @@ static bool check(const struct qed *h, struct format_info *info)
     return check_geometry(h, info) && check_l1(h, info) && check_backing(h, info);
 }
 
-/* Of size 0: does the file show that it was more? QED cannot be shrunk, so no cluster lies behind
- * the L1 table of an image that was made with size 0. */
+/* For size 0: does the file show that the size was greater? QED cannot be shrunk, so an image that
+ * was made with size 0 has no cluster behind its L1 table. */
 static bool has_more(const struct excerpt *v, const struct qed *h)
 {
     return h->features & FEATURE_BACKING || v->file_size > h->l1_offset + table_entries(h) * 8;
@@ -273,7 +273,7 @@ static int find_lower(struct excerpt *v, const struct qed *h, uint64_t *ret_lowe
     return 0;
 }
 
-/* What stands there becomes the sealed bytes, value the true ones. */
+/* The bytes that stand there become the sealed ones, value the true ones. */
 static int add_truth(struct plan *plan, const struct qed *h, unsigned off, uint64_t value)
 {
     uint8_t word[8];
@@ -298,7 +298,7 @@ static int qed_rescue(struct excerpt *v, const uint64_t *size, struct rescue *re
     lost = h.size == SEALED_SIZE;
     if (!check(&h, &info) || (!lost && !check_size(&h, h.size, &info)) ||
         v->file_size < OFF_SIZE + 8)
-        return -EUCLEAN; /* the seal is not all that is wrong with it */
+        return -EUCLEAN; /* something else than the seal is wrong with it */
     if (!lost) {
         rescue_add(ret_rescue, RESCUE_EXACT, h.size, "its own size field");
         if (size && *size != h.size)

@@ -176,7 +176,7 @@ static int vdi_rescue(struct excerpt *v, const uint64_t *size, struct rescue *re
     memset(ret_rescue, 0, sizeof(*ret_rescue));
     memset(ret_plan, 0, sizeof(*ret_plan));
     if (answer != PROBE_YES || h.size != SEALED_SIZE || !check_tables(&h, &info))
-        return -EUCLEAN; /* the seal is not all that is wrong with it */
+        return -EUCLEAN; /* something else than the seal is wrong with it */
     lower = h.blocks ? size_max(&h) - h.block_size + 1 : 0;
     if (h.blocks == 0)
         rescue_add(ret_rescue, RESCUE_EXACT, 0, "it has no blocks");

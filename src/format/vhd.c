@@ -168,7 +168,7 @@ static bool vhd_unseal(const uint8_t *f, uint8_t ret[FOOTER])
     }
     if (type || !mark)
         invert_checksum(ret);
-    return !vhd_is_sealed(ret); /* a made-up footer may say of itself that it was sealed before */
+    return !vhd_is_sealed(ret); /* a forged footer may claim that it was sealed before */
 }
 
 /* As QEMU has it; bytes, not checked yet. */
@@ -300,7 +300,7 @@ static enum probe probe_dynamic(struct excerpt *v, const uint8_t *f, struct form
     return PROBE_LIES;
 }
 
-/* No copy at 0: the end of a file that can be anything. */
+/* There is no copy at 0, and the end of a file can be anything. */
 static enum probe probe_tail(struct excerpt *v, const uint8_t *f, struct format_info *info)
 {
     uint32_t type = be32(f + OFF_TYPE);
@@ -381,7 +381,8 @@ static int vhd_plan(struct excerpt *v, const struct seal_policy *policy, struct 
     memset(ret_plan, 0, sizeof(*ret_plan));
     if (c.head)
         r = add_seal(ret_plan, 0, c.head, policy);
-    /* A wrong checksum says nothing when it is inverted; nobody can undo it then. */
+    /* A seal inverts the checksum. If it was wrong before, the inverted one says nothing, and
+     * nobody can undo it. */
     if (r == 0 && c.tail && (has_room(c.tail) || sum_is_right(c.tail)))
         r = add_seal(ret_plan, v->file_size - FOOTER, c.tail, policy);
     return r;

@@ -442,8 +442,7 @@ static enum probe check_metadata_region(struct excerpt *v, struct vhdx_image *im
 
 /* ---- the seal ---- */
 
-/* One bit for each of signatures[]: those that are sealed, and those that are whole. False: not
- * loaded. */
+/* Tells which of signatures[] are sealed and which are whole, one bit each. false: not loaded. */
 static bool find_marks(struct excerpt *v, unsigned *ret_sealed, unsigned *ret_whole)
 {
     *ret_sealed = *ret_whole = 0;

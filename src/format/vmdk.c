@@ -178,7 +178,7 @@ enum probe vmdk_load(struct excerpt *v, struct vmdk_image *m)
     return PROBE_YES;
 }
 
-/* As wide as the header says, sealed or not. */
+/* The zone, as wide as the header asks for, sealed or not. */
 static struct format_zone zone_of(const struct vmdk_image *m)
 {
     struct format_zone zone = {.head = FORMAT_REACH, .tail = UINT64_MAX};
@@ -214,7 +214,7 @@ bool vmdk_read_note(const struct vmdk_copy *c, uint64_t *ret_sectors)
         memcmp(note + n - 16 - head, NOTE_SECTORS, head) != 0 ||
         !hex_number(note + n - 16, 16, &value))
         return false;
-    *ret_sectors = value; /* in a header that does not count it may be anything */
+    *ret_sectors = value; /* a header that does not count may hold anything there */
     return true;
 }
 

@@ -34,8 +34,8 @@ static bool note_fits(const struct vmdk_copy *c)
     return c->note + NOTE_LEN <= c->n && memcmp(c->b + c->note, zero, NOTE_LEN) == 0;
 }
 
-/* The note, then the capacity: only if it stands somewhere else, so that it can be told from the
- * file alone. */
+/* Seals the note, then the capacity, and that only if the capacity stands somewhere else too: the
+ * file alone must tell it. */
 static int seal_capacity(struct plan *plan, const struct vmdk_copy *c, const struct vmdk_desc *d,
                          const char *holder)
 {
@@ -57,8 +57,8 @@ static int seal_capacity(struct plan *plan, const struct vmdk_copy *c, const str
     return add_number(plan, c, KDMV_CAPACITY, vmdk_capacity_of(c), c->sealed_capacity, c->width);
 }
 
-/* To 0, which QEMU refuses where the header says that there is a descriptor, and opens as a disk of
- * 0 bytes elsewhere. With a 0 in the footer alone it would open it, too. */
+/* Sets it to 0. QEMU refuses that where the header says that there is a descriptor; elsewhere it
+ * opens a disk of 0 bytes. With a 0 in the footer alone it would open the image, too. */
 static int size_plan(const struct vmdk_image *m, struct plan *plan)
 {
     int r = add_number(plan, &m->header, KDMV_CAPACITY, vmdk_capacity_of(&m->header), 0,
@@ -136,7 +136,7 @@ static bool own_capacity(const struct vmdk_copy *c, uint64_t *ret)
     return true;
 }
 
-/* A seal without a note was made only where the extent lines hold the same number. */
+/* A seal has no note only where the extent lines held the same number. */
 static bool line_capacity(const struct vmdk_image *m, uint64_t *ret)
 {
     *ret = m->desc.sectors;

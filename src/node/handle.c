@@ -9,8 +9,8 @@
 #include "base/hook.h"
 #include "base/sync.h"
 
-/* Slots live in chunks that are never moved nor freed before the table, so that a pointer stays
- * good as long as its handle is open. */
+/* Slots stand in chunks that are neither moved nor freed before the table. So a pointer stays valid
+ * as long as its handle is open. */
 #define CHUNK_SLOTS 1024u
 #define CHUNKS_MAX 16384u
 
@@ -139,6 +139,6 @@ int handle_replace_fd(int fd, int at)
     while (r < 0 && (errno == EINTR || errno == EBUSY));
     r = r < 0 ? -errno : 0;
     HOOK_STALE_COPY(fd, at);
-    close(fd); /* a duplicate stays open, or nothing was written through it */
+    close(fd); /* Nothing is lost: a duplicate stays open, or nothing was written through it. */
     return r;
 }

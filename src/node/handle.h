@@ -4,39 +4,39 @@
 
 #include "node/inode.h"
 
-/* ---- what files of the guard keep of a handle; image->lock: that of its inode's image ---- */
+/* ---- parts that files of the guard own; image->lock is that of the inode's image ---- */
 
 /* manager.c, first.c: a manager's handle, which claims at its first change. */
 struct handle_first {
-    atomic_int state; /* FIRST_ in manager.h; 0: nothing is to come */
-    bool managed;     /* it was so once: its mappings may be older than its claim */
+    atomic_int state; /* FIRST_* (manager.h); 0: it does not claim later */
+    bool managed;     /* it was such a handle once: its mappings may be older than its claim */
 };
 /* plain.c */
 struct handle_plain {
     bool counted;          /* in inode->image.plain.users */
-    atomic_bool lost_data; /* its descriptor was given up with data that was not synced */
+    atomic_bool lost_data; /* its descriptor was replaced while data was not synced */
 };
-/* plain.c, maintain.c, edit.c: the plain file that it was opened on is somebody's image now. */
+/* plain.c, maintain.c, edit.c: it was opened on a plain file that is an image now. */
 struct handle_barred {
-    atomic_int err;          /* 0, or EBUSY; EIO: while its descriptor is reopened */
-    atomic_bool said;        /* that it may not write any more was reported */
-    atomic_ullong looked_ms; /* CLOCK_MONOTONIC: when that was looked at last */
+    atomic_int err; /* 0; EBUSY: somebody holds the image; EIO: its descriptor is being reopened */
+    atomic_bool said;        /* the log says that it may not write any more */
+    atomic_ullong looked_ms; /* time of the last check, CLOCK_MONOTONIC */
 };
-/* reopen.c, plain.c: when a new descriptor was last asked for, and whether that went well. */
+/* reopen.c, plain.c: time of the last attempt to get a new descriptor, and whether it succeeded. */
 struct handle_reopen {
     atomic_ullong at_ms;
     atomic_bool ok;
 };
-/* fence.c and who reopens, under image->lock */
+/* fence.c and the file that reopens, under image->lock */
 struct handle_fence {
-    bool revoked; /* has no fence lock any more, cannot write */
-    bool busy;    /* its descriptor is just being replaced: do not close it */
+    bool revoked; /* has lost its fence lock and cannot write */
+    bool busy;    /* its descriptor is being replaced: do not close it */
 };
 
 struct handle {
     uint64_t fh;         /* index */
     struct inode *inode; /* pinned */
-    int fd;              /* backing descriptor, flags as the opener's */
+    int fd;              /* descriptor on the datastore, with the flags of the open */
     /* reader of a file whose cached data may be stale: the same file, O_DIRECT; or -1 */
     int direct_fd;
     int flags; /* O_* of the open */
@@ -64,8 +64,8 @@ struct handle_table *handle_table_new(struct inode_table *inodes);
 void handle_table_free(struct handle_table *t);
 /* A zeroed handle with fd -1, its inode pinned. NULL: out of memory. */
 struct handle *handle_new(struct handle_table *t, struct inode *i);
-/* To be called when all fields are set, just before the reply of open: what handle_get() returns on
- * another thread is complete. */
+/* Makes the handle known to handle_get(). Call it when all fields are set, just before the reply of
+ * open. */
 void handle_publish(struct handle *h);
 /* Valid from the reply of open until release; takes no lock. NULL: unknown. */
 struct handle *handle_get(struct handle_table *t, uint64_t fh);
@@ -75,8 +75,8 @@ void handle_free(struct handle_table *t, struct handle *h);
  * For shutdown and control. */
 void handle_each(struct handle_table *t, void (*fn)(void *arg, struct handle *h), void *arg);
 
-/* Puts the open file `fd` in the place of the one at `at`, under the same number, so that a request
- * that is just using it needs no lock. Closes fd. */
+/* Replaces the open file at descriptor `at` by that of `fd` and keeps the number, so that a request
+ * in progress needs no lock. Closes fd. */
 DG_MUST_CHECK int handle_replace_fd(int fd, int at);
 
 #endif

@@ -7,15 +7,15 @@
 #include <sys/random.h>
 #include <sys/stat.h>
 
-/* Slots live in chunks that are never moved nor freed before the table, so that a pointer stays
- * good as long as its inode is pinned. */
+/* Slots stand in chunks that are neither moved nor freed before the table. So a pointer stays valid
+ * as long as its inode is pinned. */
 #define CHUNK_SLOTS 1024u
 #define CHUNKS_MAX 16384u
 #define BUCKETS_MIN 1024u
 #define TOLD_MS 1000u /* the kernel walks a path again at once */
 
-/* Which thread was told to walk its path again, for which file. Of two threads with one slot the
- * earlier is told twice, and its call may fail with ESTALE. */
+/* The thread that was told to walk its path again, and for which file. When two threads share a
+ * slot, the earlier one is told twice, and its call may fail with ESTALE. */
 #define TOLD_MAX 1024u
 struct told {
     uint64_t pid, dir, nodeid; /* pid 0: none */
@@ -29,7 +29,7 @@ struct inode_table {
     struct mutex lock;
     struct inode *chunks[CHUNKS_MAX] GUARDED_BY(lock);
     uint64_t slots GUARDED_BY(lock); /* ever used */
-    uint64_t hand GUARDED_BY(lock);  /* of the clock that finds idle inodes: a slot */
+    uint64_t hand GUARDED_BY(lock);  /* position of the clock that finds idle inodes: a slot */
     struct inode_list free GUARDED_BY(lock);
     struct inode_list *buckets GUARDED_BY(lock);
     size_t n_buckets GUARDED_BY(lock);
@@ -38,14 +38,14 @@ struct inode_table {
     unsigned long limit GUARDED_BY(lock); /* 0: nobody watches */
     void (*crowded)(void *arg) GUARDED_BY(lock);
     void *crowded_arg GUARDED_BY(lock);
-    uint32_t first_generation; /* random: a handle that an NFS client kept from an earlier daemon is
-                                  stale, not another file */
+    uint32_t first_generation; /* Random: a handle that an NFS client kept from an earlier daemon is
+                                  then stale, and never another file. */
     struct told told[TOLD_MAX] GUARDED_BY(lock);
     uint64_t tick GUARDED_BY(lock); /* counts names noted and threads told */
     bool shared;                    /* other hosts can reuse inode numbers behind our descriptors */
 };
 
-/* What is left of a dead inode, to be let go without the lock. */
+/* The resources of a dead inode, to be released without the lock. */
 struct remains {
     int fd;
     struct image *image;
@@ -116,7 +116,7 @@ static void unhash_locked(struct inode_table *t, struct inode *i) REQUIRES(t->lo
     t->hashed--;
 }
 
-/* More buckets when they are full; without memory the chains just grow. */
+/* Makes more buckets when they are full. Without memory the chains just grow. */
 static void grow_locked(struct inode_table *t) REQUIRES(t->lock)
 {
     if (t->hashed < t->n_buckets)
@@ -195,7 +195,7 @@ static struct inode *make_locked(struct inode_table *t, int fd, const struct sta
     return i;
 }
 
-/* Nobody knows it any more: its slot can be used again. */
+/* No user is left: its slot can be used again. */
 static void reap_locked(struct inode_table *t, struct inode *i, struct remains *ret)
     REQUIRES(t->lock)
 {
@@ -221,7 +221,7 @@ int inode_table_root(struct inode_table *t, int fd, const struct stat *st)
         close(fd);
         return -ENOMEM;
     }
-    return 0; /* its pin stays: the root never dies */
+    return 0; /* Its pin stays: the root never dies. */
 }
 
 void inode_table_free(struct inode_table *t)
@@ -275,9 +275,9 @@ void inode_put(struct inode_table *t, struct inode *i)
     bury(t, &r);
 }
 
-/* Does (dev, ino) still mean the file that the inode was made for? Our descriptor keeps a local
- * inode number from being reused; a server may have removed the file and given its number to the
- * next one. */
+/* Does (dev, ino) still name the file that the inode was made for? On a local file system our
+ * descriptor keeps the number from being used again. A server may have removed the file and given
+ * its number to the next one. */
 static bool same_file(const struct inode_table *t, const struct inode *i, int fd,
                       const struct stat *st)
 {
@@ -354,8 +354,8 @@ void inode_named(struct inode_table *t, struct inode *i, const struct inode *dir
                  uint64_t keep_ms)
 {
     if (i->type == S_IFDIR)
-        return;                /* dropping a directory's name would hurt whoever stands in it */
-    char *copy = strdup(name); /* without memory it just cannot be pruned */
+        return; /* Dropping a directory's name would hurt whoever has it as working directory. */
+    char *copy = strdup(name); /* Without memory it just cannot be pruned. */
     mutex_lock(&t->lock);
     char *old = i->name;
     if (old && keep_ms > 0 && (i->parent != dir->nodeid || strcmp(old, name) != 0)) {
@@ -380,8 +380,8 @@ void inode_last_name(struct inode_table *t, const struct inode *i, char *ret, si
     mutex_unlock(&t->lock);
 }
 
-/* The directory, pinned, and the name. NULL: the directory is forgotten, or its node id is another
- * file's. */
+/* Returns the directory, pinned, and the name. NULL: the directory is forgotten, or its node id is
+ * another file's. */
 static struct inode *place_locked(struct inode_table *t, uint64_t parent, const char *name,
                                   char *ret, size_t size) REQUIRES(t->lock)
 {
@@ -502,8 +502,7 @@ unsigned inode_idle_names(struct inode_table *t, struct inode_name *ret, unsigne
 {
     unsigned n = 0;
     mutex_lock(&t->lock);
-    for (uint64_t seen = 0; seen < 2 * t->slots && n < max; seen++) { /* twice around: all may be
-                                                                         used at first */
+    for (uint64_t seen = 0; seen < 2 * t->slots && n < max; seen++) {
         t->hand = t->hand + 1 < t->slots ? t->hand + 1 : 0;
         struct inode *i = slot_locked(t, t->hand + INODE_ROOT_ID);
         if (!i || i->pins > 0 || !i->name)

@@ -11,8 +11,8 @@
 
 #include "base/log.h"
 
-/* Numbers of processes are those of the pid namespace of this mount; a /proc of another namespace
- * would show other processes under them. */
+/* Process numbers belong to the pid namespace of this mount. A /proc of another namespace would
+ * show other processes under them. */
 static pthread_once_t proc_once = PTHREAD_ONCE_INIT;
 static bool proc_is_ours;
 

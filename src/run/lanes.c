@@ -8,7 +8,7 @@
 #include "base/sync.h"
 #include "run/pool.h"
 
-#define BUCKETS 64u /* of lanes that have work */
+#define BUCKETS 64u /* lanes that have work */
 
 struct lane_job {
     void (*fn)(void *arg);
@@ -22,7 +22,7 @@ struct lane { /* all of it under lanes.lock */
     STAILQ_HEAD(, lane_job) jobs;
     unsigned queued;
     unsigned runners;  /* jobs of the pool; never 0 while a job waits */
-    unsigned starting; /* of these: have not looked for a job yet */
+    unsigned starting; /* runners that have not looked for a job yet */
     LIST_ENTRY(lane) entry;
 };
 
@@ -80,8 +80,8 @@ static struct lane_job *lane_take_locked(struct lanes *l, struct lane *lane) REQ
     return j;
 }
 
-/* true: a job waits that no runner is on its way to, and the share has room. One more runner is
- * counted; the caller submits it, without the lock. */
+/* true: a job waits, no runner is on its way to it, and the share has room. Counts one more runner,
+ * which the caller must submit without the lock. */
 static bool lane_grow_locked(struct lanes *l, struct lane *lane) REQUIRES(l->lock)
 {
     if (lane->queued <= lane->starting || lane->runners >= share_locked(l))
@@ -144,7 +144,7 @@ void lanes_submit(struct lanes *l, uint64_t key, void (*fn)(void *arg), void *ar
 void lanes_drain(struct lanes *l)
 {
     if (l)
-        pool_drain(l->pool); /* a job that waits has a runner there */
+        pool_drain(l->pool); /* A job that waits has a runner there. */
 }
 
 void lanes_free(struct lanes *l)

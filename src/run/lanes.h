@@ -19,14 +19,14 @@
 #include <stdint.h>
 
 #define LANES_THREADS 128u
-/* as many as there are receivers, which do the same for guest data of other images */
+/* as many as receivers, which read and write guest data of other images */
 #define LANE_MOST 32u
 #define LANE_LEAST 4u
 
 struct lanes;
 struct lanes *lanes_new(void); /* NULL: out of memory */
-/* Queues fn(arg) in the lane `key`. As with pool_submit() no job is lost: without memory it runs
- * at once, outside of its lane, or on the caller's thread. */
+/* Queues fn(arg) in the lane `key`. As with pool_submit(), no job is lost: without memory it runs
+ * at once, outside its lane or on the caller's thread. */
 void lanes_submit(struct lanes *l, uint64_t key, void (*fn)(void *arg), void *arg);
 /* Waits until all jobs have run. NULL is fine. */
 void lanes_drain(struct lanes *l);

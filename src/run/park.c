@@ -7,7 +7,7 @@
 #include "base/sync.h"
 #include "run/pool.h"
 
-/* One request that waits. It is on the list, or in the hands of the pool job that tries it, never
+/* A request that waits. It is on the list or in the hands of the pool job that tries it, never
  * both. */
 struct parked {
     struct park *park;
@@ -15,12 +15,12 @@ struct parked {
     park_fn fn;
     void *op;
     uint64_t deadline_ms; /* CLOCK_MONOTONIC; PARK_FOREVER: none */
-    uint64_t tried_ms;    /* of the last attempt */
+    uint64_t tried_ms;    /* pause after the last attempt */
     uint64_t due_ms;
     uint64_t kicks_seen;
     unsigned attempts;
-    bool interrupted; /* an INTERRUPT came; whether a signal is behind it is looked at in each turn
-                         from then on */
+    bool interrupted; /* An INTERRUPT came: from then on each turn checks whether a signal is behind
+                         it. */
     LIST_ENTRY(parked) entry;
 };
 
@@ -35,8 +35,8 @@ struct park {
     bool stopping GUARDED_BY(lock);
 };
 
-/* Attempts may kick the park themselves (they let a hold go): two that wait for each other must not
- * spin. */
+/* Attempts may kick the park themselves when they let a hold go. Two that wait for each other must
+ * not spin. */
 #define RETRY_MIN_MS 2u
 #define RETRY_MAX_MS 100u
 
@@ -51,7 +51,7 @@ void park_interrupt(void *entry)
     struct parked *e = entry;
     struct park *p = e->park;
     mutex_lock(&p->lock);
-    if (!e->interrupted) { /* once is enough, however often the caller says so */
+    if (!e->interrupted) { /* one kick is enough, however often the caller asks */
         e->interrupted = true;
         e->due_ms = 0;
         cond_signal(&p->changed);
@@ -59,7 +59,7 @@ void park_interrupt(void *entry)
     mutex_unlock(&p->lock);
 }
 
-/* false: the park stops, nobody would come back for it. */
+/* false: the park stops, and no thread would come back for the request. */
 static bool list_entry(struct parked *e)
 {
     struct park *p = e->park;
@@ -69,8 +69,8 @@ static bool list_entry(struct parked *e)
     e->tried_ms = base_now_ms();
     e->due_ms = DG_MIN(e->tried_ms + DG_MIN(step, RETRY_MAX_MS), e->deadline_ms);
 
-    /* Before it is on the list: from then on another thread may answer the request. Calls
-     * park_interrupt() at once if an INTERRUPT came while the attempt was made. */
+    /* Call it before the request is on the list, where another thread may answer it. Calls
+     * park_interrupt() at once if an INTERRUPT came during the attempt. */
     p->caller.watch(e->req, e);
 
     mutex_lock(&p->lock);
@@ -95,7 +95,7 @@ static enum park_turn turn_of(struct parked *e)
     bool interrupted = e->interrupted;
     e->kicks_seen = p->kicks;
     mutex_unlock(&p->lock);
-    /* A wait that ends by itself goes on where a signal is not certain; one that does not must stay
+    /* Where a signal is not certain, a wait with an end goes on; one without an end must stay
      * killable. */
     if (interrupted && p->caller.signalled(e->req, e->deadline_ms == PARK_FOREVER))
         return PARK_INTERRUPTED;
@@ -105,8 +105,8 @@ static enum park_turn turn_of(struct parked *e)
 static void retry(void *arg)
 {
     struct parked *e = arg;
-    /* When this returns, park_interrupt() does not run and will not: the attempt may answer, and
-     * then e is freed. */
+    /* After this, park_interrupt() neither runs nor comes. The attempt may answer, and then e is
+     * freed. */
     e->park->caller.watch(e->req, NULL);
     e->attempts++;
     enum park_turn turn = turn_of(e);
@@ -120,7 +120,7 @@ static void retry(void *arg)
     }
 }
 
-/* Takes one entry that is due off the list; else says when the next one will be. */
+/* Takes one entry that is due off the list. If there is none, says when the next one will be. */
 static struct parked *due_locked(struct park *p, uint64_t now, uint64_t *ret_next) REQUIRES(p->lock)
 {
     *ret_next = UINT64_MAX;

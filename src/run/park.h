@@ -19,14 +19,13 @@ typedef bool (*park_fn)(void *op, enum park_turn turn);
 struct pool;
 struct park;
 
-/* The request that waits, as park sees it: whether its caller gave up. */
+/* What park needs to know of a request: whether its caller gave up. */
 struct park_caller {
-    /* From now on park_interrupt(entry) is to be called, from any thread, when the caller may
-     * have got a signal; at once if it has already. entry NULL: from now on no more; on return
-     * no such call is under way. */
+    /* Asks for park_interrupt(entry), from any thread, when the caller may have got a signal, and
+     * at once if it has. entry NULL: ends this; when it returns, no such call is in progress. */
     void (*watch)(void *req, void *entry);
-    /* Did the caller really get a signal? Asked on a pool thread. unsure: the answer where
-     * nobody can know. */
+    /* Did the caller get a signal? Asked on a pool thread. unsure: the answer where it cannot be
+     * told. */
     bool (*signalled)(void *req, bool unsure);
 };
 void park_interrupt(void *entry);
@@ -35,8 +34,8 @@ struct park *park_new(struct pool *pool, const struct park_caller *caller);
 /* Makes the first attempt on this thread, and parks the request when that returns false. wait_ms
  * 0: PARK_LAST follows at once. */
 void park_start(struct park *p, void *req, park_fn fn, void *op, uint64_t wait_ms);
-/* Something changed: tries all parked requests now. Cheap; from any thread. The caller may hold
- * no lock that an attempt takes. */
+/* Tries all parked requests now, because something changed. Cheap; from any thread. The caller may
+ * hold no lock that an attempt takes. */
 void park_kick(struct park *p);
 /* Shutdown: every parked request gets PARK_LAST, and after each new first attempt PARK_LAST
  * follows at once. The pool gives the answers; pool_drain() waits for them. */

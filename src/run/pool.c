@@ -19,13 +19,13 @@ struct pool_job {
 struct pool {
     struct mutex lock;
     struct cond work;  /* a job was queued, or the pool ends */
-    struct cond quiet; /* nothing runs and nothing is queued; or a thread ended */
+    struct cond quiet; /* the pool is idle, or a thread ended */
     unsigned max_threads;
     STAILQ_HEAD(, pool_job) jobs GUARDED_BY(lock);
     unsigned queued GUARDED_BY(lock);
     unsigned threads GUARDED_BY(lock);
     unsigned idle GUARDED_BY(lock);
-    unsigned inline_jobs GUARDED_BY(lock); /* running on their submitters' threads */
+    unsigned inline_jobs GUARDED_BY(lock); /* jobs that run on the threads of their submitters */
     bool ending GUARDED_BY(lock);
 };
 
@@ -54,7 +54,7 @@ static struct pool_job *pool_take_locked(struct pool *p) REQUIRES(p->lock)
     return j;
 }
 
-/* Waits for a job. NULL: this thread is not needed any more. */
+/* Waits for a job. NULL: the pool does not need this thread any more. */
 static struct pool_job *next_locked(struct pool *p) REQUIRES(p->lock)
 {
     uint64_t until = base_now_ms() + IDLE_MS;
@@ -102,7 +102,7 @@ static bool start_thread(struct pool *p)
     return r == 0;
 }
 
-/* No thread could be started and none runs: the submitter does the work. */
+/* There is no thread and none could be started: the submitter does the work. */
 static void run_here_locked(struct pool *p) REQUIRES(p->lock)
 {
     struct pool_job *j;

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "fakes.h"
 #include "guard/conflict.h"
 #include "guard/guard.h"
 #include "qcow2_image.h"
@@ -95,6 +96,7 @@ static inline void host_down(struct guard *g)
 
 static inline void scene_make(void)
 {
+    fake_fencing = fake_gone = -1;
     cr_assert_eq(tempstore_make(&temp), 0);
     build(truth, 3);
     put_raw("disk.qcow2", truth, sizeof(truth), IMAGE_SIZE);

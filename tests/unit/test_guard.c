@@ -9,6 +9,7 @@
 #include "guard/takeover.h"
 #include "guard/zone.h"
 #include "guard_scene.h"
+#include "hooktest.h"
 
 #define A host[0]
 #define B host[1]
@@ -578,6 +579,72 @@ Test(guard, what_is_stuck_is_tried_again, .init = scene_make, .fini = scene_remo
     close_as(B, other);
 }
 
+#ifdef DG_HOOKS
+static bool disk_is_sick;
+
+/* The disk takes the seal but cannot say so, and from then on it refuses every header write. */
+static int sick_disk(const char *name)
+{
+    if (strcmp(name, "io.fsync") == 0 && !is_true("disk.qcow2"))
+        disk_is_sick = true;
+    return disk_is_sick && (strcmp(name, "io.fsync") == 0 || strcmp(name, "io.header.write") == 0)
+               ? -EIO
+               : 0;
+}
+
+Test(guard, a_seal_that_cannot_be_undone, .init = scene_make, .fini = scene_remove)
+{
+    struct handle *h;
+    struct image_info info;
+
+    disk_is_sick = false;
+    hooktest = sick_disk;
+    cr_assert_eq(open_as(A, "disk.qcow2", O_RDWR, &first, &h), -EIO);
+    cr_assert_eq(busy(A, &info), 1);
+    cr_assert_eq(info.state, IMAGE_STUCK);
+    cr_assert_eq(info.error, EIO);
+    cr_assert_not(is_true("disk.qcow2"));
+    cr_assert_eq(claim_now("disk.qcow2", NULL), CLAIM_HELD, "the way back is kept");
+    cr_assert_eq(open_as(B, "disk.qcow2", O_RDWR, &first, &h), -EBUSY);
+    cr_assert(maintained(A, IMAGE_STUCK), "while the disk is sick");
+
+    hooktest = NULL;
+    cr_assert(maintained(A, IMAGE_IDLE));
+    cr_assert(is_true("disk.qcow2"));
+    cr_assert_eq(claim_now("disk.qcow2", NULL), CLAIM_FREE);
+    cr_assert_eq(open_as(B, "disk.qcow2", O_RDWR, &first, &h), 0);
+    close_as(B, h);
+}
+
+static uint64_t lost_generation;
+
+/* A takeover by B between the seal and the answer of the open. */
+static int lose_the_claim(const char *name)
+{
+    if (strcmp(name, "image.fence.open") == 0) {
+        hooktest = NULL;
+        claim_by(B, "disk.qcow2", lost_generation + 1);
+    }
+    return 0;
+}
+
+Test(guard, a_claim_that_is_lost_during_the_open, .init = scene_make, .fini = scene_remove)
+{
+    struct handle *h;
+
+    cr_assert_eq(open_as(A, "disk.qcow2", O_RDWR, &first, &h), 0);
+    cr_assert_eq(claim_now("disk.qcow2", &lost_generation), CLAIM_HELD);
+    close_as(A, h);
+    lost_generation++;
+    hooktest = lose_the_claim;
+    cr_assert_eq(open_as(A, "disk.qcow2", O_RDWR, &first, &h), -EBUSY);
+    cr_assert_null(hooktest);
+    cr_assert_eq(busy(A, NULL), 0, "FENCED, and then IDLE");
+    cr_assert_not(is_true("disk.qcow2"), "it is the successor's");
+    cr_assert_eq(claim_now("disk.qcow2", NULL), CLAIM_HELD);
+}
+#endif
+
 Test(guard, what_has_vanished_is_forgotten, .init = scene_make, .fini = scene_remove)
 {
     struct handle *h;
@@ -590,6 +657,55 @@ Test(guard, what_has_vanished_is_forgotten, .init = scene_make, .fini = scene_re
     cr_assert_eq(image_write_allowed(h), 0);
     close_as(A, h);
     cr_assert_eq(busy(A, NULL), 0);
+}
+
+Test(guard, what_has_vanished_comes_back, .init = scene_make, .fini = scene_remove)
+{
+    struct handle *h;
+
+    cr_assert_eq(open_as(A, "disk.qcow2", O_RDWR, &first, &h), 0);
+    fake_gone = 1; /* a server that is just being moved does not find the file */
+    cr_assert(maintained(A, IMAGE_VANISHED));
+    cr_assert_not(is_true("disk.qcow2"), "nothing is given up");
+    fake_gone = 0;
+    cr_assert(maintained(A, IMAGE_SEALED));
+    cr_assert_eq(image_write_allowed(h), 0);
+    close_as(A, h);
+    cr_assert(is_true("disk.qcow2"));
+    cr_assert_eq(claim_now("disk.qcow2", NULL), CLAIM_FREE);
+}
+
+Test(guard, shutdown_of_what_has_vanished, .init = scene_make, .fini = scene_remove)
+{
+    struct handle *h;
+
+    cr_assert_eq(open_as(A, "disk.qcow2", O_RDWR, &first, &h), 0);
+    cr_assert_eq(unlink(raw_path("disk.qcow2")), 0);
+    cr_assert(maintained(A, IMAGE_VANISHED));
+    atomic_store(&A->stopping, true);
+    cr_assert_eq(image_shutdown(A), 0);
+    cr_assert_eq(busy(A, NULL), 0);
+    close(h->fd);
+    drop(A, h);
+}
+
+Test(guard, shutdown_tries_what_is_stuck, .init = scene_make, .fini = scene_remove)
+{
+    const uint8_t alien[FORMAT_REACH] = {0};
+    struct handle *h;
+    struct image_info info;
+
+    cr_assert_eq(open_as(A, "disk.qcow2", O_RDWR, &first, &h), 0);
+    write_raw("disk.qcow2", alien, sizeof(alien), 0);
+    close_as(A, h);
+    atomic_store(&A->stopping, true);
+    cr_assert_eq(image_shutdown(A), 1, "it says how many are left");
+    cr_assert_eq(busy(A, &info), 1);
+    cr_assert_eq(info.state, IMAGE_STUCK);
+    write_raw("disk.qcow2", truth, sizeof(truth), 0);
+    cr_assert_eq(image_shutdown(A), 0);
+    cr_assert_eq(busy(A, NULL), 0);
+    cr_assert_eq(claim_now("disk.qcow2", NULL), CLAIM_FREE);
 }
 
 /* A daemon that dies leaves its claim and its seal; the kernel closes its descriptors. */
@@ -656,7 +772,7 @@ Test(guard, a_wider_zone_waits_for_writes_under_way, .init = scene_make, .fini =
     cr_assert(is_true("disk.qcow2"));
 }
 
-/* A directory of this host fences nobody: nothing is taken from a host that looks dead. */
+/* Without it nothing is taken from a host that looks dead. */
 Test(guard, a_takeover_needs_storage_that_fences, .init = scene_make, .fini = scene_remove)
 {
     struct handle *h;
@@ -666,11 +782,87 @@ Test(guard, a_takeover_needs_storage_that_fences, .init = scene_make, .fini = sc
     cr_assert_eq(takeover_attempt(B, i, true, &why), 0, "nobody holds it: %s", why.text);
     cr_assert_eq(open_as(A, "disk.qcow2", O_RDWR, &first, &h), 0);
     cr_assert_eq(takeover_attempt(B, i, true, &why), -EPERM, "%s", why.text);
-    cr_assert_neq(why.text[0], '\0');
+    cr_assert_not_null(strstr(why.text, "no readable record"), "%s", why.text);
+    fake_fencing = FENCING_UNPROVEN;
+    cr_assert_eq(takeover_attempt(B, i, false, &why), -EPERM);
+    cr_assert_not_null(strstr(why.text, "lock-unproven accepts that"), "%s", why.text);
+    fake_fencing = FENCING_NO;
+    cr_assert_eq(takeover_attempt(B, i, true, &why), -EPERM);
+    cr_assert_not_null(strstr(why.text, "does not prove"), "%s", why.text);
     cr_assert_eq(busy(B, NULL), 0);
     cr_assert_eq(claim_now("disk.qcow2", NULL), CLAIM_HELD);
     cr_assert_eq(image_write_allowed(h), 0);
     close_as(A, h);
     inode_put(B->inodes, i);
     cr_assert(is_true("disk.qcow2"));
+}
+
+/* The holder hangs, the storage drops its locks, another host takes the image. */
+Test(guard, a_takeover_that_goes_through, .init = scene_make, .fini = scene_remove)
+{
+    struct handle *h, *other;
+    struct image_info info;
+    struct why why = {""};
+    struct inode *i = look_up(B, "disk.qcow2");
+    uint64_t was, now;
+    int alive = host_lock(&A->store, &A->host, &why), r;
+
+    cr_assert(alive >= 0, "%s", why.text);
+    cr_assert_eq(host_beat(alive, &A->host, 1), 0);
+    fake_fencing = FENCING_LOCK;
+    B->heartbeat_ms = 20;
+    cr_assert_eq(open_as(A, "disk.qcow2", O_RDWR, &first, &h), 0);
+    cr_assert_eq(claim_now("disk.qcow2", &was), CLAIM_HELD);
+    cr_assert_eq(takeover_attempt(A, h->inode, false, &why), -EBUSY, "it is its own");
+    cr_assert_eq(takeover_attempt(B, i, false, &why), -EAGAIN, "not watched long enough");
+    for (unsigned beat = 2; beat < 4; beat++) {
+        cr_assert_eq(host_beat(alive, &A->host, beat), 0);
+        r = takeover_attempt(B, i, false, &why);
+    }
+    cr_assert_eq(r, -EBUSY, "it lives: %s", why.text);
+    usleep(1000 * (TAKEOVER_BEATS + 1) * B->heartbeat_ms);
+    cr_assert_eq(takeover_attempt(B, i, false, &why), -EAGAIN, "%s", why.text);
+    cr_assert_not_null(strstr(why.text, "still locked"), "%s", why.text);
+    close(alive);
+    cr_assert_eq(takeover_attempt(B, i, false, &why), -EAGAIN, "%s", why.text);
+    cr_assert_not_null(strstr(why.text, "does not give the fence lock"), "%s", why.text);
+    cr_assert_eq(image_write_allowed(h), 0);
+    cr_assert_eq(busy(B, NULL), 0);
+
+    struct image *img = image_get(h->inode);
+    io_fence_drop(img->held.fd, A->store.fence);
+    io_fence_drop(h->fd, A->store.fence);
+    cr_assert_eq(takeover_attempt(B, i, false, &why), 0, "%s", why.text);
+    cr_assert_eq(busy(B, NULL), 0);
+    cr_assert(is_true("disk.qcow2"), "byte for byte");
+    cr_assert_eq(claim_now("disk.qcow2", &now), CLAIM_FREE, "it is anybody's");
+    cr_assert_eq(now, was + 1);
+    cr_assert_eq(open_as(B, "disk.qcow2", O_RDWR, &first, &other), 0);
+
+    cr_assert(maintained(A, IMAGE_FENCED), "the former holder finds out");
+    cr_assert_eq(image_write_allowed(h), -EIO);
+    close_as(A, h);
+    cr_assert_eq(busy(A, NULL), 0);
+    cr_assert_not(is_true("disk.qcow2"), "the seal of B is not touched");
+    close_as(B, other);
+    cr_assert(is_true("disk.qcow2"));
+    cr_assert_eq(busy(B, &info), 0);
+    inode_put(B->inodes, i);
+}
+
+/* The claim says that the holder's mount does not fence: that ours does is not enough. */
+Test(guard, a_takeover_where_the_holder_is_not_fenced, .init = scene_make, .fini = scene_remove)
+{
+    struct handle *h;
+    struct why why = {""};
+    struct inode *i = look_up(B, "disk.qcow2");
+
+    fake_fencing = FENCING_NO;
+    cr_assert_eq(open_as(A, "disk.qcow2", O_RDWR, &first, &h), 0);
+    fake_fencing = FENCING_LOCK;
+    cr_assert_eq(takeover_attempt(B, i, true, &why), -EPERM);
+    cr_assert_not_null(strstr(why.text, "the claim of host"), "%s", why.text);
+    cr_assert_eq(claim_now("disk.qcow2", NULL), CLAIM_HELD);
+    close_as(A, h);
+    inode_put(B->inodes, i);
 }

@@ -1,5 +1,6 @@
 #include "common/mounts.h"
 
+#include "base/mountinfo.h"
 #include "core/views.h"
 
 #include <limits.h>
@@ -48,46 +49,39 @@ static int add(struct mounts *m, const struct mount *one)
     return 0;
 }
 
-/* "36 35 98:0 /root /point options optional - type source options" */
-static int parse_line(struct mounts *m, const char *line, bool any)
+/* Takes a mount of the kernel's table where it is wanted. 0 or -ENOMEM. */
+static int take(struct mounts *m, const struct mountinfo *info, bool any)
 {
-    struct mount one = {0};
-    const char *dash = strstr(line, " - ");
+    struct mount one = {.major = info->major, .minor = info->minor};
     char device[32];
-    int r = 0;
 
-    if (!dash || sscanf(line, "%*u %*u %u:%u %*s %ms", &one.major, &one.minor, &one.point) != 3)
-        goto out;
-    base_unescape_octal(one.point);
-    hide(m, one.point);
-    snprintf(device, sizeof(device), "%u:%u", one.major, one.minor);
-    if (sscanf(dash, " - %ms %ms", &one.type, &one.source) != 2 ||
-        !(any ? strncmp(one.type, "fuse", 4) == 0 : views_is_view(one.type, device)))
-        goto out;
-    base_unescape_octal(one.source);
-    r = add(m, &one);
-    if (r == 0)
-        memset(&one, 0, sizeof(one));
-out:
-    mount_clear(&one);
+    hide(m, info->point);
+    snprintf(device, sizeof(device), "%u:%u", info->major, info->minor);
+    if (!(any ? strncmp(info->type, "fuse", 4) == 0 : views_is_view(info->type, device)))
+        return 0;
+    one.point = strdup(info->point);
+    one.source = strdup(info->source);
+    one.type = strdup(info->type);
+    int r = one.point && one.source && one.type ? add(m, &one) : -ENOMEM;
+    if (r < 0)
+        mount_clear(&one);
     return r;
 }
 
 static int load(bool any, struct mounts *ret)
 {
     struct mounts m = {0};
-    char *line = NULL;
-    size_t size = 0;
+    struct mountinfo info = {0};
     int r = 0;
-    FILE *f = fopen("/proc/self/mountinfo", "re");
+    FILE *f = mountinfo_open();
 
     if (!f)
         return -errno;
-    while (r == 0 && getline(&line, &size, f) >= 0)
-        r = parse_line(&m, line, any);
+    while (r == 0 && mountinfo_next(f, &info))
+        r = take(&m, &info, any);
     if (r == 0 && ferror(f))
         r = -EIO;
-    free(line);
+    mountinfo_free(&info);
     fclose(f);
     if (r < 0)
         mounts_free(&m);

@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "base/mountinfo.h"
 #include "common/mounts.h"
 #include "common/out.h"
 #include "core/claim.h"
@@ -124,60 +125,42 @@ static const char *below(const char *path, const char *dir)
     return strncmp(path, dir, n) == 0 && (path[n] == '/' || path[n] == '\0') ? path + n : NULL;
 }
 
-/* proc(5), mountinfo: "36 35 98:0 /root /point ...". */
-static bool next_mount(FILE *f, char **line, size_t *size, uint64_t *ret_id, unsigned ret_dev[2],
-                       char **root, char **point)
-{
-    free(*root);
-    free(*point);
-    *root = *point = NULL;
-    if (getline(line, size, f) < 0)
-        return false;
-    if (sscanf(*line, "%" SCNu64 " %*u %u:%u %ms %ms", ret_id, &ret_dev[0], &ret_dev[1], root,
-               point) != 5)
-        return false;
-    base_unescape_octal(*root);
-    base_unescape_octal(*point);
-    return true;
-}
-
 /* The file's directory, dir, by its other paths: a part of a datastore may be mounted on its own
  * (mount --bind), where nothing above it says what it is. */
 static bool find_by_mounts(struct unseal_work *w, const char *dir)
 {
-    _cleanup_free_ char *line = NULL, *inner = NULL, *root = NULL, *point = NULL;
+    _cleanup_free_ char *inner = NULL;
+    struct mountinfo m = {0};
     struct statx here;
     struct stat st, other;
-    unsigned dev[2];
-    size_t size = 0;
-    uint64_t id;
     bool fine = true;
-    FILE *f = fopen("/proc/self/mountinfo", "re");
+    FILE *f = mountinfo_open();
 
     if (!f || fstat(w->dir_fd, &st) < 0 ||
         statx(w->dir_fd, "", AT_EMPTY_PATH, STATX_MNT_ID, &here) < 0) {
         say(w->u, "the mounts cannot be read: %s", strerror(errno));
         fine = false;
     }
-    while (fine && !inner && next_mount(f, &line, &size, &id, dev, &root, &point))
-        if (id == here.stx_mnt_id && below(dir[0] ? dir : "/", point) &&
-            asprintf(&inner, "%s%s", strcmp(root, "/") == 0 ? "" : root,
-                     below(dir[0] ? dir : "/", point)) < 0)
+    while (fine && !inner && mountinfo_next(f, &m))
+        if (m.id == here.stx_mnt_id && below(dir[0] ? dir : "/", m.point) &&
+            asprintf(&inner, "%s%s", strcmp(m.root, "/") == 0 ? "" : m.root,
+                     below(dir[0] ? dir : "/", m.point)) < 0)
             out_no_memory();
     if (f)
         rewind(f);
-    while (fine && inner && !w->inside && next_mount(f, &line, &size, &id, dev, &root, &point)) {
-        const char *rest = below(inner, root);
+    while (fine && inner && !w->inside && mountinfo_next(f, &m)) {
+        const char *rest = below(inner, m.root);
         _cleanup_free_ char *path = NULL;
-        if (dev[0] != here.stx_dev_major || dev[1] != here.stx_dev_minor || id == here.stx_mnt_id ||
-            !rest)
+        if (m.major != here.stx_dev_major || m.minor != here.stx_dev_minor ||
+            m.id == here.stx_mnt_id || !rest)
             continue;
-        if (asprintf(&path, "%s%s", strcmp(point, "/") == 0 ? "" : point, rest) < 0)
+        if (asprintf(&path, "%s%s", strcmp(m.point, "/") == 0 ? "" : m.point, rest) < 0)
             out_no_memory();
         if (stat(path[0] ? path : "/", &other) == 0 && other.st_ino == st.st_ino &&
             other.st_dev == st.st_dev)
             fine = store_above(w, path);
     }
+    mountinfo_free(&m);
     if (f)
         fclose(f);
     return fine;

@@ -26,13 +26,12 @@
 #include "core/store.h"
 #include "diskguard/exitcodes.h"
 
-/* For images that have moved since they were claimed: names of the datastore looked at, and time.
- */
+/* Limits of the search for images that have moved since they were claimed: names and time. */
 #define CTL_FIND_NAMES 200000u
 #define CTL_FIND_MS 3000u
-/* a daemon answers from memory; longer means that it does not answer */
+/* a daemon answers from memory: one that takes longer does not answer */
 #define CTL_DAEMON_MS 5000u
-#define CTL_RAW_MS 15000u /* storage that needs longer is reported as not answering */
+#define CTL_RAW_MS 15000u /* storage that takes longer is reported as not answering */
 
 struct ctl {
     bool json, all, unproven;
@@ -53,9 +52,9 @@ struct raw_claim {
     enum claim_step step;
     unsigned extents;
     char *path; /* as recorded */
-    char *now;  /* where the file is now, or NULL: that was not looked for, or (lost) not found */
+    char *now;  /* where the file is now; NULL: it was not looked for, or (lost) not found */
     bool lost;
-    struct io_handle handle; /* of a held one */
+    struct io_handle handle; /* set for a held claim */
     char format[RECORD_FORMAT_MAX];
     uint64_t virtual_size, pid, start, uid, gid;
     char since[32];
@@ -74,11 +73,11 @@ struct raw_reader { /* a host that reads the image and wants no writer beside it
     struct reader reader;
     struct reader_info info;
 };
-struct raw_needs { /* one file that the image needs, or one image that needs this file (host is set
-                      then) */
+struct raw_needs { /* a file that the image needs, or an image that needs this file (then host is
+                      set) */
     char role[16], path[RECORD_IMAGE_MAX], format[16], host[RECORD_NAME_MAX];
     bool itself; /* the image names itself */
-    /* of a held image: is it kept from other writers? 1, 0; -1: the image is not held */
+    /* for a held image: is the file kept from other writers? 1, 0; -1: the image is not held */
     int guarded;
 };
 struct raw_image {
@@ -91,7 +90,7 @@ struct raw_image {
     int header_err;
     struct header header;
     enum header_state state; /* against the claim's plan */
-    bool byte_locks;         /* somebody has QEMU's locks "nobody else may write, resize" on it */
+    bool byte_locks;         /* somebody holds QEMU's locks "nobody else may write, resize" on it */
     bool writer_lock;        /* and "I write" */
     struct raw_needs *needs;
     size_t nneeds;
@@ -118,8 +117,8 @@ const struct raw_host *raw_host_of(const struct raw *r, const char *uuid); /* or
 
 /* ---- ctl_chain.c ---- */
 
-/* What the image needs, by what it is needed, and who reads it; claim and header are loaded. fd:
- * the file, for reading; rel: its path below the datastore. */
+/* Finds what the image needs, which images need it, and who reads it. Claim and header are loaded.
+ * fd: the file, for reading; rel: its path below the datastore. */
 DG_MUST_CHECK int chain_load(const struct store *s, struct raw_image *im, int fd, const char *rel);
 void chain_text(const struct raw_image *im);
 void chain_json(struct json_object *o, const struct raw_image *im);
@@ -140,9 +139,9 @@ struct json_object *daemon_ask(const struct mount *m, const char *command, const
 /* The same with more members than the command; consumes request. */
 struct json_object *daemon_request(const struct mount *m, const char *command,
                                    struct json_object *request, struct why *why);
-/* Which process serves the view: who made its control socket. *ret_pid 0: one of another pid
- * namespace; *ret_pidfd is -1 then. 0 or -errno with why: -ENOENT no socket, -ECONNREFUSED it is
- * dead, -EAGAIN it answers nobody. */
+/* Finds the process that serves the view: the one that made its control socket. *ret_pid 0: it is
+ * in another pid namespace; *ret_pidfd is -1 then. 0 or -errno with why: -ENOENT no socket,
+ * -ECONNREFUSED it is dead, -EAGAIN it does not answer. */
 DG_MUST_CHECK int daemon_peer(const struct mount *m, pid_t *ret_pid, int *ret_pidfd,
                               struct why *why);
 /* Fills all but raw. */
@@ -168,15 +167,14 @@ struct items {
     struct item *item;
     size_t n;
 };
-/* All images that somebody holds, by path; what the daemon says of its own images is laid over
- * their claims.
- */
+/* All images that are held, by path. What a daemon says of its own images is laid over their
+ * claims. */
 void items_collect(const struct source *s, struct items *ret);
 void items_free(struct items *i);
 /* The item of one inode number; a zeroed item when there is none. */
 struct item items_find(const struct items *i, uint64_t ino);
 
-/* The name of now, if it was looked for, else the recorded one. */
+/* The present name if it was looked for, else the recorded one. */
 const char *item_path(const struct item *i);
 /* The recorded name leads elsewhere, and the file was not found. */
 bool item_lost(const struct item *i);
@@ -185,13 +183,15 @@ const char *item_state(const struct item *i);
 const char *item_holder(const struct source *s, const struct item *i);
 bool item_sealed(const struct item *i); /* false: protected by its claim, and */
 bool item_locked(
-    /* by QEMU's byte locks, as this host's daemon says: of others only the file itself tells */
+    /* by QEMU's byte locks, as this host's daemon says; for other hosts only the file itself tells
+     */
     const struct item *i);
 const char *item_protection(const struct item *i); /* a word, for programs */
 bool item_is_held(const struct item *i);
-/* A claim of this boot of this machine, so that its pid means something here. */
+/* Is the claim of this boot of this machine? Then its pid means something here. */
 bool item_is_local(const struct item *i);
-/* Of this host: such a one, or of an earlier boot. Nobody confirms the death of his own host. */
+/* Is the claim of this host, in this boot or an earlier one? Nobody confirms the death of his own
+ * host. */
 bool item_is_own(const struct source *s, const struct item *i);
 
 struct trouble {
@@ -204,7 +204,7 @@ void trouble_set(struct trouble *t, const char *code, const char *out, const cha
 void trouble_from(struct trouble *t, enum problem p); /* the words of core/problem.h */
 /* Puts the reader's own datastore and image, quoted, into the way out. */
 void trouble_finish(struct trouble *t, const struct source *s, const char *path);
-/* What is wrong with a held image as far as claim and daemon tell. */
+/* What is wrong with a held image, as far as claim and daemon tell. */
 void item_trouble(const struct source *s, const struct item *i, struct trouble *ret);
 struct json_object *item_json(const struct source *s, const struct item *i);
 
@@ -217,8 +217,8 @@ struct look {
     struct items items;
     struct item item; /* zeroed: nothing is known of a holder */
 };
-/* Is its name one of those that many hosts may write on purpose? As the daemon's option shared= has
- * it; *ret_here: handles that write it as such here. */
+/* Does its name match shared=, the option of the daemon? Then many hosts may write it on purpose.
+ * *ret_here: handles here that do. */
 bool look_shared(const struct look *l, uint64_t *ret_here);
 /* Finds the image and reads all that is known of it. 0 or -errno with a message printed. look_close
  * in either case. */
@@ -232,8 +232,8 @@ void look_trouble(const struct look *l, struct trouble *ret);
 const struct host_record *look_host(const struct look *l);
 
 /* ---- ctl_takeover.c ---- */
-/* Could another host's image be taken over by the fence lock? false: that is no question here; else
- * the answer and its reason. */
+/* Could the fence lock take over another host's image? false: the question does not arise; else the
+ * answer and its reason. */
 bool look_takeover(const struct look *l, bool *ret_possible, struct why *ret);
 
 /* ---- commands: exit codes ---- */
@@ -247,7 +247,8 @@ int cmd_takeover(struct ctl *ctl, const char *image);
 /* "ofd", "flock" or "none", for programs and people. */
 const char *ctl_fence_word(enum fence_kind f);
 
-/* Calls fn for each source that VIEW (NULL: all), or --datastore, means. The greatest exit code. */
+/* Calls fn for each source that VIEW (NULL: all) or --datastore names. Returns the greatest exit
+ * code. */
 int each_source(struct ctl *ctl, const char *view,
                 int (*fn)(struct ctl *ctl, struct source *s, void *arg), void *arg);
 

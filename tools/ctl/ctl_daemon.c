@@ -53,7 +53,7 @@ int daemon_peer(const struct mount *m, pid_t *ret_pid, int *ret_pidfd, struct wh
         return -errno;
     *ret_pid = peer.pid;
     *ret_pidfd = peer.pid > 0 ? pidfd_open(peer.pid, 0) : -1;
-    /* Who listened lives as long as the connection: only then the number is still his. */
+    /* The listener lives as long as the connection: until then the number is still his. */
     if (*ret_pidfd < 0 || (poll(&p, 1, 0) >= 0 && !(p.revents & (POLLHUP | POLLERR))))
         return 0;
     base_closep(ret_pidfd);
@@ -162,7 +162,7 @@ void source_open(struct source *s, const struct mount *m, const char *dir)
     if (s->status)
         s->list = daemon_ask(m, "list", NULL, &why);
     snprintf(s->daemon_why, sizeof(s->daemon_why), "%.255s", why.text);
-    /* What /proc names is as the mount was typed; the daemon knows the canonical path. */
+    /* /proc has the path as it was typed at mount; the daemon knows the canonical one. */
     s->dir = out_json_get_text(s->status, "datastore", dir);
 }
 
@@ -213,7 +213,7 @@ static int no_view(const char *arg)
     return -ENOENT;
 }
 
-/* Is dir a view rather than a datastore? Then says what to give instead. */
+/* Is dir a view rather than a datastore? If so, says what to give instead. */
 static bool is_view(const struct ctl *ctl, const char *dir)
 {
     const struct mount *m = mounts_of_path(&ctl->mounts, dir, NULL);

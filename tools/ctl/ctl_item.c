@@ -91,7 +91,7 @@ static void add_claims(const struct source *s, struct live_list *l, struct items
     }
 }
 
-/* A daemon may hold what has no claim any more (fenced), or, just now, not yet. */
+/* A daemon may hold an image that has no claim any more (fenced), or has none yet. */
 static void add_live(const struct live_list *l, struct items *items)
 {
     for (size_t i = 0; i < l->n; i++)
@@ -129,7 +129,7 @@ struct item items_find(const struct items *i, uint64_t ino)
 
         if ((one->claim ? one->claim->ino : out_json_get_u64(one->live, "inode")) != ino)
             continue;
-        /* Whoever has the ruling claim, rather than a daemon that has lost it. */
+        /* The owner of the ruling claim, rather than a daemon that has lost it. */
         if (!found.claim && (!found.live || (one->claim && one->claim->kind != CLAIM_FREE)))
             found = *one;
         else if (one->live && found.claim && found.claim->kind == CLAIM_FREE)
@@ -167,8 +167,8 @@ static const char *claim_state(const struct raw_claim *c)
         return "free";
     case STEP_CLAIMED:
         return "claimed";
-    case STEP_ARMED: /* the record on the datastore stays at armed: that the seal is on is noted in
-                        the journal */
+    case STEP_ARMED: /* The record on the datastore stays at "armed"; only the journal says that the
+                        seal is complete. */
         return c->extents ? "sealed" : "claimed";
     case STEP_SEALED:
         return c->extents ? "sealed" : "claimed";
@@ -272,7 +272,7 @@ void trouble_from(struct trouble *t, enum problem p)
     trouble_set(t, info->code, info->repair, "%s", info->message);
 }
 
-/* Troubles that the running daemon knows of. */
+/* Trouble that the running daemon reports. */
 static void live_trouble(const struct item *i, struct trouble *t)
 {
     const char *state = item_state(i);
@@ -300,8 +300,8 @@ static void live_trouble(const struct item *i, struct trouble *t)
             "an fsync of guest data failed: %s", strerror(sync));
 }
 
-/* Is it a claim of the very daemon that runs there now? A daemon writes its name into the record
- * with its first beat only, so the record may be of its predecessor for a moment: then the claim is
+/* Is it a claim of the daemon that runs there now? A daemon writes its name into the record with
+ * its first heartbeat, so for a moment the record may be its predecessor's: then the claim is
  * younger than that one's start. Both times are of that host's clock. */
 static bool is_of_living(const struct raw_host *h, const struct raw_claim *c)
 {
@@ -310,7 +310,7 @@ static bool is_of_living(const struct raw_host *h, const struct raw_claim *c)
     return strcmp(h->rec.daemon, c->daemon) == 0 || strcmp(c->since, h->rec.started) > 0;
 }
 
-/* A claim that nobody alive answers for. */
+/* Is it a claim whose daemon does not live any more? */
 static void left_trouble(const struct source *s, const struct item *i, struct trouble *t)
 {
     const struct raw_claim *c = i->claim;
@@ -319,7 +319,7 @@ static void left_trouble(const struct source *s, const struct item *i, struct tr
     if (i->host && i->host->err == 0 && i->host->alive == 1 && is_of_living(i->host, c))
         return;
     if (i->host && i->host->alive < 0)
-        return; /* cannot be told: no accusation */
+        return; /* it cannot be told: report nothing */
     if (i->host && i->host->alive == 1) {
         trouble_set(
             t, "left-behind",

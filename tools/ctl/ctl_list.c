@@ -20,7 +20,7 @@ static struct json_object *source_json(const struct source *s)
     return o;
 }
 
-/* What a person must know before believing the table. */
+/* Prints what a person must know before believing the table. */
 static void say_gaps(const struct source *s)
 {
     if (s->mount && !s->status)
@@ -39,7 +39,7 @@ static void heading(const struct ctl *ctl, const struct source *s, bool *first)
     *first = false;
 }
 
-/* Nothing at all could be learnt of a source. */
+/* Nothing could be learnt from a source. */
 static bool is_blind(const struct source *s)
 {
     return s->raw->err < 0 && !s->list;
@@ -52,7 +52,7 @@ struct shown_list {
 
 /* ---- list ---- */
 
-/* Its name of now; never one that is another file's. */
+/* Its present name; never one that is another file's. */
 static void list_name(const struct item *i, char *ret, size_t size)
 {
     if (!item_path(i)[0])
@@ -90,8 +90,7 @@ static void list_row(struct out_table *t, const struct source *s, const struct i
                                                                          : "claim only"});
 }
 
-/* Those that many hosts may write on purpose, and that are open for write here: of other hosts
- * nothing tells. */
+/* Lists files that match shared= and are open for write here. Nothing tells of other hosts. */
 static void list_shared(struct out_table *t, const struct source *s)
 {
     struct json_object *a = out_json_get(s->list, "shared", json_type_array),

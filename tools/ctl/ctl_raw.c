@@ -86,7 +86,7 @@ static int load_claim(void *arg, uint64_t ino, const struct claim *c)
     return 0;
 }
 
-/* Renames by other hosts, or past the views, are in no record: each image is looked for. */
+/* No record has the renames by other hosts or outside the views, so each image is looked for. */
 static void find_moved(struct raw *r)
 {
     struct whereis *w = calloc(r->nclaims + 1, sizeof(*w));
@@ -182,7 +182,8 @@ static void compare_handle(struct raw_image *im, int fd)
         im->other_file = !io_handle_equal(&h, &im->claim.rec.handle);
 }
 
-/* One of the bytes by which QEMU tells others what it does with a file: daemon/qemu_locks.h. */
+/* Tests one of the bytes by which QEMU tells others what it does with a file: guard/qemu_locks.h.
+ */
 static bool is_locked(int fd, off_t byte)
 {
     struct flock fl = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = byte, .l_len = 1};
@@ -286,8 +287,7 @@ static void job_free(struct raw_job *j)
     free(j);
 }
 
-/* The result, or NULL when it did not come in time; the thread, its job and its result are then
- * left alone.
+/* The result; NULL: it did not come in time, and the thread, its job and its result are abandoned.
  */
 static struct raw *wait_for(struct raw_job *j, unsigned limit_ms)
 {

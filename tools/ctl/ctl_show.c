@@ -22,7 +22,7 @@ static int image_error(const char *arg, const struct raw_image *im)
     return im->err;
 }
 
-/* Without the datastore: what the daemon of this host says, by path. */
+/* Without the datastore: asks the daemon of this host, by path. */
 static int look_live(struct look *l, const char *arg)
 {
     for (size_t i = 0; i < l->items.n; i++)
@@ -273,8 +273,8 @@ static void show_file(const struct look *l, const struct raw_image *im)
              s->fs->shared ? "shared" : "this host only", ctl_fence_word(s->fence));
 }
 
-/* No seal, but QEMU's locks, be they the guard's or its holder's: on the file itself they are the
- * same. */
+/* Not sealed, but QEMU's locks are held, by the guard or by the holder: on the file itself they are
+ * the same. */
 static bool show_locked(const struct look *l)
 {
     const struct raw_image *im = look_image(l);

@@ -5,9 +5,9 @@
 #include "core/takeover.h"
 #include "ctl/ctl.h"
 
-/* between two attempts; the daemon's record of the holder's beat needs no more */
+/* pause between two attempts; the daemon watches the heartbeat no more often */
 #define PACE_MS 1000u
-#define ASK_MS 100u /* between two questions whether one has ended */
+#define ASK_MS 100u /* pause between two questions whether an attempt has ended */
 
 /* ---- would it be possible? ---- */
 

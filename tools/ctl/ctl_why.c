@@ -7,7 +7,7 @@
 #include <stdarg.h>
 #include <string.h>
 
-/* claims change by rename on another host: nothing but looking again tells */
+/* other hosts change claims by rename, which no event reports: look again */
 #define WAIT_POLL_MS 500u
 
 /* ---- the answer: a verdict and sentences ---- */
@@ -83,8 +83,8 @@ static uint64_t held_u64(const struct item *i, const char *key, uint64_t from_cl
     return i->live ? out_json_get_u64(i->live, key) : i->claim ? from_claim : 0;
 }
 
-/* Has that process a descriptor of the file? proc(5), fdinfo: "ino:", which no view is asked for.
- * 1, 0, or -1: cannot be told. */
+/* Has that process a descriptor of the file? Reads "ino:" in /proc/PID/fdinfo (proc(5)), which asks
+ * no view. 1, 0, or -1: it cannot be told. */
 static int process_has(uint64_t pid, uint64_t ino)
 {
     char path[96];
@@ -122,7 +122,7 @@ static uint64_t item_ino(const struct item *i)
     return i->claim ? i->claim->ino : out_json_get_u64(i->live, "inode");
 }
 
-/* Is the process that opened it the one that has it open? Only of one of this machine. */
+/* Does the process that opened the file still have it open? For this machine only. */
 static enum opener_fate opener_fate(const struct item *i, char name[64])
 {
     uint64_t pid = held_u64(i, "pid", i->claim ? i->claim->pid : 0),
@@ -132,7 +132,7 @@ static enum opener_fate opener_fate(const struct item *i, char name[64])
         return OPENER_UNKNOWN;
     if (!process_name(pid, start, name))
         return OPENER_ENDED;
-    /* Its claim alone, without a daemon: nobody has it open. */
+    /* There is a claim and no daemon: nobody has the file open. */
     return i->live && process_has(pid, item_ino(i)) == 0 ? OPENER_PASSED : OPENER_HAS;
 }
 
@@ -164,7 +164,7 @@ static void say_process(struct answer *a, const struct item *i)
         say(a, "Handles open for write: %" PRIu64 ".", out_json_get_u64(i->live, "writers"));
 }
 
-/* How the one that has it open now is found: by file, for no number says it. */
+/* Says how to find the process that has it open now: by file, because no record has its number. */
 static void say_find(struct answer *a, const struct look *l)
 {
     char *path = NULL;
@@ -203,7 +203,7 @@ static void say_evidence(struct answer *a, const struct look *l)
         say(a, "Whether its record is locked cannot be told: %s.", strerror(-l->item.host->alive));
 }
 
-/* This host held it, and lost it to the one that holds it now. */
+/* This host held it and lost it to the present holder. */
 static void say_fenced(struct answer *a, const struct look *l)
 {
     struct json_object *images = out_json_get(l->source.list, "images", json_type_array);
@@ -383,8 +383,7 @@ static bool why_shared(struct answer *a, const struct raw_image *im, uint64_t he
     return true;
 }
 
-/* Nobody holds it, but an image that is held needs it, or somebody reads it who wants no writer
- * beside him. */
+/* Nobody holds it, but a held image needs it, or a reader wants no writer beside it. */
 static bool why_used(struct answer *a, const struct look *l, const struct raw_image *im,
                      bool guarded)
 {

@@ -21,7 +21,7 @@
 #include "diskguard/exitcodes.h"
 
 enum fsck_mode {
-    MODE_ASK,   /* a question before each repair */
+    MODE_ASK,   /* ask before each repair */
     MODE_CHECK, /* -n */
     MODE_PREEN, /* -p */
     MODE_YES    /* -y */
@@ -55,7 +55,7 @@ struct fsck {
     struct host host;
     bool beside; /* a live daemon has our identity: nothing of it is touched */
     bool dry_run;
-    int lock_fd;             /* of our own host record, or -1 */
+    int lock_fd;             /* lock of our host record, or -1 */
     bool rebind;             /* lock_fd was taken by force: the record names another installation */
     char *snapshot;          /* -n: private copy of the state directory */
     struct journal *journal; /* or NULL */
@@ -65,10 +65,10 @@ struct fsck {
     /* what was found */
     struct fsck_claim *claims; /* by inode */
     size_t nclaims;
-    uint64_t *reported; /* inode numbers that recovery has spoken of */
+    uint64_t *reported; /* inode numbers that recovery has reported */
     size_t nreported;
     unsigned files, sealed, held, corrected, left, notes;
-    bool walked; /* all of the datastore was looked at, as far as it could be read */
+    bool walked; /* the whole datastore was looked at, as far as it could be read */
     bool error;  /* something could not be read: FSCK_ERROR */
     struct json_object *found;
 };
@@ -77,23 +77,23 @@ extern volatile sig_atomic_t fsck_canceled;
 
 /* ---- fsck_file.c ---- */
 
-bool fsck_is_file(const char *path); /* no view is asked */
+bool fsck_is_file(const char *path); /* asks no view */
 int fsck_file(struct fsck *f);       /* the exit code */
 
 /* ---- fsck_report.c ---- */
 
-/* What is said of one thing. `done` as in struct recover: 0 repaired, 1 left, -errno failed. Counts
- * it. */
+/* Reports one finding. `done` as in struct recover: 0 repaired, 1 left, -errno failed. Counts it.
+ */
 void report_problem(struct fsck *f, enum problem p, const struct record *rec, const char *detail,
                     int done, const char *verb);
 /* Callbacks for struct recover; arg is the struct fsck. */
 void report_recover(void *arg, const struct record *rec, struct recover_decision d, int done);
 bool report_ask(void *arg, const struct record *rec, struct recover_decision d);
-/* Something else that is wrong, or was: code as in problem.h's table, counted as corrected or left.
- */
+/* Reports another problem, present or repaired: code as in problem.h's table; counts it as
+ * corrected or left. */
 void report_other(struct fsck *f, const char *code, bool corrected, const char *message,
                   const char *repair);
-/* Not wrong, but worth a line. `code` for programs. */
+/* Reports what is not wrong but worth a line. `code` for programs. */
 void report_note(struct fsck *f, const char *code, const char *image, uint64_t ino, const char *fmt,
                  ...) DG_PRINTF(5, 6);
 /* A line for people only. */
@@ -101,13 +101,13 @@ void report_say(const struct fsck *f, const char *fmt, ...) DG_PRINTF(2, 3);
 /* An error that keeps fsck from looking at something: sets f->error. */
 void report_error(struct fsck *f, const char *fmt, ...) DG_PRINTF(2, 3);
 bool report_yes(const struct fsck *f, const char *question); /* asks on the terminal */
-bool report_known(const struct fsck *f, uint64_t ino);       /* recovery has spoken of this inode */
+bool report_known(const struct fsck *f, uint64_t ino);       /* recovery has reported this inode */
 void report_end(struct fsck *f, int code);
 
 /* ---- fsck_identity.c ---- */
 
-/* Who we are. With f->dry_run this makes nothing: it works on a private copy of the state
- * directory. 0 or -errno with a message. */
+/* Finds out who we act as. With f->dry_run it changes nothing: it works on a private copy of the
+ * state directory. 0 or -errno with a message. */
 DG_MUST_CHECK int identity_load(struct fsck *f);
 /* Takes the lock of our host record, after takeover_open(). May turn f->dry_run or f->beside on. 0
  * or -errno with a message. */
@@ -125,7 +125,7 @@ void identity_close(struct fsck *f);
  * -EINVAL wrong usage (unknown or ambiguous host, no confirmation), -EBUSY it is alive. */
 DG_MUST_CHECK int takeover_open(struct fsck *f);
 bool takeover_is_own(const struct fsck *f);
-/* host_alive(), but a lock of our own is nobody's life. */
+/* host_alive(), but our own lock does not count as life. */
 int takeover_alive(const struct fsck *f, const char *uuid);
 /* The same in words. */
 const char *takeover_alive_text(const struct fsck *f, const char *uuid);
@@ -141,9 +141,9 @@ void rescue_orphan(struct fsck *f, int path_fd, const char *path, const struct s
 
 /* Reads all claims into f->claims. 0 or -errno. */
 DG_MUST_CHECK int walk_claims(struct fsck *f);
-/* Speaks of those claims that recovery has not spoken of. */
+/* Reports the claims that recovery has not reported. */
 void walk_speak(struct fsck *f);
-/* Removes what crashes left in tmp/ and below the highest generations. 0 or -errno. */
+/* Removes the leftovers of crashes in tmp/ and below the highest generations. 0 or -errno. */
 DG_MUST_CHECK int walk_sweep(struct fsck *f);
 /* Looks at the header of every file and compares it with the claims. 0 or -errno. */
 DG_MUST_CHECK int walk_files(struct fsck *f);

@@ -189,7 +189,7 @@ static enum parsed parse(struct fsck *f, int argc, char **argv)
     return PARSE_RUN;
 }
 
-/* Without a terminal nobody can answer. A confirmed takeover is an answer given beforehand. */
+/* Without a terminal nobody can answer. A confirmed takeover counts as the answer. */
 static void settle_mode(struct fsck *f)
 {
     if (f->mode == MODE_ASK && (f->json || !isatty(STDIN_FILENO))) {
@@ -259,7 +259,8 @@ static int collect(void *arg, uint64_t ino, const struct claim *c)
     return 0;
 }
 
-/* Beside a live daemon of ours: the other host's claims, one by one, and nothing of our own. */
+/* Beside a live daemon of ours it settles the other host's claims one by one, and none of our own.
+ */
 static int recover_host(struct fsck *f, struct recover *r)
 {
     struct claims_of l = {.host = f->takeover};
@@ -321,7 +322,7 @@ static int check(struct fsck *f)
     f->walked = r == 0 && !fsck_canceled;
     if (r < 0)
         report_error(f, "cannot go through %s: %s; %s", f->store.path, strerror(-r), store_hint(r));
-    return 0; /* said, and counted as an error */
+    return 0; /* it was reported and counted as an error */
 }
 
 static int exit_code(const struct fsck *f, int r)

@@ -102,7 +102,7 @@ int identity_load(struct fsck *f)
     return r;
 }
 
-/* Only looking: is a daemon of this very installation at work? Then what it holds is in order. */
+/* Dry run: is a daemon of this installation at work? Then its images are in order. */
 static void look_beside(struct fsck *f)
 {
     struct host_record rec;
@@ -113,7 +113,7 @@ static void look_beside(struct fsck *f)
         f->beside = true;
 }
 
-/* The record belongs to another installation, and nobody said that this is in order. */
+/* The record belongs to another installation, and no person confirmed that. */
 static int lock_rejected(struct fsck *f, const struct why *why)
 {
     if (f->takeover[0] || host_alive(&f->store, f->host.uuid) == 1) {
@@ -226,8 +226,8 @@ int identity_journal(struct fsck *f)
     struct stat st;
     int r;
 
-    /* Beside a live daemon it is the daemon's; of another installation it is none of these claims'.
-     */
+    /* Beside a live daemon the journal is the daemon's. That of another installation has none of
+     * these claims. */
     if (f->beside || (f->dry_run && !f->snapshot))
         return 0;
     snprintf(path, sizeof(path), "%s/%s.db", state_dir(f), f->store.uuid);

@@ -255,7 +255,7 @@ bool report_ask(void *arg, const struct record *rec, struct recover_decision d)
     if (f->beside && strcmp(rec->host, f->takeover) != 0)
         return false;
     if (f->mode != MODE_ASK)
-        return true; /* recover.c has looked at the severity */
+        return true; /* recover.c has judged the severity */
     out_line("%s: %s", out_tame(rec->image), info->message);
     return report_yes(f, d.action == RECOVER_FORGET    ? ". Drop what is left of it"
                          : d.action == RECOVER_RELEASE ? ". Free the claim"

@@ -1,8 +1,6 @@
-/* fsck_rescue.c: an image that is sealed and has no record anywhere: what the seal and the rest of
- * the file tell. See fsck.h.
- *
- * The restore itself goes the way of every other: a claim of this host that carries the plan, the
- * fence lock exclusively, seal_restore(). So a crash here leaves what the next run of recovery
+/* fsck_rescue.c: a sealed image without any record: what the seal and the rest of the file tell.
+ * See fsck.h. The restore goes the way of every other: a claim of this host that carries the plan,
+ * the fence lock exclusively, seal_restore(). So a crash here leaves what the next run of recovery
  * settles. */
 #include "fsck/fsck.h"
 
@@ -54,7 +52,7 @@ static void append(char *text, size_t size, const char *fmt, ...)
     va_end(ap);
 }
 
-/* What can be told, for people. */
+/* Says what can be told, for people. */
 static void explain(const struct rescue_work *w, int r, char *ret, size_t size)
 {
     static const char *const word[] = {

@@ -1,5 +1,5 @@
-/* fsck_takeover.c: --takeover HOST: which host is meant, what speaks for its being down, its lock.
- * See fsck.h. */
+/* fsck_takeover.c: --takeover HOST: which host is meant, the evidence that it is down, and its
+ * lock. See fsck.h. */
 #include "fsck/fsck.h"
 
 #include <inttypes.h>
@@ -136,7 +136,7 @@ bool takeover_is_own(const struct fsck *f)
     return f->takeover[0] && strcmp(f->takeover, f->host.uuid) == 0;
 }
 
-/* NFSv3 keeps the locks of a host that is off until it boots again: there a locked record proves
+/* NFSv3 keeps the locks of a host that is off until it boots again. There a locked record proves
  * nothing. */
 static bool keeps_dead_locks(const struct fsck *f)
 {
@@ -144,7 +144,7 @@ static bool keeps_dead_locks(const struct fsck *f)
            io_fencing(f->store.root_fd, FENCE_OFD, NULL) == FENCING_NO;
 }
 
-/* With that host's record locked by us its daemon cannot start in the middle of the takeover. */
+/* While we hold the lock of that host's record, its daemon cannot start. */
 static int lock_record(struct fsck *f, const struct candidate *c)
 {
     struct host other = {.uuid = ""};

@@ -10,7 +10,7 @@
 #include "core/reader.h"
 #include "core/shard.h"
 
-#define DEPTH_MAX 512 /* nested directories; each costs two descriptors while it is read */
+#define DEPTH_MAX 512 /* most nested directories; each costs two descriptors while it is read */
 
 /* ---- claims ---- */
 
@@ -99,7 +99,7 @@ static void fill_record(const struct fsck_claim *c, struct record *rec)
     memcpy(rec->since, c->since, sizeof(rec->since));
 }
 
-/* A claim of our own uuid, but of an installation that is not here any more. */
+/* A claim of our uuid, but of another installation. */
 static bool is_lost_self(const struct fsck *f, const struct fsck_claim *c)
 {
     return strcmp(c->host, f->host.uuid) == 0 && strcmp(c->installation, f->host.installation) != 0;
@@ -159,8 +159,7 @@ static int sweep_as(struct fsck *f, const char *uuid, bool dry_run, unsigned *re
     return claim_sweep(&f->store, &h, dry_run, ret);
 }
 
-/* Below a claim that is held, the generation before stays until it is freed: nothing is wrong then.
- */
+/* Below a held claim the generation before stays until the claim is freed: that is in order. */
 static int sweep_count(struct fsck *f, unsigned *ret)
 {
     unsigned below = 0, below_free = 0, own = 0, other = 0;
@@ -204,8 +203,8 @@ static int sweep_gone(struct fsck *f)
     return r < 0 ? r : 0;
 }
 
-/* Names of readers: void ones, those of the host that a person says is down, and, with no daemon of
- * it alive, our own. */
+/* Removes names of readers: void ones, those of the host that a person says is down, and our own if
+ * no daemon of ours lives. */
 static int sweep_readers(struct fsck *f)
 {
     const char *gone[3] = {NULL};
@@ -231,7 +230,7 @@ int walk_sweep(struct fsck *f)
     int r = f->beside ? 0 : sweep_count(f, &left);
 
     if (r == 0)
-        /* void ones: no daemon can be relying on them */
+        /* void ones: no daemon can rely on them */
         r = dependency_sweep(&f->store, f->dry_run, &marks);
     if (r == 0 && marks > 0)
         report_note(f, "marks", NULL, 0, "%u marks of images that nobody holds any more %s", marks,
@@ -297,9 +296,9 @@ static int look(struct tree_walk *w, int fd)
     return r;
 }
 
-/* Sealed, and no claim was held when the claims were read. A live host may have claimed, sealed,
- * restored or freed it since: only when a fresh claim, the header and the claim again agree is it
- * an orphan. */
+/* It is sealed, and no claim was held when the claims were read. A live host may have claimed,
+ * sealed, restored or freed it since: it is an orphan only when a fresh claim, the header, and the
+ * claim again agree. */
 static bool is_orphan(struct tree_walk *w, int fd, const struct stat *st)
 {
     for (int i = 0; i < 2; i++) {
@@ -397,8 +396,8 @@ static void see_dir(struct tree_walk *w, int path_fd)
         report_error(w->f, "%s: cannot be read: %s", w->path[0] ? w->path : ".", strerror(-r));
 }
 
-/* Neither symbolic links nor other file systems nor .diskguard: none of their files can be an image
- * of this datastore. */
+/* Enters neither symbolic links nor other file systems nor .diskguard: none of their files can be
+ * an image of this datastore. */
 static void see_entry(struct tree_walk *w, const char *name)
 {
     _cleanup_close_ int fd = io_fresh_open(w->dir_fd, name, O_PATH | O_NOFOLLOW);
