@@ -191,11 +191,11 @@ DG_MUST_CHECK ssize_t image_read(struct guard *g, struct handle *h, void *buf, s
 DG_MUST_CHECK ssize_t image_copy(struct guard *g, struct handle *in, uint64_t off_in,
                                  struct handle *out, uint64_t off_out, size_t len, unsigned flags,
                                  bool *ret_end, size_t *ret_doubt);
-/* placed: at off, even if the handle has O_APPEND. */
+/* placed: at off, even if the handle's descriptor has O_APPEND or O_DIRECT. */
 DG_MUST_CHECK ssize_t image_write(struct guard *g, struct handle *h, const void *buf, size_t len,
                                   uint64_t off, bool placed);
 /* pwrite(2) to the handle's file, without a look at anything. A count, or -errno. placed: not of a
- * guarded handle with O_APPEND or O_DIRECT, which image_write() is for. */
+ * guarded handle, which image_write() is for. */
 DG_MUST_CHECK ssize_t image_pwrite(struct guard *g, struct handle *h, const void *buf, size_t len,
                                    uint64_t off, bool placed);
 /* Guest data, as pread(2). Past the cache where it may be stale: see image_past_cache(). No lock.

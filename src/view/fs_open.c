@@ -49,12 +49,17 @@ static void forbid_cache(struct view *v, struct handle *h)
     view_forget_attr(v, h->inode);
 }
 
-/* What another host has changed is seen by whoever opens the file. */
-static void tell_news(struct view *v, const struct handle *h)
+/* What another host has changed is seen by whoever opens the file; and its mode, before he writes.
+ */
+static void tell_news(struct view *v, const struct handle *h, bool image)
 {
     struct stat st;
-    if (v->attr_timeout > 0 && fstatat(h->inode->fd, "", &st, AT_EMPTY_PATH) == 0 &&
-        inode_has_news(v->guard->inodes, h->inode, &st))
+    bool news = v->attr_timeout > 0 && !image;
+    if ((!news && (h->flags & O_ACCMODE) == O_RDONLY) ||
+        fstatat(h->inode->fd, "", &st, AT_EMPTY_PATH) < 0)
+        return;
+    fs_attr_note_ids(h->inode, &st);
+    if (news && inode_has_news(v->guard->inodes, h->inode, &st))
         view_forget_attr(v, h->inode);
 }
 
@@ -142,8 +147,8 @@ static void op_done(struct open_op *op, bool image)
      */
     if (image)
         forbid_cache(op->v, op->h);
-    else if (!op->create)
-        tell_news(op->v, op->h);
+    if (!op->create)
+        tell_news(op->v, op->h, image);
     handle_publish(op->h);
     int r = reply(op, image);
     if (r < 0) { /* interrupted (-ENOENT) or unmounted (-ENODEV) */
@@ -216,8 +221,10 @@ static bool open_turn(void *arg, enum park_turn turn)
     if (r == -EBUSY && open_takeover(op) == 0)
         r = image_open(op->v->guard, op->h, op->truncate, &op->conflict);
     if (r == 0) {
-        if (op->truncate)
+        if (op->truncate) {
+            atomic_store(&op->h->inode->set_ids, true); /* perhaps */
             fs_attr_drop_ids(op->req, op->h->inode);
+        }
         note_mapping(op);
         op_done(op, atomic_load(&op->h->guarded) || atomic_load(&op->h->shared));
         return true;
@@ -384,6 +391,7 @@ static int create_enter(struct view *v, struct inode *dir, const char *name, int
         return -ENOMEM;
     e->attr_timeout = fs_attr_timeout(v, i, &e->attr);
     e->entry_timeout = fs_name_timeout(v, &e->attr);
+    fs_attr_note_ids(i, &e->attr);
     e->attr.st_ino = fs_attr_ino(v, e->attr.st_dev, e->attr.st_ino);
     inode_named(v->guard->inodes, i, dir, name, 0);
     e->ino = i->nodeid;

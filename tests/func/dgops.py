@@ -209,6 +209,27 @@ def direct_write(fd, data, off):
         return os.pwritev(fd, [m], off)
 
 
+def aligned_read(fd, length, off):
+    """pread into a page-aligned buffer."""
+    with mmap.mmap(-1, max(length, 1)) as m:
+        with memoryview(m) as view:
+            done = os.preadv(fd, [view[:length]], off)
+        return m[:done]
+
+
+def aligned_write(fd, data, off, flags=0):
+    """pwritev2 of a page-aligned buffer."""
+    with mmap.mmap(-1, max(len(data), 1)) as m:
+        m[:len(data)] = data
+        with memoryview(m) as view:
+            return os.pwritev(fd, [view[:len(data)]], off, flags)
+
+
+def set_flags(fd, flags):
+    """F_SETFL."""
+    fcntl.fcntl(fd, fcntl.F_SETFL, flags)
+
+
 def bind_socket(path):
     s = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     s.bind(path)
