@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <inttypes.h>
+#include <linux/capability.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -97,6 +98,15 @@ static bool mask_line(const char *status, const char *name, uint64_t *ret)
 {
     const char *line = strstr(status, name);
     return line && sscanf(line + strlen(name), "%" SCNx64, ret) == 1;
+}
+
+bool opener_lacks_fsetid(pid_t tid)
+{
+    char path[64], status[4096];
+    uint64_t caps; /* proc(5), status; capabilities(7) */
+    snprintf(path, sizeof(path), "/proc/%d/status", (int)tid);
+    return tid > 0 && read_proc(path, status, sizeof(status)) &&
+           mask_line(status, "CapEff:", &caps) && !(caps >> CAP_FSETID & 1);
 }
 
 enum opener_signal opener_signal(pid_t tid)

@@ -68,13 +68,11 @@ DG_MUST_CHECK int fs_attr_get(struct view *v, struct inode *i, struct stat *ret)
 double fs_attr_timeout(struct view *v, struct inode *i, const struct stat *st);
 /* The same for attributes just read from the datastore. */
 void fs_attr_show(const struct view *v, struct inode *i, struct stat *st);
-/* A caller who is not root changes the file's bytes: it loses its set-id bits (inode(7)). The
- * kernel of the view does that for cached writes and truncate(2), by the mode that it was told
- * last; it leaves the rest to us: direct I/O, fallocate, copies, O_TRUNC. Costs nothing where the
- * mode that was seen last has none: at the open of the handle, or since. */
+/* The caller changes the file's bytes: unless it is root with CAP_FSETID, the set-id bits go
+ * (inode(7)). The kernel of the view does that for cached writes and truncate(2), by the mode that
+ * it was told last; it leaves the rest to us: direct I/O, fallocate, copies, O_TRUNC. Costs nothing
+ * where the mode that was seen last has none: at the open of the handle, or since. */
 void fs_attr_drop_ids(fuse_req_t req, struct inode *i);
-/* The same of any caller: the kernel said so. */
-void fs_attr_drop_ids_told(fuse_req_t req, struct inode *i);
 /* These are its attributes now. */
 void fs_attr_note_ids(struct inode *i, const struct stat *st);
 /* Inode numbers of file systems mounted below the datastore must not collide with its own: programs

@@ -254,10 +254,10 @@ void fs_attr_note_ids(struct inode *i, const struct stat *st)
 }
 
 /* As setattr_should_drop_suidgid(), fs/attr.c. */
-void fs_attr_drop_ids_told(fuse_req_t req, struct inode *i)
+static void drop_ids(fuse_req_t req, struct inode *i)
 {
     struct stat st;
-    if (!atomic_load_explicit(&i->set_ids, memory_order_relaxed) || io_fresh_stat(i->fd, &st) < 0)
+    if (io_fresh_stat(i->fd, &st) < 0)
         return;
     mode_t drop = st.st_mode & S_ISUID;
     if (st.st_mode & S_ISGID && (st.st_mode & S_IXGRP || !cred_in_group(req, st.st_gid)))
@@ -273,8 +273,10 @@ void fs_attr_drop_ids_told(fuse_req_t req, struct inode *i)
 
 void fs_attr_drop_ids(fuse_req_t req, struct inode *i)
 {
-    if (fuse_req_ctx(req)->uid != 0)
-        fs_attr_drop_ids_told(req, i);
+    const struct fuse_ctx *ctx = fuse_req_ctx(req);
+    if (atomic_load_explicit(&i->set_ids, memory_order_relaxed) &&
+        (ctx->uid != 0 || opener_lacks_fsetid(ctx->pid)))
+        drop_ids(req, i);
 }
 
 /* ---- extended attributes ---- */

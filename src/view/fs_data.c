@@ -4,7 +4,6 @@
 #include "view/fs.h"
 
 #include <fcntl.h>
-#include <linux/fuse.h>
 #include <pthread.h>
 #include <string.h>
 
@@ -294,17 +293,6 @@ static ssize_t write_at(struct view *v, struct handle *h, const void *buf, size_
     return r < 0 ? r : n;
 }
 
-/* The kernel says whether this write takes the set-id bits; libfuse does not hand that on. The
- * payload follows that word in the request. Of a handle with a cache the kernel may not say it. */
-static bool drops_ids(fuse_req_t req, const struct inode *i, const char *payload)
-{
-    struct fuse_write_in in;
-    if (!atomic_load_explicit(&i->set_ids, memory_order_relaxed))
-        return false;
-    memcpy(&in, payload - sizeof(in), sizeof(in));
-    return in.write_flags & FUSE_WRITE_KILL_SUIDGID || fuse_req_ctx(req)->uid != 0;
-}
-
 void fs_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_t off,
               struct fuse_file_info *fi)
 {
@@ -317,8 +305,8 @@ void fs_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_
     }
     bool direct = false;
     struct write_how how = write_how(h, fi, size, (uint64_t)off);
-    if (!how.page && size > 0 && drops_ids(req, h->inode, buf))
-        fs_attr_drop_ids_told(req, h->inode);
+    if (!how.page && size > 0)
+        fs_attr_drop_ids(req, h->inode);
     ssize_t n = write_at(v, h, buf, size, (uint64_t)off, &how, &direct);
     if (n < 0 && direct && !(h->flags & O_APPEND) &&
         failed_later(v, req, h, n, buf, size, (uint64_t)off, &how))

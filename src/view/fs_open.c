@@ -117,6 +117,16 @@ static uint32_t nsec_of(double seconds)
     return (uint32_t)((seconds - (double)(uint64_t)seconds) * 1e9);
 }
 
+/* A plain file that is opened with O_DIRECT, too, goes past the page cache of the view's kernel: on
+ * the way through it each write is preceded by a GETXATTR (security.capability), each read after a
+ * write by a GETATTR, and writes come one at a time. Other handles of the file may go through the
+ * cache meanwhile: a kernel that lets handles with direct I/O be mapped (6.6) writes its dirty
+ * pages back before, and drops them after a write (fuse_direct_io()). */
+static bool is_direct(const struct view *v, const struct handle *h)
+{
+    return h->flags & O_DIRECT && atomic_load(&v->may_map);
+}
+
 /* Answers by hand: libfuse 3.14 has no field for FOPEN_PARALLEL_DIRECT_WRITES (<linux/fuse.h>,
  * since protocol 7.36). -ENOENT: the open was interrupted and no release will come. */
 static int reply(struct open_op *op, bool image)
@@ -126,7 +136,8 @@ static int reply(struct open_op *op, bool image)
         struct fuse_open_out open;
     } out = {0};
     out.open.fh = op->h->fh;
-    out.open.open_flags = image ? FOPEN_DIRECT_IO | FOPEN_PARALLEL_DIRECT_WRITES : 0;
+    bool direct = image || is_direct(op->v, op->h);
+    out.open.open_flags = direct ? FOPEN_DIRECT_IO | FOPEN_PARALLEL_DIRECT_WRITES : 0;
     if (!op->create)
         return fuse_reply_buf(op->req, (const char *)&out.open, sizeof(out.open));
     out.entry.nodeid = op->entry.ino;

@@ -265,6 +265,17 @@ def become(uid, gid, groups):
     os.setuid(uid)
 
 
+def drop_capability(number):
+    """Out of the effective and the permitted set of this process: capset(2)."""
+    head = struct.pack("Ii", 0x20080522, 0)
+    data = ctypes.create_string_buffer(24)
+    _check(libc.capget(head, data))
+    words = list(struct.unpack("6I", data.raw))
+    for k in (0, 1):
+        words[3 * (number // 32) + k] &= ~(1 << number % 32)
+    _check(libc.capset(head, struct.pack("6I", *words)))
+
+
 def try_open(path, flags, times):
     """Opens and closes `times` times in a row; the list of errnos (0: it opened)."""
     result = []

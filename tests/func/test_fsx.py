@@ -20,7 +20,7 @@ MOST = 1 << 20
 MODES = (0o666, 0o6777, 0o2766, 0o4777, 0o6777)
 HANDLES = (os.O_RDWR, os.O_RDWR, os.O_RDWR | os.O_DIRECT, os.O_RDWR | os.O_DIRECT, os.O_RDWR | os.O_APPEND, os.O_WRONLY,
            os.O_RDWR | os.O_DIRECT | os.O_APPEND, os.O_RDONLY, os.O_RDONLY | os.O_DIRECT, os.O_RDWR | os.O_DSYNC)
-RWF_DSYNC = 2
+RWF_DSYNC, CAP_FSETID = 2, 4
 
 
 class Handle:
@@ -359,17 +359,19 @@ def carry_out(q, path, source, flags, calls):
 @suite.case("set-user-id and set-group-id bits go, and stay, as on the raw directory: whatever changes the file, whoever does it")
 def set_ids(build):
     can_map()
-    users = {"root": None, "owner": (1001, 1001, (1001,)), "group": (1002, 1002, (1002, 1001)), "other": (1003, 1003, (1003,))}
+    users = {"root": None, "root without CAP_FSETID": None, "owner": (1001, 1001, (1001,)), "group": (1002, 1002, (1002, 1001)), "other": (1003, 1003, (1003,))}
     with pair(build, "wait=0", hosts=("a",)) as p:
         beside = os.path.join(p.ds.base, "beside")
         os.mkdir(beside, 0o755)
         wrong, done = [], 0
         for who, ids in users.items():
             with Proc() if ids is None else Proc(*ids) as q:
+                if "without" in who:
+                    q.call("drop_capability", CAP_FSETID)
                 for name in ("file.bin", "disk.img"):
                     for mode in (0o6777, 0o2766, 0o4666):
                         for what, flags, calls in change_kinds():
-                            if not suite.args.long and name == "disk.img" and (mode != 0o6777 or who == "group"):
+                            if not suite.args.long and name == "disk.img" and (mode != 0o6777 or who in ("group", "other")):
                                 continue
                             got = []
                             for raw, seen in ((p.ds.raw(name), p.a.path(name)), (os.path.join(beside, name),) * 2):
