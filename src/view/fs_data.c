@@ -87,7 +87,7 @@ bool fs_data_direct(const struct handle *h, bool write, uint64_t off)
     /* An append lands where the file ends now, which only the guarded way may find out. */
     if (write && ((h->flags & O_APPEND && atomic_load(&h->guarded)) || image_manager_expected(h)))
         return false;
-    return image_is_data(h, off);
+    return write ? image_is_data(h, off) : image_read_is_quick(h, off);
 }
 
 /* ---- a request on its way to the pool: the storage refused it (reopen.c), or a read must be done

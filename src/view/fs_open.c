@@ -283,7 +283,8 @@ static int open_backing(fuse_req_t req, struct inode *i, int flags)
 static void open_read_only(struct open_op *op)
 {
     enum image_what what = IMAGE_WHAT_PLAIN;
-    int r = image_probe(op->v->guard, op->h->inode, &what);
+    int fd = op->h->flags & O_DIRECT ? -1 : op->h->fd;
+    int r = image_probe(op->v->guard, op->h->inode, fd, &what);
     if (r < 0)
         op_fail(op, r);
     else
