@@ -173,30 +173,34 @@ static bool failed_later(struct view *v, fuse_req_t req, struct handle *h, ssize
     return false;
 }
 
-/* Reads again, where looks at claims may block. */
-static void doubt_later(struct view *v, fuse_req_t req, struct handle *h, size_t size, uint64_t off)
+/* On the pool, where looks at claims may block. */
+static void read_later(struct view *v, fuse_req_t req, struct handle *h, size_t size, uint64_t off,
+                       void (*how)(void *arg))
 {
     struct later *l = later_new(v, req, h, NULL, size, off);
     if (l)
-        pool_submit(v->guard->pool, doubt_again, l);
+        pool_submit(v->guard->pool, how, l);
     else
         fuse_reply_err(req, ENOMEM);
 }
 
 /* O_DIRECT was turned off since the open, and this is not in whole blocks: reads those around it.
  */
-static void read_around(fuse_req_t req, struct handle *h, size_t size, uint64_t off)
+static void read_around(void *arg)
 {
-    uint64_t from = off / DATA_ALIGN * DATA_ALIGN;
-    size_t before = (size_t)(off - from),
-           all = (before + size + DATA_ALIGN - 1) / DATA_ALIGN * DATA_ALIGN;
+    struct later *l = arg;
+    uint64_t from = l->off / DATA_ALIGN * DATA_ALIGN;
+    size_t before = (size_t)(l->off - from),
+           all = (before + l->size + DATA_ALIGN - 1) / DATA_ALIGN * DATA_ALIGN;
     char *buf = buffer_get(all);
-    ssize_t n = buf ? image_read(view_of(req)->guard, h, buf, all, from, READ_MAY_WAIT) : -ENOMEM;
-    if (n < 0)
-        fuse_reply_err(req, (int)-n);
-    else
-        fuse_reply_buf(req, buf + before,
-                       (size_t)n > before ? DG_MIN((size_t)n - before, size) : 0);
+    ssize_t n = -ENOMEM;
+    if (buf)
+        n = image_read(l->v->guard, l->h, buf, all, from, READ_MAY_WAIT);
+    if (n >= 0)
+        n = (size_t)n > before ? (ssize_t)DG_MIN((size_t)n - before, l->size) : 0;
+    if (n > 0)
+        memcpy(l->buf, buf + before, (size_t)n);
+    later_reply(l, n);
 }
 
 void fs_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi)
@@ -205,7 +209,7 @@ void fs_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse
     struct view *v = view_of(req);
     struct handle *h = handle_get(v->guard->handles, fi->fh);
     if (h && h->flags & ~fi->flags & O_DIRECT && ((uint64_t)off | size) % DATA_ALIGN) {
-        read_around(req, h, size, (uint64_t)off);
+        read_later(v, req, h, size, (uint64_t)off, read_around);
         return;
     }
     void *buf = h ? buffer_get(size) : NULL;
@@ -215,7 +219,7 @@ void fs_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse
     }
     ssize_t n = image_read(v->guard, h, buf, size, (uint64_t)off, READ_NO_WAIT);
     if (n == -EWOULDBLOCK) {
-        doubt_later(v, req, h, size, (uint64_t)off);
+        read_later(v, req, h, size, (uint64_t)off, doubt_again);
         return;
     }
     if (n < 0 && failed_later(v, req, h, n, NULL, size, (uint64_t)off, NULL))

@@ -256,7 +256,7 @@ def runs(build, name, make, floor=0, users=True):
     with pair(build, "wait=0", "writers=host", hosts=("a",)) as p:
         beside = os.path.join(p.ds.base, "beside")
         os.mkdir(beside, 0o755)
-        for n in range(60 if suite.args.long else 4):
+        for n in range(30 if suite.args.long else 4):
             seed = suite.args.seed * 1000 + n
             rng = random.Random(seed)
             paths = [p.a.path(name), os.path.join(beside, name)]
@@ -289,19 +289,19 @@ def make_plain(path, rng):
         f.write(b"plain" + rng.randbytes(rng.choice((0, 100, 40000, 100000))))
 
 
-@suite.case("a plain file")
+@suite.case("a plain file", limit=240)
 def plain(build):
     can_map()
     runs(build, "file.bin", make_plain)
 
 
-@suite.case("a raw image")
+@suite.case("a raw image", limit=240)
 def image(build):
     can_map()
     runs(build, "disk.img", make_plain)
 
 
-@suite.case("a sealed image, beyond its header")
+@suite.case("a sealed image, beyond its header", limit=240)
 def sealed(build):
     can_map()
 
@@ -356,7 +356,7 @@ def carry_out(q, path, source, flags, calls):
     return result
 
 
-@suite.case("set-user-id and set-group-id bits go, and stay, as on the raw directory: whatever changes the file, whoever does it")
+@suite.case("set-user-id and set-group-id bits go, and stay, as on the raw directory: whatever changes the file, whoever does it", limit=300)
 def set_ids(build):
     can_map()
     users = {"root": None, "root without CAP_FSETID": None, "owner": (1001, 1001, (1001,)), "group": (1002, 1002, (1002, 1001)), "other": (1003, 1003, (1003,))}
