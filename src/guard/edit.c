@@ -216,10 +216,10 @@ static int plain_look(struct guard *g, struct handle *h)
     return image_plain_check(g, h);
 }
 
-/* Neither at the end of the file nor in whole blocks: through another descriptor, as good as the
- * handle's own. */
-static ssize_t pwrite_page(struct guard *g, struct handle *h, const void *buf, size_t len,
-                           uint64_t off)
+/* At its offset, although the handle's descriptor has O_APPEND, or not in whole blocks, although it
+ * has O_DIRECT: through another descriptor, as good as that one. */
+static ssize_t pwrite_placed(struct guard *g, struct handle *h, const void *buf, size_t len,
+                             uint64_t off)
 {
     _cleanup_close_ int fd = io_reopen(h->inode->fd, O_WRONLY);
     int r = fd < 0 ? fd : h->inode->dev == g->store.dev ? io_fence_announce(fd, g->store.fence) : 0;
@@ -240,8 +240,8 @@ static ssize_t pwrite_page(struct guard *g, struct handle *h, const void *buf, s
 ssize_t image_pwrite(struct guard *g, struct handle *h, const void *buf, size_t len, uint64_t off,
                      bool placed)
 {
-    if (placed && h->flags & (O_APPEND | O_DIRECT))
-        return pwrite_page(g, h, buf, len, off);
+    if (placed)
+        return pwrite_placed(g, h, buf, len, off);
     ssize_t n;
     do
         n = pwrite(h->fd, buf, len, (off_t)off);

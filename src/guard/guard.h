@@ -19,6 +19,7 @@
 struct pool;
 struct conflict;
 struct image_table;
+struct image_listing;
 struct takeover;
 struct maker_table;
 
@@ -76,6 +77,7 @@ struct guard {
     struct handle_table *handles;
     struct pool *pool; /* threads for everything that may block long */
     struct image_table *images;
+    struct image_listing *listing; /* which files have a claim, for reads */
     struct takeover *takeover;
     struct maker_table *makers; /* NULL where no image is too small: guard_threshold_rules() */
     /* The lock on this host's record is lost and could not be had again: no new claims. */
@@ -159,6 +161,8 @@ DG_MUST_CHECK int image_truncate(struct guard *g, struct inode *i, const struct 
  * straight to handle->fd? Of an image with a footer nothing may, for its zone moves while the file
  * grows. No lock. */
 bool image_is_data(const struct handle *h, uint64_t off);
+/* A read that begins here, in the zone or not, needs no look at claims, most likely. No I/O. */
+bool image_read_is_quick(const struct handle *h, uint64_t off);
 /* The same of a change of guest data through a handle that is open for write: true: whoever is
  * about to seal something there waits until image_direct_end(). Two atomics; takes no lock in
  * between, for it would wait for that one. */
@@ -191,11 +195,11 @@ DG_MUST_CHECK ssize_t image_read(struct guard *g, struct handle *h, void *buf, s
 DG_MUST_CHECK ssize_t image_copy(struct guard *g, struct handle *in, uint64_t off_in,
                                  struct handle *out, uint64_t off_out, size_t len, unsigned flags,
                                  bool *ret_end, size_t *ret_doubt);
-/* placed: at off, even if the handle has O_APPEND. */
+/* placed: at off, even if the handle's descriptor has O_APPEND or O_DIRECT. */
 DG_MUST_CHECK ssize_t image_write(struct guard *g, struct handle *h, const void *buf, size_t len,
                                   uint64_t off, bool placed);
 /* pwrite(2) to the handle's file, without a look at anything. A count, or -errno. placed: not of a
- * guarded handle with O_APPEND or O_DIRECT, which image_write() is for. */
+ * guarded handle, which image_write() is for. */
 DG_MUST_CHECK ssize_t image_pwrite(struct guard *g, struct handle *h, const void *buf, size_t len,
                                    uint64_t off, bool placed);
 /* Guest data, as pread(2). Past the cache where it may be stale: see image_past_cache(). No lock.
@@ -246,9 +250,10 @@ bool image_name_is_raw(const struct guard *g, const char *name);
 
 /* Is it an image that this host holds without a seal? Its path below the datastore. */
 bool image_is_unsealed(struct inode *i, char *ret_path, size_t size);
-/* What a file is, when it is opened read-only or before it is opened for write. */
+/* What a file is, when it is opened read-only or before it is opened for write. fd: open for
+ * reading, without O_DIRECT; -1: there is none. */
 enum image_what { IMAGE_WHAT_PLAIN, IMAGE_WHAT_IMAGE };
-DG_MUST_CHECK int image_probe(struct guard *g, struct inode *i, enum image_what *ret);
+DG_MUST_CHECK int image_probe(struct guard *g, struct inode *i, int fd, enum image_what *ret);
 /* Opens a handle (h->fd is open read-write, h->opener set) for write: claims and seals, or joins.
  * Sets h->guarded for an image, not for a plain file. -EBUSY: held by another, park; -EUCLEAN,
  * -EPERM, -EXDEV ...: final, and logged here. */

@@ -7,7 +7,7 @@
  *   long actions              acquire · restore · reopen
  *   one protection each       fence · plain · qemu_locks · readers · chain (walk)
  *                             shared · manager
- *   what is known of a file   probe · snapshot · held · maker
+ *   what is known of a file   probe · snapshot · listing · held · maker
  *   what is said of it        refuse · conflict
  *   the image                 zone · image */
 #ifndef DISKGUARD_IMAGE_PRIV_H

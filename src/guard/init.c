@@ -3,6 +3,7 @@
 #include <sys/stat.h>
 
 #include "guard/guard.h"
+#include "guard/listing.h"
 #include "guard/maker.h"
 #include "guard/takeover.h"
 #include "run/pool.h"
@@ -19,10 +20,11 @@ int guard_init(struct guard *g)
     g->inodes = inode_table_new(&parts);
     g->handles = g->inodes ? handle_table_new(g->inodes) : NULL;
     g->images = image_table_new();
+    g->listing = image_listing_new();
     g->pool = pool_new(POOL_THREADS_MAX);
     g->takeover = takeover_new();
     g->makers = guard_threshold_rules(&g->opt) ? maker_table_new() : NULL;
-    if (!g->handles || !g->images || !g->pool || !g->takeover ||
+    if (!g->handles || !g->images || !g->listing || !g->pool || !g->takeover ||
         (!g->makers && guard_threshold_rules(&g->opt)))
         return -ENOMEM;
     struct stat st;
@@ -36,6 +38,7 @@ void guard_free(struct guard *g)
     inode_table_free(g->inodes);
     handle_table_free(g->handles);
     image_table_free(g->images);
+    image_listing_free(g->listing);
     takeover_free(g->takeover);
     maker_table_free(g->makers);
 }

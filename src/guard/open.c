@@ -318,7 +318,7 @@ int image_truncate(struct guard *g, struct inode *i, const struct opener *who, u
 {
     struct hold hold;
     enum image_what what = IMAGE_WHAT_PLAIN;
-    int r = i->dev != g->store.dev ? image_probe(g, i, &what) : 0;
+    int r = i->dev != g->store.dev ? image_probe(g, i, -1, &what) : 0;
     if (r < 0)
         return r;
     if (what == IMAGE_WHAT_IMAGE) {

@@ -10,23 +10,28 @@
 #include <sys/stat.h>
 
 #include "guard/chain.h"
+#include "guard/listing.h"
 #include "guard/refuse.h"
 #include "guard/shared.h"
 #include "guard/snapshot.h"
 #include "guard/zone.h"
+
+/* And the zone that is seen. */
+static int load_header(const struct inode *i, int fd, struct header *ret)
+{
+    int r = header_load(fd, ret);
+    struct image *img = atomic_load(&i->image);
+    if (r == 0 && img)
+        image_zone_seen(img, &ret->info.zone);
+    return r;
+}
 
 int image_header(struct guard *g, struct inode *i, struct header *ret)
 {
     _cleanup_close_ int fd = io_reopen(i->fd, O_RDONLY);
     if (io_err_denied(fd))
         image_log_closed(g, i, "read");
-    if (fd < 0)
-        return fd;
-    int r = header_load(fd, ret);
-    struct image *img = atomic_load(&i->image);
-    if (r == 0 && img)
-        image_zone_seen(img, &ret->info.zone);
-    return r;
+    return fd < 0 ? fd : load_header(i, fd, ret);
 }
 
 bool image_name_is_raw(const struct guard *g, const char *name)
@@ -86,7 +91,7 @@ bool image_is_image(struct guard *g, struct inode *i, const struct header *h)
     }
 }
 
-int image_probe(struct guard *g, struct inode *i, enum image_what *ret)
+int image_probe(struct guard *g, struct inode *i, int fd, enum image_what *ret)
 {
     _cleanup_header_ struct header *h = header_new();
     _cleanup_free_ struct claim *c = malloc(sizeof(*c));
@@ -95,7 +100,7 @@ int image_probe(struct guard *g, struct inode *i, enum image_what *ret)
     if (!h || !c || !img)
         return -ENOMEM;
     image_snapshot_begin(g, img, &look);
-    int r = image_header(g, i, h);
+    int r = fd >= 0 ? load_header(i, fd, h) : image_header(g, i, h);
     if (r < 0)
         return r;
     *ret = image_is_image(g, i, h) ? IMAGE_WHAT_IMAGE : IMAGE_WHAT_PLAIN;
@@ -103,7 +108,7 @@ int image_probe(struct guard *g, struct inode *i, enum image_what *ret)
         return 0;
     /* While a footer or a whole header is on the move, and where its holder died then, sealed bytes
      * lie where the header does not say: the claim does. */
-    r = claim_read(&g->store, i->ino, c);
+    r = image_listing_claim(g, i, c);
     if (r < 0)
         return r;
     image_snapshot_end(img, &look, h, c);

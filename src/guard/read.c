@@ -6,6 +6,7 @@
 
 #include "base/hook.h"
 #include "guard/image.h"
+#include "guard/listing.h"
 #include "guard/refuse.h"
 #include "guard/snapshot.h"
 
@@ -140,13 +141,13 @@ static int foreign_header(struct guard *g, struct image *img, struct handle *h, 
     for (int k = 0; k < FOREIGN_TRIES; k++) {
         struct image_snapshot look;
         image_snapshot_begin(g, img, &look);
-        int r = claim_read(&g->store, i->ino, &w->before);
+        int r = image_listing_claim(g, i, &w->before);
         if (r == 0)
             r = load_with_plan(fd, w);
         if (r == 0) {
             w->explained = explain(img, fd, &w->hd, &w->before);
             w->n = image_pread(h, buf, len, off);
-            r = w->n < 0 ? (int)w->n : claim_read(&g->store, i->ino, &w->after);
+            r = w->n < 0 ? (int)w->n : image_listing_claim(g, i, &w->after);
         }
         if (r < 0)
             return r;
@@ -226,6 +227,26 @@ static ssize_t read_zone(struct guard *g, struct handle *h, void *buf, size_t le
     return read_foreign(g, h, buf, len, off, doubt);
 }
 
+/* This host does not hold the file, and nothing was sealed in it, nowhere, when it was looked at
+ * last.
+ */
+static bool is_clean(const struct handle *h, const struct image_known *began)
+{
+    const struct image *img = atomic_load(&h->inode->image);
+    if (!img || atomic_load(&img->held.valid))
+        return false;
+    return began->hold != 0 ? (began->hold & IMAGE_BY_READERS) != 0
+                            : began->look.valid && began->look.clean;
+}
+
+bool image_read_is_quick(const struct handle *h, uint64_t off)
+{
+    if (image_is_data(h, off))
+        return true;
+    struct image_known now = image_known_now(h);
+    return is_clean(h, &now);
+}
+
 ssize_t image_read(struct guard *g, struct handle *h, void *buf, size_t len, uint64_t off,
                    enum read_how how)
 {
@@ -233,7 +254,7 @@ ssize_t image_read(struct guard *g, struct handle *h, void *buf, size_t len, uin
         return read_zone(g, h, buf, len, off, true);
     struct image_known began = image_known_now(h);
     HOOK("read.look");
-    if (!image_is_data(h, off))
+    if (!image_is_data(h, off) && (how != READ_NO_WAIT || !is_clean(h, &began)))
         return read_zone(g, h, buf, len, off, false);
     ssize_t n = HOOK_FAIL("data.read");
     if (n < 0 || read_straight(g, h, &began, buf, len, off, &n))

@@ -26,16 +26,14 @@
 #define TICK_FINE_MS 100u
 #define TICK_SECOND_MS 1100u
 
-static bool same_time(const struct timespec *a, const struct timespec *b)
+bool image_same_time(const struct timespec *a, const struct timespec *b)
 {
     return a->tv_sec == b->tv_sec && a->tv_nsec == b->tv_nsec;
 }
 
-/* Notes a ctime that was just fetched. true: it has been known for so long that a change from now
- * on has another one. */
-static bool stamp_note(struct image_stamp *s, const struct timespec *ctime, uint64_t now)
+bool image_stamp_note(struct image_stamp *s, const struct timespec *ctime, uint64_t now)
 {
-    if (s->since_ms == 0 || !same_time(&s->ctime, ctime)) {
+    if (s->since_ms == 0 || !image_same_time(&s->ctime, ctime)) {
         *s = (struct image_stamp){.ctime = *ctime, .since_ms = now};
         return false;
     }
@@ -43,7 +41,7 @@ static bool stamp_note(struct image_stamp *s, const struct timespec *ctime, uint
 }
 
 /* Of the directory where each claim of that file is. */
-static int claims_stat(const struct guard *g, const struct inode *i, struct stat *ret)
+int image_claims_stat(const struct guard *g, const struct inode *i, struct stat *ret)
 {
     int fd = shard_fd(&g->store, SHARD_CLAIMS, i->ino);
     return fd < 0 ? fd : io_fresh_stat(fd, ret);
@@ -54,7 +52,7 @@ void image_snapshot_begin(struct guard *g, struct image *img, struct image_snaps
     struct stat claims, file;
     HOOK("image.look"); /* so that tests can count them */
     *ret = (struct image_snapshot){0};
-    if (img->inode->dev != g->store.dev || claims_stat(g, img->inode, &claims) < 0 ||
+    if (img->inode->dev != g->store.dev || image_claims_stat(g, img->inode, &claims) < 0 ||
         io_fresh_stat(img->inode->fd, &file) < 0)
         return;
     uint64_t now = base_now_ms();
@@ -64,10 +62,10 @@ void image_snapshot_begin(struct guard *g, struct image *img, struct image_snaps
                                    .claims_ctime = claims.st_ctim};
     mutex_lock(&g->images->lock);
     ret->claims_settled =
-        stamp_note(&g->images->claims[dg_shard(img->inode->ino)], &claims.st_ctim, now);
+        image_stamp_note(&g->images->claims[dg_shard(img->inode->ino)], &claims.st_ctim, now);
     mutex_unlock(&g->images->lock);
     mutex_lock(&img->lock);
-    ret->settled = stamp_note(&img->snapshot.stamp, &file.st_ctim, now);
+    ret->settled = image_stamp_note(&img->snapshot.stamp, &file.st_ctim, now);
     mutex_unlock(&img->lock);
 }
 
@@ -167,12 +165,12 @@ uint64_t image_revalidate(struct guard *g, const struct handle *h, const struct 
     HOOK("read.stat"); /* so that tests can count them */
     if (io_fresh_stat(h->fd, &st) < 0)
         return 0;
-    bool same =
-        look->valid && (uint64_t)st.st_size == look->size && same_time(&st.st_ctim, &look->ctime);
+    bool same = look->valid && (uint64_t)st.st_size == look->size &&
+                image_same_time(&st.st_ctim, &look->ctime);
     if (same && look->settled)
         return len;
     uint64_t good = same ? len : beyond_seals(off, len, (uint64_t)st.st_size);
-    if (good == 0 || !look->valid || !look->claims_settled || claims_stat(g, i, &st) < 0)
+    if (good == 0 || !look->valid || !look->claims_settled || image_claims_stat(g, i, &st) < 0)
         return 0;
-    return same_time(&st.st_ctim, &look->claims_ctime) ? good : 0;
+    return image_same_time(&st.st_ctim, &look->claims_ctime) ? good : 0;
 }

@@ -5,6 +5,12 @@
 
 #include "guard/image.h"
 
+/* Notes a ctime that was just fetched. true: it has been known for so long that a change from now
+ * on has another one. */
+bool image_stamp_note(struct image_stamp *s, const struct timespec *ctime, uint64_t now);
+/* Fresh attributes of the shard of claims/ that the file's claims are in. 0 or -errno. */
+DG_MUST_CHECK int image_claims_stat(const struct guard *g, const struct inode *i, struct stat *ret);
+bool image_same_time(const struct timespec *a, const struct timespec *b);
 /* Before claim and header are read; what cannot be fetched makes a look that counts for nothing. */
 void image_snapshot_begin(struct guard *g, struct image *img, struct image_snapshot *ret)
     EXCLUDES(img->lock);

@@ -27,6 +27,8 @@ struct inode {
      * its locks (fs_lock.c). */
     struct image *_Atomic image;
     struct inode_locks *_Atomic locks;
+    /* The mode that was seen last has a set-user-id or set-group-id bit (fs_attr.c) */
+    atomic_bool set_ids;
     /* Open handles that may read it as an image. While there are any, the kernel must not answer
      * reads from its cache (fs_open.c). */
     atomic_uint uncached;

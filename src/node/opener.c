@@ -2,10 +2,13 @@
 
 #include <fcntl.h>
 #include <inttypes.h>
+#include <linux/capability.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <sys/types.h>
 #include <unistd.h>
 
@@ -67,10 +70,71 @@ static uint64_t start_time(uint64_t pid)
     return s ? strtoull(s + 1, NULL, 10) : 0;
 }
 
+/* ---- processes that were resolved lately: a program that opens many files is asked for once ----
+ */
+
+/* A pidfd becomes readable when its process ends, so until then its number is no other one's. */
+#define LATELY 16u
+static struct {
+    pthread_mutex_t lock;
+    struct {
+        uint64_t pid, start;
+        int pidfd; /* where pid is not 0 */
+    } of[LATELY];
+    unsigned next;
+} lately = {.lock = PTHREAD_MUTEX_INITIALIZER};
+
+/* The start time of a process that lives, by its leading thread; 0: unknown. */
+static uint64_t lately_find(uint64_t pid)
+{
+    uint64_t start = 0;
+    pthread_mutex_lock(&lately.lock);
+    for (unsigned k = 0; k < LATELY; k++) {
+        struct pollfd p = {.fd = lately.of[k].pidfd, .events = POLLIN};
+        if (lately.of[k].pid != pid)
+            continue;
+        if (poll(&p, 1, 0) == 0) {
+            start = lately.of[k].start;
+        } else {
+            close(lately.of[k].pidfd);
+            lately.of[k].pid = 0;
+        }
+        break;
+    }
+    pthread_mutex_unlock(&lately.lock);
+    return start;
+}
+
+/* fd: its pidfd, opened before start was read; it may have ended in between. */
+static void lately_note(uint64_t pid, uint64_t start, int fd)
+{
+    struct pollfd p = {.fd = fd, .events = POLLIN};
+    if (start == 0 || poll(&p, 1, 0) != 0) {
+        close(fd);
+        return;
+    }
+    pthread_mutex_lock(&lately.lock);
+    unsigned k = lately.next;
+    lately.next = (k + 1) % LATELY;
+    if (lately.of[k].pid != 0)
+        close(lately.of[k].pidfd);
+    lately.of[k].pid = pid;
+    lately.of[k].start = start;
+    lately.of[k].pidfd = fd;
+    pthread_mutex_unlock(&lately.lock);
+}
+
 void opener_resolve(struct opener *o, pid_t tid)
 {
-    uint64_t pid = tid > 0 ? thread_group(tid) : 0;
-    uint64_t start = pid > 0 ? start_time(pid) : 0;
+    uint64_t pid = tid > 0 ? (uint64_t)tid : 0, start = pid > 0 ? lately_find(pid) : 0;
+    if (pid > 0 && start == 0) {
+        pid = thread_group(tid);
+        bool leads = pid == (uint64_t)tid;
+        int fd = leads ? (int)syscall(SYS_pidfd_open, tid, 0) : -1;
+        start = pid > 0 ? start_time(pid) : 0;
+        if (fd >= 0)
+            lately_note(pid, start, fd);
+    }
     o->pid = start > 0 ? pid : 0;
     o->start = start;
 }
@@ -97,6 +161,15 @@ static bool mask_line(const char *status, const char *name, uint64_t *ret)
 {
     const char *line = strstr(status, name);
     return line && sscanf(line + strlen(name), "%" SCNx64, ret) == 1;
+}
+
+bool opener_lacks_fsetid(pid_t tid)
+{
+    char path[64], status[4096];
+    uint64_t caps; /* proc(5), status; capabilities(7) */
+    snprintf(path, sizeof(path), "/proc/%d/status", (int)tid);
+    return tid > 0 && read_proc(path, status, sizeof(status)) &&
+           mask_line(status, "CapEff:", &caps) && !(caps >> CAP_FSETID & 1);
 }
 
 enum opener_signal opener_signal(pid_t tid)

@@ -27,6 +27,9 @@ uint64_t opener_thread_group(pid_t tid);
 bool opener_process(uint64_t pid, struct opener *ret);
 bool opener_same(const struct opener *a, const struct opener *b);
 
+/* Has the thread, which is root, no CAP_FSETID? What cannot be told has it. */
+bool opener_lacks_fsetid(pid_t tid);
+
 /* Has the thread a signal pending that it does not block or ignore? An INTERRUPT alone does not say
  * so. The kernel also sends one when io_uring has work for the thread (TIF_NOTIFY_SIGNAL), which
  * happens all the time with QEMU, and it never sends a second one for the same request. */

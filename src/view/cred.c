@@ -83,6 +83,25 @@ static int set_caller_groups(fuse_req_t req)
     return set_groups(n < 0 ? 0 : DG_MIN(n, max), many) ? 0 : -errno;
 }
 
+bool cred_in_group(fuse_req_t req, gid_t gid)
+{
+    gid_t few[GROUPS_FEW];
+    _cleanup_free_ gid_t *many = NULL;
+    const gid_t *all = few;
+    if (fuse_req_ctx(req)->gid == gid)
+        return true;
+    int n = fuse_req_getgroups(req, GROUPS_FEW, few);
+    if (n > GROUPS_FEW) {
+        int max = DG_MIN(n, GROUPS_MAX);
+        all = many = calloc((size_t)max, sizeof(gid_t));
+        n = many ? DG_MIN(fuse_req_getgroups(req, max, many), max) : 0;
+    }
+    for (int k = 0; k < n; k++)
+        if (all[k] == gid)
+            return true;
+    return false;
+}
+
 int cred_enter(fuse_req_t req, struct cred *ret)
 {
     pthread_once(&self_once, self_learn);

@@ -20,6 +20,9 @@ struct cred {
 DG_MUST_CHECK int cred_enter(fuse_req_t req, struct cred *ret);
 void cred_leave(struct cred *c);
 
+/* Is it one of the caller's groups? */
+bool cred_in_group(fuse_req_t req, gid_t gid);
+
 /* Who opens: thread group id and start time from /proc, resolved now. */
 void cred_opener(fuse_req_t req, struct opener *ret);
 

@@ -68,9 +68,13 @@ DG_MUST_CHECK int fs_attr_get(struct view *v, struct inode *i, struct stat *ret)
 double fs_attr_timeout(struct view *v, struct inode *i, const struct stat *st);
 /* The same for attributes just read from the datastore. */
 void fs_attr_show(const struct view *v, struct inode *i, struct stat *st);
-/* After a truncation by open(O_TRUNC), which the kernel leaves to us whole: a caller who is not
- * root loses the set-id bits (inode(7)). */
+/* The caller changes the file's bytes: unless it is root with CAP_FSETID, the set-id bits go
+ * (inode(7)). The kernel of the view does that for cached writes and truncate(2), by the mode that
+ * it was told last; it leaves the rest to us: direct I/O, fallocate, copies, O_TRUNC. Costs nothing
+ * where the mode that was seen last has none: at the open of the handle, or since. */
 void fs_attr_drop_ids(fuse_req_t req, struct inode *i);
+/* These are its attributes now. */
+void fs_attr_note_ids(struct inode *i, const struct stat *st);
 /* Inode numbers of file systems mounted below the datastore must not collide with its own: programs
  * take equal ones for hard links. */
 ino_t fs_attr_ino(const struct view *v, dev_t dev, ino_t ino);
@@ -117,7 +121,7 @@ void fs_copy_file_range(fuse_req_t req, fuse_ino_t ino_in, off_t off_in,
                         struct fuse_file_info *fi_in, fuse_ino_t ino_out, off_t off_out,
                         struct fuse_file_info *fi_out, size_t len, int flags);
 /* Does a READ or WRITE that begins here go straight to the handle's descriptor, so that it waits
- * for nothing but its own data? No lock. */
+ * for nothing but its own data? */
 bool fs_data_direct(const struct handle *h, bool write, uint64_t off);
 
 #endif

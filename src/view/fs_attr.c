@@ -28,8 +28,10 @@ ino_t fs_attr_ino(const struct view *v, dev_t dev, ino_t ino)
 
 void fs_attr_show(const struct view *v, struct inode *i, struct stat *st)
 {
-    if (S_ISREG(i->type))
+    if (S_ISREG(i->type)) {
+        fs_attr_note_ids(i, st);
         image_stat(i, st);
+    }
     if (i->nodeid == FUSE_ROOT_ID && st->st_nlink > 2)
         st->st_nlink--; /* the hidden directory's ".." */
     st->st_ino = fs_attr_ino(v, st->st_dev, st->st_ino);
@@ -190,6 +192,8 @@ static bool truncate_turn(void *arg, enum park_turn turn)
             return false;
         if (r == -EBUSY)
             image_refused(c->v->guard, c->inode, &c->who, "truncate", &c->conflict);
+        if (r == 0)
+            fs_attr_drop_ids(c->req, c->inode);
     }
     change_finish(c, r);
     free(c);
@@ -211,10 +215,14 @@ static void truncate_by_path(const struct change *c)
     park_start(c->v->park, c->req, truncate_turn, op, c->v->guard->opt.wait_s * UINT64_C(1000));
 }
 
-static int truncate_handle(struct view *v, struct handle *h, uint64_t size)
+static void truncate_by_handle(struct change *c, struct handle *h)
 {
-    int r = image_first_change(v->guard, h, NULL);
-    return r < 0 ? r : image_ftruncate(v->guard, h, size);
+    int r = image_first_change(c->v->guard, h, NULL);
+    if (r == 0)
+        r = image_ftruncate(c->v->guard, h, (uint64_t)c->attr.st_size);
+    if (r == 0)
+        fs_attr_drop_ids(c->req, c->inode);
+    change_finish(c, r);
 }
 
 void fs_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set,
@@ -231,24 +239,44 @@ void fs_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set,
     if (!(to_set & FUSE_SET_ATTR_SIZE))
         change_finish(&c, 0);
     else if (h && h->inode == c.inode && (h->writer || image_manager_expected(h)))
-        change_finish(&c, truncate_handle(v, h, (uint64_t)attr->st_size));
+        truncate_by_handle(&c, h);
     else if (fs_name_moved(req, c.inode))
         change_finish(&c, -ESTALE);
     else
         truncate_by_path(&c);
 }
 
-void fs_attr_drop_ids(fuse_req_t req, struct inode *i)
+void fs_attr_note_ids(struct inode *i, const struct stat *st)
+{
+    bool any = S_ISREG(st->st_mode) && st->st_mode & (S_ISUID | S_ISGID);
+    if (atomic_load_explicit(&i->set_ids, memory_order_relaxed) != any)
+        atomic_store(&i->set_ids, any);
+}
+
+/* As setattr_should_drop_suidgid(), fs/attr.c. */
+static void drop_ids(fuse_req_t req, struct inode *i)
 {
     struct stat st;
-    if (fuse_req_ctx(req)->uid == 0 || io_fresh_stat(i->fd, &st) < 0)
+    if (io_fresh_stat(i->fd, &st) < 0)
         return;
     mode_t drop = st.st_mode & S_ISUID;
-    if ((st.st_mode & (S_ISGID | S_IXGRP)) == (S_ISGID | S_IXGRP))
+    if (st.st_mode & S_ISGID && (st.st_mode & S_IXGRP || !cred_in_group(req, st.st_gid)))
         drop |= S_ISGID;
     struct change c = {.req = req, .inode = i, .attr.st_mode = st.st_mode & ~drop};
+    if (drop && as_either(&c, set_mode) < 0)
+        return;
+    st.st_mode &= ~drop;
+    fs_attr_note_ids(i, &st);
     if (drop)
-        (void)as_either(&c, set_mode);
+        view_forget_attr(view_of(req), i);
+}
+
+void fs_attr_drop_ids(fuse_req_t req, struct inode *i)
+{
+    const struct fuse_ctx *ctx = fuse_req_ctx(req);
+    if (atomic_load_explicit(&i->set_ids, memory_order_relaxed) &&
+        (ctx->uid != 0 || opener_lacks_fsetid(ctx->pid)))
+        drop_ids(req, i);
 }
 
 /* ---- extended attributes ---- */

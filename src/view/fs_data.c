@@ -17,6 +17,27 @@
  */
 #define DATA_ALIGN 4096u
 
+/* How a write wants to be done. A handle's descriptor has the flags of its open; but a program may
+ * have changed them since (F_SETFL: dd turns O_DIRECT off for a last block that is none), the
+ * kernel writes the pages of all mappings and processes through any handle, and pwritev2(2) has
+ * flags of its own. What counts is what the request says. */
+struct write_how {
+    bool page;   /* of a shared mapping, whoever has it */
+    bool placed; /* at its offset, of any length, although the descriptor has O_APPEND or O_DIRECT
+                  */
+    int sync;    /* O_DSYNC, O_SYNC that the descriptor does not have */
+};
+
+static struct write_how write_how(const struct handle *h, const struct fuse_file_info *fi,
+                                  size_t size, uint64_t off)
+{
+    int has = fi->writepage ? h->flags : h->flags & ~fi->flags;
+    bool blocks = (off | size) % DATA_ALIGN == 0;
+    return (struct write_how){.page = fi->writepage,
+                              .placed = has & O_APPEND || (has & O_DIRECT && !blocks),
+                              .sync = fi->writepage ? 0 : fi->flags & ~h->flags & O_SYNC};
+}
+
 /* One aligned buffer a thread, grown at need, so that a request does not pay for fresh pages. */
 struct thread_buffer {
     void *data;
@@ -66,7 +87,7 @@ bool fs_data_direct(const struct handle *h, bool write, uint64_t off)
     /* An append lands where the file ends now, which only the guarded way may find out. */
     if (write && ((h->flags & O_APPEND && atomic_load(&h->guarded)) || image_manager_expected(h)))
         return false;
-    return image_is_data(h, off);
+    return write ? image_is_data(h, off) : image_read_is_quick(h, off);
 }
 
 /* ---- a request on its way to the pool: the storage refused it (reopen.c), or a read must be done
@@ -77,13 +98,14 @@ struct later {
     fuse_req_t req;
     struct handle *h;
     int error; /* of the first try, negative; 0: none */
-    bool write, page;
+    bool write;
+    struct write_how how;
     size_t size;
     uint64_t off;
     void *buf; /* aligned; of a write: its payload */
 };
 static ssize_t write_at(struct view *v, struct handle *h, const void *buf, size_t size,
-                        uint64_t off, bool page, bool *ret_direct);
+                        uint64_t off, const struct write_how *how, bool *ret_direct);
 
 /* n: the outcome. */
 static void later_reply(struct later *l, ssize_t n)
@@ -104,7 +126,7 @@ static void failed_again(void *arg, bool reopened)
     ssize_t n = l->error;
     bool direct;
     if (reopened)
-        n = l->write ? write_at(l->v, l->h, l->buf, l->size, l->off, l->page, &direct)
+        n = l->write ? write_at(l->v, l->h, l->buf, l->size, l->off, &l->how, &direct)
                      : image_read(l->v->guard, l->h, l->buf, l->size, l->off, READ_MAY_WAIT);
     later_reply(l, n);
 }
@@ -133,14 +155,16 @@ static struct later *later_new(struct view *v, fuse_req_t req, struct handle *h,
     return l;
 }
 
-/* true: it will be answered later. */
+/* true: it will be answered later. how: of a write. */
 static bool failed_later(struct view *v, fuse_req_t req, struct handle *h, ssize_t err,
-                         const void *payload, size_t size, uint64_t off, bool page)
+                         const void *payload, size_t size, uint64_t off,
+                         const struct write_how *how)
 {
     struct later *l = later_new(v, req, h, payload, size, off);
     if (!l)
         return false;
-    l->page = page;
+    if (how)
+        l->how = *how;
     l->error = (int)err;
     if (image_failed_later(v->guard, h, (int)err, failed_again, l))
         return true;
@@ -149,14 +173,34 @@ static bool failed_later(struct view *v, fuse_req_t req, struct handle *h, ssize
     return false;
 }
 
-/* Reads again, where looks at claims may block. */
-static void doubt_later(struct view *v, fuse_req_t req, struct handle *h, size_t size, uint64_t off)
+/* On the pool, where looks at claims may block. */
+static void read_later(struct view *v, fuse_req_t req, struct handle *h, size_t size, uint64_t off,
+                       void (*how)(void *arg))
 {
     struct later *l = later_new(v, req, h, NULL, size, off);
     if (l)
-        pool_submit(v->guard->pool, doubt_again, l);
+        pool_submit(v->guard->pool, how, l);
     else
         fuse_reply_err(req, ENOMEM);
+}
+
+/* O_DIRECT was turned off since the open, and this is not in whole blocks: reads those around it.
+ */
+static void read_around(void *arg)
+{
+    struct later *l = arg;
+    uint64_t from = l->off / DATA_ALIGN * DATA_ALIGN;
+    size_t before = (size_t)(l->off - from),
+           all = (before + l->size + DATA_ALIGN - 1) / DATA_ALIGN * DATA_ALIGN;
+    char *buf = buffer_get(all);
+    ssize_t n = -ENOMEM;
+    if (buf)
+        n = image_read(l->v->guard, l->h, buf, all, from, READ_MAY_WAIT);
+    if (n >= 0)
+        n = (size_t)n > before ? (ssize_t)DG_MIN((size_t)n - before, l->size) : 0;
+    if (n > 0)
+        memcpy(l->buf, buf + before, (size_t)n);
+    later_reply(l, n);
 }
 
 void fs_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi)
@@ -164,6 +208,10 @@ void fs_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse
     (void)ino;
     struct view *v = view_of(req);
     struct handle *h = handle_get(v->guard->handles, fi->fh);
+    if (h && h->flags & ~fi->flags & O_DIRECT && ((uint64_t)off | size) % DATA_ALIGN) {
+        read_later(v, req, h, size, (uint64_t)off, read_around);
+        return;
+    }
     void *buf = h ? buffer_get(size) : NULL;
     if (!buf) {
         fuse_reply_err(req, h ? ENOMEM : EBADF);
@@ -171,10 +219,10 @@ void fs_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse
     }
     ssize_t n = image_read(v->guard, h, buf, size, (uint64_t)off, READ_NO_WAIT);
     if (n == -EWOULDBLOCK) {
-        doubt_later(v, req, h, size, (uint64_t)off);
+        read_later(v, req, h, size, (uint64_t)off, doubt_again);
         return;
     }
-    if (n < 0 && failed_later(v, req, h, n, NULL, size, (uint64_t)off, false))
+    if (n < 0 && failed_later(v, req, h, n, NULL, size, (uint64_t)off, NULL))
         return;
     if (n < 0)
         fuse_reply_err(req, (int)-n);
@@ -183,7 +231,7 @@ void fs_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse
 }
 
 static ssize_t write_direct(struct view *v, struct handle *h, const void *buf, size_t size,
-                            uint64_t off, bool page)
+                            uint64_t off, const struct write_how *how)
 {
     bool guarded = atomic_load_explicit(&h->guarded, memory_order_relaxed);
     int allowed = image_write_allowed(h);
@@ -198,19 +246,19 @@ static ssize_t write_direct(struct view *v, struct handle *h, const void *buf, s
     ssize_t n = HOOK_FAIL("data.write");
     if (n < 0)
         return n;
-    n = image_pwrite(v->guard, h, buf, size, off, page);
+    n = image_pwrite(v->guard, h, buf, size, off, how->placed);
     if (guarded)
         image_wrote(h);
     return n;
 }
 
-/* page: of a shared mapping. *ret_direct: it went straight to the handle's descriptor, so that a
- * failure may be reopened and the write repeated. */
-static ssize_t write_at(struct view *v, struct handle *h, const void *buf, size_t size,
-                        uint64_t off, bool page, bool *ret_direct)
+/* *ret_direct: it went straight to the handle's descriptor, so that a failure may be reopened and
+ * the write repeated. */
+static ssize_t write_once(struct view *v, struct handle *h, const void *buf, size_t size,
+                          uint64_t off, const struct write_how *how, bool *ret_direct)
 {
     *ret_direct = false;
-    if (page && h->first.managed)
+    if (how->page && h->first.managed)
         /* the rest of the page may be older than what another host wrote before the claim */
         return -EBUSY;
     int r = image_first_change(v->guard, h, NULL);
@@ -219,22 +267,34 @@ static ssize_t write_at(struct view *v, struct handle *h, const void *buf, size_
     *ret_direct = true;
     atomic_store_explicit(&h->dirty, true, memory_order_relaxed);
     unsigned epoch;
-    if (page && h->flags & (O_APPEND | O_DIRECT) && atomic_load(&h->guarded)) {
+    if (how->placed && atomic_load(&h->guarded)) {
         *ret_direct = false;
         return image_write(v->guard, h, buf, size, off, true);
     }
     if (fs_data_direct(h, true, off) && image_direct_begin(h, off, &epoch)) {
-        ssize_t n = write_direct(v, h, buf, size, off, page);
+        ssize_t n = write_direct(v, h, buf, size, off, how);
         image_direct_end(h, epoch);
         return n;
     }
     if (!image_data_begin(h, off, size)) {
         *ret_direct = false;
-        return image_write(v->guard, h, buf, size, off, page);
+        return image_write(v->guard, h, buf, size, off, how->placed);
     }
-    ssize_t n = write_direct(v, h, buf, size, off, page);
+    ssize_t n = write_direct(v, h, buf, size, off, how);
     image_data_end(h);
     return n;
+}
+
+static ssize_t write_at(struct view *v, struct handle *h, const void *buf, size_t size,
+                        uint64_t off, const struct write_how *how, bool *ret_direct)
+{
+    ssize_t n = write_once(v, h, buf, size, off, how, ret_direct);
+    if (n < 0 || how->sync == 0)
+        return n;
+    int r = (how->sync & O_SYNC) == O_SYNC ? io_fsync(h->fd) : fdatasync(h->fd) < 0 ? -errno : 0;
+    if (r < 0)
+        image_sync_failed(h, -r);
+    return r < 0 ? r : n;
 }
 
 void fs_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_t off,
@@ -243,13 +303,19 @@ void fs_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_
     (void)ino;
     struct view *v = view_of(req);
     struct handle *h = handle_get(v->guard->handles, fi->fh);
-    bool direct = false;
-    bool page = fi->writepage;
-    ssize_t n = h ? write_at(v, h, buf, size, (uint64_t)off, page, &direct) : -EBADF;
-    if (n < 0 && h && direct && !(h->flags & O_APPEND) &&
-        failed_later(v, req, h, n, buf, size, (uint64_t)off, page))
+    if (!h) {
+        fuse_reply_err(req, EBADF);
         return;
-    if (n < 0 && h)
+    }
+    bool direct = false;
+    struct write_how how = write_how(h, fi, size, (uint64_t)off);
+    if (!how.page && size > 0)
+        fs_attr_drop_ids(req, h->inode);
+    ssize_t n = write_at(v, h, buf, size, (uint64_t)off, &how, &direct);
+    if (n < 0 && direct && !(h->flags & O_APPEND) &&
+        failed_later(v, req, h, n, buf, size, (uint64_t)off, &how))
+        return;
+    if (n < 0)
         image_plain_failed(v->guard, h, (int)n);
     if (n < 0)
         fuse_reply_err(req, (int)-n);
@@ -285,6 +351,7 @@ void fs_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off, off_t len
     int r = h ? image_first_change(v->guard, h, NULL) : -EBADF;
     if (r == 0) {
         atomic_store(&h->dirty, true);
+        fs_attr_drop_ids(req, h->inode);
         r = image_fallocate(v->guard, h, mode, (uint64_t)off, (uint64_t)len);
         if (r < 0)
             image_io_failed(v->guard, h, r);
@@ -327,16 +394,17 @@ static ssize_t copy_head(struct view *v, struct handle *in, uint64_t off_in, str
     if (!buf)
         return -ENOMEM;
     ssize_t n = image_read(v->guard, in, buf, len, off_in, READ_MAY_WAIT);
-    if (n == -EINVAL && (in->flags | out->flags) & O_DIRECT)
-        return -EXDEV; /* unaligned: the kernel copies by itself then */
     bool direct;
-    return n <= 0 ? n : write_at(v, out, buf, (size_t)n, off_out, false, &direct);
+    const struct write_how how = {0};
+    return n <= 0 ? n : write_at(v, out, buf, (size_t)n, off_out, &how, &direct);
 }
 
 static ssize_t copy_range(fuse_req_t req, struct handle *in, uint64_t off_in, struct handle *out,
                           uint64_t off_out, size_t len, unsigned flags)
 {
     struct view *v = view_of(req);
+    if (out->flags & O_APPEND)
+        return -EXDEV; /* turned off since the open: the kernel copies by itself then */
     size_t done = 0, slow = 0, must = 0; /* slow: of these, by copy_head(); must: up to where that
                                             may not stop */
     ssize_t n = 0;
@@ -354,6 +422,8 @@ static ssize_t copy_range(fuse_req_t req, struct handle *in, uint64_t off_in, st
         end = n <= 0;
         slow += n > 0 ? (size_t)n : 0;
     }
+    if (n == -EINVAL && (in->flags | out->flags) & O_DIRECT)
+        n = -EXDEV; /* the same, or not in whole blocks */
     return done > 0 ? (ssize_t)done : n;
 }
 
@@ -367,6 +437,8 @@ void fs_copy_file_range(fuse_req_t req, fuse_ino_t ino_in, off_t off_in,
     struct handle *in = handle_get(v->guard->handles, fi_in->fh),
                   *out = handle_get(v->guard->handles, fi_out->fh);
     ssize_t n = in && out ? image_first_change(v->guard, out, NULL) : -EBADF;
+    if (n == 0 && len > 0)
+        fs_attr_drop_ids(req, out->inode);
     if (n == 0)
         n = copy_range(req, in, (uint64_t)off_in, out, (uint64_t)off_out, len, (unsigned)flags);
     if (n < 0 && out)

@@ -49,12 +49,17 @@ static void forbid_cache(struct view *v, struct handle *h)
     view_forget_attr(v, h->inode);
 }
 
-/* What another host has changed is seen by whoever opens the file. */
-static void tell_news(struct view *v, const struct handle *h)
+/* What another host has changed is seen by whoever opens the file; and its mode, before he writes.
+ */
+static void tell_news(struct view *v, const struct handle *h, bool image)
 {
     struct stat st;
-    if (v->attr_timeout > 0 && fstatat(h->inode->fd, "", &st, AT_EMPTY_PATH) == 0 &&
-        inode_has_news(v->guard->inodes, h->inode, &st))
+    bool news = v->attr_timeout > 0 && !image;
+    if ((!news && (h->flags & O_ACCMODE) == O_RDONLY) ||
+        fstatat(h->inode->fd, "", &st, AT_EMPTY_PATH) < 0)
+        return;
+    fs_attr_note_ids(h->inode, &st);
+    if (news && inode_has_news(v->guard->inodes, h->inode, &st))
         view_forget_attr(v, h->inode);
 }
 
@@ -112,6 +117,16 @@ static uint32_t nsec_of(double seconds)
     return (uint32_t)((seconds - (double)(uint64_t)seconds) * 1e9);
 }
 
+/* A plain file that is opened with O_DIRECT, too, goes past the page cache of the view's kernel: on
+ * the way through it each write is preceded by a GETXATTR (security.capability), each read after a
+ * write by a GETATTR, and writes come one at a time. Other handles of the file may go through the
+ * cache meanwhile: a kernel that lets handles with direct I/O be mapped (6.6) writes its dirty
+ * pages back before, and drops them after a write (fuse_direct_io()). */
+static bool is_direct(const struct view *v, const struct handle *h)
+{
+    return h->flags & O_DIRECT && atomic_load(&v->may_map);
+}
+
 /* Answers by hand: libfuse 3.14 has no field for FOPEN_PARALLEL_DIRECT_WRITES (<linux/fuse.h>,
  * since protocol 7.36). -ENOENT: the open was interrupted and no release will come. */
 static int reply(struct open_op *op, bool image)
@@ -121,7 +136,8 @@ static int reply(struct open_op *op, bool image)
         struct fuse_open_out open;
     } out = {0};
     out.open.fh = op->h->fh;
-    out.open.open_flags = image ? FOPEN_DIRECT_IO | FOPEN_PARALLEL_DIRECT_WRITES : 0;
+    bool direct = image || is_direct(op->v, op->h);
+    out.open.open_flags = direct ? FOPEN_DIRECT_IO | FOPEN_PARALLEL_DIRECT_WRITES : 0;
     if (!op->create)
         return fuse_reply_buf(op->req, (const char *)&out.open, sizeof(out.open));
     out.entry.nodeid = op->entry.ino;
@@ -142,8 +158,8 @@ static void op_done(struct open_op *op, bool image)
      */
     if (image)
         forbid_cache(op->v, op->h);
-    else if (!op->create)
-        tell_news(op->v, op->h);
+    if (!op->create)
+        tell_news(op->v, op->h, image);
     handle_publish(op->h);
     int r = reply(op, image);
     if (r < 0) { /* interrupted (-ENOENT) or unmounted (-ENODEV) */
@@ -216,8 +232,10 @@ static bool open_turn(void *arg, enum park_turn turn)
     if (r == -EBUSY && open_takeover(op) == 0)
         r = image_open(op->v->guard, op->h, op->truncate, &op->conflict);
     if (r == 0) {
-        if (op->truncate)
+        if (op->truncate) {
+            atomic_store(&op->h->inode->set_ids, true); /* perhaps */
             fs_attr_drop_ids(op->req, op->h->inode);
+        }
         note_mapping(op);
         op_done(op, atomic_load(&op->h->guarded) || atomic_load(&op->h->shared));
         return true;
@@ -265,7 +283,8 @@ static int open_backing(fuse_req_t req, struct inode *i, int flags)
 static void open_read_only(struct open_op *op)
 {
     enum image_what what = IMAGE_WHAT_PLAIN;
-    int r = image_probe(op->v->guard, op->h->inode, &what);
+    int fd = op->h->flags & O_DIRECT ? -1 : op->h->fd;
+    int r = image_probe(op->v->guard, op->h->inode, fd, &what);
     if (r < 0)
         op_fail(op, r);
     else
@@ -384,6 +403,7 @@ static int create_enter(struct view *v, struct inode *dir, const char *name, int
         return -ENOMEM;
     e->attr_timeout = fs_attr_timeout(v, i, &e->attr);
     e->entry_timeout = fs_name_timeout(v, &e->attr);
+    fs_attr_note_ids(i, &e->attr);
     e->attr.st_ino = fs_attr_ino(v, e->attr.st_dev, e->attr.st_ino);
     inode_named(v->guard->inodes, i, dir, name, 0);
     e->ino = i->nodeid;

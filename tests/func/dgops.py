@@ -209,6 +209,27 @@ def direct_write(fd, data, off):
         return os.pwritev(fd, [m], off)
 
 
+def aligned_read(fd, length, off):
+    """pread into a page-aligned buffer."""
+    with mmap.mmap(-1, max(length, 1)) as m:
+        with memoryview(m) as view:
+            done = os.preadv(fd, [view[:length]], off)
+        return m[:done]
+
+
+def aligned_write(fd, data, off, flags=0):
+    """pwritev2 of a page-aligned buffer."""
+    with mmap.mmap(-1, max(len(data), 1)) as m:
+        m[:len(data)] = data
+        with memoryview(m) as view:
+            return os.pwritev(fd, [view[:len(data)]], off, flags)
+
+
+def set_flags(fd, flags):
+    """F_SETFL."""
+    fcntl.fcntl(fd, fcntl.F_SETFL, flags)
+
+
 def bind_socket(path):
     s = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     s.bind(path)
@@ -242,6 +263,17 @@ def become(uid, gid, groups):
     os.setgroups(groups)
     os.setgid(gid)
     os.setuid(uid)
+
+
+def drop_capability(number):
+    """Out of the effective and the permitted set of this process: capset(2)."""
+    head = struct.pack("Ii", 0x20080522, 0)
+    data = ctypes.create_string_buffer(24)
+    _check(libc.capget(head, data))
+    words = list(struct.unpack("6I", data.raw))
+    for k in (0, 1):
+        words[3 * (number // 32) + k] &= ~(1 << number % 32)
+    _check(libc.capset(head, struct.pack("6I", *words)))
 
 
 def try_open(path, flags, times):

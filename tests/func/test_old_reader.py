@@ -84,12 +84,12 @@ def counted(build):
         yield p
 
 
-def looks(view):
+def looks(view, hook="image.look"):
     path = os.path.join(view.ds.base, "looks-" + view.host.name)
     if not os.path.exists(path):
         return 0
     with open(path, encoding="ascii") as f:
-        return sum(line.split()[-1] == "image.look" for line in f)
+        return sum(line.split()[-1] == hook for line in f)
 
 
 def looks_of(view, function):
@@ -403,6 +403,34 @@ def cost(build):
         wait_for(lambda: looks_of(p.b, whole) == 0, "the image at rest is read without a look")
         eq(looks_of(p.b, whole), 0, "looks of reads of an image at rest")
         os.close(old)
+
+
+@suite.case("opens of plain files for reading list no claims while none has changed; the next open after one was made sees it")
+def opens(build):
+    names = ["plain%d" % k for k in range(30)]
+    data = contents("qcow2-v3")
+    with counted(build) as p:
+        for name in names:
+            with open(p.ds.raw(name), "wb") as f:
+                f.write(name.encode())
+
+        def listings():
+            before = looks(p.b, "image.listing")
+            for name in names:
+                with open(p.b.path(name), "rb") as f:
+                    eq(f.read(), name.encode(), name)
+            return looks(p.b, "image.listing") - before
+        wait_for(lambda: listings() == 0, "claims are known")
+        eq(listings() + listings(), 0, "listings of 60 opens and reads")
+        for name in names[:6]:
+            held = os.open(p.a.path(name), RDWR)
+            os.ftruncate(held, 0)
+            os.pwrite(held, data, 0)
+            with open(p.b.path(name), "rb") as f:
+                same(f.read(), data, "an image since just now")
+            os.close(held)
+            with open(p.b.path(names[9]), "rb") as f:
+                eq(f.read(), names[9].encode(), "another file meanwhile")
 
 
 if __name__ == "__main__":

@@ -153,7 +153,7 @@ static inline int open_as(struct guard *g, const char *name, int flags, const st
         r = image_open(g, h, flags & O_TRUNC, &conflict);
     } else {
         enum image_what what;
-        r = image_probe(g, h->inode, &what);
+        r = image_probe(g, h->inode, -1, &what);
     }
     if (r < 0) {
         close(h->fd);

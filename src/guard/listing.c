@@ -1,0 +1,139 @@
+#include "guard/listing.h"
+
+#include <ctype.h>
+#include <string.h>
+
+#include "base/hook.h"
+#include "core/shard.h"
+#include "guard/snapshot.h"
+
+/* One shard of claims/. */
+struct part {
+    struct image_stamp stamp; /* as this host sees it */
+    bool valid;               /* key and n are those of stamp */
+    bool busy;                /* somebody lists */
+    uint64_t *key;            /* inode numbers, sorted */
+    size_t n;
+};
+
+struct image_listing {
+    struct mutex lock;
+    struct part part[DG_SHARDS] GUARDED_BY(lock);
+};
+
+struct image_listing *image_listing_new(void)
+{
+    struct image_listing *l = calloc(1, sizeof(*l));
+    if (l)
+        mutex_init(&l->lock);
+    return l;
+}
+
+void image_listing_free(struct image_listing *l)
+{
+    if (!l)
+        return;
+    for (unsigned k = 0; k < DG_SHARDS; k++)
+        free(l->part[k].key);
+    mutex_destroy(&l->lock);
+    free(l);
+}
+
+struct keys {
+    uint64_t *key;
+    size_t n, room;
+};
+
+/* Whatever looks like a claim's name: claim_read() says what it is. */
+static int see_key(void *arg, const char *name)
+{
+    struct keys *k = arg;
+    char *end;
+    if (!isxdigit((unsigned char)name[0]))
+        return 0;
+    uint64_t key = strtoull(name, &end, 16);
+    if (*end != '.')
+        return 0;
+    if (k->n == k->room) {
+        size_t room = k->room ? 2 * k->room : 64;
+        uint64_t *grown = reallocarray(k->key, room, sizeof(*grown));
+        if (!grown)
+            return -ENOMEM;
+        k->key = grown;
+        k->room = room;
+    }
+    k->key[k->n++] = key;
+    return 0;
+}
+
+static int key_cmp(const void *a, const void *b)
+{
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return (x > y) - (x < y);
+}
+
+enum answer { UNSETTLED, TO_LIST, ABSENT, PRESENT };
+
+static enum answer find(const struct part *p, uint64_t key)
+{
+    return p->n > 0 && bsearch(&key, p->key, p->n, sizeof(key), key_cmp) ? PRESENT : ABSENT;
+}
+
+/* TO_LIST: the caller does, and then says listed(). */
+static enum answer ask(struct image_listing *l, const struct timespec *ctime, uint64_t key)
+{
+    mutex_lock(&l->lock);
+    struct part *p = &l->part[dg_shard(key)];
+    bool settled = image_stamp_note(&p->stamp, ctime, base_now_ms());
+    p->valid &= settled;
+    enum answer a = !settled ? UNSETTLED : p->valid ? find(p, key) : p->busy ? UNSETTLED : TO_LIST;
+    p->busy |= a == TO_LIST;
+    mutex_unlock(&l->lock);
+    return a;
+}
+
+/* Of the listing that ask() asked for; same: ctime was the same before and after. */
+static enum answer listed(struct image_listing *l, struct keys *k, const struct timespec *ctime,
+                          bool same, uint64_t key)
+{
+    enum answer a = UNSETTLED;
+    if (k->n > 1)
+        qsort(k->key, k->n, sizeof(*k->key), key_cmp);
+    mutex_lock(&l->lock);
+    struct part *p = &l->part[dg_shard(key)];
+    p->busy = false;
+    if (same && image_same_time(&p->stamp.ctime, ctime)) {
+        uint64_t *old = p->key;
+        p->key = k->key;
+        p->n = k->n;
+        k->key = old;
+        p->valid = true;
+        a = find(p, key);
+    }
+    mutex_unlock(&l->lock);
+    return a;
+}
+
+int image_listing_claim(struct guard *g, const struct inode *i, struct claim *ret)
+{
+    struct image_listing *l = g->listing;
+    struct stat st, after;
+    enum answer a = UNSETTLED;
+    if (image_claims_stat(g, i, &st) == 0)
+        a = ask(l, &st.st_ctim, i->ino);
+    if (a == TO_LIST) {
+        struct keys k = {0};
+        HOOK("image.listing");
+        bool same = shard_list(&g->store, SHARD_CLAIMS, i->ino, see_key, &k) == 0 &&
+                    image_claims_stat(g, i, &after) == 0 &&
+                    image_same_time(&st.st_ctim, &after.st_ctim);
+        a = listed(l, &k, &st.st_ctim, same, i->ino);
+        free(k.key);
+    }
+    if (a != ABSENT)
+        return claim_read(&g->store, i->ino, ret);
+    ret->kind = CLAIM_NONE;
+    ret->generation = 0;
+    ret->error = 0;
+    return 0;
+}
