@@ -303,9 +303,9 @@ def draw(names, wanted, rng):
     return sorted(found[:wanted])
 
 
-def all_of(function, items):
-    """function(item) for each, AT_ONCE at a time: the values, in order. Raises what the first that failed raised, after the others have ended."""
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+def all_of(function, items, at_once=AT_ONCE):
+    """function(item) for each, at_once at a time: the values, in order. Raises what the first that failed raised, after the others have ended."""
+    with ThreadPoolExecutor(at_once) as pool:
         return list(pool.map(function, items))
 
 
