@@ -7,10 +7,9 @@
  *                                   "OPEN AGAIN SLOWEST": all together, and the slowest single open
  *   bench_calls race FILE1 FILE2    two processes open the same image, each by its own view:
  *                                   "WINNER LOSER"; exit code 3 when both were let in
- *   bench_calls hold DIR N          opens DIR/0.qcow2 to DIR/<N-1>.qcow2 for write, prints "ALL" and
- *                                   holds them until its input ends
- *   bench_calls scan DIR            walks DIR and reads 512 bytes of each file: "ALL FILES"
- *   bench_calls create DIR N        makes N empty files in DIR: "ALL"
+ *   bench_calls hold DIR N          opens DIR/0.qcow2 to DIR/<N-1>.qcow2 for write, prints "ALL"
+ * and holds them until its input ends bench_calls scan DIR            walks DIR and reads 512 bytes
+ * of each file: "ALL FILES" bench_calls create DIR N        makes N empty files in DIR: "ALL"
  *   bench_calls unlink DIR N        removes them: "ALL"
  *
  * It needs no part of diskguard. Its `bare` must stay in step with src/core/seal.h: whoever changes
