@@ -264,6 +264,8 @@ def _(build):
             os.close(guarded)
             os.close(free)
             twin.same("round %d: %s" % (number, "; ".join(done)))
+            # the claim is free a moment before the view's image is idle, and nothing waits here
+            must(*p.a.build.command(p.a.build.ctl, "wait", "--timeout=20", p.a.path(twin.name)))
             os.unlink(p.a.path(twin.name))
             os.unlink(twin.copy)
 
