@@ -283,7 +283,10 @@ static int open_backing(fuse_req_t req, struct inode *i, int flags)
 static void open_read_only(struct open_op *op)
 {
     enum image_what what = IMAGE_WHAT_PLAIN;
-    int fd = op->h->flags & O_DIRECT ? -1 : op->h->fd;
+    /* Its own descriptor spares an open. But what the daemon itself may not read it cannot guard:
+     * that of another user says nothing about it. */
+    bool own = op->h->opener.uid == geteuid() && !(op->h->flags & O_DIRECT);
+    int fd = own ? op->h->fd : -1;
     int r = image_probe(op->v->guard, op->h->inode, fd, &what);
     if (r < 0)
         op_fail(op, r);

@@ -61,6 +61,8 @@ def _(build):
         wanted |= {("io", t, u) for t in ("held qcow2", "held raw", "plain", "reader")
                    for u in ("CPU s/GiB", "MiB")}
     eq(wanted - figures, set(), "figures that are missing")
+    wanted = {("many", "diskguard", "ms"), ("many", "diskguard", "KiB"), ("many", "walk", "ms"), ("many", "fsck", "ms")}
+    eq(wanted - figures, set(), "figures of many images that are missing")
     whats = " ".join(f["what"] for f in load(path)["figures"])
     for what in ("ls -l", "create", "unlink", "open for write", "close, until", "boot storm",
                  "the loser", "20 claims"):
@@ -72,7 +74,7 @@ def _(build):
     for f in load(smoke(build)[0])["figures"]:
         ok(f["values"] and f["low"] <= f["median"] <= f["high"], "%r" % f)
         ok("ratio" in f or f["target"] in ("raw", "bare calls")
-           or f["unit"] in ("CPU s/GiB", "MiB") or f["group"] == "guard", "a ratio: %r" % f)
+           or f["unit"] in ("CPU s/GiB", "MiB") or f["group"] in ("guard", "many"), "a ratio: %r" % f)
     ratios = [f["what"] for f in load(smoke(build)[0])["figures"] if f["group"] == "guard"
               and f.get("ratio", {}).get("to") == "bare calls"]
     ok("open for write" in ratios and any("close" in w for w in ratios),
