@@ -245,12 +245,20 @@ int claim_check(const struct store *s, const struct record *rec)
 
 /* ---- writing ---- */
 
-/* Writes rec, durable, to a name in tmp/ that nobody used before. Returns the open descriptor. */
-static int tmp_create(const struct store *s, const struct record *rec, char ret_name[TMP_SIZE])
+/* A name in tmp/ that nobody used before. */
+static void tmp_name(const struct record *rec, char ret[TMP_SIZE])
 {
     static _Atomic uint64_t counter;
+
+    snprintf(ret, TMP_SIZE, "%s.%s.%llu", rec->host, rec->daemon,
+             (unsigned long long)atomic_fetch_add(&counter, 1) + 1);
+}
+
+/* Writes rec, durable, to such a name. keep: spares_take(). Returns the open descriptor. */
+static int tmp_create(const struct store *s, const struct record *rec, unsigned keep,
+                      char ret_name[TMP_SIZE])
+{
     _cleanup_free_ char *text = NULL;
-    char name[TMP_SIZE];
     size_t len;
     int r;
 
@@ -259,18 +267,16 @@ static int tmp_create(const struct store *s, const struct record *rec, char ret_
         return r;
     r = -EEXIST;
     for (unsigned i = 0; i < TMP_TRIES && r == -EEXIST; i++) {
-        snprintf(name, sizeof(name), "%s.%s.%llu", rec->host, rec->daemon,
-                 (unsigned long long)atomic_fetch_add(&counter, 1) + 1);
+        tmp_name(rec, ret_name);
         r = HOOK_FAIL("claim.create");
         if (r == 0)
-            r = io_text_create(s->tmp_fd, name, text, len);
-        if (r == -ENOSPC || r == -EDQUOT)
-            r = spares_take(s, name, text, len);
-        r = r < 0 ? store_medium(r) : r;
+            r = io_text_create(s->tmp_fd, ret_name, text, len);
     }
-    if (r >= 0)
-        memcpy(ret_name, name, sizeof(name));
-    return r;
+    if (r == -ENOSPC || r == -EDQUOT) {
+        tmp_name(rec, ret_name); /* a late request may still be on its way to the other one */
+        r = spares_take(s, keep, ret_name, text, len);
+    }
+    return r < 0 ? store_medium(r) : r;
 }
 
 /* Not followed by an fsync of tmp/: a name that comes back after a power cut is what claim_sweep is
@@ -328,7 +334,7 @@ static bool name_leads_to(const struct store *s, const struct record *rec, int f
 static int replace(const struct store *s, const struct record *rec)
 {
     char tmp[TMP_SIZE], name[NAME_SIZE];
-    int r, dir = claims_dir(s, rec->ino), fd = dir < 0 ? dir : tmp_create(s, rec, tmp);
+    int r, dir = claims_dir(s, rec->ino), fd = dir < 0 ? dir : tmp_create(s, rec, 0, tmp);
 
     if (fd < 0)
         return fd;
@@ -510,7 +516,7 @@ int claim_acquire(const struct store *s, const struct record *rec)
 
     if (rec->generation == 0 || rec->step == STEP_FREE)
         return -EINVAL;
-    fd = tmp_create(s, rec, tmp);
+    fd = tmp_create(s, rec, SPARE_KEEP, tmp);
     if (fd < 0)
         return fd;
     r = link_proved(s, rec, fd, tmp);
@@ -776,6 +782,19 @@ static int sweep_lower(const struct store *s, bool dry_run, unsigned *stale)
     }
     free(l.entry);
     free(c);
+    return r;
+}
+
+int claim_sweep_spares(const struct store *s, const struct host *h)
+{
+    struct stale found = {.host = h};
+    int r = io_fresh_dir(s->tmp_fd, see_tmp, &found);
+
+    for (size_t i = 0; r == 0 && i < found.n; i++)
+        if (spare_is_name(found.name[i]) && unlinkat(s->tmp_fd, found.name[i], 0) < 0 &&
+            errno != ENOENT)
+            r = -errno;
+    free(found.name);
     return r;
 }
 

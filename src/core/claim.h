@@ -90,6 +90,10 @@ bool claim_is_of(const struct record *rec, const struct host *h);
 DG_MUST_CHECK int claim_each(const struct store *s,
                              int (*fn)(void *arg, uint64_t ino, const struct claim *c), void *arg);
 
+/* Removes the spare records (spare.h) of this host's earlier daemons: their room may be what a full
+ * datastore needs, so it comes before all that writes. Under the host lock. */
+DG_MUST_CHECK int claim_sweep_spares(const struct store *s, const struct host *h);
+
 /* Removes what a crash left: records in tmp/ written by this installation's earlier daemons, and
  * generations below the highest. For start-up and fsck, under the host lock. Tmp names are "<host
  * uuid>.<daemon uuid>.<counter>". */

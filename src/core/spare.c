@@ -123,28 +123,35 @@ void spares_fill(const struct store *s)
         log_debug("%s: %u of %u spare records: %s", s->path, count(sp), SPARE_MAX, strerror(-r));
 }
 
-int spares_take(const struct store *s, const char *name, const void *text, size_t len)
+/* true: one less is there, and this is its name. */
+static bool pick(struct spares *sp, unsigned keep, char ret[NAME_SIZE])
+{
+    mutex_lock(&sp->mutex);
+    bool have = sp->n > keep;
+    if (have)
+        name_of(sp, sp->number[--sp->n], ret);
+    mutex_unlock(&sp->mutex);
+    return have;
+}
+
+int spares_take(const struct store *s, unsigned keep, const char *name, const void *text,
+                size_t len)
 {
     struct spares *sp = s->spares;
-    bool have = false;
-    uint64_t number = 0;
     char spare[NAME_SIZE];
+    int r = -ENOENT;
 
     if (!sp || len > SPARE_SIZE)
         return -ENOSPC;
-    mutex_lock(&sp->mutex);
-    if (sp->n > 0) {
-        number = sp->number[--sp->n];
-        have = true;
+    while (r == -ENOENT) {
+        if (!pick(sp, keep, spare))
+            return -ENOSPC;
+        r = renameat(s->tmp_fd, spare, s->tmp_fd, name) < 0 ? -errno : 0;
     }
-    mutex_unlock(&sp->mutex);
-    if (!have)
-        return -ENOSPC;
-    name_of(sp, number, spare);
-    if (renameat(s->tmp_fd, spare, s->tmp_fd, name) < 0)
-        return -errno;
+    if (r < 0)
+        return r;
     int fd = openat(s->tmp_fd, name, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
-    int r = fd < 0 ? -errno : write_all(fd, text, len);
+    r = fd < 0 ? -errno : write_all(fd, text, len);
     if (r == 0)
         return fd;
     if (fd >= 0)

@@ -26,9 +26,13 @@ bool spare_is_name(const char *name);
  * at once while another thread is at it. */
 void spares_fill(const struct store *s);
 
-/* Makes text the content of a spare file, durable, under tmp/name. A descriptor of it; -ENOSPC:
- * there is none, or text is longer; or -errno. */
-DG_MUST_CHECK int spares_take(const struct store *s, const char *name, const void *text,
-                              size_t len);
+/* Who takes one for a new claim leaves so many: for those that are to be given back. */
+#define SPARE_KEEP 4u
+
+/* Makes text the content of a spare file, durable, under tmp/name, if more than `keep` are there.
+ * A descriptor of it; -ENOSPC: there is none, or text is longer; or -errno. One that somebody
+ * removed is passed over, and made anew with the next spares_fill(). */
+DG_MUST_CHECK int spares_take(const struct store *s, unsigned keep, const char *name,
+                              const void *text, size_t len);
 
 #endif

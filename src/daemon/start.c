@@ -215,6 +215,9 @@ static int take_over_host(struct daemon *d, struct why *why)
                 d->opt.guard.datastore, strerror(-r));
         return r;
     }
+    /* Before anything is written: a full datastore may need their room. What fails here fails again
+     * in recover(), which says so. */
+    (void)!claim_sweep_spares(&d->guard.store, &d->guard.host);
     r = journal_open(d->opt.state_dir, d->guard.store.uuid, &d->guard.journal, why);
     if (r == 0)
         r = store_prove(&d->guard.store, why);

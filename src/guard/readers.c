@@ -235,10 +235,20 @@ static int ask_datastore(struct guard *g, struct image *img, const struct opener
     return -EBUSY;
 }
 
-/* Nobody has it, and nobody can get it: reads need not ask whether it has been sealed (snapshot.c).
- */
+/* Without a claim. A copy that was made past the views is sealed, and so is an orphan. */
+static bool is_sealed_alone(struct guard *g, struct image *img)
+{
+    _cleanup_header_ struct header *h = header_new();
+    return !h || image_header(g, img->inode, h) < 0 || h->verdict == FORMAT_SEALED ||
+           h->verdict == FORMAT_MORE;
+}
+
+/* Nobody has it, and nobody can get it: reads need not ask whether it has been sealed (snapshot.c),
+ * if it is not sealed now. */
 static void note_exclusive_epoch(struct guard *g, struct image *img)
 {
+    if (atomic_load(&img->readers.epoch) != 0 || is_sealed_alone(g, img))
+        return;
     rwlock_write(&img->header);
     if (!LIST_EMPTY(&img->readers.list) && is_named(img) && !img->held.rec &&
         atomic_load(&img->readers.epoch) == 0 && !atomic_load(&g->host_lost)) {

@@ -15,7 +15,7 @@ struct parked {
     park_fn fn;
     void *op;
     uint64_t deadline_ms; /* CLOCK_MONOTONIC; PARK_FOREVER: none */
-    uint64_t tried_ms;    /* pause after the last attempt */
+    uint64_t tried_ms;    /* CLOCK_MONOTONIC: of the last attempt */
     uint64_t due_ms;
     uint64_t kicks_seen;
     unsigned attempts;
@@ -69,7 +69,7 @@ static bool list_entry(struct parked *e)
     e->tried_ms = base_now_ms();
     e->due_ms = DG_MIN(e->tried_ms + DG_MIN(step, RETRY_MAX_MS), e->deadline_ms);
 
-    /* Call it before the request is on the list, where another thread may answer it. Calls
+    /* Before the request is on the list: from there another thread may answer it. This calls
      * park_interrupt() at once if an INTERRUPT came during the attempt. */
     p->caller.watch(e->req, e);
 

@@ -248,24 +248,27 @@ void fs_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set,
 
 void fs_attr_note_ids(struct inode *i, const struct stat *st)
 {
-    bool any = S_ISREG(st->st_mode) && st->st_mode & (S_ISUID | S_ISGID);
-    if (atomic_load_explicit(&i->set_ids, memory_order_relaxed) != any)
-        atomic_store(&i->set_ids, any);
+    /* Only drop_ids() says that there are none: what is shown here may be older than a chmod. */
+    if (S_ISREG(st->st_mode) && st->st_mode & (S_ISUID | S_ISGID) &&
+        !atomic_load_explicit(&i->set_ids, memory_order_relaxed))
+        atomic_store(&i->set_ids, true);
 }
 
 /* As setattr_should_drop_suidgid(), fs/attr.c. */
 static void drop_ids(fuse_req_t req, struct inode *i)
 {
     struct stat st;
-    if (io_fresh_stat(i->fd, &st) < 0)
+    atomic_store(&i->set_ids, false); /* before the look: a chmod from here on says otherwise */
+    if (io_fresh_stat(i->fd, &st) < 0) {
+        atomic_store(&i->set_ids, true);
         return;
+    }
     mode_t drop = st.st_mode & S_ISUID;
     if (st.st_mode & S_ISGID && (st.st_mode & S_IXGRP || !cred_in_group(req, st.st_gid)))
         drop |= S_ISGID;
     struct change c = {.req = req, .inode = i, .attr.st_mode = st.st_mode & ~drop};
-    if (drop && as_either(&c, set_mode) < 0)
-        return;
-    st.st_mode &= ~drop;
+    if (drop && as_either(&c, set_mode) == 0)
+        st.st_mode &= ~drop;
     fs_attr_note_ids(i, &st);
     if (drop)
         view_forget_attr(view_of(req), i);

@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
 """test_open_rules: who gets in, who waits, who is refused with which errno, and what the log says."""
 import errno
+import fcntl
 import mmap
 import os
 import shutil
 import signal
+import struct
 import time
 
 import dgops
@@ -183,6 +185,11 @@ def _(build):
         must("qemu-img", "info", p.a.path("zero.qcow2"))
 
 
+def ofd_lock(fd, command, kind, byte):
+    """The kind of lock that is in the way, of F_OFD_GETLK."""
+    return struct.unpack("hhqqi4x", fcntl.fcntl(fd, command, struct.pack("hhqqi4x", kind, 0, byte, 1, 0)))[0]
+
+
 @suite.case("a sealed image without a claim (a copy of one in use) is refused with EUCLEAN and a way out")
 def _(build):
     for options in ("compat=1.1", "compat=0.10"):
@@ -196,6 +203,11 @@ def _(build):
             line = p.a.wait_log(r"orphan\.qcow2", mark)
             ok("fsck.diskguard" in line, "the line does not name the way out: " + line)
             fd2 = os.open(p.a.path("orphan.qcow2"), RDONLY)
+            raises((errno.EIO, errno.EUCLEAN), os.pread, fd2, 512, 0)
+            # Not even when it is known that nobody has it, and nobody can get it: QEMU's locks of a reader.
+            for byte in (100, 201):
+                ofd_lock(fd2, fcntl.F_OFD_SETLK, fcntl.F_RDLCK, byte)
+            eq(ofd_lock(fd2, fcntl.F_OFD_GETLK, fcntl.F_WRLCK, 101), fcntl.F_UNLCK, "nobody writes it")
             raises((errno.EIO, errno.EUCLEAN), os.pread, fd2, 512, 0)
             os.close(fd2)
             holder.call("close", fd)

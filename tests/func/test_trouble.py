@@ -286,6 +286,31 @@ def full(build):
         eq(os.listdir(ds.raw(".diskguard/tmp")), [], "what a daemon leaves")
 
 
+@suite.case("a host that crashes on a full datastore starts again, or is repaired by fsck")
+def full_crash(build):
+    for repair in ("start", "fsck"):
+        with small_fs(16) as base:
+            ds, host = Datastore(build, base), Host(suite_tmp(), "a")
+            view = View(ds, host, ["wait=0"])
+            make_qcow2(ds.raw("img.qcow2"), "16M")
+            before = sha(ds.raw("img.qcow2"))
+            wait_for(lambda ds=ds: len(spares(ds)) == 8, "the spare records are there")
+            with Proc() as p:
+                fd = p.call("open", view.path("img.qcow2"), os.O_RDWR)
+                fill(ds.raw("ballast"))
+                view.kill9()
+                with contextlib.suppress(OSError):
+                    p.call("close", fd)
+            if repair == "fsck":
+                r = ds.fsck(host, "-y")
+                eq(r.code, 1, repr(r))
+            else:
+                view.start()
+                view.stop()
+            eq(sha(ds.raw("img.qcow2")), before, "the image after " + repair)
+            ds.wait_settled()
+
+
 @suite.case("a full datastore without spare records refuses the open with ENOSPC, names the way out, and loses nothing")
 def full_for_long(build):
     with small_fs(16) as base:
@@ -302,10 +327,16 @@ def full_for_long(build):
             with contextlib.suppress(OSError):
                 for name in names:
                     fds.append(p.call("open", view.path(name), os.O_RDWR))
-            ok(8 <= len(fds) < 23, "%d images are held" % len(fds))
+            ok(4 <= len(fds) < 23, "%d images are held" % len(fds))
             raises(errno.ENOSPC, p.call, "open", view.path(names[-1]), os.O_RDWR)
             view.wait_log("No space left.*free some space")
             eq(sha(ds.raw(names[-1])), before, "the image that was refused")
+            fill(ds.raw("ballast"))
+            p.call("close", fds.pop())  # what is held can be given back, one after the other
+            ds.wait_free(names[len(fds)])
+            fill(ds.raw("ballast"))
+            p.call("close", fds.pop())
+            ds.wait_free(names[len(fds)])
             os.unlink(ds.raw("ballast"))
             fd = p.call("open", view.path(names[-1]), os.O_RDWR)
             for one in [fd, *fds]:

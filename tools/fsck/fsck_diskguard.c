@@ -307,6 +307,9 @@ static int check(struct fsck *f)
         r = identity_journal(f);
     if (r < 0)
         return r;
+    if (!f->dry_run && !f->beside)
+        (void)!claim_sweep_spares(&f->store, &f->host); /* walk_sweep() fails as this does, and says
+                                                           so */
     r = recover(f);
     if (r < 0)
         report_error(f, "cannot go through the claims of %s: %s; %s", f->store.path, strerror(-r),
