@@ -11,7 +11,7 @@ from dglayout import inner_path, shard
 from dgqemu import make_qcow2
 from dgtest import (Datastore, Host, Proc, Skip, Suite, View, eq, is_sealed, must, ok, pair, raises, run, sha, wait_for)
 
-suite = Suite(__file__, memory=True)
+suite = Suite(__file__, needs="hooks", memory=True)
 KINDS = ("claims", "marks", "readers")
 UPGRADE = "diskguardctl init --upgrade "
 

@@ -88,19 +88,19 @@ static int run_apart(const struct unit_test *test)
     return WIFEXITED(status) ? WEXITSTATUS(status) : ENDED_FAILED;
 }
 
-static bool wanted(const struct unit_test *test, const char *file, const char *text,
-                   const char *full)
+static bool wanted(const struct unit_test *test, const char *file, const char *but,
+                   const char *text, const char *full)
 {
-    const char *slash = strrchr(test->file, '/');
+    const char *slash = strrchr(test->file, '/'), *name = slash ? slash + 1 : test->file;
 
-    if (file && strcmp(slash ? slash + 1 : test->file, file) != 0)
+    if ((file && strcmp(name, file) != 0) || (but && strcmp(name, but) == 0))
         return false;
     return !text || strstr(full, text);
 }
 
 int main(int argc, char **argv)
 {
-    const char *file = NULL, *text = NULL;
+    const char *file = NULL, *but = NULL, *text = NULL;
     unsigned passed = 0, failed = 0, skipped = 0;
     bool here = false;
     char full[256];
@@ -110,12 +110,14 @@ int main(int argc, char **argv)
             here = true;
         else if (strcmp(argv[i], "--file") == 0 && i + 1 < argc)
             file = argv[++i];
+        else if (strcmp(argv[i], "--but-file") == 0 && i + 1 < argc)
+            but = argv[++i];
         else
             text = argv[i];
     }
     for (const struct unit_test *test = first; test; test = test->next) {
         snprintf(full, sizeof full, "%s/%s", test->suite, test->name);
-        if (!wanted(test, file, text, full))
+        if (!wanted(test, file, but, text, full))
             continue;
         int how = ENDED_OK;
         if (here)
