@@ -16,11 +16,11 @@
  *                                    absent: 0
  *
  * <shard> is the number of the key that the name begins with (shard_of() in src/core/shards.h), as
- * DG_SHARD_FORMAT: so one listing shows all names of a key, and few others. All shards are there from the start, and none is ever
- * removed: one that is missing is damage, never "no name". A directory that is made when it is
- * first needed would leave that open. An NFS client keeps "there is none" until the directory above
- * has another ctime, which counts in ticks: of two shards that are made in one tick the second may
- * stay unseen.
+ * DG_SHARD_FORMAT: so one listing shows all names of a key, and few others. All shards are there
+ * from the start, and none is ever removed: one that is missing is damage, never "no name". A
+ * directory that is made when it is first needed would leave that open. An NFS client keeps "there
+ * is none" until the directory above has another ctime, which counts in ticks: of two shards that
+ * are made in one tick the second may stay unseen.
  *
  * Format 1 had the names in claims/, marks/ and readers/ themselves. `diskguardctl init --upgrade`
  * converts it, see src/core/upgrade.h. */

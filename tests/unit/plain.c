@@ -1,10 +1,11 @@
 /* plain.c: the program that all unit tests are linked into (see unit.h). Runs each test in a child
  * process of its own:
  *
- *   unit [--file test_claim.c] [--here] [TEXT]
+ *   unit [--file test_claim.c] [--but-file test_io.c] [--here] [TEXT]
  *
- * --file: only the tests of that file; TEXT: only those whose "suite/name" contains it; --here: no
- * child, for a debugger. Exit code 0: none failed; 1: some failed; 2: none ran. */
+ * --file: only the tests of that file, --but-file: only those of others; TEXT: only those whose
+ * "suite/name" contains it; --here: no child, for a debugger. Exit code 0: none failed; 1: some
+ * failed; 2: none ran. */
 #include "unit.h"
 
 #include <stdarg.h>
