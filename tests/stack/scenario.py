@@ -166,7 +166,7 @@ class Script:
 
     def describe(self, name):
         info = dgstack.info(self.raw(name))
-        for key in ("filename", "actual-size", "full-backing-filename"):
+        for key in ("filename", "actual-size", "full-backing-filename", "children"):  # children: of QEMU 8 and later
             info.pop(key, None)
         for snapshot in info.get("snapshots", ()):
             for key in list(snapshot):
