@@ -3,8 +3,10 @@
 #include "guard/image.h"
 
 #include <assert.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "guard/conflict.h"
 #include "guard/guard.h"
@@ -379,10 +381,29 @@ bool image_is_unsealed(struct inode *i, char *ret_path, size_t size)
     return unsealed;
 }
 
+/* Of a file that this host has held: st may be of a moment when it was sealed. What is read after
+ * `valid` was false is what the restore has set, unless another hold has begun since. */
+static void stat_after_hold(const struct image *img, struct stat *st)
+{
+    struct stat now;
+    unsigned holds;
+    do {
+        holds = atomic_load(&img->held.count);
+        if (fstatat(img->inode->fd, "", &now, AT_EMPTY_PATH) < 0)
+            return;
+    } while (holds != atomic_load(&img->held.count) && !atomic_load(&img->held.valid));
+    st->st_mtim = now.st_mtim;
+    st->st_ctim = now.st_ctim;
+}
+
 void image_stat(struct inode *i, struct stat *st)
 {
     struct image *img = atomic_load(&i->image);
-    if (!img || !atomic_load(&img->held.valid) || atomic_load(&img->held.wrote))
+    if (!img || atomic_load(&img->held.count) == 0)
+        return;
+    if (!atomic_load(&img->held.valid))
+        stat_after_hold(img, st);
+    if (!atomic_load(&img->held.valid) || atomic_load(&img->held.wrote))
         return;
     mutex_lock(&img->lock);
     if (img->state != IMAGE_IDLE && img->info.sealed)
