@@ -4,15 +4,10 @@
 #include "base/hook.h"
 #include "base/log.h"
 
-int shard_dir_fd(const struct store *s, enum shard_dir dir)
-{
-    return dir == SHARD_CLAIMS ? s->claims_fd : dir == SHARD_MARKS ? s->marks_fd : s->readers_fd;
-}
-
 /* One that is gone since the store was opened is a medium at fault, as a file that it lost. */
 static int open_there(const struct store *s, enum shard_dir dir, unsigned shard)
 {
-    int fd = shard_open(shard_dir_fd(s, dir), shard);
+    int fd = shard_open(store_dir_fd(s, dir), shard);
 
     if (fd == -EUCLEAN)
         log_debug("%s/" DG_SHARD_FORMAT " is missing", shard_dir_name(dir), shard);

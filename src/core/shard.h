@@ -10,8 +10,6 @@
 #include "core/shards.h"
 #include "core/store.h"
 
-int shard_dir_fd(const struct store *s, enum shard_dir dir);
-
 /* A descriptor of the shard of this key. It belongs to the store. Or -errno. */
 DG_MUST_CHECK int shard_fd(const struct store *s, enum shard_dir dir, uint64_t key);
 

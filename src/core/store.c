@@ -163,7 +163,7 @@ static void dir_explain(const struct store *s, int err, const char *verb, struct
 #define MISSING                                                                                    \
     "though the datastore was initialised: somebody removed it; bring it back from a backup, or make an empty one (mode 0700) if no host has an image open"
 
-static int dir_fd_of(const struct store *s, enum shard_dir dir)
+int store_dir_fd(const struct store *s, enum shard_dir dir)
 {
     return dir == SHARD_CLAIMS ? s->claims_fd : dir == SHARD_MARKS ? s->marks_fd : s->readers_fd;
 }
@@ -173,7 +173,7 @@ static int shards_check(const struct store *s, enum shard_dir dir, struct why *w
 {
     const char *name = shard_dir_name(dir);
     struct shard_survey found;
-    int r = store_medium(shard_survey(dir_fd_of(s, dir), dir, &found));
+    int r = store_medium(shard_survey(store_dir_fd(s, dir), dir, &found));
 
     if (r < 0) {
         why_set(why, "cannot read " D "/%s: %s; %s", s->path, name, strerror(-r), store_hint(r));
@@ -379,7 +379,7 @@ static int init_dirs(struct store *s, struct why *why)
     if (r == 0)
         r = datastore_dir_make(s->dir_fd, "readers", &s->readers_fd);
     for (enum shard_dir d = 0; r == 0 && d < SHARD_DIRS; d++)
-        r = shard_make_all(dir_fd_of(s, d), d);
+        r = shard_make_all(store_dir_fd(s, d), d);
     if (r == 0)
         r = datastore_dir_make(s->dir_fd, "tmp", &s->tmp_fd);
     if (r == 0)

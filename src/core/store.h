@@ -9,6 +9,7 @@
 #include "base/base.h"
 #include "core/datastore.h"
 #include "core/io.h"
+#include "core/shards.h"
 
 struct store {
     int root_fd;                         /* O_RDONLY | O_DIRECTORY */
@@ -69,6 +70,8 @@ DG_MUST_CHECK int store_open_old(const char *path, struct store *ret,
 void store_close(
     /* also after a failed open or init; not on a struct that neither was called with */
     struct store *s);
+
+int store_dir_fd(const struct store *s, enum shard_dir dir); /* it stays the store's */
 
 /* Does the datastore answer now, and is it the one that was opened? Root and claims/ are asked, and
  * the file `datastore` is read. 0, -EXDEV (another one) or -errno. */

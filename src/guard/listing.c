@@ -1,6 +1,6 @@
+/* listing.c: see listing.h. */
 #include "guard/listing.h"
 
-#include <ctype.h>
 #include <string.h>
 
 #include "base/hook.h"
@@ -48,11 +48,8 @@ struct keys {
 static int see_key(void *arg, const char *name)
 {
     struct keys *k = arg;
-    char *end;
-    if (!isxdigit((unsigned char)name[0]))
-        return 0;
-    uint64_t key = strtoull(name, &end, 16);
-    if (*end != '.')
+    uint64_t key;
+    if (!shard_key(name, &key))
         return 0;
     if (k->n == k->room) {
         size_t room = k->room ? 2 * k->room : 64;
