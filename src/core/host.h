@@ -8,8 +8,8 @@
  *
  * hosts/<uuid> is written in place so that the lock on it survives. It is two copies of
  * HOST_COPY_SIZE bytes, each a text (base/text.h) padded with newlines: "diskguard-host 1", uuid=,
- * name=, installation=, boot=, daemon=, started=<time>, seq=<counter>, beat=<counter>,
- * beat-time=<time>, sum=. The copy that decodes and has the greater seq counts, and the next
+ * name=, installation=, boot=, daemon=, started=<time>, seq=<counter>, heartbeat=<counter>,
+ * heartbeat-time=<time>, sum=. The copy that decodes and has the greater seq counts, and the next
  * write goes to the other one. So a crash in the middle of a write leaves one good copy. */
 #ifndef DISKGUARD_HOST_H
 #define DISKGUARD_HOST_H
@@ -36,8 +36,8 @@ DG_MUST_CHECK int host_load(const char *host_id, const char *state_dir, struct h
 struct host_record {
     dg_uuid uuid, installation, boot, daemon;
     char name[HOST_NAME_SIZE];
-    char started[32], beat_time[32];
-    uint64_t beat;
+    char started[32], heartbeat_time[32];
+    uint64_t heartbeat;
 };
 /* 0, -ENOENT, -EBADMSG, -EPROTONOSUPPORT. */
 DG_MUST_CHECK int host_record_read(const struct store *s, const char *uuid,
@@ -73,7 +73,7 @@ void host_unlock_all(struct host_locks *l);
 /* Writes the next heartbeat, durably; the first one of a daemon also writes its boot, name and
  * start. It is evidence for people and for takeover=lock. -EKEYREJECTED: the record was bound to
  * another installation meanwhile, which happens only where locks do not work. */
-DG_MUST_CHECK int host_beat(int lock_fd, const struct host *h, uint64_t beat);
+DG_MUST_CHECK int host_heartbeat(int lock_fd, const struct host *h, uint64_t heartbeat);
 
 /* Does a live process have the record of that host locked now? Never waits, keeps no lock. 1, 0
  * or -errno. -ENOENT: there is no such record. -EOPNOTSUPP: nobody can tell (FENCE_NONE: locks

@@ -26,7 +26,7 @@ struct copy {
 };
 
 struct copy_text {
-    char name[3 * HOST_NAME_SIZE + 1], seq[24], beat[24];
+    char name[3 * HOST_NAME_SIZE + 1], seq[24], heartbeat[24];
 };
 
 static void copy_fields(struct host_record *rec, struct copy_text *t,
@@ -40,8 +40,8 @@ static void copy_fields(struct host_record *rec, struct copy_text *t,
         TEXT_FIELD("daemon", rec->daemon),
         TEXT_FIELD("started", rec->started),
         TEXT_FIELD("seq", t->seq),
-        TEXT_FIELD("beat", t->beat),
-        TEXT_FIELD("beat-time", rec->beat_time),
+        TEXT_FIELD("beat", t->heartbeat),
+        TEXT_FIELD("beat-time", rec->heartbeat_time),
     };
 
     memcpy(ret, f, sizeof(f));
@@ -59,7 +59,7 @@ static int copy_encode(const struct copy *c, char ret[HOST_COPY_SIZE])
     if (r < 0)
         return r;
     snprintf(t.seq, sizeof(t.seq), "%llu", (unsigned long long)c->seq);
-    snprintf(t.beat, sizeof(t.beat), "%llu", (unsigned long long)rec.beat);
+    snprintf(t.heartbeat, sizeof(t.heartbeat), "%llu", (unsigned long long)rec.heartbeat);
     copy_fields(&rec, &t, f);
     r = text_emit(RECORD_MAGIC, DG_FORMAT_VERSION, f, RECORD_FIELDS, text, sizeof(text), &len);
     if (r < 0)
@@ -88,7 +88,7 @@ static int copy_decode(const char *text, const char *uuid, struct copy *ret)
         (uuid && strcmp(c.rec.uuid, uuid) != 0))
         return -EBADMSG;
     if (base_unescape(t.name, strlen(t.name), c.rec.name, sizeof(c.rec.name)) < 0 ||
-        base_u64(t.seq, &c.seq) < 0 || base_u64(t.beat, &c.rec.beat) < 0)
+        base_u64(t.seq, &c.seq) < 0 || base_u64(t.heartbeat, &c.rec.heartbeat) < 0)
         return -EBADMSG;
     *ret = c;
     return 0;
@@ -174,7 +174,7 @@ static void copy_fill(const struct host *h, uint64_t seq, int at, struct copy *r
     memcpy(c.rec.daemon, h->daemon, sizeof(dg_uuid));
     memcpy(c.rec.name, h->name, sizeof(c.rec.name));
     base_time_text(c.rec.started);
-    memcpy(c.rec.beat_time, c.rec.started, sizeof(c.rec.beat_time));
+    memcpy(c.rec.heartbeat_time, c.rec.started, sizeof(c.rec.heartbeat_time));
     *ret = c;
 }
 
@@ -201,7 +201,7 @@ int host_bind(int lock_fd, const struct host *h)
     return io_fsync(lock_fd);
 }
 
-int host_beat(int lock_fd, const struct host *h, uint64_t beat)
+int host_heartbeat(int lock_fd, const struct host *h, uint64_t heartbeat)
 {
     struct copy old, c;
     int r = record_load(lock_fd, h->uuid, &old);
@@ -211,7 +211,7 @@ int host_beat(int lock_fd, const struct host *h, uint64_t beat)
     if (strcmp(old.rec.installation, h->installation) != 0)
         return -EKEYREJECTED;
     copy_fill(h, old.seq + 1, 1 - old.at, &c);
-    c.rec.beat = beat;
+    c.rec.heartbeat = heartbeat;
     if (strcmp(old.rec.daemon, h->daemon) == 0)
         memcpy(c.rec.started, old.rec.started, sizeof(c.rec.started));
     r = HOOK_FAIL("host.beat");
@@ -303,8 +303,8 @@ static void explain_busy(const struct store *s, const char *uuid, struct why *wh
         why_set(
             why,
             "a diskguard or fsck.diskguard of this host is at work on " P
-            " already: host %s, daemon %s, last beat %s (%s); unmount that view or wait for it to end",
-            s->path, rec.name, rec.daemon, rec.beat_time, uuid);
+            " already: host %s, daemon %s, last heartbeat %s (%s); unmount that view or wait for it to end",
+            s->path, rec.name, rec.daemon, rec.heartbeat_time, uuid);
     else
         why_set(why,
                 "a diskguard or fsck.diskguard with host uuid %s is at work on " P
@@ -327,8 +327,8 @@ static void explain_rejected(const struct store *s, const struct host *h,
         why_set(
             why,
             "host uuid %s on " P
-            " belongs to another installation (host %s, last beat %s). Either this machine is a clone: give each host a uuid of its own (systemd-machine-id-setup, or host-id=); or its state directory was lost: fsck.diskguard --takeover %s --confirm-host-is-down %s",
-            h->uuid, s->path, rec->name, rec->beat_time, h->uuid,
+            " belongs to another installation (host %s, last heartbeat %s). Either this machine is a clone: give each host a uuid of its own (systemd-machine-id-setup, or host-id=); or its state directory was lost: fsck.diskguard --takeover %s --confirm-host-is-down %s",
+            h->uuid, s->path, rec->name, rec->heartbeat_time, h->uuid,
             base_quote(s->path, quoted, sizeof(quoted)));
 }
 

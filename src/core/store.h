@@ -32,12 +32,12 @@ struct store {
     char path[4096];
 };
 
-/* A store that was never opened: store_close() may be called. */
-#define STORE_CLOSED                                                                               \
-    {                                                                                              \
-        .root_fd = -1, .dir_fd = -1, .claims_fd = -1, .marks_fd = -1, .readers_fd = -1,            \
-        .tmp_fd = -1, .hosts_fd = -1                                                               \
-    }
+/* A store that was never opened: store_close() may be called. (The versions of clang-format do not
+ * agree on it.) */
+/* clang-format off */
+#define STORE_CLOSED {.root_fd = -1, .dir_fd = -1, .claims_fd = -1, .marks_fd = -1, \
+                      .readers_fd = -1, .tmp_fd = -1, .hosts_fd = -1}
+/* clang-format on */
 
 /* Makes DATASTORE/.diskguard, durably. -EEXIST: there is one already. A half-made one is
  * completed only if `datastore` is absent, and claims/ is absent or has no claim. */

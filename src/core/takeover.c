@@ -10,7 +10,7 @@ void takeover_watch(struct takeover_watch *w, const struct host_record *rec, uin
                     uint64_t gap_ms)
 {
     bool same = w->since_ms != 0 && strcmp(w->host, rec->uuid) == 0 &&
-                strcmp(w->daemon, rec->daemon) == 0 && w->beat == rec->beat;
+                strcmp(w->daemon, rec->daemon) == 0 && w->heartbeat == rec->heartbeat;
 
     if (!same) {
         bool watched = w->since_ms != 0 && strcmp(w->host, rec->uuid) == 0 &&
@@ -18,18 +18,19 @@ void takeover_watch(struct takeover_watch *w, const struct host_record *rec, uin
         w->moves = watched ? w->moves + 1 : 0;
         memcpy(w->host, rec->uuid, sizeof(dg_uuid));
         memcpy(w->daemon, rec->daemon, sizeof(dg_uuid));
-        w->beat = rec->beat;
+        w->heartbeat = rec->heartbeat;
         w->since_ms = now_ms;
     }
     w->seen_ms = now_ms;
 }
 
-enum takeover_beat takeover_beat(const struct takeover_watch *w, uint64_t now_ms, uint64_t need_ms)
+enum takeover_heartbeat takeover_heartbeat(const struct takeover_watch *w, uint64_t now_ms,
+                                           uint64_t need_ms)
 {
     if (w->since_ms != 0 && now_ms - w->since_ms >= need_ms)
-        return TAKEOVER_BEAT_STANDS;
-    return w->moves >= 2 && now_ms - w->since_ms < need_ms / 2 ? TAKEOVER_BEAT_MOVES
-                                                               : TAKEOVER_BEAT_WATCHED;
+        return TAKEOVER_HEARTBEAT_STANDS;
+    return w->moves >= 2 && now_ms - w->since_ms < need_ms / 2 ? TAKEOVER_HEARTBEAT_MOVES
+                                                               : TAKEOVER_HEARTBEAT_WATCHED;
 }
 
 static bool fences(enum fencing f, bool unproven)
@@ -52,12 +53,12 @@ enum takeover_verdict takeover_decide(const struct takeover_input *in)
         return TAKEOVER_NAMES;
     if (in->record < 0)
         return TAKEOVER_NO_RECORD;
-    switch (in->beat) {
-    case TAKEOVER_BEAT_MOVES:
+    switch (in->heartbeat) {
+    case TAKEOVER_HEARTBEAT_MOVES:
         return TAKEOVER_ALIVE;
-    case TAKEOVER_BEAT_WATCHED:
+    case TAKEOVER_HEARTBEAT_WATCHED:
         return TAKEOVER_WATCH;
-    case TAKEOVER_BEAT_STANDS:
+    case TAKEOVER_HEARTBEAT_STANDS:
         break;
     }
     return in->alive == 1 ? TAKEOVER_LOCKED : TAKEOVER_TRY;
@@ -70,22 +71,23 @@ void takeover_explain(enum takeover_verdict v, const struct takeover_input *in, 
     case TAKEOVER_TRY:
         why_set(
             ret,
-            "the beat of host %.100s stands still and its record is not locked: the fence lock decides",
+            "the heartbeat of host %.100s stands still and its record is not locked: the fence lock decides",
             host_name);
         break;
     case TAKEOVER_WATCH:
-        why_set(ret,
-                "the beat of host %.100s must be watched longer before it counts as standing still",
-                host_name);
+        why_set(
+            ret,
+            "the heartbeat of host %.100s must be watched longer before it counts as standing still",
+            host_name);
         break;
     case TAKEOVER_LOCKED:
         why_set(
             ret,
-            "the record of host %.100s is still locked although its beat stands still: its diskguard is stopped or hangs, or its locks have not run out yet; " BY_HAND,
+            "the record of host %.100s is still locked although its heartbeat stands still: its diskguard is stopped or hangs, or its locks have not run out yet; " BY_HAND,
             host_name, host_uuid);
         break;
     case TAKEOVER_ALIVE:
-        why_set(ret, "host %.100s lives: its beat moves; close the image there", host_name);
+        why_set(ret, "host %.100s lives: its heartbeat moves; close the image there", host_name);
         break;
     case TAKEOVER_NO_RECORD:
         why_set(

@@ -14,16 +14,16 @@
 
 /* ---- the heartbeat of another host, timed on our monotonic clock ---- */
 
-enum takeover_beat {
-    TAKEOVER_BEAT_WATCHED, /* not watched long enough */
+enum takeover_heartbeat {
+    TAKEOVER_HEARTBEAT_WATCHED, /* not watched long enough */
     /* it changed twice while it was watched, and not long ago, for the same daemon: one change
      * may be the last sign of a host that dies */
-    TAKEOVER_BEAT_MOVES,
-    TAKEOVER_BEAT_STANDS /* the counter has not changed for as long as was asked for */
+    TAKEOVER_HEARTBEAT_MOVES,
+    TAKEOVER_HEARTBEAT_STANDS /* the counter has not changed for as long as was asked for */
 };
 struct takeover_watch {
     dg_uuid host, daemon; /* a restarted daemon counts its heartbeats anew */
-    uint64_t beat;
+    uint64_t heartbeat;
     uint64_t since_ms; /* time when this value was first seen, CLOCK_MONOTONIC; 0: never */
     uint64_t seen_ms;  /* last looked at */
     unsigned moves;    /* changes in a row, each between two looks that were not far apart */
@@ -33,7 +33,8 @@ struct takeover_watch {
 void takeover_watch(struct takeover_watch *w, const struct host_record *rec, uint64_t now_ms,
                     uint64_t gap_ms);
 /* need_ms: how long the heartbeat must stand still. */
-enum takeover_beat takeover_beat(const struct takeover_watch *w, uint64_t now_ms, uint64_t need_ms);
+enum takeover_heartbeat takeover_heartbeat(const struct takeover_watch *w, uint64_t now_ms,
+                                           uint64_t need_ms);
 
 /* ---- the decision ---- */
 
@@ -42,7 +43,7 @@ enum takeover_verdict {
     TAKEOVER_WATCH, /* not yet: the heartbeat must be watched longer */
     /* not now: the record of that host is locked, so it lives, or its locks have not run out yet */
     TAKEOVER_LOCKED,
-    TAKEOVER_ALIVE,     /* its beat moves */
+    TAKEOVER_ALIVE,     /* its heartbeat moves */
     TAKEOVER_NO_RECORD, /* that host has no readable record, so nothing tells whether it lives */
     TAKEOVER_OWN,       /* never: locks on our mount do not fence */
     TAKEOVER_HOLDER,    /* never: locks on the holder's mount do not fence; its claim says so */
@@ -55,7 +56,7 @@ struct takeover_input {
     enum fencing own, holder;
     int record; /* of the holder's hosts/ record: 0 it was read, or -errno */
     int alive;  /* host_alive(): 1, 0 or -errno (cannot be told) */
-    enum takeover_beat beat;
+    enum takeover_heartbeat heartbeat;
 };
 /* Was it claimed for an operation on names (format "none"), and not to be written? An NFSv4
  * server refuses a late WRITE under a lock that was lost. It carries out a late REMOVE, RENAME

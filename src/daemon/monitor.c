@@ -10,9 +10,9 @@
 
 struct monitor {
     struct daemon *d;
-    struct image_maintain *tend;
-    pthread_t beat, look;
-    bool beating, tending; /* these two were started */
+    struct image_maintain *maintain;
+    pthread_t heartbeat, maintainer;
+    bool beats, maintains; /* these two were started */
     struct mutex lock;
     struct cond wake;
     bool stop GUARDED_BY(lock);
@@ -30,7 +30,8 @@ unsigned monitor_period_ms(void)
     return MONITOR_PERIOD_MS;
 }
 
-/* Until the next round, or a kick (only of the looks: a beat proves life by its pace). false: stop.
+/* Until the next round, or a kick (only of those of maintain: the heartbeat proves life by its
+ * pace). false: stop.
  */
 static bool wait_round(struct monitor *k, bool kickable)
 {
@@ -92,23 +93,24 @@ static void relock_and_say(struct daemon *d)
     }
 }
 
-static void beat_once(struct daemon *d, uint64_t beat, int *failed)
+static void heartbeat_once(struct daemon *d, uint64_t heartbeat, int *failed)
 {
-    int r = d->host_lock_fd < 0 ? -EBADF : host_beat(d->host_lock_fd, &d->guard.host, beat);
+    int r =
+        d->host_lock_fd < 0 ? -EBADF : host_heartbeat(d->host_lock_fd, &d->guard.host, heartbeat);
     if (r < 0 && r != *failed && !atomic_load(&d->guard.host_lost))
-        log_msg(LOG_WARNING, "cannot write the beat of this host on the datastore '%s': %s",
+        log_msg(LOG_WARNING, "cannot write the heartbeat of this host on the datastore '%s': %s",
                 d->guard.store.path, strerror(-r));
     *failed = r;
     if (is_lost(r))
         relock_and_say(d);
 }
 
-static void *run_beat(void *arg)
+static void *run_heartbeat(void *arg)
 {
     struct monitor *k = arg;
     int failed = 0;
-    for (uint64_t beat = MONITOR_FIRST_BEAT; wait_round(k, false);)
-        beat_once(k->d, ++beat, &failed);
+    for (uint64_t heartbeat = MONITOR_FIRST_HEARTBEAT; wait_round(k, false);)
+        heartbeat_once(k->d, ++heartbeat, &failed);
     return NULL;
 }
 
@@ -122,11 +124,11 @@ static bool next_round(struct monitor *k)
 {
     bool go_on = wait_round(k, true);
     if (go_on)
-        image_maintain_round(k->tend);
+        image_maintain_round(k->maintain);
     return go_on;
 }
 
-static void *run_tend(void *arg)
+static void *run_maintain(void *arg)
 {
     struct monitor *k = arg;
     do
@@ -141,11 +143,11 @@ static void end_threads(struct monitor *k)
     k->stop = true;
     cond_broadcast(&k->wake);
     mutex_unlock(&k->lock);
-    if (k->beating)
-        pthread_join(k->beat, NULL);
-    if (k->tending)
-        pthread_join(k->look, NULL);
-    k->beating = k->tending = false;
+    if (k->beats)
+        pthread_join(k->heartbeat, NULL);
+    if (k->maintains)
+        pthread_join(k->maintainer, NULL);
+    k->beats = k->maintains = false;
 }
 
 struct monitor *monitor_new(struct daemon *d)
@@ -156,10 +158,10 @@ struct monitor *monitor_new(struct daemon *d)
     k->d = d;
     mutex_init(&k->lock);
     cond_init(&k->wake);
-    k->tend = image_maintain_new(&d->guard);
-    k->beating = k->tend && pthread_create(&k->beat, NULL, run_beat, k) == 0;
-    k->tending = k->beating && pthread_create(&k->look, NULL, run_tend, k) == 0;
-    if (k->tending)
+    k->maintain = image_maintain_new(&d->guard);
+    k->beats = k->maintain && pthread_create(&k->heartbeat, NULL, run_heartbeat, k) == 0;
+    k->maintains = k->beats && pthread_create(&k->maintainer, NULL, run_maintain, k) == 0;
+    if (k->maintains)
         return k;
     monitor_stop(k);
     monitor_free(k);
@@ -179,8 +181,8 @@ void monitor_stop(struct monitor *k)
     if (!k)
         return;
     end_threads(k);
-    image_maintain_free(k->tend);
-    k->tend = NULL;
+    image_maintain_free(k->maintain);
+    k->maintain = NULL;
 }
 
 void monitor_free(struct monitor *k)

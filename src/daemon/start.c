@@ -229,7 +229,7 @@ static int take_over_host(struct daemon *d, struct why *why)
             "%s: the storage takes this daemon (user %u) for user %u, as NFS does with root_squash: images that user %u may not read and write are refused with EACCES. Way out: export with no_root_squash, or give the images to that user or a group of his",
             d->opt.guard.datastore, (unsigned)geteuid(), (unsigned)d->guard.store.owner,
             (unsigned)d->guard.store.owner);
-    r = host_beat(d->host_lock_fd, &d->guard.host, MONITOR_FIRST_BEAT);
+    r = host_heartbeat(d->host_lock_fd, &d->guard.host, MONITOR_FIRST_HEARTBEAT);
     if (r < 0) {
         why_set(why, "%s: the record of this host cannot be written: %s; %s",
                 d->opt.guard.datastore, strerror(-r), store_hint(r));

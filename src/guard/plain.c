@@ -47,7 +47,7 @@ static int plain_lock(struct guard *g, struct image *img, struct handle *h, int 
 
 /* Does plain_fd still have its lock? A read through it gets EIO on NFSv4 when not. (Of an empty
  * file, or where its first page is dirty, nothing is asked of the storage: then the monitor finds
- * out, by its beat.) */
+ * out, by its heartbeat.) */
 static int prove(struct guard *g, struct image *img)
 {
     char byte;

@@ -74,11 +74,11 @@ void takeover_announce(const struct guard *g)
 /* ---- is it worth trying? ---- */
 
 /* Notes what the record says and how long it has said so. Without memory nothing is known of the
- * beat. */
-static enum takeover_beat note_beat(struct guard *g, const struct host_record *rec)
+ * heartbeat. */
+static enum takeover_heartbeat note_heartbeat(struct guard *g, const struct host_record *rec)
 {
     struct takeover *t = g->takeover;
-    enum takeover_beat r = TAKEOVER_BEAT_WATCHED;
+    enum takeover_heartbeat r = TAKEOVER_HEARTBEAT_WATCHED;
     uint64_t now = base_now_ms();
     mutex_lock(&t->lock);
     struct watched *w = t->hosts;
@@ -93,7 +93,7 @@ static enum takeover_beat note_beat(struct guard *g, const struct host_record *r
     }
     if (w) {
         takeover_watch(&w->watch, rec, now, DG_MAX(2 * g->heartbeat_ms, 3 * TAKEOVER_PACE_MS));
-        r = takeover_beat(&w->watch, now, TAKEOVER_BEATS * g->heartbeat_ms);
+        r = takeover_heartbeat(&w->watch, now, TAKEOVER_HEARTBEATS * g->heartbeat_ms);
     }
     mutex_unlock(&t->lock);
     return r;
@@ -109,8 +109,8 @@ static enum takeover_verdict takeover_look(struct guard *g, const struct record 
     in.own = io_fencing(g->store.root_fd, g->store.fence, &own_why);
     in.record = host_record_read(&g->store, held->host, &rec);
     if (in.record == 0)
-        in.beat = note_beat(g, &rec);
-    if (in.beat == TAKEOVER_BEAT_STANDS)
+        in.heartbeat = note_heartbeat(g, &rec);
+    if (in.heartbeat == TAKEOVER_HEARTBEAT_STANDS)
         in.alive = host_alive(&g->store, held->host);
     enum takeover_verdict v = takeover_decide(&in);
     takeover_explain(v, &in, own_why, held->host_name, held->host, why);
@@ -170,7 +170,7 @@ static void log_taken(const struct guard *g, const struct record *from, bool unp
     whereis_name(&g->store, from->ino, &from->handle, from->image, now, sizeof(now));
     log_image(
         LOG_WARNING, now, from->host_name, from->generation + 1,
-        "TAKEN OVER: '%s' from host %s (%s), which held it since %s, generation %llu: its beat stood still and the storage gave the fence lock to this host; %s%s",
+        "TAKEN OVER: '%s' from host %s (%s), which held it since %s, generation %llu: its heartbeat stood still and the storage gave the fence lock to this host; %s%s",
         now, from->host_name, from->host, from->since, (unsigned long long)from->generation,
         action == RECOVER_RESTORE ? "its header is restored" : "its header was not sealed",
         unproven

@@ -14,8 +14,8 @@
 /* An attempt reads the holder's record and asks for its lock: no more often than this for one
  * waiting request. */
 #define TAKEOVER_PACE_MS 1000u
-/* A beat that does not change for so many periods of the monitor stands still. */
-#define TAKEOVER_BEATS 3u
+/* A heartbeat that does not change for so many periods of the monitor stands still. */
+#define TAKEOVER_HEARTBEATS 3u
 
 struct takeover *takeover_new(void); /* NULL: out of memory */
 void takeover_free(struct takeover *t);

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "base/mountinfo.h"
 #include "base/sync.h"
 #include "guard/guard.h"
 
@@ -81,7 +82,7 @@ struct outside {
     char done[PATH_MAX]; /* this path, which it entered from the directory `at` */
     bool up;             /* or by a ".." from a mount within a view */
     /* in the walk */
-    unsigned long mount; /* that `at` is on */
+    unsigned mount; /* that `at` is on */
     /* between the two threads */
     struct mutex lock;
     struct cond changed;
@@ -100,7 +101,7 @@ static void outside_free(struct outside *o)
     free(o);
 }
 
-static int mount_id(int fd, unsigned long *ret)
+static int mount_id(int fd, unsigned *ret)
 {
     char path[48], line[128];
     snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", fd);
@@ -109,64 +110,22 @@ static int mount_id(int fd, unsigned long *ret)
         return -errno;
     int found = 0;
     while (found != 1 && fgets(line, sizeof(line), f))
-        found = sscanf(line, "mnt_id: %lu", ret);
+        found = sscanf(line, "mnt_id: %u", ret);
     fclose(f);
     return found == 1 ? 0 : -EIO;
 }
 
-struct mount_line {
-    char *root, *point, *type, *source;
-};
-
-static void mount_line_clear(struct mount_line *m)
-{
-    free(m->root);
-    free(m->point);
-    free(m->type);
-    free(m->source);
-    *m = (struct mount_line){0};
-}
-
-/* proc(5): "36 35 98:0 /root /point options optional - type source options". 0, -ENOENT or -errno.
- */
-static int mount_find(unsigned long id, struct mount_line *ret)
-{
-    _cleanup_free_ char *line = NULL;
-    size_t size = 0;
-    int r = -ENOENT;
-    FILE *f = fopen("/proc/self/mountinfo", "re");
-    if (!f)
-        return -errno;
-    while (r == -ENOENT && getline(&line, &size, f) >= 0) {
-        struct mount_line m = {0};
-        unsigned long is;
-        const char *dash = strstr(line, " - ");
-        if (dash && sscanf(line, "%lu %*u %*u:%*u %ms %ms", &is, &m.root, &m.point) == 3 &&
-            is == id && sscanf(dash, " - %ms %ms", &m.type, &m.source) == 2) {
-            base_unescape_octal(m.root);
-            base_unescape_octal(m.point);
-            base_unescape_octal(m.source);
-            *ret = m;
-            r = 0;
-        } else {
-            mount_line_clear(&m);
-        }
-    }
-    fclose(f);
-    return r;
-}
-
 /* Is this mount a view of the datastore, this daemon's or another's? Then o->done is the path below
  * it. 1, 0 or -errno. */
-static int in_view(struct outside *o, int fd, unsigned long id)
+static int in_view(struct outside *o, int fd, unsigned id)
 {
-    struct mount_line m = {0};
+    struct mountinfo m = {0};
     char path[PATH_MAX];
-    int r = mount_find(id, &m);
+    int r = mountinfo_find_id(id, &m);
     if (r == 0 && strncmp(m.type, "fuse", 4) == 0 && strcmp(m.source, o->source) == 0)
         r = path_of(fd, path);
     else if (r == 0 || r == -ENOENT) {
-        mount_line_clear(&m);
+        mountinfo_free(&m);
         return 0;
     }
     size_t n = r == 0 ? strlen(m.point) : 0;
@@ -179,7 +138,7 @@ static int in_view(struct outside *o, int fd, unsigned long id)
             snprintf(o->done, sizeof(o->done), "%s%s%s", root, *root && *below ? "/" : "", below);
         r = len < (int)sizeof(o->done) ? 1 : -ENAMETOOLONG;
     }
-    mount_line_clear(&m);
+    mountinfo_free(&m);
     return r;
 }
 
@@ -218,7 +177,7 @@ static int start_again(struct outside *o)
 static int arrive(struct outside *o, int opened)
 {
     _cleanup_close_ int fd = opened;
-    unsigned long id;
+    unsigned id;
     struct stat st, root;
     char target[PATH_MAX];
     int r = mount_id(fd, &id);

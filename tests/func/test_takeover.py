@@ -115,7 +115,7 @@ def chain_taken(build):
         os.close(os.open(c.path("base.qcow2"), RDWR))
 
 
-@suite.case("a killed host's image is opened for write by another host after its beat stood still: header, data and generation are right")
+@suite.case("a killed host's image is opened for write by another host after its heartbeat stood still: header, data and generation are right")
 def killed(build):
     with hosts(build) as h:
         a, true = held_and_killed(h)
@@ -151,7 +151,7 @@ def stopped(build):
             began = time.monotonic()
             raises(errno.EBUSY, q.call, "open", b.path("img.qcow2"), RDWR)
             ok(time.monotonic() - began < 15, "a holder that beats is not waited for as long as takeover-wait=")
-            b.wait_log("refused takeover of .*its beat moves", mark)
+            b.wait_log("refused takeover of .*its heartbeat moves", mark)
             a.signal(signal.SIGSTOP)
             claim = h.claim()
             before = sha(h.ds.raw("img.qcow2"))
@@ -160,7 +160,7 @@ def stopped(build):
                 at = b.log_size()
                 raises(errno.EBUSY, q.call, "open", b.path("img.qcow2"), RDWR)
                 return text in b.log()[at:]
-            wait_for(lambda: refused_with("still locked although its beat stands still"), "refused because of the lock", 60)
+            wait_for(lambda: refused_with("still locked although its heartbeat stands still"), "refused because of the lock", 60)
             eq(h.claim(), claim, "the claim of a stopped host")
             eq(sha(h.ds.raw("img.qcow2")), before, "the image of a stopped host")
             a.signal(signal.SIGCONT)
@@ -324,7 +324,7 @@ def by_ctl(build):
         ok("takeover:   possible" in ctl(build, "show", img).out, "show does, too")
         eq(json.loads(ctl(build, "show", "--json", img).out)["claim"]["fenced"], "lock")
         r = ctl(build, "takeover", "--wait", "0", img)
-        eq(r.code, 3, "no time to watch the beat: %r" % r)
+        eq(r.code, 3, "no time to watch the heartbeat: %r" % r)
         ok("must be watched longer" in r.out, repr(r))
         r = ctl(build, "takeover", img)
         eq(r.code, 0, repr(r))

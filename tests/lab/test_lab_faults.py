@@ -60,7 +60,7 @@ def frozen_open(lab, site):
         check_free(site, header)
         a.view.stop()
     a.disarm()
-    a.go_on()  # what comes after the answer, the beat among it, counts as well and may have stopped it
+    a.go_on()  # what comes after the answer, the heartbeat among it, counts as well and may have stopped it
     eq(call.outcome(), 0, "the open without a stop")
     a.guest.do("closed", "x")
     check_free(site, header)

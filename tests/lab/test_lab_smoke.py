@@ -31,7 +31,7 @@ def smoke(version):
         site.wait_claim("disk.qcow2", guest="B")
         eq(b.guest.do("header", site.raw("disk.qcow2", "B")), header, "the raw header afterwards")
         site.close()
-    suite.case("one holder at a time, NFSv%s" % version, limit=150)(case)
+    suite.case("one holder at a time, NFSv%s" % version, limit=400)(case)
 
 
 for v in ("4.2", "3"):

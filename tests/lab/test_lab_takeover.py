@@ -243,7 +243,7 @@ def answered(call):
 def wakes_up_late(lab, site, closing):
     """A stops at each step of an open or of the last close; the server forgets it; B takes over and works; A goes on: nothing of B's is hit."""
     header = site.image()
-    b = site.view("B", "wait=0", "takeover=lock", WAIT, env="DISKGUARD_BEAT_MS=1000")  # of the hooks build: a beat stands still after 3 s, not 15
+    b = site.view("B", "wait=0", "takeover=lock", WAIT, env="DISKGUARD_BEAT_MS=1000")  # of the hooks build: a heartbeat stands still after 3 s, not 15
     k = 0
     while True:
         k += 1
@@ -257,7 +257,7 @@ def wakes_up_late(lab, site, closing):
                                   "done" if call.done() and (not closing or site.claim(IMAGE, "B").get("state") == "free") else None, "stopped or done", 60)
         if stopped == "done" and not a.guest.do("stopped", a.view.pid, 1.0):
             break
-        # The beat counts as a step, too, and comes on a thread of its own: the answer may have been on its way when it stopped the daemon.
+        # The heartbeat counts as a step, too, and comes on a thread of its own: the answer may have been on its way when it stopped the daemon.
         if not closing and a.passed()[-1] == "host.beat" and answered(call):
             break
         a.guest.freeze()

@@ -558,7 +558,7 @@ Test(guard, what_is_stuck_is_tried_again, .init = scene_make, .fini = scene_remo
     cr_assert_eq(open_as(A, "disk.qcow2", O_RDWR, &first, &h), 0);
     get_raw("disk.qcow2", sealed, sizeof(sealed));
     for (size_t k = 0; k < sizeof(alien); k++)
-        alien[k] = sealed[k] == truth[k] ? sealed[k] : (uint8_t) ~(sealed[k] ^ truth[k]);
+        alien[k] = sealed[k] == truth[k] ? sealed[k] : (uint8_t)(0xff ^ sealed[k] ^ truth[k]);
     write_raw("disk.qcow2", alien, sizeof(alien), 0);
     close_as(A, h);
     cr_assert_eq(busy(A, &info), 1);
@@ -809,19 +809,19 @@ Test(guard, a_takeover_that_goes_through, .init = scene_make, .fini = scene_remo
     int alive = host_lock(&A->store, &A->host, &why), r;
 
     cr_assert(alive >= 0, "%s", why.text);
-    cr_assert_eq(host_beat(alive, &A->host, 1), 0);
+    cr_assert_eq(host_heartbeat(alive, &A->host, 1), 0);
     fake_fencing = FENCING_LOCK;
     B->heartbeat_ms = 20;
     cr_assert_eq(open_as(A, "disk.qcow2", O_RDWR, &first, &h), 0);
     cr_assert_eq(claim_now("disk.qcow2", &was), CLAIM_HELD);
     cr_assert_eq(takeover_attempt(A, h->inode, false, &why), -EBUSY, "it is its own");
     cr_assert_eq(takeover_attempt(B, i, false, &why), -EAGAIN, "not watched long enough");
-    for (unsigned beat = 2; beat < 4; beat++) {
-        cr_assert_eq(host_beat(alive, &A->host, beat), 0);
+    for (unsigned heartbeat = 2; heartbeat < 4; heartbeat++) {
+        cr_assert_eq(host_heartbeat(alive, &A->host, heartbeat), 0);
         r = takeover_attempt(B, i, false, &why);
     }
     cr_assert_eq(r, -EBUSY, "it lives: %s", why.text);
-    usleep(1000 * (TAKEOVER_BEATS + 1) * B->heartbeat_ms);
+    usleep(1000 * (TAKEOVER_HEARTBEATS + 1) * B->heartbeat_ms);
     cr_assert_eq(takeover_attempt(B, i, false, &why), -EAGAIN, "%s", why.text);
     cr_assert_not_null(strstr(why.text, "still locked"), "%s", why.text);
     close(alive);

@@ -1,4 +1,5 @@
-/* test_host.c: this host's identity, its record on the datastore, the lock on it and the beat. */
+/* test_host.c: this host's identity, its record on the datastore, the lock on it and the heartbeat.
+ */
 #include "unit.h"
 
 #include <sys/wait.h>
@@ -203,7 +204,7 @@ Test(host, lock_makes_and_binds_the_record, .init = setup, .fini = teardown)
     cr_assert_str_eq(rec.daemon, h.daemon);
     cr_assert_str_eq(rec.boot, h.boot);
     cr_assert_str_eq(rec.name, "node1");
-    cr_assert_eq(rec.beat, 0);
+    cr_assert_eq(rec.heartbeat, 0);
     cr_assert_eq(strlen(rec.started), 20);
     cr_assert_eq(stat(scratch_path("ds/.diskguard/hosts/" UUID_A), &st), 0);
     cr_assert(st.st_size == HOST_RECORD_SIZE && st.st_nlink == 1 && (st.st_mode & 07777) == 0600);
@@ -251,7 +252,7 @@ Test(host, another_installation_is_another_host, .init = setup, .fini = teardown
     cr_assert_geq(fd, 0);
     cr_assert_str_eq(read_it().installation, h.installation);
     cr_assert_eq(host_bind(fd, &other), 0);
-    cr_assert_eq(host_beat(fd, &h, 1), -EKEYREJECTED);
+    cr_assert_eq(host_heartbeat(fd, &h, 1), -EKEYREJECTED);
     close(fd);
     close(lock_it(&other));
     cr_assert_eq(host_lock(&store, &h, &why), -EKEYREJECTED);
@@ -304,20 +305,20 @@ Test(host, of_several_first_starts_one_wins, .init = setup, .fini = teardown)
     }
 }
 
-/* ---- beat ---- */
+/* ---- heartbeat ---- */
 
-Test(host, beats_count_up_in_turn, .init = setup, .fini = teardown)
+Test(host, heartbeats_count_up_in_turn, .init = setup, .fini = teardown)
 {
     struct host h = make_host('1'), next = make_host('1');
     char before[HOST_RECORD_SIZE], after[HOST_RECORD_SIZE];
     int fd = lock_it(&h), last = -1;
 
-    for (uint64_t beat = 1; beat <= 6; beat++) {
+    for (uint64_t heartbeat = 1; heartbeat <= 6; heartbeat++) {
         scratch_read("ds/.diskguard/hosts/" UUID_A, before, sizeof(before));
-        cr_assert_eq(host_beat(fd, &h, beat), 0);
+        cr_assert_eq(host_heartbeat(fd, &h, heartbeat), 0);
         cr_assert_eq(scratch_read("ds/.diskguard/hosts/" UUID_A, after, sizeof(after)),
                      HOST_RECORD_SIZE);
-        cr_assert_eq(read_it().beat, beat);
+        cr_assert_eq(read_it().heartbeat, heartbeat);
         int changed = memcmp(before, after, HOST_COPY_SIZE) != 0 ? 0 : 1;
         cr_assert_neq(changed, last, "one copy was written twice in a row");
         cr_assert_eq(memcmp(before + (1 - changed) * HOST_COPY_SIZE,
@@ -329,10 +330,10 @@ Test(host, beats_count_up_in_turn, .init = setup, .fini = teardown)
     fd = lock_it(&next);
     cr_assert_str_eq(read_it().daemon, h.daemon);
     strcpy(next.name, "new name 100% \xc3\xb6");
-    cr_assert_eq(host_beat(fd, &next, 1), 0);
+    cr_assert_eq(host_heartbeat(fd, &next, 1), 0);
     cr_assert_str_eq(read_it().daemon, next.daemon);
     cr_assert_str_eq(read_it().name, next.name);
-    cr_assert_eq(read_it().beat, 1);
+    cr_assert_eq(read_it().heartbeat, 1);
     close(fd);
 }
 
@@ -343,9 +344,9 @@ Test(host, the_longest_name_fits, .init = setup, .fini = teardown)
 
     memset(h.name, 0xff, HOST_NAME_SIZE - 1);
     fd = lock_it(&h);
-    cr_assert_eq(host_beat(fd, &h, UINT64_MAX), 0);
+    cr_assert_eq(host_heartbeat(fd, &h, UINT64_MAX), 0);
     cr_assert_str_eq(read_it().name, h.name);
-    cr_assert_eq(read_it().beat, UINT64_MAX);
+    cr_assert_eq(read_it().heartbeat, UINT64_MAX);
     close(fd);
 }
 
@@ -358,23 +359,23 @@ Test(host, a_torn_write_does_no_harm, .init = setup, .fini = teardown)
     char before[HOST_RECORD_SIZE], after[HOST_RECORD_SIZE], torn[HOST_RECORD_SIZE];
     int fd = lock_it(&h);
 
-    for (uint64_t beat = 1; beat <= 2; beat++) { /* once for each copy */
+    for (uint64_t heartbeat = 1; heartbeat <= 2; heartbeat++) { /* once for each copy */
         scratch_read(name, before, sizeof(before));
-        cr_assert_eq(host_beat(fd, &h, beat), 0);
+        cr_assert_eq(host_heartbeat(fd, &h, heartbeat), 0);
         scratch_read(name, after, sizeof(after));
         for (size_t cut = 0; cut <= HOST_RECORD_SIZE; cut += 31) {
             memcpy(torn, before, sizeof(torn));
             memcpy(torn, after, cut);
             scratch_write(name, torn, sizeof(torn));
-            cr_assert(read_it().beat == beat || read_it().beat == beat - 1);
+            cr_assert(read_it().heartbeat == heartbeat || read_it().heartbeat == heartbeat - 1);
             memcpy(torn, after, sizeof(torn));
-            memset(torn + (beat == 1 ? 0 : HOST_COPY_SIZE), 0, HOST_COPY_SIZE);
+            memset(torn + (heartbeat == 1 ? 0 : HOST_COPY_SIZE), 0, HOST_COPY_SIZE);
             scratch_write(name, torn, sizeof(torn));
-            cr_assert(read_it().beat == beat || read_it().beat == beat - 1);
+            cr_assert(read_it().heartbeat == heartbeat || read_it().heartbeat == heartbeat - 1);
         }
         scratch_write(name, torn, sizeof(torn));
-        cr_assert_eq(host_beat(fd, &h, beat), 0);
-        cr_assert_eq(read_it().beat, beat);
+        cr_assert_eq(host_heartbeat(fd, &h, heartbeat), 0);
+        cr_assert_eq(read_it().heartbeat, heartbeat);
     }
     close(fd);
     close(lock_it(&h));
@@ -403,7 +404,7 @@ Test(host, a_damaged_record_is_refused_until_a_person_binds_it, .init = setup, .
         cr_assert_not_null(strstr(why.text, "--takeover"));
         fd = host_lock_force(&store, &h, &why);
         cr_assert_geq(fd, 0);
-        cr_assert_eq(host_beat(fd, &h, 1), -EBADMSG);
+        cr_assert_eq(host_heartbeat(fd, &h, 1), -EBADMSG);
         cr_assert_eq(host_bind(fd, &h), 0);
         close(fd);
         close(lock_it(&h));

@@ -51,7 +51,7 @@ static void run_daemon(const struct host *h)
     int fd = host_lock(S, h, &why);
 
     cr_assert_geq(fd, 0);
-    cr_assert_eq(host_beat(fd, h, 1), 0);
+    cr_assert_eq(host_heartbeat(fd, h, 1), 0);
     close(fd);
 }
 

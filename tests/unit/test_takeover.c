@@ -82,23 +82,24 @@ Test(takeover, tries_only_when_everything_speaks_for_it)
                 for (int holder = FENCING_NO; holder <= FENCING_LOCK; holder++)
                     for (int record = -1; record <= 0; record++)
                         for (int alive = -1; alive <= 1; alive++)
-                            for (int beat = TAKEOVER_BEAT_WATCHED; beat <= TAKEOVER_BEAT_STANDS;
-                                 beat++) {
+                            for (int heartbeat = TAKEOVER_HEARTBEAT_WATCHED;
+                                 heartbeat <= TAKEOVER_HEARTBEAT_STANDS; heartbeat++) {
                                 struct takeover_input in = {.unproven = unproven == 1,
                                                             .names = names == 1,
                                                             .own = (enum fencing)own,
                                                             .holder = (enum fencing)holder,
                                                             .record = record,
                                                             .alive = alive,
-                                                            .beat = (enum takeover_beat)beat};
+                                                            .heartbeat =
+                                                                (enum takeover_heartbeat)heartbeat};
                                 enum takeover_verdict v = takeover_decide(&in);
                                 int least = unproven ? FENCING_UNPROVEN : FENCING_LOCK;
                                 bool want = !names && own >= least && holder >= least &&
                                             record == 0 && alive != 1 &&
-                                            beat == TAKEOVER_BEAT_STANDS;
+                                            heartbeat == TAKEOVER_HEARTBEAT_STANDS;
 
                                 cr_assert((v == TAKEOVER_TRY) == want, "%d %d %d %d %d %d %d: %d",
-                                          names, unproven, own, holder, record, alive, beat,
+                                          names, unproven, own, holder, record, alive, heartbeat,
                                           (int)v);
                                 if (own < least)
                                     cr_assert_eq(v, TAKEOVER_OWN);
@@ -136,11 +137,11 @@ Test(takeover, every_verdict_is_explained)
     }
 }
 
-/* ---- the beat ---- */
+/* ---- the heartbeat ---- */
 
-static struct host_record beat(const char *daemon, uint64_t n)
+static struct host_record heartbeat(const char *daemon, uint64_t n)
 {
-    struct host_record r = {.uuid = "00112233-4455-4677-8899-aabbccddeeff", .beat = n};
+    struct host_record r = {.uuid = "00112233-4455-4677-8899-aabbccddeeff", .heartbeat = n};
 
     strcpy(r.daemon, daemon);
     return r;
@@ -149,45 +150,45 @@ static struct host_record beat(const char *daemon, uint64_t n)
 #define D1 "30112233-4455-4677-8899-aabbccddeeff"
 #define D2 "40112233-4455-4677-8899-aabbccddeeff"
 
-static enum takeover_beat look(struct takeover_watch *w, const char *daemon, uint64_t n,
-                               uint64_t now)
+static enum takeover_heartbeat look(struct takeover_watch *w, const char *daemon, uint64_t n,
+                                    uint64_t now)
 {
-    struct host_record r = beat(daemon, n);
+    struct host_record r = heartbeat(daemon, n);
 
     takeover_watch(w, &r, now, 2000);
-    return takeover_beat(w, now, 15000);
+    return takeover_heartbeat(w, now, 15000);
 }
 
-Test(takeover, a_beat_stands_still_only_after_it_was_watched)
+Test(takeover, a_heartbeat_stands_still_only_after_it_was_watched)
 {
     struct takeover_watch w = {0};
 
-    cr_assert_eq(takeover_beat(&w, 1000000, 15000), TAKEOVER_BEAT_WATCHED);
-    cr_assert_eq(look(&w, D1, 7, 100000), TAKEOVER_BEAT_WATCHED);
-    cr_assert_eq(look(&w, D1, 7, 114999), TAKEOVER_BEAT_WATCHED);
-    cr_assert_eq(look(&w, D1, 7, 115000), TAKEOVER_BEAT_STANDS);
-    cr_assert_eq(look(&w, D1, 8, 116000), TAKEOVER_BEAT_WATCHED, "a last gasp?");
-    cr_assert_eq(look(&w, D1, 9, 117000), TAKEOVER_BEAT_MOVES, "twice: it lives");
-    cr_assert_eq(look(&w, D1, 9, 124499), TAKEOVER_BEAT_MOVES);
-    cr_assert_eq(look(&w, D1, 9, 124500), TAKEOVER_BEAT_WATCHED,
-                 "half of the time without a beat: it may have died since");
-    cr_assert_eq(look(&w, D1, 9, 131999), TAKEOVER_BEAT_WATCHED);
-    cr_assert_eq(look(&w, D1, 9, 132000), TAKEOVER_BEAT_STANDS, "it died after a beat");
+    cr_assert_eq(takeover_heartbeat(&w, 1000000, 15000), TAKEOVER_HEARTBEAT_WATCHED);
+    cr_assert_eq(look(&w, D1, 7, 100000), TAKEOVER_HEARTBEAT_WATCHED);
+    cr_assert_eq(look(&w, D1, 7, 114999), TAKEOVER_HEARTBEAT_WATCHED);
+    cr_assert_eq(look(&w, D1, 7, 115000), TAKEOVER_HEARTBEAT_STANDS);
+    cr_assert_eq(look(&w, D1, 8, 116000), TAKEOVER_HEARTBEAT_WATCHED, "a last gasp?");
+    cr_assert_eq(look(&w, D1, 9, 117000), TAKEOVER_HEARTBEAT_MOVES, "twice: it lives");
+    cr_assert_eq(look(&w, D1, 9, 124499), TAKEOVER_HEARTBEAT_MOVES);
+    cr_assert_eq(look(&w, D1, 9, 124500), TAKEOVER_HEARTBEAT_WATCHED,
+                 "half of the time without a heartbeat: it may have died since");
+    cr_assert_eq(look(&w, D1, 9, 131999), TAKEOVER_HEARTBEAT_WATCHED);
+    cr_assert_eq(look(&w, D1, 9, 132000), TAKEOVER_HEARTBEAT_STANDS, "it died after a beat");
 }
 
 Test(takeover, a_change_over_a_long_gap_is_no_sign_of_life_and_none_of_death)
 {
     struct takeover_watch w = {0};
 
-    cr_assert_eq(look(&w, D1, 7, 100000), TAKEOVER_BEAT_WATCHED);
-    cr_assert_eq(look(&w, D1, 99, 900000), TAKEOVER_BEAT_WATCHED);
-    cr_assert_eq(look(&w, D1, 99, 915000), TAKEOVER_BEAT_STANDS);
-    cr_assert_eq(look(&w, D1, 99, 5000000), TAKEOVER_BEAT_STANDS,
+    cr_assert_eq(look(&w, D1, 7, 100000), TAKEOVER_HEARTBEAT_WATCHED);
+    cr_assert_eq(look(&w, D1, 99, 900000), TAKEOVER_HEARTBEAT_WATCHED);
+    cr_assert_eq(look(&w, D1, 99, 915000), TAKEOVER_HEARTBEAT_STANDS);
+    cr_assert_eq(look(&w, D1, 99, 5000000), TAKEOVER_HEARTBEAT_STANDS,
                  "the same count after a long gap is still the same");
-    cr_assert_eq(look(&w, D2, 99, 5001000), TAKEOVER_BEAT_WATCHED,
+    cr_assert_eq(look(&w, D2, 99, 5001000), TAKEOVER_HEARTBEAT_WATCHED,
                  "another daemon that counts the same: the watch begins anew");
-    cr_assert_eq(look(&w, D2, 100, 5002000), TAKEOVER_BEAT_WATCHED);
-    cr_assert_eq(look(&w, D2, 101, 5003000), TAKEOVER_BEAT_MOVES, "the new daemon's second");
-    cr_assert_eq(look(&w, D2, 102, 6003000), TAKEOVER_BEAT_WATCHED,
+    cr_assert_eq(look(&w, D2, 100, 5002000), TAKEOVER_HEARTBEAT_WATCHED);
+    cr_assert_eq(look(&w, D2, 101, 5003000), TAKEOVER_HEARTBEAT_MOVES, "the new daemon's second");
+    cr_assert_eq(look(&w, D2, 102, 6003000), TAKEOVER_HEARTBEAT_WATCHED,
                  "after a long gap it counts from the start");
 }

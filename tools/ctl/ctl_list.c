@@ -211,8 +211,8 @@ static struct json_object *host_json(const struct raw_host *h)
     else
         json_object_object_add(o, "alive", NULL);
     out_json_text_or_null(o, "started", good ? h->rec.started : NULL);
-    out_json_u64(o, "beat", good ? h->rec.beat : 0);
-    out_json_text_or_null(o, "beat_time", good ? h->rec.beat_time : NULL);
+    out_json_u64(o, "beat", good ? h->rec.heartbeat : 0);
+    out_json_text_or_null(o, "beat_time", good ? h->rec.heartbeat_time : NULL);
     out_json_text_or_null(o, "installation", good ? h->rec.installation : NULL);
     out_json_text_or_null(o, "boot", good ? h->rec.boot : NULL);
     out_json_text_or_null(o, "daemon", good ? h->rec.daemon : NULL);
@@ -227,7 +227,8 @@ static void host_row(struct out_table *t, const struct raw_host *h)
 
     snprintf(held, sizeof(held), "%u", h->held);
     out_table_row(t, (const char *[]){h->err ? "(record damaged)" : h->rec.name, h->rec.uuid,
-                                      alive_text(h->alive), h->err ? "" : h->rec.beat_time, held});
+                                      alive_text(h->alive), h->err ? "" : h->rec.heartbeat_time,
+                                      held});
 }
 
 static int hosts_source(struct ctl *ctl, struct source *s, void *arg)

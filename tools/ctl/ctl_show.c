@@ -241,11 +241,11 @@ static void show_holder(const struct look *l)
              : c  ? c->since
                   : "-");
     if (h)
-        out_line("            its diskguard: %s; last beat %" PRIu64 " at %s\n",
+        out_line("            its diskguard: %s; last heartbeat %" PRIu64 " at %s\n",
                  i->host->alive == 1   ? "runs (its record is locked)"
                  : i->host->alive == 0 ? "does not run (its record is not locked)"
                                        : "cannot be told",
-                 h->beat, h->beat_time);
+                 h->heartbeat, h->heartbeat_time);
     if (live)
         out_line("daemon:     %s, %" PRIu64 " handles open for write\n", item_state(i),
                  out_json_get_u64(live, "writers"));
@@ -447,8 +447,8 @@ static void show_json(const struct look *l, const struct trouble *t)
         chain_json(o, im);
     }
     if (h) {
-        out_json_u64(o, "holder_beat", h->beat);
-        out_json_text(o, "holder_beat_time", h->beat_time);
+        out_json_u64(o, "holder_beat", h->heartbeat);
+        out_json_text(o, "holder_beat_time", h->heartbeat_time);
     }
     if (l->item.live)
         out_json_u64(o, "writers", out_json_get_u64(l->item.live, "writers"));

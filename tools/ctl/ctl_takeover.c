@@ -15,7 +15,7 @@ bool look_takeover(const struct look *l, bool *ret_possible, struct why *ret)
 {
     const struct raw_image *im = look_image(l);
     struct json_object *opt = out_json_get(l->source.status, "options", json_type_object);
-    struct takeover_input in = {.beat = TAKEOVER_BEAT_STANDS};
+    struct takeover_input in = {.heartbeat = TAKEOVER_HEARTBEAT_STANDS};
     enum takeover_verdict v;
     struct why why;
     const char *own_why;
@@ -33,18 +33,18 @@ bool look_takeover(const struct look *l, bool *ret_possible, struct why *ret)
     in.names = takeover_is_names(rec);
     in.record = look_host(l) ? 0 : l->item.host ? l->item.host->err : -ENOENT;
     in.alive = l->item.host ? l->item.host->alive : -ENOENT;
-    if (in.alive == 1) /* nobody has watched its beat here */
-        in.beat = TAKEOVER_BEAT_WATCHED;
+    if (in.alive == 1) /* nobody has watched its heartbeat here */
+        in.heartbeat = TAKEOVER_HEARTBEAT_WATCHED;
     v = takeover_decide(&in);
     *ret_possible = v == TAKEOVER_TRY;
     if (v == TAKEOVER_WATCH)
         why_set(
             &why,
-            "the record of that host is locked: its diskguard lives, or its lock has not run out yet. Close the image there. If that host is dead: diskguardctl takeover IMAGE, which watches its beat first and takes nothing from a host that lives");
+            "the record of that host is locked: its diskguard lives, or its lock has not run out yet. Close the image there. If that host is dead: diskguardctl takeover IMAGE, which watches its heartbeat first and takes nothing from a host that lives");
     else if (v == TAKEOVER_TRY)
         why_set(
             &why,
-            "if the beat of that host stands still and the storage gives the fence lock: diskguardctl takeover IMAGE, or with takeover=lock the next open for write does it by itself");
+            "if the heartbeat of that host stands still and the storage gives the fence lock: diskguardctl takeover IMAGE, or with takeover=lock the next open for write does it by itself");
     else
         takeover_explain(v, &in, own_why, out_tame(rec->host_name), rec->host, &why);
     out_fill(why.text,

@@ -190,10 +190,10 @@ static void say_evidence(struct answer *a, const struct look *l)
             "That host has no readable record in the datastore, so nothing tells whether it lives.");
         return;
     }
-    int64_t s = out_age(h->beat_time);
-    say(a, "The last sign of life in that host's record: beat %" PRIu64 " at %s%s%s%s.", h->beat,
-        h->beat_time, s < 0 ? "" : ", by this clock ", s < 0 ? "" : out_duration((uint64_t)s, age),
-        s < 0 ? "" : " ago");
+    int64_t s = out_age(h->heartbeat_time);
+    say(a, "The last sign of life in that host's record: heartbeat %" PRIu64 " at %s%s%s%s.",
+        h->heartbeat, h->heartbeat_time, s < 0 ? "" : ", by this clock ",
+        s < 0 ? "" : out_duration((uint64_t)s, age), s < 0 ? "" : " ago");
     if (l->item.host->alive == 1)
         say(a,
             "Its record is locked now: a diskguard of that host lives, or its lock has not run out yet.");

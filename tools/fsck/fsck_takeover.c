@@ -114,12 +114,13 @@ static void evidence(struct fsck *f, const struct candidate *c)
     report_say(f, "Host %s (%s): %u claims.",
                c->name[0] ? out_tame(c->name) : "without a readable name", c->uuid, c->claims);
     if (r == 0) {
-        int64_t s = out_age(rec.beat_time);
+        int64_t s = out_age(rec.heartbeat_time);
 
-        report_say(
-            f, "  last sign of life: beat %" PRIu64 " at %s%s%s%s; diskguard started there at %s",
-            rec.beat, rec.beat_time, s < 0 ? "" : ", by this clock ",
-            s < 0 ? "" : out_duration((uint64_t)s, age), s < 0 ? "" : " ago", rec.started);
+        report_say(f,
+                   "  last sign of life: heartbeat %" PRIu64
+                   " at %s%s%s%s; diskguard started there at %s",
+                   rec.heartbeat, rec.heartbeat_time, s < 0 ? "" : ", by this clock ",
+                   s < 0 ? "" : out_duration((uint64_t)s, age), s < 0 ? "" : " ago", rec.started);
     } else {
         report_say(f, "  its record cannot be read: %s",
                    r == -ENOENT    ? "there is none"
