@@ -22,7 +22,7 @@ CACHE = os.environ.get("DISKGUARD_LAB_CACHE", "/var/cache/diskguard-lab")
 RELEASES = {"bookworm": "12", "trixie": "13"}
 MIRROR = "http://deb.debian.org/debian"
 ROOM = 4 << 30  # bytes: a root with all packages has 1.3 GiB, packages of the lab and builds come on top
-# The first process there: bash, for it reaps what others leave behind. $1 root, $2 tree, $3 builds, then the command.
+# The first process there: bash, for it reaps what others leave behind (and so does not become the last command). $1 root, $2 tree, $3 builds, then the command.
 INIT = r"""
 set -eu
 root=$1 tree=$2 build=$3
@@ -43,7 +43,9 @@ cd "$root"
 pivot_root . .
 umount -l .
 cd /diskguard
-"$@"
+code=0
+"$@" || code=$?
+exit "$code"
 """
 # Nothing of the caller's environment but where packages come from: the release is to be as after its installation.
 ENV = {k: v for k, v in os.environ.items() if k.lower() in ("http_proxy", "https_proxy", "no_proxy")}

@@ -58,7 +58,7 @@ static void start(const char *dir)
         snprintf(host.name, sizeof(host.name), "%s", opt.name);
     lock_fd = host_lock(&store, &host, &why);
     need("host lock", lock_fd, &why);
-    need("beat", host_beat(lock_fd, &host, 1), NULL);
+    need("beat", host_heartbeat(lock_fd, &host, 1), NULL);
     if (!opt.no_journal)
         need("journal", journal_open(opt.state_dir, store.uuid, &journal, &why), &why);
 }

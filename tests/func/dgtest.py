@@ -524,6 +524,15 @@ def thread_stacks(pid):
     return "\n" + r.stdout.decode(errors="replace")[-12000:]
 
 
+def ended(pid):
+    """A process that ended and is not reaped yet counts: the first process of a container may never reap."""
+    try:
+        with open("/proc/%d/stat" % pid, "rb") as f:
+            return f.read().rpartition(b")")[2].split()[0] in (b"Z", b"X")
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
 def mounted_at(path):
     """The device number (major:minor) of what is mounted at path, or None."""
     return guardian.mounts().get(path, (None, None))[0]

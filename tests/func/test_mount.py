@@ -11,7 +11,7 @@ import subprocess
 import dgops
 import guardian
 from dgqemu import make_qcow2
-from dgtest import (Datastore, Fail, Host, Proc, Skip, Suite, View, eq, is_sealed, mounted_at, must, ok, pair, raises, read_at, run,
+from dgtest import (Datastore, Fail, Host, Proc, Skip, Suite, View, ended, eq, is_sealed, mounted_at, must, ok, pair, raises, read_at, run,
                     suite_tmp, wait_for)
 
 suite = Suite(__file__)
@@ -160,7 +160,7 @@ def daemon_of(mnt):
 
 
 def end_of(pid):
-    wait_for(lambda: not os.path.exists("/proc/%d" % pid), "the daemon %d ends" % pid)
+    wait_for(lambda: ended(pid), "the daemon %d ends" % pid)
 
 
 @suite.case("background: the parent returns when the mount answers; umount and fusermount3 -u end it")

@@ -112,9 +112,9 @@ def _(build):
         holder.call("pwrite", fd, b"data", 1 << 20)
         holder.call("close", fd)
         p.ds.wait_free("i.qcow2")
-        ok(os.path.exists("/proc/%d" % pid), "it lives")
+        ok(not dgtest.ended(pid), "it lives")
         os.kill(pid, signal.SIGTERM)
-        wait_for(lambda: not dgtest.mounted_at(mnt) and not os.path.exists("/proc/%d" % pid), "SIGTERM ends it")
+        wait_for(lambda: not dgtest.mounted_at(mnt) and dgtest.ended(pid), "SIGTERM ends it")
 
 
 def background(mnt):

@@ -9,7 +9,7 @@ import sys
 
 import guardian
 from dgqemu import make_qcow2
-from dgtest import Proc, Skip, Suite, eq, must, ok, pair, raises, run, wait_for
+from dgtest import Proc, Skip, Suite, ended, eq, must, ok, pair, raises, run, wait_for
 
 suite = Suite(__file__)
 RDWR = os.O_RDWR
@@ -55,7 +55,7 @@ def _(build):
             guardian.process(child)
             if how == "ends":
                 q.wait()
-                wait_for(lambda pid=pid: not os.path.exists("/proc/%d" % pid), "it is gone")
+                wait_for(lambda pid=pid: ended(pid), "it is gone")
             else:
                 wait_for(lambda pid=pid: not any(os.readlink("/proc/%d/fd/%s" % (pid, n)).endswith("i.qcow2")
                                                  for n in os.listdir("/proc/%d/fd" % pid)), "it has closed it")
