@@ -57,7 +57,7 @@ def _(build):
     if direct:
         wanted |= {("qemu", t, "IO/s") for t in ("raw", "diskguard")}
     if direct and shutil.which("fio"):
-        wanted |= {("io", t, "IO/s") for t in ("raw", "held qcow2", "held raw", "plain", "reader")}
+        wanted |= {("io", t, "IO/s") for t in ("raw", "held qcow2", "held raw", "plain", "reader", "bare FUSE")}
         wanted |= {("io", t, u) for t in ("held qcow2", "held raw", "plain", "reader")
                    for u in ("CPU s/GiB", "MiB")}
     eq(wanted - figures, set(), "figures that are missing")

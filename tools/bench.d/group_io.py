@@ -10,7 +10,7 @@ import os
 import random
 
 import dgtest
-from scene import Refused, Stage, cpu_now, cpu_since, memory_peak, reset_peak, work
+from scene import PeerTarget, Refused, Stage, cpu_now, cpu_since, memory_peak, reset_peak, work
 from stats import LESS, MORE, Figure
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -89,6 +89,7 @@ class Group:
             self.stage.views(name, "writers=host")
         self.stage.views("plain")
         self.stage.views("reader")
+        self.stage.add(PeerTarget("bare FUSE", self.stage.ds.path, [bench.bare_fuse, "{source}", "{mnt}"]))
         self.stage.add_peers(bench.peers)
         self.handles = [os.open(self.file(t, k), os.O_RDWR | os.O_CLOEXEC)
                         for t in self.stage.targets if t.kind in HELD for k in range(FILES)]

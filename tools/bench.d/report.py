@@ -51,7 +51,7 @@ def ordered(items):
 
 
 ORDER = ("walk", "raw", "held qcow2", "held raw", "plain", "reader", "diskguard",
-         "bare calls")  # then the peers
+         "bare calls", "bare FUSE")  # then the peers
 
 
 def targets_of(rows):
