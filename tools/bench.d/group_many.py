@@ -2,6 +2,7 @@
 the start after a crash with all of them claimed, and `fsck.diskguard -n` on a full datastore beside
 a walk that reads 512 bytes of each file."""
 import os
+import resource
 import shutil
 import subprocess
 import time
@@ -20,6 +21,20 @@ def room(plan):
         3 * plan.many + plan.scanned + 256
 
 
+def limit_descriptors(plan):
+    """A held image takes three of its daemon. Where root may not raise the limit, the most images that
+    it allows; None: as many as asked."""
+    needed = 3 * plan.many + 1024
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if hard == resource.RLIM_INFINITY or hard >= needed:
+        return None
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, needed))
+        return None
+    except (ValueError, OSError):
+        return max((hard - 1024) // 3, 1)
+
+
 def anonymous_kib(pid):
     """What a process has of its own: memory that no file backs."""
     with open("/proc/%d/status" % pid, encoding="ascii", errors="replace") as f:
@@ -35,6 +50,11 @@ def timed(*argv):
 class Group:
     def __init__(self, bench, place):
         self.bench, self.plan, self.place = bench, bench.plan, place
+        most = limit_descriptors(self.plan)
+        if most is not None:
+            bench.note("RLIMIT_NOFILE cannot be raised: %d held images instead of %d" %
+                       (most, self.plan.many))
+            self.plan.many = most
         self.stage = Stage(bench.builds, place)
         for ds in self.stage.stores.values():
             os.mkdir(ds.raw(HELD))
