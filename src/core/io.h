@@ -43,6 +43,11 @@ static inline bool io_err_denied(int err)
 {
     return err == -EACCES || err == -EPERM;
 }
+/* This host or this process is short of something just now: it says nothing about the file. */
+static inline bool io_err_short(int err)
+{
+    return err == -EMFILE || err == -ENFILE || err == -ENOMEM;
+}
 /* The file cannot be opened for write. Perhaps it can for reading. */
 static inline bool io_err_readonly(int err)
 {

@@ -22,6 +22,7 @@ struct recovery {
     struct record *work; /* a copy to act with, in our name, with the next sequence numbers */
     bool from_row;       /* rec is the row */
     int fd;              /* the image, read-write, under the exclusive fence lock; or -1 */
+    int err;             /* why the image is IMAGE_UNREADABLE, or 0 */
     struct recover_input in;
 };
 
@@ -47,7 +48,7 @@ static int find_image(const struct store *s, const struct record *rec, enum imag
     if (fd == -ESTALE && by_handle && store_gone(s, -1, &rec->handle) == 1)
         *ret = IMAGE_GONE;
     if (fd < 0)
-        return -1; /* A missing path says nothing: images are renamed while in use. */
+        return fd; /* A missing path says nothing: images are renamed while in use. */
     if (!by_handle && io_fresh_stat(fd, &st) < 0)
         return -1;
     if (st.st_ino != rec->ino) {
@@ -78,6 +79,7 @@ static enum image_kind open_image(struct recovery *j)
     int fd, r;
 
     found = find_image(s, j->rec, &kind);
+    j->err = kind == IMAGE_UNREADABLE ? found : 0;
     if (kind != IMAGE_FOUND)
         return kind;
     fd = io_reopen(found, O_RDWR);
@@ -85,6 +87,7 @@ static enum image_kind open_image(struct recovery *j)
         j->fd = io_reopen(found, O_RDONLY);
         return j->fd < 0 ? IMAGE_UNREADABLE : IMAGE_FOUND;
     }
+    j->err = DG_MIN(fd, 0);
     if (fd < 0)
         return IMAGE_UNREADABLE;
     r = io_fence_exclusive(fd, s->fence);
@@ -204,6 +207,8 @@ static int look_at_image(struct recovery *j)
     if (!again)
         return -ENOMEM;
     j->in.image = open_image(j);
+    if (j->in.image == IMAGE_UNREADABLE && io_err_short(j->err))
+        return j->err; /* later it can be read: no word about the image itself */
     if (j->in.image != IMAGE_FOUND)
         return 0;
     r = claim_read(j->r->store, j->ino, again);
@@ -221,7 +226,7 @@ static int look_at_image(struct recovery *j)
     return 0;
 }
 
-/* Fills in, rec and fd. -errno: the claim cannot be read. */
+/* Fills in, rec and fd. -errno: the claim cannot be read, or this host is short of something. */
 static int recovery_look(struct recovery *j)
 {
     int r = -EAGAIN;

@@ -6,6 +6,7 @@
 
 #include "base/hook.h"
 #include "base/log.h"
+#include "view/prune.h"
 
 /* FUSE_DIRECT_IO_ALLOW_MMAP: bit 36 of the flags, in fuse_init_in.flags2 and fuse_init_out.flags2.
  */
@@ -44,9 +45,13 @@ static void add_flag(struct view *v, uint64_t unique, struct iovec *iov, int cou
     atomic_store(&v->may_map, true);
 }
 
+/* Each reply passes here. */
 static ssize_t reply(int fd, struct iovec *iov, int count, void *userdata)
 {
     struct view *v = userdata;
+    const struct fuse_out_header *head = iov[0].iov_base; /* libfuse's own, whole and aligned */
+    if (head->error == -EMFILE || head->error == -ENFILE)
+        prune_say_limit(v, -head->error);
     uint64_t unique = atomic_load_explicit(&v->init_unique, memory_order_relaxed);
     if (unique != 0)
         add_flag(v, unique, iov, count);

@@ -4,11 +4,13 @@
 #include <string.h>
 #include <sys/resource.h>
 
+#include "base/log.h"
 #include "base/sync.h"
 #include "node/inode.h"
 #include "run/pool.h"
 
 #define BATCH 64u
+#define SAY_PERIOD_MS 60000u
 /* So often removed files are looked for; and never for more than 1/100 of the time. */
 #define REMOVED_PERIOD_MS 1000u
 #define REMOVED_SHARE 100u
@@ -33,6 +35,26 @@ unsigned long prune_limit(void)
 {
     struct rlimit rl;
     return getrlimit(RLIMIT_NOFILE, &rl) < 0 ? 256 : rl.rlim_cur / 8 * 3;
+}
+
+void prune_say_limit(const struct view *v, int err)
+{
+    static _Atomic uint64_t next_ms;
+    uint64_t now = base_now_ms(), next = atomic_load(&next_ms);
+    struct rlimit rl = {0};
+    if (now < next || !atomic_compare_exchange_strong(&next_ms, &next, now + SAY_PERIOD_MS))
+        return;
+    (void)getrlimit(RLIMIT_NOFILE, &rl);
+    if (err == ENFILE)
+        log_msg(
+            LOG_ERR,
+            "the view of '%s': this host has no file left to open (ENFILE): requests fail. Way out: raise the sysctl fs.file-max",
+            v->guard->store.path);
+    else
+        log_msg(
+            LOG_ERR,
+            "the view of '%s': all %llu descriptors of the daemon are in use (EMFILE): requests fail. A held image takes three, any other open file two. Way out: LimitNOFILE= of the unit, or ulimit -n before mount, and mount again",
+            v->guard->store.path, (unsigned long long)rl.rlim_cur);
 }
 
 /* Without any lock: the kernel takes the parent directory's, which a request that we are serving

@@ -14,6 +14,8 @@
 struct prune *prune_new(struct view *v);
 /* More inodes than this: names are dropped. */
 unsigned long prune_limit(void);
+/* A request failed with EMFILE or ENFILE: says why, and the way out, at most once a minute. */
+void prune_say_limit(const struct view *v, int err);
 /* While requests are still served: a notice may have to wait for one. NULL is fine. */
 void prune_free(struct prune *p);
 

@@ -412,6 +412,7 @@ class View:
         self.options = ["host-id=" + host.uuid, "state-dir=" + host.state, *options]
         self.datastore = datastore or ds.path
         self.env = env or {}
+        self.prefix = []  # words before the command: setpriv, prlimit
         self.log_path = self.mnt + ".log"
         self.p = None
         if start:
@@ -437,8 +438,8 @@ class View:
     def spawn(self, **env):
         log = open(self.log_path, "ab")
         self.log_mark = log.tell()
-        self.p = subprocess.Popen(self.build.command(self.build.diskguard, self.datastore, self.mnt, "-f", "-o",
-                                                     ",".join(self.options)),
+        self.p = subprocess.Popen([*self.prefix, *self.build.command(self.build.diskguard, self.datastore, self.mnt, "-f", "-o",
+                                                                     ",".join(self.options))],
                                   stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.build.env(**self.env, **env))
         log.close()
         guardian.process(self.p.pid)

@@ -9,7 +9,7 @@ import sys
 
 import guardian
 from dgqemu import make_qcow2
-from dgtest import Proc, Skip, Suite, ended, eq, must, ok, pair, raises, run, wait_for
+from dgtest import Datastore, Host, Proc, Skip, Suite, View, ended, eq, is_sealed, must, ok, pair, raises, run, wait_for
 
 suite = Suite(__file__)
 RDWR = os.O_RDWR
@@ -66,6 +66,39 @@ def _(build):
             q.stdout.close()
             q.wait()
             p.ds.wait_free("i.qcow2")
+
+
+@suite.case("no descriptor is left: the line says the limit and the way out; what is held stays held, and is released when there is room")
+def _(build):
+    ds = Datastore(build)
+    for k in range(100):
+        make_qcow2(ds.raw("%d.qcow2" % k))
+    view = View(ds, Host(ds.base, "few"), start=False)
+    # Where root may do everything, the daemon raises its limit.
+    view.prefix = ["setpriv", "--bounding-set=-sys_resource", "prlimit", "--nofile=200:200"]
+    view.start()
+    with Proc() as holder:
+        held, mark = [], view.log_size()
+        for k in range(100):
+            try:
+                held.append(holder.call("open", view.path("%d.qcow2" % k), RDWR))
+            except OSError as e:
+                eq(e.errno, errno.EMFILE, "open %d" % k)
+                break
+        ok(20 < len(held) < 100, "%d images are held" % len(held))
+        view.wait_log("all 200 descriptors .*EMFILE.*LimitNOFILE=", mark)
+        for k in range(len(held), 100):
+            raises((errno.EMFILE, errno.EBUSY), holder.call, "open", view.path("%d.qcow2" % k), RDWR)
+        eq(len([line for line in view.log().splitlines() if "LimitNOFILE=" in line]), 1, "lines in a minute")
+        for k, fd in enumerate(held):
+            ok(is_sealed(ds.raw("%d.qcow2" % k)), "%d is sealed" % k)
+            holder.call("pwrite", fd, b"data", 1 << 20)
+        for fd in held:
+            holder.call("close", fd)
+    ds.wait_settled(60)
+    for k in range(100):
+        ok(not is_sealed(ds.raw("%d.qcow2" % k)), "%d is sealed" % k)
+    view.stop()
 
 
 @suite.case("an immutable image and one for appending only: EPERM, and the line says chattr, not root_squash")
