@@ -106,13 +106,9 @@ void image_renamed(struct guard *g, const struct inode *i)
 
 int image_held_prepare(struct image *img, struct record *full)
 {
-    int r = packed_room(&img->held.packed); /* for whatever it will be */
-    if (r < 0)
-        return r;
-    memset(full, 0, sizeof(*full));
-    img->held.rec = full;
-    img->held.recorded = true;
-    return 0;
+    int r = image_record_edit(img, full); /* for nothing is there yet, an empty one */
+    img->held.recorded = r == 0;
+    return r;
 }
 
 void image_held_begin(struct image *img)
