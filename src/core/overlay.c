@@ -11,11 +11,11 @@ static uint64_t end_of(uint64_t off, uint64_t len)
     return __builtin_add_overflow(off, len, &end) ? UINT64_MAX : end;
 }
 
-/* The part of an extent that lies in [off, end). False: none. */
-static bool common(const struct extent *e, uint64_t off, uint64_t end, uint64_t *ret_lo,
+/* The part of [at, at+n) that lies in [off, end). False: none. */
+static bool common(uint64_t at, uint64_t n, uint64_t off, uint64_t end, uint64_t *ret_lo,
                    size_t *ret_len)
 {
-    uint64_t lo = DG_MAX(e->off, off), hi = DG_MIN(end_of(e->off, e->len), end);
+    uint64_t lo = DG_MAX(at, off), hi = DG_MIN(end_of(at, n), end);
 
     if (lo >= hi)
         return false;
@@ -33,17 +33,21 @@ uint64_t overlay_end(const struct plan *plan)
     return end;
 }
 
+void overlay_lay(uint64_t at, const uint8_t *bytes, size_t n, uint64_t off, void *buf, size_t len)
+{
+    uint64_t lo;
+    size_t part;
+
+    if (common(at, n, off, end_of(off, len), &lo, &part))
+        memcpy((uint8_t *)buf + (lo - off), bytes + (lo - at), part);
+}
+
 void overlay_patch(const struct plan *plan, enum overlay_side side, uint64_t off, void *buf,
                    size_t len)
 {
-    uint64_t lo;
-    size_t n;
-
     for (unsigned i = 0; i < plan->n; i++) {
         const struct extent *e = &plan->ext[i];
-        if (common(e, off, end_of(off, len), &lo, &n))
-            memcpy((uint8_t *)buf + (lo - off),
-                   (side == OVERLAY_TRUE ? e->truth : e->sealed) + (lo - e->off), n);
+        overlay_lay(e->off, side == OVERLAY_TRUE ? e->truth : e->sealed, e->len, off, buf, len);
     }
 }
 
@@ -131,7 +135,8 @@ enum header_state overlay_compare(const struct plan *plan, struct excerpt *disk,
         const struct extent *e = &plan->ext[i];
         if (!was_cut && end_of(e->off, e->len) > file_size)
             return HEADER_SHORT;
-        if (!common(e, 0, file_size, &lo, &len)) /* cut away: nothing is left to undo */
+        if (!common(e->off, e->len, 0, file_size, &lo, &len)) /* cut away: nothing is left to undo
+                                                               */
             continue;
         const uint8_t *p = view_get(disk, lo, len);
         if (!p) {

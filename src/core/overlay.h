@@ -15,6 +15,9 @@ enum overlay_side { OVERLAY_TRUE, OVERLAY_SEALED };
 void overlay_patch(const struct plan *plan, enum overlay_side side, uint64_t off, void *buf,
                    size_t len);
 
+/* The same with n bytes that belong at offset `at` of the file. */
+void overlay_lay(uint64_t at, const uint8_t *bytes, size_t n, uint64_t off, void *buf, size_t len);
+
 /* The next run of [off, end) that lies outside all extents. false: none is left. Start with the
  * beginning; call again with off = *ret_off + *ret_len. */
 bool overlay_next_gap(const struct plan *plan, uint64_t off, uint64_t end, uint64_t *ret_off,

@@ -28,7 +28,6 @@ enum claim_step {            /* text in brackets */
 };
 
 struct record {
-    char image[RECORD_IMAGE_MAX];
     uint64_t ino;
     struct io_handle handle;
     uint64_t generation;
@@ -50,6 +49,8 @@ struct record {
     struct timespec mtime_chosen, mtime_seen;
     int sync_error;      /* 0 or a positive errno */
     enum fencing fenced; /* of the holder; FENCING_NO where the text has none */
+    /* Those two last that have far more room than most records need: packed.h. */
+    char image[RECORD_IMAGE_MAX];
     struct plan plan;
 };
 

@@ -476,19 +476,19 @@ static void log_damage(struct guard *g, const struct image *img) REQUIRES(img->h
 static int acquire(struct guard *g, struct image *img, const struct taking *t, bool *ret_stuck,
                    struct conflict *ret)
 {
+    struct record full;
     *ret_stuck = false;
     rwlock_write(&img->header);
-    int r = 0;
     image_chain_begin(img);
-    struct record *rec = calloc(1, sizeof(*rec));
-    int fd = rec ? image_plain_dup(img, true) : -ENOMEM;
+    int r = image_held_prepare(img, &full);
+    int fd = r == 0 ? image_plain_dup(img, true) : r;
     if (fd == -1)
         fd = io_reopen(img->inode->fd, O_RDWR);
     if (io_err_denied(fd))
         image_log_closed(g, img->inode, "write");
     if (fd < 0)
         r = fd;
-    image_held_prepare(img, rec, DG_MAX(fd, -1));
+    (void)image_held_fd(img, DG_MAX(fd, -1));
     if (r == 0)
         r = acquire_locked(g, img, t, ret_stuck, ret);
     if (r == 0 || *ret_stuck) {
@@ -505,6 +505,7 @@ static int acquire(struct guard *g, struct image *img, const struct taking *t, b
             image_plain_suspect(img);
         image_plain_again(g, img);
     }
+    image_record_close(img);
     rwlock_write_unlock(&img->header);
     return r;
 }

@@ -159,11 +159,14 @@ static bool edit_allowed(const struct image *img, const struct handle *h)
 static int edit_held(struct guard *g, struct image *img, struct handle *h, const struct opener *who,
                      const struct edit *e)
 {
+    struct record full;
     if (!edit_allowed(img, h))
         return -EIO;
     rwlock_write(&img->header);
     int r = -EIO;
-    if (img->held.rec && edit_allowed(img, h)) {
+    if (img->held.recorded && edit_allowed(img, h))
+        r = image_record_edit(img, &full);
+    if (r == 0) {
         struct seal s = image_seal(g, img);
         struct edit at_end = *e;
         uint64_t size = img->held.rec->virtual_size;
@@ -193,6 +196,7 @@ static int edit_held(struct guard *g, struct image *img, struct handle *h, const
             if (reopened == -CLAIM_LOST)
                 r = reopened;
         }
+        image_record_close(img);
     }
     rwlock_write_unlock(&img->header);
     image_held_wrote(img);
@@ -271,7 +275,7 @@ static int write_plain(struct guard *g, struct image *img, struct handle *h, con
     *ret_becomes = false;
     rwlock_write(&img->header);
     /* converted by another thread: the guarded way */
-    int r = img->held.rec ? -EAGAIN : image_header(g, i, hd);
+    int r = img->held.recorded ? -EAGAIN : image_header(g, i, hd);
     if (r == 0) {
         struct stat st = {0};
         r = io_fresh_stat(h->fd, &st);

@@ -10,6 +10,27 @@
 
 /* ---- the record ---- */
 
+void image_record_open(struct image *img, struct record *full)
+{
+    packed_get(img->held.packed, full);
+    img->held.rec = full;
+}
+
+int image_record_edit(struct image *img, struct record *full)
+{
+    int r = packed_room(&img->held.packed);
+    if (r == 0)
+        image_record_open(img, full);
+    return r;
+}
+
+void image_record_close(struct image *img)
+{
+    if (img->held.recorded)
+        packed_put(&img->held.packed, img->held.rec);
+    img->held.rec = NULL;
+}
+
 static void zone_widened(void *arg, const struct format_zone *zone) NO_THREAD_SAFETY_ANALYSIS
 {
     image_zone_set(arg, zone); /* in seal_edit(), under img->header */
@@ -38,22 +59,32 @@ static bool has_new_name(struct guard *g, struct image *img)
     return other;
 }
 
-void image_follow_name(struct guard *g, struct image *img)
+static void tell_name(struct guard *g, struct image *img) REQUIRES(img->header)
 {
     char now[RECORD_IMAGE_MAX];
+    struct record *rec = img->held.rec;
+    if (rec->step > STEP_SEALED || !image_path_now(g, img->inode, now, sizeof(now)) ||
+        strcmp(now, rec->image) == 0)
+        return;
+    struct seal s = image_seal(g, img);
+    snprintf(rec->image, sizeof(rec->image), "%s", now);
+    image_note(img);
+    int r = seal_record(&s);
+    if (r < 0) /* a claim that is lost is for the monitor to find */
+        log_debug("'%s' is not told under its new name: %s", now, strerror(-r));
+}
+
+void image_follow_name(struct guard *g, struct image *img)
+{
+    struct record full;
     if (!has_new_name(g, img))
         return;
     rwlock_write(&img->header);
-    bool held = img->held.rec && img->held.fd >= 0 && atomic_load(&img->held.valid) &&
-                img->held.rec->step <= STEP_SEALED && atomic_load(&img->held.io_error) == 0;
-    if (held && image_path_now(g, img->inode, now, sizeof(now)) &&
-        strcmp(now, img->held.rec->image) != 0) {
-        struct seal s = image_seal(g, img);
-        snprintf(img->held.rec->image, sizeof(img->held.rec->image), "%s", now);
-        image_note(img);
-        int r = seal_record(&s);
-        if (r < 0) /* a claim that is lost is for the monitor to find */
-            log_debug("'%s' is not told under its new name: %s", now, strerror(-r));
+    bool held = img->held.recorded && img->held.fd >= 0 && atomic_load(&img->held.valid) &&
+                atomic_load(&img->held.io_error) == 0;
+    if (held && image_record_edit(img, &full) == 0) {
+        tell_name(g, img);
+        image_record_close(img);
     }
     rwlock_write_unlock(&img->header);
 }
@@ -73,10 +104,11 @@ void image_renamed(struct guard *g, const struct inode *i)
 
 /* ---- the hold ---- */
 
-void image_held_prepare(struct image *img, struct record *rec, int fd)
+int image_held_prepare(struct image *img, struct record *full)
 {
-    img->held.rec = rec;
-    img->held.fd = fd;
+    int r = image_record_edit(img, full); /* for nothing is there yet, an empty one */
+    img->held.recorded = r == 0;
+    return r;
 }
 
 void image_held_begin(struct image *img)
@@ -103,8 +135,10 @@ int image_held_fd(struct image *img, int fd)
 
 void image_held_forget(struct image *img)
 {
-    free(img->held.rec);
+    free(img->held.packed);
+    img->held.packed = NULL;
     img->held.rec = NULL;
+    img->held.recorded = false;
     atomic_store(&img->held.valid, false);
     atomic_store(&img->held.io_error, 0);
     atomic_store(&img->held.sync_error, 0);
@@ -154,9 +188,9 @@ int image_claim_rules(struct guard *g, struct image *img)
     if (!rec)
         return -ENOMEM;
     rwlock_read(&img->header);
-    bool held = img->held.rec != NULL;
+    bool held = img->held.recorded;
     if (held)
-        *rec = *img->held.rec;
+        packed_get(img->held.packed, rec);
     rwlock_read_unlock(&img->header);
     return held ? claim_check(&g->store, rec) : -EBUSY;
 }

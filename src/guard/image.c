@@ -76,7 +76,7 @@ static const char *invariant(const struct guard *g, const struct image *img) REQ
 {
     /* At shutdown handles are still open. */
     bool counted = img->n_guarded > 0 && !atomic_load(&g->stopping);
-    bool record = img->held.rec != NULL, valid = atomic_load(&img->held.valid);
+    bool record = img->held.recorded, valid = atomic_load(&img->held.valid);
     switch (img->state) {
     case IMAGE_IDLE:
     case IMAGE_SEALING:

@@ -16,22 +16,27 @@
 #include "base/list.h"
 #include "base/log.h"
 #include "base/sync.h"
+#include "core/packed.h"
 #include "guard/conflict.h"
 #include "guard/guard.h"
 #include "node/opener.h"
 
 /* ---- the parts of an image: each is written by one file alone; others read it ---- */
 
-/* held.c: the record and the descriptor of an image that this host holds. rec and fd change under
- * header held for writing, in a long action. */
+/* held.c: the record and the descriptor of an image that this host holds. `recorded` and fd change
+ * under header held for writing, in a long action. */
 struct image_held {
-    struct record *rec GUARDED_BY(header); /* NULL: not held by this host */
-    int fd GUARDED_BY(header);             /* the seal's descriptor, with the fence lock; -1 */
-    atomic_bool valid;                     /* the claim is ours: for a look without lock */
-    atomic_uint count;                     /* how often it became so */
-    atomic_int io_error;   /* 0, or the positive errno that writes get (FENCED, shutdown) */
-    atomic_int sync_error; /* 0, or the positive errno of the first failed fsync */
-    atomic_bool wrote;     /* the holder changed the file since the seal */
+    bool recorded GUARDED_BY(header);         /* there is a record: this host holds it */
+    struct packed *packed GUARDED_BY(header); /* the record, for readers */
+    /* in full, while a thread that has header for writing works on it (image_record_open()); else
+     * NULL */
+    struct record *rec GUARDED_BY(header);
+    int fd GUARDED_BY(header); /* the seal's descriptor, with the fence lock; -1 */
+    atomic_bool valid;         /* the claim is ours: for a look without lock */
+    atomic_uint count;         /* how often it became so */
+    atomic_int io_error;       /* 0, or the positive errno that writes get (FENCED, shutdown) */
+    atomic_int sync_error;     /* 0, or the positive errno of the first failed fsync */
+    atomic_bool wrote;         /* the holder changed the file since the seal */
     /* what the view shows while the holder has written nothing since */
     struct timespec mtime GUARDED_BY(lock);
 };

@@ -27,10 +27,10 @@ struct held_look {
 static bool look_at_held(struct guard *g, struct image *img, struct held_look *ret)
 {
     rwlock_read(&img->header);
-    bool held = img->held.rec && img->held.fd >= 0;
+    bool held = img->held.recorded && img->held.fd >= 0;
     if (held) {
-        ret->rec = *img->held.rec;
-        ret->gone = store_gone(&g->store, img->held.fd, &img->held.rec->handle);
+        packed_get(img->held.packed, &ret->rec);
+        ret->gone = store_gone(&g->store, img->held.fd, &ret->rec.handle);
     }
     rwlock_read_unlock(&img->header);
     ret->lost = held && ret->gone != 1 && claim_check(&g->store, &ret->rec) == -CLAIM_LOST;
@@ -77,17 +77,22 @@ static void seal_late(struct guard *g, struct image *img)
     mutex_unlock(&img->lock);
     if (!late)
         return;
+    struct record full;
     int r = 0;
     rwlock_write(&img->header);
     mutex_lock(&img->lock);
     late = img->state == IMAGE_SEALED; /* a release may have begun */
     mutex_unlock(&img->lock);
-    if (late && img->held.rec && img->held.fd >= 0 && img->held.rec->plan.n == 0) {
-        struct seal s = image_seal(g, img);
-        struct edit nothing = {.kind = EDIT_WRITE};
-        r = seal_edit(&s, &nothing);
-        image_zone_set(img, &s.zone);
-        image_note(img);
+    if (late && img->held.recorded && img->held.fd >= 0 && !packed_has_plan(img->held.packed)) {
+        r = image_record_edit(img, &full);
+        if (r == 0) {
+            struct seal s = image_seal(g, img);
+            struct edit nothing = {.kind = EDIT_WRITE};
+            r = seal_edit(&s, &nothing);
+            image_zone_set(img, &s.zone);
+            image_note(img);
+            image_record_close(img);
+        }
     }
     rwlock_write_unlock(&img->header);
     if (r == -CLAIM_LOST)

@@ -193,9 +193,13 @@ static int hold_own(struct guard *g, struct image *img, const struct opener *who
  * or the last close. */
 static void own_done(struct guard *g, struct image *img)
 {
+    struct record rec;
+    bool gone = false;
     rwlock_read(&img->header);
-    bool gone = img->held.rec && img->held.fd >= 0 &&
-                store_gone(&g->store, img->held.fd, &img->held.rec->handle) == 1;
+    if (img->held.recorded && img->held.fd >= 0) {
+        packed_get(img->held.packed, &rec);
+        gone = store_gone(&g->store, img->held.fd, &rec.handle) == 1;
+    }
     rwlock_read_unlock(&img->header);
     mutex_lock(&img->lock);
     img->unlinked |= gone;

@@ -44,14 +44,14 @@ static bool read_held(struct image *img, struct handle *h, void *buf, size_t len
     mutex_lock(&img->lock);
     /* A claim that is freed already (plan gone, not SEALED any more) explains nothing: a successor
      * may have sealed. */
-    bool held = atomic_load(&img->held.valid) && img->held.rec &&
-                (img->held.rec->plan.n > 0 || img->state == IMAGE_SEALED) &&
+    bool held = atomic_load(&img->held.valid) && img->held.recorded &&
+                (packed_has_plan(img->held.packed) || img->state == IMAGE_SEALED) &&
                 img->state != IMAGE_FENCED && img->state != IMAGE_IDLE;
     mutex_unlock(&img->lock);
     if (held) {
         *ret = read_some(h->fd, buf, len, off);
         if (*ret > 0)
-            overlay_patch(&img->held.rec->plan, OVERLAY_TRUE, off, buf, (size_t)*ret);
+            packed_patch(img->held.packed, off, buf, (size_t)*ret);
     }
     rwlock_read_unlock(&img->header);
     return held;

@@ -92,10 +92,11 @@ static void remove_name(struct guard *g, struct image *img) REQUIRES(img->header
 }
 
 /* Does the claim of this host keep writers of other hosts away? Not any more once it is given back,
- * which is before img->held.rec goes, nor when it is lost. */
+ * which is before its record goes, nor when it is lost. */
 static bool claim_protects(const struct image *img) REQUIRES(img->header)
 {
-    return img->held.rec && atomic_load(&img->held.valid) && atomic_load(&img->held.io_error) == 0;
+    return img->held.recorded && atomic_load(&img->held.valid) &&
+           atomic_load(&img->held.io_error) == 0;
 }
 
 /* While this host holds the image its claim keeps others away; the name is needed from then on. */
@@ -114,7 +115,7 @@ static bool is_image(struct guard *g, struct image *img) REQUIRES(img->header)
     _cleanup_header_ struct header *h = header_new();
     _cleanup_free_ struct claim *c = malloc(sizeof(*c));
     struct io_handle handle;
-    if (img->held.rec || !h || !c || image_header(g, img->inode, h) < 0 ||
+    if (img->held.recorded || !h || !c || image_header(g, img->inode, h) < 0 ||
         image_is_image(g, img->inode, h))
         return true;
     int r = claim_read(&g->store, img->inode->ino, c);
@@ -250,7 +251,7 @@ static void note_exclusive_epoch(struct guard *g, struct image *img)
     if (atomic_load(&img->readers.epoch) != 0 || is_sealed_alone(g, img))
         return;
     rwlock_write(&img->header);
-    if (!LIST_EMPTY(&img->readers.list) && is_named(img) && !img->held.rec &&
+    if (!LIST_EMPTY(&img->readers.list) && is_named(img) && !img->held.recorded &&
         atomic_load(&img->readers.epoch) == 0 && !atomic_load(&g->host_lost)) {
         img->readers.last_epoch = img->readers.last_epoch % (UINT_MAX / 2) + 1;
         atomic_store(&img->readers.epoch, img->readers.last_epoch);
@@ -396,7 +397,7 @@ static void maintain_image(struct guard *g, struct image *img, bool seen)
         if (!claim_protects(img))
             image_reader_follow(g, img);
         who = LIST_FIRST(&img->readers.list)->who;
-        ask = !img->held.rec && is_named(img) && atomic_load(&img->readers.epoch) == 0;
+        ask = !img->held.recorded && is_named(img) && atomic_load(&img->readers.epoch) == 0;
     }
     rwlock_write_unlock(&img->header);
     int r = ask ? ask_datastore(g, img, &who, &nobody, NULL) : 0;

@@ -85,16 +85,19 @@ void image_qemu_maintain(struct guard *g, struct image *img)
     mutex_unlock(&img->lock);
     if (!ours)
         return;
+    struct record full;
     rwlock_write(&img->header);
     mutex_lock(&img->lock);
     ours = img->state == IMAGE_SEALED && !img->exclusive; /* a release may have begun */
     mutex_unlock(&img->lock);
     if (ours) {
+        image_record_open(img, &full);
         image_qemu_follow(g, img);
         r = image_qemu_check(img);
+        if (r < 0)
+            r = image_reopen_seal(g, img);
+        image_record_close(img);
     }
-    if (r < 0)
-        r = image_reopen_seal(g, img);
     rwlock_write_unlock(&img->header);
     if (r == -CLAIM_LOST)
         image_fence(g, img);
@@ -107,9 +110,9 @@ static struct record *still_ours(struct guard *g, struct image *img)
     if (!rec)
         return NULL;
     rwlock_read(&img->header);
-    bool held = img->held.rec != NULL;
+    bool held = img->held.recorded;
     if (held)
-        *rec = *img->held.rec;
+        packed_get(img->held.packed, rec);
     rwlock_read_unlock(&img->header);
     int r = held && !atomic_load(&img->held.io_error) ? claim_check(&g->store, rec) : -EIO;
     if (r == -CLAIM_LOST)

@@ -96,7 +96,9 @@ static void end(struct guard *g, struct image *img)
 
 int image_restore(struct guard *g, struct image *img)
 {
+    struct record full;
     rwlock_write(&img->header);
+    image_record_open(img, &full);
     image_reader_follow(g, img);
     int r = restore_reopened(g, img);
     if (r == -CLAIM_LOST) {
@@ -124,6 +126,7 @@ int image_restore(struct guard *g, struct image *img)
     if (r == 0)
         below = image_chain_take(img);
     uint64_t generation = img->held.rec->generation;
+    image_record_close(img);
     rwlock_write_unlock(&img->header);
     if (r == 0) {
         image_chain_drop(g, img->inode->ino, generation, &below);
@@ -146,6 +149,21 @@ int image_restore(struct guard *g, struct image *img)
     return r;
 }
 
+static void end_fenced(struct guard *g, struct image *img)
+{
+    struct record full;
+    rwlock_write(&img->header);
+    image_record_open(img, &full);
+    int r = image_drop_lost_row(g, img);
+    image_record_close(img);
+    image_qemu_drop(img);
+    rwlock_write_unlock(&img->header);
+    if (r < 0)
+        image_log_state(g, img, LOG_WARNING,
+                        "its claim or journal row could not be removed; the next start does it", r);
+    end(g, img);
+}
+
 void image_unguard(struct guard *g, struct image *img)
 {
     enum image_state was;
@@ -161,15 +179,7 @@ void image_unguard(struct guard *g, struct image *img)
         if (image_restore(g, img) < 0)
             return; /* STUCK: logged; the monitor goes on */
     } else if (was == IMAGE_FENCED) {
-        rwlock_write(&img->header);
-        int r = image_drop_lost_row(g, img);
-        image_qemu_drop(img);
-        rwlock_write_unlock(&img->header);
-        if (r < 0)
-            image_log_state(g, img, LOG_WARNING,
-                            "its claim or journal row could not be removed; the next start does it",
-                            r);
-        end(g, img);
+        end_fenced(g, img);
     }
 }
 

@@ -88,11 +88,17 @@ int image_set_times(struct guard *g, struct inode *i, const struct timespec tv[2
 {
     struct image *img = atomic_load(&i->image);
     if (img) {
+        struct record full;
+        bool sealed = false;
+        int r = 0;
         rwlock_write(&img->header); /* an open or a restore of this host under way */
-        bool sealed =
-            /* not after the restore */
-            atomic_load(&img->held.valid) && img->held.rec && seal_was_taken(img->held.rec);
-        int r = sealed ? set_sealed(g, img, tv) : 0;
+        /* not after the restore */
+        if (atomic_load(&img->held.valid) && img->held.recorded) {
+            image_record_open(img, &full);
+            sealed = seal_was_taken(&full);
+            r = sealed ? set_sealed(g, img, tv) : 0;
+            image_record_close(img);
+        }
         rwlock_write_unlock(&img->header);
         if (sealed)
             return r;

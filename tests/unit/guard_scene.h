@@ -27,6 +27,9 @@ static struct opener first, second;
 /* Of the last open that got -EBUSY. */
 static struct conflict conflict;
 
+/* fake_mallocs for the guard's part of an open */
+static int open_mallocs = -1;
+
 static inline const char *raw_path(const char *name)
 {
     static char path[256];
@@ -150,7 +153,9 @@ static inline int open_as(struct guard *g, const char *name, int flags, const st
     h->fd = io_reopen(h->inode->fd, h->writer ? O_RDWR : O_RDONLY);
     cr_assert(h->fd >= 0);
     if (h->writer) {
+        fake_mallocs = open_mallocs;
         r = image_open(g, h, flags & O_TRUNC, &conflict);
+        fake_mallocs = -1;
     } else {
         enum image_what what;
         r = image_probe(g, h->inode, -1, &what);

@@ -718,12 +718,12 @@ Test(guard, the_next_open_settles_what_a_crash_left, .init = scene_make, .fini =
     cr_assert_eq(open_as(A, "disk.qcow2", O_RDWR, &first, &h), 0);
     cr_assert_eq(claim_now("disk.qcow2", &was), CLAIM_HELD);
     struct image *img = image_get(h->inode);
-    struct record *rec = img->held.rec; /* the process would have taken it along */
+    struct packed *packed = img->held.packed; /* the process would have taken it along */
     close(img->held.fd);
     close(h->fd);
     drop(A, h);
     host_down(A);
-    free(rec);
+    free(packed);
     A = NULL;
     cr_assert_eq(open_as(B, "disk.qcow2", O_RDWR, &first, &other), -EBUSY, "it may be alive");
     cr_assert_eq(conflict.kind, CONFLICT_CLAIM);
