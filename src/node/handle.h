@@ -38,7 +38,8 @@ struct handle_fence {
 struct handle {
     uint64_t fh;         /* generation << 32 | index */
     struct inode *inode; /* pinned */
-    int fd;              /* descriptor on the datastore, with the flags of the open */
+    int fd;              /* descriptor on the datastore, with the flags of the open but O_APPEND */
+    bool appends;        /* it has O_APPEND all the same: io_drop_append() */
     /* reader of a file whose cached data may be stale: the same file, O_DIRECT; or -1 */
     int direct_fd;
     int flags; /* O_* of the open */
