@@ -369,10 +369,13 @@ __attribute__((constructor)) static void be_the_next(void)
 
 static int exec_next(void)
 {
-    char fd[16], self[] = "/proc/self/exe";
+    char fd[16], self[4096];
     char *argv[] = {self, NULL};
     int status;
+    ssize_t n = readlink("/proc/self/exe", self, sizeof(self) - 1);
 
+    cr_assert_gt(n, 0);
+    self[n] = '\0';
     snprintf(fd, sizeof(fd), "%d", state_fd(state));
     pid_t child = fork();
     cr_assert_geq(child, 0);
