@@ -112,8 +112,8 @@ struct edit {
     uint64_t off, len;
     const void *buf;
     int mode; /* fallocate mode of EDIT_ZERO */
-    /* EDIT_WRITE: at off also through a handle with O_APPEND: a page of a shared mapping (mmap) */
-    bool placed;
+    /* EDIT_WRITE: at the end of the file; whoever knows where that is puts it into off */
+    bool append;
 };
 /* Lays the true bytes of a plan over `disk`, then an edit (NULL: none), and identifies the
  * result. Windows that a format wants to see are added to `disk` as they stand in the file. ret

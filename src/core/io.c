@@ -14,6 +14,7 @@
 #include <sys/statfs.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
+#include <sys/uio.h>
 
 #include "base/hook.h"
 
@@ -113,6 +114,24 @@ int io_reopen(int fd, int flags)
     while (r < 0 && errno == EINTR);
     HOOK_STALE_COPY(fd, r);
     return r < 0 ? -errno : r;
+}
+
+bool io_drop_append(int fd, const struct io_fstype *fs)
+{
+    int flags = fcntl(fd, F_GETFL);
+    if (flags < 0 || !(flags & O_APPEND))
+        return true;
+    return !fs->open_appends && fcntl(fd, F_SETFL, flags & ~O_APPEND) == 0;
+}
+
+ssize_t io_append(int fd, const void *buf, size_t len)
+{
+    struct iovec iov = {.iov_base = (void *)buf, .iov_len = len};
+    ssize_t n;
+    do
+        n = pwritev2(fd, &iov, 1, 0, RWF_APPEND);
+    while (n < 0 && errno == EINTR);
+    return n < 0 ? -errno : n;
 }
 
 static struct timespec to_timespec(struct statx_timestamp t)
@@ -471,30 +490,30 @@ int io_handle_open(int mount_fd, const struct io_handle *h, int flags)
  * (DESIGN 10.1), on local file systems one kernel has lock and writes; overlayfs may lie on
  * anything. On OCFS2 the fence itself is a flock, so a user's flock meets it too. */
 static const struct io_fstype fstypes[] = {
-    {EXT4_SUPER_MAGIC, "ext2/ext3/ext4", FENCE_OFD, FENCING_LOCK, false, false, false},
-    {XFS_SUPER_MAGIC, "xfs", FENCE_OFD, FENCING_LOCK, false, false, false},
-    {BTRFS_SUPER_MAGIC, "btrfs", FENCE_OFD, FENCING_LOCK, false, false, false},
-    {F2FS_SUPER_MAGIC, "f2fs", FENCE_OFD, FENCING_LOCK, false, false, false},
-    {0x3153464a, "jfs", FENCE_OFD, FENCING_LOCK, false, false, false},
-    {0xca451a4e, "bcachefs", FENCE_OFD, FENCING_LOCK, false, false, false},
-    {0x2fc12fc1, "zfs", FENCE_OFD, FENCING_LOCK, false, false, false},
-    {TMPFS_MAGIC, "tmpfs", FENCE_OFD, FENCING_LOCK, false, false, false},
-    {RAMFS_MAGIC, "ramfs", FENCE_OFD, FENCING_LOCK, false, false, false},
-    {OVERLAYFS_SUPER_MAGIC, "overlayfs", FENCE_OFD, FENCING_UNPROVEN, false, false, false},
-    {NFS_SUPER_MAGIC, "nfs", FENCE_OFD, FENCING_LOCK, true, true, true},
-    {OCFS2_SUPER_MAGIC, "ocfs2", FENCE_FLOCK, FENCING_UNPROVEN, true, false, true},
-    {GFS2_MAGIC, "gfs2", FENCE_OFD, FENCING_UNPROVEN, true, false, false},
-    {CEPH_SUPER_MAGIC, "ceph", FENCE_OFD, FENCING_UNPROVEN, true, true, false},
-    {V9FS_MAGIC, "9p", FENCE_OFD, FENCING_UNPROVEN, true, true, true},
+    {EXT4_SUPER_MAGIC, "ext2/ext3/ext4", FENCE_OFD, FENCING_LOCK, false, false, false, false},
+    {XFS_SUPER_MAGIC, "xfs", FENCE_OFD, FENCING_LOCK, false, false, false, false},
+    {BTRFS_SUPER_MAGIC, "btrfs", FENCE_OFD, FENCING_LOCK, false, false, false, false},
+    {F2FS_SUPER_MAGIC, "f2fs", FENCE_OFD, FENCING_LOCK, false, false, false, false},
+    {0x3153464a, "jfs", FENCE_OFD, FENCING_LOCK, false, false, false, false},
+    {0xca451a4e, "bcachefs", FENCE_OFD, FENCING_LOCK, false, false, false, false},
+    {0x2fc12fc1, "zfs", FENCE_OFD, FENCING_LOCK, false, false, false, false},
+    {TMPFS_MAGIC, "tmpfs", FENCE_OFD, FENCING_LOCK, false, false, false, false},
+    {RAMFS_MAGIC, "ramfs", FENCE_OFD, FENCING_LOCK, false, false, false, false},
+    {OVERLAYFS_SUPER_MAGIC, "overlayfs", FENCE_OFD, FENCING_UNPROVEN, false, false, false, false},
+    {NFS_SUPER_MAGIC, "nfs", FENCE_OFD, FENCING_LOCK, true, true, true, false},
+    {OCFS2_SUPER_MAGIC, "ocfs2", FENCE_FLOCK, FENCING_UNPROVEN, true, false, true, false},
+    {GFS2_MAGIC, "gfs2", FENCE_OFD, FENCING_UNPROVEN, true, false, false, false},
+    {CEPH_SUPER_MAGIC, "ceph", FENCE_OFD, FENCING_UNPROVEN, true, true, false, false},
+    {V9FS_MAGIC, "9p", FENCE_OFD, FENCING_UNPROVEN, true, true, true, true},
     /* GlusterFS among others */
-    {FUSE_SUPER_MAGIC, "fuse", FENCE_OFD, FENCING_UNPROVEN, true, true, false},
-    {SMB_SUPER_MAGIC, "smb", FENCE_OFD, FENCING_UNPROVEN, true, true, true},
-    {CIFS_SUPER_MAGIC, "cifs", FENCE_OFD, FENCING_UNPROVEN, true, true, true},
-    {SMB2_SUPER_MAGIC, "smb2", FENCE_OFD, FENCING_UNPROVEN, true, true, true},
+    {FUSE_SUPER_MAGIC, "fuse", FENCE_OFD, FENCING_UNPROVEN, true, true, false, true},
+    {SMB_SUPER_MAGIC, "smb", FENCE_OFD, FENCING_UNPROVEN, true, true, true, false},
+    {CIFS_SUPER_MAGIC, "cifs", FENCE_OFD, FENCING_UNPROVEN, true, true, true, false},
+    {SMB2_SUPER_MAGIC, "smb2", FENCE_OFD, FENCING_UNPROVEN, true, true, true, false},
 };
 /* The careful answers, for a type that nobody has measured. */
 static const struct io_fstype unknown_fstype = {0,    "unknown", FENCE_OFD, FENCING_UNPROVEN,
-                                                true, true,      true};
+                                                true, true,      true,      true};
 
 const struct io_fstype *io_fstype(int fd)
 {

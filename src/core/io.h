@@ -208,9 +208,18 @@ struct io_fstype {
     bool stale_data;
     /* flock and byte locks meet each other there (NFS): a user's flock would meet the fence. */
     bool flock_meets_fence;
+    /* Its server appends by itself, and learns from the open alone that it is to. */
+    bool open_appends;
 };
 /* Returns a row, never NULL. An unknown type gets the row "unknown", with OFD. */
 const struct io_fstype *io_fstype(int fd);
+
+/* Takes O_APPEND off a descriptor. false: it stays: of an append-only file (chattr +a), or its
+ * storage would not append otherwise. */
+bool io_drop_append(int fd, const struct io_fstype *fs);
+/* Writes at the end of the file, wherever that is now: in one step with finding it, where the
+ * storage has O_APPEND so (RWF_APPEND). A count, or -errno. */
+DG_MUST_CHECK ssize_t io_append(int fd, const void *buf, size_t len);
 
 /* Does the fence lock fence this host, when it is taken through the mount that fd lies on? Reads
  * anew each time:

@@ -170,7 +170,7 @@ static int edit_held(struct guard *g, struct image *img, struct handle *h, const
         struct seal s = image_seal(g, img);
         struct edit at_end = *e;
         uint64_t size = img->held.rec->virtual_size;
-        if (e->kind == EDIT_WRITE && h && h->flags & O_APPEND && !e->placed) {
+        if (e->append) { /* alone: nobody else writes it, and this is under the header lock */
             struct stat st;
             r = io_fresh_stat(img->held.fd, &st);
             at_end.off = r == 0 ? (uint64_t)st.st_size : e->off;
@@ -220,10 +220,23 @@ static int plain_look(struct guard *g, struct handle *h)
     return image_plain_check(g, h);
 }
 
+/* The one place where bytes of a plain file, and guest data, are written. Only an append is not the
+ * same when it is done twice. */
+static ssize_t write_to(int fd, const void *buf, size_t len, uint64_t off, unsigned place)
+{
+    if (place & WRITE_APPEND)
+        return io_append(fd, buf, len);
+    ssize_t n;
+    do
+        n = pwrite(fd, buf, len, (off_t)off);
+    while (n < 0 && errno == EINTR);
+    return n < 0 ? -errno : n;
+}
+
 /* At its offset, although the handle's descriptor has O_APPEND, or not in whole blocks, although it
  * has O_DIRECT: through another descriptor, as good as that one. */
-static ssize_t pwrite_placed(struct guard *g, struct handle *h, const void *buf, size_t len,
-                             uint64_t off)
+static ssize_t pwrite_odd(struct guard *g, struct handle *h, const void *buf, size_t len,
+                          uint64_t off, unsigned place)
 {
     _cleanup_close_ int fd = io_reopen(h->inode->fd, O_WRONLY);
     int r = fd < 0 ? fd : h->inode->dev == g->store.dev ? io_fence_announce(fd, g->store.fence) : 0;
@@ -231,26 +244,18 @@ static ssize_t pwrite_placed(struct guard *g, struct handle *h, const void *buf,
         r = image_plain_check(g, h);
     if (r < 0)
         return r == -EAGAIN ? -EIO : r;
-    ssize_t n;
-    do
-        n = pwrite(fd, buf, len, (off_t)off);
-    while (n < 0 && errno == EINTR);
+    ssize_t n = write_to(fd, buf, len, off, place);
     if (n < 0)
-        return -errno;
+        return n;
     r = io_fsync(fd); /* a network file system may say only then what it could not write */
     return r < 0 ? r : n;
 }
 
 ssize_t image_pwrite(struct guard *g, struct handle *h, const void *buf, size_t len, uint64_t off,
-                     bool placed)
+                     unsigned place)
 {
-    if (placed)
-        return pwrite_placed(g, h, buf, len, off);
-    ssize_t n;
-    do
-        n = pwrite(h->fd, buf, len, (off_t)off);
-    while (n < 0 && errno == EINTR);
-    return n < 0 ? -errno : n;
+    return image_write_is_odd(h, place) ? pwrite_odd(g, h, buf, len, off, place)
+                                        : write_to(h->fd, buf, len, off, place);
 }
 
 /* Makes of the header what it would be after the write. What is too much for any format is for the
@@ -266,7 +271,7 @@ static int after_write(const struct inode *i, struct header *hd, uint64_t off, c
 /* What the file would be after the write. Under the header lock, so that two halves of a header
  * cannot pass each other. */
 static int write_plain(struct guard *g, struct image *img, struct handle *h, const struct edit *e,
-                       bool *ret_becomes)
+                       unsigned place, bool *ret_becomes)
 {
     struct inode *i = h->inode;
     _cleanup_header_ struct header *hd = header_new();
@@ -281,7 +286,7 @@ static int write_plain(struct guard *g, struct image *img, struct handle *h, con
         r = io_fresh_stat(h->fd, &st);
         bool before = image_is_image(g, i, hd);
         if (r == 0)
-            r = after_write(i, hd, h->flags & O_APPEND && !e->placed ? hd->file_size : e->off, e);
+            r = after_write(i, hd, e->append ? hd->file_size : e->off, e);
         *ret_becomes = r == 0 && st.st_nlink > 0 && !atomic_load(&h->shared) &&
                        (before || image_is_image(g, i, hd));
         if (*ret_becomes && i->dev != g->store.dev) {
@@ -290,7 +295,7 @@ static int write_plain(struct guard *g, struct image *img, struct handle *h, con
         }
     }
     if (r == 0 && !*ret_becomes)
-        r = (int)image_pwrite(g, h, e->buf, e->len, e->off, e->placed);
+        r = (int)image_pwrite(g, h, e->buf, e->len, e->off, place);
     rwlock_write_unlock(&img->header);
     return r;
 }
@@ -298,7 +303,8 @@ static int write_plain(struct guard *g, struct image *img, struct handle *h, con
 /* A write of a handle that is not guarded. *ret_again: it is guarded now, or must be looked at
  * again. */
 static ssize_t write_unguarded(struct guard *g, struct image *img, struct handle *h,
-                               const struct edit *e, struct becoming *b, bool *ret_again)
+                               const struct edit *e, unsigned place, struct becoming *b,
+                               bool *ret_again)
 {
     bool becomes = false;
     int r = plain_look(g, h);
@@ -310,7 +316,7 @@ static ssize_t write_unguarded(struct guard *g, struct image *img, struct handle
     else if (r < 0)
         return r;
     else
-        r = write_plain(g, img, h, e, &becomes);
+        r = write_plain(g, img, h, e, place, &becomes);
     if (r == -EAGAIN) {
         wait_idle(img, seconds_to_wait(g) + 1);
         if (++b->busy > BUSY_MAX && !atomic_load(&h->guarded))
@@ -327,12 +333,13 @@ static ssize_t write_unguarded(struct guard *g, struct image *img, struct handle
 }
 
 ssize_t image_write(struct guard *g, struct handle *h, const void *buf, size_t len, uint64_t off,
-                    bool placed)
+                    unsigned place)
 {
     struct image *img = image_get(h->inode);
     if (!img)
         return -ENOMEM;
-    struct edit e = {.kind = EDIT_WRITE, .off = off, .len = len, .buf = buf, .placed = placed};
+    struct edit e = {
+        .kind = EDIT_WRITE, .off = off, .len = len, .buf = buf, .append = place & WRITE_APPEND};
     struct becoming b = becoming(g, "write of an image header");
     for (;;) {
         bool again;
@@ -340,7 +347,7 @@ ssize_t image_write(struct guard *g, struct handle *h, const void *buf, size_t l
             int r = edit_held(g, img, h, &h->opener, &e);
             return r < 0 ? r : (ssize_t)len;
         }
-        ssize_t n = write_unguarded(g, img, h, &e, &b, &again);
+        ssize_t n = write_unguarded(g, img, h, &e, place, &b, &again);
         if (!again)
             return n;
     }

@@ -25,7 +25,11 @@ static int make_writable(struct handle *h)
         return 0; /* it made the file */
     int keep = h->flags & ~(O_ACCMODE | O_CREAT | O_EXCL | O_NOCTTY | O_TRUNC);
     int fd = io_reopen(h->inode->fd, keep | O_RDWR);
-    return fd < 0 ? fd : handle_replace_fd(fd, h->fd);
+    if (fd < 0)
+        return fd;
+    if (!h->appends)
+        (void)io_drop_append(fd, io_fstype(fd));
+    return handle_replace_fd(fd, h->fd);
 }
 
 static void pause_for_move(struct image *img)

@@ -168,8 +168,8 @@ bool image_read_is_quick(const struct handle *h, uint64_t off);
  * between, for it would wait for that one. */
 bool image_direct_begin(struct handle *h, uint64_t off, unsigned *ret_epoch);
 void image_direct_end(struct handle *h, unsigned epoch);
-/* A write of guest data to a guarded image with a footer: true: the image stays as it is until
- * image_data_end(). */
+/* A write of guest data at off to a guarded image with a footer: true: the image stays as it is
+ * until image_data_end(). */
 bool image_data_begin(struct handle *h, uint64_t off, uint64_t len);
 void image_data_end(struct handle *h);
 
@@ -195,13 +195,22 @@ DG_MUST_CHECK ssize_t image_read(struct guard *g, struct handle *h, void *buf, s
 DG_MUST_CHECK ssize_t image_copy(struct guard *g, struct handle *in, uint64_t off_in,
                                  struct handle *out, uint64_t off_out, size_t len, unsigned flags,
                                  bool *ret_end, size_t *ret_doubt);
-/* placed: at off, even if the handle's descriptor has O_APPEND or O_DIRECT. */
+/* How a write finds its place; both may be set. */
+enum write_place {
+    WRITE_APPEND = 1, /* at the end of the file; off is what the kernel takes for it */
+    WRITE_ODD = 2     /* not in whole blocks, even if the handle's descriptor has O_DIRECT */
+};
+/* Can the handle's own descriptor not write so? Then a guarded one needs image_write(). */
+static inline bool image_write_is_odd(const struct handle *h, unsigned place)
+{
+    return place & WRITE_ODD || (h->appends && !(place & WRITE_APPEND));
+}
 DG_MUST_CHECK ssize_t image_write(struct guard *g, struct handle *h, const void *buf, size_t len,
-                                  uint64_t off, bool placed);
-/* pwrite(2) to the handle's file, without a look at anything. A count, or -errno. placed: not of a
- * guarded handle, which image_write() is for. */
+                                  uint64_t off, unsigned place);
+/* Writes to the handle's file, without a look at anything. A count, or -errno. Odd: not of a
+ * guarded handle. */
 DG_MUST_CHECK ssize_t image_pwrite(struct guard *g, struct handle *h, const void *buf, size_t len,
-                                   uint64_t off, bool placed);
+                                   uint64_t off, unsigned place);
 /* Guest data, as pread(2). Past the cache where it may be stale: see image_past_cache(). No lock.
  */
 DG_MUST_CHECK ssize_t image_pread(const struct handle *h, void *buf, size_t len, uint64_t off);

@@ -25,7 +25,7 @@ bool image_is_data(const struct handle *h, uint64_t off)
 bool image_data_begin(struct handle *h, uint64_t off, uint64_t len) NO_THREAD_SAFETY_ANALYSIS
 {
     struct image *img = atomic_load(&h->inode->image);
-    if (!img || !atomic_load(&h->guarded) || h->flags & O_APPEND)
+    if (!img || !atomic_load(&h->guarded))
         return false;
     rwlock_read(&img->header);
     struct format_zone zone = image_zone(img);

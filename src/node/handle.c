@@ -14,7 +14,10 @@
 #define CHUNK_SLOTS 1024u
 #define CHUNKS_MAX 16384u
 
+/* fh is generation << 32 | index. `live` says the same generation and, in its lower half, one of
+ * these. */
 enum { HANDLE_DEAD, HANDLE_NEW, HANDLE_LIVE };
+#define GENERATION_SHIFT 32
 
 struct handle_table {
     struct inode_table *inodes;
@@ -63,9 +66,31 @@ static struct handle *handle_alloc_locked(struct handle_table *t) REQUIRES(t->lo
         atomic_store(&t->chunks[chunk], slots);
     }
     h = &slots[index % CHUNK_SLOTS];
-    h->fh = index;
+    h->fh = index; /* generation 0, which no open handle has */
     atomic_store(&t->slots, index + 1);
     return h;
+}
+
+static uint64_t fh_index(uint64_t fh)
+{
+    return (uint32_t)fh;
+}
+
+static uint64_t fh_generation(uint64_t fh)
+{
+    return fh >> GENERATION_SHIFT;
+}
+
+/* The fh of the slot's next handle. After 2^32 of them an fh comes back. */
+static uint64_t fh_next(uint64_t fh)
+{
+    uint64_t generation = (uint32_t)(fh_generation(fh) + 1);
+    return (generation ? generation : 1) << GENERATION_SHIFT | fh_index(fh);
+}
+
+static void set_live(struct handle *h, unsigned how)
+{
+    atomic_store(&h->live, fh_generation(h->fh) << GENERATION_SHIFT | how);
 }
 
 struct handle *handle_new(struct handle_table *t, struct inode *i)
@@ -73,14 +98,14 @@ struct handle *handle_new(struct handle_table *t, struct inode *i)
     mutex_lock(&t->lock);
     struct handle *h = handle_alloc_locked(t);
     if (h) {
-        uint64_t fh = h->fh;
-        memset(h, 0, sizeof(*h));
+        uint64_t fh = fh_next(h->fh);
+        memset(h, 0, offsetof(struct handle, live));
         h->fh = fh;
         h->inode = i;
         h->fd = -1;
         h->direct_fd = -1;
         h->opened_ms = base_now_ms();
-        atomic_store(&h->live, HANDLE_NEW);
+        set_live(h, HANDLE_NEW);
     }
     mutex_unlock(&t->lock);
     if (h)
@@ -90,28 +115,29 @@ struct handle *handle_new(struct handle_table *t, struct inode *i)
 
 void handle_publish(struct handle *h)
 {
-    atomic_store(&h->live, HANDLE_LIVE);
+    set_live(h, HANDLE_LIVE);
 }
 
-static struct handle *handle_slot(struct handle_table *t, uint64_t fh)
+static struct handle *handle_slot(struct handle_table *t, uint64_t index)
 {
-    if (fh >= atomic_load(&t->slots))
+    if (index >= atomic_load(&t->slots))
         return NULL;
-    struct handle *h = atomic_load(&t->chunks[fh / CHUNK_SLOTS]);
-    h += fh % CHUNK_SLOTS;
-    return atomic_load(&h->live) == HANDLE_DEAD ? NULL : h;
+    return atomic_load(&t->chunks[index / CHUNK_SLOTS]) + index % CHUNK_SLOTS;
 }
 
 struct handle *handle_get(struct handle_table *t, uint64_t fh)
 {
-    return handle_slot(t, fh);
+    struct handle *h = handle_slot(t, fh_index(fh));
+    /* h->fh is not looked at: the slot may just get its next handle */
+    uint64_t live = h ? atomic_load(&h->live) : HANDLE_DEAD;
+    return fh_generation(live) == fh_generation(fh) && (uint32_t)live != HANDLE_DEAD ? h : NULL;
 }
 
 void handle_free(struct handle_table *t, struct handle *h)
 {
     struct inode *i = h->inode;
     mutex_lock(&t->lock);
-    atomic_store(&h->live, HANDLE_DEAD);
+    set_live(h, HANDLE_DEAD);
     h->inode = NULL;
     h->next_free = t->free;
     t->free = h;
@@ -123,9 +149,9 @@ void handle_each(struct handle_table *t, void (*fn)(void *arg, struct handle *h)
 {
     mutex_lock(&t->lock);
     uint64_t n = atomic_load(&t->slots);
-    for (uint64_t fh = 0; fh < n; fh++) {
-        struct handle *h = handle_slot(t, fh);
-        if (h && atomic_load(&h->live) == HANDLE_LIVE)
+    for (uint64_t index = 0; index < n; index++) {
+        struct handle *h = handle_slot(t, index);
+        if (h && (uint32_t)atomic_load(&h->live) == HANDLE_LIVE)
             fn(arg, h);
     }
     mutex_unlock(&t->lock);

@@ -1,4 +1,6 @@
-/* handle.h: open files of the view. A file handle is an index into a table, never a pointer. */
+/* handle.h: open files of the view. A file handle is an index into a table, never a pointer, and
+ * counts how often the slot was used: a late or repeated request with the handle of a former open
+ * finds nothing, not what stands there now. */
 #ifndef DISKGUARD_HANDLE_H
 #define DISKGUARD_HANDLE_H
 
@@ -34,9 +36,10 @@ struct handle_fence {
 };
 
 struct handle {
-    uint64_t fh;         /* index */
+    uint64_t fh;         /* generation << 32 | index */
     struct inode *inode; /* pinned */
-    int fd;              /* descriptor on the datastore, with the flags of the open */
+    int fd;              /* descriptor on the datastore, with the flags of the open but O_APPEND */
+    bool appends;        /* it has O_APPEND all the same: io_drop_append() */
     /* reader of a file whose cached data may be stale: the same file, O_DIRECT; or -1 */
     int direct_fd;
     int flags; /* O_* of the open */
@@ -54,9 +57,10 @@ struct handle {
     struct handle_barred barred;
     struct handle_reopen reopen;
     struct handle_fence fence;
-    void *dir;                /* fs_dir.c: open directory stream */
-    atomic_uint live;         /* handle.c only */
-    struct handle *next_free; /* handle.c only */
+    void *dir; /* fs_dir.c: open directory stream */
+    /* handle.c only, and last: it clears what stands before */
+    atomic_ullong live;
+    struct handle *next_free;
 };
 
 /* Handles pin inodes of this table. NULL: out of memory. */
@@ -67,7 +71,7 @@ struct handle *handle_new(struct handle_table *t, struct inode *i);
 /* Makes the handle known to handle_get(). Call it when all fields are set, just before the reply of
  * open. */
 void handle_publish(struct handle *h);
-/* Valid from the reply of open until release; takes no lock. NULL: unknown. */
+/* Valid from the reply of open until release; takes no lock. NULL: unknown, or released. */
 struct handle *handle_get(struct handle_table *t, uint64_t fh);
 /* Frees and unpins; does not close fd. */
 void handle_free(struct handle_table *t, struct handle *h);

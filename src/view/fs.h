@@ -122,6 +122,7 @@ void fs_copy_file_range(fuse_req_t req, fuse_ino_t ino_in, off_t off_in,
                         struct fuse_file_info *fi_out, size_t len, int flags);
 /* Does a READ or WRITE that begins here go straight to the handle's descriptor, so that it waits
  * for nothing but its own data? */
-bool fs_data_direct(const struct handle *h, bool write, uint64_t off);
+bool fs_data_read_direct(const struct handle *h, uint64_t off);
+bool fs_data_write_direct(const struct handle *h, bool append, uint64_t off);
 
 #endif

@@ -22,10 +22,9 @@
  * kernel writes the pages of all mappings and processes through any handle, and pwritev2(2) has
  * flags of its own. What counts is what the request says. */
 struct write_how {
-    bool page;   /* of a shared mapping, whoever has it */
-    bool placed; /* at its offset, of any length, although the descriptor has O_APPEND or O_DIRECT
-                  */
-    int sync;    /* O_DSYNC, O_SYNC that the descriptor does not have */
+    bool page;      /* of a shared mapping, whoever has it */
+    unsigned place; /* enum write_place */
+    int sync;       /* O_DSYNC, O_SYNC that the descriptor does not have */
 };
 
 static struct write_how write_how(const struct handle *h, const struct fuse_file_info *fi,
@@ -33,8 +32,10 @@ static struct write_how write_how(const struct handle *h, const struct fuse_file
 {
     int has = fi->writepage ? h->flags : h->flags & ~fi->flags;
     bool blocks = (off | size) % DATA_ALIGN == 0;
+    bool append = !fi->writepage && fi->flags & O_APPEND;
     return (struct write_how){.page = fi->writepage,
-                              .placed = has & O_APPEND || (has & O_DIRECT && !blocks),
+                              .place = (append ? WRITE_APPEND : 0u) |
+                                       (has & O_DIRECT && !blocks ? WRITE_ODD : 0u),
                               .sync = fi->writepage ? 0 : fi->flags & ~h->flags & O_SYNC};
 }
 
@@ -82,12 +83,17 @@ static void *buffer_get(size_t size)
     return b->data;
 }
 
-bool fs_data_direct(const struct handle *h, bool write, uint64_t off)
+bool fs_data_read_direct(const struct handle *h, uint64_t off)
+{
+    return image_read_is_quick(h, off);
+}
+
+bool fs_data_write_direct(const struct handle *h, bool append, uint64_t off)
 {
     /* An append lands where the file ends now, which only the guarded way may find out. */
-    if (write && ((h->flags & O_APPEND && atomic_load(&h->guarded)) || image_manager_expected(h)))
+    if ((append && atomic_load(&h->guarded)) || image_manager_expected(h))
         return false;
-    return write ? image_is_data(h, off) : image_read_is_quick(h, off);
+    return image_is_data(h, off);
 }
 
 /* ---- a request on its way to the pool: the storage refused it (reopen.c), or a read must be done
@@ -246,7 +252,7 @@ static ssize_t write_direct(struct view *v, struct handle *h, const void *buf, s
     ssize_t n = HOOK_FAIL("data.write");
     if (n < 0)
         return n;
-    n = image_pwrite(v->guard, h, buf, size, off, how->placed);
+    n = image_pwrite(v->guard, h, buf, size, off, how->place);
     if (guarded)
         image_wrote(h);
     return n;
@@ -267,18 +273,19 @@ static ssize_t write_once(struct view *v, struct handle *h, const void *buf, siz
     *ret_direct = true;
     atomic_store_explicit(&h->dirty, true, memory_order_relaxed);
     unsigned epoch;
-    if (how->placed && atomic_load(&h->guarded)) {
+    bool append = how->place & WRITE_APPEND;
+    if (image_write_is_odd(h, how->place) && atomic_load(&h->guarded)) {
         *ret_direct = false;
-        return image_write(v->guard, h, buf, size, off, true);
+        return image_write(v->guard, h, buf, size, off, how->place);
     }
-    if (fs_data_direct(h, true, off) && image_direct_begin(h, off, &epoch)) {
+    if (fs_data_write_direct(h, append, off) && image_direct_begin(h, off, &epoch)) {
         ssize_t n = write_direct(v, h, buf, size, off, how);
         image_direct_end(h, epoch);
         return n;
     }
-    if (!image_data_begin(h, off, size)) {
+    if (append || !image_data_begin(h, off, size)) {
         *ret_direct = false;
-        return image_write(v->guard, h, buf, size, off, how->placed);
+        return image_write(v->guard, h, buf, size, off, how->place);
     }
     ssize_t n = write_direct(v, h, buf, size, off, how);
     image_data_end(h);
@@ -312,7 +319,7 @@ void fs_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_
     if (!how.page && size > 0)
         fs_attr_drop_ids(req, h->inode);
     ssize_t n = write_at(v, h, buf, size, (uint64_t)off, &how, &direct);
-    if (n < 0 && direct && !(h->flags & O_APPEND) &&
+    if (n < 0 && direct && !(how.place & WRITE_APPEND) &&
         failed_later(v, req, h, n, buf, size, (uint64_t)off, &how))
         return;
     if (n < 0)
@@ -403,7 +410,7 @@ static ssize_t copy_range(fuse_req_t req, struct handle *in, uint64_t off_in, st
                           uint64_t off_out, size_t len, unsigned flags)
 {
     struct view *v = view_of(req);
-    if (out->flags & O_APPEND)
+    if (out->appends)
         return -EXDEV; /* turned off since the open: the kernel copies by itself then */
     size_t done = 0, slow = 0, must = 0; /* slow: of these, by copy_head(); must: up to where that
                                             may not stop */

@@ -294,12 +294,16 @@ static void open_read_only(struct open_op *op)
         op_done(op, what == IMAGE_WHAT_IMAGE || image_is_shared(op->v->guard, op->h->inode));
 }
 
+/* Each append is a request that says so: struct write_how. */
+static void drop_append(const struct io_fstype *fs, struct handle *h)
+{
+    h->appends = h->flags & O_APPEND && !io_drop_append(h->fd, fs);
+}
+
 /* A reader of a file that another host may write meanwhile gets a descriptor that asks the storage
  * each time: image_pread(). */
-static void past_cache(const struct view *v, struct handle *h)
+static void past_cache(const struct io_fstype *fs, struct handle *h)
 {
-    const struct io_fstype *fs =
-        h->inode->dev == v->guard->store.dev ? v->guard->store.fs : io_fstype(h->fd);
     h->stale_data = fs->stale_data;
     if (!h->stale_data || h->writer)
         return;
@@ -315,7 +319,11 @@ static void open_start(struct open_op *op)
     op->truncate = flags & O_TRUNC;
     if (op->later)
         image_manager_expect(op->h);
-    past_cache(op->v, op->h);
+    const struct guard *g = op->v->guard;
+    const struct io_fstype *fs =
+        op->h->inode->dev == g->store.dev ? g->store.fs : io_fstype(op->h->fd);
+    drop_append(fs, op->h);
+    past_cache(fs, op->h);
     if (op->made && op->v->guard->makers)
         maker_note(op->v->guard->makers, op->h->inode, &op->h->opener);
     if (op->h->writer)

@@ -71,6 +71,7 @@ static bool buffer_new(size_t size, struct request_buffer *ret)
 }
 
 _Static_assert(offsetof(struct fuse_read_in, offset) == offsetof(struct fuse_write_in, offset) &&
+                   offsetof(struct fuse_read_in, flags) == offsetof(struct fuse_write_in, flags) &&
                    offsetof(struct fuse_read_in, fh) == offsetof(struct fuse_write_in, fh),
                "they begin alike");
 
@@ -98,7 +99,7 @@ static bool only_reads(struct view *v, uint32_t opcode, const char *body, size_t
 static enum where where_to(struct view *v, const char *mem, size_t size, uint64_t *ret_lane)
 {
     struct fuse_in_header in;
-    struct fuse_read_in io; /* fh, offset and size stand where those of fuse_write_in do */
+    struct fuse_read_in io; /* fh, offset, size, flags stand where those of fuse_write_in do */
     memcpy(&in, mem, sizeof(in));
     switch (in.opcode) {
     case FUSE_READ:
@@ -107,7 +108,9 @@ static enum where where_to(struct view *v, const char *mem, size_t size, uint64_
             return ON_RECEIVER;
         memcpy(&io, mem + sizeof(in), sizeof(io));
         const struct handle *h = handle_get(v->guard->handles, io.fh);
-        if (!h || fs_data_direct(h, in.opcode == FUSE_WRITE, io.offset))
+        if (!h ||
+            (in.opcode == FUSE_READ ? fs_data_read_direct(h, io.offset)
+                                    : fs_data_write_direct(h, io.flags & O_APPEND, io.offset)))
             return ON_RECEIVER;
         if (in.opcode == FUSE_WRITE && image_manager_expected(h))
             /* it may wait for the holder, whose own reads and writes are in that lane */

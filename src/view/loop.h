@@ -1,7 +1,7 @@
 /* loop.h: reads requests from /dev/fuse and runs them on the right thread.
  *
  * LOOP_DATA_THREADS receivers read requests into buffers whose write payload is page-aligned
- * (O_DIRECT backing files need that). READ and WRITE of guest data (fs_data_direct) and requests
+ * (O_DIRECT backing files need that). READ and WRITE of guest data (fs_data_*_direct) and requests
  * that never touch the datastore run on the receiver; so do lookups, attributes, listings and opens
  * for reading, on LOOP_SHORT_MAX of them at most. All else is handed over with its buffer: other
  * READ and WRITE to the lane of their file (lanes.h), the rest to the pool (pool.h), and so is a

@@ -5,6 +5,7 @@ import errno
 import fcntl
 import mmap
 import os
+import re
 import shutil
 import socket
 import stat
@@ -449,6 +450,69 @@ def _(build):
         eq((len(lines) - 1, len([x for x in lines if len(x) == 6])), (800, 800), "whole lines")
         for w in workers:
             w.kill()
+
+
+def append_descriptors(view, name):
+    """How many of the daemon's descriptors of a file have O_APPEND, of how many that are open for write."""
+    wanted, found = os.stat(view.ds.raw(name)).st_ino, []
+    for fd in os.listdir("/proc/%d/fd" % view.p.pid):
+        try:
+            if os.stat("/proc/%d/fd/%s" % (view.p.pid, fd)).st_ino != wanted:
+                continue
+            with open("/proc/%d/fdinfo/%s" % (view.p.pid, fd), encoding="ascii") as f:
+                flags = int(re.search(r"^flags:\s*(\d+)", f.read(), re.M).group(1), 8)
+        except FileNotFoundError:
+            continue
+        if flags & os.O_ACCMODE != RDONLY and not flags & os.O_PATH:
+            found.append(bool(flags & os.O_APPEND))
+    return sum(found), len(found)
+
+
+@suite.case("an append is one request's: view and datastore append side by side, also after F_SETFL; what has an offset lands there")
+def _(build):
+    with pair(build, hosts=("a",)) as p:
+        workers = [Proc() for _ in range(4)]
+        for w in workers:
+            w.fd = w.call("open", p.ds.raw("log") if w is workers[3] else p.a.path("log"),
+                          os.O_WRONLY | CREAT | (0 if w is workers[2] else os.O_APPEND), 0o644)
+        workers[2].call("set_flags", workers[2].fd, os.O_APPEND)
+        for i in range(200):
+            for n, w in enumerate(workers):
+                w.send("write", w.fd, b"%03d%04d\n" % (n, i))  # never across a page: the kernel would send two
+            for w in workers:
+                eq(w.recv(), 8)
+        with open(p.ds.raw("log"), "rb") as f:
+            lines = f.read().split(b"\n")
+        eq((len(lines) - 1, len(set(x for x in lines if len(x) == 7))), (800, 800), "whole lines, each once")
+        eq(append_descriptors(p.a, "log")[0], 0, "descriptors of the daemon with O_APPEND")
+        ok(append_descriptors(p.a, "log")[1] >= 3, "descriptors of the daemon")
+        w = workers[0]
+        w.call("set_flags", w.fd, 0)
+        eq(w.call("pwrite", w.fd, b"placed.\n", 8), 8)
+        eq(read_at(p.ds.raw("log"), 8, 8), b"placed.\n")
+        eq(os.stat(p.ds.raw("log")).st_size, 6400)
+        for w in workers:
+            w.kill()
+
+
+@suite.case("an append-only file (chattr +a) can be appended to, and nothing else")
+def _(build):
+    with pair(build, hosts=("a",)) as p:
+        put(p.ds.raw("log"), b"old\n")
+        if run("chattr", "+a", p.ds.raw("log")).code:
+            raise dgtest.Skip("no chattr +a here")
+        try:
+            raises(errno.EPERM, os.open, p.a.path("log"), os.O_WRONLY)
+            with Proc() as w:
+                fd = w.call("open", p.a.path("log"), os.O_WRONLY | os.O_APPEND)
+                eq(w.call("write", fd, b"new\n"), 4)
+                appends, all_of_them = append_descriptors(p.a, "log")
+                ok(appends == all_of_them > 0, "it keeps O_APPEND")
+                w.call("set_flags", fd, 0)  # the kernel of the view does not know better
+                raises(errno.EPERM, w.call, "pwrite", fd, b"X", 0)
+            eq(read_at(p.ds.raw("log"), 0, 100), b"old\nnew\n")
+        finally:
+            must("chattr", "-a", p.ds.raw("log"))
 
 
 @suite.case("a file system that is full says ENOSPC and goes on")

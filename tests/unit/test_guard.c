@@ -113,7 +113,7 @@ Test(guard, a_change_of_the_header_is_kept, .init = scene_make, .fini = scene_re
 
     cr_assert_eq(open_as(A, "disk.qcow2", O_RDWR, &first, &h), 0);
     cr_assert_not(image_is_data(h, at));
-    cr_assert_eq(image_write(A, h, text, sizeof(text), at, true), (ssize_t)sizeof(text));
+    cr_assert_eq(image_write(A, h, text, sizeof(text), at, 0), (ssize_t)sizeof(text));
     cr_assert_eq(open_as(B, "disk.qcow2", O_RDONLY, &second, &reader), 0);
     cr_assert_eq(image_read(B, reader, b, sizeof(b), at, READ_MAY_WAIT), (ssize_t)sizeof(b));
     cr_assert_str_eq((char *)b, text);
@@ -147,7 +147,7 @@ Test(guard, a_plain_file_becomes_an_image, .init = scene_make, .fini = scene_rem
     put_raw("new.qcow2", "", 0, IMAGE_SIZE);
     cr_assert_eq(open_as(A, "new.qcow2", O_RDWR, &first, &h), 0);
     cr_assert_not(h->guarded);
-    cr_assert_eq(image_write(A, h, truth, sizeof(truth), 0, true), (ssize_t)sizeof(truth));
+    cr_assert_eq(image_write(A, h, truth, sizeof(truth), 0, 0), (ssize_t)sizeof(truth));
     cr_assert(h->guarded, "whoever wrote the header holds it");
     cr_assert_eq(claim_now("new.qcow2", NULL), CLAIM_HELD);
     cr_assert_eq(open_as(B, "new.qcow2", O_RDWR, &first, &other), -EBUSY);

@@ -398,6 +398,27 @@ IO_TEST(handles)
 
 /* ---- locks ---- */
 
+IO_TEST(append_is_one_write)
+{
+    static const struct io_fstype local = {.open_appends = false}, server = {.open_appends = true};
+    int fd = openat(dir, "log", O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+    char back[8] = "";
+
+    cr_assert(fd >= 0);
+    cr_assert_not(io_drop_append(fd, &server), "the storage must know");
+    cr_assert_eq(fcntl(fd, F_GETFL) & O_APPEND, O_APPEND);
+    cr_assert(io_drop_append(fd, &local));
+    cr_assert_eq(fcntl(fd, F_GETFL) & O_APPEND, 0);
+    cr_assert(io_drop_append(fd, &server), "it has none");
+    cr_assert_eq(io_append(fd, "one", 3), 3);
+    cr_assert_eq(io_append(fd, "two", 3), 3);
+    cr_assert_eq(pwrite(fd, "O", 1, 0), 1);
+    cr_assert_eq(pread(fd, back, sizeof(back), 0), 6);
+    cr_assert_str_eq(back, "Onetwo");
+    cr_assert_eq(io_append(-1, "x", 1), -EBADF);
+    close(fd);
+}
+
 IO_TEST(fstype)
 {
     int proc = open("/proc/self/status", O_RDONLY);

@@ -10,7 +10,7 @@
 /* ---- which mounts fence ---- */
 
 static const struct io_fstype nfs = {
-    NFS_SUPER_MAGIC, "nfs", FENCE_OFD, FENCING_LOCK, true, true, true};
+    NFS_SUPER_MAGIC, "nfs", FENCE_OFD, FENCING_LOCK, true, true, true, false};
 
 #define V4                                                                                         \
     "rw,vers=4.2,rsize=262144,hard,proto=tcp,clientaddr=10.0.0.2,local_lock=none,addr=10.0.0.1"
@@ -56,9 +56,9 @@ Test(fencing, nfs_mounts)
 Test(fencing, other_types_and_no_lock)
 {
     static const struct io_fstype ext = {
-        EXT4_SUPER_MAGIC, "ext4", FENCE_OFD, FENCING_LOCK, false, false, false};
+        EXT4_SUPER_MAGIC, "ext4", FENCE_OFD, FENCING_LOCK, false, false, false, false};
     static const struct io_fstype ocfs2 = {
-        OCFS2_SUPER_MAGIC, "ocfs2", FENCE_FLOCK, FENCING_UNPROVEN, true, false, true};
+        OCFS2_SUPER_MAGIC, "ocfs2", FENCE_FLOCK, FENCING_UNPROVEN, true, false, true, false};
     static const struct io_mount none = {NULL, NULL, 0, 0}, v4 = {"nfs4", V4, 'N', 'N'};
     const char *why;
 
