@@ -111,23 +111,26 @@ static enum answer listed(struct image_listing *l, struct keys *k, const struct 
     return a;
 }
 
-int image_listing_claim(struct guard *g, const struct inode *i, struct claim *ret)
+bool image_listing_none(struct guard *g, const struct inode *i, const struct timespec *ctime)
 {
     struct image_listing *l = g->listing;
-    struct stat st, after;
-    enum answer a = UNSETTLED;
-    if (image_claims_stat(g, i, &st) == 0)
-        a = ask(l, &st.st_ctim, i->ino);
+    struct stat after;
+    enum answer a = ask(l, ctime, i->ino);
     if (a == TO_LIST) {
         struct keys k = {0};
         HOOK("image.listing");
         bool same = shard_list(&g->store, SHARD_CLAIMS, i->ino, see_key, &k) == 0 &&
-                    image_claims_stat(g, i, &after) == 0 &&
-                    image_same_time(&st.st_ctim, &after.st_ctim);
-        a = listed(l, &k, &st.st_ctim, same, i->ino);
+                    image_claims_stat(g, i, &after) == 0 && image_same_time(ctime, &after.st_ctim);
+        a = listed(l, &k, ctime, same, i->ino);
         free(k.key);
     }
-    if (a != ABSENT)
+    return a == ABSENT;
+}
+
+int image_listing_claim(struct guard *g, const struct inode *i, struct claim *ret)
+{
+    struct stat st;
+    if (image_claims_stat(g, i, &st) < 0 || !image_listing_none(g, i, &st.st_ctim))
         return claim_read(&g->store, i->ino, ret);
     ret->kind = CLAIM_NONE;
     ret->generation = 0;

@@ -293,7 +293,7 @@ static int truncate_held(struct guard *g, const struct hold *hold, uint64_t size
  * again. */
 static int truncate_plain(struct guard *g, struct inode *i, uint64_t size, struct conflict *ret)
 {
-    _cleanup_close_ int fd = io_reopen(i->fd, O_RDWR);
+    _cleanup_close_ int fd = inode_reopen(i, O_RDWR);
     bool guarded = false;
     int r = 0;
     if (fd < 0)
@@ -317,11 +317,11 @@ int image_truncate(struct guard *g, struct inode *i, const struct opener *who, u
                    struct conflict *ret_conflict)
 {
     struct hold hold;
-    enum image_what what = IMAGE_WHAT_PLAIN;
-    int r = i->dev != g->store.dev ? image_probe(g, i, -1, &what) : 0;
+    struct file_probe what = {.fd = -1};
+    int r = i->dev != g->store.dev ? image_probe(g, i, &what) : 0;
     if (r < 0)
         return r;
-    if (what == IMAGE_WHAT_IMAGE) {
+    if (what.what == IMAGE_WHAT_IMAGE) {
         image_log_foreign(g, i, "truncation");
         return -EXDEV;
     }

@@ -83,6 +83,12 @@ static int set_caller_groups(fuse_req_t req)
     return set_groups(n < 0 ? 0 : DG_MIN(n, max), many) ? 0 : -errno;
 }
 
+bool cred_is_daemon(uint64_t uid)
+{
+    pthread_once(&self_once, self_learn);
+    return uid == self.uid;
+}
+
 bool cred_in_group(fuse_req_t req, gid_t gid)
 {
     gid_t few[GROUPS_FEW];

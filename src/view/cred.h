@@ -20,6 +20,8 @@ struct cred {
 DG_MUST_CHECK int cred_enter(fuse_req_t req, struct cred *ret);
 void cred_leave(struct cred *c);
 
+/* Is it the user that the daemon runs as? */
+bool cred_is_daemon(uint64_t uid);
 /* Is it one of the caller's groups? */
 bool cred_in_group(fuse_req_t req, gid_t gid);
 

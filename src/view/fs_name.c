@@ -147,22 +147,31 @@ uint64_t fs_name_keep_ms(const struct view *v)
 static bool leads_elsewhere(struct view *v, struct inode *i, const struct inode *dir,
                             const char *name)
 {
+    if (inode_is_local(v->guard->inodes, dir)) {
+        struct stat st;
+        int r = io_local_name(dir->fd, name, &st);
+        return r == 0
+                   ? st.st_dev != i->dev || st.st_ino != i->ino || (st.st_mode & S_IFMT) != i->type
+                   : r == -ENOENT;
+    }
     _cleanup_close_ int fd = io_fresh_open(dir->fd, name, O_PATH | O_NOFOLLOW);
     return fd >= 0 ? !inode_is_file(v->guard->inodes, i, fd) : fd == -ENOENT;
 }
 
 /* The kernel may have come by the name that it looked up last, or by the one before, which it need
  * not look up again yet. */
-bool fs_name_moved(fuse_req_t req, struct inode *i)
+bool fs_name_moved(fuse_req_t req, struct inode *i, bool *ret_named)
 {
     struct view *v = view_of(req);
     struct inode_table *t = v->guard->inodes;
     uint64_t pid = (uint64_t)fuse_req_ctx(req)->pid;
     char name[NAME_MAX + 1];
     struct inode *dir = inode_last_place(t, i, name, sizeof(name));
+    *ret_named = false;
     if (!dir)
         return false;
     bool moved = leads_elsewhere(v, i, dir, name);
+    *ret_named = !moved && inode_is_local(t, dir);
     struct inode *before = moved ? NULL : inode_former_place(t, i, name, sizeof(name));
     if (before) {
         moved = leads_elsewhere(v, i, before, name);

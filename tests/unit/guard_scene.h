@@ -152,8 +152,8 @@ static inline int open_as(struct guard *g, const char *name, int flags, const st
     if (h->writer) {
         r = image_open(g, h, flags & O_TRUNC, &conflict);
     } else {
-        enum image_what what;
-        r = image_probe(g, h->inode, -1, &what);
+        struct file_probe p = {.fd = -1};
+        r = image_probe(g, h->inode, &p);
     }
     if (r < 0) {
         close(h->fd);
