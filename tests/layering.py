@@ -123,6 +123,7 @@ RAW_ALLOWED = [
     ("src/guard/plain.c", "inode_reopen(img->inode, flags", "the file of an open handle: a handle, not a name"),
     ("src/guard/fence.c", "io_reopen(", "the file of a handle, to read it on without the fence: decides nothing"),
     ("src/view/fs_open.c", "_reopen(", "the file of an open descriptor; fs_name_moved has looked at its name"),
+    ("src/view/fs_open.c", "io_reopen_regular(fd, O_PATH", "the file that was just made"),
     ("src/view/fs_open.c", 'fstatat(h->inode->fd, ""', "what a user is shown: nothing is decided by it"),
     ("src/view/prune.c", 'fstatat(i->fd, ""', "a name that the kernel keeps longer, or shorter: nothing is decided by it"),
     ("src/view/fs_open.c", "O_CREAT | O_EXCL", "O_EXCL sees the truth (measured)"),

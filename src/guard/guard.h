@@ -132,6 +132,11 @@ struct hold {
 DG_MUST_CHECK int image_hold(struct guard *g, struct inode *i, const struct opener *who,
                              const char *what, bool data, struct hold *ret,
                              struct conflict *ret_conflict);
+/* Is the file plain, and neither claimed nor needed by a held image, so that image_hold() would
+ * have nothing to hold? Asked freshly, by the ctimes of claims/ and marks/ (listing.h): it lists
+ * nothing, claims nothing and waits for nobody. name: the file was just found under it, or NULL.
+ * false: perhaps not. Never the last look of one who is about to write. */
+bool image_is_free(struct guard *g, struct inode *i, const char *name);
 /* Right before the operation: does the claim still rule? 0; -EIO: this host was taken for dead and
  * lost it meanwhile (the image is FENCED), touch nothing; or another -errno. Narrows the window, no
  * more: the storage does not fence what changes names (core/takeover.h). */

@@ -17,5 +17,8 @@ DG_MUST_CHECK int image_listing_claim(struct guard *g, const struct inode *i, st
 /* Had the file no claim when its shard had this ctime, which was just fetched (snapshot.h)? false:
  * it had one, or that must be asked: claim_read(). */
 bool image_listing_none(struct guard *g, const struct inode *i, const struct timespec *ctime);
+/* Has it neither a claim nor a mark (a held image needs it)? Asked freshly, by the ctimes of both
+ * shards. false: it has, or that must be asked: claim_read(), image_chain_guards(). */
+bool image_listing_unneeded(struct guard *g, const struct inode *i);
 
 #endif

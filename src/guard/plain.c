@@ -24,8 +24,10 @@ static int plain_lock(struct guard *g, struct image *img, struct handle *h, int 
     *ret_borrowed = io_err_readonly(fd);
     if (*ret_borrowed) {
         int flags = fcntl(h->fd, F_GETFL);
-        if (flags < 0 || (flags & O_ACCMODE) != O_RDWR)
-            return 0;
+        if (flags < 0 || (flags & O_ACCMODE) != O_RDWR) {
+            int r = image_guarded_file(g, h, &guarded);
+            return r < 0 ? r : guarded ? -EBUSY : 0;
+        }
         fd = fcntl(h->fd, F_DUPFD_CLOEXEC, 0);
         fd = fd < 0 ? -errno : fd;
     }

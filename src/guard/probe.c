@@ -24,9 +24,12 @@ static void note_zone(const struct inode *i, const struct header *h)
 }
 
 /* And the zone that is seen. */
-static int load_header(const struct inode *i, int fd, struct header *ret)
+static int load_header(const struct guard *g, const struct inode *i, int fd, struct header *ret)
 {
-    int r = header_load(fd, ret);
+    struct stat st;
+    int r = io_fresh_stat(fd, &st);
+    if (r == 0)
+        r = header_load_of(fd, i->dev == g->store.dev ? g->store.fs : NULL, &st, ret);
     if (r == 0)
         note_zone(i, ret);
     return r;
@@ -37,7 +40,7 @@ int image_header(struct guard *g, struct inode *i, struct header *ret)
     _cleanup_close_ int fd = inode_reopen(i, O_RDONLY);
     if (io_err_denied(fd))
         image_log_closed(g, i, "read");
-    return fd < 0 ? fd : load_header(i, fd, ret);
+    return fd < 0 ? fd : load_header(g, i, fd, ret);
 }
 
 bool image_name_is_raw(const struct guard *g, const char *name)
@@ -112,7 +115,7 @@ static int probe_header(struct guard *g, struct inode *i, const struct file_prob
     if (p->fd < 0)
         return image_header(g, i, ret);
     if (!p->seen)
-        return load_header(i, p->fd, ret);
+        return load_header(g, i, p->fd, ret);
     int r = header_load_of(p->fd, g->store.fs, &p->st, ret);
     if (r == 0)
         note_zone(i, ret);
@@ -158,6 +161,21 @@ int image_probe(struct guard *g, struct inode *i, struct file_probe *p)
     bool sole = p->named && p->seen && p->st.st_nlink == 1;
     p->what = is_image(g, i, h, sole) ? IMAGE_WHAT_IMAGE : IMAGE_WHAT_PLAIN;
     return i->dev == g->store.dev ? probe_claim(g, i, &look, h, &p->what) : 0;
+}
+
+bool image_is_free(struct guard *g, struct inode *i, const char *name)
+{
+    struct image *img = S_ISREG(i->type) && i->dev == g->store.dev ? image_get(i) : NULL;
+    if (!img || !image_is_idle(img) || (name && image_name_is_raw(g, name)))
+        return false;
+    _cleanup_header_ struct header *h = header_new();
+    _cleanup_close_ int fd = h ? inode_reopen(i, O_RDONLY) : -1;
+    struct stat st;
+    if (fd < 0 || io_fresh_stat(fd, &st) < 0 || header_load_of(fd, g->store.fs, &st, h) < 0)
+        return false;
+    note_zone(i, h);
+    bool sole = name && st.st_nlink == 1 && inode_is_local(g->inodes, i);
+    return !is_image(g, i, h, sole) && image_listing_unneeded(g, i);
 }
 
 /* Is this file guarded: by its header, by its name, because a held image needs it, or because

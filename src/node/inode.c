@@ -344,6 +344,20 @@ struct inode *inode_enter(struct inode_table *t, int fd, const struct stat *st, 
     }
 }
 
+struct inode *inode_find(struct inode_table *t, const struct stat *st)
+{
+    if (t->shared || st->st_dev != t->dev)
+        return NULL;
+    mutex_lock(&t->lock);
+    struct inode *i = find_locked(t, st->st_dev, st->st_ino);
+    if (i && i->type != (st->st_mode & S_IFMT))
+        i = NULL;
+    if (i)
+        i->pins++;
+    mutex_unlock(&t->lock);
+    return i;
+}
+
 void inode_forget(struct inode_table *t, uint64_t nodeid, uint64_t nlookup)
 {
     struct remains r = {.fd = -1};

@@ -16,6 +16,7 @@
 #include "guard/takeover.h"
 #include "guard/wait.h"
 #include "run/park.h"
+#include "run/pool.h"
 #include "view/cred.h"
 #include "view/init.h"
 
@@ -312,8 +313,9 @@ static void past_cache(const struct view *v, struct handle *h)
         h->direct_fd = fd; /* else image_pread() drops the cache before each read */
 }
 
-static void open_start(struct open_op *op)
+static void open_start(void *arg)
 {
+    struct open_op *op = arg;
     int flags = op->h->flags;
     op->h->writer = !op->later && ((flags & O_ACCMODE) != O_RDONLY || flags & O_TRUNC);
     op->truncate = flags & O_TRUNC;
@@ -398,7 +400,7 @@ static int create_file(fuse_req_t req, struct inode *dir, const char *name, int 
 static int create_enter(struct view *v, struct inode *dir, const char *name, int fd,
                         struct fuse_entry_param *e, struct inode **ret)
 {
-    int path_fd = io_reopen(fd, O_PATH);
+    int path_fd = io_reopen_regular(fd, O_PATH); /* open(2) makes nothing else */
     if (path_fd < 0)
         return path_fd;
     memset(e, 0, sizeof(*e));
@@ -468,12 +470,18 @@ void fs_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode,
     inode_put(v->guard->inodes, dir);
     struct open_op *op = r >= 0 ? op_new(req, i, flags) : NULL;
     if (op) {
+        /* A new file that is no image waits for nobody. */
+        bool quick = made && !image_name_is_raw(v->guard, name);
         op->create = true;
+        op->h->made = quick;
         op->entry = e;
         op->h->fd = fd;
         inode_put(v->guard->inodes, i);
         op->made = made;
-        open_start(op);
+        if (quick)
+            open_start(op);
+        else
+            pool_submit(v->guard->pool, open_start, op);
         return;
     }
     if (fd >= 0)
