@@ -3,6 +3,8 @@
 Counted with strace, never timed. A bound that is passed says that somebody asks the storage for more than before, or that a request is
 handed from thread to thread again."""
 import collections
+import errno
+import fcntl
 import os
 import re
 import shutil
@@ -11,7 +13,8 @@ import subprocess
 import time
 
 import guardian
-from dgtest import Skip, Suite, ok, pair, wait_for
+from dgqemu import make_qcow2
+from dgtest import Proc, Skip, Suite, eq, ok, pair, raises, read_at, wait_for
 
 suite = Suite(__file__)
 FILES = 40
@@ -136,6 +139,30 @@ def _(build):
         with Count(p.a) as c:
             make_all(paths)
         c.at_most("create, close", 38, 1, LOOKUP=1, CREATE=1, FLUSH=1, RELEASE=1)
+
+
+@suite.case("what another host claims or comes to need is known to the next removal, although there was nothing a moment ago")
+def _(build):
+    with pair(build, "wait=0") as p, Proc() as writer:
+        scene(build, p)
+        settle(p.b.path("d"), names(p.b.path("d")))
+        with open(p.b.path("d/spare"), "wb") as f:
+            f.write(b"x")
+        make_qcow2(p.ds.raw("d/top.qcow2"), "4096", "backing_file=f1.xml,backing_fmt=raw")
+        for n, opened in enumerate(("f0.xml", "top.qcow2")):
+            path = p.b.path("d/f%d.xml" % n)
+            for _ in range(5):
+                fd = writer.call("open", p.a.path("d/" + opened), os.O_RDWR)
+                if n == 0:
+                    writer.call("lock", fd, fcntl.F_RDLCK, 101, 1)  # as QEMU says that it writes a disk
+                raises(errno.EBUSY, os.unlink, path)
+                raises(errno.EBUSY, os.rename, p.b.path("d/spare"), path)
+                raises(errno.EBUSY, os.truncate, path, 0)
+                writer.call("close", fd)
+                p.ds.wait_free("d/" + opened)
+                time.sleep(0.15)  # what is listed counts again
+            eq(read_at(path, 0, 4), b"xxxx", "the file")
+            os.unlink(path)
 
 
 if __name__ == "__main__":
