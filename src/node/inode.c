@@ -344,7 +344,7 @@ struct inode *inode_enter(struct inode_table *t, int fd, const struct stat *st, 
     }
 }
 
-struct inode *inode_find(struct inode_table *t, const struct stat *st)
+struct inode *inode_find(struct inode_table *t, const struct stat *st, bool lookup)
 {
     if (t->shared || st->st_dev != t->dev)
         return NULL;
@@ -352,8 +352,10 @@ struct inode *inode_find(struct inode_table *t, const struct stat *st)
     struct inode *i = find_locked(t, st->st_dev, st->st_ino);
     if (i && i->type != (st->st_mode & S_IFMT))
         i = NULL;
-    if (i)
+    if (i) {
         i->pins++;
+        i->nlookup += lookup;
+    }
     mutex_unlock(&t->lock);
     return i;
 }

@@ -72,9 +72,9 @@ void inode_put(struct inode_table *t, struct inode *i); /* NULL is fine */
 /* Finds or makes the inode of an open O_PATH descriptor (always consumed), counts one lookup if
  * `lookup`, pins it. NULL: out of memory. */
 struct inode *inode_enter(struct inode_table *t, int fd, const struct stat *st, bool lookup);
-/* Finds and pins the inode of a file on storage of this host alone, by its attributes: it keeps a
- * descriptor, so that no other file has its number. NULL: it is not known. */
-struct inode *inode_find(struct inode_table *t, const struct stat *st);
+/* Finds the inode of a file on storage of this host alone, by its attributes, as inode_enter(): it
+ * keeps a descriptor, so that no other file has its number. NULL: it is not known. */
+struct inode *inode_find(struct inode_table *t, const struct stat *st, bool lookup);
 void inode_forget(struct inode_table *t, uint64_t nodeid, uint64_t nlookup);
 unsigned long inode_count(const struct inode_table *t);
 

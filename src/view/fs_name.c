@@ -88,29 +88,31 @@ static int name_open(struct view *v, const struct inode *dir, const char *name, 
 /* Without a descriptor, where the storage is this host's alone and the file is known. NULL: it must
  * be opened. */
 static struct inode *find_known(struct view *v, const struct inode *dir, const char *name,
-                                struct stat *ret_st)
+                                bool lookup, struct stat *ret_st)
 {
     struct inode_table *t = v->guard->inodes;
     if (!inode_is_local(t, dir) || fs_name_hidden(dir, name) || strcmp(name, "..") == 0 ||
         io_local_name(dir->fd, name, ret_st) < 0 || is_hidden_dir(v, ret_st))
         return NULL;
-    return inode_find(t, ret_st);
+    return inode_find(t, ret_st, lookup);
 }
 
 int fs_name_inode(struct view *v, struct inode *dir, const char *name, bool lookup, bool fresh,
                   struct stat *ret_st, struct inode **ret)
 {
-    struct inode *known = fresh && !lookup ? find_known(v, dir, name, ret_st) : NULL;
-    if (known) {
-        *ret = known;
+    bool guess = !lookup || atomic_load_explicit(&v->known_names, memory_order_relaxed);
+    struct inode *i = guess ? find_known(v, dir, name, lookup, ret_st) : NULL;
+    if (i) {
+        *ret = i;
         return 0;
     }
     int fd = name_open(v, dir, name, fresh, ret_st);
     if (fd < 0)
         return fd;
-    struct inode *i = inode_enter(v->guard->inodes, fd, ret_st, lookup);
+    i = inode_enter(v->guard->inodes, fd, ret_st, lookup);
     if (!i)
         return -ENOMEM;
+    atomic_store_explicit(&v->known_names, i->fd != fd, memory_order_relaxed);
     *ret = i;
     return 0;
 }
