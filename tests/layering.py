@@ -53,7 +53,7 @@ CALLS = [
 # What decides is read through io_fresh_* (src/core/io.h). Any other call that reads a name, an attribute, bytes or a handle needs a line here:
 # (file, text in the line, reason). A line that nothing matches any more is an offence too.
 RAW_READ = re.compile(r"(?<!->)(?<!\.)\b(f?stat|lstat|fstatat|statx|f?statv?fs|open|openat2?|fopen|(fd)?opendir|scandir|n?ftw|readdir|getdents64|p?readv?|"
-                      r"f?access(at)?|realpath|lseek|io_open_beneath|io_reopen|io_pread_all|io_handle_open)\s*\(")
+                      r"f?access(at)?|realpath|lseek|io_open_beneath|io_reopen|io_reopen_regular|inode_reopen|io_local_name|io_pread_all|io_handle_open)\s*\(")
 RAW_READERS = r"(src/(base|core|node|run|state|warden|guard|view|daemon)|tools/\w+)/\w+\.c"
 RAW_ALLOWED = [
     ("src/core/io.c", "", "the choke point itself"),
@@ -114,6 +114,9 @@ RAW_ALLOWED = [
     ("src/view/fs_dir.c", "lseek(s->fd", "listing: a user's look"),
     ("src/view/fs_dir.c", "getdents64(s->fd", "listing: a user's look"),
     ("src/view/fs_lock.c", "", "descriptors for users' locks: nothing is read"),
+    ("src/view/fs_name.c", "io_local_name(", "this host's own names are the truth there"),
+    ("src/node/inode.c", "inode_reopen(const struct inode", "the file of an open descriptor: a handle, not a name"),
+    ("src/node/inode.c", "io_reopen_regular(i->fd", "the same"),
     ("src/view/fs_name.c", "fstat(fd, &st) == 0; level", "what is above a directory is this host's own directory cache"),
     ("src/view/fs_name.c", '"..", O_PATH', "what is above a directory is this host's own directory cache"),
     ("src/view/fs_name.c", 'io_open_beneath(dir->fd, "."', "the open directory again"),
@@ -121,21 +124,22 @@ RAW_ALLOWED = [
     ("src/view/fs_name.c", 'fstatat(fd, ""', "identity, and what a user is shown"),
     ("src/view/fs_name.c", 'fstatat(dir->fd, ""', "identity, and what a user is shown"),
     ("src/view/fs_remove.c", "io_reopen(op->dir[s]->fd", "the directory of an open descriptor, to sync it"),
-    ("src/guard/plain.c", "io_reopen(img->inode->fd, flags", "the file of an open handle: a handle, not a name"),
+    ("src/guard/plain.c", "inode_reopen(img->inode, flags", "the file of an open handle: a handle, not a name"),
     ("src/guard/fence.c", "io_reopen(", "the file of a handle, to read it on without the fence: decides nothing"),
-    ("src/view/fs_open.c", "io_reopen(", "the file of an open descriptor; fs_name_moved has looked at its name"),
+    ("src/view/fs_open.c", "_reopen(", "the file of an open descriptor; fs_name_moved has looked at its name"),
+    ("src/view/fs_open.c", "io_reopen_regular(fd, O_PATH", "the file that was just made"),
     ("src/view/fs_open.c", 'fstatat(h->inode->fd, ""', "what a user is shown: nothing is decided by it"),
     ("src/view/prune.c", 'fstatat(i->fd, ""', "a name that the kernel keeps longer, or shorter: nothing is decided by it"),
     ("src/view/fs_open.c", "O_CREAT | O_EXCL", "O_EXCL sees the truth (measured)"),
     ("src/view/fs_open.c", "fstat(fd, &e->attr)", "the file that was just made"),
-    ("src/guard/acquire.c", "io_reopen(", "the file of an open descriptor: a handle, not a name"),
-    ("src/guard/probe.c", "io_reopen(", "the file of an open descriptor: a handle, not a name"),
+    ("src/guard/acquire.c", "inode_reopen(", "the file of an open descriptor: a handle, not a name"),
+    ("src/guard/probe.c", "inode_reopen(", "the file of an open descriptor: a handle, not a name"),
     ("src/guard/read.c", "io_reopen(i->fd", "the file of an open descriptor: a handle, not a name"),
     ("src/guard/edit.c", "io_reopen(i->fd", "the file of an open descriptor: a handle, not a name"),
     ("tools/fsck/fsck_rescue.c", "io_reopen(path_fd", "the file that io_fresh_open found"),
     ("src/guard/reopen.c", "io_reopen(", "the file of an open descriptor: a handle, not a name"),
-    ("src/guard/plain.c", "io_reopen(", "the file of an open descriptor: a handle, not a name"),
-    ("src/guard/open.c", "io_reopen(", "the file of an open descriptor: a handle, not a name"),
+    ("src/guard/plain.c", "inode_reopen(", "the file of an open descriptor: a handle, not a name"),
+    ("src/guard/open.c", "inode_reopen(", "the file of an open descriptor: a handle, not a name"),
     ("src/guard/walk.c", "", "mounts and paths of this host; below the datastore io_fresh_open"),
     ("src/guard/chain.c", "io_reopen(fd, O_RDWR", "the file that io_fresh_open found, for its lock"),
     ("src/guard/read.c", "pread(fd, buf", "guest data; the header is laid over it by image_read"),

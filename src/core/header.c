@@ -150,6 +150,24 @@ void header_overlay(const struct header *h, uint64_t off, void *buf, size_t len)
 
 /* ---- loading ---- */
 
+/* st: attributes that are fresh. -EAGAIN: the file is shorter than they say. */
+static int load_start_of(int fd, const struct io_fstype *fs, const struct stat *st,
+                         struct header *h)
+{
+    size_t want = reach((uint64_t)st->st_size);
+    ssize_t n =
+        fs ? io_fresh_header_on(fs, fd, h->bytes, want, 0) : io_fresh_header(fd, h->bytes, want, 0);
+
+    if (n < 0)
+        return (int)n;
+    if ((size_t)n < want) /* the file was cut between the two calls */
+        return -EAGAIN;
+    h->file_size = (uint64_t)st->st_size;
+    h->n = (size_t)n;
+    memset(h->bytes + h->n, 0, sizeof(h->bytes) - h->n);
+    return 0;
+}
+
 static int load_start(int fd, struct header *h)
 {
     struct stat st;
@@ -157,17 +175,10 @@ static int load_start(int fd, struct header *h)
     header_clear(h);
     for (unsigned tries = 0; tries < 3; tries++) {
         int r = io_fresh_stat(fd, &st);
-        if (r < 0)
+        if (r == 0)
+            r = load_start_of(fd, NULL, &st, h);
+        if (r != -EAGAIN)
             return r;
-        ssize_t n = io_fresh_header(fd, h->bytes, reach((uint64_t)st.st_size), 0);
-        if (n < 0)
-            return (int)n;
-        if ((size_t)n < reach((uint64_t)st.st_size)) /* the file was cut between the two calls */
-            continue;
-        h->file_size = (uint64_t)st.st_size;
-        h->n = (size_t)n;
-        memset(h->bytes + h->n, 0, sizeof(h->bytes) - h->n);
-        return 0;
     }
     return -EIO; /* the size and the bytes never agree */
 }
@@ -213,6 +224,20 @@ int header_load(int fd, struct header *ret)
 {
     int r = load_start(fd, ret);
 
+    if (r == 0)
+        r = header_settle(fd, ret);
+    if (r < 0)
+        header_clear(ret);
+    return r;
+}
+
+int header_load_of(int fd, const struct io_fstype *fs, const struct stat *st, struct header *ret)
+{
+    header_clear(ret);
+    int r = load_start_of(fd, fs, st, ret);
+
+    if (r == -EAGAIN)
+        return header_load(fd, ret);
     if (r == 0)
         r = header_settle(fd, ret);
     if (r < 0)

@@ -48,6 +48,10 @@ static inline void header_freep(struct header **h)
 /* Reads the header past the cache and identifies it. The former content of *ret is dropped. 0, or
  * -errno with *ret empty. */
 DG_MUST_CHECK int header_load(int fd, struct header *ret);
+/* The same for one who knows the type of the file system (NULL: he does not), and has just fetched
+ * the attributes: a file that has grown since is read as it was then. */
+DG_MUST_CHECK int header_load_of(int fd, const struct io_fstype *fs, const struct stat *st,
+                                 struct header *ret);
 /* Reads the start and every extent of the plan past the cache. Does not identify. 0 or -errno, then
  * empty. */
 DG_MUST_CHECK int header_read(int fd, const struct plan *plan, struct header *ret);

@@ -18,6 +18,8 @@
 
 #include "base/hook.h"
 
+#define DIR_BUFFER 32768u
+
 /* ---- files below the datastore ---- */
 
 /* Opens one component, never "..", and never follows a symlink. */
@@ -98,22 +100,28 @@ int io_open_beneath(int dirfd, const char *path, int flags, mode_t mode)
     }
 }
 
-int io_reopen(int fd, int flags)
+int io_reopen_regular(int fd, int flags)
 {
     char path[40];
-    struct stat st;
     int r;
 
-    if (fstat(fd, &st) < 0)
-        return -errno;
-    if (!S_ISREG(st.st_mode)) /* opening a device or a fifo has side effects */
-        return -EINVAL;
     snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
     do /* without O_NOFOLLOW, which would stop at the magic link itself */
         r = open(path, (flags & ~(O_CREAT | O_EXCL | O_NOFOLLOW)) | O_CLOEXEC);
     while (r < 0 && errno == EINTR);
     HOOK_STALE_COPY(fd, r);
     return r < 0 ? -errno : r;
+}
+
+int io_reopen(int fd, int flags)
+{
+    struct stat st;
+
+    if (fstat(fd, &st) < 0)
+        return -errno;
+    if (!S_ISREG(st.st_mode)) /* opening a device or a fifo has side effects */
+        return -EINVAL;
+    return io_reopen_regular(fd, flags);
 }
 
 bool io_drop_append(int fd, const struct io_fstype *fs)
@@ -139,6 +147,25 @@ static struct timespec to_timespec(struct statx_timestamp t)
     return (struct timespec){.tv_sec = t.tv_sec, .tv_nsec = t.tv_nsec};
 }
 
+static void to_stat(const struct statx *stx, struct stat *ret)
+{
+    *ret = (struct stat){
+        .st_dev = makedev(stx->stx_dev_major, stx->stx_dev_minor),
+        .st_ino = stx->stx_ino,
+        .st_mode = stx->stx_mode,
+        .st_nlink = stx->stx_nlink,
+        .st_uid = stx->stx_uid,
+        .st_gid = stx->stx_gid,
+        .st_rdev = makedev(stx->stx_rdev_major, stx->stx_rdev_minor),
+        .st_size = (off_t)stx->stx_size,
+        .st_blksize = (blksize_t)stx->stx_blksize,
+        .st_blocks = (blkcnt_t)stx->stx_blocks,
+        .st_atim = to_timespec(stx->stx_atime),
+        .st_mtim = to_timespec(stx->stx_mtime),
+        .st_ctim = to_timespec(stx->stx_ctime),
+    };
+}
+
 int io_fresh_stat(int fd, struct stat *ret)
 {
     struct statx stx;
@@ -153,30 +180,50 @@ int io_fresh_stat(int fd, struct stat *ret)
     }
     if (r < 0)
         return -errno;
-    *ret = (struct stat){
-        .st_dev = makedev(stx.stx_dev_major, stx.stx_dev_minor),
-        .st_ino = stx.stx_ino,
-        .st_mode = stx.stx_mode,
-        .st_nlink = stx.stx_nlink,
-        .st_uid = stx.stx_uid,
-        .st_gid = stx.stx_gid,
-        .st_rdev = makedev(stx.stx_rdev_major, stx.stx_rdev_minor),
-        .st_size = (off_t)stx.stx_size,
-        .st_blksize = (blksize_t)stx.stx_blksize,
-        .st_blocks = (blkcnt_t)stx.stx_blocks,
-        .st_atim = to_timespec(stx.stx_atime),
-        .st_mtim = to_timespec(stx.stx_mtime),
-        .st_ctim = to_timespec(stx.stx_ctime),
-    };
+    to_stat(&stx, ret);
     return 0;
+}
+
+int io_local_name(int dirfd, const char *name, struct stat *ret)
+{
+    struct statx stx;
+    int r;
+
+    if (strchr(name, '/') || !*name)
+        return -EINVAL;
+    do
+        r = statx(dirfd, name, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT, STATX_BASIC_STATS, &stx);
+    while (r < 0 && errno == EINTR);
+    if (r < 0)
+        return -errno;
+    to_stat(&stx, ret);
+    return 0;
+}
+
+/* Not readdir(3): opendir asks for the descriptor's type and flags, which are known here. */
+static int each_name(int fd, char *buf, int (*fn)(void *arg, const char *name), void *arg)
+{
+    for (;;) {
+        ssize_t n = getdents64(fd, buf, DIR_BUFFER);
+        if (n <= 0)
+            return n < 0 ? -errno : 0;
+        for (ssize_t at = 0; at < n;) {
+            const struct dirent64 *e = (const struct dirent64 *)(buf + at);
+            at += e->d_reclen;
+            if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0)
+                continue;
+            int r = fn(arg, e->d_name);
+            if (r != 0)
+                return r;
+        }
+    }
 }
 
 int io_fresh_dir(int dirfd, int (*fn)(void *arg, const char *name), void *arg)
 {
-    struct dirent *entry;
+    _cleanup_close_ int fd = -1;
     struct stat st;
-    DIR *dir = NULL;
-    int r, fd;
+    int r;
 
     /* each open has its own position, also between threads */
     fd = openat(dirfd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -184,31 +231,9 @@ int io_fresh_dir(int dirfd, int (*fn)(void *arg, const char *name), void *arg)
         return -errno;
     r = io_fresh_stat(fd, &st);
     if (r < 0)
-        goto out;
-    dir = fdopendir(fd);
-    if (!dir) {
-        r = -errno;
-        goto out;
-    }
-    for (;;) {
-        errno = 0;
-        entry = readdir(dir);
-        if (!entry) {
-            r = -errno;
-            goto out;
-        }
-        if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0)
-            continue;
-        r = fn(arg, entry->d_name);
-        if (r != 0)
-            goto out;
-    }
-out:
-    if (dir)
-        closedir(dir);
-    else
-        close(fd);
-    return r;
+        return r;
+    _cleanup_free_ char *buf = malloc(DIR_BUFFER);
+    return buf ? each_name(fd, buf, fn, arg) : -ENOMEM;
 }
 
 int io_fsync(int fd)
@@ -386,7 +411,12 @@ int io_header_drop(int fd, uint64_t off, size_t len)
 
 ssize_t io_fresh_header(int fd, void *buf, size_t len, uint64_t off)
 {
-    int r = io_fstype(fd)->shared ? io_header_drop(fd, off, len) : 0;
+    return io_fresh_header_on(io_fstype(fd), fd, buf, len, off);
+}
+
+ssize_t io_fresh_header_on(const struct io_fstype *fs, int fd, void *buf, size_t len, uint64_t off)
+{
+    int r = fs->shared ? io_header_drop(fd, off, len) : 0;
 
     if (r < 0)
         return r;

@@ -22,6 +22,7 @@
 
 #define IO_HANDLE_MAX 128 /* MAX_HANDLE_SZ, <linux/exportfs.h> */
 struct io_handle;
+struct io_fstype;
 
 /* ---- what an errno says (negative, as everywhere) ---- */
 
@@ -70,6 +71,8 @@ DG_MUST_CHECK int io_open_beneath(int dirfd, const char *path, int flags, mode_t
 /* Opens again, with `flags`, the file that fd (which may be O_PATH) refers to, through
  * /proc/self/fd. Regular files only: -EINVAL. */
 DG_MUST_CHECK int io_reopen(int fd, int flags);
+/* The same of a descriptor that is known to refer to a regular file. */
+DG_MUST_CHECK int io_reopen_regular(int fd, int flags);
 
 DG_MUST_CHECK int io_fsync(int fd);
 /* For a descriptor through which nothing was written yet. Takes away the write error that an
@@ -103,6 +106,11 @@ DG_MUST_CHECK int io_fresh_dir(int dirfd, int (*fn)(void *arg, const char *name)
  * statx(AT_STATX_FORCE_SYNC) of the directory it was right in every case: renamed, renamed over,
  * removed and made again, made where it was absent. */
 DG_MUST_CHECK int io_fresh_open(int dirfd, const char *path, int flags);
+
+/* Attributes of the file that one name in a directory leads to now; never follows a symbolic link.
+ * Only on a file system that no other host can mount (io_fstype.shared), where this host's own
+ * names are the truth: one call, where io_fresh_open() and its descriptor are four. 0 or -errno. */
+DG_MUST_CHECK int io_local_name(int dirfd, const char *name, struct stat *ret);
 
 /* The file of a handle, if it still exists: opens it and asks the server for its attributes. An
  * NFS client answers open_by_handle_at(2) from its inode cache, without asking anybody
@@ -144,6 +152,10 @@ DG_MUST_CHECK int io_header_drop(int fd, uint64_t off, size_t len);
  * Returns the count or -errno. The count is short only at the end of the file as this host knows
  * it, so call io_fresh_stat first. Rests on the same measurement as io_fresh_data. */
 DG_MUST_CHECK ssize_t io_fresh_header(int fd, void *buf, size_t len, uint64_t off);
+
+/* The same for one who knows the type of the file system. */
+DG_MUST_CHECK ssize_t io_fresh_header_on(const struct io_fstype *fs, int fd, void *buf, size_t len,
+                                         uint64_t off);
 
 /* Reads guest data past the cache, for files that another host may write (io_fstype.stale_data).
  * As pread(2): the count or -errno. direct_fd is the same file open O_DIRECT, or -1. A read

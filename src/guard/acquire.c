@@ -483,7 +483,7 @@ static int acquire(struct guard *g, struct image *img, const struct taking *t, b
     int r = image_held_prepare(img, &full);
     int fd = r == 0 ? image_plain_dup(img, true) : r;
     if (fd == -1)
-        fd = io_reopen(img->inode->fd, O_RDWR);
+        fd = inode_reopen(img->inode, O_RDWR);
     if (io_err_denied(fd))
         image_log_closed(g, img->inode, "write");
     if (fd < 0)

@@ -132,6 +132,11 @@ struct hold {
 DG_MUST_CHECK int image_hold(struct guard *g, struct inode *i, const struct opener *who,
                              const char *what, bool data, struct hold *ret,
                              struct conflict *ret_conflict);
+/* Is the file plain, and neither claimed nor needed by a held image, so that image_hold() would
+ * have nothing to hold? Asked freshly, by the ctimes of claims/ and marks/ (listing.h): it lists
+ * nothing, claims nothing and waits for nobody. name: the file was just found under it, or NULL.
+ * false: perhaps not. Never the last look of one who is about to write. */
+bool image_is_free(struct guard *g, struct inode *i, const char *name);
 /* Right before the operation: does the claim still rule? 0; -EIO: this host was taken for dead and
  * lost it meanwhile (the image is FENCED), touch nothing; or another -errno. Narrows the window, no
  * more: the storage does not fence what changes names (core/takeover.h). */
@@ -259,10 +264,19 @@ bool image_name_is_raw(const struct guard *g, const char *name);
 
 /* Is it an image that this host holds without a seal? Its path below the datastore. */
 bool image_is_unsealed(struct inode *i, char *ret_path, size_t size);
-/* What a file is, when it is opened read-only or before it is opened for write. fd: open for
- * reading, without O_DIRECT; -1: there is none. */
+/* What a file is, when it is opened read-only or before it is opened for write. */
 enum image_what { IMAGE_WHAT_PLAIN, IMAGE_WHAT_IMAGE };
-DG_MUST_CHECK int image_probe(struct guard *g, struct inode *i, int fd, enum image_what *ret);
+struct file_probe {
+    int fd; /* open for reading, without O_DIRECT; -1: there is none */
+    /* The name noted last leads to the file, seen just now, and no other host mounts its file
+     * system: without a second link it has no other name. */
+    bool named;
+    /* out: */
+    enum image_what what;
+    bool seen;      /* st was fetched */
+    struct stat st; /* the file's attributes, fresh, from before its header was read */
+};
+DG_MUST_CHECK int image_probe(struct guard *g, struct inode *i, struct file_probe *p);
 /* Opens a handle (h->fd is open read-write, h->opener set) for write: claims and seals, or joins.
  * Sets h->guarded for an image, not for a plain file. -EBUSY: held by another, park; -EUCLEAN,
  * -EPERM, -EXDEV ...: final, and logged here. */

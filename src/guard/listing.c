@@ -7,7 +7,7 @@
 #include "core/shard.h"
 #include "guard/snapshot.h"
 
-/* One shard of claims/. */
+/* One shard of claims/ or marks/. */
 struct part {
     struct image_stamp stamp; /* as this host sees it */
     bool valid;               /* key and n are those of stamp */
@@ -18,8 +18,15 @@ struct part {
 
 struct image_listing {
     struct mutex lock;
-    struct part part[DG_SHARDS] GUARDED_BY(lock);
+    struct part claims[DG_SHARDS] GUARDED_BY(lock);
+    struct part marks[DG_SHARDS_FEW] GUARDED_BY(lock);
 };
+
+static struct part *part_locked(struct image_listing *l, enum shard_dir dir, uint64_t key)
+    REQUIRES(l->lock)
+{
+    return &(dir == SHARD_CLAIMS ? l->claims : l->marks)[shard_of(dir, key)];
+}
 
 struct image_listing *image_listing_new(void)
 {
@@ -34,7 +41,9 @@ void image_listing_free(struct image_listing *l)
     if (!l)
         return;
     for (unsigned k = 0; k < DG_SHARDS; k++)
-        free(l->part[k].key);
+        free(l->claims[k].key);
+    for (unsigned k = 0; k < DG_SHARDS_FEW; k++)
+        free(l->marks[k].key);
     mutex_destroy(&l->lock);
     free(l);
 }
@@ -44,7 +53,7 @@ struct keys {
     size_t n, room;
 };
 
-/* Whatever looks like a claim's name: claim_read() says what it is. */
+/* Whatever begins as a name of a claim or mark: who finds one reads it. */
 static int see_key(void *arg, const char *name)
 {
     struct keys *k = arg;
@@ -77,10 +86,11 @@ static enum answer find(const struct part *p, uint64_t key)
 }
 
 /* TO_LIST: the caller does, and then says listed(). */
-static enum answer ask(struct image_listing *l, const struct timespec *ctime, uint64_t key)
+static enum answer ask(struct image_listing *l, enum shard_dir dir, const struct timespec *ctime,
+                       uint64_t key)
 {
     mutex_lock(&l->lock);
-    struct part *p = &l->part[dg_shard(key)];
+    struct part *p = part_locked(l, dir, key);
     bool settled = image_stamp_note(&p->stamp, ctime, base_now_ms());
     p->valid &= settled;
     enum answer a = !settled ? UNSETTLED : p->valid ? find(p, key) : p->busy ? UNSETTLED : TO_LIST;
@@ -90,14 +100,14 @@ static enum answer ask(struct image_listing *l, const struct timespec *ctime, ui
 }
 
 /* Of the listing that ask() asked for; same: ctime was the same before and after. */
-static enum answer listed(struct image_listing *l, struct keys *k, const struct timespec *ctime,
-                          bool same, uint64_t key)
+static enum answer listed(struct image_listing *l, enum shard_dir dir, struct keys *k,
+                          const struct timespec *ctime, bool same, uint64_t key)
 {
     enum answer a = UNSETTLED;
     if (k->n > 1)
         qsort(k->key, k->n, sizeof(*k->key), key_cmp);
     mutex_lock(&l->lock);
-    struct part *p = &l->part[dg_shard(key)];
+    struct part *p = part_locked(l, dir, key);
     p->busy = false;
     if (same && image_same_time(&p->stamp.ctime, ctime)) {
         uint64_t *old = p->key;
@@ -111,23 +121,47 @@ static enum answer listed(struct image_listing *l, struct keys *k, const struct 
     return a;
 }
 
-int image_listing_claim(struct guard *g, const struct inode *i, struct claim *ret)
+static int shard_stat(struct guard *g, enum shard_dir dir, uint64_t key, struct stat *ret)
+{
+    int fd = shard_fd(&g->store, dir, key);
+    return fd < 0 ? fd : io_fresh_stat(fd, ret);
+}
+
+/* No name of this key in the shard, which had this ctime just now? */
+static bool none(struct guard *g, enum shard_dir dir, uint64_t key, const struct timespec *ctime)
 {
     struct image_listing *l = g->listing;
-    struct stat st, after;
-    enum answer a = UNSETTLED;
-    if (image_claims_stat(g, i, &st) == 0)
-        a = ask(l, &st.st_ctim, i->ino);
+    struct stat after;
+    enum answer a = ask(l, dir, ctime, key);
     if (a == TO_LIST) {
         struct keys k = {0};
         HOOK("image.listing");
-        bool same = shard_list(&g->store, SHARD_CLAIMS, i->ino, see_key, &k) == 0 &&
-                    image_claims_stat(g, i, &after) == 0 &&
-                    image_same_time(&st.st_ctim, &after.st_ctim);
-        a = listed(l, &k, &st.st_ctim, same, i->ino);
+        bool same = shard_list(&g->store, dir, key, see_key, &k) == 0 &&
+                    shard_stat(g, dir, key, &after) == 0 && image_same_time(ctime, &after.st_ctim);
+        a = listed(l, dir, &k, ctime, same, key);
         free(k.key);
     }
-    if (a != ABSENT)
+    return a == ABSENT;
+}
+
+bool image_listing_none(struct guard *g, const struct inode *i, const struct timespec *ctime)
+{
+    return none(g, SHARD_CLAIMS, i->ino, ctime);
+}
+
+bool image_listing_unneeded(struct guard *g, const struct inode *i)
+{
+    struct stat marks, claims;
+    return shard_stat(g, SHARD_MARKS, i->ino, &marks) == 0 &&
+           none(g, SHARD_MARKS, i->ino, &marks.st_ctim) &&
+           shard_stat(g, SHARD_CLAIMS, i->ino, &claims) == 0 &&
+           none(g, SHARD_CLAIMS, i->ino, &claims.st_ctim);
+}
+
+int image_listing_claim(struct guard *g, const struct inode *i, struct claim *ret)
+{
+    struct stat st;
+    if (image_claims_stat(g, i, &st) < 0 || !image_listing_none(g, i, &st.st_ctim))
         return claim_read(&g->store, i->ino, ret);
     ret->kind = CLAIM_NONE;
     ret->generation = 0;

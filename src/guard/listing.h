@@ -14,5 +14,11 @@ void image_listing_free(struct image_listing *l);
  * it was before the listing, the same files have a claim (snapshot.c says when a ctime counts). Who
  * is about to write must not rest on a ctime: claim_read(). */
 DG_MUST_CHECK int image_listing_claim(struct guard *g, const struct inode *i, struct claim *ret);
+/* Had the file no claim when its shard had this ctime, which was just fetched (snapshot.h)? false:
+ * it had one, or that must be asked: claim_read(). */
+bool image_listing_none(struct guard *g, const struct inode *i, const struct timespec *ctime);
+/* Has it neither a claim nor a mark (a held image needs it)? Asked freshly, by the ctimes of both
+ * shards. false: it has, or that must be asked: claim_read(), image_chain_guards(). */
+bool image_listing_unneeded(struct guard *g, const struct inode *i);
 
 #endif

@@ -124,6 +124,16 @@ static int open_plain(struct guard *g, struct image *img, struct handle *h, bool
     return truncate && ftruncate(h->fd, 0) < 0 ? -errno : 0;
 }
 
+/* Where the fence will be had, plain_lock() looks once more under it. */
+static int first_look(struct guard *g, struct handle *h, bool *ret_guarded)
+{
+    bool made = h->made && h->inode->dev == g->store.dev;
+    *ret_guarded = h->made = false; /* when it comes again, somebody else knows the file */
+    if (g->store.fence != FENCE_NONE && (made || image_is_free(g, h->inode, NULL)))
+        return 0;
+    return image_guarded_file(g, h, ret_guarded);
+}
+
 static int open_once(struct guard *g, struct image *img, struct handle *h, bool truncate,
                      struct conflict *ret)
 {
@@ -134,7 +144,7 @@ static int open_once(struct guard *g, struct image *img, struct handle *h, bool 
         r = open_join(g, img, h, truncate, ret);
     } else {
         bool guarded;
-        r = image_guarded_file(g, h, &guarded);
+        r = first_look(g, h, &guarded);
         if (r < 0)
             return r;
         if (!guarded)
@@ -215,6 +225,9 @@ static int hold_once(struct guard *g, struct image *img, const struct opener *wh
         return -EBUSY;
     if (!image_is_idle(img))
         return hold_own(g, img, who, data, ret, ret_conflict);
+    /* Who changes bytes looks once more under the fence: truncate_plain(). */
+    if ((!data || g->store.fence != FENCE_NONE) && image_is_free(g, i, NULL))
+        return 0;
     bool guarded;
     int r = image_guarded_inode(g, i, &guarded);
     if (r == -ESTALE || r == -ENOENT)
@@ -297,7 +310,7 @@ static int truncate_held(struct guard *g, const struct hold *hold, uint64_t size
  * again. */
 static int truncate_plain(struct guard *g, struct inode *i, uint64_t size, struct conflict *ret)
 {
-    _cleanup_close_ int fd = io_reopen(i->fd, O_RDWR);
+    _cleanup_close_ int fd = inode_reopen(i, O_RDWR);
     bool guarded = false;
     int r = 0;
     if (fd < 0)
@@ -321,11 +334,11 @@ int image_truncate(struct guard *g, struct inode *i, const struct opener *who, u
                    struct conflict *ret_conflict)
 {
     struct hold hold;
-    enum image_what what = IMAGE_WHAT_PLAIN;
-    int r = i->dev != g->store.dev ? image_probe(g, i, -1, &what) : 0;
+    struct file_probe what = {.fd = -1};
+    int r = i->dev != g->store.dev ? image_probe(g, i, &what) : 0;
     if (r < 0)
         return r;
-    if (what == IMAGE_WHAT_IMAGE) {
+    if (what.what == IMAGE_WHAT_IMAGE) {
         image_log_foreign(g, i, "truncation");
         return -EXDEV;
     }

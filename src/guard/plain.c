@@ -20,12 +20,14 @@ static int plain_lock(struct guard *g, struct image *img, struct handle *h, int 
                       bool *ret_borrowed, struct conflict *ret)
 {
     bool guarded = false;
-    _cleanup_close_ int fd = io_reopen(img->inode->fd, O_RDWR);
+    _cleanup_close_ int fd = inode_reopen(img->inode, O_RDWR);
     *ret_borrowed = io_err_readonly(fd);
     if (*ret_borrowed) {
         int flags = fcntl(h->fd, F_GETFL);
-        if (flags < 0 || (flags & O_ACCMODE) != O_RDWR)
-            return 0;
+        if (flags < 0 || (flags & O_ACCMODE) != O_RDWR) {
+            int r = image_guarded_file(g, h, &guarded);
+            return r < 0 ? r : guarded ? -EBUSY : 0;
+        }
         fd = fcntl(h->fd, F_DUPFD_CLOEXEC, 0);
         fd = fd < 0 ? -errno : fd;
     }
@@ -252,14 +254,14 @@ int image_plain_reopen(struct guard *g, struct image *img)
         return 0;
     for (unsigned k = 0; k < n; k++) {
         int flags = fcntl(m[k].h->fd, F_GETFL);
-        m[k].fd = io_reopen(img->inode->fd, flags < 0 ? O_RDWR : flags);
+        m[k].fd = inode_reopen(img->inode, flags < 0 ? O_RDWR : flags);
         if (m[k].fd >= 0 && io_fence_announce(m[k].fd, g->store.fence) < 0) {
             close(m[k].fd);
             m[k].fd = -1;
         }
     }
     bool guarded = false;
-    int fd = io_reopen(img->inode->fd, O_RDWR);
+    int fd = inode_reopen(img->inode, O_RDWR);
     int r = fd < 0 ? fd : io_fence_shared(fd, g->store.fence);
     if (r == 0)
         r = image_guarded_inode(g, img->inode, &guarded);

@@ -140,7 +140,7 @@ static int foreign_header(struct guard *g, struct image *img, struct handle *h, 
         return fd;
     for (int k = 0; k < FOREIGN_TRIES; k++) {
         struct image_snapshot look;
-        image_snapshot_begin(g, img, &look);
+        image_snapshot_begin(g, img, &look, NULL);
         int r = image_listing_claim(g, i, &w->before);
         if (r == 0)
             r = load_with_plan(fd, w);

@@ -47,14 +47,19 @@ int image_claims_stat(const struct guard *g, const struct inode *i, struct stat 
     return fd < 0 ? fd : io_fresh_stat(fd, ret);
 }
 
-void image_snapshot_begin(struct guard *g, struct image *img, struct image_snapshot *ret)
+/* The file first: what is sealed after its attributes were fetched changes them, and what was
+ * sealed before has changed the shard, whose attributes come after. */
+void image_snapshot_begin(struct guard *g, struct image *img, struct image_snapshot *ret,
+                          struct stat *ret_file)
 {
     struct stat claims, file;
     HOOK("image.look"); /* so that tests can count them */
     *ret = (struct image_snapshot){0};
-    if (img->inode->dev != g->store.dev || image_claims_stat(g, img->inode, &claims) < 0 ||
-        io_fresh_stat(img->inode->fd, &file) < 0)
+    if (img->inode->dev != g->store.dev || io_fresh_stat(img->inode->fd, &file) < 0 ||
+        image_claims_stat(g, img->inode, &claims) < 0)
         return;
+    if (ret_file)
+        *ret_file = file;
     uint64_t now = base_now_ms();
     *ret = (struct image_snapshot){.valid = true,
                                    .size = (uint64_t)file.st_size,
@@ -83,7 +88,7 @@ bool image_zone_is_far(const struct image *img)
 struct format_zone image_snapshot_zone(const struct header *h, const struct claim *c)
 {
     struct format_zone zone = h->info.zone;
-    if (c->kind == CLAIM_HELD)
+    if (c && c->kind == CLAIM_HELD)
         header_zone_cover(&zone, &c->rec.plan);
     return zone;
 }
@@ -92,10 +97,10 @@ void image_snapshot_end(struct image *img, struct image_snapshot *look, const st
                         const struct claim *c)
 {
     struct format_zone zone = image_snapshot_zone(h, c);
-    if (c->kind == CLAIM_BAD)
+    if (c && c->kind == CLAIM_BAD)
         look->clean = image_is_headless(h) && !image_zone_is_far(img);
     else
-        look->clean = !(c->kind == CLAIM_HELD && c->rec.plan.n > 0) &&
+        look->clean = !(c && c->kind == CLAIM_HELD && c->rec.plan.n > 0) &&
                       h->verdict != FORMAT_SEALED && h->verdict != FORMAT_MORE;
     look->valid &= h->verdict != FORMAT_MORE;
     image_zone_seen(img, &zone);

@@ -11,11 +11,13 @@ bool image_stamp_note(struct image_stamp *s, const struct timespec *ctime, uint6
 /* Fresh attributes of the shard of claims/ that the file's claims are in. 0 or -errno. */
 DG_MUST_CHECK int image_claims_stat(const struct guard *g, const struct inode *i, struct stat *ret);
 bool image_same_time(const struct timespec *a, const struct timespec *b);
-/* Before claim and header are read; what cannot be fetched makes a look that counts for nothing. */
-void image_snapshot_begin(struct guard *g, struct image *img, struct image_snapshot *ret)
-    EXCLUDES(img->lock);
-/* After they were, the claim after the header, or before and after it: remembers it, unless this
- * host holds the image meanwhile. */
+/* Before claim and header are read; what cannot be fetched makes a look that counts for nothing.
+ * *ret_file (may be NULL): the file's attributes, of a look that is valid. */
+void image_snapshot_begin(struct guard *g, struct image *img, struct image_snapshot *ret,
+                          struct stat *ret_file) EXCLUDES(img->lock);
+/* After they were: the claim after the header, or before and after it; or NULL, there was none when
+ * the look began (image_listing_none()). Remembers it, unless this host holds the image meanwhile.
+ */
 void image_snapshot_end(struct image *img, struct image_snapshot *look, const struct header *h,
                         const struct claim *c) EXCLUDES(img->lock);
 /* Where bytes can be sealed, by both. */

@@ -46,6 +46,7 @@ struct handle {
     struct opener opener;
     uint64_t opened_ms;         /* CLOCK_MONOTONIC */
     bool stale_data;            /* io_fstype.stale_data of its file system: see image_pread() */
+    bool made;                  /* its open made the file, which is no image yet (open.c) */
     bool uncached;              /* counted in inode->uncached (fs_open.c) */
     atomic_bool writer;         /* open for write */
     atomic_bool dirty;          /* wrote since the last fsync of this handle */

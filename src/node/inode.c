@@ -43,6 +43,7 @@ struct inode_table {
     struct told told[TOLD_MAX] GUARDED_BY(lock);
     uint64_t tick GUARDED_BY(lock); /* counts names noted and threads told */
     bool shared;                    /* other hosts can reuse inode numbers behind our descriptors */
+    dev_t dev;                      /* of the root, as `shared` */
 };
 
 /* The resources of a dead inode, to be released without the lock. */
@@ -214,6 +215,7 @@ static void reap_locked(struct inode_table *t, struct inode *i, struct remains *
 int inode_table_root(struct inode_table *t, int fd, const struct stat *st)
 {
     t->shared = io_fstype(fd)->shared;
+    t->dev = st->st_dev;
     mutex_lock(&t->lock);
     struct inode *i = t->slots == 0 ? make_locked(t, fd, st) : NULL;
     mutex_unlock(&t->lock);
@@ -289,6 +291,16 @@ static bool same_file(const struct inode_table *t, const struct inode *i, int fd
     return io_handle_get(i->fd, &a) < 0 || io_handle_get(fd, &b) < 0 || io_handle_equal(&a, &b);
 }
 
+int inode_reopen(const struct inode *i, int flags)
+{
+    return S_ISREG(i->type) ? io_reopen_regular(i->fd, flags) : -EINVAL;
+}
+
+bool inode_is_local(const struct inode_table *t, const struct inode *i)
+{
+    return !t->shared && i->dev == t->dev;
+}
+
 bool inode_is_file(const struct inode_table *t, const struct inode *i, int fd)
 {
     struct stat st;
@@ -330,6 +342,22 @@ struct inode *inode_enter(struct inode_table *t, int fd, const struct stat *st, 
             close(fd);
         return i;
     }
+}
+
+struct inode *inode_find(struct inode_table *t, const struct stat *st, bool lookup)
+{
+    if (t->shared || st->st_dev != t->dev)
+        return NULL;
+    mutex_lock(&t->lock);
+    struct inode *i = find_locked(t, st->st_dev, st->st_ino);
+    if (i && i->type != (st->st_mode & S_IFMT))
+        i = NULL;
+    if (i) {
+        i->pins++;
+        i->nlookup += lookup;
+    }
+    mutex_unlock(&t->lock);
+    return i;
 }
 
 void inode_forget(struct inode_table *t, uint64_t nodeid, uint64_t nlookup)

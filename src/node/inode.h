@@ -72,6 +72,9 @@ void inode_put(struct inode_table *t, struct inode *i); /* NULL is fine */
 /* Finds or makes the inode of an open O_PATH descriptor (always consumed), counts one lookup if
  * `lookup`, pins it. NULL: out of memory. */
 struct inode *inode_enter(struct inode_table *t, int fd, const struct stat *st, bool lookup);
+/* Finds the inode of a file on storage of this host alone, by its attributes, as inode_enter(): it
+ * keeps a descriptor, so that no other file has its number. NULL: it is not known. */
+struct inode *inode_find(struct inode_table *t, const struct stat *st, bool lookup);
 void inode_forget(struct inode_table *t, uint64_t nodeid, uint64_t nlookup);
 unsigned long inode_count(const struct inode_table *t);
 
@@ -99,6 +102,10 @@ void inode_trust_name(struct inode_table *t, uint64_t pid);
 void inode_show(struct inode_table *t, struct inode *i, const struct stat *st);
 /* Do these attributes of the same file differ from those? */
 bool inode_has_news(struct inode_table *t, const struct inode *i, const struct stat *st);
+/* Opens the inode's file again: io_reopen(). */
+DG_MUST_CHECK int inode_reopen(const struct inode *i, int flags);
+/* Is its file system one that no other host can mount, as far as is known? */
+bool inode_is_local(const struct inode_table *t, const struct inode *i);
 /* Does this descriptor (O_PATH or not) refer to the inode's file? */
 bool inode_is_file(const struct inode_table *t, const struct inode *i, int fd);
 /* Calls crowded() for each new inode while there are more than limit. It is called under the

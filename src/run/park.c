@@ -206,7 +206,8 @@ void park_kick(struct park *p)
     struct parked *e;
     LIST_FOREACH(e, &p->waiting, entry)
         hasten_locked(p, e);
-    cond_signal(&p->changed);
+    if (!LIST_EMPTY(&p->waiting)) /* who is in the hands of the pool sees kicks: list_entry() */
+        cond_signal(&p->changed);
     mutex_unlock(&p->lock);
 }
 

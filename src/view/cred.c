@@ -83,6 +83,12 @@ static int set_caller_groups(fuse_req_t req)
     return set_groups(n < 0 ? 0 : DG_MIN(n, max), many) ? 0 : -errno;
 }
 
+bool cred_is_daemon(uint64_t uid)
+{
+    pthread_once(&self_once, self_learn);
+    return uid == self.uid;
+}
+
 bool cred_in_group(fuse_req_t req, gid_t gid)
 {
     gid_t few[GROUPS_FEW];
@@ -102,7 +108,7 @@ bool cred_in_group(fuse_req_t req, gid_t gid)
     return false;
 }
 
-int cred_enter(fuse_req_t req, struct cred *ret)
+int cred_enter_unmasked(fuse_req_t req, struct cred *ret)
 {
     pthread_once(&self_once, self_learn);
     const struct fuse_ctx *ctx = fuse_req_ctx(req);
@@ -121,15 +127,25 @@ int cred_enter(fuse_req_t req, struct cred *ret)
             return r;
         }
     }
-    c.umask = umask(ctx->umask);
     *ret = c;
     return 0;
+}
+
+int cred_enter(fuse_req_t req, struct cred *ret)
+{
+    int r = cred_enter_unmasked(req, ret);
+    if (r == 0) {
+        ret->umask = umask(fuse_req_ctx(req)->umask);
+        ret->masked = true;
+    }
+    return r;
 }
 
 void cred_leave(struct cred *c)
 {
     int saved = errno;
-    umask(c->umask);
+    if (c->masked)
+        umask(c->umask);
     if (c->changed)
         back_to_self();
     errno = saved;

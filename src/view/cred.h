@@ -13,13 +13,17 @@
 #include "node/opener.h"
 
 struct cred {
-    bool changed;
+    bool changed, masked;
     mode_t umask;
 };
 /* 0 or -errno (then nothing is changed). A daemon that is not root stays itself. */
 DG_MUST_CHECK int cred_enter(fuse_req_t req, struct cred *ret);
+/* The same for what makes no file: the umask stays. */
+DG_MUST_CHECK int cred_enter_unmasked(fuse_req_t req, struct cred *ret);
 void cred_leave(struct cred *c);
 
+/* Is it the user that the daemon runs as? */
+bool cred_is_daemon(uint64_t uid);
 /* Is it one of the caller's groups? */
 bool cred_in_group(fuse_req_t req, gid_t gid);
 

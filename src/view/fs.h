@@ -1,6 +1,7 @@
 /* fs.h: the FUSE operations, in files by kind. loop.c says on which thread each of them runs: READ
- * and WRITE of guest data, lookups, attributes, listings and opens for reading on the receiver;
- * other READ and WRITE in the lane of the file; the rest on the pool. */
+ * and WRITE of guest data, lookups, attributes, listings, opens for reading, and what concerns
+ * plain files alone (create, flush, release, unlink) on the receiver; other READ and WRITE in the
+ * lane of the file; the rest on the pool. */
 #ifndef DISKGUARD_FS_H
 #define DISKGUARD_FS_H
 
@@ -46,8 +47,9 @@ uint64_t fs_name_keep_ms(const struct view *v);
  * cache. On true the caller answers ESTALE: the kernel then walks the path again (do_filp_open,
  * fs/namei.c), and now finds what is there. True at most once for each lookup and for each walk, so
  * that a file that is reached without its name
- * (/proc/self/fd, an NFS handle), or whose name is replaced all the time, can still be opened. */
-bool fs_name_moved(fuse_req_t req, struct inode *i);
+ * (/proc/self/fd, an NFS handle), or whose name is replaced all the time, can still be opened.
+ * *ret_named: as struct file_probe has it. */
+bool fs_name_moved(fuse_req_t req, struct inode *i, bool *ret_named);
 
 /* fs_attr.c: getattr, setattr (the size branch calls image_truncate), statfs, access, xattr */
 void fs_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);

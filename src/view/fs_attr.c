@@ -230,6 +230,7 @@ void fs_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set,
 {
     struct view *v = view_of(req);
     struct change c = {.req = req, .v = v, .attr = *attr, .to_set = to_set};
+    bool named;
     struct handle *h = fi ? handle_get(v->guard->handles, fi->fh) : NULL;
     c.inode = inode_get(v->guard->inodes, ino);
     if (!c.inode) {
@@ -240,7 +241,7 @@ void fs_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set,
         change_finish(&c, 0);
     else if (h && h->inode == c.inode && (h->writer || image_manager_expected(h)))
         truncate_by_handle(&c, h);
-    else if (fs_name_moved(req, c.inode))
+    else if (fs_name_moved(req, c.inode, &named))
         change_finish(&c, -ESTALE);
     else
         truncate_by_path(&c);

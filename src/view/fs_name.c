@@ -85,15 +85,34 @@ static int name_open(struct view *v, const struct inode *dir, const char *name, 
     return base_steal_fd(&fd);
 }
 
+/* Without a descriptor, where the storage is this host's alone and the file is known. NULL: it must
+ * be opened. */
+static struct inode *find_known(struct view *v, const struct inode *dir, const char *name,
+                                bool lookup, struct stat *ret_st)
+{
+    struct inode_table *t = v->guard->inodes;
+    if (!inode_is_local(t, dir) || fs_name_hidden(dir, name) || strcmp(name, "..") == 0 ||
+        io_local_name(dir->fd, name, ret_st) < 0 || is_hidden_dir(v, ret_st))
+        return NULL;
+    return inode_find(t, ret_st, lookup);
+}
+
 int fs_name_inode(struct view *v, struct inode *dir, const char *name, bool lookup, bool fresh,
                   struct stat *ret_st, struct inode **ret)
 {
+    bool guess = !lookup || atomic_load_explicit(&v->known_names, memory_order_relaxed);
+    struct inode *i = guess ? find_known(v, dir, name, lookup, ret_st) : NULL;
+    if (i) {
+        *ret = i;
+        return 0;
+    }
     int fd = name_open(v, dir, name, fresh, ret_st);
     if (fd < 0)
         return fd;
-    struct inode *i = inode_enter(v->guard->inodes, fd, ret_st, lookup);
+    i = inode_enter(v->guard->inodes, fd, ret_st, lookup);
     if (!i)
         return -ENOMEM;
+    atomic_store_explicit(&v->known_names, i->fd != fd, memory_order_relaxed);
     *ret = i;
     return 0;
 }
@@ -147,22 +166,31 @@ uint64_t fs_name_keep_ms(const struct view *v)
 static bool leads_elsewhere(struct view *v, struct inode *i, const struct inode *dir,
                             const char *name)
 {
+    if (inode_is_local(v->guard->inodes, dir)) {
+        struct stat st;
+        int r = io_local_name(dir->fd, name, &st);
+        return r == 0
+                   ? st.st_dev != i->dev || st.st_ino != i->ino || (st.st_mode & S_IFMT) != i->type
+                   : r == -ENOENT;
+    }
     _cleanup_close_ int fd = io_fresh_open(dir->fd, name, O_PATH | O_NOFOLLOW);
     return fd >= 0 ? !inode_is_file(v->guard->inodes, i, fd) : fd == -ENOENT;
 }
 
 /* The kernel may have come by the name that it looked up last, or by the one before, which it need
  * not look up again yet. */
-bool fs_name_moved(fuse_req_t req, struct inode *i)
+bool fs_name_moved(fuse_req_t req, struct inode *i, bool *ret_named)
 {
     struct view *v = view_of(req);
     struct inode_table *t = v->guard->inodes;
     uint64_t pid = (uint64_t)fuse_req_ctx(req)->pid;
     char name[NAME_MAX + 1];
     struct inode *dir = inode_last_place(t, i, name, sizeof(name));
+    *ret_named = false;
     if (!dir)
         return false;
     bool moved = leads_elsewhere(v, i, dir, name);
+    *ret_named = !moved && inode_is_local(t, dir);
     struct inode *before = moved ? NULL : inode_former_place(t, i, name, sizeof(name));
     if (before) {
         moved = leads_elsewhere(v, i, before, name);

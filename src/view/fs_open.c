@@ -16,6 +16,7 @@
 #include "guard/takeover.h"
 #include "guard/wait.h"
 #include "run/park.h"
+#include "run/pool.h"
 #include "view/cred.h"
 #include "view/init.h"
 
@@ -29,6 +30,7 @@ struct open_op {
     struct handle *h;
     bool truncate;
     bool later;  /* it claims at its first change (first.h) */
+    bool named;  /* as struct file_probe has it */
     bool create; /* entry is to be answered too */
     bool made;   /* the file is new */
     struct fuse_entry_param entry;
@@ -50,16 +52,18 @@ static void forbid_cache(struct view *v, struct handle *h)
 }
 
 /* What another host has changed is seen by whoever opens the file; and its mode, before he writes.
- */
-static void tell_news(struct view *v, const struct handle *h, bool image)
+ * seen: attributes that were fetched since the open began, or NULL. */
+static void tell_news(struct view *v, const struct handle *h, bool image, const struct stat *seen)
 {
     struct stat st;
     bool news = v->attr_timeout > 0 && !image;
-    if ((!news && (h->flags & O_ACCMODE) == O_RDONLY) ||
-        fstatat(h->inode->fd, "", &st, AT_EMPTY_PATH) < 0)
+    if (!news && (h->flags & O_ACCMODE) == O_RDONLY)
         return;
-    fs_attr_note_ids(h->inode, &st);
-    if (news && inode_has_news(v->guard->inodes, h->inode, &st))
+    if (!seen && fstatat(h->inode->fd, "", &st, AT_EMPTY_PATH) < 0)
+        return;
+    seen = seen ? seen : &st;
+    fs_attr_note_ids(h->inode, seen);
+    if (news && inode_has_news(v->guard->inodes, h->inode, seen))
         view_forget_attr(v, h->inode);
 }
 
@@ -151,7 +155,7 @@ static int reply(struct open_op *op, bool image)
     return fuse_reply_buf(op->req, (const char *)&out, sizeof(out));
 }
 
-static void op_done(struct open_op *op, bool image)
+static void op_done(struct open_op *op, bool image, const struct stat *seen)
 {
     /* After the reply a release may already be under way: everything that an undo needs is taken
      * out before.
@@ -159,7 +163,7 @@ static void op_done(struct open_op *op, bool image)
     if (image)
         forbid_cache(op->v, op->h);
     if (!op->create)
-        tell_news(op->v, op->h, image);
+        tell_news(op->v, op->h, image, seen);
     handle_publish(op->h);
     int r = reply(op, image);
     if (r < 0) { /* interrupted (-ENOENT) or unmounted (-ENODEV) */
@@ -237,7 +241,7 @@ static bool open_turn(void *arg, enum park_turn turn)
             fs_attr_drop_ids(op->req, op->h->inode);
         }
         note_mapping(op);
-        op_done(op, atomic_load(&op->h->guarded) || atomic_load(&op->h->shared));
+        op_done(op, atomic_load(&op->h->guarded) || atomic_load(&op->h->shared), NULL);
         return true;
     }
     if (r != -EBUSY) {
@@ -263,18 +267,18 @@ static bool open_turn(void *arg, enum park_turn turn)
 static int open_backing(fuse_req_t req, struct inode *i, int flags)
 {
     int keep = flags & ~(O_CREAT | O_EXCL | O_NOCTTY | O_TRUNC);
-    int fd = io_reopen(i->fd, (flags & O_ACCMODE) == O_RDONLY && !(flags & O_TRUNC)
-                                  ? keep
-                                  : (keep & ~O_ACCMODE) | O_RDWR);
+    int fd = inode_reopen(i, (flags & O_ACCMODE) == O_RDONLY && !(flags & O_TRUNC)
+                                 ? keep
+                                 : (keep & ~O_ACCMODE) | O_RDWR);
     if (!io_err_denied(fd))
         return fd;
     struct cred c;
     int r = cred_enter(req, &c);
     if (r < 0)
         return r;
-    fd = io_reopen(i->fd, (keep & ~O_ACCMODE) | O_RDWR);
+    fd = inode_reopen(i, (keep & ~O_ACCMODE) | O_RDWR);
     if (io_err_denied(fd))
-        fd = io_reopen(i->fd, keep);
+        fd = inode_reopen(i, keep);
     cred_leave(&c);
     return fd;
 }
@@ -282,16 +286,17 @@ static int open_backing(fuse_req_t req, struct inode *i, int flags)
 /* No claim, no wait: readers always get in. */
 static void open_read_only(struct open_op *op)
 {
-    enum image_what what = IMAGE_WHAT_PLAIN;
+    struct file_probe p = {.fd = -1, .named = op->named};
     /* Its own descriptor spares an open. But what the daemon itself may not read it cannot guard:
      * that of another user says nothing about it. */
-    bool own = op->h->opener.uid == geteuid() && !(op->h->flags & O_DIRECT);
-    int fd = own ? op->h->fd : -1;
-    int r = image_probe(op->v->guard, op->h->inode, fd, &what);
+    if (cred_is_daemon(op->h->opener.uid) && !(op->h->flags & O_DIRECT))
+        p.fd = op->h->fd;
+    int r = image_probe(op->v->guard, op->h->inode, &p);
     if (r < 0)
         op_fail(op, r);
     else
-        op_done(op, what == IMAGE_WHAT_IMAGE || image_is_shared(op->v->guard, op->h->inode));
+        op_done(op, p.what == IMAGE_WHAT_IMAGE || image_is_shared(op->v->guard, op->h->inode),
+                p.seen ? &p.st : NULL);
 }
 
 /* Each append is a request that says so: struct write_how. */
@@ -307,13 +312,14 @@ static void past_cache(const struct io_fstype *fs, struct handle *h)
     h->stale_data = fs->stale_data;
     if (!h->stale_data || h->writer)
         return;
-    int fd = io_reopen(h->inode->fd, O_RDONLY | O_DIRECT);
+    int fd = inode_reopen(h->inode, O_RDONLY | O_DIRECT);
     if (fd >= 0)
         h->direct_fd = fd; /* else image_pread() drops the cache before each read */
 }
 
-static void open_start(struct open_op *op)
+static void open_start(void *arg)
 {
+    struct open_op *op = arg;
     int flags = op->h->flags;
     op->h->writer = !op->later && ((flags & O_ACCMODE) != O_RDONLY || flags & O_TRUNC);
     op->truncate = flags & O_TRUNC;
@@ -360,7 +366,8 @@ void fs_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
         fuse_reply_err(req, ESTALE);
         return;
     }
-    if (fs_name_moved(req, i)) {
+    bool named;
+    if (fs_name_moved(req, i, &named)) {
         inode_put(v->guard->inodes, i);
         fuse_reply_err(req, ESTALE);
         return;
@@ -378,6 +385,7 @@ void fs_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
         return;
     }
     op->h->fd = fd;
+    op->named = named;
     open_start(op);
 }
 
@@ -400,7 +408,7 @@ static int create_file(fuse_req_t req, struct inode *dir, const char *name, int 
 static int create_enter(struct view *v, struct inode *dir, const char *name, int fd,
                         struct fuse_entry_param *e, struct inode **ret)
 {
-    int path_fd = io_reopen(fd, O_PATH);
+    int path_fd = io_reopen_regular(fd, O_PATH); /* open(2) makes nothing else */
     if (path_fd < 0)
         return path_fd;
     memset(e, 0, sizeof(*e));
@@ -431,7 +439,7 @@ static int open_existing(fuse_req_t req, struct inode *i, int flags)
     int r = cred_enter(req, &c);
     if (r < 0)
         return r;
-    int probe = io_reopen(i->fd, flags & ~(O_CREAT | O_EXCL | O_NOCTTY | O_TRUNC));
+    int probe = inode_reopen(i, flags & ~(O_CREAT | O_EXCL | O_NOCTTY | O_TRUNC));
     cred_leave(&c);
     if (probe < 0)
         return probe;
@@ -470,12 +478,18 @@ void fs_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode,
     inode_put(v->guard->inodes, dir);
     struct open_op *op = r >= 0 ? op_new(req, i, flags) : NULL;
     if (op) {
+        /* A new file that is no image waits for nobody. */
+        bool quick = made && !image_name_is_raw(v->guard, name);
         op->create = true;
+        op->h->made = quick;
         op->entry = e;
         op->h->fd = fd;
         inode_put(v->guard->inodes, i);
         op->made = made;
-        open_start(op);
+        if (quick)
+            open_start(op);
+        else
+            pool_submit(v->guard->pool, open_start, op);
         return;
     }
     if (fd >= 0)

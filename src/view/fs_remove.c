@@ -11,6 +11,7 @@
 #include "guard/guard.h"
 #include "guard/wait.h"
 #include "run/park.h"
+#include "run/pool.h"
 #include "view/cred.h"
 #include "view/fs.h"
 
@@ -61,7 +62,7 @@ static int victim_find(struct removal *op, unsigned slot, struct inode **ret)
     struct stat st;
     int r = fs_name_inode(op->v, op->dir[slot], op->name[slot], false, true, &st, ret);
     struct cred cred;
-    if (r != -EACCES || cred_enter(op->req, &cred) < 0)
+    if (r != -EACCES || cred_enter_unmasked(op->req, &cred) < 0)
         return r;
     r = fs_name_inode(op->v, op->dir[slot], op->name[slot], false, true, &st, ret);
     cred_leave(&cred);
@@ -171,7 +172,7 @@ static int remove_now(const struct removal *op, bool absent)
 static int remove_for(const struct removal *op, bool absent)
 {
     struct cred cred;
-    int r = cred_enter(op->req, &cred);
+    int r = cred_enter_unmasked(op->req, &cred);
     if (r < 0)
         return r;
     r = remove_now(op, absent);
@@ -350,12 +351,13 @@ static struct removal *removal_new(fuse_req_t req, const char *what, fuse_ino_t 
     op->since_ms = base_now_ms();
     op->dir[0] = inode_get(op->v->guard->inodes, parent);
     op->name[0] = strdup(name);
-    cred_opener(req, &op->who);
     return op;
 }
 
-static void removal_start(struct removal *op)
+static void removal_start(void *arg)
 {
+    struct removal *op = arg;
+    cred_opener(op->req, &op->who);
     park_start(op->v->park, op->req, removal_turn, op, op->v->guard->opt.wait_s * UINT64_C(1000));
 }
 
@@ -364,6 +366,24 @@ static void removal_refuse(struct removal *op, fuse_req_t req, int err)
     if (op)
         removal_free(op);
     fuse_reply_err(req, err);
+}
+
+/* What needs no hold goes on the thread that read the request. false: it may need one, or wait. */
+static bool removal_quick(struct removal *op)
+{
+    struct victims v;
+    if (atomic_load(&op->v->guard->stopping) || victims_find(op, &v) < 0)
+        return false;
+    bool may = v.n == 0 ? !v.absent : image_is_free(op->v->guard, v.inode[0], op->name[0]);
+    may = may && victims_same(op, &v);
+    victims_put(op, &v);
+    if (!may)
+        return false;
+    fuse_req_t req = op->req;
+    int r = remove_for(op, false);
+    removal_free(op);
+    fuse_reply_err(req, -r);
+    return true;
 }
 
 void fs_unlink(fuse_req_t req, fuse_ino_t parent, const char *name)
@@ -375,8 +395,8 @@ void fs_unlink(fuse_req_t req, fuse_ino_t parent, const char *name)
         removal_refuse(op, req, ESTALE);
     else if (fs_name_hidden(op->dir[0], name))
         removal_refuse(op, req, ENOENT);
-    else
-        removal_start(op);
+    else if (!removal_quick(op))
+        pool_submit(op->v->guard->pool, removal_start, op);
 }
 
 void fs_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name)
@@ -386,7 +406,7 @@ void fs_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name)
     struct cred cred;
     int r = -ESTALE;
     if (dir)
-        r = fs_name_hidden(dir, name) ? -ENOENT : cred_enter(req, &cred);
+        r = fs_name_hidden(dir, name) ? -ENOENT : cred_enter_unmasked(req, &cred);
     if (r == 0) {
         r = unlinkat(dir->fd, name, AT_REMOVEDIR) < 0 ? -errno : 0;
         cred_leave(&cred);

@@ -77,8 +77,8 @@ _Static_assert(offsetof(struct fuse_read_in, offset) == offsetof(struct fuse_wri
 
 enum where { ON_RECEIVER, SHORT, IN_LANE, IN_POOL };
 
-/* OPEN, FLUSH and RELEASE of one who reads claim nothing and restore nothing. */
-static bool only_reads(struct view *v, uint32_t opcode, const char *body, size_t size)
+/* OPEN for reading claims nothing; FLUSH and RELEASE of what is no image restore nothing. */
+static bool is_short(struct view *v, uint32_t opcode, const char *body, size_t size)
 {
     uint64_t fh;
     uint32_t flags; /* first in fuse_open_in; fh is in fuse_release_in and fuse_flush_in */
@@ -90,7 +90,7 @@ static bool only_reads(struct view *v, uint32_t opcode, const char *body, size_t
     }
     memcpy(&fh, body, sizeof(fh));
     const struct handle *h = handle_get(v->guard->handles, fh);
-    return h && !atomic_load(&h->writer) && !image_manager_expected(h);
+    return h && !atomic_load(&h->guarded) && !image_manager_expected(h);
 }
 
 /* Where it belongs. On this thread: READ and WRITE of guest data; what never touches the datastore.
@@ -124,6 +124,7 @@ static enum where where_to(struct view *v, const char *mem, size_t size, uint64_
     case FUSE_BATCH_FORGET:
     case FUSE_INTERRUPT:
     case FUSE_DESTROY:
+    case FUSE_IOCTL: /* there are none: isatty(3) asks */
         return ON_RECEIVER;
     case FUSE_LOOKUP:
     case FUSE_GETATTR:
@@ -131,6 +132,10 @@ static enum where where_to(struct view *v, const char *mem, size_t size, uint64_
     case FUSE_STATFS:
     case FUSE_GETXATTR:
     case FUSE_LISTXATTR:
+    case FUSE_CREATE: /* these two go to the pool by themselves where it is an image */
+    case FUSE_UNLINK:
+    case FUSE_MKDIR:
+    case FUSE_RMDIR:
     case FUSE_OPENDIR:
     case FUSE_READDIR:
     case FUSE_READDIRPLUS:
@@ -139,7 +144,7 @@ static enum where where_to(struct view *v, const char *mem, size_t size, uint64_
     case FUSE_OPEN:
     case FUSE_FLUSH:
     case FUSE_RELEASE:
-        return only_reads(v, in.opcode, mem + sizeof(in), size - sizeof(in)) ? SHORT : IN_POOL;
+        return is_short(v, in.opcode, mem + sizeof(in), size - sizeof(in)) ? SHORT : IN_POOL;
     default:
         return IN_POOL;
     }

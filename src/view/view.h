@@ -22,6 +22,8 @@ struct view {
     unsigned max_read; /* bytes; libfuse wants init() to repeat -o max_read; 0: none */
     /* init.c: of the INIT request, until its reply is told of shared mappings */
     atomic_ullong init_unique;
+    /* fs_name.c: the file that was looked up last was known before, as the next one may be */
+    atomic_bool known_names;
     atomic_bool may_map;  /* the kernel allows shared mappings of images */
     atomic_bool map_said; /* that it does not was logged */
 };

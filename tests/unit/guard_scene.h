@@ -157,8 +157,8 @@ static inline int open_as(struct guard *g, const char *name, int flags, const st
         r = image_open(g, h, flags & O_TRUNC, &conflict);
         fake_mallocs = -1;
     } else {
-        enum image_what what;
-        r = image_probe(g, h->inode, -1, &what);
+        struct file_probe p = {.fd = -1};
+        r = image_probe(g, h->inode, &p);
     }
     if (r < 0) {
         close(h->fd);

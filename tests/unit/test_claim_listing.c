@@ -1,8 +1,9 @@
 /* test_claim_listing.c: a listing of claims/ that misses an entry which is being renamed over, as
- * on btrfs, changes nothing. The directory is honest here, so readdir(3) is this file's: it leaves
- * a name out as often as a test asks for. */
+ * on btrfs, changes nothing. The directory is honest here, so getdents64(2) is of this file: it
+ * leaves a name out as often as a test asks for. */
 #include "unit.h"
 
+#include <dirent.h>
 #include <dlfcn.h>
 #include <fcntl.h>
 
@@ -15,22 +16,39 @@ static char missed[64]; /* the name that is left out */
 static unsigned misses; /* of how many listings */
 static unsigned listings;
 
-struct dirent *readdir(DIR *dir)
+/* Without the entry that is to be missed. */
+static ssize_t leave_out(char *buf, ssize_t n)
 {
-    static struct dirent *(*real)(DIR *);
-    struct dirent *e;
+    for (ssize_t at = 0; at < n && misses > 0;) {
+        struct dirent64 *e = (struct dirent64 *)(buf + at);
+        ssize_t len = e->d_reclen;
+        if (strcmp(e->d_name, missed) != 0) {
+            at += len;
+            continue;
+        }
+        misses--;
+        n -= len;
+        memmove(e, (char *)e + len, (size_t)(n - at));
+        break;
+    }
+    return n;
+}
+
+ssize_t getdents64(int fd, void *buf, size_t size)
+{
+    static ssize_t (*real)(int, void *, size_t);
+    ssize_t n, kept = 0;
 
     if (!real)
-        /* what readdir is called with 64-bit offsets */
-        *(void **)&real = dlsym(RTLD_NEXT, "readdir64");
-    e = real(dir);
-    if (e && misses > 0 && strcmp(e->d_name, missed) == 0) {
-        misses--;
-        e = real(dir);
-    }
-    if (!e)
+        *(void **)&real = dlsym(RTLD_NEXT, "getdents64");
+    do {
+        n = real(fd, buf, size);
+        if (n > 0)
+            kept = leave_out(buf, n);
+    } while (n > 0 && kept == 0);
+    if (n == 0)
         listings++;
-    return e;
+    return n > 0 ? kept : n;
 }
 
 static struct tempstore tmp;
