@@ -313,8 +313,8 @@ static int claim_remove_generation(const struct store *s, uint64_t ino, uint64_t
 }
 
 /* Does the claim's name lead to the file that fd has open? While it is open, its inode number
- * cannot be anybody else's. */
-static bool name_leads_to(const struct store *s, const struct record *rec, int fd)
+ * cannot be anybody else's. 1, 0 or -errno. */
+static int name_leads_to(const struct store *s, const struct record *rec, int fd)
 {
     _cleanup_close_ int named = -1;
     char name[NAME_SIZE];
@@ -323,8 +323,11 @@ static bool name_leads_to(const struct store *s, const struct record *rec, int f
 
     claim_name(rec->ino, rec->generation, name);
     named = dir < 0 ? dir : io_fresh_open(dir, name, O_PATH | O_NOFOLLOW);
-    if (named < 0 || io_fresh_stat(named, &there) < 0 || io_fresh_stat(fd, &ours) < 0)
-        return false;
+    int r = named < 0 ? named : io_fresh_stat(named, &there);
+    if (r == 0)
+        r = io_fresh_stat(fd, &ours);
+    if (r < 0)
+        return r == -ENOENT ? 0 : r;
     return there.st_ino == ours.st_ino && there.st_dev == ours.st_dev;
 }
 
@@ -342,7 +345,7 @@ static int replace(const struct store *s, const struct record *rec)
     r = HOOK_FAIL("claim.rename");
     if (r == 0 && renameat(s->tmp_fd, tmp, dir, name) < 0)
         r = store_medium(-errno);
-    if (r < 0 && name_leads_to(s, rec, fd))
+    if (r < 0 && name_leads_to(s, rec, fd) == 1)
         r = 0; /* the answer was lost, the rename was not */
     /* fsynced: no error is lost here. Before the unlink: NFS would only hide an open file */
     close(fd);
@@ -494,26 +497,28 @@ static int link_proved(const struct store *s, const struct record *rec, int fd, 
 /* Takes back what a failed acquisition left. The tmp name goes first: without it no copy of the
  * link request that is still under way can succeed. A record under our generation's name is
  * freed, and not unlinked. Others may have seen this generation, and it must not be given
- * out again, or a retransmission of the unlink would remove the next owner's claim. */
-static void abandon(const struct store *s, const struct record *rec, int fd, const char *tmp)
+ * out again, or a retransmission of the unlink would remove the next owner's claim. true: a claim
+ * in our name may be left. */
+static bool abandon(const struct store *s, const struct record *rec, int fd, const char *tmp)
 {
-    int r = 0;
-
     tmp_unlink(s, tmp);
-    if (name_leads_to(s, rec, fd))
+    int r = name_leads_to(s, rec, fd);
+    if (r == 1)
         r = replace_by_free(s, rec);
     if (r < 0)
-        log_debug("claim %llu of inode %llu: cannot be given back, left to recovery: %s",
+        log_debug("claim %llu of inode %llu: cannot be given back: %s",
                   (unsigned long long)rec->generation, (unsigned long long)rec->ino, strerror(-r));
     close(fd);
+    return r < 0;
 }
 
-int claim_acquire(const struct store *s, const struct record *rec)
+int claim_acquire(const struct store *s, const struct record *rec, bool *ret_left)
 {
     char tmp[TMP_SIZE];
     uint64_t highest;
     int r, fd;
 
+    *ret_left = false;
     if (rec->generation == 0 || rec->step == STEP_FREE)
         return -EINVAL;
     fd = tmp_create(s, rec, SPARE_KEEP, tmp);
@@ -541,7 +546,7 @@ int claim_acquire(const struct store *s, const struct record *rec)
     if (r == 0)
         r = claims_sync(s, rec->ino);
     if (r < 0) {
-        abandon(s, rec, fd, tmp);
+        *ret_left = abandon(s, rec, fd, tmp);
         return r;
     }
     close(fd);

@@ -56,9 +56,9 @@ DG_MUST_CHECK int claim_next(const struct store *s, const struct claim *c, uint6
  * the claim_next of the claim just read.
  * 0: it is ours.
  * -EBUSY: another host was faster; read again.
- * Any other -errno: nothing is claimed. If the undo failed, a claim in our name is left, and
- * recovery settles it. */
-DG_MUST_CHECK int claim_acquire(const struct store *s, const struct record *rec);
+ * Any other -errno: it failed. *ret_left: and that could not be undone, so that a claim in our name
+ * may stand there. Its row must stay, and it must be freed later: claim_free() or recovery. */
+DG_MUST_CHECK int claim_acquire(const struct store *s, const struct record *rec, bool *ret_left);
 
 /* Replaces our generation's record, after a fresh check that it is still the highest.
  * -CLAIM_LOST: it is not (or is not ours, or is free already): we are fenced. */

@@ -297,7 +297,8 @@ static int acquire_next(struct recovery *j)
     if (r < 0)
         return r;
     j->work->step = armed;
-    r = claim_acquire(j->r->store, j->work);
+    bool left; /* then the row stays, too, and the next recovery finds both */
+    r = claim_acquire(j->r->store, j->work, &left);
     if (r == -EBUSY && !j->from_row) {
         int dropped = drop_row(j, j->work->generation);
 

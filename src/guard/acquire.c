@@ -432,8 +432,9 @@ static int acquire_locked(struct guard *g, struct image *img, const struct takin
     r = journal_put(g->journal, rec);
     if (r < 0)
         return r;
-    r = claim_acquire(&g->store, rec);
-    if (r < 0) {
+    bool sealing = false, left;
+    r = claim_acquire(&g->store, rec, &left);
+    if (r < 0 && !left) {
         /* Never claimed: the row says too much, but recovery forgets a row whose claim is not
          * there. */
         int j = journal_remove(g->journal, rec->ino, rec->generation);
@@ -442,8 +443,8 @@ static int acquire_locked(struct guard *g, struct image *img, const struct takin
         return r;
     }
     image_note(img);
-    bool sealing = false;
-    r = seal_claimed(g, img, t, &sealing, h, ret);
+    if (r == 0)
+        r = seal_claimed(g, img, t, &sealing, h, ret);
     if (r == 0)
         return 0;
     if (!sealing) { /* not a byte was written: whatever the header is now, it is not ours to undo */

@@ -256,7 +256,7 @@ static void work(const struct plan_of_test *t, int pipe_fd)
     if (r == 0)
         r = journal_put(v.journal, &rec);
     if (r == 0)
-        r = claim_acquire(&v.store, &rec);
+        r = claim_acquire(&v.store, &rec, &(bool){false});
     if (r == 0)
         r = io_fence_shared(s.fd, v.store.fence);
     if (r == 0)

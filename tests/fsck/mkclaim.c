@@ -148,7 +148,7 @@ static int leave(const char *image, const char *state)
     rec->seq = 1;
     if (journal)
         need("row", journal_put(journal, rec), NULL);
-    need("acquire", claim_acquire(&store, rec), NULL);
+    need("acquire", claim_acquire(&store, rec, &(bool){false}), NULL);
     bring_to(&seal, state);
     if (strcmp(state, "row") == 0)
         need("forget", claim_forget(&store, rec->ino, rec->generation), NULL);

@@ -68,7 +68,7 @@ def _(build):
             p.ds.wait_free("i.qcow2")
 
 
-@suite.case("no descriptor is left: the line says the limit and the way out; what is held stays held, and is released when there is room")
+@suite.case("no descriptor is left: the line says the limit and the way out; what is held stays held, and all is released when there is room")
 def _(build):
     ds = Datastore(build)
     for k in range(100):

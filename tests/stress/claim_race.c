@@ -100,7 +100,7 @@ static void round_of(struct worker *w, unsigned key)
                                                                                     it has moved on
                                                                                   */
     fill(w, ino, w->claim->generation + 1);
-    r = claim_acquire(&store, w->rec);
+    r = claim_acquire(&store, w->rec, &(bool){false});
     if (r == -EBUSY) {
         atomic_fetch_add(&shared->lost, 1);
         return;

@@ -27,8 +27,8 @@ static struct opener first, second;
 /* Of the last open that got -EBUSY. */
 static struct conflict conflict;
 
-/* fake_mallocs for the guard's part of an open */
-static int open_mallocs = -1;
+/* fake_mallocs for the guard's part of an open, and what it was after it: -1: that one failed */
+static int open_mallocs = -1, open_mallocs_left;
 
 static inline const char *raw_path(const char *name)
 {
@@ -155,6 +155,7 @@ static inline int open_as(struct guard *g, const char *name, int flags, const st
     if (h->writer) {
         fake_mallocs = open_mallocs;
         r = image_open(g, h, flags & O_TRUNC, &conflict);
+        open_mallocs_left = fake_mallocs;
         fake_mallocs = -1;
     } else {
         struct file_probe p = {.fd = -1};

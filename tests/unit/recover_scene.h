@@ -164,7 +164,7 @@ static inline void put_claim(const struct host *h, uint64_t generation, enum cla
     struct record *r = record_of(h, generation);
 
     r->step = step == STEP_FREE ? STEP_CLAIMED : step;
-    cr_assert_eq(claim_acquire(S, r), 0);
+    cr_assert_eq(claim_acquire(S, r, &(bool){false}), 0);
     if (step == STEP_FREE)
         cr_assert_eq(claim_free(S, r), 0);
     free(r);

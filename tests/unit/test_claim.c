@@ -1,6 +1,7 @@
 /* test_claim.c: claims on a datastore in a temporary directory. */
 #include "unit.h"
 
+#include <sys/resource.h>
 #include <zlib.h>
 
 #include "hooktest.h"
@@ -67,7 +68,7 @@ static const char *ruling(uint64_t ino)
 static int acquire(const struct host *h, uint64_t ino, uint64_t generation)
 {
     tempstore_record(h, ino, generation, rec);
-    return claim_acquire(S, rec);
+    return claim_acquire(S, rec, &(bool){false});
 }
 
 static int release(const struct host *h, uint64_t ino, uint64_t generation)
@@ -190,16 +191,47 @@ Test(claim, acquire_below_the_ruling_one, .init = setup, .fini = teardown)
     cr_assert(claim_is_of(&c->rec, &a));
 }
 
+/* claim_acquire() with so many free descriptors. */
+static int acquire_with_few(unsigned n, bool *ret_left)
+{
+    struct rlimit all, few;
+    int lowest = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    cr_assert(lowest >= 0);
+    close(lowest);
+    cr_assert_eq(getrlimit(RLIMIT_NOFILE, &all), 0);
+    few = (struct rlimit){(rlim_t)lowest + n, all.rlim_max};
+    cr_assert_eq(setrlimit(RLIMIT_NOFILE, &few), 0);
+    int r = claim_acquire(S, rec, ret_left);
+    cr_assert_eq(setrlimit(RLIMIT_NOFILE, &all), 0);
+    return r;
+}
+
+Test(claim, a_claim_that_could_not_be_taken_back_is_said, .init = setup, .fini = teardown)
+{
+    bool left = true;
+    cr_assert_eq(acquire(&a, INO, 1), 0); /* and the shard is open */
+    cr_assert_eq(release(&a, INO, 1), 0);
+    tempstore_record(&a, INO, 2, rec);
+    cr_assert_eq(acquire_with_few(0, &left), -EMFILE, "no record");
+    cr_assert(!left);
+    cr_assert_str_eq(ruling(INO), "free 1");
+    cr_assert_eq(acquire_with_few(1, &left), -EMFILE, "a record, linked, and not a look at it");
+    cr_assert(left);
+    cr_assert_str_eq(ruling(INO), "held 2");
+    cr_assert_eq(release(&a, INO, 2), 0);
+    cr_assert_str_eq(ruling(INO), "free 2");
+}
+
 Test(claim, acquire_wants_a_generation_and_a_held_step, .init = setup, .fini = teardown)
 {
     cr_assert_eq(acquire(&a, INO, 0), -EINVAL);
     tempstore_record(&a, INO, 1, rec);
     rec->step = STEP_FREE;
-    cr_assert_eq(claim_acquire(S, rec), -EINVAL);
+    cr_assert_eq(claim_acquire(S, rec, &(bool){false}), -EINVAL);
     cr_assert_eq(claim_update(S, rec), -EINVAL);
     tempstore_record(&a, INO, 1, rec);
     snprintf(rec->daemon, sizeof(rec->daemon), "../../x");
-    cr_assert_eq(claim_acquire(S, rec), -EINVAL);
+    cr_assert_eq(claim_acquire(S, rec, &(bool){false}), -EINVAL);
     cr_assert_eq(claims(""), 0u);
     cr_assert_eq(tmps(), 0u);
 }

@@ -45,7 +45,7 @@ static void use(uint64_t ino, uint64_t generation, const struct io_handle *handl
     tempstore_record(&host, ino, generation, rec);
     if (handle)
         rec->handle = *handle;
-    cr_assert_eq(claim_acquire(S, rec), 0);
+    cr_assert_eq(claim_acquire(S, rec, &(bool){false}), 0);
     cr_assert_eq(claim_free(S, rec), 0);
 }
 
@@ -114,7 +114,7 @@ FLOOR_TEST(only_free_claims_of_what_is_gone_are_swept)
     use(9, 3, &(struct io_handle){0});
     tempstore_record(&host, 10, 6, rec);
     rec->handle = gone;
-    cr_assert_eq(claim_acquire(S, rec), 0);
+    cr_assert_eq(claim_acquire(S, rec, &(bool){false}), 0);
     cr_assert_eq(claim_sweep_gone(S, &n), 0);
     cr_assert_eq(n, 0u);
     cr_assert_eq(unlinkat(S->root_fd, "gone", 0), 0);

@@ -80,7 +80,7 @@ static void miss(uint64_t generation, unsigned times)
 
 LISTING_TEST(the_owner_is_not_fenced)
 {
-    cr_assert_eq(claim_acquire(S, &rec), 0);
+    cr_assert_eq(claim_acquire(S, &rec, &(bool){false}), 0);
     miss(1, 1);
     cr_assert_eq(claim_check(S, &rec), 0, "missed once");
     cr_assert_eq(misses, 0, "it was left out");
@@ -98,7 +98,7 @@ LISTING_TEST(the_owner_is_not_fenced)
 LISTING_TEST(an_acquisition_is_not_taken_for_lost)
 {
     miss(1, 1);
-    cr_assert_eq(claim_acquire(S, &rec), 0);
+    cr_assert_eq(claim_acquire(S, &rec, &(bool){false}), 0);
     cr_assert_eq(misses, 0);
 }
 
@@ -106,7 +106,7 @@ LISTING_TEST(one_who_looks_does_not_find_it_unclaimed)
 {
     struct claim *c = calloc(1, sizeof(*c));
 
-    cr_assert_eq(claim_acquire(S, &rec), 0);
+    cr_assert_eq(claim_acquire(S, &rec, &(bool){false}), 0);
     miss(1, 1);
     cr_assert_eq(claim_read(S, INO, c), 0);
     cr_assert_eq(c->kind, CLAIM_HELD);
@@ -120,9 +120,9 @@ LISTING_TEST(what_is_gone_or_overruled_is_still_noticed)
     struct host other = tempstore_host(2);
     struct record theirs;
 
-    cr_assert_eq(claim_acquire(S, &rec), 0);
+    cr_assert_eq(claim_acquire(S, &rec, &(bool){false}), 0);
     tempstore_record(&other, INO, 2, &theirs);
-    cr_assert_eq(claim_acquire(S, &theirs), 0);
+    cr_assert_eq(claim_acquire(S, &theirs, &(bool){false}), 0);
     miss(1, 99);
     cr_assert_eq(claim_check(S, &rec), -CLAIM_LOST, "a successor rules");
     miss(2, 1);
@@ -136,7 +136,7 @@ LISTING_TEST(one_listing_is_enough_when_nothing_is_missed)
 {
     struct claim *c = calloc(1, sizeof(*c));
 
-    cr_assert_eq(claim_acquire(S, &rec), 0);
+    cr_assert_eq(claim_acquire(S, &rec, &(bool){false}), 0);
     miss(1, 0);
     cr_assert_eq(claim_check(S, &rec), 0);
     cr_assert_eq(listings, 1);
@@ -158,7 +158,7 @@ LISTING_TEST(storage_that_does_not_answer_for_a_name_does_not_say_that_it_is_gon
     struct claim *c = calloc(1, sizeof(*c));
     static const int errors[] = {-EIO, -ETIMEDOUT, -EACCES, -ESTALE};
 
-    cr_assert_eq(claim_acquire(S, &rec), 0);
+    cr_assert_eq(claim_acquire(S, &rec, &(bool){false}), 0);
     hooktest = sick;
     for (size_t i = 0; i < sizeof(errors) / sizeof(errors[0]); i++) {
         /* ESTALE would say that an image's file is gone */
@@ -186,10 +186,10 @@ LISTING_TEST(an_older_mark_does_not_answer_for_a_generation_that_is_known)
     struct claim *c = calloc(1, sizeof(*c));
     struct record next;
 
-    cr_assert_eq(claim_acquire(S, &rec), 0);
+    cr_assert_eq(claim_acquire(S, &rec, &(bool){false}), 0);
     cr_assert_eq(claim_free(S, &rec), 0);
     tempstore_record(&host, INO, 2, &next);
-    cr_assert_eq(claim_acquire(S, &next), 0);
+    cr_assert_eq(claim_acquire(S, &next, &(bool){false}), 0);
     miss(2, 99);
     cr_assert_eq(claim_read_known(S, INO, 2, c), 0);
     cr_assert_eq(c->generation, 2, "its name is asked");

@@ -32,7 +32,7 @@ static void teardown(void)
 static void hold(uint64_t generation)
 {
     tempstore_record(&a, ABOVE, generation, rec);
-    cr_assert_eq(claim_acquire(S, rec), 0);
+    cr_assert_eq(claim_acquire(S, rec, &(bool){false}), 0);
 }
 
 static void make(uint64_t below, uint64_t generation)

@@ -206,7 +206,7 @@ static void claim_by(struct guard *g, const char *name, uint64_t generation)
     cr_assert_not_null(rec);
     cr_assert_eq(stat(raw_path(name), &st), 0);
     tempstore_record(&g->host, st.st_ino, generation, rec);
-    cr_assert_eq(claim_acquire(&g->store, rec), 0);
+    cr_assert_eq(claim_acquire(&g->store, rec, &(bool){false}), 0);
     free(rec);
 }
 

@@ -60,7 +60,10 @@ static void open_without(bool all)
     int r = -1, n = 0;
 
     fake_mallocs_all = all;
-    for (; r < 0; n++) {
+    /* An open may do without a single one: only one that did not even ask so often is the last. */
+    for (bool failed = true; failed; n++) {
+        if (r == 0)
+            close_as(A, h);
         open_mallocs = n;
         r = open_as(A, "disk.qcow2", O_RDWR, &first, &h);
         open_mallocs = -1;
@@ -68,6 +71,7 @@ static void open_without(bool all)
         if (r < 0)
             settle();
         cr_assert_eq(is_true("disk.qcow2"), r < 0, "malloc %d", n);
+        failed = all ? r < 0 : open_mallocs_left < 0;
     }
     cr_assert_gt(n, 10, "the mallocs of an open are counted");
     close_as(A, h);
@@ -105,7 +109,7 @@ static void edit_without(bool all)
         put_raw("disk.qcow2", truth, sizeof(truth), IMAGE_SIZE);
         cr_assert_eq(open_as(A, "disk.qcow2", O_RDWR, &first, &h), 0);
         fake_mallocs = n;
-        r = image_write(A, h, after, sizeof(after), 0, true);
+        r = image_write(A, h, after, sizeof(after), 0, 0);
         fake_mallocs = -1;
         cr_assert(r == sizeof(after) || r == -ENOMEM, "malloc %d: %zd", n, r);
         cr_assert_eq(busy(A, NULL), 1);

@@ -229,7 +229,7 @@ SCENE(one_failure_stops_nothing)
         *elsewhere = *rec;
         elsewhere->ino = ino; /* a handle that leads to another inode number */
         elsewhere->generation = 1;
-        cr_assert_eq(claim_acquire(S, elsewhere), 0);
+        cr_assert_eq(claim_acquire(S, elsewhere, &(bool){false}), 0);
     }
     free(elsewhere);
     leave_sealed();

@@ -89,7 +89,7 @@ Test(shard, a_missing_one_is_never_no_claim, .init = setup, .fini = teardown)
     uint64_t next;
 
     tempstore_record(&a, INO, 1, rec);
-    cr_assert_eq(claim_acquire(S, rec), 0);
+    cr_assert_eq(claim_acquire(S, rec, &(bool){false}), 0);
     cr_assert_eq(store_open(temp.path, &other, NULL), 0);
     snprintf(name, sizeof(name), "%s/.diskguard/claims/" DG_SHARD_FORMAT, temp.path, dg_shard(INO));
     snprintf(hidden, sizeof(hidden), "%s/hidden", temp.path);
@@ -102,7 +102,7 @@ Test(shard, a_missing_one_is_never_no_claim, .init = setup, .fini = teardown)
     c->generation = 0;
     cr_assert_eq(claim_next(&other, c, &next), 0);
     tempstore_record(&b, INO, next, rec);
-    cr_assert_eq(claim_acquire(&other, rec), -EIO);
+    cr_assert_eq(claim_acquire(&other, rec, &(bool){false}), -EIO);
     cr_assert_eq(tempstore_count(S->tmp_fd, ""), 0u);
     /* who has it open needs no name */
     cr_assert_eq(claim_read(S, INO, c), 0);
@@ -164,7 +164,7 @@ Test(shard, a_claim_changes_no_other_shard, .init = setup, .fini = teardown)
         cr_assert_eq(fstat(temp.store.root_fd, &after), 0);
     } while (memcmp(&before.st_ctim, &after.st_ctim, sizeof(before.st_ctim)) == 0);
     tempstore_record(&a, INO, 1, rec);
-    cr_assert_eq(claim_acquire(S, rec), 0);
+    cr_assert_eq(claim_acquire(S, rec, &(bool){false}), 0);
     cr_assert_eq(fstat(tempstore_claims(&temp, 1), &after), 0);
     cr_assert_eq(memcmp(&before.st_ctim, &after.st_ctim, sizeof(before.st_ctim)), 0);
     cr_assert_eq(fstat(tempstore_claims(&temp, INO), &after), 0);

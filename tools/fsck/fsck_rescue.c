@@ -138,9 +138,10 @@ static int repair(struct fsck *f, struct rescue_work *w, int path_fd)
         r = journal_put(f->journal, &w->rec);
     if (r < 0)
         return r;
-    r = claim_acquire(&f->store, &w->rec);
+    bool left;
+    r = claim_acquire(&f->store, &w->rec, &left);
     if (r < 0) {
-        if (f->journal && journal_remove(f->journal, w->rec.ino, w->rec.generation) < 0)
+        if (!left && f->journal && journal_remove(f->journal, w->rec.ino, w->rec.generation) < 0)
             report_say(
                 f, "%s: the journal row of a claim that was not made stays; the next run drops it",
                 w->rec.image);
