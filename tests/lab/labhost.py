@@ -14,7 +14,7 @@ import dgtest
 import labcache
 from dgtest import must, ok
 
-EAGAIN, EBUSY, EIO, ENOENT, ESTALE, EACCES, EROFS, ENOSPC = 11, 16, 5, 2, 116, 13, 30, 28
+EAGAIN, EBUSY, EIO, ENOENT, ESTALE, EACCES, EROFS, ENOSPC, EUCLEAN = 11, 16, 5, 2, 116, 13, 30, 28, 117
 LEASE = GRACE = 10  # seconds: the shortest that nfsd takes
 
 _labs = {}
