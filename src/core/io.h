@@ -92,11 +92,13 @@ DG_MUST_CHECK int io_pwrite_all(int fd, const void *buf, size_t len, uint64_t of
  * later still when the file had been at rest for longer. -ESTALE: the file is gone. */
 DG_MUST_CHECK int io_fresh_stat(int fd, struct stat *ret);
 
-/* The names of a directory: opens it anew, forces its attributes, and reads it. Calls fn for
- * each entry but "." and "..". When fn returns another value than 0, the listing stops and
- * returns it. Measured: stat, open and access missed a new name for 29.7 s when this client had
- * seen it absent; opendir and readdir showed it at once. A listing is no snapshot. It may miss
- * an entry that comes or goes meanwhile; on btrfs also one that is renamed over. */
+/* The names of a directory: opens it anew, forces its attributes, drops what the client keeps of
+ * an earlier listing, and reads it. Calls fn for each entry but "." and "..". When fn returns
+ * another value than 0, the listing stops and returns it. Measured: stat, open and access missed a
+ * new name for 29.7 s when this client had seen it absent; opendir and readdir showed it at once,
+ * but on NFSv3 not if it was made in the same tick as an earlier change that had been listed. A
+ * listing is no snapshot. It may miss an entry that comes or goes meanwhile; on btrfs also one that
+ * is renamed over. */
 DG_MUST_CHECK int io_fresh_dir(int dirfd, int (*fn)(void *arg, const char *name), void *arg);
 
 /* What a name or a relative path leads to now. As io_open_beneath, but forces the attributes of

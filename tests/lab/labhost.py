@@ -14,7 +14,7 @@ import dgtest
 import labcache
 from dgtest import must, ok
 
-EAGAIN, EBUSY, EIO, ENOENT, ESTALE, EACCES, EROFS, ENOSPC = 11, 16, 5, 2, 116, 13, 30, 28
+EAGAIN, EBUSY, EIO, ENOENT, ESTALE, EACCES, EROFS, ENOSPC, EUCLEAN = 11, 16, 5, 2, 116, 13, 30, 28, 117
 LEASE = GRACE = 10  # seconds: the shortest that nfsd takes
 
 _labs = {}
@@ -268,11 +268,11 @@ class View:
 class Steps:
     """A daemon of a build with hooks that stops at its k-th durable step, or at the k-th of a name, of what `arm` begins (base/hook.h)."""
 
-    def __init__(self, site, guest, where, *options):
+    def __init__(self, site, guest, where, *options, beat=1000):
         self.guest = site.lab[guest]
         self.guest.sh("rm -f /run/arm /run/hooks.log")
-        self.view = site.view(guest, *options, env="DISKGUARD_BEAT_MS=1000 DISKGUARD_HOOK_ARM=/run/arm "
-                              "DISKGUARD_HOOK_LOG=/run/hooks.log DISKGUARD_HOOK_STOP=%s" % where)
+        self.view = site.view(guest, *options, env="DISKGUARD_BEAT_MS=%d DISKGUARD_HOOK_ARM=/run/arm "
+                              "DISKGUARD_HOOK_LOG=/run/hooks.log DISKGUARD_HOOK_STOP=%s" % (beat, where))
 
     def arm(self):
         self.guest.must("touch /run/arm")
