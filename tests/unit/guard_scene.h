@@ -27,7 +27,7 @@ static struct opener first, second;
 /* Of the last open that got -EBUSY. */
 static struct conflict conflict;
 
-/* fake_mallocs for the guard's part of an open */
+/* fake_mallocs for the guard's part of an open, and then what is left of it */
 static int open_mallocs = -1;
 
 static inline const char *raw_path(const char *name)
@@ -155,6 +155,7 @@ static inline int open_as(struct guard *g, const char *name, int flags, const st
     if (h->writer) {
         fake_mallocs = open_mallocs;
         r = image_open(g, h, flags & O_TRUNC, &conflict);
+        open_mallocs = fake_mallocs;
         fake_mallocs = -1;
     } else {
         struct file_probe p = {.fd = -1};
