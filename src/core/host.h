@@ -8,8 +8,8 @@
  *
  * hosts/<uuid> is written in place so that the lock on it survives. It is two copies of
  * HOST_COPY_SIZE bytes, each a text (base/text.h) padded with newlines: "diskguard-host 1", uuid=,
- * name=, installation=, boot=, daemon=, started=<time>, seq=<counter>, heartbeat=<counter>,
- * heartbeat-time=<time>, sum=. The copy that decodes and has the greater seq counts, and the next
+ * name=, installation=, boot=, daemon=, started=<time>, seq=<counter>, beat=<counter>,
+ * beat-time=<time>, sum=. The copy that decodes and has the greater seq counts, and the next
  * write goes to the other one. So a crash in the middle of a write leaves one good copy. */
 #ifndef DISKGUARD_HOST_H
 #define DISKGUARD_HOST_H

@@ -200,11 +200,15 @@ int io_local_name(int dirfd, const char *name, struct stat *ret)
     return 0;
 }
 
-/* Not readdir(3): opendir asks for the descriptor's type and flags, which are known here. */
-static int each_name(int fd, char *buf, int (*fn)(void *arg, const char *name), void *arg)
+/* Not readdir(3): opendir asks for the descriptor's type and flags, which are known here. The
+ * buffer is no malloc: a claim is given back, and a header restored, also where there is no memory.
+ */
+static int each_name(int fd, int (*fn)(void *arg, const char *name), void *arg)
 {
+    _Alignas(struct dirent64) char buf[DIR_BUFFER];
+
     for (;;) {
-        ssize_t n = getdents64(fd, buf, DIR_BUFFER);
+        ssize_t n = getdents64(fd, buf, sizeof(buf));
         if (n <= 0)
             return n < 0 ? -errno : 0;
         for (ssize_t at = 0; at < n;) {
@@ -236,8 +240,7 @@ int io_fresh_dir(int dirfd, int (*fn)(void *arg, const char *name), void *arg)
      * same, and two changes within one tick leave the same (10.1.19). Without NFS it does nothing,
      * and where it fails the listing is as good as the attributes. */
     (void)posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
-    _cleanup_free_ char *buf = malloc(DIR_BUFFER);
-    return buf ? each_name(fd, buf, fn, arg) : -ENOMEM;
+    return each_name(fd, fn, arg);
 }
 
 int io_fsync(int fd)

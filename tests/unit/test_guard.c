@@ -270,8 +270,7 @@ Test(guard, the_zone_of_guest_data, .init = scene_make, .fini = scene_remove)
     cr_assert_not(image_is_data(h, 0));
     cr_assert(image_is_data(h, 512 << 10));
     cr_assert(image_direct_begin(h, 512 << 10, &epoch));
-    cr_assert_eq(image_pwrite(A, h, wrote, sizeof(wrote), 512 << 10, false),
-                 (ssize_t)sizeof(wrote));
+    cr_assert_eq(image_pwrite(A, h, wrote, sizeof(wrote), 512 << 10, 0), (ssize_t)sizeof(wrote));
     image_wrote(h);
     image_direct_end(h, epoch);
     cr_assert_not(image_direct_begin(h, 0, &epoch), "a header is not guest data");
