@@ -85,6 +85,7 @@ static enum image_kind open_image(struct recovery *j)
     fd = io_reopen(found, O_RDWR);
     if (io_err_readonly(fd) && j->r->dry_run) { /* dry run: look without the lock */
         j->fd = io_reopen(found, O_RDONLY);
+        j->err = DG_MIN(j->fd, 0);
         return j->fd < 0 ? IMAGE_UNREADABLE : IMAGE_FOUND;
     }
     j->err = DG_MIN(fd, 0);

@@ -135,7 +135,8 @@ DG_MUST_CHECK int image_hold(struct guard *g, struct inode *i, const struct open
 /* Is the file plain, and neither claimed nor needed by a held image, so that image_hold() would
  * have nothing to hold? Asked freshly, by the ctimes of claims/ and marks/ (listing.h): it lists
  * nothing, claims nothing and waits for nobody. name: the file was just found under it, or NULL.
- * false: perhaps not. Never the last look of one who is about to write. */
+ * false: perhaps not. The last look of one who is about to write only where this host has the fence
+ * of the file already (another plain writer): then nobody else can claim it. */
 bool image_is_free(struct guard *g, struct inode *i, const char *name);
 /* Right before the operation: does the claim still rule? 0; -EIO: this host was taken for dead and
  * lost it meanwhile (the image is FENCED), touch nothing; or another -errno. Narrows the window, no

@@ -12,7 +12,8 @@ void image_listing_free(struct image_listing *l);
 /* claim_read(), for who only reads: of a file without a claim it mostly lists nothing. A claim is
  * made and freed by link(2) and rename(2) in claims/, and each sets its ctime: while that is what
  * it was before the listing, the same files have a claim (snapshot.c says when a ctime counts). Who
- * is about to write must not rest on a ctime: claim_read(). */
+ * is about to write must not rest on a ctime, unless this host has the fence of the file already:
+ * claim_read(). */
 DG_MUST_CHECK int image_listing_claim(struct guard *g, const struct inode *i, struct claim *ret);
 /* Had the file no claim when its shard had this ctime, which was just fetched (snapshot.h)? false:
  * it had one, or that must be asked: claim_read(). */
