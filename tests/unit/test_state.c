@@ -192,17 +192,17 @@ static unsigned step_through(pid_t child, enum state_table t, uint64_t index, bo
 
     cr_assert_eq(waitpid(child, &status, 0), child);
     cr_assert(WIFSTOPPED(status) && WSTOPSIG(status) == SIGSTOP);
-    for (bool new = false;; steps++) {
+    for (bool done = false;; steps++) {
         if (ptrace(PTRACE_SINGLESTEP, child, NULL, NULL) < 0)
             break;
         cr_assert_eq(waitpid(child, &status, 0), child);
         if (!WIFSTOPPED(status) || WSTOPSIG(status) != SIGTRAP)
             break;
-        bool was_new = new;
-        new = is_filled(state, t, index, 1);
-        if (!new &&may_be_free && state_get(state, t, index, NULL, NULL) == -ENOENT)
+        bool was_done = done;
+        done = is_filled(state, t, index, 1);
+        if (!done && may_be_free && state_get(state, t, index, NULL, NULL) == -ENOENT)
             continue;
-        cr_assert(new || (!was_new && is_filled(state, t, index, 0)), "after %u instructions",
+        cr_assert(done || (!was_done && is_filled(state, t, index, 0)), "after %u instructions",
                   steps);
     }
     cr_assert(is_filled(state, t, index, 1), "and in the end it is the new one");
