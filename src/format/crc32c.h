@@ -9,4 +9,7 @@
  * the answer of the call before as `crc`; 0 to begin. */
 uint32_t crc32c(uint32_t crc, const void *bytes, size_t n);
 
+/* The same, without what the processor may have for it. */
+uint32_t crc32c_by_table(uint32_t crc, const void *bytes, size_t n);
+
 #endif

@@ -36,6 +36,16 @@ def template(options=""):
         return _templates[options]
 
 
+def foreign(found, *allowed, block=512):
+    """Where a byte is one that none of `allowed` has at that place. Whole blocks first: byte by byte is slow."""
+    wrong = []
+    for at in range(0, len(found), block):
+        part = found[at:at + block]
+        if not any(part == other[at:at + block] for other in allowed):
+            wrong += [i for i in range(at, at + len(part)) if all(found[i] != other[i] for other in allowed)]
+    return wrong
+
+
 class Context:
     """One run: a datastore, a host, a daemon, and a process that uses the view."""
 

@@ -10,7 +10,7 @@ import os
 import signal
 
 import crashlib  # noqa: F401 (finds the harness)
-from crashlib import SIZE, Scenario, run_all, template
+from crashlib import SIZE, Scenario, foreign, run_all, template
 from dgops import KEEP_SIZE, PUNCH_HOLE
 from dgtest import Skip, Suite, eq, must, ok, read_at, run, suite_tmp
 
@@ -160,7 +160,7 @@ class Rewrite(Held):
     def check(self, c):
         found, old, new = c.raw_bytes("img.qcow2"), self.old(), self.new_header() + self.old()[65536:]
         eq(len(found), len(old), "length")
-        wrong = [i for i in range(len(found)) if found[i] not in (old[i], new[i])]
+        wrong = foreign(found, old, new)
         ok(not wrong, "bytes that are neither the old nor the new ones, at %s" % wrong[:10])
         r = run("qemu-img", "info", c.ds.raw("img.qcow2"))
         ok(r.code == 0 and "(%d bytes)" % SIZE in r.out, "QEMU does not open the image with its size: %r" % r)
@@ -259,7 +259,7 @@ class Punch(Held):
     def check(self, c):
         found, old = c.raw_bytes("img.qcow2"), self.old()
         eq(len(found), len(old))
-        wrong = [i for i in range(len(found)) if found[i] != old[i] and (i >= 4096 or found[i])]
+        wrong = foreign(found, old, bytes(4096) + old[4096:])
         ok(not wrong, "bytes that are neither the old ones nor zero, at %s" % wrong[:10])
 
 
@@ -283,7 +283,7 @@ class Create(Scenario):
     def check(self, c):
         found, whole = c.raw_bytes("img.qcow2"), self.data()
         if found is not None:
-            wrong = [i for i in range(min(len(found), len(whole))) if found[i] not in (0, whole[i])]
+            wrong = foreign(found[:len(whole)], whole, bytes(len(whole)))
             ok(len(found) <= len(whole) and not wrong, "bytes that nobody wrote, at %s" % wrong[:10])
 
 

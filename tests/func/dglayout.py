@@ -11,9 +11,9 @@ def shard(key, kind="claims"):
 
 
 def inner_names(datastore, kind):
-    folder = os.path.join(datastore, ".diskguard", kind)
+    folder = os.path.join(datastore, ".diskguard", kind) + "/"
     for name in os.listdir(folder) if os.path.isdir(folder) else ():
-        yield from os.listdir(os.path.join(folder, name)) if len(name) == 2 else (name,)
+        yield from os.listdir(folder + name) if len(name) == 2 else (name,)
 
 
 def inner_path(datastore, kind, name):

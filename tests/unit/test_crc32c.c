@@ -27,3 +27,14 @@ Test(crc32c, in_pieces)
     for (size_t i = 0; i <= 9; i++)
         cr_assert_eq(crc32c(crc32c(0, digits, i), digits + i, 9 - i), 0xe3069283u);
 }
+
+Test(crc32c, by_table_and_by_the_processor_alike)
+{
+    uint8_t b[100];
+
+    for (unsigned i = 0; i < sizeof(b); i++)
+        b[i] = (uint8_t)(i * i + 7 * i);
+    for (size_t off = 0; off < 9; off++)
+        for (size_t n = 0; off + n <= sizeof(b); n++)
+            cr_assert_eq(crc32c((uint32_t)n, b + off, n), crc32c_by_table((uint32_t)n, b + off, n));
+}
