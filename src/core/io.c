@@ -527,30 +527,44 @@ int io_handle_open(int mount_fd, const struct io_handle *h, int flags)
  * (DESIGN 10.1), on local file systems one kernel has lock and writes; overlayfs may lie on
  * anything. On OCFS2 the fence itself is a flock, so a user's flock meets it too. */
 static const struct io_fstype fstypes[] = {
-    {EXT4_SUPER_MAGIC, "ext2/ext3/ext4", FENCE_OFD, FENCING_LOCK, false, false, false, false},
-    {XFS_SUPER_MAGIC, "xfs", FENCE_OFD, FENCING_LOCK, false, false, false, false},
-    {BTRFS_SUPER_MAGIC, "btrfs", FENCE_OFD, FENCING_LOCK, false, false, false, false},
-    {F2FS_SUPER_MAGIC, "f2fs", FENCE_OFD, FENCING_LOCK, false, false, false, false},
-    {0x3153464a, "jfs", FENCE_OFD, FENCING_LOCK, false, false, false, false},
-    {0xca451a4e, "bcachefs", FENCE_OFD, FENCING_LOCK, false, false, false, false},
-    {0x2fc12fc1, "zfs", FENCE_OFD, FENCING_LOCK, false, false, false, false},
-    {TMPFS_MAGIC, "tmpfs", FENCE_OFD, FENCING_LOCK, false, false, false, false},
-    {RAMFS_MAGIC, "ramfs", FENCE_OFD, FENCING_LOCK, false, false, false, false},
-    {OVERLAYFS_SUPER_MAGIC, "overlayfs", FENCE_OFD, FENCING_UNPROVEN, false, false, false, false},
-    {NFS_SUPER_MAGIC, "nfs", FENCE_OFD, FENCING_LOCK, true, true, true, false},
-    {OCFS2_SUPER_MAGIC, "ocfs2", FENCE_FLOCK, FENCING_UNPROVEN, true, false, true, false},
-    {GFS2_MAGIC, "gfs2", FENCE_OFD, FENCING_UNPROVEN, true, false, false, false},
-    {CEPH_SUPER_MAGIC, "ceph", FENCE_OFD, FENCING_UNPROVEN, true, true, false, false},
-    {V9FS_MAGIC, "9p", FENCE_OFD, FENCING_UNPROVEN, true, true, true, true},
+    {EXT4_SUPER_MAGIC, "ext2/ext3/ext4", FENCE_OFD, FENCING_LOCK, .shared = false},
+    {XFS_SUPER_MAGIC, "xfs", FENCE_OFD, FENCING_LOCK, .shared = false},
+    {BTRFS_SUPER_MAGIC, "btrfs", FENCE_OFD, FENCING_LOCK, .shared = false},
+    {F2FS_SUPER_MAGIC, "f2fs", FENCE_OFD, FENCING_LOCK, .shared = false},
+    {0x3153464a, "jfs", FENCE_OFD, FENCING_LOCK, .shared = false},
+    {0xca451a4e, "bcachefs", FENCE_OFD, FENCING_LOCK, .shared = false},
+    {0x2fc12fc1, "zfs", FENCE_OFD, FENCING_LOCK, .shared = false},
+    {TMPFS_MAGIC, "tmpfs", FENCE_OFD, FENCING_LOCK, .shared = false},
+    {RAMFS_MAGIC, "ramfs", FENCE_OFD, FENCING_LOCK, .shared = false},
+    {OVERLAYFS_SUPER_MAGIC, "overlayfs", FENCE_OFD, FENCING_UNPROVEN, .shared = false},
+    {NFS_SUPER_MAGIC, "nfs", FENCE_OFD, FENCING_LOCK, .shared = true, .stale_data = true,
+     .flock_meets_fence = true},
+    {OCFS2_SUPER_MAGIC, "ocfs2", FENCE_FLOCK, FENCING_UNPROVEN, .shared = true,
+     .flock_meets_fence = true},
+    {GFS2_MAGIC, "gfs2", FENCE_OFD, FENCING_UNPROVEN, .shared = true},
+    {CEPH_SUPER_MAGIC, "ceph", FENCE_OFD, FENCING_UNPROVEN, .shared = true, .stale_data = true},
+    {V9FS_MAGIC, "9p", FENCE_OFD, FENCING_UNPROVEN, .shared = true, .stale_data = true,
+     .flock_meets_fence = true, .open_appends = true},
     /* GlusterFS among others */
-    {FUSE_SUPER_MAGIC, "fuse", FENCE_OFD, FENCING_UNPROVEN, true, true, false, true},
-    {SMB_SUPER_MAGIC, "smb", FENCE_OFD, FENCING_UNPROVEN, true, true, true, false},
-    {CIFS_SUPER_MAGIC, "cifs", FENCE_OFD, FENCING_UNPROVEN, true, true, true, false},
-    {SMB2_SUPER_MAGIC, "smb2", FENCE_OFD, FENCING_UNPROVEN, true, true, true, false},
+    {FUSE_SUPER_MAGIC, "fuse", FENCE_OFD, FENCING_UNPROVEN, .shared = true, .stale_data = true,
+     .open_appends = true},
+    {SMB_SUPER_MAGIC, "smb", FENCE_OFD, FENCING_UNPROVEN, .shared = true, .stale_data = true,
+     .flock_meets_fence = true},
+    {CIFS_SUPER_MAGIC, "cifs", FENCE_OFD, FENCING_UNPROVEN, .shared = true, .stale_data = true,
+     .flock_meets_fence = true},
+    {SMB2_SUPER_MAGIC, "smb2", FENCE_OFD, FENCING_UNPROVEN, .shared = true, .stale_data = true,
+     .flock_meets_fence = true},
 };
 /* The careful answers, for a type that nobody has measured. */
-static const struct io_fstype unknown_fstype = {0,    "unknown", FENCE_OFD, FENCING_UNPROVEN,
-                                                true, true,      true,      true};
+static const struct io_fstype unknown_fstype = {
+    .name = "unknown",
+    .fence = FENCE_OFD,
+    .fencing = FENCING_UNPROVEN,
+    .shared = true,
+    .stale_data = true,
+    .flock_meets_fence = true,
+    .open_appends = true,
+};
 
 const struct io_fstype *io_fstype(int fd)
 {

@@ -151,6 +151,17 @@ struct state_owner {
 #define STATE_OWNER_FORWARDED 1u
 #define STATE_OWNER_IS_FILE 2u
 
+/* Room for the payload of any table. */
+union state_payload {
+    struct state_head head;
+    struct state_inode inode;
+    struct state_name name;
+    struct state_handle handle;
+    struct state_image image;
+    struct state_owner owner;
+    char bytes[1];
+};
+
 /* ---- slots ---- */
 
 /* A request begins so many bytes before a page's boundary: there the payload of a WRITE begins,

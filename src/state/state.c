@@ -385,21 +385,10 @@ static int get(const struct state *s, enum state_table table, uint64_t index, ch
     return 0;
 }
 
-/* Room for the payload of any table. */
-union payload {
-    struct state_head head;
-    struct state_inode inode;
-    struct state_name name;
-    struct state_handle handle;
-    struct state_image image;
-    struct state_owner owner;
-    char bytes[1];
-};
-
 int state_get(const struct state *s, enum state_table table, uint64_t index, void *ret,
               uint64_t *ret_count)
 {
-    union payload buf;
+    union state_payload buf;
     int r = get(s, table, index, buf.bytes, ret_count);
     if (r == 0 && ret)
         memcpy(ret, buf.bytes, s->p.table[table].entry);
@@ -419,7 +408,7 @@ static int table_end(const struct state *s, enum state_table table, uint64_t *re
 int state_each(const struct state *s, enum state_table table,
                int (*fn)(void *arg, uint64_t index, const void *payload, uint64_t count), void *arg)
 {
-    union payload buf;
+    union state_payload buf;
     uint64_t end = 0, count;
     int r = table_end(s, table, &end);
     for (uint64_t i = 0; r == 0 && i < end; i++) {
@@ -434,7 +423,7 @@ int state_each(const struct state *s, enum state_table table,
 
 int state_check(const struct state *s, struct why *why)
 {
-    union payload buf;
+    union state_payload buf;
     uint64_t end = 0;
     for (unsigned t = 0; t < STATE_TABLES; t++) {
         if (table_end(s, t, &end) < 0) {

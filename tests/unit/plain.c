@@ -20,6 +20,7 @@
 enum { ENDED_OK = 0, ENDED_FAILED = 1, ENDED_SKIPPED = 77 };
 
 static struct unit_test *first, **last = &first;
+static const struct unit_test *running; /* in this process */
 
 void unit_register(struct unit_test *test)
 {
@@ -56,11 +57,14 @@ _Noreturn void unit_skip(const char *fmt, ...)
     vprintf(fmt, ap);
     va_end(ap);
     printf("\n");
+    if (running && running->options.fini) /* what it made so far goes away */
+        running->options.fini();
     leave(ENDED_SKIPPED);
 }
 
 static void run_here(const struct unit_test *test)
 {
+    running = test;
     if (test->options.disabled)
         leave(ENDED_SKIPPED);
     if (test->options.init)

@@ -21,16 +21,6 @@ static const struct state_size small = {
 static struct state *state;
 static struct why why;
 
-union any {
-    struct state_head head;
-    struct state_inode inode;
-    struct state_name name;
-    struct state_handle handle;
-    struct state_image image;
-    struct state_owner owner;
-    uint8_t bytes[1];
-};
-
 static uint64_t random_state = 1;
 
 static uint64_t draw(uint64_t below)
@@ -55,7 +45,7 @@ static size_t size_of(enum state_table t)
 }
 
 /* What the tests keep at an index. */
-static void pattern(enum state_table t, uint64_t index, unsigned version, union any *ret)
+static void pattern(enum state_table t, uint64_t index, unsigned version, union state_payload *ret)
 {
     memset(ret, 0, sizeof(*ret));
     for (size_t i = 0; i < size_of(t); i++)
@@ -64,7 +54,7 @@ static void pattern(enum state_table t, uint64_t index, unsigned version, union 
 
 static void fill(unsigned version)
 {
-    union any a;
+    union state_payload a;
 
     for (unsigned t = 0; t < STATE_TABLES; t++)
         for (uint64_t i = 0; i < state_count(state, t); i++) {
@@ -79,7 +69,7 @@ static void fill(unsigned version)
 /* Is the entry what fill() put there? */
 static bool is_filled(const struct state *s, enum state_table t, uint64_t i, unsigned version)
 {
-    union any want, got;
+    union state_payload want, got;
     uint64_t count = 0;
 
     if (t != STATE_HEAD && i == 3)
@@ -146,7 +136,7 @@ static int count_one(void *arg, uint64_t index, const void *payload, uint64_t co
 
 Test(state, entries_come_back, .init = up, .fini = down)
 {
-    union any a;
+    union state_payload a;
     uint64_t sum = 0;
 
     for (unsigned t = 0; t < STATE_TABLES; t++)
@@ -168,7 +158,7 @@ Test(state, entries_come_back, .init = up, .fini = down)
 
 Test(state, full_table_says_so, .init = up, .fini = down)
 {
-    union any a;
+    union state_payload a;
 
     memset(&a, 0, sizeof(a));
     for (unsigned t = 0; t < STATE_TABLES; t++) {
@@ -218,7 +208,7 @@ Test(state, kill_after_any_instruction_leaves_the_old_entry_or_the_new, .init = 
     if (preload && strstr(preload, "vgpreload"))
         cr_skip_test("valgrind's own instructions would be stepped through");
     for (unsigned t = 0; t < STATE_TABLES; t++) {
-        union any a;
+        union state_payload a;
         uint64_t index = t == STATE_HEAD ? 0 : 1;
 
         fill(0);
@@ -261,7 +251,7 @@ Test(state, killed_writers_leave_no_wrong_entry, .init = up, .fini = down)
         cr_assert_eq(state_check(state, &why), 0, "%s", why.text);
         for (unsigned t = 0; t < STATE_TABLES; t++)
             for (uint64_t i = 0; i < state_count(state, t); i++) {
-                union any got, want[2];
+                union state_payload got, want[2];
                 memset(&got, 0, sizeof(got));
                 int r = state_get(state, t, i, &got, NULL);
                 pattern(t, i, 0, &want[0]);
@@ -440,7 +430,7 @@ Test(state, default_size_costs_addresses_alone)
 {
     struct state *s = NULL;
     struct stat st;
-    union any a;
+    union state_payload a;
 
     memset(&a, 0, sizeof(a));
     cr_assert_eq(state_new(NULL, &s, &why), 0, "%s", why.text);

@@ -316,13 +316,26 @@ Test(warden, next_workers_come_after_the_pause, .init = up)
     cr_assert_eq(hear(), '\0');
 }
 
+static bool has_child(pid_t pid)
+{
+    char path[64];
+
+    snprintf(path, sizeof(path), "/proc/%d/task/%d/children", (int)pid, (int)pid);
+    FILE *f = fopen(path, "re");
+    cr_assert_not_null(f);
+    bool found = fgetc(f) != EOF;
+    fclose(f);
+    return found;
+}
+
 Test(warden, signal_in_the_pause_ends_it, .init = up)
 {
     pid_t pid = begin(&(struct warden_job){.work = dies, .again = always});
 
     while (hear() != '5')
         ;
-    usleep(300000); /* it is dead by now, and 1.6 s pass before the next one */
+    while (has_child(pid)) /* then 1.6 s pass before the next one */
+        usleep(1000);
     uint64_t asked = base_now_ms();
     kill(pid, SIGTERM);
     int status = end(pid);

@@ -99,26 +99,29 @@ static void do_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_f
     fuse_reply_err(req, (datasync ? fdatasync((int)fi->fh) : fsync((int)fi->fh)) < 0 ? errno : 0);
 }
 
+/* data: of a read, NULL: of a write. */
+static void answer(fuse_req_t req, ssize_t n, const char *data)
+{
+    if (n < 0)
+        fuse_reply_err(req, errno);
+    else if (data)
+        fuse_reply_buf(req, data, (size_t)n);
+    else
+        fuse_reply_write(req, (size_t)n);
+}
+
 static void do_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
                     struct fuse_file_info *fi)
 {
     (void)ino;
-    ssize_t n = pread((int)fi->fh, payload, size, off);
-    if (n < 0)
-        fuse_reply_err(req, errno);
-    else
-        fuse_reply_buf(req, payload, (size_t)n);
+    answer(req, pread((int)fi->fh, payload, size, off), payload);
 }
 
 static void do_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_t off,
                      struct fuse_file_info *fi)
 {
     (void)ino;
-    ssize_t n = pwrite((int)fi->fh, buf, size, off);
-    if (n < 0)
-        fuse_reply_err(req, errno);
-    else
-        fuse_reply_write(req, (size_t)n);
+    answer(req, pwrite((int)fi->fh, buf, size, off), NULL);
 }
 
 static void do_init(void *userdata, struct fuse_conn_info *conn)

@@ -315,6 +315,10 @@ def blocks_of(path, tag, off, length):
     return sum(data[i:i + len(tag)] == tag.encode() for i in range(0, len(data), BLOCK))
 
 
+def alive(pid):
+    return os.path.exists("/proc/%d" % pid)
+
+
 def wait_gone(pid, limit=60.0):
     """Waits for the end of any process. False: it still lives."""
     try:
