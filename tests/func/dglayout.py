@@ -10,10 +10,14 @@ def shard(key, kind="claims"):
     return "%02x" % ((key ^ (key >> 33)) >> (56 if kind.startswith("claims") else 60))
 
 
-def inner_names(datastore, kind):
+def inner_names(datastore, kind, key=None):
+    """All of that kind, or those in the shard of one key, and what lies in no shard: there are 256 of them to list."""
     folder = os.path.join(datastore, ".diskguard", kind) + "/"
     for name in os.listdir(folder) if os.path.isdir(folder) else ():
-        yield from os.listdir(folder + name) if len(name) == 2 else (name,)
+        if len(name) != 2:
+            yield name
+        elif key is None or name == shard(key, kind):
+            yield from os.listdir(folder + name)
 
 
 def inner_path(datastore, kind, name):

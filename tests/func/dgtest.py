@@ -362,25 +362,26 @@ class Datastore:
     def inner_path(self, kind, name):
         return inner_path(self.path, kind, name)
 
-    def claims(self):
-        """{inode number: fields of the ruling claim}, read from the datastore itself."""
+    def claims(self, inode=None):
+        """{inode number: fields of the ruling claim}, read from the datastore itself: of all files, or at least of one."""
         highest = {}
-        for name in self.inner("claims"):
+        for name in inner_names(self.path, "claims", inode):
             key, _, generation = name.partition(".")
             highest[int(key, 16)] = max(highest.get(int(key, 16), 0), int(generation))
         result = {}
-        for inode, generation in highest.items():
+        for key, generation in highest.items():
             try:
-                with open(self.inner_path("claims", "%016x.%d" % (inode, generation)), errors="replace") as f:
+                with open(self.inner_path("claims", "%016x.%d" % (key, generation)), errors="replace") as f:
                     lines = f.read().splitlines()
             except FileNotFoundError:
-                return self.claims()  # replaced while we looked
-            result[inode] = dict(line.split("=", 1) for line in lines if "=" in line)
+                return self.claims(inode)  # replaced while we looked
+            result[key] = dict(line.split("=", 1) for line in lines if "=" in line)
         return result
 
     def claim_of(self, name):
         """State of the claim of a file: None where it never had one."""
-        return self.claims().get(os.stat(self.raw(name)).st_ino, {}).get("state")
+        inode = os.stat(self.raw(name)).st_ino
+        return self.claims(inode).get(inode, {}).get("state")
 
     def wait_free(self, name, timeout=20.0):
         """Waits until a file is neither sealed nor claimed: its release is over."""
