@@ -437,6 +437,8 @@ static int settle(struct recovery *j)
     if (done == 0) {
         d = recover_decide(&j->in);
         done = act(j, d);
+        if (done == 0 && j->work->step == STEP_FREE && !j->r->leave_lower)
+            claim_clear(j->r->store, j->ino, j->work->generation);
     } else {
         j->rec->ino = j->ino;
         j->rec->generation = j->row ? j->row->generation : 0;

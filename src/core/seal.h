@@ -4,8 +4,9 @@
  *   open      journal armed -> claim armed -> sealed bytes, fsync, read back -> journal sealed
  *   edit      journal (new plan) -> claim (new plan) -> bytes outside the extents -> sealed bytes
  *             if they changed -> memory
- *   restore   journal restoring (lazy) -> claim restoring -> true bytes in reverse, mtime, fsync,
- *             read back -> claim free -> row gone (lazy)
+ *   restore   journal restoring -> true bytes in reverse, mtime, fsync, read back -> claim free ->
+ *             row gone (lazy). Where the claim does not know all of the plan, the row is lazy and
+ *             the claim says restoring, too
  *
  * Lazy: nothing rests on it after a crash; the storage may lose it (journal.h, claim.h).
  *
@@ -63,9 +64,9 @@ DG_MUST_CHECK int seal_write(struct seal *s);
 DG_MUST_CHECK int seal_edit(struct seal *s, const struct edit *e);
 
 /* Writes the true bytes back over the sealed ones, verifies them, frees the claim, and removes
- * the row. rec->step tells how far it came. rec->chosen: it sets that mtime, where
- * seal_new_mtime() can.
- * -EUCLEAN: ALIEN bytes, nothing was touched. -CLAIM_LOST: fenced. Any other -errno: try again. */
+ * the row. claim_clear() is left to the caller, for a time when nobody waits. rec->step tells how
+ * far it came. rec->chosen: it sets that mtime, where seal_new_mtime() can. -EUCLEAN: ALIEN bytes,
+ * nothing was touched. -CLAIM_LOST: fenced. Any other -errno: try again. */
 DG_MUST_CHECK int seal_restore(struct seal *s);
 
 /* The true bytes are back on disk. Gives the file, durably, an mtime that no sealed state of
