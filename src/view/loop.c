@@ -140,6 +140,7 @@ static enum where where_to(struct view *v, const char *mem, size_t size, uint64_
     case FUSE_READDIR:
     case FUSE_READDIRPLUS:
     case FUSE_RELEASEDIR:
+    case FUSE_FSYNC:
         return SHORT;
     case FUSE_OPEN:
     case FUSE_FLUSH:
@@ -195,7 +196,10 @@ here: /* no memory: late is better than lost */
  * requests: the storage may take minutes for one of them. */
 static bool run_short(struct receiver *r, char *mem, size_t size)
 {
-    bool ok = atomic_fetch_add(&loop.inside, 1) < LOOP_SHORT_MAX;
+    struct fuse_in_header in;
+    memcpy(&in, mem, sizeof(in));
+    unsigned most = in.opcode == FUSE_FSYNC ? LOOP_SYNC_MAX : LOOP_SHORT_MAX;
+    bool ok = atomic_fetch_add(&loop.inside, 1) < most;
     if (ok) {
         atomic_store(&r->inside, true);
         process(r->v->se, mem, size);

@@ -192,6 +192,26 @@ def beat_of(p):
         return int(re.search(r"^beat=(\d+)", f.read(), re.M).group(1))
 
 
+class Syncs:
+    """So many fsync(2) of a file at the same time, each by a handle of its own."""
+
+    def __init__(self, path, number):
+        self.fds = [os.open(path, os.O_RDONLY) for _ in range(number)]
+        self.threads = [threading.Thread(target=os.fsync, args=(fd,), daemon=True) for fd in self.fds]
+
+    def start(self):
+        for thread in self.threads:
+            thread.start()
+        time.sleep(0.5)
+
+    def join(self):
+        for thread in self.threads:
+            thread.join(30)
+            ok(not thread.is_alive(), "an fsync did not return")
+        for fd in self.fds:
+            os.close(fd)
+
+
 @suite.case("images whose storage hangs stop neither the beat nor the looks at other images, nor opens, data and control")
 def hang(build):
     if not build.hooks:
@@ -203,6 +223,7 @@ def hang(build):
         for name in (*names, "new.qcow2"):
             make_qcow2(p.ds.raw(name))
         fds = [holder.call("open", p.a.path(name), os.O_RDWR) for name in names]
+        syncs = Syncs(p.a.path(names[0]), 40)  # more than there are threads that read requests (loop.h)
         for hung in (1, len(names)):
             mark = p.a.log_size()
             answer_stale(flag, *(p.ds.raw(name) for name in names[:hung]))
@@ -217,7 +238,10 @@ def hang(build):
             other.call("close", fd)
             p.ds.wait_free("new.qcow2")
             ok("img0.qcow2" in run(*build.command(build.ctl, "list", p.a.mnt), timeout=10).out, "diskguardctl does not list the image that hangs")
+            if hung == 1:
+                syncs.start()
         answer_stale(flag)
+        syncs.join()
         succeed_claim(p.ds, names[0])
         p.a.wait_log("%s.*FENCED" % names[0], mark)
         for fd in fds:
