@@ -5,6 +5,8 @@ import errno
 import glob
 import os
 import re
+import threading
+import time
 import zlib
 
 from dglayout import shard
@@ -193,11 +195,16 @@ def beat_of(p):
 
 
 class Syncs:
-    """So many fsync(2) of a file at the same time, each by a handle of its own."""
+    """An fsync(2) of each file, all at the same time. Of one file the kernel asks for one after the other."""
 
-    def __init__(self, path, number):
-        self.fds = [os.open(path, os.O_RDONLY) for _ in range(number)]
-        self.threads = [threading.Thread(target=os.fsync, args=(fd,), daemon=True) for fd in self.fds]
+    def __init__(self, paths):
+        self.fds = [os.open(path, os.O_RDONLY) for path in paths]
+        self.threads = [threading.Thread(target=self._sync, args=(fd,), daemon=True) for fd in self.fds]
+
+    @staticmethod
+    def _sync(fd):
+        with contextlib.suppress(OSError):  # one of them is FENCED
+            os.fsync(fd)
 
     def start(self):
         for thread in self.threads:
@@ -223,7 +230,7 @@ def hang(build):
         for name in (*names, "new.qcow2"):
             make_qcow2(p.ds.raw(name))
         fds = [holder.call("open", p.a.path(name), os.O_RDWR) for name in names]
-        syncs = Syncs(p.a.path(names[0]), 40)  # more than there are threads that read requests (loop.h)
+        syncs = Syncs([p.a.path(name) for name in names[1:]])  # more than there are threads that read requests (loop.h)
         for hung in (1, len(names)):
             mark = p.a.log_size()
             answer_stale(flag, *(p.ds.raw(name) for name in names[:hung]))
@@ -232,14 +239,14 @@ def hang(build):
             if hung == 1:
                 succeed_claim(p.ds, names[-1])
                 p.a.wait_log("%s.*FENCED" % names[-1], mark)
+            else:
+                syncs.start()
             fd = other.call("open", p.a.path("new.qcow2"), os.O_RDWR)
             other.call("pwrite", fd, b"x" * 4096, 1 << 20)
             holder.call("pwrite", fds[0], b"x" * 4096, 1 << 20)
             other.call("close", fd)
             p.ds.wait_free("new.qcow2")
             ok("img0.qcow2" in run(*build.command(build.ctl, "list", p.a.mnt), timeout=10).out, "diskguardctl does not list the image that hangs")
-            if hung == 1:
-                syncs.start()
         answer_stale(flag)
         syncs.join()
         succeed_claim(p.ds, names[0])
