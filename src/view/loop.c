@@ -3,7 +3,6 @@
 #include <fcntl.h>
 #include <linux/fuse.h>
 #include <pthread.h>
-#include <sched.h>
 #include <semaphore.h>
 #include <signal.h>
 #include <string.h>
@@ -249,8 +248,6 @@ static int receive(struct receiver *self, struct request_buffer *buf)
 static void *receiver_main(void *arg)
 {
     struct receiver *r = arg;
-    /* When there is neither memory nor a thread the pool runs a job here, and it may set umask. */
-    (void)unshare(CLONE_FS);
     struct request_buffer buf = {0};
     r->error = receive(r, &buf);
     free(buf.base);

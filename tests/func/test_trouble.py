@@ -257,6 +257,19 @@ def hang(build):
             p.ds.wait_free(name)
 
 
+@suite.case("where a thread cannot have a umask of its own, what makes a file fails, and makes none")
+def no_umask(build):
+    if not build.hooks:
+        raise Skip("needs a build with hooks")
+    with pair(build, hosts=("a",), env={"DISKGUARD_HOOK_FAIL": "cred.umask:1:%d" % errno.ENOMEM}) as p:
+        raises(errno.ENOMEM, os.open, p.a.path("file"), os.O_RDWR | os.O_CREAT, 0o666)
+        ok(not os.path.exists(p.ds.raw("file")), "it was made all the same")
+        os.close(os.open(p.a.path("file"), os.O_RDWR | os.O_CREAT, 0o666))
+        umask = os.umask(0)
+        os.umask(umask)
+        eq(os.stat(p.ds.raw("file")).st_mode & 0o777, 0o666 & ~umask)
+
+
 @suite.case("a copy made on the view is sealed once its header is complete, and free when it is closed")
 def late_seal(build):
     with pair(build, "wait=0") as p, Proc() as holder:
