@@ -4,6 +4,7 @@
 #include <sys/resource.h>
 #include <zlib.h>
 
+#include "fakes.h"
 #include "hooktest.h"
 #include "tempstore.h"
 
@@ -142,8 +143,13 @@ Test(claim, life, .init = setup, .fini = teardown)
     cr_assert_eq(c->rec.seq, 7u);
     cr_assert_eq(c->rec.plan.n, 1u);
     cr_assert_eq(tmps(), 0u);
+    rec->step = STEP_RESTORING;
+    cr_assert_eq(claim_undoes(S, rec), 1);
+    rec->plan.ext[0].truth[0] = 3;
+    cr_assert_eq(claim_undoes(S, rec), 0);
 
     cr_assert_eq(claim_free(S, rec), 0);
+    cr_assert_eq(claim_undoes(S, rec), -CLAIM_LOST);
     cr_assert_eq(rec->step, STEP_FREE);
     cr_assert_eq(rec->plan.n, 0u);
     cr_assert_eq(rec->seq, 8u);
@@ -569,6 +575,22 @@ Test(claim, sweep, .init = setup, .fini = teardown)
 /* ---- steps that fail ---- */
 
 #ifdef DG_HOOKS
+Test(claim, given_back_without_memory, .init = setup, .fini = teardown)
+{
+    bool left = true;
+
+    tempstore_record(&a, INO, 1, rec);
+    fail_next("claim.dirsync", 1);
+    fake_mallocs = 1; /* the record's text, before anything is made */
+    fake_mallocs_all = true;
+    int r = claim_acquire(S, rec, &left);
+    fake_mallocs = -1;
+    fake_mallocs_all = false;
+    cr_assert_eq(r, -EIO);
+    cr_assert_not(left);
+    cr_assert_str_eq(ruling(INO), "free 1");
+}
+
 static void check_acquire_fails(const char *step)
 {
     cr_assert_eq(acquire(&a, INO, 1), -EIO, "%s", step);
