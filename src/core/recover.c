@@ -323,8 +323,12 @@ static bool was_sealed(const struct recovery *j)
 static int restore(struct recovery *j)
 {
     struct recover *r = j->r;
-    struct seal seal = {
-        .store = r->store, .journal = r->journal, .fd = j->fd, .policy = r->policy, .rec = j->work};
+    struct seal seal = {.store = r->store,
+                        .journal = r->journal,
+                        .fd = j->fd,
+                        .policy = r->policy,
+                        .rec = j->work,
+                        .untold = true};
     uint64_t generation = j->work->generation;
     int err = seal_judge_chosen(j->fd, j->work);
 

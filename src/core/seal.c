@@ -246,11 +246,11 @@ int seal_undo(int fd, const struct record *rec)
 
 /* Claim or row say it durably before a byte is written: that the seal was taken, so that the true
  * header gets another mtime (DESIGN 4.12) also after a power cut. The claim where it has an older
- * plan, or a date waits; then the row is lazy, because recovery takes the newer of both. Else the
- * row, which costs one fsync where the claim costs two and a file. */
+ * plan, a date waits, or other hosts are to know; then the row is lazy, because recovery takes the
+ * newer of both. Else the row, which costs one fsync where the claim costs two and a file. */
 static int say_restoring(struct seal *s)
 {
-    int known = s->journal ? claim_undoes(s->store, s->rec) : 0;
+    int known = s->journal && s->untold ? claim_undoes(s->store, s->rec) : 0;
     s->rec->step = STEP_RESTORING;
     s->rec->seq++;
     if (known != 0)

@@ -38,6 +38,9 @@ struct seal {
     /* seal_restore() drops the fence lock before it frees the claim, when nothing is left to
      * write to the image: whoever finds the claim free finds the fence free, too. */
     bool unfence;
+    /* seal_restore() need not tell other hosts that the image is being let go: none can mount the
+     * storage, or none waits for it. Else they wait for the end, beyond wait= (conflict.h). */
+    bool untold;
     /* seal_edit() only: the zone of the image as the holder sees it after the edit. If the edit
      * fails half-way, it is the wider one of before and after. */
     struct format_zone zone;
