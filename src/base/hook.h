@@ -17,7 +17,7 @@
  *                                 every descriptor of a regular file that has answered so, and for
  *                                 what io_reopen makes of it
  *   DISKGUARD_HOOK_HANG=file      while that file lists an inode number, io_fresh_stat does not
- *                                 return for it */
+ *                                 return for it, and neither does fsync(2) of a view */
 #ifndef DISKGUARD_HOOK_H
 #define DISKGUARD_HOOK_H
 
@@ -26,9 +26,11 @@
 
 int hook_step(const char *name); /* 0, or -errno where the operation is to fail */
 bool hook_stale(int fd, unsigned long ino, bool dir);
+void hook_hang(unsigned long ino);
 void hook_stale_copy(int from, int to); /* from -1: a new open file that knows nothing */
 #define HOOK_STALE(fd, ino, dir) hook_stale(fd, ino, dir)
 #define HOOK_STALE_COPY(from, to) hook_stale_copy(from, to)
+#define HOOK_HANG(ino) hook_hang(ino)
 #define HOOK(name) ((void)hook_step(name))
 #define HOOK_FAIL(name) hook_step(name)
 #define HOOK_TEXT(variable) getenv(variable)
@@ -38,6 +40,7 @@ void hook_stale_copy(int from, int to); /* from -1: a new open file that knows n
 #define HOOK_TEXT(variable) ((const char *)NULL)
 #define HOOK_STALE(fd, ino, dir) 0
 #define HOOK_STALE_COPY(from, to) ((void)0)
+#define HOOK_HANG(ino) ((void)0)
 #endif
 
 #endif

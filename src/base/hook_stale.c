@@ -29,10 +29,15 @@ static bool listed(const char *variable, unsigned long ino)
     return found;
 }
 
-bool hook_stale(int fd, unsigned long ino, bool dir)
+void hook_hang(unsigned long ino)
 {
     while (listed("DISKGUARD_HOOK_HANG", ino))
         (void)poll(NULL, 0, 5);
+}
+
+bool hook_stale(int fd, unsigned long ino, bool dir)
+{
+    hook_hang(ino);
 
     bool stale = listed("DISKGUARD_HOOK_STALE", ino);
 

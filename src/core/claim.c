@@ -254,18 +254,13 @@ static void tmp_name(const struct record *rec, char ret[TMP_SIZE])
              (unsigned long long)atomic_fetch_add(&counter, 1) + 1);
 }
 
-/* Writes rec, durable, to such a name. keep: spares_take(). Returns the open descriptor. */
-static int tmp_create(const struct store *s, const struct record *rec, unsigned keep,
-                      char ret_name[TMP_SIZE])
+/* Writes the text of a record, durable, to such a name. keep: spares_take(). Returns the open
+ * descriptor. The encoder has checked the uuids, which become part of the name. */
+static int tmp_create(const struct store *s, const struct record *rec, const char *text, size_t len,
+                      unsigned keep, char ret_name[TMP_SIZE])
 {
-    _cleanup_free_ char *text = NULL;
-    size_t len;
-    int r;
+    int r = -EEXIST;
 
-    r = record_encode(rec, &text, &len); /* checks the uuids, which become part of a file name */
-    if (r < 0)
-        return r;
-    r = -EEXIST;
     for (unsigned i = 0; i < TMP_TRIES && r == -EEXIST; i++) {
         tmp_name(rec, ret_name);
         r = HOOK_FAIL("claim.create");
@@ -313,7 +308,7 @@ static int claim_remove_generation(const struct store *s, uint64_t ino, uint64_t
 }
 
 /* Does the claim's name lead to the file that fd has open? While it is open, its inode number
- * cannot be anybody else's. 1, 0 or -errno. */
+ * cannot be anybody else's. 1, 0 or -errno; -EAGAIN: it is not seen, but listed. */
 static int name_leads_to(const struct store *s, const struct record *rec, int fd)
 {
     _cleanup_close_ int named = -1;
@@ -326,18 +321,25 @@ static int name_leads_to(const struct store *s, const struct record *rec, int fd
     int r = named < 0 ? named : io_fresh_stat(named, &there);
     if (r == 0)
         r = io_fresh_stat(fd, &ours);
+    /* Of the name alone: an absence may be an old one. A listing is not. */
+    if (r == -ENOENT) {
+        uint64_t highest;
+        r = highest_of(s, rec->ino, 0, &highest);
+        return r < 0 ? r : highest == rec->generation ? -EAGAIN : 0;
+    }
     if (r < 0)
-        return r == -ENOENT ? 0 : r;
+        return r;
     return there.st_ino == ours.st_ino && there.st_dev == ours.st_dev;
 }
 
-/* Puts rec in the place of our own generation's file. The caller made sure that it is ours. A
+/* Puts a text in the place of our own generation's file. The caller made sure that it is ours. A
  * rename that lands late, after a successor has come, hits no other name. The tmp name is
  * removed before an error is returned, so the rename cannot land after our next attempt either. */
-static int replace(const struct store *s, const struct record *rec)
+static int replace(const struct store *s, const struct record *rec, const char *text, size_t len)
 {
     char tmp[TMP_SIZE], name[NAME_SIZE];
-    int r, dir = claims_dir(s, rec->ino), fd = dir < 0 ? dir : tmp_create(s, rec, 0, tmp);
+    int r, dir = claims_dir(s, rec->ino),
+           fd = dir < 0 ? dir : tmp_create(s, rec, text, len, 0, tmp);
 
     if (fd < 0)
         return fd;
@@ -363,16 +365,15 @@ static void set_freed(struct record *rec)
     rec->cut = OVERLAY_NO_CUT;
 }
 
+/* Without a malloc: neither a claim that is given back nor one whose acquisition failed may stay
+ * for want of memory. */
 static int replace_by_free(const struct store *s, const struct record *rec)
 {
-    _cleanup_free_ struct record *freed = malloc(sizeof(*freed));
+    char text[RECORD_FREED_MAX];
+    size_t len;
+    int r = record_encode_freed(rec, text, &len);
 
-    if (!freed)
-        return -ENOMEM;
-    *freed = *rec;
-    set_freed(freed);
-    freed->seq++;
-    return replace(s, freed);
+    return r < 0 ? r : replace(s, rec, text, len);
 }
 
 /* The same when the file is gone and there is no room for a new record. The room that is missing
@@ -383,17 +384,9 @@ static int replace_by_free(const struct store *s, const struct record *rec)
  * another client has removed the file. */
 static int overwrite_by_free(const struct store *s, const struct record *rec)
 {
-    _cleanup_free_ struct record *freed = malloc(sizeof(*freed));
-    _cleanup_free_ char *text = NULL;
-    char name[NAME_SIZE];
+    char text[RECORD_FREED_MAX], name[NAME_SIZE];
     size_t len;
-
-    if (!freed)
-        return -ENOMEM;
-    *freed = *rec;
-    set_freed(freed);
-    freed->seq++;
-    int r = record_encode(freed, &text, &len);
+    int r = record_encode_freed(rec, text, &len);
     if (r < 0)
         return r;
     claim_name(rec->ino, rec->generation, name);
@@ -418,11 +411,28 @@ static int overwrite_by_free(const struct store *s, const struct record *rec)
 /* bytes: far below any file system's largest file, and above what counting reaches */
 #define FLOOR_MAX (UINT64_C(1) << 40)
 
+static int see_floor(void *arg, const char *name)
+{
+    (void)arg;
+    return strcmp(name, FLOOR_FILE) == 0;
+}
+
 static int floor_read(const struct store *s, uint64_t *ret)
 {
-    _cleanup_close_ int fd = io_fresh_open(s->dir_fd, FLOOR_FILE, O_PATH | O_NOFOLLOW);
+    _cleanup_close_ int fd = -1;
     struct stat st = {0};
-    int r = fd == -ENOENT ? 0 : fd < 0 ? fd : io_fresh_stat(fd, &st);
+    int r = HOOK_FAIL("claim.floor.read");
+
+    if (r == 0)
+        fd = r = io_fresh_open(s->dir_fd, FLOOR_FILE, O_PATH | O_NOFOLLOW);
+    /* An absence that this host has seen may be older than a file made in the same tick (10.1.19);
+     * a listing is not. With a lower floor a number would be given out twice. */
+    if (r == -ENOENT) {
+        r = io_fresh_dir(s->dir_fd, see_floor, NULL);
+        r = r > 0 ? -EIO : r;
+    } else if (r >= 0) {
+        r = io_fresh_stat(fd, &st);
+    }
 
     if (r == 0 && fd >= 0 && !S_ISREG(st.st_mode))
         r = -EBADMSG;
@@ -514,14 +524,17 @@ static bool abandon(const struct store *s, const struct record *rec, int fd, con
 
 int claim_acquire(const struct store *s, const struct record *rec, bool *ret_left)
 {
+    _cleanup_free_ char *text = NULL;
     char tmp[TMP_SIZE];
     uint64_t highest;
+    size_t len;
     int r, fd;
 
     *ret_left = false;
     if (rec->generation == 0 || rec->step == STEP_FREE)
         return -EINVAL;
-    fd = tmp_create(s, rec, SPARE_KEEP, tmp);
+    r = record_encode(rec, &text, &len);
+    fd = r < 0 ? r : tmp_create(s, rec, text, len, SPARE_KEEP, tmp);
     if (fd < 0)
         return fd;
     r = link_proved(s, rec, fd, tmp);
@@ -571,23 +584,41 @@ static int check_ours(const struct claim *c, const struct record *rec)
     return 0;
 }
 
+/* Reads the rule. -CLAIM_LOST: it is not ours any more. */
+static int read_ours(const struct store *s, const struct record *rec, struct claim *ret)
+{
+    int r = claim_read_known(s, rec->ino, rec->generation, ret);
+
+    if (r == 0)
+        r = check_ours(ret, rec);
+    /* Given back once, it cannot be had again: somebody may be linking the next generation just
+     * now. */
+    return r == 0 && ret->kind == CLAIM_FREE ? -CLAIM_LOST : r;
+}
+
 int claim_update(const struct store *s, const struct record *rec)
 {
     _cleanup_free_ struct claim *c = malloc(sizeof(*c));
+    _cleanup_free_ char *text = NULL;
+    size_t len;
     int r;
 
     if (!c)
         return -ENOMEM;
     if (rec->step == STEP_FREE)
         return -EINVAL; /* claim_free's business: it alone knows the order */
-    r = claim_read_known(s, rec->ino, rec->generation, c);
+    r = read_ours(s, rec, c);
     if (r == 0)
-        r = check_ours(c, rec);
-    /* Given back once, it cannot be had again: somebody may be linking the next generation just
-     * now. */
-    if (r == 0 && c->kind == CLAIM_FREE)
-        r = -CLAIM_LOST;
-    return r < 0 ? r : replace(s, rec);
+        r = record_encode(rec, &text, &len);
+    return r < 0 ? r : replace(s, rec, text, len);
+}
+
+int claim_undoes(const struct store *s, const struct record *rec)
+{
+    _cleanup_free_ struct claim *c = malloc(sizeof(*c));
+    int r = c ? read_ours(s, rec, c) : -ENOMEM;
+
+    return r < 0 ? r : c->rec.step == STEP_ARMED && record_same_undo(&c->rec, rec);
 }
 
 static int remove_lower(const struct store *s, uint64_t ino, uint64_t generation)
@@ -632,16 +663,21 @@ static int give_back(const struct store *s, struct record *rec, bool gone)
         return r;
     set_freed(rec);
     rec->seq++;
-    r = remove_lower(s, rec->ino, rec->generation);
-    if (r < 0) /* they are below the ruling one: litter, swept at the next start */
-        log_debug("inode %llu: older claims cannot be removed: %s", (unsigned long long)rec->ino,
-                  strerror(-r));
     return 0;
 }
 
 int claim_free(const struct store *s, struct record *rec)
 {
     return give_back(s, rec, false);
+}
+
+void claim_clear(const struct store *s, uint64_t ino, uint64_t generation)
+{
+    int r = remove_lower(s, ino, generation);
+
+    if (r < 0) /* they are below the ruling one: litter, swept after the next start */
+        log_debug("inode %llu: older claims cannot be removed: %s", (unsigned long long)ino,
+                  strerror(-r));
 }
 
 int claim_free_gone(const struct store *s, struct record *rec)
@@ -762,14 +798,18 @@ static int sweep_tmp(const struct store *s, const struct host *h, bool dry_run, 
     return r;
 }
 
-static int sweep_lower(const struct store *s, bool dry_run, unsigned *stale)
+#define SWEEP_MIN 64u /* what few crashes leave is gone, whoever is in a hurry */
+int claim_sweep_lower(const struct store *s, bool dry_run, const atomic_bool *stop,
+                      unsigned *ret_stale)
 {
     struct claim_listing l = {0};
     struct claim *c = malloc(sizeof(*c));
     size_t first = 0; /* of the key */
+    unsigned stale = 0;
     int r = c ? claim_list(s, &l) : -ENOMEM;
 
-    for (size_t i = 0; r == 0 && i < l.n; i++) {
+    for (size_t i = 0; r == 0 && i < l.n && (stale < SWEEP_MIN || !stop || !atomic_load(stop));
+         i++) {
         bool decodes;
 
         if (!is_ruling(&l, i))
@@ -779,7 +819,7 @@ static int sweep_lower(const struct store *s, bool dry_run, unsigned *stale)
                   claim_read_generation(s, l.entry[i].ino, l.entry[i].generation, c) == 0 &&
                   c->kind != CLAIM_BAD;
         for (; decodes && r == 0 && first < i; first++) {
-            ++*stale;
+            stale++;
             if (!dry_run)
                 r = claim_remove_generation(s, l.entry[first].ino, l.entry[first].generation);
         }
@@ -787,7 +827,10 @@ static int sweep_lower(const struct store *s, bool dry_run, unsigned *stale)
     }
     free(l.entry);
     free(c);
-    return r;
+    if (r < 0)
+        return store_medium(r);
+    *ret_stale = stale;
+    return 0;
 }
 
 int claim_sweep_spares(const struct store *s, const struct host *h)
@@ -810,8 +853,6 @@ int claim_sweep(const struct store *s, const struct host *h, bool dry_run, unsig
      * fails, so what is read from here on is final. */
     int r = sweep_tmp(s, h, dry_run, &stale);
 
-    if (r == 0)
-        r = sweep_lower(s, dry_run, &stale);
     if (r < 0)
         return store_medium(r);
     *ret_stale = stale;

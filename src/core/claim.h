@@ -12,10 +12,13 @@
  * image without a tombstone must come to the same next generation, so the floor moves only while
  * no daemon lives.
  *
- * Life: claim_read -> claim_next -> claim_acquire -> claim_update* -> claim_free. Blocks on the
- * datastore: never call it from a FUSE data thread. Thread-safe: no state of its own. */
+ * Life: claim_read -> claim_next -> claim_acquire -> claim_update* -> claim_free -> claim_clear.
+ * Blocks on the datastore: never call it from a FUSE data thread. Thread-safe: no state of its own.
+ */
 #ifndef DISKGUARD_CLAIM_H
 #define DISKGUARD_CLAIM_H
+
+#include <stdatomic.h>
 
 #include "core/host.h"
 #include "core/record.h"
@@ -67,12 +70,21 @@ DG_MUST_CHECK int claim_update(const struct store *s, const struct record *rec);
 /* Is our generation still the highest? 0, -CLAIM_LOST or -errno. */
 DG_MUST_CHECK int claim_check(const struct store *s, const struct record *rec);
 
-/* Marks our generation free (rec->step is set, extents are dropped) and removes lower generations.
+/* Reads our claim, as claim_update() does. 1: it is armed, and undoes on its own all that rec
+ * undoes (record_same_undo); 0: rec knows more. -CLAIM_LOST as above. */
+DG_MUST_CHECK int claim_undoes(const struct store *s, const struct record *rec);
+
+/* Marks our generation free (rec->step is set, extents are dropped). Lower generations stay: they
+ * count for nothing, and are removed when nobody waits, by claim_clear().
  * -CLAIM_LOST as above. It may be repeated after a failure, also when the tombstone was made. */
 DG_MUST_CHECK int claim_free(const struct store *s, struct record *rec);
 /* The same when the file has no name any more. It also works on a full datastore: the room may
  * be the removed file's own. */
 DG_MUST_CHECK int claim_free_gone(const struct store *s, struct record *rec);
+
+/* Removes the generations below one that rules, or has ruled. Nothing rests on it: what stays is
+ * litter for claim_sweep_lower(). */
+void claim_clear(const struct store *s, uint64_t ino, uint64_t generation);
 
 /* Removes every generation of an image that exists no more, up to this one, which is the highest,
  * and raises the floor to it. Only while no daemon of any host lives on the datastore; everybody
@@ -94,10 +106,13 @@ DG_MUST_CHECK int claim_each(const struct store *s,
  * datastore needs, so it comes before all that writes. Under the host lock. */
 DG_MUST_CHECK int claim_sweep_spares(const struct store *s, const struct host *h);
 
-/* Removes what a crash left: records in tmp/ written by this installation's earlier daemons, and
- * generations below the highest. For start-up and fsck, under the host lock. Tmp names are "<host
- * uuid>.<daemon uuid>.<counter>". */
+/* Removes what a crash left in tmp/: records of this installation's earlier daemons. For start-up
+ * and fsck, under the host lock. Tmp names are "<host uuid>.<daemon uuid>.<counter>". */
 DG_MUST_CHECK int claim_sweep(const struct store *s, const struct host *h, bool dry_run,
                               unsigned *ret_stale);
+/* Removes the generations below the highest of each key, where that one decodes. At any time, also
+ * while images are opened and closed. stop: ends it early where there are many; may be NULL. */
+DG_MUST_CHECK int claim_sweep_lower(const struct store *s, bool dry_run, const atomic_bool *stop,
+                                    unsigned *ret_stale);
 
 #endif

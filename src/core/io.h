@@ -78,7 +78,8 @@ DG_MUST_CHECK int io_fsync(int fd);
 /* For a descriptor through which nothing was written yet. Takes away the write error that an
  * earlier writer of this host left: the kernel reports it to the next descriptor that asks
  * (errseq_t, Documentation/core-api/errseq.rst). An example is a former hold whose late writes
- * the storage refused. */
+ * the storage refused. What is dirty is written, so that io_cache_drop() can drop it; nothing is
+ * made durable by it. */
 void io_fsync_former(int fd);
 /* -ENODATA at end of file */
 DG_MUST_CHECK int io_pread_all(int fd, void *buf, size_t len, uint64_t off);
@@ -133,7 +134,7 @@ DG_MUST_CHECK int io_fresh_data(int fd, void *buf, size_t len, uint64_t off);
 
 /* Reads a whole file of at most max bytes; -EFBIG: it has more. -EINVAL: it is no regular file.
  * -EAGAIN: it was replaced faster than it could be read. *ret_text is NUL-terminated and freed
- * by the caller. The name is fresh as in io_fresh_open, the bytes as in io_fresh_data. */
+ * by the caller. The name is fresh as in io_fresh_open, the bytes as in io_fresh_header. */
 DG_MUST_CHECK int io_fresh_text(int dirfd, const char *name, size_t max, char **ret_text,
                                 size_t *ret_len);
 
@@ -145,6 +146,10 @@ DG_MUST_CHECK int io_text_create(int dirfd, const char *tmp_name, const void *te
 
 /* Drops every clean cached page of the file so that the next read asks the storage. */
 DG_MUST_CHECK int io_cache_drop(int fd);
+
+/* The same, but not on a file system that only this host can mount (io_fstype.shared): nobody
+ * changes there what this host has cached. Not for one who asks what the disk took. */
+DG_MUST_CHECK int io_cache_drop_shared(int fd);
 
 /* Drops the cached pages of a range, and as few others as it can. */
 DG_MUST_CHECK int io_header_drop(int fd, uint64_t off, size_t len);

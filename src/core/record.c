@@ -85,15 +85,15 @@ static uint32_t checksum(const char *text, size_t len)
 /* ---- encode ---- */
 
 struct record_writer {
-    char *text; /* DG_RECORD_MAX + 1 bytes */
-    size_t len;
+    char *text;
+    size_t len, room;
     int error; /* errno of the first failed put; later puts do nothing */
 };
 
 static void record_put(struct record_writer *w, const char *fmt, ...) DG_PRINTF(2, 3);
 static void record_put(struct record_writer *w, const char *fmt, ...)
 {
-    size_t room = DG_RECORD_MAX + 1 - w->len;
+    size_t room = w->room - w->len;
     va_list ap;
 
     if (w->error)
@@ -113,8 +113,7 @@ static void put_text(struct record_writer *w, const char *name, const char *valu
     record_put(w, "%s=", name);
     if (w->error)
         return;
-    if (!memchr(value, '\0', size) ||
-        base_escape(value, w->text + w->len, DG_RECORD_MAX + 1 - w->len) < 0)
+    if (!memchr(value, '\0', size) || base_escape(value, w->text + w->len, w->room - w->len) < 0)
         w->error = -EINVAL;
     else
         w->len += strlen(w->text + w->len);
@@ -123,7 +122,7 @@ static void put_text(struct record_writer *w, const char *name, const char *valu
 
 static void put_hex(struct record_writer *w, const uint8_t *bytes, size_t n)
 {
-    if (w->error || 2 * n > DG_RECORD_MAX - w->len) {
+    if (w->error || 2 * n >= w->room - w->len) {
         w->error = -EINVAL;
         return;
     }
@@ -161,15 +160,16 @@ static void put_mtime(struct record_writer *w, const char *name, const struct ti
     record_put(w, "%s=" MTIME_FORM "\n", name, (int64_t)t->tv_sec, t->tv_nsec);
 }
 
-static void put_all(struct record_writer *w, const struct record *rec)
+/* freed: as claim.c's set_freed() leaves it, with the next seq. */
+static void put_all(struct record_writer *w, const struct record *rec, bool freed)
 {
     record_put(w, DG_RECORD_MAGIC " %d\n", DG_RECORD_VERSION);
     put_text(w, "image", rec->image, sizeof(rec->image));
     record_put(w, "inode=%" PRIu64 "\n", rec->ino);
     put_handle(w, &rec->handle);
     record_put(w, "generation=%" PRIu64 "\n", rec->generation);
-    record_put(w, "state=%s\n", step_names[rec->step]);
-    record_put(w, "seq=%" PRIu64 "\n", rec->seq);
+    record_put(w, "state=%s\n", step_names[freed ? STEP_FREE : rec->step]);
+    record_put(w, "seq=%" PRIu64 "\n", rec->seq + freed);
     record_put(w, "host=%s\n", rec->host);
     put_text(w, "name", rec->host_name, sizeof(rec->host_name));
     record_put(w, "installation=%s\nboot=%s\ndaemon=%s\n", rec->installation, rec->boot,
@@ -179,7 +179,7 @@ static void put_all(struct record_writer *w, const struct record *rec)
     record_put(w, "since=%s\n", rec->since);
     put_text(w, "format", rec->format, sizeof(rec->format));
     record_put(w, "size=%" PRIu64 "\n", rec->virtual_size);
-    if (rec->cut == OVERLAY_NO_CUT)
+    if (freed || rec->cut == OVERLAY_NO_CUT)
         record_put(w, "cut=-\n");
     else
         record_put(w, "cut=%" PRIu64 "\n", rec->cut);
@@ -191,28 +191,51 @@ static void put_all(struct record_writer *w, const struct record *rec)
         record_put(w, "mtime-chosen=" MTIME_FORM " " MTIME_FORM "\n",
                    (int64_t)rec->mtime_chosen.tv_sec, rec->mtime_chosen.tv_nsec,
                    (int64_t)rec->mtime_seen.tv_sec, rec->mtime_seen.tv_nsec);
-    for (unsigned i = 0; i < rec->plan.n; i++)
+    for (unsigned i = 0; !freed && i < rec->plan.n; i++)
         put_extent(w, &rec->plan.ext[i]);
     record_put(w, SUM_NAME "%08" PRIx32 "\n", checksum(w->text, w->len));
+}
+
+/* No record is longer, terminating NUL included. */
+#define EXTENT_NUMBERS 64 /* "extent=", offset, length, spaces */
+static size_t text_room(const struct record *rec)
+{
+    size_t room = RECORD_FREED_MAX;
+
+    for (unsigned i = 0; i < rec->plan.n; i++)
+        room += EXTENT_NUMBERS + 3 * 2 * (size_t)rec->plan.ext[i].len;
+    return DG_MIN(room, DG_RECORD_MAX + 1);
 }
 
 int record_encode(const struct record *rec, char **ret_text, size_t *ret_len)
 {
     struct record_writer w = {0};
-    char *smaller;
 
     if (!fields_ok(rec))
         return -EINVAL;
-    w.text = malloc(DG_RECORD_MAX + 1);
+    w.room = text_room(rec);
+    w.text = malloc(w.room);
     if (!w.text)
         return -ENOMEM;
-    put_all(&w, rec);
+    put_all(&w, rec, false);
     if (w.error) {
         free(w.text);
         return w.error;
     }
-    smaller = realloc(w.text, w.len + 1);
-    *ret_text = smaller ? smaller : w.text;
+    *ret_text = w.text;
+    *ret_len = w.len;
+    return 0;
+}
+
+int record_encode_freed(const struct record *rec, char text[RECORD_FREED_MAX], size_t *ret_len)
+{
+    struct record_writer w = {.text = text, .room = RECORD_FREED_MAX};
+
+    if (!fields_ok(rec))
+        return -EINVAL;
+    put_all(&w, rec, true);
+    if (w.error)
+        return w.error;
     *ret_len = w.len;
     return 0;
 }
@@ -500,4 +523,23 @@ out:
     free(copy);
     free(rec);
     return r;
+}
+
+/* ---- comparing ---- */
+
+static bool same_extent(const struct extent *a, const struct extent *b)
+{
+    return a->off == b->off && a->len == b->len && a->has_was == b->has_was &&
+           memcmp(a->truth, b->truth, a->len) == 0 && memcmp(a->sealed, b->sealed, a->len) == 0 &&
+           (!a->has_was || memcmp(a->was, b->was, a->len) == 0);
+}
+
+bool record_same_undo(const struct record *a, const struct record *b)
+{
+    bool same = a->plan.n == b->plan.n && a->cut == b->cut && !a->chosen && !b->chosen &&
+                a->sync_error == b->sync_error;
+
+    for (unsigned i = 0; same && i < a->plan.n; i++)
+        same = same_extent(&a->plan.ext[i], &b->plan.ext[i]);
+    return same;
 }

@@ -58,6 +58,15 @@ struct record {
  * encoded). */
 DG_MUST_CHECK int record_encode(const struct record *rec, char **ret_text, size_t *ret_len);
 
+/* The tombstone of a record: free, without its plan, with the next seq. Needs no memory, for a
+ * claim is given back also where there is none. 0 or -EINVAL. */
+#define RECORD_FREED_MAX (3 * RECORD_IMAGE_MAX + 4096) /* no text without a plan is longer */
+DG_MUST_CHECK int record_encode_freed(const struct record *rec, char text[RECORD_FREED_MAX],
+                                      size_t *ret_len);
+
+/* Do both undo the same? Plan, truncation, and what the restore does with mtime. */
+bool record_same_undo(const struct record *a, const struct record *b);
+
 /* Strict: every line, in order, nothing else. 0, -EBADMSG (does not decode: truncated, checksum,
  * syntax, range, overlapping extents), -EPROTONOSUPPORT (a newer version; its checksum is right).
  */

@@ -323,8 +323,12 @@ static bool was_sealed(const struct recovery *j)
 static int restore(struct recovery *j)
 {
     struct recover *r = j->r;
-    struct seal seal = {
-        .store = r->store, .journal = r->journal, .fd = j->fd, .policy = r->policy, .rec = j->work};
+    struct seal seal = {.store = r->store,
+                        .journal = r->journal,
+                        .fd = j->fd,
+                        .policy = r->policy,
+                        .rec = j->work,
+                        .untold = true};
     uint64_t generation = j->work->generation;
     int err = seal_judge_chosen(j->fd, j->work);
 
@@ -437,6 +441,8 @@ static int settle(struct recovery *j)
     if (done == 0) {
         d = recover_decide(&j->in);
         done = act(j, d);
+        if (done == 0 && j->work->step == STEP_FREE && !j->r->leave_lower)
+            claim_clear(j->r->store, j->ino, j->work->generation);
     } else {
         j->rec->ino = j->ino;
         j->rec->generation = j->row ? j->row->generation : 0;

@@ -70,8 +70,10 @@ struct recover {
      * Asked at each fresh look at the claim, also at the one under the exclusive fence lock. The
      * grant of that lock is the proof that the holder cannot write any more. */
     bool (*may_take)(void *arg, const struct record *rec);
-    bool dry_run; /* decide and report, change nothing */
-    bool agree;   /* a person agrees to SEV_ASK repairs, or ask will ask one */
+    bool dry_run;     /* decide and report, change nothing */
+    bool agree;       /* a person agrees to SEV_ASK repairs, or ask will ask one */
+    bool leave_lower; /* the caller clears lower generations of freed claims away:
+                         claim_sweep_lower() */
     struct seal_policy policy;
     /* Called once per image with something to report. done: 0 repaired or nothing to do, 1 not
      * tried (dry run, STOP), -errno failed. */

@@ -4,8 +4,9 @@
  *   open      journal armed -> claim armed -> sealed bytes, fsync, read back -> journal sealed
  *   edit      journal (new plan) -> claim (new plan) -> bytes outside the extents -> sealed bytes
  *             if they changed -> memory
- *   restore   journal restoring (lazy) -> claim restoring -> true bytes in reverse, mtime, fsync,
- *             read back -> claim free -> row gone (lazy)
+ *   restore   journal restoring -> true bytes in reverse, mtime, fsync, read back -> claim free ->
+ *             row gone (lazy). Where the claim does not know all of the plan, the row is lazy and
+ *             the claim says restoring, too
  *
  * Lazy: nothing rests on it after a crash; the storage may lose it (journal.h, claim.h).
  *
@@ -37,6 +38,9 @@ struct seal {
     /* seal_restore() drops the fence lock before it frees the claim, when nothing is left to
      * write to the image: whoever finds the claim free finds the fence free, too. */
     bool unfence;
+    /* seal_restore() need not tell other hosts that the image is being let go: none can mount the
+     * storage, or none waits for it. Else they wait for the end, beyond wait= (conflict.h). */
+    bool untold;
     /* seal_edit() only: the zone of the image as the holder sees it after the edit. If the edit
      * fails half-way, it is the wider one of before and after. */
     struct format_zone zone;
@@ -63,9 +67,9 @@ DG_MUST_CHECK int seal_write(struct seal *s);
 DG_MUST_CHECK int seal_edit(struct seal *s, const struct edit *e);
 
 /* Writes the true bytes back over the sealed ones, verifies them, frees the claim, and removes
- * the row. rec->step tells how far it came. rec->chosen: it sets that mtime, where
- * seal_new_mtime() can.
- * -EUCLEAN: ALIEN bytes, nothing was touched. -CLAIM_LOST: fenced. Any other -errno: try again. */
+ * the row. claim_clear() is left to the caller, for a time when nobody waits. rec->step tells how
+ * far it came. rec->chosen: it sets that mtime, where seal_new_mtime() can. -EUCLEAN: ALIEN bytes,
+ * nothing was touched. -CLAIM_LOST: fenced. Any other -errno: try again. */
 DG_MUST_CHECK int seal_restore(struct seal *s);
 
 /* The true bytes are back on disk. Gives the file, durably, an mtime that no sealed state of

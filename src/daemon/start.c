@@ -166,6 +166,7 @@ static int recover(struct daemon *d, struct why *why)
                           .journal = d->guard.journal,
                           .host = &d->guard.host,
                           .policy = d->guard.policy,
+                          .leave_lower = true,
                           .report = report,
                           .run = jobs.pool ? run_recovery : NULL,
                           .arg = &jobs};
@@ -354,6 +355,17 @@ static void wait_for_end(struct daemon *d, const sigset_t *set)
     }
 }
 
+/* What nobody waits for: the generations below those that recovery has freed. */
+static void sweep_lower(void *arg)
+{
+    struct daemon *d = arg;
+    unsigned n = 0;
+    int r = claim_sweep_lower(&d->guard.store, false, &d->guard.stopping, &n);
+    if (r < 0 || n > 0)
+        log_msg(LOG_INFO, "%u older generations of claims were cleared away%s%s", n,
+                r < 0 ? "; then: " : "", r < 0 ? strerror(-r) : "");
+}
+
 static void announce(struct daemon *d)
 {
     struct why why = {0};
@@ -369,6 +381,8 @@ static void announce(struct daemon *d)
             LOG_ERR,
             "no monitor thread: images that cannot be restored are not retried, and a lost claim is not noticed");
     takeover_announce(&d->guard);
+    if (d->guard.journal)
+        pool_submit(d->guard.pool, sweep_lower, d);
     utab_add(&d->opt);
     log_msg(LOG_INFO, "%s is mounted on %s%s", d->opt.guard.datastore, d->opt.guard.mountpoint,
             d->opt.guard.read_only ? ", read-only" : "");

@@ -282,7 +282,7 @@ static int recheck(struct guard *g, struct image *img, const struct taking *t,
                    const struct header *was, struct header *h) REQUIRES(img->header)
 {
     io_fsync_former(img->held.fd); /* dirty pages cannot be dropped */
-    int r = io_cache_drop(img->held.fd);
+    int r = io_cache_drop_shared(img->held.fd);
     if (r < 0)
         return r;
     /* plain writers of this host: they may have passed a look at a narrower zone */
@@ -460,6 +460,7 @@ static int acquire_locked(struct guard *g, struct image *img, const struct takin
     } else {
         struct image_below below = image_chain_take(img);
         image_chain_drop(g, rec->ino, rec->generation, &below);
+        image_clear_later(g, rec->ino, rec->generation);
     }
     return r == -CLAIM_LOST ? -EBUSY : r;
 }

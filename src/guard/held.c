@@ -43,6 +43,7 @@ struct seal image_seal(struct guard *g, struct image *img)
                          .fd = img->held.fd,
                          .policy = g->policy,
                          .rec = img->held.rec,
+                         .untold = !io_fstype(g->store.root_fd)->shared,
                          .zone = image_zone(img),
                          .widened = zone_widened,
                          .arg = img};

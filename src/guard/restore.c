@@ -85,6 +85,29 @@ static int restore_reopened(struct guard *g, struct image *img) REQUIRES(img->he
     return reopened < 0 ? r : restore_steps(g, img);
 }
 
+/* ---- lower generations: nobody waits for their removal ---- */
+
+struct clearing {
+    const struct store *store;
+    uint64_t ino, generation;
+};
+
+static void clear_lower(void *arg)
+{
+    struct clearing *c = arg;
+    claim_clear(c->store, c->ino, c->generation);
+    free(c);
+}
+
+void image_clear_later(struct guard *g, uint64_t ino, uint64_t generation)
+{
+    struct clearing *c = malloc(sizeof(*c));
+    if (!c)
+        return; /* the next release of the image does it */
+    *c = (struct clearing){&g->store, ino, generation};
+    pool_submit(g->pool, clear_lower, c);
+}
+
 /* To IDLE. */
 static void end(struct guard *g, struct image *img)
 {
@@ -130,7 +153,9 @@ int image_restore(struct guard *g, struct image *img)
     rwlock_write_unlock(&img->header);
     if (r == 0) {
         image_chain_drop(g, img->inode->ino, generation, &below);
+        uint64_t ino = img->inode->ino;
         end(g, img);
+        image_clear_later(g, ino, generation);
         return 0;
     }
     mutex_lock(&img->lock);

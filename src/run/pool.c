@@ -1,11 +1,9 @@
 #include "run/pool.h"
 
-#include <sched.h>
 #include <stdbool.h>
 
 #include "base/base.h"
 #include "base/list.h"
-#include "base/log.h"
 #include "base/sync.h"
 
 #define IDLE_MS 30000u
@@ -75,8 +73,6 @@ static struct pool_job *next_locked(struct pool *p) REQUIRES(p->lock)
 static void *worker(void *arg)
 {
     struct pool *p = arg;
-    if (unshare(CLONE_FS) < 0)
-        log_msg(LOG_WARNING, "a thread cannot have a umask of its own: %m");
     mutex_lock(&p->lock);
     struct pool_job *j;
     while ((j = next_locked(p))) {

@@ -4,8 +4,7 @@
  * first writes that wait for a holder (guard/first.h).
  *
  * A job that finds no idle thread starts one, up to the limit; beyond that jobs queue. An idle
- * thread ends after 30 s. Each thread has called unshare(CLONE_FS), so a job may set a umask of
- * its own. */
+ * thread ends after 30 s. */
 #ifndef DISKGUARD_POOL_H
 #define DISKGUARD_POOL_H
 

@@ -3,9 +3,11 @@
 #include <fcntl.h>
 #include <grp.h>
 #include <pthread.h>
+#include <sched.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 
+#include "base/hook.h"
 #include "base/log.h"
 
 /* What the kernel takes at most: NGROUPS_MAX, <linux/limits.h>. Few callers have more than the
@@ -131,9 +133,23 @@ int cred_enter_unmasked(fuse_req_t req, struct cred *ret)
     return 0;
 }
 
+/* The umask is the process's until a thread has a file system context of its own. 0 or -errno: then
+ * a file of this caller, or of another one at the same time, would be made with the wrong mode. */
+static int own_umask(void)
+{
+    static _Thread_local bool own;
+    int r = own ? 0 : HOOK_FAIL("cred.umask");
+    if (r == 0 && !own)
+        r = unshare(CLONE_FS) < 0 ? -errno : 0;
+    own = r == 0;
+    return r;
+}
+
 int cred_enter(fuse_req_t req, struct cred *ret)
 {
-    int r = cred_enter_unmasked(req, ret);
+    int r = own_umask();
+    if (r == 0)
+        r = cred_enter_unmasked(req, ret);
     if (r == 0) {
         ret->umask = umask(fuse_req_ctx(req)->umask);
         ret->masked = true;

@@ -16,7 +16,8 @@ struct cred {
     bool changed, masked;
     mode_t umask;
 };
-/* 0 or -errno (then nothing is changed). A daemon that is not root stays itself. */
+/* 0 or -errno (then nothing is changed). A daemon that is not root stays itself. The thread has a
+ * umask of its own from then on. */
 DG_MUST_CHECK int cred_enter(fuse_req_t req, struct cred *ret);
 /* The same for what makes no file: the umask stays. */
 DG_MUST_CHECK int cred_enter_unmasked(fuse_req_t req, struct cred *ret);

@@ -339,6 +339,7 @@ void fs_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_inf
         return;
     }
     atomic_store(&h->dirty, false);
+    HOOK_HANG(h->inode->ino);
     int r = (datasync ? fdatasync(h->fd) : fsync(h->fd)) < 0 ? -errno : 0;
     if (r < 0) {
         image_sync_failed(h, -r);

@@ -3,7 +3,6 @@
 #include <fcntl.h>
 #include <linux/fuse.h>
 #include <pthread.h>
-#include <sched.h>
 #include <semaphore.h>
 #include <signal.h>
 #include <string.h>
@@ -140,6 +139,7 @@ static enum where where_to(struct view *v, const char *mem, size_t size, uint64_
     case FUSE_READDIR:
     case FUSE_READDIRPLUS:
     case FUSE_RELEASEDIR:
+    case FUSE_FSYNC:
         return SHORT;
     case FUSE_OPEN:
     case FUSE_FLUSH:
@@ -195,7 +195,10 @@ here: /* no memory: late is better than lost */
  * requests: the storage may take minutes for one of them. */
 static bool run_short(struct receiver *r, char *mem, size_t size)
 {
-    bool ok = atomic_fetch_add(&loop.inside, 1) < LOOP_SHORT_MAX;
+    struct fuse_in_header in;
+    memcpy(&in, mem, sizeof(in));
+    unsigned most = in.opcode == FUSE_FSYNC ? LOOP_SYNC_MAX : LOOP_SHORT_MAX;
+    bool ok = atomic_fetch_add(&loop.inside, 1) < most;
     if (ok) {
         atomic_store(&r->inside, true);
         process(r->v->se, mem, size);
@@ -245,8 +248,6 @@ static int receive(struct receiver *self, struct request_buffer *buf)
 static void *receiver_main(void *arg)
 {
     struct receiver *r = arg;
-    /* When there is neither memory nor a thread the pool runs a job here, and it may set umask. */
-    (void)unshare(CLONE_FS);
     struct request_buffer buf = {0};
     r->error = receive(r, &buf);
     free(buf.base);

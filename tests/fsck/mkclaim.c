@@ -172,6 +172,7 @@ static void settle(const char *image)
     if (c->kind != CLAIM_HELD)
         die("claim", -ENOENT, NULL);
     need("restore", seal_restore(&seal), NULL);
+    claim_clear(&store, c->rec.ino, c->rec.generation);
     close(seal.fd);
     free(c);
 }

@@ -22,7 +22,7 @@ FILES = 40
 FUSE_READ = re.compile(r'\bread(?:\(\d+, | resumed>)"((?:\\x[0-9a-f]{2}){8})"\.*, \d+\) += (\d+)$')
 CALL = re.compile(r"^\d+ +(\w+)\(")
 STORAGE = re.compile(r"statx|newfstatat|fstat|openat2?|open|close|getdents64|pread64|readlink|fstatfs|fcntl|poll|umask|unlinkat|getxattr|lgetxattr")
-OPCODES = {1: "LOOKUP", 3: "GETATTR", 10: "UNLINK", 14: "OPEN", 15: "READ", 18: "RELEASE", 22: "GETXATTR", 25: "FLUSH", 35: "CREATE"}
+OPCODES = {1: "LOOKUP", 3: "GETATTR", 10: "UNLINK", 14: "OPEN", 15: "READ", 18: "RELEASE", 20: "FSYNC", 22: "GETXATTR", 25: "FLUSH", 35: "CREATE"}
 
 
 class Count:
@@ -153,6 +153,22 @@ def _(build):
         with Count(view) as c:
             make_all(paths)
         c.at_most("create, close", 38, 1, LOOKUP=1, CREATE=1, FLUSH=1, RELEASE=1)
+
+
+@suite.case("fsync(2) of a held image: one call, and not handed to another thread")
+def _(build):
+    with pair(build, hosts=("a",)) as p:
+        if not shutil.which("strace"):
+            raise Skip("no strace")
+        make_qcow2(p.ds.raw("img.qcow2"))
+        fd = os.open(p.a.path("img.qcow2"), os.O_RDWR)
+        with Count(p.a) as c:
+            for n in range(FILES):
+                os.pwrite(fd, b"x" * 4096, 1 << 20)
+                os.fsync(fd)
+        os.close(fd)
+        eq(c.all.get("fsync", 0), 1.0, "fsync calls each")
+        c.at_most("write, fsync", 2, 1, WRITE=1, FSYNC=1)
 
 
 @suite.case("what another host claims or comes to need is known to the next removal, although there was nothing a moment ago")

@@ -5,6 +5,8 @@ import errno
 import glob
 import os
 import re
+import threading
+import time
 import zlib
 
 from dglayout import shard
@@ -192,6 +194,31 @@ def beat_of(p):
         return int(re.search(r"^beat=(\d+)", f.read(), re.M).group(1))
 
 
+class Syncs:
+    """An fsync(2) of each file, all at the same time. Of one file the kernel asks for one after the other."""
+
+    def __init__(self, paths):
+        self.fds = [os.open(path, os.O_RDONLY) for path in paths]
+        self.threads = [threading.Thread(target=self._sync, args=(fd,), daemon=True) for fd in self.fds]
+
+    @staticmethod
+    def _sync(fd):
+        with contextlib.suppress(OSError):  # one of them is FENCED
+            os.fsync(fd)
+
+    def start(self):
+        for thread in self.threads:
+            thread.start()
+        time.sleep(0.5)
+
+    def join(self):
+        for thread in self.threads:
+            thread.join(30)
+            ok(not thread.is_alive(), "an fsync did not return")
+        for fd in self.fds:
+            os.close(fd)
+
+
 @suite.case("images whose storage hangs stop neither the beat nor the looks at other images, nor opens, data and control")
 def hang(build):
     if not build.hooks:
@@ -203,6 +230,7 @@ def hang(build):
         for name in (*names, "new.qcow2"):
             make_qcow2(p.ds.raw(name))
         fds = [holder.call("open", p.a.path(name), os.O_RDWR) for name in names]
+        syncs = Syncs([p.a.path(name) for name in names[1:]])  # more than there are threads that read requests (loop.h)
         for hung in (1, len(names)):
             mark = p.a.log_size()
             answer_stale(flag, *(p.ds.raw(name) for name in names[:hung]))
@@ -211,6 +239,8 @@ def hang(build):
             if hung == 1:
                 succeed_claim(p.ds, names[-1])
                 p.a.wait_log("%s.*FENCED" % names[-1], mark)
+            else:
+                syncs.start()
             fd = other.call("open", p.a.path("new.qcow2"), os.O_RDWR)
             other.call("pwrite", fd, b"x" * 4096, 1 << 20)
             holder.call("pwrite", fds[0], b"x" * 4096, 1 << 20)
@@ -218,12 +248,26 @@ def hang(build):
             p.ds.wait_free("new.qcow2")
             ok("img0.qcow2" in run(*build.command(build.ctl, "list", p.a.mnt), timeout=10).out, "diskguardctl does not list the image that hangs")
         answer_stale(flag)
+        syncs.join()
         succeed_claim(p.ds, names[0])
         p.a.wait_log("%s.*FENCED" % names[0], mark)
         for fd in fds:
             holder.call("close", fd)
         for name in names[1:-1]:
             p.ds.wait_free(name)
+
+
+@suite.case("where a thread cannot have a umask of its own, what makes a file fails, and makes none")
+def no_umask(build):
+    if not build.hooks:
+        raise Skip("needs a build with hooks")
+    with pair(build, hosts=("a",), env={"DISKGUARD_HOOK_FAIL": "cred.umask:1:%d" % errno.ENOMEM}) as p:
+        raises(errno.ENOMEM, os.open, p.a.path("file"), os.O_RDWR | os.O_CREAT, 0o666)
+        ok(not os.path.exists(p.ds.raw("file")), "it was made all the same")
+        os.close(os.open(p.a.path("file"), os.O_RDWR | os.O_CREAT, 0o666))
+        umask = os.umask(0)
+        os.umask(umask)
+        eq(os.stat(p.ds.raw("file")).st_mode & 0o777, 0o666 & ~umask)
 
 
 @suite.case("a copy made on the view is sealed once its header is complete, and free when it is closed")

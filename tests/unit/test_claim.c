@@ -4,6 +4,7 @@
 #include <sys/resource.h>
 #include <zlib.h>
 
+#include "fakes.h"
 #include "hooktest.h"
 #include "tempstore.h"
 
@@ -74,7 +75,22 @@ static int acquire(const struct host *h, uint64_t ino, uint64_t generation)
 static int release(const struct host *h, uint64_t ino, uint64_t generation)
 {
     tempstore_record(h, ino, generation, rec);
-    return claim_free(S, rec);
+    int r = claim_free(S, rec);
+    if (r == 0)
+        claim_clear(S, rec->ino, rec->generation);
+    return r;
+}
+
+static int sweep(const struct host *h, bool dry_run, unsigned *ret_stale)
+{
+    unsigned lower;
+    int r = claim_sweep(S, h, dry_run, ret_stale);
+
+    if (r == 0)
+        r = claim_sweep_lower(S, dry_run, NULL, &lower);
+    if (r == 0)
+        *ret_stale += lower;
+    return r;
 }
 
 static unsigned claims(const char *prefix)
@@ -127,8 +143,13 @@ Test(claim, life, .init = setup, .fini = teardown)
     cr_assert_eq(c->rec.seq, 7u);
     cr_assert_eq(c->rec.plan.n, 1u);
     cr_assert_eq(tmps(), 0u);
+    rec->step = STEP_RESTORING;
+    cr_assert_eq(claim_undoes(S, rec), 1);
+    rec->plan.ext[0].truth[0] = 3;
+    cr_assert_eq(claim_undoes(S, rec), 0);
 
     cr_assert_eq(claim_free(S, rec), 0);
+    cr_assert_eq(claim_undoes(S, rec), -CLAIM_LOST);
     cr_assert_eq(rec->step, STEP_FREE);
     cr_assert_eq(rec->plan.n, 0u);
     cr_assert_eq(rec->seq, 8u);
@@ -369,7 +390,7 @@ Test(claim, names_that_are_no_claims, .init = setup, .fini = teardown)
     cr_assert_eq(acquire(&a, INO, 1), 0);
     cr_assert_str_eq(ruling(INO), "held 1");
     cr_assert_eq(release(&a, INO, 1), 0);
-    cr_assert_eq(claim_sweep(S, &a, false, &stale), 0);
+    cr_assert_eq(sweep(&a, false, &stale), 0);
     cr_assert_eq(stale, 0u);
     cr_assert_eq(claim_forget(S, INO, 1), 0);
     cr_assert_eq(claims(""), (unsigned)(sizeof(names) / sizeof(names[0])) - 1u,
@@ -536,24 +557,40 @@ Test(claim, sweep, .init = setup, .fini = teardown)
     cr_assert_eq(acquire(&b, INO + 2, 4), 0);
     put_file(tempstore_claims(&temp, INO + 2), "000000001234abcf.5", "bad", 3);
 
-    cr_assert_eq(claim_sweep(S, &a, true, &stale), 0);
+    cr_assert_eq(sweep(&a, true, &stale), 0);
     cr_assert_eq(stale, 4u);
     cr_assert_eq(tmps(), 8u);
     cr_assert_eq(claims(""), 6u);
-    cr_assert_eq(claim_sweep(S, &a, false, &stale), 0);
+    cr_assert_eq(sweep(&a, false, &stale), 0);
     cr_assert_eq(stale, 4u);
     cr_assert_eq(tmps(), 6u);
     cr_assert_eq(claims(""), 4u);
     cr_assert_str_eq(ruling(INO), "held 1");
     cr_assert_str_eq(ruling(INO + 1), "held 3");
     cr_assert_eq(claims("000000001234abcf"), 2u, "below a damaged one nothing is removed");
-    cr_assert_eq(claim_sweep(S, &a, false, &stale), 0);
+    cr_assert_eq(sweep(&a, false, &stale), 0);
     cr_assert_eq(stale, 0u);
 }
 
 /* ---- steps that fail ---- */
 
 #ifdef DG_HOOKS
+Test(claim, given_back_without_memory, .init = setup, .fini = teardown)
+{
+    bool left = true;
+
+    tempstore_record(&a, INO, 1, rec);
+    fail_next("claim.dirsync", 1);
+    fake_mallocs = 1; /* the record's text, before anything is made */
+    fake_mallocs_all = true;
+    int r = claim_acquire(S, rec, &left);
+    fake_mallocs = -1;
+    fake_mallocs_all = false;
+    cr_assert_eq(r, -EIO);
+    cr_assert_not(left);
+    cr_assert_str_eq(ruling(INO), "free 1");
+}
+
 static void check_acquire_fails(const char *step)
 {
     cr_assert_eq(acquire(&a, INO, 1), -EIO, "%s", step);
@@ -584,7 +621,7 @@ Test(claim, tmp_name_that_stays_does_no_harm, .init = setup, .fini = teardown)
     cr_assert_eq(claim_check(S, rec), 0);
     cr_assert_eq(claim_update(S, rec), 0);
     memcpy(a.daemon, b.daemon, sizeof(dg_uuid)); /* the next daemon */
-    cr_assert_eq(claim_sweep(S, &a, false, &stale), 0);
+    cr_assert_eq(sweep(&a, false, &stale), 0);
     cr_assert_eq(stale, 1u);
     cr_assert_str_eq(ruling(INO), "held 1");
 }

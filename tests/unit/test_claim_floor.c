@@ -4,6 +4,7 @@
 
 #include <fcntl.h>
 
+#include "hooktest.h"
 #include "tempstore.h"
 
 static struct tempstore temp;
@@ -48,6 +49,29 @@ static void use(uint64_t ino, uint64_t generation, const struct io_handle *handl
     cr_assert_eq(claim_acquire(S, rec, &(bool){false}), 0);
     cr_assert_eq(claim_free(S, rec), 0);
 }
+
+#ifdef DG_HOOKS
+static int absent(const char *name)
+{
+    return strcmp(name, "claim.floor.read") == 0 ? -ENOENT : 0;
+}
+
+FLOOR_TEST(an_absence_is_believed_only_where_the_listing_has_none)
+{
+    uint64_t n;
+
+    hooktest = absent;
+    cr_assert_eq(next(7), 1u);
+    hooktest = NULL;
+    use(7, 5, NULL);
+    cr_assert_eq(claim_forget(S, 7, 5), 0);
+    hooktest = absent;
+    cr_assert_eq(claim_read(S, 8, c), 0);
+    cr_assert_eq(claim_next(S, c, &n), -EIO);
+    hooktest = NULL;
+    cr_assert_eq(next(8), 6u);
+}
+#endif
 
 FLOOR_TEST(numbers_only_rise)
 {

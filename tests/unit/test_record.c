@@ -236,7 +236,60 @@ Test(record, round_trip_of_extremes)
     }
     rec->plan.ext[0].off = (uint64_t)INT64_MAX - EXTENT_MAX;
     assert_round_trip(rec);
+    rec->seq--;
+    char text[RECORD_FREED_MAX];
+    size_t len;
+    cr_assert_eq(record_encode_freed(rec, text, &len), 0, "the longest tombstone has room");
+    cr_assert_eq(decode(text, len), 0);
     free(rec);
+}
+
+Test(record, freed_is_what_a_freed_copy_is)
+{
+    struct record *rec = sample();
+    char text[RECORD_FREED_MAX], *copy = NULL;
+    size_t len, copy_len;
+
+    rec->cut = 100;
+    cr_assert_eq(record_encode_freed(rec, text, &len), 0);
+    rec->step = STEP_FREE;
+    rec->plan.n = 0;
+    rec->cut = OVERLAY_NO_CUT;
+    rec->seq++;
+    cr_assert_eq(record_encode(rec, &copy, &copy_len), 0);
+    cr_assert_str_eq(text, copy);
+    cr_assert_eq(len, copy_len);
+    free(copy);
+    free(rec);
+}
+
+Test(record, same_undo)
+{
+    struct record *a = sample(), *b = sample();
+
+    b->seq++;
+    b->step = STEP_SEALED;
+    b->mtime_sealed.tv_sec = 5;
+    cr_assert(record_same_undo(a, b), "the claim needs none of that");
+    b->plan.ext[1].truth[1] ^= 1;
+    cr_assert_not(record_same_undo(a, b), "true bytes");
+    *b = *a;
+    b->plan.ext[1].sealed[1] ^= 1;
+    cr_assert_not(record_same_undo(a, b), "sealed bytes");
+    *b = *a;
+    b->plan.ext[0].has_was = true;
+    cr_assert_not(record_same_undo(a, b), "bytes of before");
+    *b = *a;
+    b->plan.n--;
+    cr_assert_not(record_same_undo(a, b), "extents");
+    *b = *a;
+    b->cut = 100;
+    cr_assert_not(record_same_undo(a, b), "a truncation");
+    *b = *a;
+    b->chosen = true;
+    cr_assert_not(record_same_undo(a, b), "a date that waits");
+    free(a);
+    free(b);
 }
 
 Test(record, round_trip_of_the_least)

@@ -486,7 +486,8 @@ static bool recover_killed_at(unsigned step, const struct recover *like, unsigne
         kill_at = step;
         passed = 0;
         hooktest = kill_there;
-        if (claim_sweep(S, &me, false, &stale) < 0 || recover_all(&r) != 0)
+        if (claim_sweep(S, &me, false, &stale) < 0 || recover_all(&r) != 0 ||
+            claim_sweep_lower(S, false, NULL, &stale) < 0)
             _exit(3);
         journal_close(journal);
         _exit(0);

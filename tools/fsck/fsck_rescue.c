@@ -153,7 +153,10 @@ static int repair(struct fsck *f, struct rescue_work *w, int path_fd)
                      .policy = {SEAL_REFUSE, f->host.name},
                      .rec = &w->rec,
                      .unfence = true};
-    return seal_restore(&s);
+    r = seal_restore(&s);
+    if (r == 0)
+        claim_clear(&f->store, w->rec.ino, w->rec.generation);
+    return r;
 }
 
 static bool wanted(struct fsck *f, const struct rescue_work *w, const char *detail)

@@ -156,7 +156,12 @@ static int sweep_as(struct fsck *f, const char *uuid, bool dry_run, unsigned *re
     struct host h = f->host;
 
     snprintf(h.uuid, sizeof(h.uuid), "%s", uuid);
-    return claim_sweep(&f->store, &h, dry_run, ret);
+    unsigned lower = 0;
+    int r = claim_sweep(&f->store, &h, dry_run, ret);
+    if (r == 0)
+        r = claim_sweep_lower(&f->store, dry_run, NULL, &lower);
+    *ret += lower;
+    return r;
 }
 
 /* Below a held claim the generation before stays until the claim is freed: that is in order. */
