@@ -61,7 +61,8 @@ class Group:
             make_files(ds.raw(FOLDER), self.plan.files)
         self.stage.raw()
         self.stage.views(VIEW)
-        self.stage.add(PeerTarget("bare FUSE", self.stage.ds.path, [bench.bare_names, "{source}", "{mnt}"]))
+        self.stage.add(PeerTarget("bare FUSE", self.stage.ds.path,
+                                  [bench.bare_names, "{source}", "{mnt}"]))
         self.stage.add_peers(bench.peers)
 
     def steps(self):
