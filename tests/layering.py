@@ -41,7 +41,7 @@ KNOWN_CIRCLES = []
 HEADERS = [
     ("only the guard knows struct image", r"guard/(image|\w+_priv)\.h", r"src/guard/\w+\.[ch]|tests/unit/\w+\.[ch]"),
     ("only the journal knows sqlite", r"sqlite3\.h", r"src/core/journal\.c"),
-    ("only the view and the daemon know FUSE", r"(fuse3/)?fuse\w*\.h|linux/fuse\.h", r"src/(view|daemon)/\w+\.[ch]|tests/stress/\w+\.c|tests/func/stalefs\.c|tools/bench\.d/bench_bare_fuse\.c"),
+    ("only the view and the daemon know FUSE", r"(fuse3/)?fuse\w*\.h|linux/fuse\.h", r"src/(view|daemon)/\w+\.[ch]|tests/stress/\w+\.c|tests/func/stalefs\.c|tools/bench\.d/bench_bare_(fuse|names)\.c"),
     ("JSON is spoken by the control channel, the tools and names in images", r"json(-c/\w+|_\w+)?\.h", r"src/daemon/control\w*\.c|src/core/link_name\.c|tools/\w+/\w+\.[ch]"),
     ("a format has no descriptor, no lock and no log", r"unistd\.h|fcntl\.h|pthread\.h|syslog\.h|stdio_ext\.h|sys/.*", r"(?!src/format/).*"),
 ]

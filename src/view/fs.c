@@ -8,17 +8,21 @@ static void fs_init(void *userdata, struct fuse_conn_info *conn)
 {
     const struct view *v = userdata;
     const unsigned wanted = FUSE_CAP_ATOMIC_O_TRUNC | FUSE_CAP_READDIRPLUS |
-                            FUSE_CAP_READDIRPLUS_AUTO | FUSE_CAP_PARALLEL_DIROPS |
-                            FUSE_CAP_ASYNC_READ | FUSE_CAP_ASYNC_DIO | FUSE_CAP_POSIX_LOCKS |
-                            FUSE_CAP_FLOCK_LOCKS | FUSE_CAP_DONT_MASK | FUSE_CAP_POSIX_ACL |
-                            FUSE_CAP_EXPORT_SUPPORT | FUSE_CAP_AUTO_INVAL_DATA;
+                            FUSE_CAP_PARALLEL_DIROPS | FUSE_CAP_ASYNC_READ | FUSE_CAP_ASYNC_DIO |
+                            FUSE_CAP_POSIX_LOCKS | FUSE_CAP_FLOCK_LOCKS | FUSE_CAP_DONT_MASK |
+                            FUSE_CAP_POSIX_ACL | FUSE_CAP_EXPORT_SUPPORT | FUSE_CAP_AUTO_INVAL_DATA;
     /* No writeback cache: what the holder wrote must be on the datastore when write(2) returns. The
      * kernel, not we, drops set-id bits. Requests are read, not spliced: a spliced payload has no
      * address to align.
      */
     const unsigned unwanted = FUSE_CAP_WRITEBACK_CACHE | FUSE_CAP_HANDLE_KILLPRIV |
                               FUSE_CAP_SPLICE_READ | FUSE_CAP_SPLICE_WRITE | FUSE_CAP_SPLICE_MOVE;
-    conn->want = ((conn->want | wanted) & conn->capable) & ~unwanted;
+    /* A listing with attributes spares a LOOKUP for each name. On storage that other hosts mount
+     * they may cost a round trip each: there the kernel asks for them where it has seen a program
+     * look the names up (FUSE_READDIRPLUS_AUTO), which mostly comes too late. */
+    const unsigned plus = v->guard->store.fs->shared ? FUSE_CAP_READDIRPLUS_AUTO : 0;
+    conn->want &= ~(unsigned)FUSE_CAP_READDIRPLUS_AUTO;
+    conn->want = ((conn->want | wanted | plus) & conn->capable) & ~unwanted;
     conn->max_write = MAX_WRITE;
     conn->max_read = v->max_read;
     conn->max_background = MAX_BACKGROUND;

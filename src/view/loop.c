@@ -19,6 +19,10 @@
 #define WRITE_HEAD (sizeof(struct fuse_in_header) + sizeof(struct fuse_write_in))
 /* The kernel wants room for a header and max_write; libfuse counts a page for the header. */
 #define REQUEST_MAX (MAX_WRITE + 4096u)
+/* So many receivers wait in read(2) at most; the others wait for their turn. The kernel wakes those
+ * in read(2) one after the other: with all of them there, each request would run on the thread
+ * whose stack and buffer have been out of use the longest. */
+#define LISTENERS_MAX 4u
 /* A request up to this size is copied for the other thread; a greater one takes the receiver's
  * buffer along. */
 #define COPY_MAX (32u * 1024u)
@@ -48,7 +52,10 @@ struct receiver {
 static struct {
     atomic_bool stop;
     sem_t wake;
-    atomic_uint inside; /* receivers that are */
+    atomic_uint inside;    /* receivers that are */
+    atomic_uint listening; /* receivers in read(2), or about to be */
+    atomic_uint parked;    /* receivers that wait for `turn`, and that nobody has woken yet */
+    sem_t turn;
     struct receiver *all;
     unsigned n;
 } loop;
@@ -57,6 +64,7 @@ static pthread_once_t loop_once = PTHREAD_ONCE_INIT;
 static void loop_init(void)
 {
     sem_init(&loop.wake, 0, 0);
+    sem_init(&loop.turn, 0, 0);
 }
 
 static bool buffer_new(size_t size, struct request_buffer *ret)
@@ -208,6 +216,37 @@ static bool run_short(struct receiver *r, char *mem, size_t size)
     return ok;
 }
 
+/* Takes one out of the parked receivers, whichever. false: there is none. */
+static bool unpark(void)
+{
+    unsigned n = atomic_load(&loop.parked);
+    while (n > 0 && !atomic_compare_exchange_weak(&loop.parked, &n, n - 1))
+        ;
+    return n > 0;
+}
+
+/* Before read(2): waits while enough others are there. */
+static void listen_begin(void)
+{
+    while (atomic_fetch_add(&loop.listening, 1) >= LISTENERS_MAX && !atomic_load(&loop.stop)) {
+        atomic_fetch_sub(&loop.listening, 1);
+        atomic_fetch_add(&loop.parked, 1);
+        /* Whoever left in between may have seen nobody to wake. Where unpark() finds none, another
+         * thread has counted this one out and wakes it. */
+        if (atomic_load(&loop.listening) == 0 && unpark())
+            continue;
+        while (sem_wait(&loop.turn) < 0 && errno == EINTR && !atomic_load(&loop.stop))
+            ;
+    }
+}
+
+/* After read(2), before anything that takes time: somebody must go on reading. */
+static void listen_end(void)
+{
+    if (atomic_fetch_sub(&loop.listening, 1) == 1 && unpark())
+        sem_post(&loop.turn);
+}
+
 /* 0: unmounted or told to stop. */
 static int receive(struct receiver *self, struct request_buffer *buf)
 {
@@ -221,17 +260,20 @@ static int receive(struct receiver *self, struct request_buffer *buf)
         /* Not fuse_session_receive_buf(): it reads as much as libfuse thinks that the buffer holds,
          * which is not ours to know, and it drops a request that it has read when the session is
          * ending. */
+        listen_begin();
         ssize_t n = read(fd, buf->mem, REQUEST_MAX);
+        int err = errno;
+        listen_end();
         if (n < 0) {
-            if (errno == ENODEV)
+            if (err == ENODEV)
                 return 0;
-            if (errno == ENOENT || errno == EINTR || errno == EAGAIN)
+            if (err == ENOENT || err == EINTR || err == EAGAIN)
                 continue;
-            if (errno == ENOMEM) {
+            if (err == ENOMEM) {
                 usleep(10000);
                 continue;
             }
-            return -errno;
+            return -err;
         }
         if ((size_t)n < sizeof(struct fuse_in_header))
             return -EIO;

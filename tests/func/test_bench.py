@@ -52,7 +52,7 @@ def _(build):
     path, out = smoke(build)
     direct = "takes no O_DIRECT" not in out
     figures = {(f["group"], f["target"], f["unit"]) for f in load(path)["figures"]}
-    wanted = {("names", t, "s") for t in ("raw", "diskguard")}
+    wanted = {("names", t, "s") for t in ("raw", "diskguard", "bare FUSE")}
     wanted |= {("guard", t, "ms") for t in ("diskguard", "bare calls")}
     if direct:
         wanted |= {("qemu", t, "IO/s") for t in ("raw", "diskguard")}

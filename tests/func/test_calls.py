@@ -22,6 +22,7 @@ FILES = 40
 FUSE_READ = re.compile(r'\bread(?:\(\d+, | resumed>)"((?:\\x[0-9a-f]{2}){8})"\.*, \d+\) += (\d+)$')
 CALL = re.compile(r"^\d+ +(\w+)\(")
 STORAGE = re.compile(r"statx|newfstatat|fstat|openat2?|open|close|getdents64|pread64|readlink|fstatfs|fcntl|poll|umask|unlinkat|getxattr|lgetxattr")
+LISTENERS = 4  # LISTENERS_MAX of src/view/loop.c; one more may have been on its way
 OPCODES = {1: "LOOKUP", 3: "GETATTR", 10: "UNLINK", 14: "OPEN", 15: "READ", 18: "RELEASE", 20: "FSYNC", 22: "GETXATTR", 25: "FLUSH", 35: "CREATE"}
 
 
@@ -63,7 +64,7 @@ class Count:
         return requests["RELEASE"] >= requests["OPEN"] + requests["CREATE"]
 
     def _so_far(self):
-        requests, calls = collections.Counter(), collections.Counter()
+        requests, calls, self.readers = collections.Counter(), collections.Counter(), set()
         with open(self.log, encoding="ascii", errors="replace") as f:
             for line in f:
                 if m := CALL.match(line):
@@ -72,6 +73,7 @@ class Count:
                     head = bytes.fromhex(m.group(1).replace("\\x", ""))
                     size, opcode = int.from_bytes(head[:4], "little"), int.from_bytes(head[4:], "little")
                     if size == int(m.group(2)):
+                        self.readers.add(line.split()[0])
                         requests[OPCODES.get(opcode, opcode)] += 1
         return requests, calls
 
@@ -142,6 +144,28 @@ def _(build):
         with Count(view) as c:
             read_all(paths)
         c.at_most("open, read, close", 12, 1, LOOKUP=0, GETATTR=0, OPEN=1, READ=1, FLUSH=1, RELEASE=1, GETXATTR=0)
+
+
+@suite.case("requests that come one after the other run on few threads")
+def _(build):
+    with pair(build, "entry-timeout=600", "attr-timeout=600", hosts=("a",)) as p:
+        paths = scene(build, p)
+        with Count(p.a) as c:
+            read_all(paths)
+        ok(len(c.readers) <= 2 * LISTENERS, "%d threads took requests in turn" % len(c.readers))
+
+
+@suite.case("a directory that is listed, then looked at: the listing brings the attributes, nothing is looked up")
+def _(build):
+    with pair(build, hosts=("a",)) as p:
+        os.mkdir(p.ds.raw("l"))
+        for name in range(10 * FILES):  # more than one reply holds
+            with open(p.ds.raw("l/%s%d" % ("n" * 200, name)), "wb") as f:
+                f.write(b"x")
+        with Count(p.a) as c:
+            for name in os.listdir(p.a.path("l")):
+                eq(os.stat(p.a.path("l/" + name)).st_size, 1, name)
+        ok(c.requests.get("LOOKUP", 0) <= 0.2 and c.requests.get("GETATTR", 0) <= 0.2, "requests per file: %r" % c.requests)
 
 
 @suite.case("a plain file that is removed, and one that is made: the former without a listing, neither handed to another thread")

@@ -5,7 +5,7 @@ import subprocess
 import time
 
 import guardian
-from scene import Refused, Stage, work
+from scene import PeerTarget, Refused, Stage, work
 from stats import LESS, Figure
 
 FOLDER, NEW = "many", "new"
@@ -61,6 +61,8 @@ class Group:
             make_files(ds.raw(FOLDER), self.plan.files)
         self.stage.raw()
         self.stage.views(VIEW)
+        self.stage.add(PeerTarget("bare FUSE", self.stage.ds.path,
+                                  [bench.bare_names, "{source}", "{mnt}"]))
         self.stage.add_peers(bench.peers)
 
     def steps(self):

@@ -28,8 +28,8 @@ The errors come from the spreads of both, and from the usual ones of their group
 greater. Ratios are compared where there are any: then a machine that has become slower as a whole
 changes nothing. A figure that was measured once counts from 25 %.
 
-"bare FUSE" (bench_bare_fuse.c) reads a request, reads or writes the file and replies, and does nothing
-else: what FUSE itself costs here.
+"bare FUSE" (bench_bare_fuse.c, bench_bare_names.c for names) reads a request, asks the file or the
+directory and replies, and does nothing else: what FUSE itself costs here.
 
 Peers (bindfs, mergerfs, libfuse's example passthrough_hp) are measured where they are in the PATH.
 tools/install-deps bench installs fio, gnuplot and the peers that Debian has.
