@@ -33,6 +33,10 @@ DG_MUST_CHECK int options_parse(int argc, char **argv, struct options *ret,
  * -errno with why. */
 DG_MUST_CHECK int options_check_paths(struct options *o, struct why *why);
 
+/* Refuses a state directory on the wrong file system: fstab(5) has a mount above it that is not
+ * there yet, and will hide it. 0 or -errno with why. */
+DG_MUST_CHECK int options_check_hidden(const char *state_dir, struct why *why);
+
 /* Is a view of this datastore mounted here, by any daemon? */
 bool options_view_exists(const char *datastore);
 

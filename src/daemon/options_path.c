@@ -194,6 +194,8 @@ int options_check_paths(struct options *o, struct why *why)
         r = check_overlap(o->guard.datastore, o->guard.mountpoint, why);
     if (r == 0)
         r = check_state_dir(o, why);
+    if (r == 0)
+        r = options_check_hidden(o->state_dir, why);
     if (r == 0 && options_to_fuse(o, "fsname", o->guard.datastore) +
                           options_to_fuse(o, "subtype", o->subtype) <
                       0) {
