@@ -114,9 +114,9 @@ static void init_print(const struct ctl *ctl, const struct store *s, bool made)
     fstab_word(s->path, fstab);
     out_line("\n"
              "Next, on each host:\n"
-             "  diskguard %s MOUNTPOINT\n"
+             "  mount -t diskguard %s MOUNTPOINT\n"
              "or in /etc/fstab:\n"
-             "  %s MOUNTPOINT fuse.diskguard _netdev,x-systemd.requires-mounts-for=%s 0 0\n"
+             "  %s MOUNTPOINT diskguard _netdev,x-systemd.requires-mounts-for=%s,x-systemd.requires-mounts-for=/var/lib/diskguard 0 0\n"
              "Then let the hypervisors use the paths below MOUNTPOINT, never those below %s.\n",
              out_quote(s->path), fstab, fstab, s->path);
 }
