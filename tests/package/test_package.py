@@ -27,6 +27,11 @@ FILES = """
 /usr/sbin/fsck.diskguard
 /usr/sbin/mount.diskguard
 /usr/sbin/umount.fuse.diskguard
+/usr/share/bash-completion/completions/diskguard
+/usr/share/bash-completion/completions/diskguardctl
+/usr/share/bash-completion/completions/fsck.diskguard
+/usr/share/bash-completion/completions/mount.diskguard
+/usr/share/bash-completion/completions/umount.fuse.diskguard
 /usr/share/man/man7/diskguard-formats.7.gz
 /usr/share/man/man7/diskguard-storage.7.gz
 /usr/share/man/man7/diskguard.7.gz
@@ -34,6 +39,7 @@ FILES = """
 /usr/share/man/man8/diskguardctl.8.gz
 /usr/share/man/man8/fsck.diskguard.8.gz
 /usr/share/man/man8/umount.fuse.diskguard.8.gz
+/usr/share/zsh/vendor-completions/_diskguard
 """.split()
 
 built = []

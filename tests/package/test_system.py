@@ -236,5 +236,63 @@ def _(build):
         s.end()
 
 
+COMPLETE = """
+source "$1"
+COMP_LINE=$2
+COMP_POINT=${#COMP_LINE}
+read -ra whole <<<"$COMP_LINE"
+COMP_WORDS=("${whole[@]}")
+[[ $COMP_LINE != *" " ]] || COMP_WORDS+=("")
+COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+function=$(complete -p "${whole[0]}")
+function=${function#*-F }
+${function%% *} "${whole[0]}" "${COMP_WORDS[COMP_CWORD]}" ""
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+
+
+def complete(line):
+    r = run("bash", "-c", COMPLETE, "bash", os.path.join(TOP, "tools/completions/diskguard.bash"), line)
+    eq(r.code, 0, "completion of %r: %s" % (line, r.out))
+    return r.out.split()
+
+
+def offered(text):
+    """What a --help names: commands, options, mount options with their words."""
+    commands = set(re.findall(r"(?m)^  ([a-z]+) (?:\[?[A-Z]|--)", text))
+    options = {o for o in re.findall(r"(?<![\w-])(--?[A-Za-z][a-z-]*)", text) if o != "-o"}
+    mount = {}
+    for name, words in re.findall(r"-o ([a-z_-]+)(?:=(\S+))?", text):
+        mount[name] = {w for w in re.split(r"[|:]", words.rstrip(",")) if re.fullmatch(r"[a-z][a-z-]+", w)} if words else None
+    return commands, options, mount
+
+
+@suite.case("bash and zsh complete every command, option and word that --help names")
+def _(build):
+    zsh = read("tools/completions/_diskguard")
+    for name, program in (("diskguard", build.diskguard), ("diskguardctl", build.ctl), ("fsck.diskguard", build.fsck)):
+        commands, options, mount = offered(must(*build.command(program, "--help"), env=build.env()))
+        ok(options and (commands or name != "diskguardctl") and (mount or name != "diskguard"), "what %s --help names" % name)
+        found = {o.rstrip("=").split("=")[0] for o in complete(name + " -")}
+        eq(sorted(options - found), [], "options of %s that bash does not complete" % name)
+        eq(sorted(o for o in options if not re.search(r"(?<![\w-])%s(?![\w-])" % re.escape(o), zsh)), [], "options of %s that zsh does not complete" % name)
+        if name == "diskguardctl":
+            eq(sorted(complete(name + " ")), sorted(commands), "commands")
+            eq([c for c in commands if c + "\\:" not in zsh], [], "commands that zsh does not complete")
+        for option, words in mount.items():
+            ok(option + ("" if words is None else "=") in complete("diskguard /a /b -o "), "bash does not complete -o " + option)
+            ok("'%s[" % option in zsh, "zsh does not complete -o " + option)
+            if words and words != {"libvirtd"}:
+                eq(sorted(complete("diskguard /a /b -o ro,%s=" % option)), sorted(words), "words of " + option)
+                line = [text for text in zsh.splitlines() if "'%s[" % option in text][0]
+                ok("(" in line and words <= set(line[line.rindex("(") + 1:line.rindex(")")].split()), "words of %s in zsh: %s" % (option, line))
+    eq(complete("diskguard /a /b -o ro,writers=h"), ["host"])
+    eq(complete("diskguard /a /b -o wait=5,wr"), ["5,writers="])
+    eq(complete("diskguardctl wh"), ["why"])
+    eq(complete("fsck.diskguard --fence=n"), ["none"])
+    if run("sh", "-c", "command -v zsh").code == 0:
+        must("zsh", "-n", os.path.join(TOP, "tools/completions/_diskguard"))
+
+
 if __name__ == "__main__":
     suite.main()
