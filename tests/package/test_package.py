@@ -38,6 +38,7 @@ FILES = """
 /usr/share/man/man8/diskguard.8.gz
 /usr/share/man/man8/diskguardctl.8.gz
 /usr/share/man/man8/fsck.diskguard.8.gz
+/usr/share/man/man8/mount.diskguard.8.gz
 /usr/share/man/man8/umount.fuse.diskguard.8.gz
 /usr/share/zsh/vendor-completions/_diskguard
 """.split()
