@@ -53,7 +53,10 @@ def package():
     if not built:
         folder = suite_tmp()
         options = ["--twice"] if suite.args.long else []
-        built.append(must(PACKAGE, *options, folder, env=dict(os.environ, JOBS="1"), timeout=1500))
+        env = dict(os.environ, JOBS="1")
+        if not suite.args.long:
+            env["DEB_CFLAGS_APPEND"] = "-O1"  # half of the time is the compiler's
+        built.append(must(PACKAGE, *options, folder, env=env, timeout=1500))
         built.extend(sorted(glob.glob(folder + "/*.deb")))
     return built[1:]
 
@@ -167,9 +170,13 @@ def _(_build):
     folder = suite_tmp()
     must(PACKAGE, "--rpm", "--twice", folder, env=dict(os.environ, JOBS="1"), timeout=1500)
     rpm, = [p for p in glob.glob(folder + "/*.rpm") if "debug" not in p]
-    found = must("rpm", "-qlp", rpm).split()
-    for path in FILES:
-        ok(any(p.replace("/usr/lib/systemd", "/lib/systemd") == path for p in found), "%s is not in the RPM: %s" % (path, found))
+    found = {without_release(p) for p in must("rpm", "-qlp", rpm).split()}
+    eq([p for p in FILES if without_release(p) not in found], [], "what is not in the RPM")
+
+
+def without_release(path):
+    """What each distribution has elsewhere, or compresses."""
+    return path.replace("/usr/lib/systemd", "/lib/systemd").replace("vendor-completions", "site-functions").removesuffix(".gz")
 
 
 if __name__ == "__main__":
