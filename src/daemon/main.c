@@ -10,25 +10,18 @@
 #include "daemon/start.h"
 #include "diskguard/exitcodes.h"
 
-/* Under systemd standard error is the journal, which then should get fields and priorities:
- * systemd.exec(5), JOURNAL_STREAM. */
-static bool stderr_is_journal(void)
-{
-    const char *s = getenv("JOURNAL_STREAM");
-    unsigned long dev, ino;
-    struct stat st;
-    return s && sscanf(s, "%lu:%lu", &dev, &ino) == 2 && fstat(STDERR_FILENO, &st) == 0 &&
-           st.st_dev == dev && st.st_ino == ino;
-}
+static bool stderr_is_journal(void);
+static bool in_background;
 
 /* To standard error for who started the program, and to the log, where it is an error. */
-static int complain(const struct why *why, int code, bool logged)
+static int complain(const struct why *why, int code)
 {
-    if (stderr_is_journal())
+    bool journal = stderr_is_journal();
+    if (journal)
         log_to_system();
     else
         fprintf(stderr, "diskguard: %s\n", why->text);
-    if (logged || stderr_is_journal())
+    if (journal || in_background)
         log_msg(LOG_ERR, "%s", why->text);
     return code;
 }
@@ -48,6 +41,17 @@ static void child_ready(void *arg)
     close(pipe_fd);
 }
 
+/* Under systemd standard error is the journal, which then should get fields and priorities:
+ * systemd.exec(5), JOURNAL_STREAM. */
+static bool stderr_is_journal(void)
+{
+    const char *s = getenv("JOURNAL_STREAM");
+    unsigned long dev, ino;
+    struct stat st;
+    return s && sscanf(s, "%lu:%lu", &dev, &ino) == 2 && fstat(STDERR_FILENO, &st) == 0 &&
+           st.st_dev == dev && st.st_ino == ino;
+}
+
 static void foreground_ready(void *arg)
 {
     (void)arg;
@@ -57,7 +61,7 @@ static int run_daemon(struct daemon *d, void (*ready)(void *arg), void *arg)
 {
     struct why why = {0};
     int code = start_run(d, ready, arg, &why);
-    return why.text[0] ? complain(&why, code, !d->opt.foreground) : code;
+    return why.text[0] ? complain(&why, code) : code;
 }
 
 static int run_in_foreground(struct daemon *d)
@@ -101,6 +105,7 @@ static int run_in_background(struct daemon *d)
     }
     close(fds[0]);
     setsid();
+    in_background = true;
     (void)!chdir("/");
     log_to_system();
     return run_daemon(d, child_ready, &fds[1]);
@@ -115,13 +120,13 @@ int main(int argc, char **argv)
 
     log_init("diskguard", false);
     if (options_parse(argc, argv, &d.opt, &todo, &why) < 0) {
-        code = complain(&why, DG_EXIT_USAGE, false);
+        code = complain(&why, DG_EXIT_USAGE);
     } else if (todo == OPTIONS_HELP) {
         options_help();
     } else if (todo == OPTIONS_VERSION) {
         puts("diskguard " DG_VERSION);
     } else if (options_check_paths(&d.opt, &why) < 0) {
-        code = complain(&why, DG_EXIT_FAILURE, false);
+        code = complain(&why, DG_EXIT_FAILURE);
     } else {
         log_init("diskguard", d.opt.debug);
         code = d.opt.foreground ? run_in_foreground(&d) : run_in_background(&d);
