@@ -101,6 +101,7 @@ RAW_ALLOWED = [
     ("src/view/init.c", "return read(fd, buf, size)", "the same"),
     ("src/guard/edit.c", "io_reopen(h->inode->fd, O_WRONLY)", "writes"),
     ("src/daemon/options_path.c", "", "mount point and mount table of this host"),
+    ("src/daemon/options_hidden.c", "realpath(", "the state directory: on a disk of this host alone"),
     ("src/daemon/start.c", "fopen(\"/proc", "/proc of this host"),
     ("src/daemon/start.c", "stat(d->opt.guard.mountpoint", "the view itself: does it answer?"),
     ("src/guard/init.c", "store.root_fd, \".\"", "the open root again"),

@@ -9,7 +9,7 @@ import glob
 import os
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-FOLDERS = ("crash", "stack", "func", "fsck", "stress")  # the longest ones first; tests/lab is for tests/run alone
+FOLDERS = ("crash", "package", "stack", "func", "fsck", "stress")  # the longest ones first; tests/lab is for tests/run alone
 
 
 class Script:

@@ -10,9 +10,19 @@
 #include "daemon/start.h"
 #include "diskguard/exitcodes.h"
 
+static bool stderr_is_journal(void);
+static bool in_background;
+
+/* To standard error for who started the program, and to the log, where it is an error. */
 static int complain(const struct why *why, int code)
 {
-    fprintf(stderr, "diskguard: %s\n", why->text);
+    bool journal = stderr_is_journal();
+    if (journal)
+        log_to_system();
+    else
+        fprintf(stderr, "diskguard: %s\n", why->text);
+    if (journal || in_background)
+        log_msg(LOG_ERR, "%s", why->text);
     return code;
 }
 
@@ -95,6 +105,7 @@ static int run_in_background(struct daemon *d)
     }
     close(fds[0]);
     setsid();
+    in_background = true;
     (void)!chdir("/");
     log_to_system();
     return run_daemon(d, child_ready, &fds[1]);

@@ -39,6 +39,10 @@ bool options_view_exists(const char *datastore);
 /* Hands "name" or "name=value" on to libfuse. 0 or -ENOMEM. */
 DG_MUST_CHECK int options_to_fuse(struct options *o, const char *name, const char *value);
 
+/* Refuses a state directory on the wrong file system: fstab(5) has a mount above it that is not
+ * there yet, and will hide it. 0 or -errno with why. */
+DG_MUST_CHECK int options_check_hidden(const char *state_dir, struct why *why);
+
 /* The word of takeover=. */
 const char *options_takeover_name(enum takeover_mode t);
 

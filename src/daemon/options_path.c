@@ -175,7 +175,7 @@ static int check_state_dir(const struct options *o, struct why *why)
         *slash = '\0';
     }
     if (!path_holds(o->guard.datastore, real) && !path_holds(o->guard.mountpoint, real))
-        return 0;
+        return options_check_hidden(o->state_dir, why);
     why_set(
         why,
         "the state directory %.300s lies inside the datastore or the mountpoint: the journal is this host's own, give it a local directory (state-dir=)",

@@ -279,8 +279,8 @@ def commands_to_copy(lab):
     lab.ds = lab.dir + "/it's $HOME"
     shutil.rmtree(os.path.join(lab.ds, ".diskguard"))
     r = expect(lab.ctl("init", lab.ds), 0)
-    assert shlex.split(re.search("diskguard .* MOUNTPOINT$", r.out, re.M).group())[1] == lab.ds, r
-    assert "\n  %s MOUNTPOINT fuse.diskguard" % lab.ds.replace(" ", "\\040") in r.out, r
+    assert shlex.split(re.search("mount -t diskguard .* MOUNTPOINT$", r.out, re.M).group())[3] == lab.ds, r
+    assert "\n  %s MOUNTPOINT diskguard _netdev," % lab.ds.replace(" ", "\\040") in r.out, r
     name = "a b;c.qcow2"
     lab.image(name)
     helper = lab.helper("write", name)

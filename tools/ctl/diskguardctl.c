@@ -112,13 +112,14 @@ static void init_print(const struct ctl *ctl, const struct store *s, bool made)
         out_line(
             "This storage has no locks that reach other hosts: a takeover rests on you alone (fsck.diskguard(8)).\n");
     fstab_word(s->path, fstab);
-    out_line("\n"
-             "Next, on each host:\n"
-             "  diskguard %s MOUNTPOINT\n"
-             "or in /etc/fstab:\n"
-             "  %s MOUNTPOINT fuse.diskguard _netdev,x-systemd.requires-mounts-for=%s 0 0\n"
-             "Then let the hypervisors use the paths below MOUNTPOINT, never those below %s.\n",
-             out_quote(s->path), fstab, fstab, s->path);
+    out_line(
+        "\n"
+        "Next, on each host:\n"
+        "  mount -t diskguard %s MOUNTPOINT\n"
+        "or in /etc/fstab:\n"
+        "  %s MOUNTPOINT diskguard _netdev,x-systemd.requires-mounts-for=%s,x-systemd.requires-mounts-for=/var/lib/diskguard 0 0\n"
+        "Then let the hypervisors use the paths below MOUNTPOINT, never those below %s.\n",
+        out_quote(s->path), fstab, fstab, s->path);
 }
 
 /* Only who owns the directory, or root, decides that it becomes a datastore. */
