@@ -112,6 +112,7 @@ static void round_of(struct worker *w, unsigned key)
     hold(w, key);
     r = claim_free(&store, w->rec);
     CHECK(r == 0, "free: %s", strerror(-r));
+    claim_clear(&store, w->rec->ino, w->rec->generation); /* others have it by now */
 }
 
 /* A record can always be read, and never goes back, however fast the generations change. */
