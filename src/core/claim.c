@@ -621,11 +621,14 @@ int claim_undoes(const struct store *s, const struct record *rec)
     return r < 0 ? r : c->rec.step == STEP_ARMED && record_same_undo(&c->rec, rec);
 }
 
-static int remove_lower(const struct store *s, uint64_t ino, uint64_t generation)
+/* seen: only where the generation itself, or a higher one, is there: else one of them may rule. */
+static int remove_lower(const struct store *s, uint64_t ino, uint64_t generation, bool seen)
 {
     struct claim_listing l = {.one_key = true, .ino = ino};
     int r = claim_list(s, &l);
 
+    if (r == 0 && seen && l.n > 0 && l.entry[l.n - 1].generation < generation)
+        l.n = 0;
     for (size_t i = 0; r == 0 && i < l.n; i++)
         if (l.entry[i].generation < generation)
             r = claim_remove_generation(s, ino, l.entry[i].generation);
@@ -673,7 +676,7 @@ int claim_free(const struct store *s, struct record *rec)
 
 void claim_clear(const struct store *s, uint64_t ino, uint64_t generation)
 {
-    int r = remove_lower(s, ino, generation);
+    int r = remove_lower(s, ino, generation, true);
 
     if (r < 0) /* they are below the ruling one: litter, swept after the next start */
         log_debug("inode %llu: older claims cannot be removed: %s", (unsigned long long)ino,
@@ -687,7 +690,7 @@ int claim_free_gone(const struct store *s, struct record *rec)
 
 int claim_forget(const struct store *s, uint64_t ino, uint64_t generation)
 {
-    int r = remove_lower(s, ino, generation);
+    int r = remove_lower(s, ino, generation, false);
 
     /* The ruling one goes last, when the others are gone for good. Otherwise a crash would let a
      * former owner's claim rule again. */

@@ -82,8 +82,10 @@ DG_MUST_CHECK int claim_free(const struct store *s, struct record *rec);
  * be the removed file's own. */
 DG_MUST_CHECK int claim_free_gone(const struct store *s, struct record *rec);
 
-/* Removes the generations below one that rules, or has ruled. Nothing rests on it: what stays is
- * litter for claim_sweep_lower(). */
+/* Removes the generations below one that rules, or has ruled. It does nothing where that one is
+ * missing and no higher one is there: a claim that was lost (storage that was set back, a person)
+ * leaves a lower one to rule, which may be another host's. Nothing rests on the removal: what stays
+ * is litter for claim_sweep_lower(). */
 void claim_clear(const struct store *s, uint64_t ino, uint64_t generation);
 
 /* Removes every generation of an image that exists no more, up to this one, which is the highest,

@@ -170,6 +170,18 @@ Test(claim, free_keeps_only_the_highest, .init = setup, .fini = teardown)
     cr_assert_str_eq(ruling(INO), "free 12");
 }
 
+/* A claim that was lost, as on storage that was set back: what rules then may be another host's. */
+Test(claim, clear_removes_nothing_that_rules, .init = setup, .fini = teardown)
+{
+    cr_assert_eq(acquire(&b, INO, 2), 0);
+    claim_clear(S, INO, 5);
+    cr_assert_str_eq(ruling(INO), "held 2");
+    cr_assert_eq(acquire(&a, INO, 6), 0);
+    claim_clear(S, INO, 5); /* "has ruled" */
+    cr_assert_str_eq(ruling(INO), "held 6");
+    cr_assert_eq(claims(KEY), 1u);
+}
+
 Test(claim, same_host_other_installation_is_another_host, .init = setup, .fini = teardown)
 {
     struct host clone = a;
