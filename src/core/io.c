@@ -265,17 +265,22 @@ static bool one_kernel(const struct io_fstype *fs)
 /* sync_file_range(2) writes what is dirty, waits for it and takes the error away as fsync(2) does
  * (file_check_and_advance_wb_err); the disk is told to make nothing durable. An error ends it
  * before the rest is written, so it is called until it has none, which is when nothing is left. */
-void io_fsync_former(int fd)
+int io_fsync_former(int fd)
 {
     const unsigned all =
         SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;
+    int r, taken = 0;
 
     if (one_kernel(io_fstype(fd)))
-        for (unsigned tries = 0; tries < FORMER_TRIES; tries++)
+        for (unsigned tries = 0; tries < FORMER_TRIES; tries++) {
             if (sync_file_range(fd, 0, 0, all) == 0)
-                return;
-    while (fsync(fd) < 0 && errno == EINTR)
-        ;
+                return taken;
+            taken = -errno;
+        }
+    do
+        r = fsync(fd);
+    while (r < 0 && errno == EINTR);
+    return r < 0 ? -errno : taken;
 }
 
 int io_cache_drop_shared(int fd)

@@ -79,8 +79,9 @@ DG_MUST_CHECK int io_fsync(int fd);
  * earlier writer of this host left: the kernel reports it to the next descriptor that asks
  * (errseq_t, Documentation/core-api/errseq.rst). An example is a former hold whose late writes
  * the storage refused. What is dirty is written, so that io_cache_drop() can drop it; nothing is
- * made durable by it. */
-void io_fsync_former(int fd);
+ * made durable by it. 0, or the error that was taken: the cache then shows bytes that the disk
+ * does not have, until it is dropped. */
+int io_fsync_former(int fd);
 /* -ENODATA at end of file */
 DG_MUST_CHECK int io_pread_all(int fd, void *buf, size_t len, uint64_t off);
 /* -EIO on a zero count */

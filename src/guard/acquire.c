@@ -281,8 +281,9 @@ static int fill_plan(struct guard *g, struct image *img, const struct taking *t,
 static int recheck(struct guard *g, struct image *img, const struct taking *t,
                    const struct header *was, struct header *h) REQUIRES(img->header)
 {
-    io_fsync_former(img->held.fd); /* dirty pages cannot be dropped */
-    int r = io_cache_drop_shared(img->held.fd);
+    int r = io_fsync_former(img->held.fd); /* dirty pages cannot be dropped */
+    /* What a former writer's disk refused stays in the cache: no plan may rest on that. */
+    r = r < 0 ? io_cache_drop(img->held.fd) : io_cache_drop_shared(img->held.fd);
     if (r < 0)
         return r;
     /* plain writers of this host: they may have passed a look at a narrower zone */
@@ -547,7 +548,7 @@ static int fence_opener(struct guard *g, struct image *img, struct handle *h, bo
 {
     HOOK("image.fence.open");
     int r = image_fence_fd(g, img, h->fd);
-    io_fsync_former(h->fd);
+    (void)io_fsync_former(h->fd);
     if (r == 0 && truncate) {
         rwlock_write(&img->header);
         r = io_header_truncate(img->held.fd, 0);

@@ -1,5 +1,6 @@
 /* How often the guard waits for a disk: what an open and a close of an image cost
  * (DESIGN 4.4, 4.6). */
+#include <fcntl.h>
 #include <stdatomic.h>
 #include <sys/syscall.h>
 
@@ -18,6 +19,42 @@ int fdatasync(int fd)
 {
     atomic_fetch_add(&synced, 1);
     return (int)syscall(SYS_fdatasync, fd);
+}
+
+/* A write of before that the disk refused: the kernel says so once, and goes on showing it. */
+static atomic_uint refused, dropped; /* whole files */
+
+int sync_file_range(int fd, off64_t off, off64_t len, unsigned flags)
+{
+    if (atomic_load(&refused) > 0) {
+        atomic_fetch_sub(&refused, 1);
+        errno = EIO;
+        return -1;
+    }
+    return (int)syscall(SYS_sync_file_range, fd, off, len, flags);
+}
+
+int posix_fadvise(int fd, off_t off, off_t len, int advice)
+{
+    struct stat st;
+
+    cr_assert_eq(fstat(fd, &st), 0);
+    atomic_fetch_add(&dropped, S_ISREG(st.st_mode) && off == 0 && len == 0);
+    return syscall(SYS_fadvise64, fd, off, len, advice) < 0 ? errno : 0;
+}
+
+Test(syncs, what_the_disk_refused_is_not_believed, .init = scene_make, .fini = scene_remove)
+{
+    for (unsigned error = 0; error < 2; error++) {
+        struct handle *h;
+
+        atomic_store(&dropped, 0);
+        atomic_store(&refused, error);
+        cr_assert_eq(open_as(host[0], "disk.qcow2", O_RDWR, &first, &h), 0);
+        cr_assert_eq(atomic_load(&refused), 0);
+        cr_assert_eq(atomic_load(&dropped), error);
+        close_as(host[0], h);
+    }
 }
 
 Test(syncs, of_an_open_and_a_close, .init = scene_make, .fini = scene_remove)
