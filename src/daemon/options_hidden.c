@@ -25,11 +25,13 @@ static bool match_point(const struct mountinfo *m, const void *arg)
     return is_below(point, m->point) && is_below(m->point, point); /* the same, but for slashes */
 }
 
-/* -errno: cannot be said */
+/* The point stands above the state directory, whose own path leads through it: looking at it hangs
+ * on nothing else. mount(8) follows a symbolic link. -errno: cannot be said */
 static int is_mounted(const char *point)
 {
+    char real[PATH_MAX];
     struct mountinfo m = {0};
-    int r = mountinfo_find(match_point, point, &m);
+    int r = mountinfo_find(match_point, realpath(point, real) ? real : point, &m);
     mountinfo_free(&m);
     return r == 0 ? 1 : r == -ENOENT ? 0 : r;
 }

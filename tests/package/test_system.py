@@ -92,6 +92,9 @@ def _(build):
         s.must("mkdir /srv/elsewhere/state && " + fstab % ("/srv", "nofail"))
         s.must("ln -s /srv/elsewhere/state link")
         s.refused("mount -t diskguard -o state-dir=/pkg/link /pkg/ds /pkg/view", "/etc/fstab mounts /srv")
+        s.must("ln -s /srv /pkg/alias && " + fstab % ("/pkg/alias", "defaults"))
+        s.refused("mount -t diskguard -o state-dir=/pkg/alias/state /pkg/ds /pkg/view", "/etc/fstab mounts /pkg/alias")
+        s.must("mount /pkg/alias && mkdir ds3 && diskguardctl init ds3 && mount -t diskguard -o state-dir=/pkg/alias/state /pkg/ds3 /pkg/view && umount view && umount /pkg/alias")
         for point, options in (("/var", "noauto"), ("/var/lib/other", "defaults"), ("/va", "defaults"), ("/", "defaults"), ("swap", "defaults")):
             s.must(fstab % (point, options) + " && mount -t diskguard /pkg/ds /pkg/view && umount view")
         s.must(fstab % ("/var/lib", "defaults") + " && mount /var/lib && mkdir ds2 && diskguardctl init ds2 && mount -t diskguard /pkg/ds2 /pkg/view && umount view && umount /var/lib")
