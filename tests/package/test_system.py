@@ -102,6 +102,24 @@ def _(build):
         s.end()
 
 
+@suite.case("a running daemon is found, in sbin and where sbin is a link to bin, also when its program was replaced")
+def _(_build):
+    for folder in ("bin", "sbin"):
+        program = os.path.join(suite_tmp(), folder, "diskguard")
+        os.mkdir(os.path.dirname(program))
+        must("cp", "/bin/sleep", program)
+        with subprocess.Popen([program, "60"]) as p:
+            def lines(*words):
+                return [line for line in must(os.path.join(TOP, "tools/package.d/running-views"), *words).splitlines() if "pid %d:" % p.pid in line]
+            try:
+                wait_for(lambda: lines() == ["    pid %d: %s 60 " % (p.pid, program)], "it is found", 5)
+                eq(lines("--old"), [], "it is not old")
+                os.unlink(program)
+                eq(len(lines("--old")), 1, "it is old")
+            finally:
+                p.kill()
+
+
 @suite.case("README, diskguard(8), quickstart and init name the same line for fstab")
 def _(build):
     line = "DATASTORE MOUNTPOINT diskguard _netdev,x-systemd.requires-mounts-for=DATASTORE,x-systemd.requires-mounts-for=/var/lib/diskguard 0 0"
