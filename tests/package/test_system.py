@@ -207,7 +207,7 @@ def unit(build):
 @suite.case("the unit: no restart after a wrong file, no start without one; systemd takes every line of it, and of the drop-ins")
 def _(build):
     text, words = unit(build)
-    for name, value in (("RestartPreventExitStatus", "2"), ("ConditionPathExists", "/etc/diskguard/%i.conf"), ("NoNewPrivileges", "yes")):
+    for name, value in (("RestartPreventExitStatus", "2"), ("AssertPathExists", "/etc/diskguard/%i.conf"), ("NoNewPrivileges", "yes")):
         eq(words.get(name), [value], name)
     ok("StartLimitBurst" in words, "a limit of starts")
     for name in ("ProtectSystem", "PrivateTmp", "ProtectHome", "PrivateDevices", "ReadOnlyPaths", "MountFlags", "PrivateMounts"):
