@@ -6,7 +6,6 @@ import glob
 import os
 import re
 import threading
-import time
 import zlib
 
 from dglayout import shard
@@ -209,7 +208,16 @@ class Syncs:
     def start(self):
         for thread in self.threads:
             thread.start()
-        time.sleep(0.5)
+        wait_for(lambda: all(self._asked(thread) for thread in self.threads), "each fsync is asked for")
+
+    @staticmethod
+    def _asked(thread):
+        """It waits for the answer, or has it."""
+        try:
+            with open("/proc/self/task/%d/wchan" % thread.native_id, encoding="ascii") as f:
+                return f.read() == "request_wait_answer"
+        except FileNotFoundError:
+            return not thread.is_alive()
 
     def join(self):
         for thread in self.threads:

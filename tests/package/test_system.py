@@ -73,7 +73,7 @@ def _(build):
         eq(views(s), [], "mount -f mounts nothing")
         for words in ("ds", "ds view more", "--nonsense ds view", "ds view -o"):
             s.refused("/sbin/mount.diskguard " + words, "usage:")
-        s.must("unshare -m sleep 60 >/dev/null 2>&1 & sleep 0.3; mount -N $! -t diskguard /pkg/ds /pkg/view && ! grep -q fuse.diskguard /proc/self/mountinfo && grep -q fuse.diskguard /proc/$!/mountinfo")
+        s.must("unshare -m sleep 60 >/dev/null 2>&1 & while [ /proc/$!/ns/mnt -ef /proc/self/ns/mnt ]; do :; done; mount -N $! -t diskguard /pkg/ds /pkg/view && ! grep -q fuse.diskguard /proc/self/mountinfo && grep -q fuse.diskguard /proc/$!/mountinfo")
     finally:
         s.end()
 
