@@ -3,7 +3,7 @@
  *
  * Between cred_enter and cred_leave the thread has the caller's fsuid, fsgid, supplementary groups
  * and umask, so that a new file belongs to the caller, a set-gid directory hands on its group, and
- * the storage checks with the caller's identity. Needs unshare(CLONE_FS) on the thread. */
+ * the storage checks with the caller's identity. */
 #ifndef DISKGUARD_CRED_H
 #define DISKGUARD_CRED_H
 

@@ -1,7 +1,7 @@
 /* fs.h: the FUSE operations, in files by kind. loop.c says on which thread each of them runs: READ
- * and WRITE of guest data, lookups, attributes, listings, opens for reading, and what concerns
- * plain files alone (create, flush, release, unlink) on the receiver; other READ and WRITE in the
- * lane of the file; the rest on the pool. */
+ * and WRITE of guest data, fsync, lookups, attributes, listings, opens for reading, and what
+ * concerns plain files alone (create, flush, release, unlink) on the receiver; other READ and WRITE
+ * in the lane of the file; the rest on the pool. */
 #ifndef DISKGUARD_FS_H
 #define DISKGUARD_FS_H
 
